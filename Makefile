@@ -1,0 +1,41 @@
+# make demo: install and run the whole pipeline; make test: install with test extras and test.
+# Paths are relative throughout, so that a checkout's own path may hold spaces.
+PYTHON ?= python3.11
+PIP = .venv/bin/python -m pip --disable-pip-version-check
+
+.PHONY: demo test lint types check clean
+.DELETE_ON_ERROR:
+
+demo: .venv/installed
+	.venv/bin/python -m prunekit run recipes/digits-cnn.yaml --out runs/digits-cnn
+
+test: .venv/installed-test
+	.venv/bin/python -m pytest -n auto
+
+lint: .venv/installed-dev
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
+
+types: .venv/installed-dev
+	.venv/bin/python -m mypy
+
+check: test lint types
+
+clean:
+	rm -rf .venv build dist
+
+.venv/python: Makefile
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/installed: .venv/python pyproject.toml constraints.txt
+	$(PIP) install -q -c constraints.txt -e .
+	@touch $@
+
+.venv/installed-test: .venv/python pyproject.toml constraints.txt
+	$(PIP) install -q -c constraints.txt -e ".[test]"
+	@touch $@ .venv/installed
+
+.venv/installed-dev: .venv/python pyproject.toml constraints.txt
+	$(PIP) install -q -c constraints.txt -e ".[test,dev]"
+	@touch $@ .venv/installed .venv/installed-test

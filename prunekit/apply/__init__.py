@@ -1,0 +1,44 @@
+"""Plan and model in, pruned model out: masks, surgery, masks held in any training loop, the saved form."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor, nn
+
+from prunekit.apply.manifest import Manifest, dense_state, load, save
+from prunekit.apply.masks import apply_masks, hold_masks
+from prunekit.apply.surgery import cut_channels
+from prunekit.criteria import model_digest
+from prunekit.errors import ArtifactError, UsageError
+from prunekit.plan import Plan
+
+__all__ = ["Manifest", "apply_masks", "dense_state", "hold_masks", "load", "masked", "prune", "save"]
+
+
+def prune(model: nn.Module, plan: Plan, example_inputs: Tensor | None = None) -> nn.Module:
+    """A pruned copy of ``model``: masked for an unstructured plan, truly smaller for channels.
+
+    Args:
+        model: the weights that the plan was made for; left as they are.
+        example_inputs: one or two samples, needed for channels.
+
+    Raises:
+        ArtifactError: the plan was made for other weights; both hashes are in the message.
+        StructureError: surgery did not give the masked model's outputs.
+    """
+    found = model_digest(model)
+    if plan.provenance["model"] != found:
+        raise ArtifactError(f"the plan was made for model {plan.provenance['model']}, this model is {found}")
+    if plan.structure == "unstructured":
+        return masked(model, plan)
+    if example_inputs is None:
+        raise UsageError("pruning channels needs example_inputs (one or two samples) to trace the model")
+    return cut_channels(model, plan, example_inputs)
+
+
+def masked(model: nn.Module, plan: Plan) -> nn.Module:
+    """A dense copy of ``model`` with everything that the plan removes set to 0; for channels it computes the same."""
+    copied = copy.deepcopy(model)
+    apply_masks(copied, plan.masks())
+    return copied

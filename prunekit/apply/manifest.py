@@ -1,0 +1,191 @@
+"""A pruned model on disk: weights, plan and manifest, rebuilt from the user's own factory without any trace or pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit import checkpoint
+from prunekit.errors import ArtifactError
+from prunekit.plan import Plan
+from prunekit.trajectory import load_into
+from prunekit.version import __version__
+
+SCHEMA = 1
+SIZE_ATTRIBUTES = ("in_channels", "out_channels", "in_features", "out_features", "num_features", "groups")
+"""Attributes of torch's layers that say how large they are; a layer cut smaller needs them to match."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything but the numbers.
+
+    Attributes:
+        structure: the plan's.
+        kept: ``<param>@<axis>`` -> kept indices on that axis of the dense model (structured plans).
+        attributes: module name -> size attributes of the pruned layer.
+        aliases: tied names that model.safetensors holds once.
+        plan: digest of the plan.
+        provenance: the plan's, and the version.
+        facts: sparsity reached, and other facts for people.
+    """
+
+    structure: str
+    kept: dict[str, list[int]]
+    attributes: dict[str, dict[str, int]]
+    aliases: dict[str, str]
+    plan: str
+    provenance: dict[str, Any]
+    facts: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        checkpoint.write_json(
+            path,
+            {
+                "schema": SCHEMA,
+                "kind": "pruned",
+                "structure": self.structure,
+                "kept": self.kept,
+                "attributes": self.attributes,
+                "aliases": self.aliases,
+                "plan": self.plan,
+                "provenance": self.provenance,
+                "facts": self.facts,
+            },
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Manifest:
+        """Raises ArtifactError when the file is missing, no manifest, or of a newer schema."""
+        found = checkpoint.read_json(path, "pruned")
+        if found.pop("schema") != SCHEMA:
+            raise ArtifactError(f"{path}: written by a newer prunekit; this one reads schema {SCHEMA}")
+        found.pop("kind")
+        try:
+            return cls(**found)
+        except TypeError as error:
+            raise ArtifactError(f"{path}: not a whole manifest ({error})") from None
+
+
+def save(model: nn.Module, plan: Plan, folder: str | Path, facts: Mapping[str, Any] | None = None) -> Manifest:
+    """Writes a pruned model as a folder, whole or not at all.
+
+    ``model.safetensors`` (reads with ``safetensors.torch.load_file`` alone), ``plan.safetensors``,
+    ``prunekit.json``, and for unstructured plans ``masks.safetensors``, since a kept weight can be exactly 0.
+
+    Args:
+        model: what ``prune(dense, plan)`` returned, fine-tuned or not.
+        plan: the plan it was pruned by.
+        folder: replaced if it exists.
+
+    Raises:
+        ArtifactError: the model is not one that this plan makes, or the disk is full.
+    """
+    folder = Path(folder)
+    _check_fits(model, plan)
+    state, aliases = checkpoint.unique_state(model.state_dict())
+    manifest = Manifest(
+        plan.structure,
+        {key: kept.tolist() for key, kept in plan.kept_indices().items()},
+        _attributes(model, plan),
+        aliases,
+        plan.digest,
+        {"prunekit": __version__, "torch": torch.__version__, **plan.provenance},
+        {"sparsity": plan.sparsity(), **(facts or {})},
+    )
+    with checkpoint.replacing_folder(folder) as temporary:
+        checkpoint.write_tensors(temporary / "model.safetensors", state, {"kind": "model", "plan": plan.digest})
+        if plan.structure == "unstructured":
+            masks = {name: mask.to(torch.uint8) for name, mask in plan.masks().items()}
+            checkpoint.write_tensors(temporary / "masks.safetensors", masks, {"kind": "masks", "plan": plan.digest})
+        plan.save(temporary / "plan.safetensors")
+        manifest.save(temporary / "prunekit.json")
+    return manifest
+
+
+def load(folder: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Module:
+    """Gives back a saved pruned model, in evaluation mode.
+
+    Args:
+        folder: what ``save`` wrote.
+        model_factory: builds the dense architecture; called without arguments.
+
+    Raises:
+        ArtifactError: files are missing or damaged, or the factory builds another architecture.
+    """
+    folder = Path(folder)
+    manifest = Manifest.load(folder / "prunekit.json")
+    header = checkpoint.read_header(folder / "model.safetensors", "model")
+    if header["plan"] != manifest.plan:
+        raise ArtifactError(f"{folder}: model.safetensors belongs to plan {header['plan']}, prunekit.json to {manifest.plan}")
+    state = checkpoint.read_tensors(folder / "model.safetensors")
+    model = model_factory()
+    named: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for key, kept in manifest.kept.items():
+        name, axis = key.rsplit("@", 1)
+        if name not in named or int(axis) >= named[name].dim() or max(kept) >= named[name].shape[int(axis)]:
+            raise ArtifactError(f"{folder}: {key} does not fit the factory's model; it is another architecture")
+        named[name] = named[name].detach().index_select(int(axis), torch.tensor(kept))
+    for name in {key.rsplit("@", 1)[0] for key in manifest.kept}:
+        _replace(model, name, named[name])
+    for module_name, attributes in manifest.attributes.items():
+        module = model.get_submodule(module_name)
+        for attribute, value in attributes.items():
+            setattr(module, attribute, value)
+    load_into(model, state, folder / "model.safetensors")
+    return model.eval()
+
+
+def dense_state(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
+    """The pruned model's weights in dense coordinates by name, 0 where something was removed."""
+    named: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    kept = plan.kept_indices()
+    found = {}
+    for name, shape in plan.shapes.items():
+        small = named[name].detach()
+        if tuple(small.shape) == tuple(shape):
+            found[name] = small
+            continue
+        places = [kept.get(f"{name}@{axis}", torch.arange(size)) for axis, size in enumerate(shape)]
+        found[name] = small.new_zeros(shape)
+        found[name][torch.meshgrid(*places, indexing="ij")] = small
+    return found
+
+
+def _replace(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Puts a tensor of another shape in the place of a parameter or buffer."""
+    path, _, short = name.rpartition(".")
+    module = model.get_submodule(path)
+    old = getattr(module, short)
+    if isinstance(old, nn.Parameter):
+        setattr(module, short, nn.Parameter(tensor.clone(), requires_grad=old.requires_grad))
+    else:
+        setattr(module, short, tensor.clone())
+
+
+def _attributes(model: nn.Module, plan: Plan) -> dict[str, dict[str, int]]:
+    touched = {member.rsplit("@", 1)[0].rpartition(".")[0] for member in plan.kept_indices()}
+    found = {}
+    for name in sorted(touched):
+        module = model.get_submodule(name)
+        found[name] = {a: int(getattr(module, a)) for a in SIZE_ATTRIBUTES if isinstance(getattr(module, a, None), int)}
+    return found
+
+
+def _check_fits(model: nn.Module, plan: Plan) -> None:
+    named: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    kept = plan.kept_indices()
+    for name, shape in plan.shapes.items():
+        expected = tuple(len(kept.get(f"{name}@{axis}", range(size))) for axis, size in enumerate(shape))
+        if name not in named or tuple(named[name].shape) != expected:
+            found = tuple(named[name].shape) if name in named else "absent"
+            raise ArtifactError(f"this model is not the plan's: {name} is {found}, the plan makes it {expected}")
+    if plan.structure == "unstructured":
+        for name, mask in plan.masks().items():
+            if bool((named[name].detach().cpu()[~mask] != 0).any()):
+                raise ArtifactError(f"this model is not the plan's: {name} has weights other than 0 where the mask removes them")

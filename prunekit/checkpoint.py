@@ -1,0 +1,178 @@
+"""How tensors and facts reach the disk and come back: safetensors and JSON, whole or not at all, never pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from prunekit.errors import ArtifactError
+
+HEADER = "prunekit"  # the one metadata key we write: one key keeps the file's bytes in a fixed order
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary file beside ``path`` that takes its place on success and disappears on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ArtifactError(f"{path}: could not be written ({error.strerror or error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside ``path`` that takes its place, as a whole, on success."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o777 & ~_umask())
+        replace_folder(temporary, path)
+    except OSError as error:
+        raise ArtifactError(f"{path}: could not be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Moves the folder ``new`` to ``path``; what was there is removed only once the new one stands."""
+    old = new.with_name(f"{new.name}.old")
+    if path.exists():
+        os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except OSError:
+        if old.exists():
+            os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes ``content`` as indented JSON; NaN and Inf are refused, since JSON has neither."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def read_json(path: Path, kind: str) -> dict[str, Any]:
+    """Reads an artifact of ``kind``.
+
+    Raises:
+        ArtifactError: the file is missing, is not JSON, or is another kind of artifact.
+    """
+    try:
+        content: Any = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: not a readable JSON file ({error})") from None
+    found = content.get("kind") if isinstance(content, dict) else type(content).__name__
+    if found != kind:
+        raise ArtifactError(f"{path}: expected an artifact of kind {kind!r}, found {found!r}")
+    return dict(content)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Writes tensors as safetensors with ``header`` as JSON inside the file's metadata."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {HEADER: json.dumps(header, sort_keys=True, allow_nan=False)}
+    with replacing(path) as temporary:
+        try:
+            save_file(contiguous, temporary, metadata=metadata)
+        except SafetensorError as error:
+            raise ArtifactError(f"{path}: could not be written ({error})") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads every tensor of a safetensors file.
+
+    Raises:
+        ArtifactError: the file is missing, truncated, or not safetensors.
+    """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+
+def read_header(path: Path, kind: str | None = None) -> dict[str, Any]:
+    """Reads what prunekit wrote into a safetensors file's metadata; ``{}`` for a file from elsewhere.
+
+    Raises:
+        ArtifactError: the file cannot be read, or it is not of ``kind``.
+    """
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+    try:
+        header: dict[str, Any] = json.loads(metadata.get(HEADER, "{}"))
+    except ValueError as error:
+        raise ArtifactError(f"{path}: its prunekit metadata is not JSON ({error})") from None
+    if kind is not None and header.get("kind") != kind:
+        raise ArtifactError(f"{path}: expected an artifact of kind {kind!r}, found {header.get('kind')!r}")
+    return header
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    if not path.is_file():
+        raise ArtifactError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(
+            f"{path}: not a whole safetensors file ({error}); prunekit reads no other format and never unpickles, "
+            "convert with safetensors.torch.save_file(state_dict, path)"
+        ) from None
+
+
+def digest(tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> str:
+    """SHA-256 (first 32 hex digits) over names, types, shapes and bytes, in name order, and over ``facts``."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    if facts is not None:
+        total.update(json.dumps(facts, sort_keys=True, allow_nan=False).encode())
+    return total.hexdigest()[:32]
+
+
+def unique_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Splits a state dict into tensors stored once and ``alias -> name`` for the tied rest."""
+    kept: dict[str, Tensor] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        if tensor.numel() and key in seen:
+            aliases[name] = seen[key]
+        else:
+            seen[key] = name
+            kept[name] = tensor
+    return kept, aliases
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,322 @@
+"""The command line: one short function a verb, which parses, calls and prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prunekit.errors import PrunekitError, UsageError
+from prunekit.progress import progress_bars
+from prunekit.version import __version__
+
+app = typer.Typer(
+    name="prunekit",
+    help="Make a trained model smaller, and see why each weight stayed or went.",
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that train or import made.")]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML recipe.")]
+Out = Annotated[Path, typer.Option("--out", help="Run folder to write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace artifacts that were made from other inputs.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no tables.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 …; the recipe's by default.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Overrides the recipe's seed.")]
+
+
+class _Out:
+    """Where a verb's result goes: tables for people, JSON for programs, nothing when quiet."""
+
+    def __init__(self, quiet: bool, as_json: bool) -> None:
+        self.quiet, self.as_json = quiet, as_json
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def show(self, verb: str, result: Any) -> None:
+        if not self.quiet and not self.as_json:
+            from prunekit.report import terminal
+
+            terminal.SHOW[verb](result)
+
+    def finish(self, result: Any) -> None:
+        if self.as_json:
+            print(json.dumps(result, indent=2))
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"prunekit {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit
+
+
+@app.command(epilog="Example: prunekit train recipes/digits-cnn.yaml --out runs/digits-cnn")
+def train(
+    recipe: RecipeFile, out: Out, seed: Seed = None, device: Device = None, overwrite: Overwrite = False,
+    quiet: Quiet = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Train the recipe's model and record every step."""
+    from prunekit.verbs.training import train_run
+
+    output = _Out(quiet, as_json)
+    with progress_bars(not quiet):
+        result = train_run(_recipe(recipe, out, seed, device), out, overwrite, output.note)
+    output.show("train", result)
+    output.finish(result)
+
+
+@app.command("import", epilog="Example: prunekit import --model my_module:build --weights model.safetensors --out RUN")
+def import_(
+    model: Annotated[str, typer.Option(help="Import path of the model factory, module:function.")],
+    weights: Annotated[list[Path], typer.Option(help="Checkpoint in safetensors; repeat it, in training order, for a path.")],
+    out: Out,
+    model_args: Annotated[str, typer.Option(metavar="JSON", help="The factory's keyword arguments.")] = "{}",
+    data: Annotated[str | None, typer.Option(help="Import path of a data factory, module:function.")] = None,
+    data_args: Annotated[str, typer.Option(metavar="JSON", help="The data factory's keyword arguments.")] = "{}",
+    loss: Annotated[str, typer.Option(help="cross_entropy, or the import path of a mean loss.")] = "cross_entropy",
+    ignore: Annotated[list[str] | None, typer.Option(help="Pattern of parameters not to prune; repeatable.")] = None,
+    seed: Seed = None, device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Bring in a model that was trained elsewhere."""
+    from prunekit.verbs.training import import_run
+
+    content: dict[str, Any] = {
+        "model": {"factory": model, "args": _json_object(model_args, "--model-args")},
+        "loss": loss,
+        "prunable": {"ignore": ignore or []},
+    }
+    if data is not None:
+        content["data"] = {"factory": data, "args": _json_object(data_args, "--data-args")}
+    output = _Out(quiet, as_json)
+    with progress_bars(not quiet):
+        result = import_run(_checked(content, "import", out, seed, device), weights, out, overwrite)
+    output.show("import", result)
+    output.finish(result)
+
+
+@app.command(epilog="Example: prunekit score runs/digits-cnn --criterion influence --criterion magnitude")
+def score(
+    run: RunFolder,
+    criterion: Annotated[list[str], typer.Option("--criterion", "-c", help="Name of a criterion, or all; repeatable.")],
+    nodes: Annotated[int | None, typer.Option(min=1, help="influence: quadrature nodes a piece.")] = None,
+    stride: Annotated[int | None, typer.Option(min=1, help="influence: recorded steps a piece.")] = None,
+    target: Annotated[str | None, typer.Option(help="influence: outputs, log_prob, margin, loss, or module:function.")] = None,
+    seed: Seed = None, device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Score every prunable weight by one or more criteria."""
+    from dataclasses import replace
+
+    from prunekit.imports import load_object
+    from prunekit.kernel import get_target
+    from prunekit.verbs.scoring import score_run
+
+    output = _Out(quiet, as_json)
+    with progress_bars(not quiet):
+        opened = _open(run, device)
+        options: dict[str, Any] = {"nodes": nodes, "stride": stride, "seed": seed}
+        if target is not None:
+            options["target"] = load_object(target, "--target") if ":" in target else target
+            get_target(options["target"])
+        evidence = replace(opened.evidence, **{k: v for k, v in options.items() if v is not None})
+        result = score_run(opened, criterion, overwrite, evidence)
+    output.show("score", result)
+    output.finish(result)
+
+
+@app.command(epilog="Example: prunekit compare runs/digits-cnn")
+def compare(
+    run: RunFolder,
+    structure: Annotated[list[str] | None, typer.Option(help="unstructured or channels; repeatable.")] = None,
+    allocation: Annotated[list[str] | None, typer.Option(help="global or uniform; repeatable.")] = None,
+    sparsity: Annotated[list[float] | None, typer.Option(help="Share to remove; repeatable.")] = None,
+    device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Compare every scored criterion on validation data, over allocations and sparsities."""
+    from prunekit.plan import check_sparsity, check_structure
+    from prunekit.plan.allocation import get_allocation
+    from prunekit.verbs.scoring import compare_run
+
+    output = _Out(quiet, as_json)
+    for name in structure or []:
+        check_structure(name)
+    for name in allocation or []:
+        get_allocation(name)
+    for share in sparsity or []:
+        check_sparsity(share)
+    with progress_bars(not quiet):
+        result = compare_run(_open(run, device), overwrite, structure or [], allocation or [], sparsity or [])
+    output.show("compare", result)
+    output.finish(json.loads((run / "compare.json").read_text()) if as_json else None)
+
+
+@app.command(epilog="Example: prunekit prune runs/digits-cnn --criterion auto --sparsity 0.8 --structure channels --name small")
+def prune(
+    run: RunFolder,
+    criterion: Annotated[str, typer.Option("--criterion", "-c", help="A criterion, or auto: the best here.")] = "auto",
+    sparsity: Annotated[float | None, typer.Option("--sparsity", "-s", help="Share to remove, in [0, 1).")] = None,
+    structure: Annotated[str, typer.Option(help="unstructured or channels.")] = "unstructured",
+    allocation: Annotated[str | None, typer.Option(help="global or uniform; auto tries both.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the pruned model: RUN/pruned/NAME.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write and print the plan only.")] = False,
+    apply: Annotated[Path | None, typer.Option("--apply", help="Apply this plan file instead of making one.")] = None,
+    device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Plan what goes, and write the pruned model."""
+    from prunekit.verbs.pruning import apply_plan, prune_run
+
+    output = _Out(quiet, as_json)
+    if name is not None:
+        _check_name(name)
+    with progress_bars(not quiet):
+        if apply is not None:
+            if sparsity is not None or dry_run:
+                raise UsageError("--apply takes a finished plan: leave out --sparsity and --dry-run")
+            result = apply_plan(_open(run, device), apply, name, overwrite)
+        else:
+            if sparsity is None:
+                raise UsageError("prune needs --sparsity (or --apply PLAN)")
+            named = name or f"{structure}-{sparsity:g}"
+            result = prune_run(_open(run, device), named, criterion, sparsity, structure, allocation, dry_run, overwrite)
+    output.show("prune", result)
+    output.finish(result)
+
+
+@app.command("eval", epilog="Example: prunekit eval runs/digits-cnn/pruned/small")
+def eval_(
+    pruned: Annotated[Path, typer.Argument(metavar="RUN/pruned/NAME", help="Folder of a pruned model.")],
+    device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Measure a pruned model on test data, and rebuild it from the training path."""
+    from prunekit.verbs.evaluating import evaluate, run_of
+
+    output = _Out(quiet, as_json)
+    with progress_bars(not quiet):
+        result = evaluate(_open(run_of(pruned), device), pruned, overwrite)
+    output.show("eval", (pruned.name, result))
+    output.finish(result)
+
+
+@app.command(epilog="Example: prunekit report runs/digits-cnn")
+def report(run: RunFolder, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Write RUN/report.html from what the run holds by now."""
+    from prunekit.verbs.reporting import report_run
+
+    output = _Out(quiet, as_json)
+    result = report_run(_open(run, None))
+    output.show("report", result)
+    output.finish({"path": str(result)})
+
+
+@app.command(epilog="Example: prunekit run recipes/digits-cnn.yaml --out runs/digits-cnn")
+def run(
+    recipe: RecipeFile, out: Out, seed: Seed = None, device: Device = None, overwrite: Overwrite = False,
+    quiet: Quiet = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Do all of it: train, score, compare, prune, eval, report."""
+    from prunekit.verbs.reporting import run_recipe
+
+    output = _Out(quiet, as_json)
+    with progress_bars(not quiet):
+        result = run_recipe(_recipe(recipe, out, seed, device), out, overwrite, output.show, output.note)
+    output.finish(result)
+
+
+@app.command(epilog="Example: prunekit info runs/digits-cnn/scores/influence.safetensors")
+def info(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Any artifact, run folder or recipe.")], as_json: Json = False
+) -> None:
+    """Say what an artifact is, what it was made from, and what it cost."""
+    from prunekit.verbs.info import info as describe
+
+    result = describe(path)
+    output = _Out(False, as_json)
+    output.show("info", result)
+    output.finish(result)
+
+
+def main() -> None:
+    """Entry point: exit code 0, 1 (failed), 2 (wrong use), 130 (interrupted); one line on stderr for an error."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.TyperException as error:
+        _fail(error.format_message(), error.exit_code)
+    except UsageError as error:
+        _fail(str(error), 2, error)
+    except PrunekitError as error:
+        _fail(str(error), 1, error)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has gone
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int, error: BaseException | None = None) -> None:
+    if error is not None and os.environ.get("PRUNEKIT_DEBUG"):
+        raise error
+    print(f"prunekit: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _open(path: Path, device: str | None) -> Any:
+    from prunekit.imports import use_working_folder
+    from prunekit.verbs.run_folder import Run
+
+    use_working_folder(path)
+    return Run(path, device)
+
+
+def _recipe(path: Path, out: Path, seed: int | None, device: str | None) -> Any:
+    from prunekit.imports import use_working_folder
+    from prunekit.recipe import Recipe
+
+    use_working_folder(out)
+    return _overridden(Recipe.load(path), seed, device)
+
+
+def _checked(content: dict[str, Any], source: str, out: Path, seed: int | None, device: str | None) -> Any:
+    from prunekit.imports import use_working_folder
+    from prunekit.recipe import Recipe
+
+    use_working_folder(out)
+    return _overridden(Recipe.of(content, source), seed, device)
+
+
+def _overridden(recipe: Any, seed: int | None, device: str | None) -> Any:
+    changes = {k: v for k, v in {"seed": seed, "device": device}.items() if v is not None}
+    return type(recipe).of({**recipe.model_dump(mode="json"), **changes}, "command line") if changes else recipe
+
+
+def _json_object(text: str, option: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{option} is {text!r}: not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{option} is {text!r}; it must be a JSON object such as '{{\"width\": 32}}'")
+    return found
+
+
+def _check_name(name: str) -> None:
+    import re
+
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UsageError(f"--name is {name!r}; use letters, digits, '.', '_' and '-', beginning with a letter or digit")

@@ -1,0 +1,156 @@
+"""Trajectory, model and data in, scores out: a plain dict from name to criterion, one entry function."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunekit import checkpoint
+from prunekit.criteria import gradient, influence, magnitude, random, taylor
+from prunekit.criteria.evidence import Criterion, Evidence, Loss
+from prunekit.criteria.scores import Scores
+from prunekit.errors import UsageError, nearest
+from prunekit.kernel import Target
+from prunekit.structure.prunable import prunable_parameters
+from prunekit.trajectory import Trajectory
+
+__all__ = [
+    "CRITERIA", "Criterion", "Evidence", "Scores", "get_criterion", "model_digest", "provenance", "score",
+    "score_evidence", "state_digest",
+]  # fmt: skip
+
+CRITERIA: dict[str, Criterion] = {
+    "influence": influence.CRITERION,
+    "magnitude": magnitude.CRITERION,
+    "gradient": gradient.CRITERION,
+    "taylor": taylor.CRITERION,
+    "random": random.CRITERION,
+}
+
+
+def get_criterion(name: str) -> Criterion:
+    """Looks a criterion up.
+
+    Raises:
+        UsageError: unknown; near names are offered.
+    """
+    if name not in CRITERIA:
+        raise UsageError(f"criterion {name!r} does not exist; {nearest(name, list(CRITERIA))}")
+    return CRITERIA[name]
+
+
+def score(
+    trajectory: Trajectory,
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]] = (),
+    criterion: str = "influence",
+    *,
+    target: str | Target = "outputs",
+    loss: Loss = F.cross_entropy,
+    ignore: Iterable[str] = (),
+    seed: int = 0,
+    nodes: int = 1,
+    stride: int = 1,
+    memory: int = 512 * 2**20,
+    device: torch.device | str = "cpu",
+) -> Scores:
+    """Scores every prunable weight of the trained model (the trajectory's last state).
+
+    Args:
+        trajectory: the recorded path.
+        model: the recorded architecture; its own weights are not used.
+        batches: scoring samples as ``(inputs, labels)``.
+        criterion: a name from ``CRITERIA``.
+        target: what influence explains, a name from ``prunekit.kernel.TARGETS`` or a function.
+        loss: mean loss for ``gradient`` and ``taylor``.
+        ignore: shell-style patterns of parameters that may not be pruned.
+        seed: for ``random``.
+        nodes, stride: influence's quadrature nodes a piece and recorded steps a piece.
+        memory: bytes for scores in work.
+
+    Raises:
+        UsageError: unknown criterion or pattern.
+        PrunekitError: the criterion needs a path or data that is not there.
+        NonFiniteError: NaN or Inf in the trajectory or in the scores.
+    """
+    trajectory.layout.check(model)
+    prunable = tuple(prunable_parameters(trajectory.layout, list(ignore)))
+    pairs = list(batches)
+    x = torch.cat([pair[0] for pair in pairs]) if pairs else None
+    y = torch.cat([pair[1] for pair in pairs]) if pairs else None
+    where = torch.device(device)
+    return score_evidence(
+        Evidence(trajectory, model, prunable, x, y, loss, target, seed, nodes, stride, memory, where), criterion
+    )
+
+
+def score_evidence(evidence: Evidence, criterion: str) -> Scores:
+    """``score`` for a caller that has gathered the evidence already."""
+    chosen = get_criterion(criterion)
+    started = time.perf_counter()
+    importance, axis_sums = chosen.compute(evidence)
+    cost = {"seconds": round(time.perf_counter() - started, 3), "peak_mb": peak_memory_mb()}
+    scores = Scores(importance, axis_sums, provenance(evidence, criterion), cost)
+    scores.check()
+    return scores
+
+
+def provenance(evidence: Evidence, criterion: str) -> dict[str, Any]:
+    """What scores of ``criterion`` made from ``evidence`` say of their making; known before they are made."""
+    chosen = get_criterion(criterion)
+    facts: dict[str, Any] = {
+        "criterion": criterion,
+        "group": chosen.group,
+        "aggregation": chosen.aggregation,
+        "trajectory": evidence.trajectory.hash,
+        "model": state_digest(evidence.trajectory.state(-1)),
+        "prunable": list(evidence.prunable),
+    }
+    if chosen.needs_data:
+        x, y = evidence.samples()
+        facts |= {"samples": len(x), "data": checkpoint.digest({"x": x, "y": y})}
+    if chosen.needs_path:
+        facts |= {
+            "target": _named(evidence.target),
+            "nodes": evidence.nodes,
+            "stride": evidence.stride,
+            "note": evidence.trajectory.rule_note,
+        }
+    elif chosen.needs_data:
+        facts["loss"] = _named(evidence.loss)
+    if chosen.group == "draw":
+        facts["seed"] = evidence.seed
+    return facts
+
+
+def state_digest(flat: Tensor) -> str:
+    """SHA-256 (32 hex digits) of a flat state's bytes: the identity of a set of weights."""
+    return hashlib.sha256(flat.detach().cpu().contiguous().numpy().data).hexdigest()[:32]
+
+
+def model_digest(model: nn.Module) -> str:
+    """The same identity, from a model's present weights."""
+    from prunekit.trajectory import Layout
+
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return state_digest(Layout.of(model).flatten(named))
+
+
+def peak_memory_mb() -> int:
+    """Peak resident memory of this process so far, in MB (10^6 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6)
+
+
+def _named(thing: object) -> str:
+    if isinstance(thing, str):
+        return thing
+    return f"{getattr(thing, '__module__', '?')}:{getattr(thing, '__qualname__', type(thing).__qualname__)}"

@@ -1,0 +1,82 @@
+"""What a criterion may look at, and the shape every criterion has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunekit.errors import PrunekitError
+from prunekit.kernel import ModelFunction, Target
+from prunekit.trajectory import Layout, Trajectory
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A trained model, its path, scoring samples, and how to look at them.
+
+    ``nodes``: quadrature nodes a piece; ``stride``: recorded steps a piece; ``memory``: bytes for scores in work.
+    """
+
+    trajectory: Trajectory
+    model: nn.Module
+    prunable: tuple[str, ...]
+    x: Tensor | None = None
+    y: Tensor | None = None
+    loss: Loss = F.cross_entropy
+    target: str | Target = "outputs"
+    seed: int = 0
+    nodes: int = 1
+    stride: int = 1
+    memory: int = 512 * 2**20
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def layout(self) -> Layout:
+        return self.trajectory.layout
+
+    def weights(self) -> dict[str, Tensor]:
+        """The trained weights by name."""
+        return self.layout.views(self.trajectory.state(-1))
+
+    def samples(self) -> tuple[Tensor, Tensor]:
+        """Scoring samples and labels.
+
+        Raises:
+            PrunekitError: none were given.
+        """
+        if self.x is None or self.y is None:
+            raise PrunekitError("this criterion needs scoring samples; give data (import: --data my_module:data)")
+        return self.x, self.y
+
+    def function(self, target: str | Target | None = None) -> ModelFunction:
+        """The model with ``target`` (the evidence's own by default) as a function of its weights."""
+        wanted = self.target if target is None else target
+        return ModelFunction(self.model, self.layout, self.trajectory.fixed, wanted, self.device)
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One way to score.
+
+    Attributes:
+        compute: evidence -> (importance, axis sums), see ``Scores``.
+        describes: one line for help texts.
+        needs_path, needs_data: what ``compute`` looks at beside the trained weights.
+        group: how a group's importance follows from the file: ``sum`` of the signed axis sums (additive
+            criteria), ``l2`` norm of the importances, or one ``draw``.
+        aggregation: how signed scores become an importance, see ``AGGREGATIONS``; additive criteria only.
+    """
+
+    compute: Callable[[Evidence], tuple[dict[str, Tensor], dict[str, Tensor]]]
+    describes: str
+    needs_path: bool = False
+    needs_data: bool = False
+    group: Literal["sum", "l2", "draw"] = "l2"
+    aggregation: str | None = None

@@ -1,0 +1,17 @@
+"""Random: uniform draws from the seed; the control that every criterion has to beat."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prunekit.criteria.evidence import Criterion, Evidence
+
+
+def _random(evidence: Evidence) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(evidence.seed)
+    shapes = {entry.name: entry.shape for entry in evidence.layout}
+    return {name: torch.rand(shapes[name], generator=generator) for name in evidence.prunable}, {}
+
+
+CRITERION = Criterion(_random, "uniform draws from the seed", group="draw")

@@ -1,0 +1,6 @@
+"""The data that the recipes name; users bring theirs by import path."""
+
+from prunekit.data.digits import digits
+from prunekit.data.splits import SPLITS, Split, as_splits
+
+__all__ = ["SPLITS", "Split", "as_splits", "digits"]

@@ -1,0 +1,29 @@
+"""What can go wrong for a user: one line each, which names the thing, its value and what to do."""
+
+
+class PrunekitError(Exception):
+    """The work could not be done; the command line prints the message and exits with 1."""
+
+
+class UsageError(PrunekitError):
+    """The request itself is wrong (an unknown name, a value out of range); exit code 2."""
+
+
+class ArtifactError(PrunekitError):
+    """A file is missing, truncated, of another kind, or made from other inputs than it is used with."""
+
+
+class StructureError(PrunekitError):
+    """The model cannot take the asked structure; the message names the module."""
+
+
+class NonFiniteError(PrunekitError):
+    """NaN or Inf where numbers are needed."""
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A sentence that offers the known names nearest to ``name``, or all of them when none is near."""
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"

@@ -1,0 +1,72 @@
+"""Things that a recipe names by import path: ``package.module:name``."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from prunekit.errors import UsageError, nearest
+
+
+def use_working_folder(run: Path | None) -> None:
+    """Lets a user's own modules in the working folder be imported, last on the path; never those of a run folder.
+
+    A run folder can come from somebody else, and what lies in it must not become code.
+    """
+    here = Path.cwd().resolve()
+    blocked = run.resolve() if run is not None else None
+
+    def inside(entry: str) -> bool:
+        folder = Path(entry or os.curdir).resolve()
+        return blocked is not None and (folder == blocked or blocked in folder.parents)
+
+    sys.path[:] = [entry for entry in sys.path if not inside(entry)]
+    if not inside(str(here)) and str(here) not in sys.path:
+        sys.path.append(str(here))
+
+
+def load_object(path: str, key: str) -> Any:
+    """The object that ``module:name`` names.
+
+    Args:
+        key: what asked for it, for the message (such as ``model.factory``).
+
+    Raises:
+        UsageError: not of that form, no such module, no such name in it, or the module fails to import.
+    """
+    module_name, _, name = path.partition(":")
+    if not module_name or not name:
+        raise UsageError(f"{key} is {path!r}; it must look like package.module:name")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{key}: {path!r} cannot be imported: no module {error.name!r} here or installed") from None
+    except Exception as error:  # whatever a user's module raises while it is imported is theirs to read, in one line
+        raise UsageError(f"{key}: importing {module_name!r} failed: {type(error).__name__}: {error}") from error
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            where = getattr(module, "__file__", module_name)
+            raise UsageError(f"{key}: {where} has no {name!r}; {nearest(name, [n for n in dir(module) if n[0] != '_'])}")
+        found = getattr(found, part)
+    return found
+
+
+def call(path: str, key: str, arguments: dict[str, Any]) -> Any:
+    """Calls what ``module:name`` names with ``arguments``.
+
+    Raises:
+        UsageError: it cannot be imported or called so.
+    """
+    function = load_object(path, f"{key}.factory")
+    if not callable(function):
+        raise UsageError(f"{key}.factory: {path!r} is not callable")
+    try:
+        return function(**arguments)
+    except UsageError:
+        raise
+    except Exception as error:  # the user's own function: its error in one line
+        raise UsageError(f"{key}: {path}(**{arguments}) failed: {type(error).__name__}: {error}") from error

@@ -1,0 +1,56 @@
+"""The model as a function of its weights: ``f(x; θ)`` with θ one flat vector."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from prunekit.kernel.targets import Target, get_target
+from prunekit.trajectory.layout import Layout
+
+
+class ModelFunction:
+    """A private copy of ``model`` in evaluation mode, called with any state of the layout.
+
+    Args:
+        model: its own weights do not matter, except the parts outside ``layout`` and ``fixed``.
+        layout: the path's coordinates.
+        fixed: tensors beside the path (frozen parameters, integer buffers) by name.
+        target: a name from ``TARGETS`` or a function ``(outputs, labels) -> (samples, targets)``.
+        device: where to compute.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Layout,
+        fixed: Mapping[str, Tensor] | None = None,
+        target: str | Target = "outputs",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        self.model = copy.deepcopy(model).eval().requires_grad_(False).to(self.device)
+        if fixed:
+            self.model.load_state_dict(dict(fixed), strict=False)
+        self.layout, self.target = layout, get_target(target)
+
+    def __call__(self, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """Target values ``(samples, targets)`` at the flat state ``theta`` ``(P,)``."""
+        return self.named(self.layout.views(theta), x, y)
+
+    def named(self, state: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        """The same, from tensors by name."""
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has neither forward mode nor per-sample gradients
+            return self.target(functional_call(self.model, dict(state), (x,)), y)
+
+    @torch.no_grad()
+    def directional(self, theta: Tensor, direction: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and derivative along ``direction`` ``(P,)``, both ``(samples, targets)``: forward mode, no Jacobian."""
+        views = self.layout.views
+        found = jvp(lambda state: self.named(state, x, y), (views(theta),), (views(direction),))
+        return found[0], found[1]

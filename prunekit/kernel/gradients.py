@@ -1,0 +1,75 @@
+"""Gradients of every target of every sample: the general way, which any model takes, and the choice between ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.func import jacrev, vmap
+
+from prunekit.kernel.function import ModelFunction
+
+
+class GradientEngine(Protocol):
+    """Adds ``scale * gradient`` to an accumulator without the caller ever holding the gradients."""
+
+    def accumulate(self, theta: Tensor, x: Tensor, y: Tensor, scale: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+        """``into[name] += scale[name] * ∂ target / ∂ name`` at ``theta``, elementwise.
+
+        Args:
+            theta: flat state ``(P,)``.
+            x, y: samples and labels.
+            scale: by parameter name, that parameter's shape.
+            into: by parameter name, ``(samples, targets, *parameter shape)``.
+        """
+
+
+class VmapGradients:
+    """Reverse mode per target under ``torch.func.vmap`` over samples; works for every differentiable model."""
+
+    def __init__(self, function: ModelFunction) -> None:
+        self.function = function
+
+    def accumulate(self, theta: Tensor, x: Tensor, y: Tensor, scale: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+        state = self.function.layout.views(theta)
+        wanted = {name: state[name] for name in into}
+        rest = {name: value for name, value in state.items() if name not in into}
+
+        def one(parameters: dict[str, Tensor], sample: Tensor, label: Tensor) -> Tensor:
+            return self.function.named({**rest, **parameters}, sample[None], label[None])[0]
+
+        jacobian = vmap(jacrev(one), in_dims=(None, 0, 0), randomness="different")(wanted, x, y)
+        for name, total in into.items():
+            total.addcmul_(jacobian[name].detach(), scale[name])
+
+
+def choose_engine(function: ModelFunction, theta: Tensor, x: Tensor, y: Tensor) -> GradientEngine:
+    """The layer-wise engine when it gives this model's gradients, else the general one.
+
+    Layer hooks miss weights that are used outside their own layer's forward (tied through a function, say), so
+    the choice is made by comparing both on two samples at ``theta``, not by trusting layer types.
+    """
+    from prunekit.kernel.layerwise import LayerwiseGradients
+
+    general = VmapGradients(function)
+    fast = LayerwiseGradients(function)
+    x, y = x[:2], y[:2]
+    if not fast.covers_all:
+        return general
+    results = []
+    for engine in (general, fast):
+        targets = function(theta, x, y).shape[1]
+        into = {e.name: theta.new_zeros(len(x), targets, *e.shape) for e in function.layout.parameters}
+        try:
+            engine.accumulate(theta, x, y, {name: torch.ones_like(v[0, 0]) for name, v in into.items()}, into)
+        except RuntimeError:
+            if engine is general:
+                raise
+            return general
+        results.append(into)
+    for name, reference in results[0].items():
+        if not torch.allclose(reference, results[1][name], rtol=1e-3, atol=1e-5 * float(reference.abs().max() + 1)):
+            return general
+    return fast

@@ -1,0 +1,315 @@
+"""What a recipe says: the YAML schema, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from torch import Tensor, nn
+
+from prunekit import checkpoint
+from prunekit.criteria import CRITERIA
+from prunekit.errors import UsageError, nearest
+from prunekit.imports import call, load_object
+from prunekit.kernel import RULES, TARGETS
+from prunekit.plan import ALLOCATIONS, STRUCTURES
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": F.cross_entropy}
+
+
+def _known(value: str, known: Any, what: str) -> str:
+    if value not in known:
+        raise ValueError(f"{what} {value!r} does not exist; {nearest(value, list(known))}")
+    return value
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Factory(_Section):
+    """``factory``: import path ``module:function``; ``args``: its keyword arguments."""
+
+    factory: str
+    args: dict[str, Any] = {}
+
+
+class Optimizer(_Section):
+    """``betas`` are for adam and adamw, ``momentum`` and ``nesterov`` for sgd."""
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    momentum: Share = 0.0
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _belongs(self) -> Optimizer:
+        foreign = {"betas"} if self.name == "sgd" else {"momentum", "nesterov"}
+        given = {k for k in foreign & self.model_fields_set if getattr(self, k) != type(self).model_fields[k].default}
+        if given:
+            raise ValueError(f"{', '.join(sorted(given))} is not an option of {self.name}")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs momentum above 0")
+        return self
+
+
+class Schedule(_Section):
+    """``onecycle`` rises to the optimizer's lr over ``warmup`` of the steps and falls to near 0."""
+
+    name: Literal["onecycle", "cosine", "constant"] = "onecycle"
+    warmup: Annotated[float, Field(gt=0, lt=1)] = 0.2
+
+
+class Train(_Section):
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    epochs: Count = 20
+    batch_size: Count = 64
+
+
+class Prunable(_Section):
+    """``ignore``: shell-style patterns of parameter names that may not be pruned."""
+
+    ignore: list[str] = []
+
+
+class Score(_Section):
+    """``samples``: at most so many scoring samples; ``nodes`` and ``stride``: see docs/kernel.md."""
+
+    criteria: list[str] = list(CRITERIA)
+    target: str = "outputs"
+    samples: Count = 160
+    nodes: Count = 1
+    stride: Count = 1
+
+    @field_validator("criteria")
+    @classmethod
+    def _criteria(cls, value: list[str]) -> list[str]:
+        return [_known(v, CRITERIA, "criterion") for v in value]
+
+    @field_validator("target")
+    @classmethod
+    def _target(cls, value: str) -> str:
+        return value if ":" in value else _known(value, TARGETS, "target")
+
+
+class Compare(_Section):
+    structures: list[str] = ["unstructured", "channels"]
+    allocations: list[str] = list(ALLOCATIONS)
+    sparsities: Annotated[list[Share], Field(min_length=1)] = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98]
+
+    @field_validator("structures")
+    @classmethod
+    def _structures(cls, value: list[str]) -> list[str]:
+        return [_known(v, STRUCTURES, "structure") for v in value]
+
+    @field_validator("allocations")
+    @classmethod
+    def _allocations(cls, value: list[str]) -> list[str]:
+        return [_known(v, ALLOCATIONS, "allocation") for v in value]
+
+
+class Prune(_Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    criterion: str = "auto"
+    sparsity: Share
+    structure: str = "unstructured"
+    allocation: str | None = None
+
+    @field_validator("criterion")
+    @classmethod
+    def _criterion(cls, value: str) -> str:
+        return value if value == "auto" else _known(value, CRITERIA, "criterion")
+
+    @field_validator("structure")
+    @classmethod
+    def _structure(cls, value: str) -> str:
+        return _known(value, STRUCTURES, "structure")
+
+    @field_validator("allocation")
+    @classmethod
+    def _allocation(cls, value: str | None) -> str | None:
+        return value if value is None else _known(value, ALLOCATIONS, "allocation")
+
+
+class Eval(_Section):
+    """``samples``: test samples whose outputs the kernel rebuilds; ``nodes``: midpoints a step; ``stride``: steps
+
+    a piece; ``tolerance``: allowed error per sample of the pruning step, reached by bisection.
+    """
+
+    samples: Count = 128
+    rule: str = "midpoint"
+    nodes: Count = 4
+    stride: Count = 1
+    tolerance: Positive = 0.01
+    latency_batches: list[Count] = [1, 64]
+
+    @field_validator("rule")
+    @classmethod
+    def _rule(cls, value: str) -> str:
+        return _known(value, RULES, "quadrature rule")
+
+
+class Recipe(_Section):
+    """A whole run. Keys that are not here are refused."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    device: str = "cpu"
+    model: Factory
+    data: Factory | None = None
+    loss: str = "cross_entropy"
+    train: Train = Train()
+    prunable: Prunable = Prunable()
+    score: Score = Score()
+    compare: Compare = Compare()
+    prune: list[Prune] = []
+    eval: Eval = Eval()
+
+    @field_validator("loss")
+    @classmethod
+    def _loss(cls, value: str) -> str:
+        return value if ":" in value else _known(value, LOSSES, "loss")
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, value: str) -> str:
+        return str(check_device(value))
+
+    @field_validator("prune")
+    @classmethod
+    def _names(cls, value: list[Prune]) -> list[Prune]:
+        names = [p.name for p in value]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"name {name!r} is used twice; each pruned model needs its own")
+        return value
+
+    # -- what the names stand for ------------------------------------------------------------------------------
+
+    def build_model(self) -> nn.Module:
+        """A new model, initialised from the seed."""
+        torch.manual_seed(self.seed)
+        model = call(self.model.factory, "model", self.model.args)
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"model.factory: {self.model.factory} returned a {type(model).__name__}, not an nn.Module")
+        return model
+
+    def build_optimizer(self, model: nn.Module, steps: int) -> tuple[torch.optim.Optimizer, Any]:
+        """Optimizer and learning-rate schedule over ``steps`` steps; the schedule leaves momentum and betas alone."""
+        o = self.train.optimizer
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer: torch.optim.Optimizer
+        if o.name == "sgd":
+            optimizer = torch.optim.SGD(parameters, o.lr, momentum=o.momentum, nesterov=o.nesterov, weight_decay=o.weight_decay)
+        else:
+            kind = torch.optim.AdamW if o.name == "adamw" else torch.optim.Adam
+            optimizer = kind(parameters, o.lr, betas=o.betas, weight_decay=o.weight_decay)
+        schedule = self.train.schedule
+        if schedule.name == "onecycle":
+            return optimizer, torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, o.lr, total_steps=steps, pct_start=schedule.warmup, cycle_momentum=False
+            )
+        if schedule.name == "cosine":
+            return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        return optimizer, None
+
+    def load_loss(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """The mean loss ``(outputs, labels) -> scalar``."""
+        if self.loss in LOSSES:
+            return LOSSES[self.loss]
+        found: Callable[[Tensor, Tensor], Tensor] = load_object(self.loss, "loss")
+        return found
+
+    def load_target(self) -> Any:
+        """A target's name, or the user's function."""
+        return load_object(self.score.target, "score.target") if ":" in self.score.target else self.score.target
+
+    def training_facts(self) -> dict[str, Any]:
+        """The part that decides the trajectory."""
+        return self.model_dump(mode="json", include={"seed", "device", "model", "data", "loss", "train"})
+
+    def save(self, path: Path) -> None:
+        """Writes the resolved recipe: every value, defaults included."""
+        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        with checkpoint.replacing(path) as temporary:
+            temporary.write_text("# The resolved recipe of this run: every value, defaults included.\n" + text)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Reads a recipe.
+
+        Raises:
+            UsageError: missing, not YAML, or values out of range; one line a fault, with the path of its key.
+        """
+        path = Path(path)
+        try:
+            content = yaml.safe_load(path.read_text())
+        except FileNotFoundError:
+            raise UsageError(f"{path}: no such recipe") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path}: cannot be read ({error})") from None
+        except yaml.YAMLError as error:
+            raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(content, dict):
+            raise UsageError(f"{path}: a recipe is a mapping of keys, this is a {type(content).__name__}")
+        return cls.of(content, path)
+
+    @classmethod
+    def of(cls, content: dict[str, Any], source: str | Path) -> Recipe:
+        """Checks values that come from ``source`` (named in the message).
+
+        Raises:
+            UsageError: one clause a fault, with the path of its key.
+        """
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise UsageError("; ".join(_fault(source, fault) for fault in error.errors())) from None
+
+
+def check_device(name: str) -> torch.device:
+    """Raises ValueError for a device that torch does not know or that this machine lacks."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]})") from None
+    return device
+
+
+def _fault(path: str | Path, fault: Any) -> str:
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        *parents, last = fault["loc"]
+        known = _fields_at(parents)
+        return f"{path}: {key} is not a recipe key; {nearest(str(last), known)}"
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "missing":
+        return f"{path}: {key} is missing"
+    shown = repr(fault["input"])
+    return f"{path}: {key} is {shown if len(shown) < 80 else shown[:77] + '...'}: {message[0].lower()}{message[1:]}"
+
+
+def _fields_at(parents: list[Any]) -> list[str]:
+    model: Any = Recipe
+    for part in parents:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        nested = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(a for a in nested if isinstance(a, type) and issubclass(a, BaseModel))
+    return list(model.model_fields)
+
+
+__all__ = ["Recipe", "check_device"]

@@ -1,0 +1,9 @@
+"""Tables, plots, pages; the kernel's account of a pruned model."""
+
+from prunekit.report.account import account, dense_reconstruction
+from prunekit.report.page import accuracy_tables, write_page
+from prunekit.report.plots import comparison_figure, save_figure
+
+__all__ = [
+    "account", "accuracy_tables", "comparison_figure", "dense_reconstruction", "save_figure", "write_page",
+]  # fmt: skip

@@ -1,0 +1,124 @@
+"""The kernel's account of a pruned model: the dense model rebuilt from its path, and pruning as the path's last step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunekit import checkpoint
+from prunekit.errors import ArtifactError
+from prunekit.kernel import ModelFunction, Reconstruction, masked_machine, reconstruct, shares_by_layer
+from prunekit.measure import agreement, divergence
+from prunekit.progress import Bar
+from prunekit.trajectory import Segment, Trajectory
+
+
+def dense_reconstruction(
+    function: ModelFunction,
+    trajectory: Trajectory,
+    x: Tensor,
+    y: Tensor,
+    cache: Path,
+    *,
+    rule: str,
+    nodes: int,
+    stride: int,
+) -> Reconstruction:
+    """``reconstruct`` along the whole path, kept in ``cache`` for the next pruned model of the same run."""
+    made_from = {
+        "trajectory": trajectory.hash,
+        "data": checkpoint.digest({"x": x, "y": y}),
+        "rule": rule,
+        "nodes": nodes,
+        "stride": stride,
+    }
+    try:
+        header = checkpoint.read_header(cache, "reconstruction")
+        if header["made_from"] == made_from:
+            t = checkpoint.read_tensors(cache)
+            return Reconstruction(t["start"], t["rebuilt"], t["model"], t["residuals"], header["evaluations"])
+    except ArtifactError:
+        pass  # absent or damaged: it is made again
+    with Bar("rebuild the dense model (steps)", -(-len(trajectory) // stride)) as bar:
+        made = reconstruct(function, trajectory.segments(stride), x, y, tolerance=None, rule=rule, nodes=nodes, tick=bar.advance)
+    checkpoint.write_tensors(
+        cache,
+        {"start": made.start, "rebuilt": made.rebuilt, "model": made.model, "residuals": made.residuals},
+        {"kind": "reconstruction", "schema": 1, "made_from": made_from, "evaluations": made.evaluations},
+    )
+    return made
+
+
+def account(
+    function: ModelFunction,
+    trajectory: Trajectory,
+    dense: Reconstruction,
+    pruned_state: Tensor,
+    mask: Tensor,
+    x: Tensor,
+    y: Tensor,
+    *,
+    tolerance: float,
+    stride: int,
+) -> dict[str, Any]:
+    """The kernel section of an evaluation, as JSON values.
+
+    Args:
+        dense: the dense model's reconstruction on ``x``.
+        pruned_state: the pruned model in dense coordinates, ``(P,)``.
+        mask: flat ``(P,)``, True where a coordinate stays.
+        tolerance: allowed error per sample of the pruning step.
+    """
+    last = trajectory.state(-1)
+    step = Segment(len(trajectory), last, pruned_state, torch.zeros_like(last))
+    pruning = reconstruct(function, [step], x, y, tolerance=tolerance)
+    rebuilt = dense.rebuilt + (pruning.rebuilt - pruning.start)
+    shares = shares_by_layer(function, step, x, y)
+    change = pruning.model - pruning.start
+    left_over = change - sum(shares.values(), torch.zeros_like(change))
+    sizes = {layer: float(share.abs().mean()) for layer, share in shares.items()}
+    with Bar("masked kernel machine (steps)", -(-len(trajectory) // stride)) as bar:
+        machine = masked_machine(function, trajectory.segments(stride), mask.to(last.dtype), x, y, tick=bar.advance)
+    return {
+        "samples": len(x),
+        "dense": {**_fit(dense.rebuilt, dense.model), "certificate": _certificate(dense)},
+        "pruned": {
+            **_fit(rebuilt, pruning.model),
+            "pruning_step_error": float(pruning.error.mean()),
+            "evaluations_per_sample": pruning.evaluations / len(x),
+            "mean_change": float(change.abs().mean()),
+            "by_layer": {
+                layer: {"mean_change": size, "share": size / max(sum(sizes.values()), 1e-30)} for layer, size in sizes.items()
+            },
+            "by_layer_residual": float(left_over.abs().mean()),
+        },
+        "masked_machine": {
+            **_fit(machine, pruning.model),
+            "kl_to_pruned": divergence(machine, pruning.model),
+        },
+    }
+
+
+def _fit(rebuilt: Tensor, model: Tensor) -> dict[str, Any]:
+    error = (rebuilt - model).abs()
+    return {
+        "mean_error": float(error.mean()),
+        "max_error": float(error.max()),
+        "mean_error_per_output": error.mean(0).tolist(),
+        "max_error_per_output": error.amax(0).tolist(),
+        "mean_output": float(model.abs().mean()),
+        "argmax_agreement": agreement(rebuilt, model),
+    }
+
+
+def _certificate(made: Reconstruction) -> dict[str, Any]:
+    return {
+        "total": float(made.residuals.sum()),
+        "mean_per_step": float(made.residuals.mean()),
+        "worst_step": int(made.residuals.argmax()),
+        "worst": float(made.residuals.max()),
+        "evaluations_per_sample_and_step": made.evaluations / len(made.start) / len(made.residuals),
+    }

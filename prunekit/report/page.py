@@ -1,0 +1,74 @@
+"""The whole run on one self-contained page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from prunekit import checkpoint
+from prunekit.report.plots import comparison_figure, inline, layers_figure, training_figure
+from prunekit.search.compare import Comparison, merit
+from prunekit.version import __version__
+
+
+def write_page(
+    path: Path,
+    *,
+    name: str,
+    recipe: str,
+    training: dict[str, Any] | None,
+    trajectory: dict[str, Any],
+    scores: list[dict[str, Any]],
+    comparison: Comparison | None,
+    evaluations: dict[str, dict[str, Any]],
+) -> None:
+    """Writes ``report.html``: curves and tables of everything that the run holds so far.
+
+    Args:
+        recipe: the resolved recipe as text.
+        training: losses by epoch and accuracies; None for an imported model.
+        trajectory: steps, coordinates, bytes, hash, cost.
+        scores: one dict a score file (criterion, digest, seconds).
+        evaluations: by pruned model's name, what eval.json holds.
+    """
+    environment = Environment(
+        loader=PackageLoader("prunekit", "report"),
+        autoescape=select_autoescape(default=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    explained = {n: e for n, e in evaluations.items() if e["kernel"]}
+    text = environment.get_template("page.html.j2").render(
+        version=__version__,
+        name=name,
+        recipe=recipe,
+        training=training,
+        training_picture=inline(training_figure(training["losses"])) if training else None,
+        trajectory=trajectory,
+        scores=scores,
+        comparison=comparison,
+        comparison_picture=inline(comparison_figure(comparison)) if comparison else None,
+        tables=accuracy_tables(comparison) if comparison else [],
+        evaluations=evaluations,
+        explained=explained,
+        layers_picture=inline(layers_figure(explained)) if explained else None,
+    )
+    with checkpoint.replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def accuracy_tables(comparison: Comparison) -> list[dict[str, Any]]:
+    """For each structure: accuracy by criterion and allocation (rows) and sparsity (columns), the best marked."""
+    tables = []
+    for structure in dict.fromkeys(cell["structure"] for cell in comparison.cells):
+        cells = [cell for cell in comparison.cells if cell["structure"] == structure]
+        sparsities = sorted({cell["sparsity"] for cell in cells})
+        best = {s: max((c for c in cells if c["sparsity"] == s), key=merit) for s in sparsities}
+        rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for cell in sorted(cells, key=lambda c: c["sparsity"]):
+            marked = {**cell, "best": cell is best[cell["sparsity"]]}
+            rows.setdefault((cell["criterion"], cell["allocation"]), []).append(marked)
+        tables.append({"structure": structure, "sparsities": sparsities, "rows": rows})
+    return tables

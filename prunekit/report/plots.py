@@ -1,0 +1,119 @@
+"""Pictures: accuracy against sparsity, one line per criterion, readable in black and white."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib.figure import Figure
+
+from prunekit import checkpoint
+from prunekit.search.compare import Comparison
+
+# Line style and marker tell criteria apart without colour; the colours are Okabe-Ito's, safe for colour blindness.
+STYLES = [
+    ("-", "o", "#0072B2"),
+    ("--", "s", "#D55E00"),
+    (":", "^", "#009E73"),
+    ("-.", "D", "#CC79A7"),
+    ((0, (3, 1, 1, 1, 1, 1)), "v", "#56B4E9"),
+    ((0, (5, 1)), "P", "#E69F00"),
+    ((0, (1, 1)), "X", "#000000"),
+]
+
+
+def comparison_figure(comparison: Comparison) -> Figure:
+    """A panel for every structure × allocation: validation accuracy over achieved sparsity."""
+    structures = _ordered(cell["structure"] for cell in comparison.cells)
+    allocations = _ordered(cell["allocation"] for cell in comparison.cells)
+    criteria = _ordered(cell["criterion"] for cell in comparison.cells)
+    figure = Figure(figsize=(4.6 * len(allocations), 3.4 * len(structures)), layout="constrained")
+    axes = figure.subplots(len(structures), len(allocations), squeeze=False, sharey=True)
+    for row, structure in zip(axes, structures, strict=True):
+        for panel, allocation in zip(row, allocations, strict=True):
+            for number, criterion in enumerate(criteria):
+                cells = [
+                    c
+                    for c in comparison.cells
+                    if (c["structure"], c["allocation"], c["criterion"]) == (structure, allocation, criterion)
+                ]
+                line, marker, colour = STYLES[number % len(STYLES)]
+                panel.plot(
+                    [100 * c["achieved"] for c in cells],
+                    [100 * c["accuracy"] for c in cells],
+                    linestyle=line,
+                    marker=marker,
+                    color=colour,
+                    markersize=4.5,
+                    linewidth=1.4,
+                    label=criterion,
+                )
+            panel.axhline(100 * comparison.dense_accuracy, color="black", linewidth=0.9, label="dense model")
+            panel.set_title(f"{structure}, {allocation}", fontsize=10)
+            panel.grid(alpha=0.25)
+            panel.set_ylim(0, 103)
+    for panel in axes[-1]:
+        panel.set_xlabel("sparsity: prunable parameters removed (%)")
+    for row in axes:
+        row[0].set_ylabel("validation accuracy (%)")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=9, frameon=False)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a PNG, whole or not at all."""
+    with checkpoint.replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
+
+
+def inline(figure: Figure) -> str:
+    """The figure as a data address for a page that needs no other file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def layers_figure(evaluations: dict[str, dict[str, Any]]) -> Figure:
+    """For each pruned model, what share of the outputs' change came through each layer."""
+    figure = Figure(figsize=(7, 0.8 + 0.32 * sum(len(_layers(e)) for e in evaluations.values())), layout="constrained")
+    axes = figure.subplots(len(evaluations), 1, squeeze=False, sharex=True)
+    hatches = ["", "///", "...", "xxx"]
+    for number, (panel, (name, evaluation)) in enumerate(zip(axes[:, 0], evaluations.items(), strict=True)):
+        layers = _layers(evaluation)
+        panel.barh(
+            list(layers), [100 * v["share"] for v in layers.values()],
+            color="#BBCCEE", edgecolor="black", hatch=hatches[number % len(hatches)],
+        )  # fmt: skip
+        panel.invert_yaxis()
+        panel.set_title(name, fontsize=10, loc="left")
+    axes[-1, 0].set_xlabel("share of the outputs' change (%)")
+    return figure
+
+
+def training_figure(losses: list[float]) -> Figure:
+    """Mean training loss by epoch."""
+    figure = Figure(figsize=(5, 2.6), layout="constrained")
+    panel = figure.subplots()
+    panel.plot(range(1, len(losses) + 1), losses, color="black", marker="o", markersize=3)
+    panel.set_xlabel("epoch")
+    panel.set_ylabel("training loss")
+    panel.set_yscale("log")
+    panel.grid(alpha=0.25)
+    return figure
+
+
+def _layers(evaluation: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = evaluation["kernel"]["pruned"]["by_layer"]
+    return found
+
+
+def _ordered(items: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(items))

@@ -1,0 +1,148 @@
+"""What a verb prints for people: short tables on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from prunekit.report.page import accuracy_tables
+from prunekit.search.compare import Comparison
+
+SIZES = {
+    "parameters": "parameters",
+    "nonzero": "non-zero parameters",
+    "macs": "theoretical MACs",
+    "bytes": "bytes on disk",
+}
+
+
+def _print(table: Table) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 140  # a file or a pipe has no width; the default of 80 would break rows
+    console.print(table)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    return table
+
+
+def _again(reused: bool) -> str:
+    return " (unchanged, reused)" if reused else ""
+
+
+def train(result: dict[str, Any]) -> None:
+    accuracy = result["accuracy"]
+    print(
+        f"train: {result['steps']} steps in {result['cost']['seconds']:.1f} s, accuracy {accuracy['train']:.1%} on training, "
+        f"{accuracy['validation']:.1%} on validation data{_again(result['reused'])}"
+    )
+
+
+def imported(result: dict[str, Any]) -> None:
+    kind = (
+        f"a path of {result['states']} checkpoints" if result["path"] else "one checkpoint (no path: influence needs two or more)"
+    )
+    print(f"import: {result['coordinates']:,} coordinates, {kind}{_again(result['reused'])}")
+
+
+def score(results: list[dict[str, Any]]) -> None:
+    for r in results:
+        print(f"score: {r['criterion']} in {r['seconds']:.2f} s -> {r['path']}{_again(r['reused'])}")
+
+
+def compare(result: tuple[Comparison, bool]) -> None:
+    comparison, reused = result
+    for found in accuracy_tables(comparison):
+        table = _table(
+            f"compare, {found['structure']}: validation accuracy in % (dense {100 * comparison.dense_accuracy:.1f}; "
+            "* best at that sparsity)",
+            "criterion", "allocation", *(f"{s:g}" for s in found["sparsities"]),
+        )  # fmt: skip
+        for (criterion, allocation), cells in found["rows"].items():
+            marks = [f"{100 * c['accuracy']:.1f}{'*' if c['best'] else ' '}" for c in cells]
+            table.add_row(criterion, allocation, *marks)
+        _print(table)
+    if reused:
+        print("compare: unchanged, reused")
+
+
+def prune(result: dict[str, Any]) -> None:
+    what = "plan" if result.get("dry_run") else "prune"
+    print(
+        f"{what}: {result['name']}: {result['structure']} by {result['criterion']} ({result['allocation']}), asked "
+        f"{result['asked']:.4f}, removed {result['achieved']:.4f} of prunable and {result['achieved_all']:.4f} of all "
+        f"parameters{' (plan edited by hand)' if result['edited'] else ''} -> {result['path']}{_again(result['reused'])}"
+    )
+    table = _table("", "parameter", "weights", "kept", "kept %")
+    for name, count in result["layers"].items():
+        table.add_row(name, f"{count['total']:,}", f"{count['kept']:,}", f"{100 * count['kept'] / count['total']:.1f}")
+    _print(table)
+    if result["groups"]:
+        table = _table("", "channels of", "before", "kept")
+        for name, count in result["groups"].items():
+            table.add_row(name, str(count["total"]), str(count["kept"]))
+        _print(table)
+
+
+def evaluate(result: tuple[str, dict[str, Any]]) -> None:
+    name, e = result
+    table = _table(f"eval: {name}, {e['test_samples']} test samples{_again(e['reused'])}", "", "dense", "pruned")
+    dense, pruned = e["dense"], e["pruned"]
+    table.add_row("accuracy", f"{dense['accuracy']:.2%}", f"{pruned['accuracy']:.2%}")
+    table.add_row("agreement with dense", "", f"{pruned['agreement']:.2%}")
+    table.add_row("KL to dense (nats)", "", f"{pruned['kl']:.4f}")
+    table.add_row("sparsity, prunable / all", "", f"{e['sparsity']['prunable']:.4f} / {e['sparsity']['all']:.4f}")
+    for key, label in SIZES.items():
+        table.add_row(label, f"{dense[key]:,}", f"{pruned[key]:,}")
+    for size, times in e["latency"]["batches"].items():
+        table.add_row(f"latency, batch {size} (ms)", f"{times['dense_ms']:.2f}", f"{times['pruned_ms']:.2f}")
+    _print(table)
+    kernel = e["kernel"]
+    if kernel is None:
+        print("kernel: this run has one checkpoint, so there is no path to rebuild the model from")
+        return
+    table = _table(f"kernel, {kernel['samples']} test samples", "", "dense rebuilt", "pruned rebuilt", "kept weights alone")
+    parts = [kernel["dense"], kernel["pruned"], kernel["masked_machine"]]
+    table.add_row("mean error per output", *(f"{p['mean_error']:.4f}" for p in parts))
+    table.add_row("largest error", *(f"{p['max_error']:.4f}" for p in parts))
+    table.add_row("same answer as the model", *(f"{p['argmax_agreement']:.2%}" for p in parts))
+    _print(table)
+    layers = ", ".join(f"{n} {v['share']:.0%}" for n, v in kernel["pruned"]["by_layer"].items())
+    print(f"the outputs changed through: {layers}")
+
+
+def report(path: Path) -> None:
+    print(f"report: {path}")
+
+
+def info(result: dict[str, Any]) -> None:
+    _tree(result, "")
+
+
+def _tree(value: dict[str, Any], indent: str) -> None:
+    for key, inner in value.items():
+        if isinstance(inner, dict) and inner:
+            print(f"{indent}{key}:")
+            _tree(inner, indent + "  ")
+        else:
+            print(f"{indent}{key}: {inner}")
+
+
+SHOW: dict[str, Callable[[Any], None]] = {
+    "train": train,
+    "import": imported,
+    "score": score,
+    "compare": compare,
+    "prune": prune,
+    "eval": evaluate,
+    "report": report,
+    "info": info,
+}

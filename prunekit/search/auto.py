@@ -1,0 +1,38 @@
+"""Which criterion and allocation to take: the best on validation data at the asked sparsity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from prunekit.progress import track
+from prunekit.search.compare import Candidates, Comparison, merit
+
+
+def choose(
+    candidates: Candidates,
+    comparison: Comparison | None,
+    structure: str,
+    sparsity: float,
+    allocations: Sequence[str],
+) -> dict[str, Any]:
+    """The winning cell; taken from ``comparison`` when it holds this structure and sparsity, else measured now.
+
+    Args:
+        comparison: made from the same scores and validation samples, or None.
+    """
+    cells = [
+        cell
+        for cell in (comparison.cells if comparison else [])
+        if cell["structure"] == structure
+        and cell["sparsity"] == sparsity
+        and cell["allocation"] in allocations
+        and cell["criterion"] in candidates.scores
+    ]
+    wanted = [(c, a) for c in candidates.scores for a in allocations]
+    if len(cells) != len(wanted):
+        cells = [
+            candidates.cell(structure, criterion, allocation, sparsity)
+            for criterion, allocation in track(wanted, "auto (candidates)", len(wanted))
+        ]
+    return max(cells, key=merit)

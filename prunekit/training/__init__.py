@@ -1,0 +1,5 @@
+"""The one training loop."""
+
+from prunekit.training.loop import train
+
+__all__ = ["train"]

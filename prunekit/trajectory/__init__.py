@@ -1,0 +1,9 @@
+"""Leave and read a trajectory: the recorder, the store, and what each optimizer's step is made of."""
+
+from prunekit.trajectory.imported import load_into, write_checkpoints
+from prunekit.trajectory.layout import Entry, Layout
+from prunekit.trajectory.recorder import Recorder
+from prunekit.trajectory.rules import StepLog
+from prunekit.trajectory.trajectory import Segment, Trajectory
+
+__all__ = ["Entry", "Layout", "Recorder", "Segment", "StepLog", "Trajectory", "load_into", "write_checkpoints"]

@@ -1,0 +1,140 @@
+"""eval: a pruned model measured on test data and explained by the kernel."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from prunekit import checkpoint
+from prunekit.apply import Manifest, dense_state, load
+from prunekit.criteria import model_digest
+from prunekit.errors import ArtifactError, UsageError
+from prunekit.kernel import ModelFunction
+from prunekit.measure import accuracy, fidelity, latencies, machine, predict, sizes
+from prunekit.plan import Plan
+from prunekit.report import account, dense_reconstruction
+from prunekit.verbs.run_folder import Run, reusable
+
+SCHEMA = 1
+
+
+def run_of(folder: Path) -> Path:
+    """The run folder that ``RUN/pruned/<name>`` lies in.
+
+    Raises:
+        UsageError: it does not lie in one.
+    """
+    run = folder.resolve().parent.parent
+    if folder.resolve().parent.name != "pruned" or not (run / "recipe.yaml").exists():
+        raise UsageError(f"{folder}: not RUN/pruned/NAME inside a run folder")
+    return run if folder.is_absolute() else folder.parent.parent
+
+
+def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
+    """Writes eval.json into ``folder`` and returns its content.
+
+    Raises:
+        ArtifactError: the pruned model is damaged or was made from another model than this run's.
+    """
+    manifest, plan = Manifest.load(folder / "prunekit.json"), Plan.load(folder / "plan.safetensors")
+    if manifest.plan != plan.digest:
+        raise ArtifactError(
+            f"{folder}: plan.safetensors is {plan.digest}, the model was pruned by {manifest.plan}; apply it first "
+            f"(prunekit prune {run.path} --apply {folder / 'plan.safetensors'} --overwrite)"
+        )
+    if plan.provenance["model"] != model_digest(run.model):
+        raise ArtifactError(
+            f"{folder}: pruned from model {plan.provenance['model']}, this run's is {model_digest(run.model)}; "
+            "prune again with --overwrite"
+        )
+    pruned = load(folder, run.new_model)
+    options = run.recipe.eval
+    made_from = {
+        "weights": model_digest(pruned),
+        "plan": plan.digest,
+        "trajectory": run.trajectory.hash,
+        "test": run.splits["test"].digest(),
+        "options": options.model_dump(mode="json"),
+        "criterion": plan.provenance["criterion"],
+        "allocation": plan.provenance["allocation"],
+        "structure": plan.structure,
+        "asked": plan.provenance["sparsity"],
+    }
+    path = folder / "eval.json"
+    if reusable(path, _made_from(path), made_from, overwrite):
+        return {**checkpoint.read_json(path, "evaluation"), "reused": True}
+    started = time.perf_counter()
+    dense = run.model.to(run.device)
+    pruned.to(run.device)
+    batches = run.batches("test")
+    dense_outputs, labels = predict(dense, batches)
+    pruned_outputs, _ = predict(pruned, batches)
+    one = run.splits["test"].batch([0])[0].to(run.device)
+    dense_file = safetensors.torch.save(checkpoint.unique_state({k: v.cpu() for k, v in dense.state_dict().items()})[0])
+    result = {
+        "schema": SCHEMA,
+        "kind": "evaluation",
+        "made_from": made_from,
+        "test_samples": len(labels),
+        "sparsity": plan.sparsity(),
+        "dense": {"accuracy": accuracy(dense_outputs, labels), **sizes(dense, one), "bytes": len(dense_file)},
+        "pruned": {
+            **fidelity(pruned_outputs, labels, dense_outputs),
+            **sizes(pruned, one),
+            "bytes": (folder / "model.safetensors").stat().st_size,
+        },
+        "layers": plan.counts(),
+        "latency": _latency(run, dense, pruned),
+        "kernel": _kernel(run, plan, pruned),
+    }
+    result["cost"] = {"seconds": round(time.perf_counter() - started, 3)}
+    run.model.cpu()
+    checkpoint.write_json(path, result)
+    return {**result, "reused": False}
+
+
+def _latency(run: Run, dense: torch.nn.Module, pruned: torch.nn.Module) -> dict[str, Any]:
+    batches = {}
+    test = run.splits["test"]
+    for size in run.recipe.eval.latency_batches:
+        x = test.batch([i % len(test) for i in range(size)])[0].to(run.device)
+        medians = latencies({"dense": dense, "pruned": pruned}, x)
+        batches[str(size)] = {
+            "dense_ms": medians["dense"],
+            "pruned_ms": medians["pruned"],
+            "ratio": medians["pruned"] / medians["dense"],
+        }
+    return {"machine": machine(), "batches": batches}
+
+
+def _kernel(run: Run, plan: Plan, pruned: torch.nn.Module) -> dict[str, Any] | None:
+    """The kernel section; None for a run with a single checkpoint, which has no path."""
+    trajectory, options = run.trajectory, run.recipe.eval
+    if len(trajectory) == 0:
+        return None
+    pairs = run.batches("test", options.samples)
+    x, y = torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
+    layout = trajectory.layout
+    function = ModelFunction(run.model, layout, trajectory.fixed, "outputs", run.device)
+    dense = dense_reconstruction(
+        function, trajectory, x, y, run.path / "reconstruction.safetensors",
+        rule=options.rule, nodes=options.nodes, stride=options.stride,
+    )  # fmt: skip
+    masks = plan.masks()
+    mask = torch.cat([masks[e.name].flatten() if e.name in masks else torch.ones(e.size, dtype=torch.bool) for e in layout])
+    state = layout.flatten({k: v.cpu() for k, v in dense_state(pruned.cpu(), plan).items()})
+    return account(function, trajectory, dense, state, mask, x, y, tolerance=options.tolerance, stride=options.stride)
+
+
+def _made_from(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        found: dict[str, Any] = checkpoint.read_json(path, "evaluation")["made_from"]
+    except ArtifactError as error:
+        return {"damaged": str(error)}
+    return found

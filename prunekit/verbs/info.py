@@ -1,0 +1,95 @@
+"""info: what an artifact is, what it was made from, and what it cost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prunekit import checkpoint
+from prunekit.errors import ArtifactError
+from prunekit.recipe import Recipe
+from prunekit.trajectory import Trajectory
+
+
+def info(path: Path) -> dict[str, Any]:
+    """Facts about any artifact of prunekit's, a run folder, a recipe, or a safetensors file from elsewhere.
+
+    Raises:
+        ArtifactError: there is nothing, or nothing that prunekit knows.
+    """
+    if not path.exists():
+        raise ArtifactError(f"{path}: no such file or folder")
+    if path.is_dir():
+        return _folder(path)
+    if path.suffix == ".safetensors":
+        return _tensors(path)
+    if path.suffix in (".yaml", ".yml"):
+        return {"kind": "recipe", "path": str(path), **Recipe.load(path).model_dump(mode="json")}
+    if path.suffix == ".json":
+        content = _json(path)
+        if "kind" in content:
+            bulky = {k: f"{len(v)} entries" for k, v in content.items() if isinstance(v, list | dict) and len(str(v)) > 1500}
+            return {"kind": content["kind"], "path": str(path), **content, **bulky}
+    raise ArtifactError(f"{path}: not an artifact of prunekit's")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: not a readable JSON file ({error})") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _folder(path: Path) -> dict[str, Any]:
+    if (path / "trajectory.json").exists():
+        trajectory = Trajectory(path)
+        optimizer = trajectory.header["optimizer"]
+        return {
+            "kind": "trajectory",
+            "path": str(path),
+            "complete": trajectory.complete,
+            "steps": len(trajectory),
+            "coordinates": trajectory.layout.total,
+            "bytes": sum(p.stat().st_size for p in path.iterdir()),
+            "hash": trajectory.hash,
+            "optimizer": optimizer["name"] if optimizer else "unknown (imported)",
+            "made_from": trajectory.provenance,
+            "cost": trajectory.header.get("cost", {}),
+        }
+    if (path / "prunekit.json").exists():
+        content = _json(path / "prunekit.json")
+        return {"kind": "pruned", "path": str(path), "structure": content["structure"], "plan": content["plan"],
+                "made_from": content["provenance"], **content["facts"],
+                "files": {p.name: p.stat().st_size for p in sorted(path.iterdir())}}  # fmt: skip
+    if (path / "recipe.yaml").exists():
+        recipe = Recipe.load(path / "recipe.yaml")
+        return {
+            "kind": "run",
+            "path": str(path),
+            "model": recipe.model.factory,
+            "data": recipe.data.factory if recipe.data else None,
+            "seed": recipe.seed,
+            "trajectory": _folder(path / "trajectory") if (path / "trajectory" / "trajectory.json").exists() else None,
+            "scores": sorted(p.stem for p in (path / "scores").glob("*.safetensors")),
+            "compared": (path / "compare.json").exists(),
+            "pruned": sorted(p.parent.name for p in (path / "pruned").glob("*/prunekit.json")),
+        }
+    if (path / "plan.safetensors").exists():
+        return _tensors(path / "plan.safetensors")
+    raise ArtifactError(f"{path}: not a folder of prunekit's (no recipe.yaml, trajectory.json or prunekit.json)")
+
+
+def _tensors(path: Path) -> dict[str, Any]:
+    header = checkpoint.read_header(path)
+    tensors = checkpoint.read_tensors(path)
+    facts = {k: v for k, v in header.items() if k not in ("kind", "provenance", "shapes")}
+    return {
+        "kind": header.get("kind", "safetensors from elsewhere"),
+        "path": str(path),
+        **facts,
+        **({"made_from": header["provenance"]} if "provenance" in header else {}),
+        "bytes": path.stat().st_size,
+        "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
+    }

@@ -1,0 +1,146 @@
+"""prune: scores to a plan, and a plan to a smaller model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prunekit.apply import Manifest, prune, save
+from prunekit.criteria import Scores, get_criterion
+from prunekit.errors import ArtifactError, UsageError
+from prunekit.measure import accuracy, predict
+from prunekit.plan import ALLOCATIONS, Plan, check_sparsity, check_structure, make_plan
+from prunekit.plan.allocation import get_allocation
+from prunekit.search import Candidates, Comparison, choose
+from prunekit.verbs.run_folder import Run, reusable
+from prunekit.verbs.scoring import comparison_inputs
+
+
+def prune_run(
+    run: Run,
+    name: str,
+    criterion: str,
+    sparsity: float,
+    structure: str = "unstructured",
+    allocation: str | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Plans and prunes; with ``dry_run`` only the plan is written, to be looked at and edited.
+
+    Args:
+        criterion: a name, or ``auto``: the criterion and allocation that do best on validation data there.
+        allocation: None leaves the choice to ``auto``, else means ``global``.
+
+    Raises:
+        UsageError: a name or value that does not exist.
+        ArtifactError: ``pruned/<name>`` holds something else.
+        StructureError: the model cannot take the structure.
+    """
+    check_sparsity(sparsity)
+    check_structure(structure)
+    if allocation is not None:
+        get_allocation(allocation)
+    if criterion != "auto":
+        get_criterion(criterion)
+    scores = run.all_scores() if criterion == "auto" else {criterion: run.scores(criterion)}
+    request = {
+        "criterion": criterion,
+        "sparsity": sparsity,
+        "structure": structure,
+        "allocation": allocation,
+        "scores": {n: s.digest for n, s in scores.items()},
+    }
+    folder = run.path / "pruned" / name
+    if reusable(folder, _made_from(folder, dry_run), request, overwrite):
+        return {**_summary(folder, Plan.load(folder / "plan.safetensors")), "reused": True}
+    chosen: Mapping[str, Any] = {"criterion": criterion, "allocation": allocation or "global"}
+    if criterion == "auto":
+        chosen = _auto(run, scores, structure, sparsity, allocation)
+    plan = make_plan(
+        scores[chosen["criterion"]],
+        run.model,
+        run.example if structure == "channels" else None,
+        sparsity=sparsity,
+        structure=structure,
+        allocation=chosen["allocation"],
+    )
+    plan.provenance["request"] = request
+    if dry_run:
+        plan.save(folder / "plan.safetensors")
+        return {**_summary(folder, plan), "dry_run": True, "reused": False}
+    return _write(run, plan, folder)
+
+
+def apply_plan(run: Run, plan_path: Path, name: str | None, overwrite: bool = False) -> dict[str, Any]:
+    """Applies a plan file, edited or not.
+
+    Args:
+        name: of the pruned model; by default the plan's folder under ``pruned/``.
+    """
+    plan = Plan.load(plan_path)
+    inside = plan_path.resolve().parent.parent == (run.path / "pruned").resolve()
+    if name is None and not inside:
+        raise UsageError(f"--name is needed: {plan_path} does not lie under {run.path / 'pruned'}")
+    folder = run.path / "pruned" / (name or plan_path.resolve().parent.name)
+    if (folder / "prunekit.json").exists():
+        found = {"plan": Manifest.load(folder / "prunekit.json").plan}
+        if reusable(folder, found, {"plan": plan.digest}, overwrite):
+            return {**_summary(folder, plan), "reused": True}
+    elif folder.exists() and folder != plan_path.resolve().parent and not overwrite and any(folder.iterdir()):
+        same = (folder / "plan.safetensors").resolve() == plan_path.resolve()
+        if not same:
+            raise ArtifactError(f"{folder}: exists; use --overwrite to replace it, or another --name")
+    return _write(run, plan, folder)
+
+
+def _write(run: Run, plan: Plan, folder: Path) -> dict[str, Any]:
+    example = run.example if plan.structure == "channels" else None
+    small = prune(run.model, plan, example)
+    facts: dict[str, Any] = {}
+    if run.recipe.data is not None:
+        facts["validation_accuracy"] = accuracy(*predict(small, run.batches("validation")))
+    save(small, plan, folder, facts)
+    return {**_summary(folder, plan), **facts, "reused": False}
+
+
+def _auto(run: Run, scores: Mapping[str, Scores], structure: str, sparsity: float, allocation: str | None) -> dict[str, Any]:
+    inputs = comparison_inputs(run)
+    comparison = None
+    if inputs and inputs.get("scores") == {n: s.digest for n, s in scores.items()}:
+        comparison = Comparison.load(run.path / "compare.json")
+    candidates = Candidates(run.model, scores, run.batches("validation"), [structure])
+    return choose(candidates, comparison, structure, sparsity, [allocation] if allocation else list(ALLOCATIONS))
+
+
+def _made_from(folder: Path, dry_run: bool) -> dict[str, Any] | None:
+    if not folder.exists():
+        return None
+    try:
+        if dry_run and not (folder / "prunekit.json").exists():
+            found: dict[str, Any] = Plan.load(folder / "plan.safetensors").provenance
+        else:
+            found = Manifest.load(folder / "prunekit.json").provenance
+    except ArtifactError as error:
+        if (folder / "plan.safetensors").exists():
+            return {"plan": "one that was not applied yet (apply it with --apply)"}
+        return {"damaged": str(error)}
+    return {"edited by hand": True} if found.get("edited") else dict(found.get("request", {}))
+
+
+def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
+    reached = plan.sparsity()
+    return {
+        "name": folder.name,
+        "path": str(folder),
+        "structure": plan.structure,
+        "criterion": plan.provenance["criterion"],
+        "allocation": plan.provenance["allocation"],
+        "asked": plan.provenance["sparsity"],
+        "achieved": reached["prunable"],
+        "achieved_all": reached["all"],
+        "edited": bool(plan.provenance.get("edited")),
+        "layers": plan.counts(),
+        "groups": {n: {"total": len(k), "kept": int(k.sum())} for n, k in plan.keep.items()} if plan.index else {},
+    }

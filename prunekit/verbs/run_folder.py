@@ -1,0 +1,182 @@
+"""A run folder: where everything lies, and how to open it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.criteria import Evidence, Scores
+from prunekit.data import Split, as_splits
+from prunekit.errors import ArtifactError, PrunekitError, UsageError
+from prunekit.imports import call
+from prunekit.recipe import Recipe, check_device
+from prunekit.structure import prunable_parameters
+from prunekit.trajectory import Trajectory, load_into
+
+EVAL_BATCH = 256
+
+
+class Run:
+    """An opened run folder.
+
+    Args:
+        path: the folder that ``train`` or ``import`` made.
+        device: overrides the recipe's.
+
+    Raises:
+        UsageError: it is no run folder.
+    """
+
+    def __init__(self, path: Path, device: str | None = None) -> None:
+        self.path = path
+        if not (path / "recipe.yaml").is_file():
+            raise UsageError(f"{path}: not a run folder (no recipe.yaml); make one with prunekit train or import")
+        self.recipe = Recipe.load(path / "recipe.yaml")
+        try:
+            self.device = check_device(device or self.recipe.device)
+        except ValueError as error:
+            raise UsageError(f"--device: {error}") from None
+
+    @cached_property
+    def trajectory(self) -> Trajectory:
+        trajectory = Trajectory(self.path / "trajectory")
+        if not trajectory.complete:
+            raise ArtifactError(
+                f"{trajectory.folder}: recording was cut off after {len(trajectory)} steps; train again with --overwrite"
+            )
+        return trajectory
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The trained dense model, on the CPU, in evaluation mode."""
+        model = self.recipe.build_model()
+        self.trajectory.layout.check(model)
+        load_into(model, self.trajectory.model_state(), self.trajectory.folder)
+        return model.eval()
+
+    def new_model(self) -> nn.Module:
+        """The dense architecture, for loading a pruned model into."""
+        return self.recipe.build_model()
+
+    @cached_property
+    def splits(self) -> dict[str, Split]:
+        return load_splits(self.recipe)
+
+    def batches(self, split: str, limit: int | None = None) -> list[tuple[Tensor, Tensor]]:
+        return list(self.splits[split].batches(EVAL_BATCH, limit))
+
+    @property
+    def example(self) -> Tensor:
+        """Two validation inputs, for tracing."""
+        return self.splits["validation"].batch(range(min(2, len(self.splits["validation"]))))[0]
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What criteria may look at; without samples when the recipe has no data."""
+        recipe = self.recipe
+        x = y = None
+        if recipe.data is not None:
+            pairs = self.batches("scoring", recipe.score.samples)
+            x, y = torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
+        prunable = tuple(prunable_parameters(self.trajectory.layout, recipe.prunable.ignore))
+        return Evidence(
+            self.trajectory,
+            self.model,
+            prunable,
+            x,
+            y,
+            recipe.load_loss(),
+            recipe.load_target(),
+            recipe.seed,
+            recipe.score.nodes,
+            recipe.score.stride,
+            device=self.device,
+        )
+
+    # -- artifacts ---------------------------------------------------------------------------------------------
+
+    def score_path(self, criterion: str) -> Path:
+        return self.path / "scores" / f"{criterion}.safetensors"
+
+    def scores(self, criterion: str) -> Scores:
+        """A score file of this run's trajectory.
+
+        Raises:
+            ArtifactError: missing, damaged, or made from another trajectory or model; both hashes are named.
+        """
+        path = self.score_path(criterion)
+        if not path.is_file():
+            raise ArtifactError(f"{path}: no such file; make it with: prunekit score {self.path} --criterion {criterion}")
+        scores = Scores.load(path)
+        if scores.criterion != criterion:
+            raise ArtifactError(f"{path}: holds scores of {scores.criterion}, not of {criterion}")
+        if scores.provenance["trajectory"] != self.trajectory.hash:
+            raise ArtifactError(
+                f"{path}: made from trajectory {scores.provenance['trajectory']}, this run's is {self.trajectory.hash}; "
+                "score again with --overwrite"
+            )
+        return scores
+
+    def all_scores(self) -> dict[str, Scores]:
+        """Every score file of the run, in the recipe's order, then by name.
+
+        Raises:
+            ArtifactError: there is none.
+        """
+        names = {p.stem for p in (self.path / "scores").glob("*.safetensors")}
+        if not names:
+            raise ArtifactError(f"{self.path}: has no scores yet; make them with: prunekit score {self.path} --criterion all")
+        order = self.recipe.score.criteria
+        return {n: self.scores(n) for n in sorted(names, key=lambda n: (order.index(n) if n in order else len(order), n))}
+
+
+def load_splits(recipe: Recipe) -> dict[str, Split]:
+    """The recipe's data.
+
+    Raises:
+        PrunekitError: the run has none.
+    """
+    if recipe.data is None:
+        raise PrunekitError("this run has no data; import the model again with --data my_module:data")
+    return as_splits(call(recipe.data.factory, "data", recipe.data.args), recipe.data.factory)
+
+
+def reusable(what: Path, found: Mapping[str, Any] | None, wanted: Mapping[str, Any], overwrite: bool) -> bool:
+    """Whether an existing artifact is what would be made again.
+
+    Args:
+        found: what the artifact says it was made from; None when there is no artifact.
+        wanted: what it would be made from now.
+
+    Raises:
+        ArtifactError: it was made from something else, and may not be overwritten; the first difference is named.
+    """
+    if found is None or overwrite:
+        return False
+    difference = first_difference(found, wanted)
+    if difference is None:
+        return True
+    raise ArtifactError(f"{what}: exists, made from other inputs ({difference}); use --overwrite to replace it")
+
+
+def first_difference(found: Any, wanted: Any, key: str = "") -> str | None:
+    """``key: old, now new`` of the first differing value, or None."""
+    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
+        for name in [*wanted, *(n for n in found if n not in wanted)]:
+            inner = first_difference(found.get(name), wanted.get(name), f"{key}.{name}" if key else str(name))
+            if inner is not None:
+                return inner
+        return None
+    if found == wanted:
+        return None
+    return f"{key} was {_short(found)}, is now {_short(wanted)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

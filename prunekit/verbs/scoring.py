@@ -1,0 +1,100 @@
+"""score, compare: what finds out which weights matter, and which criterion to trust here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from prunekit import checkpoint
+from prunekit.criteria import Evidence, get_criterion, provenance, score_evidence
+from prunekit.errors import ArtifactError
+from prunekit.report import comparison_figure, save_figure
+from prunekit.search import Comparison, compare
+from prunekit.verbs.run_folder import Run, reusable
+
+
+def score_run(
+    run: Run, criteria: Sequence[str], overwrite: bool = False, evidence: Evidence | None = None
+) -> list[dict[str, Any]]:
+    """Writes a score file for each criterion; ``all`` stands for the recipe's list.
+
+    Args:
+        evidence: the run's with other options; the run's own by default.
+
+    Raises:
+        UsageError: unknown criterion.
+        PrunekitError: a criterion lacks its path or its data; nothing is written then.
+    """
+    evidence = evidence or run.evidence
+    names = list(dict.fromkeys(n for c in criteria for n in (run.recipe.score.criteria if c == "all" else [c])))
+    for name in names:
+        get_criterion(name)
+    results = []
+    for name in names:
+        path = run.score_path(name)
+        wanted = provenance(evidence, name)
+        reused = reusable(path, _made_from(path), wanted, overwrite)
+        if not reused:
+            score_evidence(evidence, name).save(path)
+        header = checkpoint.read_header(path, "scores")
+        results.append({"criterion": name, "path": str(path), "digest": header["digest"], **header["cost"], "reused": reused})
+    return results
+
+
+def _made_from(path: Any) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        checkpoint.read_tensors(path)
+        found: dict[str, Any] = checkpoint.read_header(path, "scores")["provenance"]
+    except ArtifactError as error:
+        return {"damaged": str(error)}
+    return found
+
+
+def compare_run(
+    run: Run,
+    overwrite: bool = False,
+    structures: Sequence[str] = (),
+    allocations: Sequence[str] = (),
+    sparsities: Sequence[float] = (),
+) -> tuple[Comparison, bool]:
+    """Writes compare.json, compare.csv and compare.png from every score file of the run; empty lists mean the recipe's.
+
+    Returns:
+        the comparison, and whether it was there already.
+    """
+    options = run.recipe.compare
+    scores = run.all_scores()
+    grid: dict[str, Any] = {
+        "structures": list(structures or options.structures),
+        "allocations": list(allocations or options.allocations),
+        "sparsities": list(sparsities or options.sparsities),
+    }
+    made_from = {
+        "scores": {name: s.digest for name, s in scores.items()},
+        "validation": run.splits["validation"].digest(),
+        **grid,
+    }
+    path = run.path / "compare.json"
+    if reusable(path, comparison_inputs(run), made_from, overwrite):
+        return Comparison.load(path), True
+    started = time.perf_counter()
+    made = compare(run.model.to(run.device), scores, run.batches("validation"), made_from=made_from, **grid)
+    run.model.cpu()
+    made.cost["seconds"] = round(time.perf_counter() - started, 3)
+    made.save(path)
+    save_figure(comparison_figure(made), run.path / "compare.png")
+    return made, False
+
+
+def comparison_inputs(run: Run) -> dict[str, Any] | None:
+    """What the run's compare.json was made from; None when there is none."""
+    path = run.path / "compare.json"
+    if not path.exists():
+        return None
+    try:
+        return Comparison.load(path).made_from
+    except ArtifactError as error:
+        return {"damaged": str(error)}

@@ -1,0 +1,124 @@
+"""train, import: what puts a trajectory into a run folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prunekit import checkpoint
+from prunekit.criteria import model_digest
+from prunekit.errors import ArtifactError, UsageError
+from prunekit.measure import accuracy, predict
+from prunekit.recipe import Recipe
+from prunekit.training.loop import batches_per_epoch, train
+from prunekit.trajectory import Layout, Recorder, Trajectory, write_checkpoints
+from prunekit.verbs.run_folder import EVAL_BATCH, load_splits, reusable
+
+
+def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any = print) -> dict[str, Any]:
+    """Trains the recipe's model and records its path under ``out``.
+
+    Raises:
+        ArtifactError: ``out`` holds a trajectory of another recipe, or the disk has too little room.
+        NonFiniteError: the loss or a weight became NaN or Inf.
+    """
+    splits = load_splits(recipe)
+    model = recipe.build_model()
+    layout = Layout.of(model)
+    facts = json.loads(json.dumps(recipe.training_facts()))
+    provenance = {"recipe": facts, "start": model_digest(model), "data": {n: s.digest() for n, s in splits.items()}}
+    trajectory = out / "trajectory"
+    if reusable(trajectory, _made_from(trajectory), provenance, overwrite):
+        recipe.save(out / "recipe.yaml")
+        found: dict[str, Any] = checkpoint.read_json(out / "train.json", "training")
+        return {**found, "reused": True}
+
+    samples, epochs, size = len(splits["train"]), recipe.train.epochs, recipe.train.batch_size
+    steps = epochs * batches_per_epoch(samples, size)
+    needed = 4 * layout.total * (steps + 1) + 8 * samples * epochs
+    announce(
+        f"train: {steps} steps of {layout.total:,} coordinates; the trajectory takes {needed / 1e6:.1f} MB of disk under {out}"
+    )
+    _check_room(out, needed)
+    model.to(recipe.device)
+    optimizer, scheduler = recipe.build_optimizer(model, steps)
+    started = time.perf_counter()
+    partial = out / "trajectory.partial"  # stays, readable, if training is cut off; never touches a whole one
+    shutil.rmtree(partial, ignore_errors=True)
+    with Recorder(partial, model, optimizer, provenance) as recorder:
+        losses = train(
+            model, optimizer, scheduler, recipe.load_loss(), splits["train"].batch, samples,
+            epochs=epochs, batch_size=size, seed=recipe.seed, recorder=recorder, device=recipe.device,
+        )  # fmt: skip
+    seconds = time.perf_counter() - started
+    outputs = {name: predict(model, splits[name].batches(EVAL_BATCH)) for name in ("train", "validation")}
+    result = {
+        "schema": 1,
+        "kind": "training",
+        "steps": steps,
+        "coordinates": layout.total,
+        "losses": losses,
+        "accuracy": {name: accuracy(*pair) for name, pair in outputs.items()},
+        "cost": {"seconds": round(seconds, 3)},
+    }
+    checkpoint.replace_folder(partial, trajectory)
+    checkpoint.write_json(out / "train.json", result)
+    recipe.save(out / "recipe.yaml")
+    return {**result, "trajectory": Trajectory(trajectory).hash, "reused": False}
+
+
+def import_run(recipe: Recipe, weights: Sequence[Path], out: Path, overwrite: bool = False) -> dict[str, Any]:
+    """Puts checkpoints of a model that was trained elsewhere under ``out``, in training order.
+
+    Raises:
+        ArtifactError: a file is not safetensors or does not fit the model, or ``out`` holds something else.
+    """
+    if not weights:
+        raise UsageError("import needs at least one --weights file")
+    model = recipe.build_model()
+    provenance = {
+        "recipe": json.loads(json.dumps(recipe.training_facts())),
+        "imported": [checkpoint.digest(checkpoint.read_tensors(path)) for path in weights],
+    }
+    if recipe.data is not None:
+        load_splits(recipe)
+    trajectory = out / "trajectory"
+    reused = reusable(trajectory, _made_from(trajectory), provenance, overwrite)
+    if not reused:
+        _check_room(out, 4 * Layout.of(model).total * len(weights))
+        with checkpoint.replacing_folder(trajectory) as temporary:
+            write_checkpoints(temporary, model, weights, provenance)
+        (out / "train.json").unlink(missing_ok=True)
+    recipe.save(out / "recipe.yaml")
+    opened = Trajectory(trajectory)
+    return {
+        "states": len(opened) + 1,
+        "coordinates": opened.layout.total,
+        "trajectory": opened.hash,
+        "path": len(opened) > 0,
+        "reused": reused,
+    }
+
+
+def _made_from(trajectory: Path) -> dict[str, Any] | None:
+    if not trajectory.exists():
+        return None
+    try:
+        header = checkpoint.read_json(trajectory / "trajectory.json", "trajectory")
+        Trajectory(trajectory)  # a truncated one may not be reused
+    except ArtifactError as error:
+        return {"damaged": str(error)}
+    return {k: v for k, v in header["provenance"].items() if k not in ("prunekit", "torch")}
+
+
+def _check_room(out: Path, needed: int) -> None:
+    here = next(p for p in [out, *out.absolute().parents] if p.exists())
+    free = shutil.disk_usage(here).free
+    if needed > free:
+        raise ArtifactError(
+            f"{out}: the trajectory takes {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; choose another --out"
+        )
