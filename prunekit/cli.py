@@ -256,7 +256,7 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except typer.TyperException as error:
-        _fail(error.format_message(), error.exit_code)
+        _fail(error.format_message() + _given(error), error.exit_code)
     except UsageError as error:
         _fail(str(error), 2, error)
     except PrunekitError as error:
@@ -267,6 +267,15 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has gone
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _given(error: typer.TyperException) -> str:
+    """The value that an option was given, which the parser's message leaves out."""
+    options = getattr(getattr(error, "param", None), "opts", ())
+    for option, value in zip(sys.argv, sys.argv[1:], strict=False):
+        if option in options:
+            return f" (given: {value})"
+    return ""
 
 
 def _fail(message: str, code: int, error: BaseException | None = None) -> None:

@@ -246,8 +246,11 @@ class Recipe(_Section):
             temporary.write_text("# The resolved recipe of this run: every value, defaults included.\n" + text)
 
     @classmethod
-    def load(cls, path: str | Path) -> Recipe:
+    def load(cls, path: str | Path, resolved: bool = False) -> Recipe:
         """Reads a recipe.
+
+        Args:
+            resolved: it was written by ``save``, so a missing key means that the file is not whole.
 
         Raises:
             UsageError: missing, not YAML, or values out of range; one line a fault, with the path of its key.
@@ -263,7 +266,12 @@ class Recipe(_Section):
             raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(content, dict):
             raise UsageError(f"{path}: a recipe is a mapping of keys, this is a {type(content).__name__}")
-        return cls.of(content, path)
+        recipe = cls.of(content, path)
+        if resolved:
+            lost = [key for key in cls.model_fields if key not in content]
+            if lost:
+                raise UsageError(f"{path}: not whole, it lacks {', '.join(lost)}; run train or import again")
+        return recipe
 
     @classmethod
     def of(cls, content: dict[str, Any], source: str | Path) -> Recipe:

@@ -49,6 +49,6 @@ def _same_as_masked(small: nn.Module, model: nn.Module, plan: Plan, example_inpu
     off = float((got - expected).abs().max())
     if off > 1e-4 * (1 + float(expected.abs().max())):
         raise StructureError(
-            f"channels: the pruned model's outputs differ from the masked model's by {off:.3g}; a removed channel is "
-            "not silent where it is used (a normalisation, a constant), so this model cannot be pruned this way"
+            f"channels: the pruned model's outputs differ from the masked model's by {off:.3g}: something in it counts "
+            "its channels (a mean or a norm over them), so removing some changes what the others compute"
         )

@@ -17,7 +17,7 @@ from prunekit import checkpoint
 from prunekit.criteria import gradient, influence, magnitude, random, taylor
 from prunekit.criteria.evidence import Criterion, Evidence, Loss
 from prunekit.criteria.scores import Scores
-from prunekit.errors import UsageError, nearest
+from prunekit.errors import PrunekitError, UsageError, nearest
 from prunekit.kernel import Target
 from prunekit.structure.prunable import prunable_parameters
 from prunekit.trajectory import Trajectory
@@ -95,17 +95,28 @@ def score(
 def score_evidence(evidence: Evidence, criterion: str) -> Scores:
     """``score`` for a caller that has gathered the evidence already."""
     chosen = get_criterion(criterion)
+    facts = provenance(evidence, criterion)
     started = time.perf_counter()
     importance, axis_sums = chosen.compute(evidence)
     cost = {"seconds": round(time.perf_counter() - started, 3), "peak_mb": peak_memory_mb()}
-    scores = Scores(importance, axis_sums, provenance(evidence, criterion), cost)
+    scores = Scores(importance, axis_sums, facts, cost)
     scores.check()
     return scores
 
 
 def provenance(evidence: Evidence, criterion: str) -> dict[str, Any]:
-    """What scores of ``criterion`` made from ``evidence`` say of their making; known before they are made."""
+    """What scores of ``criterion`` made from ``evidence`` say of their making; known before they are made.
+
+    Raises:
+        PrunekitError: the criterion needs a path or data that is not there.
+    """
     chosen = get_criterion(criterion)
+    trajectory = evidence.trajectory
+    if chosen.needs_path and len(trajectory) == 0:
+        raise PrunekitError(
+            f"{criterion} needs a training path of at least two states, {trajectory.folder} has one; record one with "
+            "prunekit.Recorder, or import several checkpoints (--weights early.safetensors --weights late.safetensors)"
+        )
     facts: dict[str, Any] = {
         "criterion": criterion,
         "group": chosen.group,

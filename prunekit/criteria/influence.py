@@ -13,18 +13,12 @@ from torch import Tensor
 
 from prunekit.criteria.additive import collect
 from prunekit.criteria.evidence import Criterion, Evidence
-from prunekit.errors import PrunekitError
 from prunekit.kernel import Contribution, attribute
 from prunekit.progress import Bar
 
 
 def _influence(evidence: Evidence) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     trajectory = evidence.trajectory
-    if len(trajectory) == 0:
-        raise PrunekitError(
-            f"influence needs a training path of at least two states, {trajectory.folder} has one; record one with "
-            "prunekit.Recorder, or import several checkpoints (--weights early.safetensors --weights late.safetensors)"
-        )
     x, y = evidence.samples()
 
     def parts() -> Iterator[Contribution]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from types import MethodType
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,9 @@ class ModelFunction:
     ) -> None:
         self.device = torch.device(device)
         self.model = copy.deepcopy(model).eval().requires_grad_(False).to(self.device)
+        for module in self.model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+                module.forward = MethodType(_normalise, module)  # type: ignore[method-assign]
         if fixed:
             self.model.load_state_dict(dict(fixed), strict=False)
         self.layout, self.target = layout, get_target(target)
@@ -54,3 +58,16 @@ class ModelFunction:
         views = self.layout.views
         found = jvp(lambda state: self.named(state, x, y), (views(theta),), (views(direction),))
         return found[0], found[1]
+
+
+def _normalise(module: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
+    """BatchNorm in evaluation mode, differentiable in its running statistics, which torch's own is not.
+
+    They are coordinates of the path: a step moves them, and the outputs with them.
+    """
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    mean, variance = module.running_mean, module.running_var
+    assert mean is not None
+    assert variance is not None
+    out = (x - mean.view(shape)) * (variance + module.eps).rsqrt().view(shape)
+    return out if module.weight is None else out * module.weight.view(shape) + module.bias.view(shape)

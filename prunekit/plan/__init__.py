@@ -13,7 +13,6 @@ from prunekit.plan.channels import channel_keeps
 from prunekit.plan.plan import Plan
 from prunekit.plan.unstructured import unstructured_masks
 from prunekit.structure import ChannelGroup, channel_groups
-from prunekit.trajectory import Layout
 
 __all__ = ["ALLOCATIONS", "STRUCTURES", "Plan", "check_sparsity", "check_structure", "make_plan", "plan_from"]
 
@@ -56,18 +55,19 @@ def make_plan(
         if example_inputs is None:
             raise UsageError("structure 'channels' needs example_inputs (one or two samples) to trace the model")
         groups = channel_groups(model, example_inputs)
-    return plan_from(scores, Layout.of(model), groups, sparsity, structure, allocation)
+    return plan_from(scores, model, groups, sparsity, structure, allocation)
 
 
 def plan_from(
-    scores: Scores, layout: Layout, groups: Sequence[ChannelGroup], sparsity: float, structure: str, allocation: str
+    scores: Scores, model: nn.Module, groups: Sequence[ChannelGroup], sparsity: float, structure: str, allocation: str
 ) -> Plan:
     """``make_plan`` for a caller that has checked the model and traced its ``groups`` already."""
     check_sparsity(sparsity)
     check_structure(structure)
     transform = get_allocation(allocation)
     scores.check()
-    shapes = {entry.name: entry.shape for entry in layout}
+    buffers = {name: tuple(buffer.shape) for name, buffer in model.named_buffers()}
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()} | buffers
     for name, tensor in scores.importance.items():
         if shapes.get(name) != tuple(tensor.shape):
             raise ArtifactError(
@@ -88,7 +88,7 @@ def plan_from(
         "allocation": allocation,
         "sparsity": sparsity,
         "prunable": prunable,
-        "buffers": [entry.name for entry in layout if entry.kind == "buffer"],
+        "buffers": list(buffers),
     }
     return Plan(structure, keep, index, shapes, provenance)
 

@@ -19,7 +19,6 @@ from prunekit.measure import accuracy, fidelity, predict
 from prunekit.plan import Plan, plan_from
 from prunekit.progress import Bar
 from prunekit.structure import ChannelGroup, channel_groups
-from prunekit.trajectory import Layout
 
 SCHEMA = 1
 COLUMNS = ("structure", "criterion", "allocation", "sparsity", "achieved", "achieved_all", "accuracy", "agreement", "kl")
@@ -84,12 +83,11 @@ class Candidates:
         structures: Sequence[str],
     ) -> None:
         self.model, self.scores, self.batches = model, scores, batches
-        self.layout = Layout.of(model)
         self.groups: list[ChannelGroup] = channel_groups(model, batches[0][0][:2]) if "channels" in structures else []
         self.dense, self.labels = predict(model, batches)
 
     def plan(self, structure: str, criterion: str, allocation: str, sparsity: float) -> Plan:
-        return plan_from(self.scores[criterion], self.layout, self.groups, sparsity, structure, allocation)
+        return plan_from(self.scores[criterion], self.model, self.groups, sparsity, structure, allocation)
 
     def cell(self, structure: str, criterion: str, allocation: str, sparsity: float) -> dict[str, Any]:
         """Makes the plan, runs the masked model (which computes what the cut one does), and measures it."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
 
 from prunekit.errors import StructureError
@@ -42,6 +41,8 @@ def build_graph(model: nn.Module, example_inputs: Tensor) -> Any:
     Raises:
         StructureError: the model cannot be traced.
     """
+    import torch_pruning as tp  # only whoever traces needs it: loading a pruned model does not
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -17,7 +17,7 @@ from prunekit.kernel import ModelFunction
 from prunekit.measure import accuracy, fidelity, latencies, machine, predict, sizes
 from prunekit.plan import Plan
 from prunekit.report import account, dense_reconstruction
-from prunekit.verbs.run_folder import Run, reusable
+from prunekit.verbs.run_folder import PROBLEM, Run, reusable
 
 SCHEMA = 1
 
@@ -136,5 +136,5 @@ def _made_from(path: Path) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = checkpoint.read_json(path, "evaluation")["made_from"]
     except ArtifactError as error:
-        return {"damaged": str(error)}
+        return {PROBLEM: str(error)}
     return found

@@ -13,7 +13,7 @@ from prunekit.measure import accuracy, predict
 from prunekit.plan import ALLOCATIONS, Plan, check_sparsity, check_structure, make_plan
 from prunekit.plan.allocation import get_allocation
 from prunekit.search import Candidates, Comparison, choose
-from prunekit.verbs.run_folder import Run, reusable
+from prunekit.verbs.run_folder import PROBLEM, Run, reusable
 from prunekit.verbs.scoring import comparison_inputs
 
 
@@ -124,9 +124,9 @@ def _made_from(folder: Path, dry_run: bool) -> dict[str, Any] | None:
             found = Manifest.load(folder / "prunekit.json").provenance
     except ArtifactError as error:
         if (folder / "plan.safetensors").exists():
-            return {"plan": "one that was not applied yet (apply it with --apply)"}
-        return {"damaged": str(error)}
-    return {"edited by hand": True} if found.get("edited") else dict(found.get("request", {}))
+            return {PROBLEM: f"it holds a plan that was not applied yet (--apply {folder / 'plan.safetensors'})"}
+        return {PROBLEM: str(error)}
+    return {PROBLEM: "its plan was edited by hand"} if found.get("edited") else dict(found.get("request", {}))
 
 
 def _summary(folder: Path, plan: Plan) -> dict[str, Any]:

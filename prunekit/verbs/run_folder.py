@@ -19,6 +19,7 @@ from prunekit.structure import prunable_parameters
 from prunekit.trajectory import Trajectory, load_into
 
 EVAL_BATCH = 256
+PROBLEM = "problem"
 
 
 class Run:
@@ -36,7 +37,7 @@ class Run:
         self.path = path
         if not (path / "recipe.yaml").is_file():
             raise UsageError(f"{path}: not a run folder (no recipe.yaml); make one with prunekit train or import")
-        self.recipe = Recipe.load(path / "recipe.yaml")
+        self.recipe = Recipe.load(path / "recipe.yaml", resolved=True)
         try:
             self.device = check_device(device or self.recipe.device)
         except ValueError as error:
@@ -150,7 +151,8 @@ def reusable(what: Path, found: Mapping[str, Any] | None, wanted: Mapping[str, A
     """Whether an existing artifact is what would be made again.
 
     Args:
-        found: what the artifact says it was made from; None when there is no artifact.
+        found: what the artifact says it was made from; None when there is no artifact; ``{PROBLEM: why}`` when it
+            is there but cannot be reused whatever the inputs.
         wanted: what it would be made from now.
 
     Raises:
@@ -158,6 +160,8 @@ def reusable(what: Path, found: Mapping[str, Any] | None, wanted: Mapping[str, A
     """
     if found is None or overwrite:
         return False
+    if PROBLEM in found:
+        raise ArtifactError(f"{what}: exists and cannot be reused: {found[PROBLEM]}; use --overwrite to replace it")
     difference = first_difference(found, wanted)
     if difference is None:
         return True

@@ -11,7 +11,7 @@ from prunekit.criteria import Evidence, get_criterion, provenance, score_evidenc
 from prunekit.errors import ArtifactError
 from prunekit.report import comparison_figure, save_figure
 from prunekit.search import Comparison, compare
-from prunekit.verbs.run_folder import Run, reusable
+from prunekit.verbs.run_folder import PROBLEM, Run, reusable
 
 
 def score_run(
@@ -49,7 +49,7 @@ def _made_from(path: Any) -> dict[str, Any] | None:
         checkpoint.read_tensors(path)
         found: dict[str, Any] = checkpoint.read_header(path, "scores")["provenance"]
     except ArtifactError as error:
-        return {"damaged": str(error)}
+        return {PROBLEM: str(error)}
     return found
 
 
@@ -97,4 +97,4 @@ def comparison_inputs(run: Run) -> dict[str, Any] | None:
     try:
         return Comparison.load(path).made_from
     except ArtifactError as error:
-        return {"damaged": str(error)}
+        return {PROBLEM: str(error)}

@@ -16,7 +16,7 @@ from prunekit.measure import accuracy, predict
 from prunekit.recipe import Recipe
 from prunekit.training.loop import batches_per_epoch, train
 from prunekit.trajectory import Layout, Recorder, Trajectory, write_checkpoints
-from prunekit.verbs.run_folder import EVAL_BATCH, load_splits, reusable
+from prunekit.verbs.run_folder import EVAL_BATCH, PROBLEM, load_splits, reusable
 
 
 def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any = print) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _made_from(trajectory: Path) -> dict[str, Any] | None:
         header = checkpoint.read_json(trajectory / "trajectory.json", "trajectory")
         Trajectory(trajectory)  # a truncated one may not be reused
     except ArtifactError as error:
-        return {"damaged": str(error)}
+        return {PROBLEM: str(error)}
     return {k: v for k, v in header["provenance"].items() if k not in ("prunekit", "torch")}
 
 

@@ -1,0 +1,167 @@
+"""A pruned model is the masked model, and comes back from disk as it was."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from prunekit import ArtifactError, StructureError, hold_masks, load, make_plan, masked, prune, save
+from prunekit.apply import dense_state
+from tests.conftest import TinyNet, tiny_data
+from tests.structure_models import HANDLED, IMAGES, Counting, random_scores
+
+
+def trained_like(name: str) -> nn.Module:
+    """A model whose BatchNorm statistics have moved."""
+    torch.manual_seed(0)
+    model = HANDLED[name]()
+    model(torch.randn(50, 1, 4, 4))
+    return model.eval()
+
+
+@pytest.mark.parametrize("sparsity", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("name", HANDLED)
+def test_small_model_equals_masked_model(name: str, sparsity: float) -> None:
+    model = trained_like(name)
+    x = torch.randn(30, 1, 4, 4)
+    plan = make_plan(random_scores(model), model, IMAGES, sparsity=sparsity, structure="channels")
+    small = prune(model, plan, IMAGES)
+    torch.testing.assert_close(small(x), masked(model, plan)(x), atol=1e-5, rtol=1e-5)
+    kept = plan.kept_indices()
+    for parameter, tensor in [*small.named_parameters(), *small.named_buffers()]:
+        if tensor.dim():
+            expected = [len(kept.get(f"{parameter}@{a}", range(s))) for a, s in enumerate(plan.shapes[parameter])]
+            assert list(tensor.shape) == expected
+
+
+@pytest.mark.parametrize("structure", ["unstructured", "channels"])
+@pytest.mark.parametrize("name", HANDLED)
+def test_saved_model_comes_back_exactly(tmp_path: Path, name: str, structure: str) -> None:
+    model = trained_like(name)
+    x = torch.randn(30, 1, 4, 4)
+    plan = make_plan(random_scores(model), model, IMAGES, sparsity=0.5, structure=structure)
+    small = prune(model, plan, IMAGES)
+    save(small, plan, tmp_path / "a")
+    back = load(tmp_path / "a", HANDLED[name])
+    assert torch.equal(back(x), small(x))
+    assert load_file(tmp_path / "a" / "model.safetensors").keys() == small.state_dict().keys()
+    assert (tmp_path / "a" / "masks.safetensors").exists() == (structure == "unstructured")
+    assert {n: (m.in_features, m.out_features) for n, m in back.named_modules() if isinstance(m, nn.Linear)} == {
+        n: (m.in_features, m.out_features) for n, m in small.named_modules() if isinstance(m, nn.Linear)
+    }
+
+
+def test_saved_channels_take_less_room(tmp_path: Path) -> None:
+    model = trained_like("multilayer")
+    plan = make_plan(random_scores(model), model, IMAGES, sparsity=0.5, structure="channels")
+    save(prune(model, plan, IMAGES), plan, tmp_path / "a")
+    save_file(model.state_dict(), tmp_path / "dense.safetensors")
+    small, dense = load_file(tmp_path / "a" / "model.safetensors"), load_file(tmp_path / "dense.safetensors")
+    assert sum(t.numel() for t in small.values()) < 0.6 * sum(t.numel() for t in dense.values())
+
+
+def test_loading_needs_no_torch_pruning(tmp_path: Path) -> None:
+    model = trained_like("multilayer")
+    plan = make_plan(random_scores(model), model, IMAGES, sparsity=0.5, structure="channels")
+    save(prune(model, plan, IMAGES), plan, tmp_path / "a")
+    code = (
+        "import sys; sys.modules['torch_pruning'] = None\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
+        "import prunekit; from tests.structure_models import Multilayer\n"
+        f"print(sum(p.numel() for p in prunekit.load({str(tmp_path / 'a')!r}, Multilayer).parameters()))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(printed) == sum(p.numel() for p in prune(model, plan, IMAGES).parameters())
+
+
+def test_dense_coordinates_of_a_small_model_are_the_masked_weights() -> None:
+    model = trained_like("joined")
+    plan = make_plan(random_scores(model), model, IMAGES, sparsity=0.5, structure="channels")
+    found = dense_state(prune(model, plan, IMAGES), plan)
+    for name, tensor in masked(model, plan).named_parameters():
+        assert torch.equal(found[name], tensor)
+
+
+def test_masks_hold_in_anybodys_loop() -> None:
+    torch.manual_seed(0)
+    model = TinyNet()
+    plan = make_plan(random_scores(model), model, sparsity=0.6)
+    small = prune(model, plan)
+    optimizer = torch.optim.AdamW(small.parameters(), lr=0.1, weight_decay=0.1)
+    x, y = tiny_data(16)
+    before = small.conv.weight.detach().clone()
+    with hold_masks(small, plan, optimizer):
+        for _ in range(5):
+            optimizer.zero_grad()
+            F.cross_entropy(small(x), y).backward()
+            optimizer.step()
+            for name, mask in plan.masks().items():
+                assert not small.get_parameter(name)[~mask].any()
+    assert not torch.equal(small.conv.weight, before)
+    optimizer.step()
+    assert small.conv.weight[~plan.masks()["conv.weight"]].any()  # the hook is gone
+
+
+def test_a_fine_tuned_model_is_saved_and_a_broken_mask_is_not(tmp_path: Path) -> None:
+    model = TinyNet()
+    plan = make_plan(random_scores(model), model, sparsity=0.6)
+    small = prune(model, plan)
+    with torch.no_grad():
+        small.conv.weight[plan.masks()["conv.weight"]] += 1
+    save(small, plan, tmp_path / "a")
+    assert torch.equal(load(tmp_path / "a", TinyNet).conv.weight, small.conv.weight)
+    with torch.no_grad():
+        small.conv.weight += 1
+    with pytest.raises(ArtifactError, match=r"conv\.weight has weights other than 0"):
+        save(small, plan, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_model_that_counts_its_channels_is_refused() -> None:
+    torch.manual_seed(0)
+    model = Counting()
+    plan = make_plan(random_scores(model), model, IMAGES, sparsity=0.5, structure="channels")
+    with pytest.raises(StructureError, match="counts its channels"):
+        prune(model, plan, IMAGES)
+
+
+def test_a_plan_for_other_weights_is_refused() -> None:
+    model = TinyNet()
+    plan = make_plan(random_scores(model), model, sparsity=0.5)
+    with pytest.raises(ArtifactError, match="the plan was made for model"):
+        prune(TinyNet(), plan)
+
+
+def test_grad_flags_and_mode_survive_surgery() -> None:
+    model = trained_like("multilayer").train()
+    model.two.requires_grad_(False)
+    plan = make_plan(random_scores(model), model, IMAGES, sparsity=0.3, structure="channels")
+    small = prune(model, plan, IMAGES)
+    assert small.training
+    assert {n for n, p in small.named_parameters() if not p.requires_grad} == {"two.weight", "two.bias"}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "prunekit.json"])
+def test_damaged_folders_are_refused(tmp_path: Path, name: str) -> None:
+    model = trained_like("multilayer")
+    plan = make_plan(random_scores(model), model, IMAGES, sparsity=0.5, structure="channels")
+    save(prune(model, plan, IMAGES), plan, tmp_path / "a")
+    path = tmp_path / "a" / name
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ArtifactError, match=name):
+        load(tmp_path / "a", HANDLED["multilayer"])
+
+
+def test_another_architecture_is_refused(tmp_path: Path) -> None:
+    model = trained_like("multilayer")
+    plan = make_plan(random_scores(model), model, IMAGES, sparsity=0.5, structure="channels")
+    save(prune(model, plan, IMAGES), plan, tmp_path / "a")
+    with pytest.raises(ArtifactError, match="another architecture"):
+        load(tmp_path / "a", HANDLED["residual"])

@@ -1,0 +1,75 @@
+"""The command line called in this process, and one small finished run to work on."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from prunekit.cli import main
+
+RECIPE = """
+seed: 3
+model: {factory: "prunekit.models:digits_cnn", args: {channels: [6, 8, 8]}}
+data: {factory: "prunekit.data:digits", args: {}}
+train: {optimizer: {name: adamw, lr: 0.02, weight_decay: 0.05}, epochs: 3, batch_size: 128}
+prunable: {ignore: [classifier.weight]}
+score: {samples: 24}
+compare: {sparsities: [0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95]}
+prune:
+  - {name: loose, sparsity: 0.5, structure: unstructured}
+  - {name: small, sparsity: 0.5, structure: channels}
+eval: {samples: 32, nodes: 2}
+"""
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Done]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """``cli("score", RUN, ...)`` -> exit code and what was printed."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def call(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["prunekit", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        printed = capsys.readouterr()
+        code = stop.value.code
+        return Done(code if isinstance(code, int) else 0, printed.out, printed.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run made by ``prunekit run``; shared, so tests that write take ``run`` instead."""
+    folder = tmp_path_factory.mktemp("finished run")  # a path with a space
+    (folder / "recipe.yaml").write_text(RECIPE)
+    argv, sys.argv = sys.argv, ["prunekit", "run", str(folder / "recipe.yaml"), "--out", str(folder / "run"), "--quiet"]
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main()
+    finally:
+        sys.argv = argv
+    assert stop.value.code == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run."""
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"

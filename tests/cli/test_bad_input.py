@@ -1,0 +1,186 @@
+"""Bad input gets one clear line, the right exit code, no traceback, and leaves artifacts as they were."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.cli.conftest import RECIPE, Cli, Done
+from tests.cli.test_pipeline import files
+
+
+def one_line(done: Done, code: int, *said: str) -> None:
+    assert done.code == code, done.err
+    assert done.err.startswith("prunekit: ")
+    assert done.err.count("\n") == 1
+    assert "Traceback" not in done.err
+    for part in said:
+        assert part in done.err, done.err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("seed: 3", "sed: 3", ("sed is not a recipe key", "did you mean seed")),
+        ("lr: 0.02", "lr: -1", ("train.optimizer.lr is -1", "greater than 0")),
+        ("lr: 0.02", "rate: 1", ("train.optimizer.rate is not a recipe key",)),
+        ("epochs: 3", "epochs: 0", ("train.epochs is 0",)),
+        ("epochs: 3", "epochs: many", ("train.epochs is 'many'",)),
+        ("name: adamw", "name: adamww", ("train.optimizer.name is 'adamww'",)),
+        ("name: adamw", "name: adamw, momentum: 0.9", ("momentum is not an option of adamw",)),
+        ("sparsity: 0.5", "sparsity: 1.0", ("prune.0.sparsity is 1.0",)),
+        ("structure: channels", "structure: chanels", ("did you mean channels",)),
+        ("name: small", "name: loose", ("name 'loose' is used twice",)),
+        ("name: small", "name: ../x", ("prune.1.name",)),
+        ("{samples: 24}", "{criteria: [influenc]}", ("score.criteria", "did you mean influence")),
+        ("[classifier.weight]", "[clasifier.weight]", ("'clasifier.weight' matches no parameter",)),
+        ("prunekit.models:digits_cnn", "prunekit.models:digit_cnn", ("model.factory", "did you mean digits_cnn")),
+        ("prunekit.models:digits_cnn", "no_such_module:build", ("no module 'no_such_module'",)),
+        ("prunekit.models:digits_cnn", "digits_cnn", ("must look like package.module:name",)),
+        ("channels: [6, 8, 8]", "width: 3", ("model: prunekit.models:digits_cnn(", "TypeError")),
+        ("prunekit.data:digits", "prunekit.models:digits_cnn", ("must return a mapping of splits",)),
+        ("data: {factory: \"prunekit.data:digits\", args: {}}", "", ("has no data",)),
+    ],
+)  # fmt: skip
+def test_recipes_are_checked_before_anything_runs(cli: Cli, tmp_path: Path, old: str, new: str, said: tuple[str, ...]) -> None:
+    assert old in RECIPE
+    (tmp_path / "r.yaml").write_text(RECIPE.replace(old, new, 1).replace("epochs: 3", "epochs: 1"))
+    verb = "run" if "ignore" in RECIPE and "clasifier" in new else "train"
+    done = cli(verb, tmp_path / "r.yaml", "--out", tmp_path / "run", "--quiet")
+    one_line(done, 1 if said == ("has no data",) else 2, *said)
+    assert not (tmp_path / "run" / "trajectory").exists() or verb == "run"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "a recipe is a mapping"),
+        (b"- 1\n- 2\n", "a recipe is a mapping"),
+        (b"seed: [", "not YAML"),
+        (b"\xff\xfe\x00binary", "r.yaml"),
+        (b"model: !!python/object/apply:os.system ['echo hi']", "not YAML"),
+    ],
+)
+def test_files_that_are_no_recipes(cli: Cli, tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "r.yaml").write_bytes(content)
+    one_line(cli("train", tmp_path / "r.yaml", "--out", tmp_path / "run"), 2, said)
+    one_line(cli("train", tmp_path / "none.yaml", "--out", tmp_path / "run"), 2, "no such recipe")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("score", "RUN", "-c", "influense"), "did you mean influence"),
+        (("score", "RUN"), "criterion"),
+        (("score", "RUN", "-c", "influence", "--target", "margins"), "did you mean margin"),
+        (("prune", "RUN"), "--sparsity"),
+        (("prune", "RUN", "-s", "1"), "sparsity is 1.0"),
+        (("prune", "RUN", "-s", "-0.1"), "sparsity is -0.1"),
+        (("prune", "RUN", "-s", "nan"), "sparsity is nan"),
+        (("prune", "RUN", "-s", "half"), "half"),
+        (("prune", "RUN", "-s", "0.5", "-c", "magnitud"), "did you mean magnitude"),
+        (("prune", "RUN", "-s", "0.5", "--structure", "rows"), "structure 'rows' does not exist"),
+        (("prune", "RUN", "-s", "0.5", "--allocation", "unifrom"), "did you mean uniform"),
+        (("prune", "RUN", "-s", "0.5", "--name", "../up"), "--name is '../up'"),
+        (("compare", "RUN", "--sparsity", "2"), "sparsity is 2.0"),
+        (("compare", "RUN", "--structure", "chanels"), "did you mean channels"),
+        (("score", "RUN", "-c", "magnitude", "--device", "nonsense"), "nonsense"),
+        (("eval", "RUN"), "not RUN/pruned/NAME"),
+        (("score", "nowhere", "-c", "magnitude"), "not a run folder"),
+        (("train", "x.yaml"), "--out"),
+        (("frobnicate",), "frobnicate"),
+    ],
+)
+def test_wrong_use_exits_with_two(run: Path, cli: Cli, arguments: tuple[str, ...], said: str) -> None:
+    before = files(run)
+    one_line(cli(*(str(run) if a == "RUN" else a for a in arguments)), 2, said)
+    assert files(run) == before
+
+
+DAMAGE = {
+    "trajectory/trajectory.json": ("score", "-c", "magnitude", "--overwrite"),
+    "trajectory/steps.jsonl": ("score", "-c", "influence", "--overwrite"),
+    "trajectory/states-00000.safetensors": ("score", "-c", "influence", "--overwrite"),
+    "scores/magnitude.safetensors": ("prune", "-c", "magnitude", "-s", "0.4", "--name", "x"),
+    "compare.json": ("compare",),
+    "recipe.yaml": ("compare",),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+@pytest.mark.parametrize("how", ["truncated", "missing"])
+def test_damaged_artifacts_are_refused_by_name(run: Path, cli: Cli, name: str, how: str) -> None:
+    path = run / name
+    verb, *rest = DAMAGE[name]
+    if how == "missing":
+        path.unlink()
+        if verb == "compare" and name == "compare.json":
+            assert cli(verb, run, *rest).code == 0
+            return
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    before = files(run)
+    done = cli(verb, run, *rest)
+    one_line(done, 2 if name == "recipe.yaml" else 1, path.name)
+    assert files(run) == before
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "prunekit.json", "plan.safetensors"])
+def test_damaged_pruned_models_are_refused_by_name(run: Path, cli: Cli, name: str) -> None:
+    path = run / "pruned" / "small" / name
+    path.write_bytes(path.read_bytes()[:-10])
+    one_line(cli("eval", run / "pruned" / "small", "--overwrite"), 1, name)
+
+
+def test_a_pickled_checkpoint_is_not_opened(cli: Cli, tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(2)}, tmp_path / "m.pt")
+    done = cli("import", "--model", "prunekit.models:digits_cnn", "--weights", tmp_path / "m.pt", "--out", tmp_path / "run")
+    one_line(done, 1, "m.pt: not a whole safetensors file", "never unpickles")
+    assert not (tmp_path / "run" / "trajectory").exists()
+
+
+def test_a_model_without_channels_is_refused(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "flat_models.py").write_text(
+        "from torch import nn\ndef build(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    recipe = yaml.safe_load(RECIPE)
+    recipe["model"] = {"factory": "flat_models:build"}
+    recipe["prunable"] = {"ignore": []}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    assert cli("train", "r.yaml", "--out", "run", "--quiet").code == 0
+    assert cli("score", "run", "-c", "magnitude", "--quiet").code == 0
+    one_line(cli("prune", "run", "-c", "magnitude", "-s", 0.5, "--structure", "channels"), 1, "no channels that can be removed")
+
+
+def test_too_little_disk_is_said_before_training(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1000))
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    done = cli("train", tmp_path / "r.yaml", "--out", tmp_path / "run", "--quiet")
+    one_line(done, 1, "MB are free")
+    assert not (tmp_path / "run" / "trajectory").exists()
+
+
+def test_diverging_training_says_what_to_do(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(RECIPE.replace("name: adamw, lr: 0.02", "name: sgd, lr: 1.0e+30"))
+    done = cli("train", tmp_path / "r.yaml", "--out", tmp_path / "run", "--quiet")
+    assert done.code == 1
+    assert "NaN or Inf" in done.err or "lower train.lr" in done.err
+    assert not (tmp_path / "run" / "trajectory").exists()
+
+
+def test_json_artifacts_with_wrong_content(run: Path, cli: Cli) -> None:
+    for path in (run / "compare.json", run / "pruned" / "loose" / "prunekit.json", run / "pruned" / "loose" / "eval.json"):
+        path.write_text(json.dumps({"kind": "something else"}))
+    one_line(cli("compare", run), 1, "compare.json")
+    one_line(cli("prune", run, "-s", 0.5, "--name", "loose"), 1, "loose")
+    one_line(cli("eval", run / "pruned" / "loose"), 1, "prunekit.json")
+    one_line(cli("info", run / "pruned" / "small" / "x"), 1, "no such file")

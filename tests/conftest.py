@@ -1,0 +1,65 @@
+"""What several rooms' tests stand on: small nets, recorded runs, and straightforward float64 code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunekit import Recorder, Trajectory
+
+torch.set_num_threads(1)  # tests run in parallel
+
+
+class TinyNet(nn.Module):
+    """A convolution, a pooled linear layer: 47 parameters, smooth (tanh) or kinked (relu)."""
+
+    def __init__(self, activation: Callable[[Tensor], Tensor] = torch.tanh) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3, padding=1)
+        self.head = nn.Linear(3, 4)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.activation(self.conv(x)).mean((2, 3)))
+
+
+def tiny_data(samples: int, dtype: torch.dtype = torch.float32, seed: int = 7) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(samples, 1, 4, 4, generator=generator, dtype=dtype),
+        torch.randint(0, 4, (samples,), generator=generator),
+    )
+
+
+def record(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    steps: int = 12,
+    data: tuple[Tensor, Tensor] | None = None,
+) -> Trajectory:
+    """Trains on batches of 8 and records it, as a user's own loop would."""
+    dtype = next(model.parameters()).dtype
+    x, y = data or tiny_data(24, dtype)
+    with Recorder(folder, model, optimizer) as recorder:
+        for step in range(steps):
+            indices = torch.arange(step * 8, step * 8 + 8) % len(x)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[indices]), y[indices]).backward()
+            recorder.batch(indices)
+            optimizer.step()
+    return Trajectory(folder)
+
+
+@pytest.fixture
+def tiny_run(tmp_path: Path) -> tuple[nn.Module, Trajectory]:
+    """A float64 TinyNet trained by AdamW for 12 steps, and its trajectory."""
+    torch.manual_seed(0)
+    model = TinyNet().double()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.1)
+    return model, record(tmp_path / "trajectory", model, optimizer)

@@ -1,0 +1,193 @@
+"""Each criterion against independent code, and the score file that holds it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from prunekit import ArtifactError, NonFiniteError, PrunekitError, Scores, Trajectory, UsageError, score
+from prunekit.criteria import CRITERIA
+from prunekit.trajectory import write_checkpoints
+from tests.conftest import TinyNet, tiny_data
+
+Run = tuple[nn.Module, Trajectory]
+
+
+def test_influence_by_hand(tiny_run: Run) -> None:
+    """Σ_x Σ_c |Σ_s U_s ∂f_c/∂θ(midpoint)| with one backward pass a number, U from AdamW's own formula."""
+    model, trajectory = tiny_run
+    x, y = tiny_data(3, torch.float64)
+    found = score(trajectory, model, [(x, y)], "influence")
+    psi = torch.zeros(3, 4, trajectory.layout.total, dtype=torch.float64)
+    twin = TinyNet().double()
+    for s in range(len(trajectory)):
+        before, after = trajectory.state(s), trajectory.state(s + 1)
+        update = after - before + 0.05 * 0.1 * before  # lr 0.05, decay 0.1
+        with torch.no_grad():
+            for entry, p in zip(trajectory.layout, twin.parameters(), strict=True):
+                p.copy_(((before + after) / 2)[entry.span].view_as(p))
+        for n in range(3):
+            for c in range(4):
+                gradient = torch.autograd.grad(twin(x[n : n + 1])[0, c], list(twin.parameters()))
+                psi[n, c] += update * torch.cat([g.flatten() for g in gradient])
+    for entry in trajectory.layout:
+        part = psi[:, :, entry.span].view(3, 4, *entry.shape)
+        if entry.name in found.importance:
+            torch.testing.assert_close(found.importance[entry.name], part.abs().sum((0, 1)))
+        for axis in range(min(2, len(entry.shape))):
+            others = [a + 2 for a in range(len(entry.shape)) if a != axis]
+            torch.testing.assert_close(found.axis_sums[f"{entry.name}@{axis}"], part.sum(others) if others else part)
+    assert set(found.importance) == {"conv.weight", "head.weight"}
+
+
+def test_gradient_and_taylor_by_hand(tiny_run: Run) -> None:
+    model, trajectory = tiny_run
+    x, y = tiny_data(20, torch.float64)
+    model.zero_grad()
+    F.cross_entropy(model.eval()(x), y).backward()
+    batches = [(x[:11], y[:11]), (x[11:], y[11:])]
+    gradient, taylor = (score(trajectory, model, batches, c) for c in ("gradient", "taylor"))
+    for name, p in model.named_parameters():
+        if name in gradient.importance:
+            torch.testing.assert_close(gradient.importance[name], p.grad.abs())
+            torch.testing.assert_close(taylor.importance[name], (p.grad * p.detach()).abs())
+
+
+def test_magnitude_and_random(tiny_run: Run) -> None:
+    model, trajectory = tiny_run
+    magnitude = score(trajectory, model, criterion="magnitude")
+    assert torch.equal(magnitude.importance["head.weight"], model.head.weight.detach().abs())
+    one, same, other = (score(trajectory, model, criterion="random", seed=s) for s in (1, 1, 2))
+    assert one.digest == same.digest != other.digest
+
+
+def test_group_scores_are_exact_sums(tiny_run: Run) -> None:
+    """A channel's influence: its weights' signed scores summed per sample and output, then absolute values."""
+    model, trajectory = tiny_run
+    x, y = tiny_data(5, torch.float64)
+    scores = score(trajectory, model, [(x, y)], "influence")
+    column = torch.arange(3)[:, None]
+    members = {"conv.weight@0": column, "conv.bias@0": column, "head.weight@1": column}
+    signed = scores.axis_sums["conv.weight@0"] + scores.axis_sums["conv.bias@0"] + scores.axis_sums["head.weight@1"]
+    torch.testing.assert_close(scores.group(members), signed.abs().sum((0, 1)))
+    blocks = {"head.weight@1": torch.tensor([[0, 2], [1, 1]])}
+    expected = scores.axis_sums["head.weight@1"][..., [0, 1]] + scores.axis_sums["head.weight@1"][..., [2, 1]]
+    torch.testing.assert_close(scores.group(blocks), expected.abs().sum((0, 1)))
+
+
+def test_group_of_magnitudes_is_their_norm(tiny_run: Run) -> None:
+    model, trajectory = tiny_run
+    scores = score(trajectory, model, criterion="magnitude")
+    members = {"conv.weight@0": torch.arange(3)[:, None], "head.weight@1": torch.arange(3)[:, None]}
+    expected = (model.conv.weight.detach().square().flatten(1).sum(1) + model.head.weight.detach().square().sum(0)).sqrt()
+    torch.testing.assert_close(scores.group(members), expected)
+
+
+@pytest.mark.parametrize("criterion", list(CRITERIA))
+def test_saved_scores_come_back_and_repeat_exactly(tiny_run: Run, tmp_path: Path, criterion: str) -> None:
+    model, trajectory = tiny_run
+    batches = [tiny_data(20, torch.float64)]
+    first, second = (score(trajectory, model, batches, criterion) for _ in range(2))
+    first.save(tmp_path / "a.safetensors")
+    second.save(tmp_path / "b.safetensors")
+    back = Scores.load(tmp_path / "a.safetensors")
+    assert back.digest == first.digest == second.digest
+    assert back.provenance == first.provenance
+    one, two = (load_file(tmp_path / f"{n}.safetensors") for n in "ab")
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_ignored_parameters_have_no_importance_but_sums(tiny_run: Run) -> None:
+    model, trajectory = tiny_run
+    scores = score(trajectory, model, [tiny_data(3, torch.float64)], ignore=["head.*"])
+    assert set(scores.importance) == {"conv.weight"}
+    assert "head.weight@1" in scores.axis_sums
+    with pytest.raises(UsageError, match=r"'heads\.\*' matches no parameter"):
+        score(trajectory, model, ignore=["heads.*"], criterion="magnitude")
+    with pytest.raises(UsageError, match="nothing to prune"):
+        score(trajectory, model, ignore=["*"], criterion="magnitude")
+
+
+def test_one_checkpoint_has_no_path(tmp_path: Path) -> None:
+    model = TinyNet()
+    save_file(model.state_dict(), tmp_path / "m.safetensors")
+    write_checkpoints(tmp_path / "t", model, [tmp_path / "m.safetensors"])
+    trajectory = Trajectory(tmp_path / "t")
+    score(trajectory, model, [tiny_data(3)], "taylor")
+    with pytest.raises(PrunekitError, match="needs a training path of at least two states"):
+        score(trajectory, model, [tiny_data(3)], "influence")
+    with pytest.raises(PrunekitError, match="needs scoring samples"):
+        score(trajectory, model, [], "taylor")
+
+
+def test_checkpoints_make_a_path(tmp_path: Path) -> None:
+    models = [TinyNet() for _ in range(3)]
+    paths = []
+    for number, model in enumerate(models):
+        save_file(model.state_dict(), tmp_path / f"{number}.safetensors")
+        paths.append(tmp_path / f"{number}.safetensors")
+    write_checkpoints(tmp_path / "t", TinyNet(), paths)
+    trajectory = Trajectory(tmp_path / "t")
+    assert len(trajectory) == 2
+    x, y = tiny_data(3)
+    scores = score(trajectory, models[0], [(x, y)], "influence", nodes=64)
+    total = sum(v.sum(2) for k, v in scores.axis_sums.items() if k.endswith("@0"))
+    change = models[-1](x).detach() - models[0](x).detach()
+    torch.testing.assert_close(total, change, atol=1e-4, rtol=1e-3)
+
+
+def test_another_architecture_is_refused(tiny_run: Run) -> None:
+    _, trajectory = tiny_run
+    with pytest.raises(ArtifactError, match=r"not the recorded one: conv\.weight"):
+        score(trajectory, nn.Linear(2, 2), criterion="magnitude")
+
+
+def test_unknown_criterion_offers_near_names(tiny_run: Run) -> None:
+    model, trajectory = tiny_run
+    with pytest.raises(UsageError, match="did you mean magnitude"):
+        score(trajectory, model, criterion="magnitud")
+
+
+def damaged(tmp_path: Path, tensor: Tensor) -> Path:
+    path = tmp_path / "scores.safetensors"
+    scores = Scores({"w": torch.ones(2, 2)}, {}, {"criterion": "magnitude", "group": "l2", "prunable": ["w"]})
+    scores.save(path)
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file({"w": tensor}, path, metadata=metadata)
+    return path
+
+
+def test_scores_that_no_plan_can_be_made_of_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match="w holds NaN or Inf"):
+        Scores.load(damaged(tmp_path, torch.tensor([[1.0, float("nan")], [1, 1]])))
+    with pytest.raises(ArtifactError, match="negative importance"):
+        Scores.load(damaged(tmp_path, -torch.ones(2, 2)))
+    with pytest.raises(ArtifactError, match="does not match its digest"):
+        Scores.load(damaged(tmp_path, 2 * torch.ones(2, 2)))
+    path = damaged(tmp_path, torch.ones(2, 2))
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(ArtifactError, match="not a whole safetensors file"):
+        Scores.load(path)
+    save_file({"w": torch.ones(2)}, path)
+    with pytest.raises(ArtifactError, match="expected an artifact of kind 'scores'"):
+        Scores.load(path)
+
+
+def test_a_failed_save_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "scores.safetensors"
+    good = Scores({"w": torch.ones(2, 2)}, {}, {"criterion": "magnitude", "group": "l2"})
+    good.save(path)
+    before = path.read_bytes()
+    with pytest.raises(NonFiniteError):
+        Scores({"w": torch.full((2, 2), float("inf"))}, {}, good.provenance).save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["scores.safetensors"]

@@ -1,0 +1,96 @@
+"""The path gives the model back, says how well, and keeps its word."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from prunekit import Trajectory
+from prunekit.kernel import ModelFunction, masked_machine, reconstruct, shares_by_layer
+from prunekit.trajectory import Segment
+from tests.conftest import TinyNet, record, tiny_data
+
+Run = tuple[nn.Module, Trajectory]
+
+
+def test_completeness_shrinks_with_nodes(tiny_run: Run) -> None:
+    model, trajectory = tiny_run
+    x, y = tiny_data(10, torch.float64)
+    function = ModelFunction(model, trajectory.layout)
+    errors = []
+    for nodes in (1, 2, 4, 8):
+        made = reconstruct(function, trajectory.segments(), x, y, tolerance=None, nodes=nodes)
+        torch.testing.assert_close(made.model, model.eval()(x))
+        errors.append(float(made.error.max()))
+    assert errors[0] < 1e-2
+    for coarse, fine in pairwise(errors):
+        assert fine < coarse / 3
+
+
+def test_kinked_activations_too(tmp_path: object) -> None:
+    torch.manual_seed(0)
+    model = TinyNet(torch.relu).double()
+    trajectory = record(tmp_path / "t", model, torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9))  # type: ignore[operator]
+    x, y = tiny_data(10, torch.float64)
+    function = ModelFunction(model, trajectory.layout)
+    coarse, fine = (reconstruct(function, trajectory.segments(), x, y, tolerance=None, nodes=n).error.mean() for n in (1, 64))
+    assert fine < coarse / 10
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6])
+def test_bisection_holds_its_tolerance(tmp_path: object, tolerance: float) -> None:
+    torch.manual_seed(0)
+    model = TinyNet(torch.relu).double()
+    trajectory = record(tmp_path / "t", model, torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9))  # type: ignore[operator]
+    x, y = tiny_data(10, torch.float64)
+    function = ModelFunction(model, trajectory.layout)
+    for segment in trajectory.segments():
+        made = reconstruct(function, [segment], x, y, tolerance=tolerance)
+        # Twelve halvings bound the interval with the kink: its share of the step is 2^-12.
+        assert made.error.max() <= tolerance + 2**-12 * (made.model - made.start).abs().max() * 10
+
+
+def test_the_certificate_bounds_the_error(tiny_run: Run) -> None:
+    model, trajectory = tiny_run
+    x, y = tiny_data(10, torch.float64)
+    made = reconstruct(ModelFunction(model, trajectory.layout), trajectory.segments(), x, y, tolerance=None)
+    assert made.residuals.shape == (len(trajectory),)
+    assert made.error.mean() <= made.residuals.sum()
+    assert made.evaluations == 10 * len(trajectory)
+
+
+def test_everything_kept_is_the_reconstruction(tiny_run: Run) -> None:
+    model, trajectory = tiny_run
+    x, y = tiny_data(5, torch.float64)
+    function = ModelFunction(model, trajectory.layout)
+    made = reconstruct(function, trajectory.segments(), x, y, tolerance=None, nodes=2)
+    kept = masked_machine(function, trajectory.segments(), torch.ones(trajectory.layout.total).double(), x, y, nodes=2)
+    torch.testing.assert_close(kept.double(), made.rebuilt, atol=1e-5, rtol=1e-5)
+    nothing = masked_machine(function, trajectory.segments(), torch.zeros(trajectory.layout.total).double(), x, y)
+    torch.testing.assert_close(nothing.double(), made.start, atol=1e-5, rtol=1e-5)
+
+
+def test_layer_shares_sum_to_the_change(tiny_run: Run) -> None:
+    model, trajectory = tiny_run
+    x, y = tiny_data(5, torch.float64)
+    function = ModelFunction(model, trajectory.layout)
+    start = trajectory.state(-1)
+    end = start.clone()
+    end[::3] = 0
+    shares = shares_by_layer(function, Segment(0, start, end, torch.zeros_like(start)), x, y, nodes=64)
+    assert set(shares) == {"conv", "head"}
+    change = function(end, x, y) - function(start, x, y)
+    torch.testing.assert_close(sum(shares.values()), change, atol=1e-3 * float(change.abs().max()), rtol=0)
+
+
+def test_unmoved_layers_have_no_share(tiny_run: Run) -> None:
+    model, trajectory = tiny_run
+    x, y = tiny_data(2, torch.float64)
+    start = trajectory.state(-1)
+    end = start.clone()
+    end[trajectory.layout.entries[0].span] = 0
+    function = ModelFunction(model, trajectory.layout)
+    assert set(shares_by_layer(function, Segment(0, start, end, torch.zeros_like(start)), x, y)) == {"conv"}

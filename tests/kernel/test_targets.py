@@ -1,0 +1,33 @@
+"""Targets against their definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from prunekit.errors import UsageError
+from prunekit.kernel import from_loss, get_target
+
+OUT = torch.tensor([[1.0, 3.0, 2.0], [0.0, -1.0, 4.0]])
+LABELS = torch.tensor([2, 2])
+
+
+def test_margin_is_true_less_largest_other() -> None:
+    assert get_target("margin")(OUT, LABELS).tolist() == [[-1.0], [4.0]]
+
+
+def test_loss_is_cross_entropy_and_log_prob_its_negative() -> None:
+    expected = F.cross_entropy(OUT, LABELS, reduction="none")[:, None]
+    torch.testing.assert_close(get_target("loss")(OUT, LABELS), expected)
+    torch.testing.assert_close(get_target("log_prob")(OUT, LABELS), -expected)
+
+
+def test_any_mean_loss_becomes_a_target() -> None:
+    torch.testing.assert_close(from_loss(F.mse_loss)(OUT, OUT + 2), torch.full((2, 1), 4.0))
+    torch.testing.assert_close(from_loss(F.cross_entropy)(OUT, LABELS), get_target("loss")(OUT, LABELS))
+
+
+def test_unknown_target_is_refused() -> None:
+    with pytest.raises(UsageError, match="did you mean margin"):
+        get_target("margins")
