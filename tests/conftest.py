@@ -16,7 +16,7 @@ torch.set_num_threads(1)  # tests run in parallel
 
 
 class TinyNet(nn.Module):
-    """A convolution, a pooled linear layer: 47 parameters, smooth (tanh) or kinked (relu)."""
+    """A convolution, a pooled linear layer: 46 parameters, smooth (tanh) or kinked (relu)."""
 
     def __init__(self, activation: Callable[[Tensor], Tensor] = torch.tanh) -> None:
         super().__init__()

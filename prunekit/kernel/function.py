@@ -16,7 +16,7 @@ from prunekit.trajectory.layout import Layout
 
 
 class ModelFunction:
-    """A private copy of ``model`` in evaluation mode, called with any state of the layout.
+    """A private copy of ``model``, called with any state of the layout.
 
     Args:
         model: its own weights do not matter, except the parts outside ``layout`` and ``fixed``.
@@ -24,6 +24,7 @@ class ModelFunction:
         fixed: tensors beside the path (frozen parameters, integer buffers) by name.
         target: a name from ``TARGETS`` or a function ``(outputs, labels) -> (samples, targets)``.
         device: where to compute.
+        training: run it as in training (dropout, a batch's own statistics) instead of evaluation mode.
     """
 
     def __init__(
@@ -33,12 +34,17 @@ class ModelFunction:
         fixed: Mapping[str, Tensor] | None = None,
         target: str | Target = "outputs",
         device: torch.device | str = "cpu",
+        training: bool = False,
     ) -> None:
         self.device = torch.device(device)
-        self.model = copy.deepcopy(model).eval().requires_grad_(False).to(self.device)
+        self.model = copy.deepcopy(model).train(training).requires_grad_(False).to(self.device)
         for module in self.model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-                module.forward = MethodType(_normalise, module)  # type: ignore[method-assign]
+                if training:
+                    module.__dict__.pop("forward", None)
+                    module.track_running_stats = False  # the batch's statistics, and none updated: states are read only
+                else:
+                    module.forward = MethodType(_normalise, module)  # type: ignore[method-assign]
         if fixed:
             self.model.load_state_dict(dict(fixed), strict=False)
         self.layout, self.target = layout, get_target(target)

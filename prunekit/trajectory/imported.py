@@ -15,7 +15,8 @@ from prunekit import checkpoint
 from prunekit.errors import ArtifactError, NonFiniteError
 from prunekit.trajectory.layout import Layout, fixed_state
 from prunekit.trajectory.recorder import SCHEMA
-from prunekit.trajectory.store import NAMES, StateWriter
+from prunekit.trajectory.states import WholeWriter
+from prunekit.trajectory.store import NAMES
 from prunekit.version import __version__
 
 
@@ -34,7 +35,7 @@ def write_checkpoints(
     layout = Layout.of(model)
     dtype = np.dtype(np.float64 if any(p.dtype == torch.float64 for p in model.parameters()) else np.float32)
     folder.mkdir(parents=True, exist_ok=True)
-    writer = StateWriter(folder, layout.total, dtype)
+    writer = WholeWriter(folder, layout.total, dtype)
     for path in weights:
         load_into(model, checkpoint.read_tensors(path), path)
         named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -54,7 +55,10 @@ def write_checkpoints(
             "complete": True,
             "layout": layout.to_json(),
             "dtype": NAMES[dtype],
-            "rows_per_block": writer.rows_per_block,
+            "states": "whole",
+            "every": 1,
+            "second_moments": False,
+            "random": False,
             "optimizer": None,
             "provenance": {"prunekit": __version__, "torch": torch.__version__, **(provenance or {})},
             "steps": len(weights) - 1,

@@ -1,4 +1,4 @@
-"""Where the states lie: blocks of rows in safetensors files that are valid while they are still being filled."""
+"""Where rows of numbers lie: blocks in safetensors files that are valid while they are still being filled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from prunekit.errors import ArtifactError
 
 HEADER_BYTES = 256  # length field + JSON padded with spaces, which the format allows; the rows begin aligned
 BLOCK_BYTES = 256 * 2**20
-NAMES: dict[np.dtype[Any], str] = {np.dtype(np.float32): "F32", np.dtype(np.float64): "F64"}
+NAMES: dict[np.dtype[Any], str] = {
+    np.dtype(np.float32): "F32",
+    np.dtype(np.float64): "F64",
+    np.dtype(np.float16): "F16",
+    np.dtype(np.uint8): "U8",
+}
 DTYPES: dict[str, np.dtype[Any]] = {name: dtype for dtype, name in NAMES.items()}
 
 
@@ -25,58 +30,69 @@ def block_rows(row_bytes: int) -> int:
     return max(1, min(1024, BLOCK_BYTES // max(row_bytes, 1)))
 
 
-def block_path(folder: Path, block: int) -> Path:
-    return folder / f"states-{block:05d}.safetensors"
+def block_path(folder: Path, stream: str, block: int) -> Path:
+    return folder / f"{stream}-{block:05d}.safetensors"
 
 
-def _header(rows: int, width: int, dtype: np.dtype[Any]) -> bytes:
+def _header(stream: str, rows: int, width: int, dtype: np.dtype[Any]) -> bytes:
     facts = {"dtype": NAMES[dtype], "shape": [rows, width], "data_offsets": [0, rows * width * dtype.itemsize]}
-    text = json.dumps({"states": facts}).encode()
+    text = json.dumps({stream: facts}).encode()
     return (HEADER_BYTES - 8).to_bytes(8, "little") + text.ljust(HEADER_BYTES - 8)
 
 
-class StateWriter:
-    """Appends rows of ``width`` numbers. Each block file is laid out in full (sparsely) before its first row,
+class RowWriter:
+    """Appends rows of ``width`` numbers to a named stream.
 
-    so that a process killed at any moment leaves safetensors files that open; how many rows count is the
-    step log's to say. ``finish`` trims the last block.
+    Each block file is laid out in full (sparsely) before its first row, so that a process killed at any moment leaves
+    safetensors files that open; how many rows count is the step log's to say. ``finish`` trims the last block.
+
+    Args:
+        rows: rows that are there already and stay (a recording that goes on); later ones are dropped.
     """
 
-    def __init__(self, folder: Path, width: int, dtype: np.dtype[Any]) -> None:
-        self.folder, self.width, self.dtype = folder, width, np.dtype(dtype)
+    def __init__(self, folder: Path, stream: str, width: int, dtype: np.dtype[Any], rows: int = 0) -> None:
+        self.folder, self.stream, self.width, self.dtype = folder, stream, width, np.dtype(dtype)
         self.row_bytes = width * self.dtype.itemsize
-        self.rows_per_block = block_rows(self.row_bytes)
-        self.rows = 0
+        several = rows and block_path(folder, stream, 1).exists()  # a single block may have been trimmed
+        self.rows_per_block = _rows_in_first(folder, stream) if several else block_rows(self.row_bytes)
+        self.rows = rows
         self._hash = hashlib.sha256()
         self._file: int | None = None
+        if rows:
+            reader = RowReader(folder, stream, width, NAMES[self.dtype], rows)
+            for index in range(rows):
+                self._hash.update(reader.row(index).numpy().data)
+            if rows % self.rows_per_block:
+                self._open(rows // self.rows_per_block, fresh=False)
 
-    def append(self, row: np.ndarray) -> None:
-        """Writes one state.
+    def append(self, row: np.ndarray[Any, Any]) -> None:
+        """Writes one row.
 
         Raises:
             OSError: the disk is full; rows written before stay readable.
         """
-        within = self.rows % self.rows_per_block
+        block, within = divmod(self.rows, self.rows_per_block)
         if within == 0:
-            self._close()
-            self._file = os.open(self._path(), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
-            _write_all(self._file, _header(self.rows_per_block, self.width, self.dtype), 0)
-            os.ftruncate(self._file, HEADER_BYTES + self.rows_per_block * self.row_bytes)
+            self._open(block, fresh=True)
         assert self._file is not None
         data = np.ascontiguousarray(row, dtype=self.dtype).data.cast("B") if self.width else memoryview(b"")
         _write_all(self._file, data, HEADER_BYTES + within * self.row_bytes)
         self._hash.update(data)
         self.rows += 1
 
-    def _path(self) -> Path:
-        return block_path(self.folder, self.rows // self.rows_per_block)
+    def _open(self, block: int, fresh: bool) -> None:
+        self._close()
+        path = block_path(self.folder, self.stream, block)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | (os.O_TRUNC if fresh else 0), 0o666)
+        _write_all(self._file, _header(self.stream, self.rows_per_block, self.width, self.dtype), 0)
+        os.ftruncate(self._file, HEADER_BYTES + self.rows_per_block * self.row_bytes)
 
     def finish(self) -> str:
         """Trims the last block to its rows and returns the SHA-256 (32 hex digits) of all rows."""
-        if self._file is not None:
+        if self._file is not None and self.rows:
             rows = (self.rows - 1) % self.rows_per_block + 1
             os.ftruncate(self._file, HEADER_BYTES + rows * self.row_bytes)
-            _write_all(self._file, _header(rows, self.width, self.dtype), 0)
+            _write_all(self._file, _header(self.stream, rows, self.width, self.dtype), 0)
             os.fsync(self._file)
         self._close()
         return self._hash.hexdigest()[:32]
@@ -87,31 +103,38 @@ class StateWriter:
             self._file = None
 
 
-class StateReader:
-    """Rows by memory map: reading one touches only its own pages."""
+class RowReader:
+    """Rows by memory map: reading one touches only its own pages.
 
-    def __init__(self, folder: Path, width: int, dtype: str, rows: int, rows_per_block: int) -> None:
-        self.folder, self.width, self.dtype = folder, width, DTYPES[dtype]
-        self.rows, self.rows_per_block = rows, rows_per_block
-        self._blocks: dict[int, np.ndarray] = {}
-        row_bytes = width * self.dtype.itemsize
-        for block in range(-(-rows // rows_per_block)):
-            needed = min(rows_per_block, rows - block * rows_per_block)
-            path = block_path(folder, block)
+    Raises:
+        ArtifactError: a block is missing or shorter than its rows; names the file.
+    """
+
+    def __init__(self, folder: Path, stream: str, width: int, dtype: str, rows: int) -> None:
+        self.folder, self.stream, self.width, self.dtype = folder, stream, width, DTYPES[dtype]
+        self.rows = rows
+        self.rows_per_block = max(1, _rows_in_first(folder, stream)) if rows else 1
+        self._blocks: dict[int, np.ndarray[Any, Any]] = {}
+        for block in range(-(-rows // self.rows_per_block)):
+            path = block_path(folder, stream, block)
             if not path.is_file():
-                raise ArtifactError(f"{path}: no such file, though the trajectory has {rows} states")
-            if path.stat().st_size < HEADER_BYTES + needed * row_bytes:
-                raise ArtifactError(f"{path}: truncated ({path.stat().st_size} bytes, {needed} states expected)")
+                raise ArtifactError(f"{path}: no such file, though the trajectory has {rows} rows of {stream}")
+            expected = HEADER_BYTES + self._rows_in(block) * width * self.dtype.itemsize
+            if path.stat().st_size < expected:
+                raise ArtifactError(f"{path}: truncated ({path.stat().st_size} bytes, {expected} expected)")
+
+    def _rows_in(self, block: int) -> int:
+        return min(self.rows_per_block, self.rows - block * self.rows_per_block)
 
     def row(self, index: int) -> Tensor:
-        """State ``index`` as ``(P,)``, backed by the file; writing to it does not change the file."""
+        """Row ``index``, ``(width,)``, backed by the file; writing to it does not change the file."""
         block, within = divmod(index, self.rows_per_block)
         if block not in self._blocks:
             self._blocks.clear()  # one open map at a time: long trajectories have more blocks than file handles
-            path = block_path(self.folder, block)
+            path = block_path(self.folder, self.stream, block)
             with path.open("rb") as file:
                 start = 8 + int.from_bytes(file.read(8), "little")
-            needed = min(self.rows_per_block, self.rows - block * self.rows_per_block)
+            needed = self._rows_in(block)
             if path.stat().st_size < start + needed * self.width * self.dtype.itemsize:
                 raise ArtifactError(f"{path}: truncated or rewritten ({path.stat().st_size} bytes)")
             self._blocks[block] = np.memmap(path, self.dtype, mode="c", offset=start, shape=(needed, self.width))
@@ -123,6 +146,19 @@ class StateReader:
         for index in range(self.rows):
             total.update(self.row(index).numpy().data)
         return total.hexdigest()[:32]
+
+
+def _rows_in_first(folder: Path, stream: str) -> int:
+    """How many rows the stream's first block is laid out for, as its own header says."""
+    path = block_path(folder, stream, 0)
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return int(header[stream]["shape"][0])
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no such file") from None
+    except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, MemoryError) as error:
+        raise ArtifactError(f"{path}: truncated or not safetensors ({error})") from None
 
 
 def _write_all(file: int, data: bytes | memoryview, offset: int) -> None:

@@ -1,4 +1,4 @@
-"""A recorded path of a model's weights, read back step by step."""
+"""A recorded path of a model's weights, read back piece by piece."""
 
 from __future__ import annotations
 
@@ -15,18 +15,32 @@ from torch import Tensor
 from prunekit import checkpoint
 from prunekit.errors import ArtifactError, NonFiniteError
 from prunekit.trajectory.layout import Layout
-from prunekit.trajectory.rules import StepLog, WholeUpdate, rule_for
-from prunekit.trajectory.store import StateReader
+from prunekit.trajectory.rules import Recursion, StepLog, survival
+from prunekit.trajectory.states import READERS
+from prunekit.trajectory.store import DTYPES, RowReader
+
+SCHEMA = 1
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One straight piece of the path, all vectors ``(P,)``: ``D = end - start = U + R``."""
+    """One straight piece of the path, all vectors ``(P,)``: ``D = end - start = U + R``.
+
+    Attributes:
+        index: of the first optimizer step inside.
+        steps: how many optimizer steps it covers.
+        regularisation: ``R``: weight decay's share, and what moved by neither gradient nor decay (running
+            statistics, averaged weights).
+        surviving: ``Σ ω_s U_s``, the part of ``U`` that decay leaves until the end of training; only from
+            ``segments(survival=True)``.
+    """
 
     index: int
     start: Tensor
     end: Tensor
     regularisation: Tensor
+    steps: int = 1
+    surviving: Tensor | None = None
 
     @property
     def update(self) -> Tensor:
@@ -40,7 +54,7 @@ class Segment:
 
 
 class Trajectory:
-    """Opens a recorded trajectory.
+    """Opens a recorded trajectory; one that was cut off opens up to its last whole step.
 
     Raises:
         ArtifactError: there is none, its files are truncated, or it was written by a newer schema.
@@ -49,22 +63,45 @@ class Trajectory:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.header: dict[str, Any] = checkpoint.read_json(self.folder / "trajectory.json", "trajectory")
-        if self.header["schema"] != 1:
-            raise ArtifactError(f"{self.folder}: schema {self.header['schema']}, this prunekit reads 1")
-        self.layout = Layout.from_json(self.header["layout"])
-        self.complete: bool = self.header["complete"]
-        self._log = self._read_log()
-        if self.complete and len(self._log) != self.header["steps"]:
-            raise ArtifactError(
-                f"{self.folder / 'steps.jsonl'}: truncated ({len(self._log)} steps, {self.header['steps']} recorded)"
-            )
-        self._reader = StateReader(
-            self.folder, self.layout.total, self.header["dtype"], len(self._log) + 1, self.header["rows_per_block"]
-        )
+        try:
+            self._open()
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f"{self.folder / 'trajectory.json'}: not a whole trajectory ({error})") from None
+
+    def _open(self) -> None:
+        header = self.header
+        if header["schema"] != SCHEMA:
+            raise ArtifactError(f"{self.folder}: schema {header['schema']}, this prunekit reads {SCHEMA}")
+        self.layout = Layout.from_json(header["layout"])
+        self.complete: bool = header["complete"]
+        log, kept = self._read_log()
+        if self.complete and len(log) != header["steps"]:
+            path = self.folder / "steps.jsonl"
+            raise ArtifactError(f"{path}: truncated ({len(log)} steps, {header['steps']} recorded)")
+        if header.get("last_state"):
+            kept[-1] = True
+        self._rows = [0, *(index + 1 for index, is_kept in enumerate(kept) if is_kept)]
+        self._log = log[: self._rows[-1]]  # steps after the last state that was kept cannot be reached
+        dtype = DTYPES[header["dtype"]]
+        self._states = READERS[header["states"]](self.folder, self.layout.total, dtype, len(self._rows))
+        self._moments: RowReader | None = None
+        if header["second_moments"]:
+            taken = sum(step.moved for step in self._log)
+            self._moments = RowReader(self.folder, "second_moments", self.layout.total, header["dtype"], taken)
+        start = checkpoint.read_tensors(self.folder / "start.safetensors") if header["optimizer"] else {}
+        self.start_optimizer = start
+        counts = {k.rsplit("|", 1)[0]: int(v) for k, v in start.items() if k.endswith("|step")}
+        counts |= {k.rsplit("|", 1)[0]: 1 for k in start if k.endswith("|momentum_buffer")}
+        self.recursion = Recursion(self.layout, header["optimizer"], self._log, self._moments is not None, counts)
 
     def __len__(self) -> int:
-        """The number of steps N; there are N + 1 states."""
+        """The number of optimizer steps N; there are N + 1 states when every one was kept."""
         return len(self._log)
+
+    @property
+    def pieces(self) -> int:
+        """Straight pieces between kept states."""
+        return len(self._rows) - 1
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -74,7 +111,7 @@ class Trajectory:
     @cached_property
     def hash(self) -> str:
         """Identifies the recorded states; computed when recording was cut off before it could be noted."""
-        return str(self.header.get("hash") or self._reader.digest())
+        return str(self.header.get("hash") or self._states.digest())
 
     @cached_property
     def fixed(self) -> dict[str, Tensor]:
@@ -83,67 +120,144 @@ class Trajectory:
 
     @property
     def rule_note(self) -> str:
-        """A sentence when the optimizer has no rule of its own; empty otherwise."""
-        return str(getattr(rule_for(self.header["optimizer"]), "note", ""))
+        """A sentence when decay and data cannot be told apart; empty otherwise."""
+        return self.recursion.note
 
     def step(self, index: int) -> StepLog:
         """What was logged of step ``index``."""
         return self._log[index]
 
     def state(self, index: int) -> Tensor:
-        """State ``index`` as ``(P,)``, negative from the end.
+        """The weights before step ``index``, ``(P,)``; ``len(self)`` or -1 for the last. Between kept states, the
+
+        point on the straight line between them.
 
         Raises:
             NonFiniteError: it holds NaN or Inf.
         """
-        row = self._reader.row(index % (len(self) + 1))
-        if not torch.isfinite(row).all():
-            bad = next(e.name for e in self.layout if not torch.isfinite(row[e.span]).all())
-            raise NonFiniteError(f"{self.folder}: state {index} has NaN or Inf in {bad}")
-        return row
+        index = index % (len(self) + 1)
+        upper = next(i for i, at in enumerate(self._rows) if at >= index)
+        if self._rows[upper] == index:
+            return self._row(upper)
+        low, high = self._rows[upper - 1], self._rows[upper]
+        return torch.lerp(self._row(upper - 1), self._row(upper), (index - low) / (high - low))
+
+    def _row(self, row: int) -> Tensor:
+        state = self._states.state(row)
+        if not torch.isfinite(state).all():
+            bad = next(e.name for e in self.layout if not torch.isfinite(state[e.span]).all())
+            raise NonFiniteError(f"{self.folder}: state {self._rows[row]} has NaN or Inf in {bad}")
+        return state
+
+    def second_moments(self, step: int) -> Tensor | None:
+        """Adam's raw ``v`` (amsgrad: its running maximum) after step ``step``, ``(P,)``; None if not recorded."""
+        return None if self._moments is None or not self._log[step].moved else self._moments.row(step)
+
+    def random_states(self, step: int) -> list[Tensor] | None:
+        """torch's random state before each forward pass of ``step``; None for models without dropout."""
+        if not self.header["random"]:
+            return None
+        first = sum(self._forwards[:step])
+        return [self._random.row(first + i) for i in range(self._forwards[step])]
+
+    @cached_property
+    def _random(self) -> RowReader:
+        width = torch.get_rng_state().numel()
+        return RowReader(self.folder, "random", width, "U8", sum(self._forwards))
 
     def model_state(self, index: int = -1) -> dict[str, Tensor]:
         """State ``index`` by name, with the fixed part: enough for ``load_state_dict`` up to tied names."""
         return {**self.fixed, **{k: v.clone() for k, v in self.layout.views(self.state(index)).items()}}
 
-    def segments(self, stride: int = 1) -> Iterator[Segment]:
-        """The path's pieces in order; with ``stride`` k, k steps at a time are taken as one straight piece."""
-        optimizer = self.header["optimizer"]
-        members = [group["parameters"] for group in optimizer["groups"]] if optimizer else []
-        rule = (WholeUpdate if optimizer is None else rule_for(optimizer))(self.layout, members)
-        last = self.state(0)
-        for begin in range(0, len(self), stride):
-            start = last
-            share = torch.zeros_like(start)
-            for s in range(begin, min(begin + stride, len(self))):
-                rule.regularisation(last, self._log[s], share)
-                last = self.state(s + 1)
-            for entry in self.layout:
-                if entry.kind == "buffer":  # running statistics are moved by neither gradient nor decay
-                    share[entry.span] = last[entry.span] - start[entry.span]
-            yield Segment(begin, start, last, share)
+    def segments(self, stride: int = 1, *, begin: int = 0, end: int | None = None, survival: bool = False) -> Iterator[Segment]:
+        """The path's pieces in order.
 
-    def _read_log(self) -> list[StepLog]:
+        Args:
+            stride: so many pieces between kept states are taken as one straight piece.
+            begin, end: only pieces that start at optimizer steps in ``[begin, end)``: a phase of training.
+            survival: also fill ``Segment.surviving``.
+        """
+        weights = self._survival[0] if survival else None
+        running = torch.zeros_like(self._row(0))
+        last = self._row(0)
+        for row in range(0, self.pieces, stride):
+            until = min(row + stride, self.pieces)
+            first = start = last
+            share = torch.zeros_like(start)
+            left = torch.zeros_like(start) if survival else None
+            for piece in range(row, until):
+                low, high = self._rows[piece], self._rows[piece + 1]
+                first, last = last, self._row(piece + 1)
+                for s in range(low, high):
+                    theta = first if s == low else torch.lerp(first, last, (s - low) / (high - low))
+                    before = share.clone() if left is not None else None
+                    self.recursion.regularisation(s, theta, self.second_moments(s), running, share)
+                    self._set_aside(s, (last - first) / (high - low), share)
+                    if left is not None and before is not None and weights is not None:
+                        moved = (last - first) / (high - low) - (share - before)
+                        left += self._scaled(moved, weights[s])
+            if begin <= self._rows[row] < (len(self) if end is None else end):
+                yield Segment(self._rows[row], start, last, share, self._rows[until] - self._rows[row], left)
+
+    def _set_aside(self, step: int, moved: Tensor, share: Tensor) -> None:
+        """Running statistics and averaged weights are moved by neither gradient nor decay: they count as R."""
+        if not self._log[step].moved:
+            share += moved
+            return
+        for entry in self.layout:
+            if entry.kind == "buffer":
+                share[entry.span] += moved[entry.span]
+
+    @cached_property
+    def _survival(self) -> tuple[list[dict[str, float | Tensor]], dict[str, float | Tensor]]:
+        return survival(self.recursion, self.second_moments)
+
+    def surviving_start(self) -> Tensor:
+        """``Π θ_0``: what decay leaves of the starting weights, ``(P,)``."""
+        return self._scaled(self.state(0), self._survival[1])
+
+    def _scaled(self, vector: Tensor, weights: dict[str, float | Tensor]) -> Tensor:
+        scaled = vector.clone()
+        for name, weight in weights.items():
+            scaled[self.recursion.spans[name]] *= weight
+        return scaled
+
+    def _read_log(self) -> tuple[list[StepLog], list[bool]]:
         path = self.folder / "steps.jsonl"
         optimizer = self.header["optimizer"]
         defaults = [{k: v for k, v in g.items() if k != "parameters"} for g in optimizer["groups"]] if optimizer else []
-        steps = []
+        steps: list[StepLog] = []
+        kept: list[bool] = []
+        self._forwards: list[int] = []
         try:
             lines = path.read_text().split("\n")
-        except OSError as error:
-            raise ArtifactError(f"{path}: cannot be read ({error.strerror})") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArtifactError(f"{path}: cannot be read ({error})") from None
         for number, line in enumerate(lines[:-1]):  # a line cut off by a crash has no newline: not a whole step
             try:
                 facts = json.loads(line)
-            except ValueError:
-                raise ArtifactError(f"{path}: line {number + 1} is not JSON") from None
-            groups = tuple({**d, **g} for d, g in zip(defaults, facts.get("groups", []), strict=True))
-            batches = facts.get("batches")
-            steps.append(
-                StepLog(
-                    groups,
-                    None if batches is None else tuple(tuple(b) for b in batches),
-                    frozenset(facts.get("without_gradient", ())),
-                )
-            )
-        return steps
+                steps.append(_step(facts, defaults))
+            except (ValueError, TypeError, AttributeError):
+                raise ArtifactError(f"{path}: line {number + 1} is not a step") from None
+            if facts.get("before"):
+                kept[-1] = True
+            kept.append(facts.get("state", True))
+            self._forwards.append(facts.get("random", 0))
+        return steps, kept
+
+
+def _step(facts: dict[str, Any], defaults: list[dict[str, Any]]) -> StepLog:
+    moved = facts.get("moved", True)
+    given = facts.get("groups", [{} for _ in defaults])
+    batches = facts.get("batches")
+    count = len(batches or ())
+    weights = facts.get("weights") or [None] * count
+    return StepLog(
+        groups=tuple({**d, **g} for d, g in zip(defaults, given, strict=True)),
+        batches=None if batches is None else tuple(tuple(b) for b in batches),
+        weights=tuple(1 / count if w is None else w for w in weights),
+        seeds=tuple(facts.get("seeds") or [None] * count),
+        gradient_scale=facts.get("gradient_scale", 1.0),
+        without_gradient=frozenset(facts.get("without_gradient", ())),
+        moved=moved,
+    )

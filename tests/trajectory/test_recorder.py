@@ -23,7 +23,7 @@ def flat(model: nn.Module) -> torch.Tensor:
 
 
 def test_every_state_learning_rate_and_batch_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "BLOCK_BYTES", 3 * 47 * 4)  # three states a file: rows cross files
+    monkeypatch.setattr(store, "BLOCK_BYTES", 3 * 46 * 4)  # three states a file: rows cross files
     model = TinyNet()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
@@ -68,7 +68,7 @@ def test_hash_is_the_contents(tmp_path: Path) -> None:
         model = TinyNet()
         runs.append(record(tmp_path / name, model, torch.optim.SGD(model.parameters(), lr=rate)))
     assert runs[0].hash == runs[1].hash != runs[2].hash
-    assert runs[0].hash == runs[0]._reader.digest()
+    assert runs[0].hash == runs[0]._states.digest()
 
 
 def test_training_is_not_disturbed(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_nan_in_a_stored_state_is_refused(tmp_path: Path) -> None:
     trajectory = record(tmp_path / "t", model, torch.optim.SGD(model.parameters(), lr=0.1))
     path = tmp_path / "t" / "states-00000.safetensors"
     content = bytearray(path.read_bytes())
-    content[store.HEADER_BYTES + 4 * 47 * 5 : store.HEADER_BYTES + 4 * 47 * 5 + 4] = b"\x00\x00\xc0\x7f"
+    content[store.HEADER_BYTES + 4 * 46 * 5 : store.HEADER_BYTES + 4 * 46 * 5 + 4] = b"\x00\x00\xc0\x7f"
     path.write_bytes(bytes(content))
     with pytest.raises(NonFiniteError, match=r"state 5 has NaN or Inf in conv\.weight"):
         list(trajectory.segments())

@@ -1,0 +1,250 @@
+"""Which training samples a prediction comes from: the backward recursion through the optimizer (docs/kernel.md).
+
+A sample's gradient enters a step directly and through the optimizer's buffer, so its effect on ``f(x; θ_N)`` is its
+product with an accumulator that runs backwards over the steps, one per target:
+
+    V_s   = rate_s through_s φ_s + carry_{s+1} V_{s+1}               what a unit in the buffer will do
+    score = -c ∇l_k · (rate_s direct_s φ_s + gain_s V_s) / |B_s|     c: clipping and micro-batch weights
+
+ExPLAIND's data-wise kernel (arXiv 2505.20076) for any optimizer that has a rule. No buffer grows with the training set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunekit.errors import PrunekitError
+from prunekit.kernel.function import ModelFunction
+from prunekit.kernel.gradients import GradientEngine, choose_engine
+from prunekit.kernel.quadrature import get_rule
+from prunekit.kernel.targets import from_loss
+from prunekit.trajectory.rules import StepLog
+from prunekit.trajectory.trajectory import Trajectory
+
+GRADIENT_BYTES = 64 * 2**20  # training gradients held at a time
+
+
+@dataclass(frozen=True)
+class DataScores:
+    """What the outputs are made of.
+
+    Attributes:
+        scores: of every training sample on every target, summed over the steps that saw it,
+            ``(training samples, samples, targets)``.
+        regularisation: of weight decay and whatever else moved the weights without data, ``(samples, targets)``.
+        momentum: of what was in the optimizer's buffers before the first step, ``(samples, targets)``.
+        start: ``f`` at the first state, ``(samples, targets)``.
+    """
+
+    scores: Tensor
+    regularisation: Tensor
+    momentum: Tensor
+    start: Tensor
+
+    @property
+    def rebuilt(self) -> Tensor:
+        """``f_0 + Σ_k score_k + regularisation + momentum``: f at the last state, up to quadrature."""
+        return self.start + self.scores.sum(0) + self.regularisation + self.momentum
+
+
+def data_scores(
+    function: ModelFunction,
+    trajectory: Trajectory,
+    x: Tensor,
+    y: Tensor,
+    batch: Callable[..., tuple[Tensor, Tensor]],
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    *,
+    aggregate: bool = False,
+    nodes: int = 1,
+    rule: str = "midpoint",
+    tick: Callable[[int], None] = lambda amount: None,
+) -> DataScores:
+    """Data-wise scores of every training sample.
+
+    Memory: ``samples × targets × P`` numbers for the accumulators, twice with Nesterov; give few samples at a time, or
+    ask for the sum over all samples and targets (``aggregate``), which needs P and one backward pass a step.
+
+    Args:
+        batch: ``batch(indices)`` -> training inputs and labels as the step saw them; called as
+            ``batch(indices, seed)`` where the recorder noted an augmentation seed.
+        loss: the mean loss that was trained on.
+        aggregate: explain ``Σ_x Σ_c f_c(x)`` alone; samples and targets are then 1.
+        nodes, rule: quadrature within each step.
+        tick: called once per step.
+
+    Raises:
+        PrunekitError: batches were not recorded, the path skips states, or the optimizer has no rule (or lacks second
+            moments); the message says what to do.
+    """
+    _check(trajectory)
+    x, y = x.to(function.device), y.to(function.device)
+    quadrature = get_rule(rule, nodes)
+    layout = function.layout
+    start, end = trajectory.state(0).to(function.device), trajectory.state(-1).to(function.device)
+    with torch.no_grad():
+        first = function(start, x, y)
+    engine: GradientEngine = _Summed(function) if aggregate else choose_engine(function, end, x, y)
+    if aggregate:
+        first = first.sum().view(1, 1)
+    samples, targets = first.shape
+    products = _Products(function, loss, batch)
+    value = start.new_zeros(samples, targets, layout.total)  # V
+    seen = {k for s in range(len(trajectory)) for b in trajectory.step(s).batches or () for k in b}
+    scores = start.new_zeros(max(seen, default=-1) + 1, samples, targets)
+    regularisation = torch.zeros_like(first)
+    for segment in trajectory.segments():
+        if segment.regularisation.any():
+            theta, after, share = (v.to(function.device) for v in (segment.start, segment.end, segment.regularisation))
+            for node, weight in quadrature:
+                slope = function.directional(torch.lerp(theta, after, node), share, x, y)[1]
+                regularisation += weight * (slope.sum() if aggregate else slope)
+    for s in reversed(range(len(trajectory))):
+        theta, after = trajectory.state(s).to(function.device), trajectory.state(s + 1).to(function.device)
+        part = _advance(s, trajectory, engine, value, theta, after, x, y, quadrature)
+        if trajectory.step(s).moved:
+            products.add(theta, trajectory.step(s), trajectory.random_states(s), part, scores)
+        tick(1)
+    return DataScores(scores, regularisation, _momentum(trajectory, value), first)
+
+
+def _advance(
+    s: int,
+    trajectory: Trajectory,
+    engine: GradientEngine,
+    value: Tensor,
+    theta: Tensor,
+    after: Tensor,
+    x: Tensor,
+    y: Tensor,
+    quadrature: list[tuple[float, float]],
+) -> Tensor:
+    """One step back: moves ``value`` in place from ``carry_{s+1} V_{s+1}`` to ``carry_s V_s``.
+
+    Returns:
+        ``rate direct φ + gain V_s``, what a unit of gradient does, ``(samples, targets, P)``. Parameters that the step
+        left alone keep their value and give 0.
+    """
+    layout, spans = trajectory.layout, trajectory.recursion.spans
+    moments = trajectory.second_moments(s)
+    linear = dict(trajectory.recursion.step(s, None if moments is None else moments.to(theta.device)))
+    scale = torch.zeros_like(theta)
+    for name, one in linear.items():
+        scale[spans[name]] = one.rate * (one.through or one.direct)
+        if not one.through:
+            value[..., spans[name]].zero_()  # no buffer: nothing is carried
+    before = value.clone() if any(one.through and one.direct for one in linear.values()) else value
+    into = {e.name: value[..., e.span].view(*value.shape[:2], *e.shape) for e in layout.parameters}
+    for node, weight in quadrature:
+        engine.accumulate(torch.lerp(theta, after, node), x, y, layout.views(scale * weight), into)
+    part = torch.zeros_like(value)
+    for name, one in linear.items():
+        span = spans[name]
+        part[..., span] = value[..., span] * (one.gain if one.through else 1.0)
+        if one.through and one.direct:
+            part[..., span] += (value[..., span] - before[..., span]) * (one.direct / one.through)
+        value[..., span] *= one.carry
+    return part
+
+
+class _Summed:
+    """The gradient of all samples' and targets' sum, by one plain backward pass."""
+
+    def __init__(self, function: ModelFunction) -> None:
+        self.function = function
+
+    def accumulate(self, theta: Tensor, x: Tensor, y: Tensor, scale: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+        with torch.enable_grad():
+            leaf = theta.detach().requires_grad_()
+            gradient = self.function.layout.views(torch.autograd.grad(self.function(leaf, x, y).sum(), leaf)[0])
+        for name, total in into.items():
+            total.addcmul_(gradient[name], scale[name])
+
+
+class _Products:
+    """``score[k] -= c ∇l_k · part / |micro-batch|`` for every sample of a step."""
+
+    def __init__(
+        self,
+        function: ModelFunction,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        batch: Callable[..., tuple[Tensor, Tensor]],
+    ) -> None:
+        self.batch = batch
+        self.function = ModelFunction(
+            function.model, function.layout, target=from_loss(loss), device=function.device, training=True
+        )
+        self.separable = not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in function.model.modules())
+        self.replays = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in function.model.modules())
+        self._engine: GradientEngine | None = None
+
+    def add(self, theta: Tensor, step: StepLog, random: list[Tensor] | None, part: Tensor, scores: Tensor) -> None:
+        for number, (indices, weight, seed) in enumerate(zip(step.batches or (), step.weights, step.seeds, strict=True)):
+            where = torch.tensor(indices)
+            x, y = self.batch(where) if seed is None else self.batch(where, seed)
+            x, y = x.to(theta.device), y.to(theta.device)
+            state = random[number] if random else None
+            found = self._directional(theta, x, y, part, state) if self._mixes() else self._gradients(theta, x, y, part)
+            factor = step.gradient_scale * weight / len(indices)
+            scores.index_add_(0, where.to(scores.device), found.to(scores.dtype), alpha=-factor)
+
+    def _mixes(self) -> bool:
+        """Samples of a batch share statistics or one stream of random numbers: the batch must be run as a whole."""
+        return not self.separable or self.replays
+
+    def _gradients(self, theta: Tensor, x: Tensor, y: Tensor, part: Tensor) -> Tensor:
+        """By per-sample gradients and one matrix product: P multiply-adds per pair, fewer than a forward pass."""
+        layout = self.function.layout
+        if self._engine is None:
+            self._engine = choose_engine(self.function, theta, x, y)
+        ones = layout.views(torch.ones_like(theta))
+        rows = []
+        size = max(1, GRADIENT_BYTES // (theta.element_size() * layout.total))
+        for begin in range(0, len(x), size):
+            piece = slice(begin, begin + size)
+            flat = theta.new_zeros(len(x[piece]), layout.total)
+            into = {e.name: flat[:, e.span].view(len(flat), 1, *e.shape) for e in layout.parameters}
+            self._engine.accumulate(theta, x[piece], y[piece], ones, into)
+            rows.append(flat @ part.flatten(0, 1).T)
+        return torch.cat(rows).view(len(x), *part.shape[:2])
+
+    def _directional(self, theta: Tensor, x: Tensor, y: Tensor, part: Tensor, random: Tensor | None) -> Tensor:
+        """By one forward-mode pass per target over the whole batch, in training mode, random numbers replayed."""
+        columns = []
+        for direction in part.flatten(0, 1):
+            with torch.random.fork_rng(devices=[]):
+                if random is not None:
+                    torch.set_rng_state(random)
+                columns.append(self.function.directional(theta, direction, x, y)[1][:, 0])
+        return torch.stack(columns, 1).view(len(x), *part.shape[:2])
+
+
+def _check(trajectory: Trajectory) -> None:
+    if not trajectory.recursion.explains_data:
+        why = trajectory.rule_note or "second moments were not recorded; use Recorder(..., second_moments=True)"
+        raise PrunekitError(f"{trajectory.folder}: data-wise scores cannot be had: {why}")
+    if trajectory.pieces != len(trajectory):
+        raise PrunekitError(
+            f"{trajectory.folder}: data-wise scores need every state; this path keeps {trajectory.pieces} of "
+            f"{len(trajectory)} (Recorder(..., every=1))"
+        )
+    missing = [s for s in range(len(trajectory)) if trajectory.step(s).moved and trajectory.step(s).batches is None]
+    if missing:
+        raise PrunekitError(
+            f"{trajectory.folder}: step {missing[0]} has no sample indices; call recorder.batch(indices) before each step"
+        )
+
+
+def _momentum(trajectory: Trajectory, value: Tensor) -> Tensor:
+    """What the optimizer's buffers held before the first step did; ``value`` is ``carry_0 V_0``."""
+    total = value.new_zeros(value.shape[:2])
+    for key, tensor in trajectory.start_optimizer.items():
+        name, kind = key.rsplit("|", 1)
+        if kind in ("momentum_buffer", "exp_avg") and name in trajectory.recursion.spans:
+            total -= value[..., trajectory.recursion.spans[name]] @ tensor.flatten().to(value)
+    return total
