@@ -70,7 +70,17 @@ class Schedule(_Section):
     warmup: Annotated[float, Field(gt=0, lt=1)] = 0.2
 
 
+class Record(_Section):
+    """What the recorder keeps: see ``prunekit.Recorder``."""
+
+    every: Count = 1
+    states: Literal["whole", "half"] = "whole"
+    second_moments: bool = False
+    snapshot_every: Annotated[int, Field(ge=0)] = 100
+
+
 class Train(_Section):
+    record: Record = Record()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     epochs: Count = 20

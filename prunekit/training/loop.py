@@ -35,7 +35,7 @@ def train(
     recorder: Recorder | None = None,
     device: torch.device | str = "cpu",
 ) -> list[float]:
-    """Trains in place; returns each epoch's mean training loss.
+    """Trains in place; returns each epoch's mean training loss (of the steps taken here, when resumed within one).
 
     Args:
         scheduler: stepped after every optimizer step; None for a constant rate.
@@ -57,8 +57,11 @@ def train(
             for begin in range(0, samples, batch_size):
                 yield epoch, permutation[begin : begin + batch_size]
 
-    total = 0.0
+    total, count = 0.0, 0
+    done = recorder.steps if recorder is not None else 0  # a resumed recording: those steps are taken already
     for step, (epoch, indices) in enumerate(track(order(), "train", epochs * steps)):
+        if step < done:
+            continue
         x, y = batch(indices)
         optimizer.zero_grad()
         value = loss(model(x.to(device)), y.to(device))
@@ -71,8 +74,8 @@ def train(
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
-        total += current * len(indices)
+        total, count = total + current * len(indices), count + len(indices)
         if (step + 1) % steps == 0:
-            history.append(total / samples)
-            total = 0.0
+            history.append(total / count)
+            total, count = 0.0, 0
     return history

@@ -2,8 +2,8 @@
 
 from prunekit.trajectory.imported import load_into, write_checkpoints
 from prunekit.trajectory.layout import Entry, Layout
-from prunekit.trajectory.recorder import Recorder
+from prunekit.trajectory.recorder import Recorder, disk_needed
 from prunekit.trajectory.rules import StepLog
 from prunekit.trajectory.trajectory import Segment, Trajectory
 
-__all__ = ["Entry", "Layout", "Recorder", "Segment", "StepLog", "Trajectory", "load_into", "write_checkpoints"]
+__all__ = ["Entry", "Layout", "Recorder", "Segment", "StepLog", "Trajectory", "disk_needed", "load_into", "write_checkpoints"]

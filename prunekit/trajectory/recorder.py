@@ -74,6 +74,7 @@ class Recorder:
         self._line: dict[str, Any] = {}
         self._random: list[Tensor] = []
         self._resumed: dict[str, Any] | None = None
+        self._snapshot: dict[str, Any] | None = None
         self._kept_last = True
 
     # -- what a training loop calls ---------------------------------------------------------------------------
@@ -159,11 +160,15 @@ class Recorder:
                 checkpoint.write_json(self.folder / "trajectory.json", self._header)
         except OSError as error:
             raise no_room(self.folder, 0, error) from error
-        self._hooks = [self.optimizer.register_step_post_hook(self._after_step)]
+        self._hooks = [
+            self.optimizer.register_step_pre_hook(self._before_step),
+            self.optimizer.register_step_post_hook(self._after_step),
+        ]
         if replay:
             self._hooks.append(self.model.register_forward_pre_hook(self._before_forward))
         if self.snapshot_every and self._resumed is None:
-            self._snapshot()
+            self._take_snapshot()
+            self._write_snapshot()
         return self
 
     def _begin(self, dtype: np.dtype[Any], replay: bool) -> None:
@@ -256,11 +261,20 @@ class Recorder:
             line["random"] = len(random)
         self._writer.put(row, line, moments, [r.numpy() for r in random])
         if self.snapshot_every and self.steps % self.snapshot_every == 0:
-            self._snapshot()
+            self._take_snapshot()
 
-    def _snapshot(self) -> None:
-        # Counted by what was handed to the writer: it writes in order, so these rows are there when it is written.
-        self._writer.put_snapshot(lambda rows: snapshot.take(self.steps, self.model, self.optimizer, self.scheduler, rows))
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self._snapshot is not None:
+            self._write_snapshot()
+
+    def _take_snapshot(self) -> None:
+        self._snapshot = snapshot.take(self.steps, self.model, self.optimizer, self._writer.queued)
+
+    def _write_snapshot(self) -> None:
+        assert self._snapshot is not None
+        snapshot.add_schedule(self._snapshot, self.optimizer, self.scheduler)
+        self._writer.put_snapshot(self._snapshot)
+        self._snapshot = None
 
     def _named(self) -> dict[str, Tensor]:
         return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}

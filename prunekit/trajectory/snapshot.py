@@ -29,17 +29,21 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     return found
 
 
-def take(step: int, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any, rows: dict[str, int]) -> dict[str, Any]:
-    """Copies everything that the next step depends on; ``write`` may then run in the background."""
+def take(step: int, model: nn.Module, optimizer: torch.optim.Optimizer, rows: dict[str, int]) -> dict[str, Any]:
+    """Copies weights, optimizer and random state as a step leaves them; ``add_schedule`` completes it."""
     tensors = {f"optimizer|{k}": v for k, v in optimizer_tensors(model, optimizer).items()}
     tensors |= {f"model|{k}": v.detach().cpu().clone() for k, v in checkpoint.unique_state(model.state_dict())[0].items()}
     tensors["random|cpu"] = torch.get_rng_state()
     if torch.cuda.is_available() and any(p.is_cuda for p in model.parameters()):
         tensors["random|cuda"] = torch.cuda.get_rng_state()
+    return {"tensors": tensors, "header": {"kind": "snapshot", "schema": 1, "step": step, "rows": rows}}
+
+
+def add_schedule(taken: dict[str, Any], optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
+    """Adds rates and schedule as the *next* step finds them: a loop moves its schedule after the step."""
     schedule = {k: v for k, v in scheduler.state_dict().items() if _is_json(v)} if scheduler is not None else None
     options = [{k: v for k, v in group.items() if k != "params" and _is_json(v)} for group in optimizer.param_groups]
-    header = {"kind": "snapshot", "schema": 1, "step": step, "rows": rows, "schedule": schedule, "options": options}
-    return {"tensors": tensors, "header": header}
+    taken["header"] |= {"schedule": schedule, "options": options}
 
 
 def write(folder: Path, taken: dict[str, Any]) -> None:

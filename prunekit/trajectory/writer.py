@@ -112,9 +112,13 @@ class BackgroundWriter:
 
         self._pending.put(write)
 
-    def put_snapshot(self, take: Callable[[dict[str, int]], dict[str, Any]]) -> None:
-        """Copies now, with the rows queued so far, and writes later."""
-        taken = take(dict(self._counts))
+    @property
+    def queued(self) -> dict[str, int]:
+        """Rows by stream, those still to be written included."""
+        return dict(self._counts)
+
+    def put_snapshot(self, taken: dict[str, Any]) -> None:
+        """Queues a snapshot; the rows that it counts are queued before it, so they are there when it is."""
         self._pending.put(lambda: snapshot.write(self.folder, taken))
 
     def close(self) -> PrunekitError | None:

@@ -15,7 +15,7 @@ from prunekit.errors import ArtifactError, UsageError
 from prunekit.measure import accuracy, predict
 from prunekit.recipe import Recipe
 from prunekit.training.loop import batches_per_epoch, train
-from prunekit.trajectory import Layout, Recorder, Trajectory, write_checkpoints
+from prunekit.trajectory import Layout, Recorder, Trajectory, disk_needed, snapshot, write_checkpoints
 from prunekit.verbs.run_folder import EVAL_BATCH, PROBLEM, load_splits, reusable
 
 
@@ -39,7 +39,8 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
 
     samples, epochs, size = len(splits["train"]), recipe.train.epochs, recipe.train.batch_size
     steps = epochs * batches_per_epoch(samples, size)
-    needed = 4 * layout.total * (steps + 1) + 8 * samples * epochs
+    keep = recipe.train.record
+    needed = disk_needed(model, steps, samples * epochs, keep.every, keep.states, keep.second_moments)
     announce(
         f"train: {steps} steps of {layout.total:,} coordinates; the trajectory takes {needed / 1e6:.1f} MB of disk under {out}"
     )
@@ -48,8 +49,13 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
     optimizer, scheduler = recipe.build_optimizer(model, steps)
     started = time.perf_counter()
     partial = out / "trajectory.partial"  # stays, readable, if training is cut off; never touches a whole one
-    shutil.rmtree(partial, ignore_errors=True)
-    with Recorder(partial, model, optimizer, provenance) as recorder:
+    if _can_resume(partial, provenance):
+        recorder = Recorder.resume(partial, model, optimizer, scheduler)
+        announce(f"train: goes on after step {recorder.steps} of a recording that was cut off ({partial})")
+    else:
+        shutil.rmtree(partial, ignore_errors=True)
+        recorder = Recorder(partial, model, optimizer, provenance, scheduler=scheduler, **keep.model_dump())
+    with recorder:
         losses = train(
             model, optimizer, scheduler, recipe.load_loss(), splits["train"].batch, samples,
             epochs=epochs, batch_size=size, seed=recipe.seed, recorder=recorder, device=recipe.device,
@@ -112,6 +118,20 @@ def _made_from(trajectory: Path) -> dict[str, Any] | None:
         Trajectory(trajectory)  # a truncated one may not be reused
     except ArtifactError as error:
         return {PROBLEM: str(error)}
+    return _given(header)
+
+
+def _can_resume(partial: Path, provenance: dict[str, Any]) -> bool:
+    """Whether a recording of the very same training was cut off here, with a snapshot to go on from."""
+    try:
+        header = checkpoint.read_json(partial / "trajectory.json", "trajectory")
+        checkpoint.read_header(partial / snapshot.NAME, "snapshot")
+        return not header["complete"] and _given(header) == provenance
+    except (ArtifactError, KeyError):
+        return False
+
+
+def _given(header: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in header["provenance"].items() if k not in ("prunekit", "torch")}
 
 
