@@ -115,8 +115,14 @@ def import_(
 def score(
     run: RunFolder,
     criterion: Annotated[list[str], typer.Option("--criterion", "-c", help="Name of a criterion, or all; repeatable.")],
-    nodes: Annotated[int | None, typer.Option(min=1, help="influence: quadrature nodes a piece.")] = None,
-    stride: Annotated[int | None, typer.Option(min=1, help="influence: recorded steps a piece.")] = None,
+    quadrature: Annotated[str | None, typer.Option(help="influence: ranking or reconstruction.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="influence: nodes a piece, for ranking.")] = None,
+    tolerance: Annotated[float | None, typer.Option(help="influence: allowed error, for reconstruction.")] = None,
+    stride: Annotated[int | None, typer.Option(min=1, help="influence: kept states a piece.")] = None,
+    share: Annotated[str | None, typer.Option(help="influence: kernel, regularisation, whole or survival.")] = None,
+    aggregation: Annotated[str | None, typer.Option(help="influence: l1, l2 or mean (signed), over samples and targets.")] = None,
+    memory: Annotated[str | None, typer.Option(help="influence: for scores in work, such as 512MiB.")] = None,
+    max_error: Annotated[float | None, typer.Option(help="influence: write nothing if the estimated error is larger.")] = None,
     target: Annotated[str | None, typer.Option(help="influence: outputs, log_prob, margin, loss, or module:function.")] = None,
     seed: Seed = None, device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -124,18 +130,23 @@ def score(
     from dataclasses import replace
 
     from prunekit.imports import load_object
-    from prunekit.kernel import get_target
     from prunekit.verbs.scoring import score_run
 
     output = _Out(quiet, as_json)
     with progress_bars(not quiet):
         opened = _open(run, device)
-        options: dict[str, Any] = {"nodes": nodes, "stride": stride, "seed": seed}
+        given = {
+            "quadrature": quadrature, "nodes": nodes, "tolerance": tolerance, "stride": stride, "share": share,
+            "aggregation": aggregation, "memory": memory,
+        }  # fmt: skip
+        settings = opened.recipe.score.model_dump(mode="json") | {k: v for k, v in given.items() if v is not None}
+        options = type(opened.recipe).of({**opened.recipe.model_dump(mode="json"), "score": settings}, "score").score.options()
         if target is not None:
             options["target"] = load_object(target, "--target") if ":" in target else target
-            get_target(options["target"])
-        evidence = replace(opened.evidence, **{k: v for k, v in options.items() if v is not None})
-        result = score_run(opened, criterion, overwrite, evidence)
+        if seed is not None:
+            options["seed"] = seed
+        evidence = replace(opened.evidence, **options)
+        result = score_run(opened, criterion, overwrite, evidence, max_error)
     output.show("score", result)
     output.finish(result)
 

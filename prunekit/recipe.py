@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import Tensor, nn
 
 from prunekit import checkpoint
-from prunekit.criteria import CRITERIA
+from prunekit.criteria import AGGREGATIONS, CRITERIA
 from prunekit.errors import UsageError, nearest
 from prunekit.imports import call, load_object
-from prunekit.kernel import RULES, TARGETS
+from prunekit.kernel import RULES, SHARES, TARGETS
 from prunekit.plan import ALLOCATIONS, STRUCTURES
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -94,13 +95,53 @@ class Prunable(_Section):
 
 
 class Score(_Section):
-    """``samples``: at most so many scoring samples; ``nodes`` and ``stride``: see docs/kernel.md."""
+    """``samples``: at most so many scoring samples. The rest says how influence looks at the path (docs/kernel.md):
+
+    ``quadrature: ranking`` takes a fixed ``rule`` with ``nodes``, enough to rank weights; ``reconstruction`` halves steps
+    until every sample's sum over one is within ``tolerance``. ``memory`` holds the scores in work.
+    """
 
     criteria: list[str] = list(CRITERIA)
     target: str = "outputs"
     samples: Count = 160
+    share: str = "kernel"
+    aggregation: str = "l1"
+    quadrature: Literal["ranking", "reconstruction"] = "ranking"
+    rule: str = "midpoint"
     nodes: Count = 1
+    tolerance: Positive = 0.01
     stride: Count = 1
+    phase: tuple[int, int] | None = None
+    memory: str = "512MiB"
+
+    @field_validator("share")
+    @classmethod
+    def _share(cls, value: str) -> str:
+        return _known(value, SHARES, "share")
+
+    @field_validator("aggregation")
+    @classmethod
+    def _aggregation(cls, value: str) -> str:
+        return _known(value, AGGREGATIONS, "aggregation")
+
+    @field_validator("rule")
+    @classmethod
+    def _rule(cls, value: str) -> str:
+        return _known(value, RULES, "quadrature rule")
+
+    @field_validator("memory")
+    @classmethod
+    def _memory(cls, value: str) -> str:
+        parse_bytes(value)
+        return value
+
+    def options(self) -> dict[str, Any]:
+        """The fields of ``Evidence`` that these keys set."""
+        return {
+            "share": self.share, "aggregation": self.aggregation, "rule": self.rule, "nodes": self.nodes,
+            "tolerance": self.tolerance if self.quadrature == "reconstruction" else None,
+            "stride": self.stride, "phase": self.phase, "memory": parse_bytes(self.memory),
+        }  # fmt: skip
 
     @field_validator("criteria")
     @classmethod
@@ -153,16 +194,17 @@ class Prune(_Section):
 
 
 class Eval(_Section):
-    """``samples``: test samples whose outputs the kernel rebuilds; ``nodes``: midpoints a step; ``stride``: steps
+    """``samples``: test samples whose outputs the kernel rebuilds; ``tolerance``: allowed error per sample and step,
 
-    a piece; ``tolerance``: allowed error per sample of the pruning step, reached by bisection.
+    reached by halving; ``nodes``: a fixed number of nodes a step by ``rule`` instead (the pruning step keeps its
+    tolerance); ``stride``: kept states a piece.
     """
 
     samples: Count = 128
-    rule: str = "midpoint"
-    nodes: Count = 4
-    stride: Count = 1
     tolerance: Positive = 0.01
+    nodes: Count | None = None
+    rule: str = "midpoint"
+    stride: Count = 1
     latency_batches: list[Count] = [1, 64]
 
     @field_validator("rule")
@@ -294,6 +336,15 @@ class Recipe(_Section):
             return cls.model_validate(content)
         except ValidationError as error:
             raise UsageError("; ".join(_fault(source, fault) for fault in error.errors())) from None
+
+
+def parse_bytes(text: str) -> int:
+    """``"512MiB"``, ``"2GB"``, ``"800000"`` -> bytes. Raises ValueError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(f"{text!r} is no amount of memory; write for example 512MiB or 2GB")
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
 
 
 def check_device(name: str) -> torch.device:

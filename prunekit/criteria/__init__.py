@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import resource
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,15 +16,17 @@ from torch import Tensor, nn
 from prunekit import checkpoint
 from prunekit.criteria import gradient, influence, magnitude, random, taylor
 from prunekit.criteria.evidence import Criterion, Evidence, Loss
-from prunekit.criteria.scores import Scores
+from prunekit.criteria.identity import model_digest, state_digest
+from prunekit.criteria.online import OnlineInfluence
+from prunekit.criteria.scores import AGGREGATIONS, Scores
 from prunekit.errors import PrunekitError, UsageError, nearest
-from prunekit.kernel import Target
+from prunekit.kernel import SHARES, Target, get_rule, get_target
 from prunekit.structure.prunable import prunable_parameters
 from prunekit.trajectory import Trajectory
 
 __all__ = [
-    "CRITERIA", "Criterion", "Evidence", "Scores", "get_criterion", "model_digest", "provenance", "score",
-    "score_evidence", "state_digest",
+    "AGGREGATIONS", "CRITERIA", "Criterion", "Evidence", "OnlineInfluence", "Scores", "check_options", "get_criterion",
+    "model_digest", "provenance", "score", "score_evidence", "state_digest",
 ]  # fmt: skip
 
 CRITERIA: dict[str, Criterion] = {
@@ -57,10 +59,8 @@ def score(
     loss: Loss = F.cross_entropy,
     ignore: Iterable[str] = (),
     seed: int = 0,
-    nodes: int = 1,
-    stride: int = 1,
-    memory: int = 512 * 2**20,
     device: torch.device | str = "cpu",
+    **options: Any,
 ) -> Scores:
     """Scores every prunable weight of the trained model (the trajectory's last state).
 
@@ -73,8 +73,8 @@ def score(
         loss: mean loss for ``gradient`` and ``taylor``.
         ignore: shell-style patterns of parameters that may not be pruned.
         seed: for ``random``.
-        nodes, stride: influence's quadrature nodes a piece and recorded steps a piece.
-        memory: bytes for scores in work.
+        options: how influence looks at the path: ``nodes``, ``rule``, ``tolerance``, ``stride``, ``share``,
+            ``aggregation``, ``phase``, ``memory``; see ``Evidence``.
 
     Raises:
         UsageError: unknown criterion or pattern.
@@ -87,9 +87,26 @@ def score(
     x = torch.cat([pair[0] for pair in pairs]) if pairs else None
     y = torch.cat([pair[1] for pair in pairs]) if pairs else None
     where = torch.device(device)
-    return score_evidence(
-        Evidence(trajectory, model, prunable, x, y, loss, target, seed, nodes, stride, memory, where), criterion
-    )
+    evidence = Evidence(trajectory, model, prunable, x, y, loss, target, seed, **options, device=where)
+    check_options(evidence)
+    return score_evidence(evidence, criterion)
+
+
+def check_options(evidence: Evidence) -> None:
+    """Raises UsageError for a share, aggregation, rule, tolerance or phase that does not exist."""
+    for what, value, known in (
+        ("share", evidence.share, list(SHARES)),
+        ("aggregation", evidence.aggregation, list(AGGREGATIONS)),
+    ):
+        if value not in known:
+            raise UsageError(f"{what} {value!r} does not exist; {nearest(value, known)}")
+    get_rule(evidence.rule, evidence.nodes)
+    get_target(evidence.target)
+    if evidence.tolerance is not None and not evidence.tolerance > 0:
+        raise UsageError(f"tolerance is {evidence.tolerance}; it must be above 0")
+    steps = len(evidence.trajectory)
+    if evidence.phase is not None and not 0 <= evidence.phase[0] < evidence.phase[1] <= max(steps, 1):
+        raise UsageError(f"phase is {evidence.phase}; it must be begin < end within the {steps} recorded steps")
 
 
 def score_evidence(evidence: Evidence, criterion: str) -> Scores:
@@ -97,9 +114,12 @@ def score_evidence(evidence: Evidence, criterion: str) -> Scores:
     chosen = get_criterion(criterion)
     facts = provenance(evidence, criterion)
     started = time.perf_counter()
-    importance, axis_sums = chosen.compute(evidence)
+    found = chosen.compute(replace(evidence, partial_key=facts))
+    findings = dict(found.findings)
+    if chosen.needs_data:
+        findings["uncovered"] = {n: count for n, v in found.importance.items() if (count := int((v == 0).sum()))}
     cost = {"seconds": round(time.perf_counter() - started, 3), "peak_mb": peak_memory_mb()}
-    scores = Scores(importance, axis_sums, facts, cost)
+    scores = Scores(found.importance, found.axis_sums, facts, findings, cost)
     scores.check()
     return scores
 
@@ -120,7 +140,7 @@ def provenance(evidence: Evidence, criterion: str) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "criterion": criterion,
         "group": chosen.group,
-        "aggregation": chosen.aggregation,
+        "aggregation": chosen.aggregation or (evidence.aggregation if chosen.group == "sum" else None),
         "trajectory": evidence.trajectory.hash,
         "model": state_digest(evidence.trajectory.state(-1)),
         "prunable": list(evidence.prunable),
@@ -131,8 +151,13 @@ def provenance(evidence: Evidence, criterion: str) -> dict[str, Any]:
     if chosen.needs_path:
         facts |= {
             "target": _named(evidence.target),
+            "share": evidence.share,
+            "rule": evidence.rule,
             "nodes": evidence.nodes,
+            "tolerance": evidence.tolerance,
             "stride": evidence.stride,
+            "phase": None if evidence.phase is None else list(evidence.phase),
+            "memory": evidence.memory,
             "note": evidence.trajectory.rule_note,
         }
     elif chosen.needs_data:
@@ -140,19 +165,6 @@ def provenance(evidence: Evidence, criterion: str) -> dict[str, Any]:
     if chosen.group == "draw":
         facts["seed"] = evidence.seed
     return facts
-
-
-def state_digest(flat: Tensor) -> str:
-    """SHA-256 (32 hex digits) of a flat state's bytes: the identity of a set of weights."""
-    return hashlib.sha256(flat.detach().cpu().contiguous().numpy().data).hexdigest()[:32]
-
-
-def model_digest(model: nn.Module) -> str:
-    """The same identity, from a model's present weights."""
-    from prunekit.trajectory import Layout
-
-    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return state_digest(Layout.of(model).flatten(named))
 
 
 def peak_memory_mb() -> int:

@@ -1,39 +1,111 @@
-"""From signed per-sample scores to what a score file holds, chunk by chunk."""
+"""From signed per-sample scores to what a score file holds, chunk by chunk, going on where an earlier try stopped."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from prunekit import checkpoint
+from prunekit.errors import ArtifactError
 from prunekit.kernel import Contribution
+
+SECONDS_BETWEEN_SAVES = 10.0
+
+
+@dataclass
+class Collected:
+    """Running sums over chunks; every aggregation is a function of something that adds up.
+
+    ``sums``: per prunable parameter, of ``|ψ|`` (l1), ``ψ²`` (l2) or ``ψ`` (mean); ``axes``: signed axis sums of every
+    chunk, in order; ``count``: samples × targets; ``chunks``: how many are in.
+    """
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    axes: dict[str, Tensor] = field(default_factory=dict)
+    count: int = 0
+    chunks: int = 0
 
 
 def collect(
-    contributions: Iterable[Contribution], prunable: tuple[str, ...], aggregation: str
+    contributions: Callable[[int], Iterable[Contribution]],
+    shape: tuple[int, int],
+    prunable: tuple[str, ...],
+    aggregation: str,
+    partial: Path | None = None,
+    made_from: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Aggregates signed scores to importances and keeps their exact sums along axes 0 and 1.
 
-    Both aggregations are linear in something that adds up over chunks: absolute values (``l1``) or the signed sum
-    (``mean``), so no chunk has to be kept.
+    Args:
+        contributions: ``contributions(skip)`` gives the chunks after the first ``skip``, in order.
+        shape: ``(samples, targets)`` in all.
+        partial: where finished chunks are kept while the work goes on; removed at the end.
+        made_from: what they are made from; kept chunks of something else are ignored.
 
     Returns:
         importance of the prunable parameters, and ``<param>@<axis>`` -> ``(samples, targets, axis size)`` of all.
     """
-    importance: dict[str, Tensor] = {}
-    sums: dict[str, list[Tensor]] = {}
-    count = 0
-    for part in contributions:
-        for name, signed in part.scores.items():
-            if name in prunable:
-                piece = signed.abs().sum((0, 1)) if aggregation == "l1" else signed.sum((0, 1))
-                importance[name] = importance[name] + piece if name in importance else piece
-            axes = range(2, signed.dim())
-            for axis in list(axes)[:2]:
-                others = [a for a in axes if a != axis]
-                sums.setdefault(f"{name}@{axis - 2}", []).append((signed.sum(others) if others else signed.clone()).cpu())
-        count += next(iter(part.scores.values())).shape[:2].numel()
-    if aggregation == "mean":
-        importance = {name: (total / count).abs() for name, total in importance.items()}
-    return {k: v.cpu() for k, v in importance.items()}, {k: torch.cat(v) for k, v in sums.items()}
+    so_far = _load(partial, made_from)
+    saved = time.monotonic()
+    for part in contributions(so_far.chunks):
+        _add(so_far, part, shape, prunable, aggregation)
+        if partial is not None and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+            _save(partial, so_far, made_from)
+            saved = time.monotonic()
+    if partial is not None:
+        partial.unlink(missing_ok=True)
+    finish: dict[str, Callable[[Tensor], Tensor]] = {
+        "l1": lambda total: total,
+        "l2": torch.sqrt,
+        "mean": lambda total: (total / so_far.count).abs(),
+    }
+    return {name: finish[aggregation](total) for name, total in so_far.sums.items()}, so_far.axes
+
+
+def _add(so_far: Collected, part: Contribution, shape: tuple[int, int], prunable: tuple[str, ...], aggregation: str) -> None:
+    piece: dict[str, Callable[[Tensor], Tensor]] = {
+        "l1": lambda signed: signed.abs().sum((0, 1)),
+        "l2": lambda signed: signed.square().sum((0, 1)),
+        "mean": lambda signed: signed.sum((0, 1)),
+    }
+    for name, signed in part.scores.items():
+        if name in prunable:
+            found = piece[aggregation](signed).cpu()
+            so_far.sums[name] = so_far.sums[name] + found if name in so_far.sums else found
+        dims = list(range(2, signed.dim()))
+        for axis in dims[:2]:
+            others = [d for d in dims if d != axis]
+            along = (signed.sum(others) if others else signed).cpu()
+            key = f"{name}@{axis - 2}"
+            if key not in so_far.axes:
+                so_far.axes[key] = along.new_zeros(*shape, along.shape[2])
+            so_far.axes[key][part.samples, part.targets] = along
+    so_far.count += next(iter(part.scores.values())).shape[:2].numel()
+    so_far.chunks += 1
+
+
+def _save(partial: Path, so_far: Collected, made_from: dict[str, Any] | None) -> None:
+    tensors = {f"sum|{k}": v for k, v in so_far.sums.items()} | {f"axis|{k}": v for k, v in so_far.axes.items()}
+    header = {"kind": "partial scores", "made_from": made_from, "count": so_far.count, "chunks": so_far.chunks}
+    checkpoint.write_tensors(partial, tensors, header)
+
+
+def _load(partial: Path | None, made_from: dict[str, Any] | None) -> Collected:
+    if partial is None or not partial.exists():
+        return Collected()
+    try:
+        header = checkpoint.read_header(partial, "partial scores")
+        tensors = checkpoint.read_tensors(partial)
+    except ArtifactError:
+        return Collected()  # a leftover that cannot be read only costs the work again
+    if header["made_from"] != made_from:
+        return Collected()
+    sums = {k.removeprefix("sum|"): v for k, v in tensors.items() if k.startswith("sum|")}
+    axes = {k.removeprefix("axis|"): v for k, v in tensors.items() if k.startswith("axis|")}
+    return Collected(sums, axes, header["count"], header["chunks"])

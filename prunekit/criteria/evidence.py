@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import PrunekitError
 from prunekit.kernel import ModelFunction, Target
+from prunekit.kernel.attribution import MEMORY
 from prunekit.trajectory import Layout, Trajectory
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -21,7 +23,15 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class Evidence:
     """A trained model, its path, scoring samples, and how to look at them.
 
-    ``nodes``: quadrature nodes a piece; ``stride``: recorded steps a piece; ``memory``: bytes for scores in work.
+    Attributes:
+        nodes, rule: quadrature of a piece of the path; one midpoint is enough to rank weights.
+        tolerance: instead, halve pieces until each sample's sum over one is within this much (fidelity).
+        stride: kept states a piece.
+        share: which part of a step counts, see ``prunekit.kernel.SHARES``.
+        aggregation: how signed scores become an importance, see ``AGGREGATIONS``.
+        phase: optimizer steps ``[begin, end)`` that count; None for all.
+        memory: bytes for scores in work.
+        partial: where finished chunks are kept until all are done; ``partial_key``: what they are made from.
     """
 
     trajectory: Trajectory
@@ -33,8 +43,15 @@ class Evidence:
     target: str | Target = "outputs"
     seed: int = 0
     nodes: int = 1
+    rule: str = "midpoint"
+    tolerance: float | None = None
     stride: int = 1
-    memory: int = 512 * 2**20
+    share: str = "kernel"
+    aggregation: str = "l1"
+    phase: tuple[int, int] | None = None
+    memory: int = MEMORY
+    partial: Path | None = None
+    partial_key: dict[str, Any] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
@@ -62,19 +79,28 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Found:
+    """What a criterion computed: see ``Scores``; ``findings`` are facts about the scores (their error)."""
+
+    importance: dict[str, Tensor]
+    axis_sums: dict[str, Tensor] = field(default_factory=dict)
+    findings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Criterion:
     """One way to score.
 
     Attributes:
-        compute: evidence -> (importance, axis sums), see ``Scores``.
+        compute: evidence -> what was found.
         describes: one line for help texts.
         needs_path, needs_data: what ``compute`` looks at beside the trained weights.
         group: how a group's importance follows from the file: ``sum`` of the signed axis sums (additive
             criteria), ``l2`` norm of the importances, or one ``draw``.
-        aggregation: how signed scores become an importance, see ``AGGREGATIONS``; additive criteria only.
+        aggregation: how signed scores become an importance; None leaves it to the evidence. Additive criteria only.
     """
 
-    compute: Callable[[Evidence], tuple[dict[str, Tensor], dict[str, Tensor]]]
+    compute: Callable[[Evidence], Found]
     describes: str
     needs_path: bool = False
     needs_data: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunekit.criteria.evidence import Criterion, Evidence
+from prunekit.criteria.evidence import Criterion, Evidence, Found
 
 
 def mean_loss_gradient(evidence: Evidence, batch: int = 256) -> dict[str, Tensor]:
@@ -22,9 +22,9 @@ def mean_loss_gradient(evidence: Evidence, batch: int = 256) -> dict[str, Tensor
     return evidence.layout.views(total.cpu())
 
 
-def _gradient(evidence: Evidence) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _gradient(evidence: Evidence) -> Found:
     gradient = mean_loss_gradient(evidence)
-    return {name: gradient[name].abs() for name in evidence.prunable}, {}
+    return Found({name: gradient[name].abs() for name in evidence.prunable})
 
 
 CRITERION = Criterion(_gradient, "absolute gradient of the mean loss", needs_data=True)

@@ -1,47 +1,85 @@
-"""Influence along the training path: ExPLAIND (arXiv 2505.20076), its kernel share per weight.
+"""Influence along the training path: ExPLAIND (arXiv 2505.20076), per weight.
 
-``importance_i = Σ_x Σ_c |ψ_i(x)_c|`` over scoring samples and outputs, with
+The paper's: ``importance_i = Σ_x Σ_c |ψ_i(x)_c|`` over scoring samples and outputs, with
 ``ψ_i(x) = Σ_s U_{s,i} ∫ ∂_i f(x; θ_s + t D_s) dt``: what the gradients' share of every step did to the output.
+``share`` and ``aggregation`` give its relatives: the regularisation's share, the whole step, what of the kernel share
+weight decay left until the end (``survival``), L2 over samples, and the signed mean, which with the loss as target is Loss
+Change Allocation (Lan et al. 2019, arXiv 1909.01440).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator
 
+import torch
 from torch import Tensor
 
 from prunekit.criteria.additive import collect
-from prunekit.criteria.evidence import Criterion, Evidence
-from prunekit.kernel import Contribution, attribute
+from prunekit.criteria.evidence import Criterion, Evidence, Found
+from prunekit.kernel import Contribution, ModelFunction, attribute, score_error
 from prunekit.progress import Bar
+from prunekit.trajectory import Segment
 
 
-def _influence(evidence: Evidence) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    trajectory = evidence.trajectory
+def _influence(evidence: Evidence) -> Found:
     x, y = evidence.samples()
+    function = evidence.function()
+    with torch.no_grad():
+        targets = function(
+            evidence.trajectory.state(-1).to(function.device), x[:1].to(function.device), y[:1].to(function.device)
+        )
+    error = _error(evidence, function, x, y)
 
-    def parts() -> Iterator[Contribution]:
-        pieces = -(-len(trajectory) // evidence.stride)
+    def parts(skip: int) -> Iterator[Contribution]:
+        pieces = -(-evidence.trajectory.pieces // evidence.stride)
         with Bar("influence (samples × steps)", len(x) * pieces) as bar:
             yield from attribute(
-                evidence.function(),
-                partial(trajectory.segments, evidence.stride),
+                function,
+                lambda: _segments(evidence),
                 x,
                 y,
                 nodes=evidence.nodes,
+                rule=evidence.rule,
+                tolerance=evidence.tolerance,
+                share=evidence.share,
                 memory=evidence.memory,
+                skip=skip,
                 tick=bar.advance,
             )
 
-    return collect(parts(), evidence.prunable, "l1")
+    importance, axes = collect(
+        parts, (len(x), targets.shape[1]), evidence.prunable, evidence.aggregation, evidence.partial, evidence.partial_key
+    )
+    return Found(importance, axes, {"error": error})
+
+
+def _segments(evidence: Evidence) -> Iterable[Segment]:
+    trajectory, survival = evidence.trajectory, evidence.share == "survival"
+    begin, end = evidence.phase or (0, None)
+    yield from trajectory.segments(evidence.stride, begin=begin, end=end, survival=survival)
+    if survival and not begin and end is None:  # what is left of the starting weights: Π θ_0 ∂f(x; θ_N)
+        last = trajectory.state(-1)
+        zero = torch.zeros_like(last)
+        yield Segment(len(trajectory), last, last, zero, 0, trajectory.surviving_start())
+
+
+def _error(evidence: Evidence, function: ModelFunction, x: Tensor, y: Tensor) -> dict[str, float]:
+    share = "kernel" if evidence.share == "survival" else evidence.share  # the same integrals, on unweighted steps
+    return score_error(
+        function,
+        lambda: evidence.trajectory.segments(evidence.stride),
+        x,
+        y,
+        nodes=evidence.nodes,
+        rule=evidence.rule,
+        share=share,
+    )
 
 
 CRITERION = Criterion(
     _influence,
-    "kernel share of every training step, per sample and output (ExPLAIND, arXiv 2505.20076)",
+    "contribution of every training step, per sample and output (ExPLAIND, arXiv 2505.20076)",
     needs_path=True,
     needs_data=True,
     group="sum",
-    aggregation="l1",
 )

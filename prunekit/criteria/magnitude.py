@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from prunekit.criteria.evidence import Criterion, Evidence
+from prunekit.criteria.evidence import Criterion, Evidence, Found
 
 
-def _magnitude(evidence: Evidence) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _magnitude(evidence: Evidence) -> Found:
     weights = evidence.weights()
-    return {name: weights[name].abs() for name in evidence.prunable}, {}
+    return Found({name: weights[name].abs() for name in evidence.prunable})
 
 
 CRITERION = Criterion(_magnitude, "absolute weight (arXiv 1506.02626)")

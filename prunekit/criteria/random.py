@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from prunekit.criteria.evidence import Criterion, Evidence
+from prunekit.criteria.evidence import Criterion, Evidence, Found
 
 
-def _random(evidence: Evidence) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _random(evidence: Evidence) -> Found:
     generator = torch.Generator().manual_seed(evidence.seed)
     shapes = {entry.name: entry.shape for entry in evidence.layout}
-    return {name: torch.rand(shapes[name], generator=generator) for name in evidence.prunable}, {}
+    return Found({name: torch.rand(shapes[name], generator=generator) for name in evidence.prunable})
 
 
 CRITERION = Criterion(_random, "uniform draws from the seed", group="draw")

@@ -9,21 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from prunekit.criteria.additive import collect
-from prunekit.criteria.evidence import Criterion, Evidence
+from prunekit.criteria.evidence import Criterion, Evidence, Found
 from prunekit.kernel import Contribution, attribute, from_loss
 from prunekit.progress import Bar
 from prunekit.trajectory import Segment
 
 
-def _taylor(evidence: Evidence) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _taylor(evidence: Evidence) -> Found:
     x, y = evidence.samples()
     theta = evidence.trajectory.state(-1)
     to_zero = Segment(0, theta, torch.zeros_like(theta), torch.zeros_like(theta))
 
-    def parts() -> Iterator[Contribution]:
+    def parts(skip: int) -> Iterator[Contribution]:
         with Bar("taylor (samples)", len(x)) as bar:
             yield from attribute(
                 evidence.function(from_loss(evidence.loss)),
@@ -32,10 +31,11 @@ def _taylor(evidence: Evidence) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
                 y,
                 rule="left",
                 memory=evidence.memory,
+                skip=skip,
                 tick=bar.advance,
             )
 
-    return collect(parts(), evidence.prunable, "mean")
+    return Found(*collect(parts, (len(x), 1), evidence.prunable, "mean"))
 
 
 CRITERION = Criterion(

@@ -12,25 +12,37 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunekit.errors import PrunekitError
+from prunekit.kernel.bisection import bisect
 from prunekit.kernel.function import ModelFunction
-from prunekit.kernel.gradients import choose_engine
+from prunekit.kernel.gradients import GradientEngine, choose_engine
 from prunekit.kernel.quadrature import get_rule
 from prunekit.trajectory.trajectory import Segment
+
+
+def _surviving(segment: Segment) -> Tensor:
+    if segment.surviving is None:
+        raise ValueError("the path's pieces lack surviving; take them from Trajectory.segments(survival=True)")
+    return segment.surviving
+
 
 SHARES: dict[str, Callable[[Segment], Tensor]] = {
     "kernel": lambda segment: segment.data_update,
     "regularisation": lambda segment: segment.regularisation,
     "whole": lambda segment: segment.update,
+    "survival": _surviving,
 }
 
 CACHE_CHUNK = 16  # samples at a time: larger chunks leave the processor's cache and run slower (measured)
+MEMORY = 512 * 2**20
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """Signed scores of one chunk: ``scores[name]`` is ``(samples, targets, *parameter shape)``."""
+    """Signed scores of some samples on some targets: ``scores[name]`` is ``(samples, targets, *parameter shape)``."""
 
     samples: slice
+    targets: slice
     scores: dict[str, Tensor]
 
 
@@ -42,8 +54,10 @@ def attribute(
     *,
     nodes: int = 1,
     rule: str = "midpoint",
+    tolerance: float | None = None,
     share: str = "kernel",
-    memory: int = 512 * 2**20,
+    memory: int = MEMORY,
+    skip: int = 0,
     tick: Callable[[int], None] = lambda amount: None,
 ) -> Iterator[Contribution]:
     """Parameter-wise scores of the samples, in chunks that fit ``memory`` bytes.
@@ -53,28 +67,131 @@ def attribute(
         segments: called once per chunk, gives the path's pieces in order.
         x, y: scoring samples and labels.
         nodes, rule: quadrature within each piece; one midpoint is enough to rank weights.
-        share: ``"kernel"`` (U), ``"regularisation"`` (R) or ``"whole"`` (D).
-        tick: called with the number of samples done, once per piece.
+        tolerance: instead of a fixed rule, halve a piece for the samples whose sum of scores over it is off by more.
+        share: ``"kernel"`` (U), ``"regularisation"`` (R), ``"whole"`` (D) or ``"survival"`` (what decay left of U).
+        skip: chunks that are done already.
+        tick: called with the number of samples done, once per piece and chunk.
+
+    Raises:
+        PrunekitError: ``memory`` does not hold one sample's scores for one target.
     """
     quadrature = get_rule(rule, nodes)
-    entries = function.layout.parameters
     x, y = x.to(function.device), y.to(function.device)
-    engine = targets = None
-    begin = 0
-    while begin < len(x):
-        total: dict[str, Tensor] = {}
-        chunk = slice(begin, begin)
+    first = next(iter(segments()), None)
+    if first is None or not len(x):
+        return
+    state = first.end.to(function.device)
+    with torch.no_grad():
+        targets = function(state, x[:1], y[:1]).shape[1]
+    engine = choose_engine(function, state, x, y)
+    entries = function.layout.parameters
+    for samples, columns in chunks(len(x), targets, function.layout.total * state.element_size(), memory)[skip:]:
+        narrow = function if columns == slice(0, targets) else function.narrowed(columns)
+        one = engine if narrow is function else choose_engine(narrow, state, x, y)
+        size = (samples.stop - samples.start, columns.stop - columns.start)
+        total = {e.name: state.new_zeros(*size, *e.shape) for e in entries}
         for segment in segments():
-            start, end, moved = (v.to(function.device) for v in (segment.start, segment.end, SHARES[share](segment)))
-            if engine is None or targets is None:
-                engine, targets = choose_engine(function, end, x, y), function(end, x[:1], y[:1]).shape[1]
-            if not total:
-                one = targets * function.layout.total * start.element_size() * 3  # totals, gradients, a product
-                chunk = slice(begin, min(len(x), begin + max(1, min(CACHE_CHUNK, memory // one))))
-                total = {e.name: start.new_zeros(chunk.stop - chunk.start, targets, *e.shape) for e in entries}
-            for node, weight in quadrature:
-                scale = function.layout.views(moved * weight if weight != 1 else moved)
-                engine.accumulate(torch.lerp(start, end, node), x[chunk], y[chunk], scale, total)
-            tick(chunk.stop - chunk.start)
-        yield Contribution(chunk, total)
-        begin = chunk.stop
+            _add(narrow, one, segment, SHARES[share](segment), x[samples], y[samples], quadrature, tolerance, total)
+            tick(size[0])
+        yield Contribution(samples, columns, total)
+
+
+def chunks(samples: int, targets: int, bytes_each: int, memory: int) -> list[tuple[slice, slice]]:
+    """Which samples and targets are scored together; targets are split only when one sample's do not fit.
+
+    Args:
+        bytes_each: of one sample's scores for one target.
+        memory: bytes; scores, a gradient of the same size and a product of both are held at a time.
+
+    Raises:
+        PrunekitError: not even one sample and target fits.
+    """
+    fit = memory // (3 * bytes_each)
+    if fit < 1:
+        raise PrunekitError(
+            f"memory of {memory / 2**20:.0f} MiB does not hold one sample's scores for one target, which take "
+            f"{3 * bytes_each / 2**20:.0f} MiB; raise --memory"
+        )
+    columns = min(targets, fit)
+    rows = min(CACHE_CHUNK, fit // columns)
+    return [
+        (slice(a, min(a + rows, samples)), slice(b, min(b + columns, targets)))
+        for a in range(0, samples, rows)
+        for b in range(0, targets, columns)
+    ]
+
+
+def _add(
+    function: ModelFunction,
+    engine: GradientEngine,
+    segment: Segment,
+    moved: Tensor,
+    x: Tensor,
+    y: Tensor,
+    quadrature: list[tuple[float, float]],
+    tolerance: float | None,
+    total: dict[str, Tensor],
+) -> None:
+    """One piece's scores, added to ``total``."""
+    start, end, moved = (v.to(function.device) for v in (segment.start, segment.end, moved))
+    views = function.layout.views
+    if tolerance is None:
+        for node, weight in quadrature:
+            scale = views(moved * weight if weight != 1 else moved)
+            engine.accumulate(torch.lerp(start, end, node), x, y, scale, total)
+        return
+    with torch.no_grad():
+        f_begin, f_end = function(start, x, y), function(end, x, y)
+    for piece in bisect(function, start, end, x, y, f_begin, f_end, tolerance):
+        theta, scale = torch.lerp(start, end, piece.node), views(moved * piece.weight)
+        if len(piece.who) == len(x):
+            engine.accumulate(theta, x, y, scale, total)
+            continue
+        part = {name: t.new_zeros(len(piece.who), *t.shape[1:]) for name, t in total.items()}
+        engine.accumulate(theta, x[piece.who], y[piece.who], scale, part)
+        for name, t in total.items():
+            t.index_add_(0, piece.who, part[name])
+
+
+def score_error(
+    function: ModelFunction,
+    segments: Callable[[], Iterable[Segment]],
+    x: Tensor,
+    y: Tensor,
+    *,
+    nodes: int,
+    rule: str,
+    share: str = "kernel",
+    samples: int = 8,
+    pieces: int = 8,
+) -> dict[str, float]:
+    """How far single scores are off, by doubling the nodes on some pieces and samples.
+
+    A certificate speaks of sums over weights; this speaks of the weights.
+
+    Returns:
+        ``relative``: ``Σ_i |I'_i - I_i| / Σ_i I'_i`` of the importances (absolute value per sample and target, summed)
+        with twice the nodes, I', and with the asked ones, I; ``weight_p95``: the 95th percentile of
+        ``|I'_i - I_i| / I'_i`` over weights that matter (above the mean); ``samples``, ``pieces``: how many were looked at.
+    """
+    every = list(range(len(x)))[:: max(1, len(x) // samples)][:samples]
+    all_pieces = sum(1 for _ in segments())
+    chosen = set(list(range(all_pieces))[:: max(1, all_pieces // pieces)][:pieces])
+
+    def some() -> Iterator[Segment]:
+        return (s for number, s in enumerate(segments()) if number in chosen)
+
+    found = []
+    for count in (nodes, 2 * nodes):
+        parts = attribute(function, some, x[every], y[every], nodes=count, rule=rule, share=share)
+        importance = [torch.cat([t.abs().sum((0, 1)).flatten() for t in p.scores.values()]) for p in parts]
+        found.append(torch.stack(importance).sum(0).double())
+    coarse, fine = found
+    difference = (fine - coarse).abs()
+    matter = fine > fine.mean()
+    return {
+        "relative": float(difference.sum() / fine.sum().clamp_min(1e-300)),
+        "weight_p95": float((difference[matter] / fine[matter]).quantile(0.95)) if bool(matter.any()) else 0.0,
+        "samples": len(every),
+        "pieces": len(chosen),
+    }

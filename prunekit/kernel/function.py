@@ -49,6 +49,12 @@ class ModelFunction:
             self.model.load_state_dict(dict(fixed), strict=False)
         self.layout, self.target = layout, get_target(target)
 
+    def narrowed(self, targets: slice) -> ModelFunction:
+        """The same function with some of its targets only; the model is shared."""
+        other, whole = copy.copy(self), self.target
+        other.target = lambda out, labels: whole(out, labels)[:, targets]
+        return other
+
     def __call__(self, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Target values ``(samples, targets)`` at the flat state ``theta`` ``(P,)``."""
         return self.named(self.layout.views(theta), x, y)

@@ -49,27 +49,24 @@ def choose_engine(function: ModelFunction, theta: Tensor, x: Tensor, y: Tensor) 
     """The layer-wise engine when it gives this model's gradients, else the general one.
 
     Layer hooks miss weights that are used outside their own layer's forward (tied through a function, say), so
-    the choice is made by comparing both on two samples at ``theta``, not by trusting layer types.
+    the choice is made by comparing both on two samples at ``theta``, not by trusting layer types. It is one or the
+    other: a second pass for the few parameters that layers miss costs as much as the general engine for all.
     """
     from prunekit.kernel.layerwise import LayerwiseGradients
 
-    general = VmapGradients(function)
-    fast = LayerwiseGradients(function)
-    x, y = x[:2], y[:2]
+    general, fast = VmapGradients(function), LayerwiseGradients(function)
     if not fast.covers_all:
         return general
-    results = []
-    for engine in (general, fast):
-        targets = function(theta, x, y).shape[1]
-        into = {e.name: theta.new_zeros(len(x), targets, *e.shape) for e in function.layout.parameters}
-        try:
-            engine.accumulate(theta, x, y, {name: torch.ones_like(v[0, 0]) for name, v in into.items()}, into)
-        except RuntimeError:
-            if engine is general:
-                raise
-            return general
-        results.append(into)
-    for name, reference in results[0].items():
-        if not torch.allclose(reference, results[1][name], rtol=1e-3, atol=1e-5 * float(reference.abs().max() + 1)):
+    x, y = x[:2], y[:2]
+    targets = function(theta, x, y).shape[1]
+    ones = function.layout.views(torch.ones_like(theta))
+    expected, found = ({e.name: theta.new_zeros(len(x), targets, *e.shape) for e in function.layout.parameters} for _ in range(2))
+    general.accumulate(theta, x, y, ones, expected)
+    try:
+        fast.accumulate(theta, x, y, ones, found)
+    except (RuntimeError, IndexError, ValueError, AssertionError):  # what a model says to shapes it does not expect
+        return general
+    for name, right in expected.items():
+        if not torch.allclose(right, found[name], rtol=1e-3, atol=1e-5 * float(right.abs().max() + 1)):
             return general
     return fast

@@ -1,13 +1,15 @@
-"""Per-sample gradients from layer inputs and output gradients: one forward, one batched backward, one product a layer.
+"""Per-sample gradients from layer inputs and output gradients: one forward, one backward, one product a layer.
 
 The backward pass stops at the layers' outputs, so no batch-summed weight gradient is ever formed; a layer then
-gives all samples' weight gradients as one batched matrix product. About 3 to 5 times faster than ``vmap`` here
-(benchmarks/README.md).
+gives all samples' weight gradients as one batched matrix product (benchmarks/README.md: what that gains).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,78 +18,226 @@ from torch import Tensor, nn
 
 from prunekit.kernel.function import ModelFunction
 
-Rule = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
-"""``(layer, input, output gradient (samples, targets, ...)) -> gradients (samples, targets, *shape)`` by short name."""
-
-
-def _linear(layer: nn.Module, a: Tensor, delta: Tensor) -> dict[str, Tensor]:
-    n, targets = delta.shape[:2]
-    a = a.reshape(n, -1, a.shape[-1])  # (samples, positions, in)
-    delta = delta.reshape(n, targets, -1, delta.shape[-1])  # (samples, targets, positions, out)
-    across = delta.transpose(2, 3)
-    weight = across * a[:, None] if a.shape[1] == 1 else torch.matmul(across, a[:, None])
-    return {"weight": weight, "bias": delta.sum(2)}
-
-
-def _conv2d(layer: nn.Module, a: Tensor, delta: Tensor) -> dict[str, Tensor]:
-    assert isinstance(layer, nn.Conv2d)
-    n, targets, out = delta.shape[:3]
-    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
-        pads: list[int] = layer._reversed_padding_repeated_twice
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        a, padding = F.pad(a, pads, mode=mode), (0, 0)
-    else:
-        padding = (layer.padding[0], layer.padding[1])
-    patches = F.unfold(a, layer.kernel_size, layer.dilation, padding, layer.stride).transpose(1, 2)
-    delta = delta.flatten(3)  # (samples, targets, out, positions)
-    groups = layer.groups
-    if groups == 1:
-        weight = torch.bmm(delta.flatten(1, 2), patches)
-    else:
-        by_group = delta.reshape(n, targets, groups, out // groups, -1).transpose(1, 2).reshape(n * groups, -1, delta.shape[3])
-        inputs = patches.reshape(n, patches.shape[1], groups, -1).transpose(1, 2).reshape(n * groups, patches.shape[1], -1)
-        weight = torch.bmm(by_group, inputs).reshape(n, groups, targets, -1).transpose(1, 2)
-    return {"weight": weight.reshape(n, targets, *layer.weight.shape), "bias": delta.sum(3)}
-
-
-LAYERS: dict[type[nn.Module], Rule] = {nn.Linear: _linear, nn.Conv2d: _conv2d}
+BLOCK = 2**20  # bytes of a layer's gradients held at a time: they are added while still in the processor's cache
 
 
 class LayerwiseGradients:
-    """Gradients of models whose parameters all belong to layers in ``LAYERS``; see ``choose_engine``."""
+    """Gradients of models whose parameters belong to layers in ``LAYERS`` or have an axis of 1 where samples go.
+
+    It does not notice a weight that is used elsewhere too, or samples on another axis: ``choose_engine`` does.
+
+    Attributes:
+        covers_all: whether that is so for all trained parameters.
+    """
 
     def __init__(self, function: ModelFunction) -> None:
         self.function = function
-        self._names = {id(p): name for name, p in function.model.named_parameters()}
-        self._layers = [m for m in function.model.modules() if type(m) in LAYERS]
-        covered = {self._names[id(p)] for m in self._layers for p in m.parameters(recurse=False)}
-        self.covers_all = all(entry.name in covered for entry in function.layout.parameters)
-        self._parts = {id(m): {short: self._names[id(p)] for short, p in m.named_parameters(recurse=False)} for m in self._layers}
+        names = {id(p): name for name, p in function.model.named_parameters()}
+        trained = {entry.name for entry in function.layout.parameters}
+        self._parts: dict[nn.Module, dict[str, str]] = {}
+        for module in function.model.modules():
+            parts = {short: names[id(p)] for short, p in module.named_parameters(recurse=False) if names[id(p)] in trained}
+            if type(module) in LAYERS and parts:
+                self._parts[module] = parts
+        in_layers = {name for parts in self._parts.values() for name in parts.values()}
+        self._bare = [e.name for e in function.layout.parameters if e.name not in in_layers and e.shape[:1] == (1,)]
+        self.covers_all = in_layers.union(self._bare) >= trained
+        self._shared: dict[nn.Module, bool] = {}
 
     def accumulate(self, theta: Tensor, x: Tensor, y: Tensor, scale: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
         calls: list[tuple[nn.Module, Tensor, Any]] = []
 
         def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            a = inputs[0].detach()
+            if type(layer) is nn.Embedding and self._shared.setdefault(layer, a.shape[0] != len(x)):
+                a, output = _per_sample(a, len(x)), _per_sample(output, len(x))  # positions, the same for all samples
             leaf = not output.requires_grad
             if leaf:  # the first layers: nothing before them needs a gradient, the graph begins here
                 output = output.detach().requires_grad_()
-            calls.append((layer, inputs[0].detach(), torch.autograd.graph.get_gradient_edge(output)))
+            keep = KEPT.get(type(layer))
+            calls.append((layer, a if keep is None else keep(layer, a), torch.autograd.graph.get_gradient_edge(output)))
             return output.clone() if leaf else None  # an in-place activation may not touch a leaf
 
-        hooks = [layer.register_forward_hook(note) for layer in self._layers]
+        state = self.function.layout.views(theta)
+        bare = {name: _per_sample(state[name], len(x)).detach().requires_grad_() for name in self._bare if name in into}
+        hooks = [layer.register_forward_hook(note) for layer in self._parts]
         try:
             with torch.enable_grad():
-                values = self.function(theta, x, y)
+                values = self.function.named({**state, **bare}, x, y)
         finally:
             for hook in hooks:
                 hook.remove()
-        n, targets = values.shape
-        one_hot = torch.eye(targets, dtype=values.dtype, device=values.device)[:, None].expand(targets, n, targets)
-        deltas = torch.autograd.grad(values, [edge for _, _, edge in calls], one_hot, is_grads_batched=True, allow_unused=True)
-        for (layer, a, _), delta in zip(calls, deltas, strict=True):
+        deltas = _backward(values, [*(edge for _, _, edge in calls), *bare.values()])
+        for (layer, a, _), delta in zip(calls, deltas, strict=False):
             if delta is None:
                 continue
-            gradients = LAYERS[type(layer)](layer, a, delta.transpose(0, 1))
-            for short, name in self._parts[id(layer)].items():
+            if len(a) != len(x):  # positions folded into the first axis
+                a, delta = a.unflatten(0, (len(x), -1)), delta.unflatten(0, (len(x), -1)).transpose(1, 2)
+            gradients = LAYERS[type(layer)](layer, a, delta)
+            for short, name in self._parts[layer].items():
                 if name in into:
-                    into[name].addcmul_(gradients[short], scale[name])
+                    gradients[short].add(into[name], scale[name])
+        for name, delta in zip(bare, deltas[len(calls) :], strict=True):
+            if delta is not None:
+                Whole(delta.reshape(into[name].shape)).add(into[name], scale[name])
+
+
+def _per_sample(shared: Tensor, samples: int) -> Tensor:
+    """A view with a sample axis in front, in the place of an axis of 1: each sample gets a gradient of its own."""
+    if shared.shape[0] != 1:
+        shared = shared[None]
+    return shared.expand(samples, *shared.shape[1:])
+
+
+def _backward(values: Tensor, edges: list[Any]) -> list[Tensor | None]:
+    """Gradients of ``values`` ``(samples, targets)`` with respect to ``edges``, each ``(samples, targets, ...)``."""
+    n, targets = values.shape
+    if targets == 1:  # a plain backward pass: vmap costs more than it batches
+        found = torch.autograd.grad(values, edges, torch.ones_like(values), allow_unused=True)
+        return [None if delta is None else delta[:, None] for delta in found]
+    one_hot = torch.eye(targets, dtype=values.dtype, device=values.device)[:, None].expand(targets, n, targets)
+    found = torch.autograd.grad(values, edges, one_hot, is_grads_batched=True, allow_unused=True)
+    return [None if delta is None else delta.transpose(0, 1) for delta in found]
+
+
+@dataclass(frozen=True)
+class Product:
+    """Gradients ``left @ right``: ``(samples, targets × rows, positions)`` times ``(samples, positions, columns)``.
+
+    With ``pick`` ``(positions, columns)``, ``right`` is ``(samples, any)`` and its elements ``pick`` are meant.
+    """
+
+    left: Tensor
+    right: Tensor
+    pick: Tensor | None = None
+
+    def add(self, total: Tensor, scale: Tensor) -> None:
+        n = len(total)
+        rows, positions, columns = *self.left.shape[1:], (self.right if self.pick is None else self.pick).shape[-1]
+        picked = 0 if self.pick is None else positions * columns
+        block = n if total.is_cuda else min(n, BLOCK // (max(rows * columns, picked) * total.element_size()))
+        block = max(1, block)
+        gradients, patches = total.new_empty(block, rows, columns), total.new_empty(block, picked)
+        for i in range(0, n, block):
+            left, right, part = self.left[i : i + block], self.right[i : i + block], total[i : i + block]
+            if self.pick is not None:
+                right = torch.index_select(right, 1, self.pick.view(-1), out=patches[: len(left)]).view(-1, positions, columns)
+            multiply = torch.mul if positions == 1 else torch.bmm
+            part.addcmul_(multiply(left, right, out=gradients[: len(left)]).view_as(part), scale)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Gradients of a table's rows: ``index`` ``(samples, positions)``, ``values`` ``(samples, targets, positions, columns)``."""
+
+    index: Tensor
+    values: Tensor
+
+    def add(self, total: Tensor, scale: Tensor) -> None:
+        n, targets, rows, columns = total.shape
+        first = torch.arange(n * targets, device=total.device).view(n, targets, 1) * rows
+        values = self.values * scale[self.index][:, None]
+        total.view(-1, columns).index_add_(0, (first + self.index[:, None]).flatten(), values.reshape(-1, columns))
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Gradients ``(samples, targets, *shape)`` as they are: small ones."""
+
+    values: Tensor
+
+    def add(self, total: Tensor, scale: Tensor) -> None:
+        total.addcmul_(self.values, scale)
+
+
+Gradients = dict[str, Product | Rows | Whole]
+Rule = Callable[[Any, Tensor, Tensor], Gradients]
+"""``(layer, what is kept of its input, output gradient (samples, targets, ...)) -> gradients`` by short name."""
+
+
+def _linear(layer: Any, a: Tensor, delta: Tensor) -> Gradients:
+    n, targets = delta.shape[:2]
+    a = a.reshape(n, -1, a.shape[-1])  # (samples, positions, in)
+    delta = delta.reshape(n, targets, -1, delta.shape[-1])  # (samples, targets, positions, out)
+    left = delta.transpose(2, 3).reshape(n, -1, delta.shape[2])
+    weight = Product(left, a)
+    return {"weight": weight} if layer.bias is None else {"weight": weight, "bias": Whole(delta.sum(2))}
+
+
+def _convolution(layer: Any, a: Tensor, delta: Tensor) -> Gradients:
+    n, targets, out = delta.shape[:3]
+    delta = delta.flatten(3)  # (samples, targets, out, positions)
+    bias: Gradients = {} if layer.bias is None else {"bias": Whole(delta.sum(3))}
+    pads: list[int] = layer._reversed_padding_repeated_twice
+    a = F.pad(a, pads, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+    kernel, dilation, stride = layer.kernel_size, layer.dilation, layer.stride
+    if a.dim() == 3:  # one-dimensional: images of height 1
+        a, kernel, dilation, stride = a[:, :, None], (1, *kernel), (1, *dilation), (1, *stride)
+    pick, groups = _patches(tuple(a.shape[1:]), kernel, dilation, stride, a.device), layer.groups
+    if groups == 1:
+        return {"weight": Product(delta.flatten(1, 2), a.flatten(1), pick), **bias}
+    patches = a.flatten(1)[:, pick.long()]
+    by_group = delta.reshape(n, targets, groups, out // groups, -1).transpose(1, 2).reshape(n * groups, -1, delta.shape[3])
+    inputs = patches.reshape(n, patches.shape[1], groups, -1).transpose(1, 2).reshape(n * groups, patches.shape[1], -1)
+    weight = torch.bmm(by_group, inputs).reshape(n, groups, targets, -1).transpose(1, 2)
+    return {"weight": Whole(weight.reshape(n, targets, *layer.weight.shape)), **bias}
+
+
+@lru_cache(maxsize=64)
+def _patches(image: tuple[int, ...], kernel: Any, dilation: Any, stride: Any, device: torch.device) -> Tensor:
+    """Where the patches of an image ``(channels, height, width)`` are in it: ``(positions, channels × kernel)``.
+
+    Picking elements by number is two to three times as fast as ``unfold``, and gives the order that products like.
+    """
+    numbers = torch.arange(math.prod(image), dtype=torch.float64).view(1, *image)
+    return F.unfold(numbers, kernel, dilation, 0, stride)[0].t().to(device, torch.int32).contiguous()
+
+
+def _embedding(layer: Any, index: Tensor, delta: Tensor) -> Gradients:
+    n, targets = delta.shape[:2]
+    index, delta = index.reshape(n, -1), delta.reshape(n, targets, -1, delta.shape[-1])
+    if layer.padding_idx is not None:  # torch gives this row no gradient
+        delta = delta * (index != layer.padding_idx)[:, None, :, None]
+    return {"weight": Rows(index, delta)}
+
+
+def _layer_norm(layer: Any, a: Tensor, delta: Tensor) -> Gradients:
+    n, targets = delta.shape[:2]
+    a = a.reshape(n, 1, -1, *layer.normalized_shape)
+    delta = delta.reshape(n, targets, -1, *layer.normalized_shape)
+    return {"weight": Whole((delta * a).sum(2)), "bias": Whole(delta.sum(2))}
+
+
+def _channel_norm(layer: Any, a: Tensor, delta: Tensor) -> Gradients:
+    a, delta = a[:, None].flatten(3) if a.dim() > 2 else a[:, None, :, None], delta.reshape(*delta.shape[:3], -1)
+    return {"weight": Whole((delta * a).sum(3)), "bias": Whole(delta.sum(3))}
+
+
+def _batch_normalised(layer: Any, a: Tensor) -> Tensor:
+    shape = [1, -1] + [1] * (a.dim() - 2)
+    normalised: Tensor = (a - layer.running_mean.view(shape)) * (layer.running_var + layer.eps).rsqrt().view(shape)
+    return normalised
+
+
+LAYERS: dict[type[nn.Module], Rule] = {
+    nn.Linear: _linear,
+    nn.Conv1d: _convolution,
+    nn.Conv2d: _convolution,
+    nn.Embedding: _embedding,
+    nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _layer_norm,
+    nn.GroupNorm: _channel_norm,
+    nn.BatchNorm1d: _channel_norm,
+    nn.BatchNorm2d: _channel_norm,
+    nn.BatchNorm3d: _channel_norm,
+}
+
+KEPT: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
+    nn.LayerNorm: lambda layer, a: F.layer_norm(a, layer.normalized_shape, eps=layer.eps),
+    nn.RMSNorm: lambda layer, a: F.rms_norm(a, layer.normalized_shape, eps=layer.eps),
+    nn.GroupNorm: lambda layer, a: F.group_norm(a, layer.num_groups, eps=layer.eps),
+    nn.BatchNorm1d: _batch_normalised,
+    nn.BatchNorm2d: _batch_normalised,
+    nn.BatchNorm3d: _batch_normalised,
+}
+"""What a layer's rule needs of its input, where that is not the input itself."""

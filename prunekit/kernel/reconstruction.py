@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunekit.kernel.bisection import bisect
 from prunekit.kernel.function import ModelFunction
 from prunekit.kernel.quadrature import get_rule
 from prunekit.trajectory.trajectory import Segment
@@ -23,7 +24,7 @@ class Reconstruction:
 
     ``start``: f at the path's beginning; ``rebuilt``: start plus the integrals; ``model``: f at its end;
     ``residuals`` ``(pieces,)``: mean absolute error of each piece over samples and targets (the certificate);
-    ``evaluations``: directional derivatives taken, in samples.
+    ``evaluations``: directional derivatives that went into it, in samples.
     """
 
     start: Tensor
@@ -74,51 +75,16 @@ def reconstruct(
                 change += weight * slope.double()
             evaluations += nodes * len(x)
         else:
-            change, used = _bisected(function, theta, end, x, y, value, after, tolerance)
-            evaluations += used
+            change = torch.zeros_like(rebuilt)
+            for piece in bisect(function, theta, end, x, y, value, after, tolerance):
+                change.index_add_(0, piece.who, (piece.slope * piece.weight).double())
+                evaluations += len(piece.who)
         residuals.append((change - (after.double() - value.double())).abs().mean())
         rebuilt, value = rebuilt + change, after
         tick(1)
     if start is None or rebuilt is None or value is None:
         raise ValueError("a path without pieces has nothing to rebuild")
     return Reconstruction(start, rebuilt.to(start.dtype), value, torch.stack(residuals), evaluations)
-
-
-def _bisected(
-    function: ModelFunction,
-    theta: Tensor,
-    end: Tensor,
-    x: Tensor,
-    y: Tensor,
-    f_begin: Tensor,
-    f_end: Tensor,
-    tolerance: float,
-    depth: int = 12,
-) -> tuple[Tensor, int]:
-    """Midpoint integrals over one piece, each interval halved for the samples that are off by more than allowed.
-
-    A midpoint's directional derivative brings ``f`` there along with it, so halving costs no further call. An
-    interval of length h may be off by ``tolerance * h``, hence the piece by ``tolerance``.
-    """
-    direction = end - theta
-    change = torch.zeros_like(f_begin, dtype=torch.float64)
-    everyone = torch.arange(len(x), device=x.device)
-    pending = [(0.0, 1.0, everyone, f_begin, f_end, depth)]
-    evaluations = 0
-    while pending:
-        low, high, who, f_low, f_high, left = pending.pop()
-        middle, length = (low + high) / 2, high - low
-        f_middle, slope = function.directional(torch.lerp(theta, end, middle), direction, x[who], y[who])
-        evaluations += len(who)
-        integral = slope * length
-        off = (integral - (f_high - f_low)).abs().amax(1) > tolerance * length
-        done = ~off if left else torch.ones_like(off)
-        change.index_add_(0, who[done], integral[done].double())
-        if not done.all():
-            rest = ~done
-            pending.append((low, middle, who[rest], f_low[rest], f_middle[rest], left - 1))
-            pending.append((middle, high, who[rest], f_middle[rest], f_high[rest], left - 1))
-    return change, evaluations
 
 
 def masked_machine(

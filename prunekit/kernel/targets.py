@@ -15,25 +15,25 @@ Target = Callable[[Tensor, Tensor], Tensor]
 
 
 def outputs(out: Tensor, labels: Tensor) -> Tensor:
-    """Every output: ``(samples, outputs)``."""
-    return out.flatten(1)
+    """Every output, of every position for sequences: ``(samples, outputs)``."""
+    return out.reshape(len(out), -1)
 
 
 def log_prob(out: Tensor, labels: Tensor) -> Tensor:
-    """Log-probability of the true class: ``(samples, 1)``."""
-    return F.log_softmax(out, -1).gather(1, labels[:, None])
+    """Log-probability of the true class: ``(samples, 1)``, or one a position: ``(samples, positions)``."""
+    return F.log_softmax(out, -1).gather(-1, labels[..., None])[..., 0].reshape(len(out), -1)
 
 
 def margin(out: Tensor, labels: Tensor) -> Tensor:
-    """True class's logit minus the largest other one: ``(samples, 1)``."""
-    true = out.gather(1, labels[:, None])
-    others = out.scatter(1, labels[:, None], float("-inf"))
-    return true - others.amax(1, keepdim=True)
+    """True class's logit minus the largest other one: ``(samples, 1)``, or one a position."""
+    true = out.gather(-1, labels[..., None])[..., 0]
+    others = out.scatter(-1, labels[..., None], float("-inf"))
+    return (true - others.amax(-1)).reshape(len(out), -1)
 
 
 def cross_entropy(out: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy per sample: ``(samples, 1)``."""
-    return -log_prob(out, labels)
+    """Cross-entropy per sample, the mean over positions for sequences: ``(samples, 1)``."""
+    return -log_prob(out, labels).mean(1, keepdim=True)
 
 
 TARGETS: dict[str, Target] = {"outputs": outputs, "log_prob": log_prob, "margin": margin, "loss": cross_entropy}

@@ -24,7 +24,8 @@ def dense_reconstruction(
     cache: Path,
     *,
     rule: str,
-    nodes: int,
+    nodes: int | None,
+    tolerance: float,
     stride: int,
 ) -> Reconstruction:
     """``reconstruct`` along the whole path, kept in ``cache`` for the next pruned model of the same run."""
@@ -33,6 +34,7 @@ def dense_reconstruction(
         "data": checkpoint.digest({"x": x, "y": y}),
         "rule": rule,
         "nodes": nodes,
+        "tolerance": tolerance,
         "stride": stride,
     }
     try:
@@ -42,8 +44,9 @@ def dense_reconstruction(
             return Reconstruction(t["start"], t["rebuilt"], t["model"], t["residuals"], header["evaluations"])
     except ArtifactError:
         pass  # absent or damaged: it is made again
-    with Bar("rebuild the dense model (steps)", -(-len(trajectory) // stride)) as bar:
-        made = reconstruct(function, trajectory.segments(stride), x, y, tolerance=None, rule=rule, nodes=nodes, tick=bar.advance)
+    with Bar("rebuild the dense model (steps)", -(-trajectory.pieces // stride)) as bar:
+        fixed: dict[str, Any] = {"tolerance": tolerance} if nodes is None else {"tolerance": None, "nodes": nodes}
+        made = reconstruct(function, trajectory.segments(stride), x, y, rule=rule, tick=bar.advance, **fixed)
     checkpoint.write_tensors(
         cache,
         {"start": made.start, "rebuilt": made.rebuilt, "model": made.model, "residuals": made.residuals},
@@ -80,7 +83,7 @@ def account(
     change = pruning.model - pruning.start
     left_over = change - sum(shares.values(), torch.zeros_like(change))
     sizes = {layer: float(share.abs().mean()) for layer, share in shares.items()}
-    with Bar("masked kernel machine (steps)", -(-len(trajectory) // stride)) as bar:
+    with Bar("masked kernel machine (steps)", -(-trajectory.pieces // stride)) as bar:
         machine = masked_machine(function, trajectory.segments(stride), mask.to(last.dtype), x, y, tick=bar.advance)
     return {
         "samples": len(x),

@@ -55,7 +55,12 @@ def imported(result: dict[str, Any]) -> None:
 
 def score(results: list[dict[str, Any]]) -> None:
     for r in results:
-        print(f"score: {r['criterion']} in {r['seconds']:.2f} s -> {r['path']}{_again(r['reused'])}")
+        error = r["findings"].get("error")
+        note = f", estimated relative error {error['relative']:.2g}" if error else ""
+        print(f"score: {r['criterion']} in {r['seconds']:.2f} s{note} -> {r['path']}{_again(r['reused'])}")
+        if uncovered := r["findings"].get("uncovered"):
+            listed = ", ".join(f"{name} {count:,}" for name, count in uncovered.items())
+            print(f"  no scoring sample touches these weights, so they rank last for want of evidence: {listed}")
 
 
 def compare(result: tuple[Comparison, bool]) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from prunekit import checkpoint
 from prunekit.errors import ArtifactError, PrunekitError
 from prunekit.trajectory import snapshot
+from prunekit.trajectory.describe import describe_optimizer, flat_second_moments, group_options, without_gradient
 from prunekit.trajectory.layout import Layout, fixed_state
-from prunekit.trajectory.rules import optimizer_name
 from prunekit.trajectory.states import BASE_EVERY
 from prunekit.trajectory.store import NAMES
 from prunekit.trajectory.writer import BackgroundWriter, no_room
@@ -70,7 +70,6 @@ class Recorder:
         self.layout = Layout.of(model)
         self.steps = 0
         """Steps recorded so far; where a resumed loop goes on."""
-        self._names = {id(p): name for name, p in model.named_parameters()}
         self._line: dict[str, Any] = {}
         self._random: list[Tensor] = []
         self._resumed: dict[str, Any] | None = None
@@ -187,7 +186,7 @@ class Recorder:
             "second_moments": self.second_moments,
             "random": replay,
             "snapshot_every": self.snapshot_every,
-            "optimizer": self._describe_optimizer(),
+            "optimizer": describe_optimizer(self.model, self.optimizer),
             "provenance": {"prunekit": __version__, "torch": torch.__version__, **self.provenance},
         }
 
@@ -220,19 +219,6 @@ class Recorder:
 
     # -- hooks -------------------------------------------------------------------------------------------------
 
-    def _describe_optimizer(self) -> dict[str, Any]:
-        groups = []
-        for group in self.optimizer.param_groups:
-            unknown = [p for p in group["params"] if id(p) not in self._names]
-            if unknown:
-                raise PrunekitError(
-                    f"the optimizer holds {len(unknown)} parameters that are not the model's (shapes "
-                    f"{', '.join(str(tuple(p.shape)) for p in unknown[:3])}); make it from model.parameters()"
-                )
-            names = [self._names[id(p)] for p in group["params"] if p.requires_grad]
-            groups.append({"parameters": names, **_options(group)})
-        return {"name": optimizer_name(self.optimizer), "groups": groups}
-
     def _before_forward(self, model: nn.Module, inputs: Any) -> None:
         if model.training and torch.is_grad_enabled():
             self._random.append(torch.get_rng_state())
@@ -240,14 +226,14 @@ class Recorder:
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         line, self._line = self._line, {}
         line["groups"] = [
-            {k: v for k, v in _options(group).items() if k == "lr" or start.get(k) != v}
+            {k: v for k, v in group_options(group).items() if k == "lr" or start.get(k) != v}
             for group, start in zip(optimizer.param_groups, self._header["optimizer"]["groups"], strict=True)
         ]
         if not any(s is not None for s in line.get("seeds", ())):
             line.pop("seeds", None)
         if not any(w is not None for w in line.get("weights", ())):
             line.pop("weights", None)
-        missing = [self._names[id(p)] for g in optimizer.param_groups for p in g["params"] if p.requires_grad and p.grad is None]
+        missing = without_gradient(self.model, optimizer)
         if missing:
             line["without_gradient"] = missing
         self.steps += 1
@@ -255,7 +241,10 @@ class Recorder:
         if not self._kept_last:
             line["state"] = False
         row = self._flat_state(self._writer.row()) if self._kept_last else None
-        moments = self._flat_moments(self._writer.row()) if self.second_moments else None
+        moments = None
+        if self.second_moments:
+            moments = self._writer.row()
+            flat_second_moments(self.model, optimizer, self.layout.parameters, torch.from_numpy(moments))
         random, self._random = self._random, []
         if random:
             line["random"] = len(random)
@@ -283,33 +272,6 @@ class Recorder:
     def _flat_state(self, row: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         self.layout.flatten(self._named(), out=torch.from_numpy(row))
         return row
-
-    @torch.no_grad()
-    def _flat_moments(self, row: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        row.fill(0)
-        flat = torch.from_numpy(row)
-        parameters = dict(self.model.named_parameters())
-        for entry in self.layout.parameters:
-            state = self.optimizer.state.get(parameters[entry.name], {})
-            v = state.get("max_exp_avg_sq", state.get("exp_avg_sq"))
-            if v is not None:
-                flat[entry.span].copy_(v.reshape(-1))
-        return row
-
-
-def _options(group: Mapping[str, Any]) -> dict[str, Any]:
-    """A parameter group's scalar hyperparameters as JSON values."""
-    found: dict[str, Any] = {}
-    for key, value in group.items():
-        if key == "params":
-            continue
-        if isinstance(value, Tensor) and value.numel() == 1:
-            value = value.item()
-        if isinstance(value, tuple):
-            value = list(value)
-        if value is None or isinstance(value, bool | int | float | str | list):
-            found[key] = value
-    return found
 
 
 def disk_needed(

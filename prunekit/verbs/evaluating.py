@@ -122,7 +122,7 @@ def _kernel(run: Run, plan: Plan, pruned: torch.nn.Module) -> dict[str, Any] | N
     function = ModelFunction(run.model, layout, trajectory.fixed, "outputs", run.device)
     dense = dense_reconstruction(
         function, trajectory, x, y, run.path / "reconstruction.safetensors",
-        rule=options.rule, nodes=options.nodes, stride=options.stride,
+        rule=options.rule, nodes=options.nodes, tolerance=options.tolerance, stride=options.stride,
     )  # fmt: skip
     masks = plan.masks()
     mask = torch.cat([masks[e.name].flatten() if e.name in masks else torch.ones(e.size, dtype=torch.bool) for e in layout])

@@ -94,8 +94,7 @@ class Run:
             recipe.load_loss(),
             recipe.load_target(),
             recipe.seed,
-            recipe.score.nodes,
-            recipe.score.stride,
+            **recipe.score.options(),
             device=self.device,
         )
 

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from prunekit import checkpoint
-from prunekit.criteria import Evidence, get_criterion, provenance, score_evidence
-from prunekit.errors import ArtifactError
+from prunekit.criteria import Evidence, check_options, get_criterion, provenance, score_evidence
+from prunekit.errors import ArtifactError, PrunekitError
 from prunekit.report import comparison_figure, save_figure
 from prunekit.search import Comparison, compare
 from prunekit.verbs.run_folder import PROBLEM, Run, reusable
 
 
 def score_run(
-    run: Run, criteria: Sequence[str], overwrite: bool = False, evidence: Evidence | None = None
+    run: Run,
+    criteria: Sequence[str],
+    overwrite: bool = False,
+    evidence: Evidence | None = None,
+    max_error: float | None = None,
 ) -> list[dict[str, Any]]:
     """Writes a score file for each criterion; ``all`` stands for the recipe's list.
 
     Args:
         evidence: the run's with other options; the run's own by default.
+        max_error: refuse influence scores whose estimated relative error is larger.
 
     Raises:
         UsageError: unknown criterion.
         PrunekitError: a criterion lacks its path or its data; nothing is written then.
     """
     evidence = evidence or run.evidence
+    check_options(evidence)
     names = list(dict.fromkeys(n for c in criteria for n in (run.recipe.score.criteria if c == "all" else [c])))
     for name in names:
         get_criterion(name)
@@ -36,10 +43,26 @@ def score_run(
         wanted = provenance(evidence, name)
         reused = reusable(path, _made_from(path), wanted, overwrite)
         if not reused:
-            score_evidence(evidence, name).save(path)
+            partial = path.with_name(f".{name}.partial.safetensors")  # finished chunks, should the work be cut off
+            scores = score_evidence(replace(evidence, partial=partial), name)
+            _check_error(name, scores.findings, max_error)
+            scores.save(path)
         header = checkpoint.read_header(path, "scores")
-        results.append({"criterion": name, "path": str(path), "digest": header["digest"], **header["cost"], "reused": reused})
+        _check_error(name, header["findings"], max_error)
+        results.append(
+            {"criterion": name, "path": str(path), "digest": header["digest"], "findings": header["findings"],
+             **header["cost"], "reused": reused}
+        )  # fmt: skip
     return results
+
+
+def _check_error(name: str, findings: Mapping[str, Any], limit: float | None) -> None:
+    error = findings.get("error")
+    if limit is not None and error is not None and error["relative"] > limit:
+        raise PrunekitError(
+            f"scores of {name} have an estimated relative error of {error['relative']:.3g}, more than {limit:g}: give "
+            "more --nodes, or --quadrature reconstruction with a smaller --tolerance; nothing was written"
+        )
 
 
 def _made_from(path: Any) -> dict[str, Any] | None:

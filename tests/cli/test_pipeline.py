@@ -293,3 +293,59 @@ def test_checkout_door_and_version(cli: Cli) -> None:
         assert "Example: prunekit " in cli(verb, "--help").out
     assert cli("--version").out == f"prunekit {prunekit.__version__}\n"
     assert cli().code == 0
+
+
+def test_influence_options_on_the_command_line(run: Path, cli: Cli) -> None:
+    for options in (
+        ["--share", "survival", "--aggregation", "l2"],
+        ["--quadrature", "reconstruction", "--tolerance", 0.05],
+        ["--memory", "3MB", "--target", "margin", "--stride", 2],
+    ):
+        done = cli("score", run, "-c", "influence", *options, "--overwrite", "--json")
+        assert done.code == 0, done.err
+        found = json.loads(done.out)[0]["findings"]
+        assert 0 < found["error"]["relative"] < 1
+    before = files(run)
+    done = cli("score", run, "-c", "influence", "--max-error", 1e-9, "--overwrite")
+    assert done.code == 1
+    assert "estimated relative error" in done.err
+    assert files(run) == before
+    for wrong in (["--share", "kernal"], ["--memory", "much"], ["--memory", "1KB"], ["--tolerance", -1]):
+        done = cli("score", run, "-c", "influence", *wrong, "--overwrite")
+        assert done.code in (1, 2)
+        assert done.err.count("\n") == 1
+    assert files(run) == before
+
+
+def test_recording_options_of_a_recipe(cli: Cli, tmp_path: Path) -> None:
+    for number, record in enumerate(("{every: 4}", "{states: half}", "{second_moments: true, snapshot_every: 0}")):
+        (tmp_path / "r.yaml").write_text(RECIPE.replace("epochs: 3", f"epochs: 1, record: {record}"))
+        out = tmp_path / f"run{number}"
+        assert cli("train", tmp_path / "r.yaml", "--out", out, "--quiet").code == 0
+        assert cli("score", out, "-c", "influence", "--quiet").code == 0
+        assert cli("prune", out, "-c", "influence", "-s", 0.5, "--name", "a", "--quiet").code == 0
+        assert cli("eval", out / "pruned" / "a", "--quiet").code == 0
+
+
+def test_training_that_was_cut_off_goes_on(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path) -> None:
+    from prunekit.training import loop
+
+    (tmp_path / "r.yaml").write_text(RECIPE.replace("epochs: 3", "epochs: 3, record: {snapshot_every: 5}"))
+    real = loop.math.isfinite
+    calls: list[float] = []
+
+    def interrupted(value: float) -> bool:
+        calls.append(value)
+        if len(calls) == 13:
+            raise KeyboardInterrupt
+        return real(value)
+
+    monkeypatch.setattr(loop.math, "isfinite", interrupted)
+    assert cli("train", tmp_path / "r.yaml", "--out", tmp_path / "run").code == 130
+    assert not (tmp_path / "run" / "trajectory").exists()
+    done = cli("train", tmp_path / "r.yaml", "--out", tmp_path / "run")
+    assert done.code == 0
+    assert "goes on after step 10" in done.err
+    resumed, whole = (prunekit.Trajectory(f / "trajectory") for f in (tmp_path / "run", finished))
+    assert resumed.hash == whole.hash
+    assert not (tmp_path / "run" / "trajectory.partial").exists()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +13,21 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from prunekit import ArtifactError, NonFiniteError, PrunekitError, Scores, Trajectory, UsageError, score
-from prunekit.criteria import CRITERIA
+from prunekit import (
+    ArtifactError,
+    NonFiniteError,
+    PrunekitError,
+    Recorder,
+    Scores,
+    Trajectory,
+    UsageError,
+    make_plan,
+    score,
+)  # fmt: skip
+from prunekit.criteria import CRITERIA, Evidence, OnlineInfluence, additive, score_evidence
+from prunekit.kernel import ModelFunction, attribute
 from prunekit.trajectory import write_checkpoints
-from tests.conftest import TinyNet, tiny_data
+from tests.conftest import TinyNet, record, tiny_data
 
 Run = tuple[nn.Module, Trajectory]
 
@@ -140,6 +154,177 @@ def test_checkpoints_make_a_path(tmp_path: Path) -> None:
     total = sum(v.sum(2) for k, v in scores.axis_sums.items() if k.endswith("@0"))
     change = models[-1](x).detach() - models[0](x).detach()
     torch.testing.assert_close(total, change, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
+        lambda p: torch.optim.AdamW(p, lr=0.02, weight_decay=0.1),
+        lambda p: torch.optim.Adam(p, lr=0.02, weight_decay=0.1),
+    ],
+)
+def test_online_equals_offline(tmp_path: Path, build: Callable[..., torch.optim.Optimizer]) -> None:
+    torch.manual_seed(0)
+    model = TinyNet().double()
+    optimizer = build(model.parameters())
+    x, y = tiny_data(6, torch.float64, seed=3)
+    data = tiny_data(24, torch.float64)
+    with (
+        OnlineInfluence(model, optimizer, x, y, ignore=["head.*"]) as online,
+        Recorder(tmp_path / "t", model, optimizer, second_moments=True) as recorder,
+    ):
+        for step in range(9):
+            indices = torch.arange(step, step + 8) % 24
+            optimizer.zero_grad()
+            F.cross_entropy(model(data[0][indices]), data[1][indices]).backward()
+            recorder.batch(indices)
+            optimizer.step()
+    offline = score(Trajectory(tmp_path / "t"), model, [(x, y)], ignore=["head.*"])
+    found = online.scores()
+    assert found.provenance["model"] == offline.provenance["model"]
+    for name, tensor in {**offline.importance, **offline.axis_sums}.items():
+        torch.testing.assert_close({**found.importance, **found.axis_sums}[name], tensor, atol=1e-12, rtol=1e-9)
+    make_plan(found, model, sparsity=0.5)
+
+
+def test_online_scores_that_do_not_fit_are_refused() -> None:
+    model = TinyNet()
+    x, y = tiny_data(6)
+    with pytest.raises(PrunekitError, match="give fewer samples"):
+        OnlineInfluence(model, torch.optim.SGD(model.parameters(), lr=0.1), x, y, memory=100).__enter__()
+
+
+def test_aggregations_agree_with_their_definitions(tiny_run: Run) -> None:
+    model, trajectory = tiny_run
+    batches = [tiny_data(40, torch.float64)]
+    function = ModelFunction(model, trajectory.layout)
+    signed = torch.cat([p.scores["conv.weight"] for p in attribute(function, trajectory.segments, *batches[0])])
+    expected = {"l1": signed.abs().sum((0, 1)), "l2": signed.square().sum((0, 1)).sqrt(), "mean": signed.mean((0, 1)).abs()}
+    for aggregation, importance in expected.items():
+        found = score(trajectory, model, batches, aggregation=aggregation)
+        torch.testing.assert_close(found.importance["conv.weight"], importance)
+    with pytest.raises(UsageError, match="aggregation 'l3' does not exist"):
+        score(trajectory, model, batches, aggregation="l3")
+
+
+def test_shares_and_phases_add_up(tiny_run: Run) -> None:
+    model, trajectory = tiny_run
+    batches = [tiny_data(4, torch.float64)]
+
+    def sums(**options: object) -> Tensor:
+        return score(trajectory, model, batches, **options).axis_sums["conv.weight@0"]  # type: ignore[arg-type]
+
+    torch.testing.assert_close(sums(share="kernel") + sums(share="regularisation"), sums(share="whole"))
+    torch.testing.assert_close(sums(phase=(0, 5)) + sums(phase=(5, 12)), sums())
+    with pytest.raises(UsageError, match="phase is"):
+        score(trajectory, model, batches, phase=(5, 13))
+
+
+def test_survival_of_everything_is_the_trained_weight(tiny_run: Run) -> None:
+    """For a linear function φ is constant, so Σ_s ω_s φ U_s + Π θ_0 φ = φ θ_N."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4)).double()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.5)
+    with tempfile.TemporaryDirectory() as folder:
+        trajectory = record(Path(folder) / "t", model, optimizer)
+        x, y = tiny_data(3, torch.float64)
+        found = score(trajectory, model, [(x, y)], share="survival")
+        expected = (x.flatten(1).abs().sum(0)[None] * model[1].weight.detach().abs()).expand(4, 16)
+        torch.testing.assert_close(found.importance["1.weight"], expected)
+
+
+def test_layers_and_heads_are_exact_sums(tiny_run: Run) -> None:
+    model, trajectory = tiny_run
+    scores = score(trajectory, model, [tiny_data(5, torch.float64)])
+    layers = scores.by_layer()
+    assert set(layers) == {"conv", "head"}
+    total = scores.axis_sums["head.weight@1"].sum(2) + scores.axis_sums["head.bias@0"].sum(2)
+    torch.testing.assert_close(layers["head"], total)
+    heads = scores.signed({"head.weight@0": torch.arange(4).view(2, 2)})
+    assert heads.shape == (5, 4, 2)
+    torch.testing.assert_close(heads.sum(2), scores.axis_sums["head.weight@0"].sum(2))
+
+
+def test_untouched_weights_are_counted_and_named(tmp_path: Path) -> None:
+    class Lookup(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.out = nn.Embedding(10, 3), nn.Linear(3, 4)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.out(torch.tanh(self.table(tokens).mean(1)))
+
+    torch.manual_seed(0)
+    model = Lookup()
+    tokens = torch.randint(0, 10, (24, 5))
+    trajectory = record(tmp_path / "t", model, torch.optim.AdamW(model.parameters(), lr=0.1), 6, (tokens, torch.arange(24) % 4))
+    few = torch.tensor([[0, 1, 2, 0, 1], [2, 2, 1, 0, 0]])
+    for criterion in ("influence", "taylor"):
+        scores = score(trajectory, model, [(few, torch.tensor([0, 1]))], criterion)
+        assert scores.findings["uncovered"] == {"table.weight": 7 * 3}
+
+
+def test_scoring_goes_on_with_finished_chunks(tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, trajectory = tiny_run
+    x, y = tiny_data(60, torch.float64)
+    evidence = Evidence(trajectory, model, ("conv.weight", "head.weight"), x, y)
+    whole = score_evidence(evidence, "influence")
+    monkeypatch.setattr(additive, "SECONDS_BETWEEN_SAVES", -1.0)
+    partial = tmp_path / "partial.safetensors"
+    real, calls = additive._add, []
+
+    def stops(*arguments: object) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(additive, "_add", stops)
+    with pytest.raises(KeyboardInterrupt):
+        score_evidence(replace(evidence, partial=partial), "influence")
+    assert partial.exists()
+    again = score_evidence(replace(evidence, partial=partial), "influence")
+    assert len(calls) == 3 + 2  # two of four chunks were kept
+    assert again.digest == whole.digest
+    assert not partial.exists()
+    other = tmp_path / "other.safetensors"
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        score_evidence(replace(evidence, partial=other), "influence")
+    changed = score_evidence(replace(evidence, partial=other, nodes=2), "influence")
+    assert changed.digest == score_evidence(replace(evidence, nodes=2), "influence").digest
+
+
+def test_targets_of_sequences_and_regression(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 9)).double()
+    tokens = torch.randint(0, 9, (24, 5))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    with Recorder(tmp_path / "t", model, optimizer):
+        for _ in range(4):
+            optimizer.zero_grad()
+            F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
+            optimizer.step()
+    trajectory = Trajectory(tmp_path / "t")
+    for target, targets in (("outputs", 45), ("log_prob", 5), ("loss", 1), ("margin", 5)):
+        found = score(trajectory, model, [(tokens[:3], tokens[:3])], target=target)
+        assert found.axis_sums["1.weight@0"].shape == (3, targets, 9)
+        function = ModelFunction(model, trajectory.layout, target=target)
+        change = function(trajectory.state(-1), tokens[:3], tokens[:3]) - function(trajectory.state(0), tokens[:3], tokens[:3])
+        whole = score(trajectory, model, [(tokens[:3], tokens[:3])], target=target, share="whole", nodes=8)
+        total = sum(v.sum(2) for k, v in whole.axis_sums.items() if k.endswith("@0"))
+        torch.testing.assert_close(total, change, atol=2e-2 * float(change.abs().max()), rtol=0)
+    regression = nn.Sequential(nn.Flatten(), nn.Linear(16, 1), nn.Flatten(0)).double()
+    x = torch.randn(24, 1, 4, 4, dtype=torch.float64)
+    optimizer = torch.optim.SGD(regression.parameters(), lr=0.05)
+    with Recorder(tmp_path / "r", regression, optimizer):
+        for _ in range(4):
+            optimizer.zero_grad()
+            F.mse_loss(regression(x), x.sum((1, 2, 3))).backward()
+            optimizer.step()
+    found = score(Trajectory(tmp_path / "r"), regression, [(x[:3], x[:3].sum((1, 2, 3)))], target="outputs")
+    assert found.axis_sums["1.weight@1"].shape == (3, 1, 16)
 
 
 def test_another_architecture_is_refused(tiny_run: Run) -> None:

@@ -1,0 +1,150 @@
+"""Influence while training goes on: scores are added up step by step, and no trajectory is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit import checkpoint
+from prunekit.criteria.additive import collect
+from prunekit.criteria.identity import state_digest
+from prunekit.criteria.scores import Scores
+from prunekit.errors import PrunekitError
+from prunekit.kernel import Contribution, ModelFunction, Target, get_rule
+from prunekit.kernel.attribution import MEMORY
+from prunekit.kernel.gradients import GradientEngine, choose_engine
+from prunekit.structure.prunable import prunable_parameters
+from prunekit.trajectory.describe import describe_optimizer, flat_second_moments, group_options, without_gradient
+from prunekit.trajectory.layout import Layout, fixed_state
+from prunekit.trajectory.rules import Recursion, StepLog
+
+
+class OnlineInfluence:
+    """Adds up the kernel share of every optimizer step, for scoring samples that are known beforehand.
+
+    ```python
+    with OnlineInfluence(model, optimizer, x, y) as online:
+        ...                                   # any training loop
+    scores = online.scores()
+    ```
+
+    Args:
+        model, optimizer: as for ``Recorder``.
+        x, y: scoring samples and labels.
+        target: what is explained, as in ``score``.
+        nodes, rule: quadrature of a step.
+        aggregation: see ``AGGREGATIONS``.
+        ignore: patterns of parameters that may not be pruned.
+        memory: bytes that the signed scores, ``samples × targets × P`` numbers, may take.
+
+    Raises:
+        PrunekitError: they take more; score offline, or give fewer samples.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        x: Tensor,
+        y: Tensor,
+        target: str | Target = "outputs",
+        *,
+        nodes: int = 1,
+        rule: str = "midpoint",
+        aggregation: str = "l1",
+        ignore: Sequence[str] = (),
+        memory: int = MEMORY,
+    ) -> None:
+        self.model, self.optimizer, self.x, self.y = model, optimizer, x, y
+        self.layout = Layout.of(model)
+        self.prunable = tuple(prunable_parameters(self.layout, list(ignore)))
+        self.quadrature = get_rule(rule, nodes)
+        device = next(model.parameters()).device
+        self.function = ModelFunction(model, self.layout, fixed_state(model, self.layout), target, device)
+        self.facts: dict[str, Any] = {
+            "target": target if isinstance(target, str) else getattr(target, "__qualname__", "user's function"),
+            "rule": rule, "nodes": nodes, "aggregation": aggregation, "share": "kernel",
+        }  # fmt: skip
+        self._memory = memory
+        self._engine: GradientEngine | None = None
+        self._counts: dict[str, int] = {}
+        self._hash = hashlib.sha256()
+
+    def __enter__(self) -> OnlineInfluence:
+        self._theta = self._flat()
+        self._description = describe_optimizer(self.model, self.optimizer)
+        self._running = torch.zeros_like(self._theta)
+        for name, parameter in self.model.named_parameters():
+            state = self.optimizer.state.get(parameter, {})
+            if "step" in state or "momentum_buffer" in state:
+                self._counts[name] = int(state.get("step", 1))
+        with torch.no_grad():
+            targets = self.function(self._theta, self.x[:1], self.y[:1]).shape[1]
+        needed = len(self.x) * targets * self.layout.total * self._theta.element_size()
+        if needed > self._memory:
+            raise PrunekitError(
+                f"online scores of {len(self.x)} samples × {targets} targets take {needed / 2**20:.0f} MiB, memory is "
+                f"{self._memory / 2**20:.0f} MiB; give fewer samples or one target, raise memory, or record and score later"
+            )
+        self.total = {e.name: self._theta.new_zeros(len(self.x), targets, *e.shape) for e in self.layout.parameters}
+        self._started = time.perf_counter()
+        self._hook = self.optimizer.register_step_post_hook(self._after_step)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._hook.remove()
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        before, after = self._theta, self._flat()
+        missing = frozenset(without_gradient(self.model, optimizer))
+        step = StepLog(tuple(group_options(g) for g in optimizer.param_groups), without_gradient=missing)
+        recursion = Recursion(self.layout, self._description, [step], True, self._counts)
+        share = torch.zeros_like(before)
+        moments = None
+        if recursion.rule is not None and recursion.rule.second_moments:
+            moments = flat_second_moments(self.model, optimizer, self.layout.parameters, torch.empty_like(before))
+        recursion.regularisation(0, before, moments, self._running, share)
+        for name in (n for group in self._description["groups"] for n in group["parameters"] if n not in missing):
+            self._counts[name] = self._counts.get(name, 0) + 1
+        self.facts["note"] = recursion.note
+        if self._engine is None:
+            self._engine = choose_engine(self.function, after, self.x, self.y)
+        moved = after - before - share
+        for node, weight in self.quadrature:
+            scale = self.layout.views(moved * weight)
+            self._engine.accumulate(torch.lerp(before, after, node), self.x, self.y, scale, self.total)
+        self._hash.update(after.cpu().numpy().data)
+        self._theta = after
+
+    def scores(self) -> Scores:
+        """The scores so far, as ``score`` gives them; they belong to the weights that the model has now.
+
+        ``provenance["trajectory"]`` is a hash of the states seen, for which no trajectory exists.
+        """
+        whole = slice(0, len(self.x))
+        part = Contribution(whole, slice(0, next(iter(self.total.values())).shape[1]), self.total)
+        shape = (len(self.x), part.targets.stop)
+        importance, axes = collect(lambda skip: [part], shape, self.prunable, self.facts["aggregation"])
+        facts = {
+            "criterion": "influence",
+            "group": "sum",
+            "trajectory": f"online-{self._hash.hexdigest()[:25]}",
+            "model": state_digest(self._theta),
+            "prunable": list(self.prunable),
+            "samples": len(self.x),
+            "data": checkpoint.digest({"x": self.x, "y": self.y}),
+            **self.facts,
+        }
+        uncovered = {n: count for n, v in importance.items() if (count := int((v == 0).sum()))}
+        cost = {"seconds": round(time.perf_counter() - self._started, 3)}
+        return Scores(importance, axes, facts, {"uncovered": uncovered}, cost)
+
+    def _flat(self) -> Tensor:
+        named: dict[str, Tensor] = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        return self.layout.flatten(named)

@@ -1,0 +1,67 @@
+"""An optimizer in words: which parameters each of its groups holds, and the hyperparameters it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import PrunekitError
+from prunekit.trajectory.rules import optimizer_name
+
+
+def describe_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """``{"name": ..., "groups": [{"parameters": [...], hyperparameters...}]}``, JSON values.
+
+    Raises:
+        PrunekitError: the optimizer holds parameters that are not the model's.
+    """
+    known = {id(p): name for name, p in model.named_parameters()}
+    groups = []
+    for group in optimizer.param_groups:
+        unknown = [p for p in group["params"] if id(p) not in known]
+        if unknown:
+            raise PrunekitError(
+                f"the optimizer holds {len(unknown)} parameters that are not the model's (shapes "
+                f"{', '.join(str(tuple(p.shape)) for p in unknown[:3])}); make it from model.parameters()"
+            )
+        names = [known[id(p)] for p in group["params"] if p.requires_grad]
+        groups.append({"parameters": names, **group_options(group)})
+    return {"name": optimizer_name(optimizer), "groups": groups}
+
+
+def group_options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A parameter group's scalar hyperparameters as JSON values."""
+    found: dict[str, Any] = {}
+    for key, value in group.items():
+        if key == "params":
+            continue
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
+        if isinstance(value, tuple):
+            value = list(value)
+        if value is None or isinstance(value, bool | int | float | str | list):
+            found[key] = value
+    return found
+
+
+def without_gradient(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of the optimizer's parameters that have no gradient now; a step leaves them alone."""
+    known = {id(p): name for name, p in model.named_parameters()}
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    return [known[id(p)] for p in held if p.requires_grad and p.grad is None]
+
+
+@torch.no_grad()
+def flat_second_moments(model: nn.Module, optimizer: torch.optim.Optimizer, entries: Any, out: Tensor) -> Tensor:
+    """Adam's raw ``v`` (amsgrad: its running maximum) into the flat vector ``out``; 0 where there is none."""
+    out.zero_()
+    parameters = dict(model.named_parameters())
+    for entry in entries:
+        state = optimizer.state.get(parameters[entry.name], {})
+        v = state.get("max_exp_avg_sq", state.get("exp_avg_sq"))
+        if v is not None:
+            out[entry.span].copy_(v.reshape(-1))
+    return out
