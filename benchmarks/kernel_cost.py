@@ -2,9 +2,11 @@
 
 The floor of one gradient is what training pays for one: forward, backward, optimizer. Scoring cannot sum over the batch
 and multiplies every sample's gradient with the step, weight by weight. Both take turns in rounds, so that a machine that
-drifts drifts for both; the printed ratio is the median over rounds of (gradients a second) / (training samples a second).
+drifts drifts for both; a ratio is the median over rounds of (gradients a second) / (training samples a second).
 
     python benchmarks/kernel_cost.py [--device cuda] [--batch 64] [--rounds 30]
+
+On a machine that others use too, OMP_NUM_THREADS=1 gives steadier figures than threads that wait for each other.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunekit.kernel import ModelFunction
+from prunekit.kernel.attribution import CACHE_CHUNK
 from prunekit.kernel.gradients import GradientEngine, VmapGradients, choose_engine
 from prunekit.measure import machine
 from prunekit.models import digits_cnn
@@ -76,19 +79,13 @@ def training(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
     return step
 
 
-def scoring(function: ModelFunction, engine: GradientEngine, theta: Tensor, x: Tensor, y: Tensor, chunk: int) -> Callable[[], object]:
-    """One step of the path for all samples, as ``attribute`` takes it: chunk by chunk, each with its own totals."""
+def scoring(function: ModelFunction, engine: GradientEngine, theta: Tensor, x: Tensor, y: Tensor) -> Callable[[], object]:
+    """One chunk of samples at one step of the path, as ``attribute`` takes it: the chunk's totals stay, the steps pass."""
     targets = function(theta, x[:1], y[:1]).shape[1]
-    scale = function.layout.views(1e-3 * torch.randn_like(theta))
-    parts = []
-    for xs, ys in zip(x.split(chunk), y.split(chunk), strict=True):
-        parts.append((xs, ys, {e.name: theta.new_zeros(len(xs), targets, *e.shape) for e in function.layout.parameters}))
-
-    def step() -> None:
-        for xs, ys, total in parts:
-            engine.accumulate(torch.lerp(theta, theta, 0.5), xs, ys, scale, total)
-
-    return step
+    end = theta + 1e-3 * torch.randn_like(theta)
+    scale = function.layout.views(end - theta)
+    total = {e.name: theta.new_zeros(len(x), targets, *e.shape) for e in function.layout.parameters}
+    return lambda: engine.accumulate(torch.lerp(theta, end, 0.5), x, y, scale, total)
 
 
 def seconds(call: Callable[[], object], device: torch.device, repeats: int) -> float:
@@ -102,43 +99,39 @@ def seconds(call: Callable[[], object], device: torch.device, repeats: int) -> f
     return (time.perf_counter() - started) / repeats
 
 
+def compare(build: Callable[[], nn.Module], x: Tensor, y: Tensor, target: str, rounds: int) -> tuple[float, list[float], str]:
+    """Microseconds a training sample; ratio of the chosen and of the general engine; the chosen engine's name."""
+    model = build().to(x.device)
+    layout = Layout.of(model)
+    theta = layout.flatten(dict(model.named_parameters()))
+    function = ModelFunction(model, layout, target=target, device=x.device)
+    targets = function(theta, x[:1], y[:1]).shape[1]
+    chosen = choose_engine(function, theta, x, y)
+    calls = [training(model, x, y), *(scoring(function, e, theta, x, y) for e in (chosen, VmapGradients(function)))]
+    repeats = [max(1, round(0.03 / seconds(call, x.device, 3))) for call in calls]
+    times = [[seconds(call, x.device, n) for call, n in zip(calls, repeats, strict=True)] for _ in range(rounds)]
+    ratios = [statistics.median(targets * row[0] / row[i] for row in times) for i in (1, 2)]
+    return 1e6 * statistics.median(row[0] for row in times) / len(x), ratios, type(chosen).__name__
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=64, help="samples of a training step, and samples scored together")
+    parser.add_argument("--batch", type=int, default=CACHE_CHUNK, help="samples of a training step, and scored together")
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--case", default="")
-    parser.add_argument("--chunks", type=int, nargs="*", default=[16])
-    parser.add_argument("--general", action="store_true")
     options = parser.parse_args()
     device = torch.device(options.device)
-    print(machine())
+    print(
+        machine() if device.type == "cpu" else f"{torch.cuda.get_device_name(device)}; {machine()}",
+        f"batch {options.batch}",
+        sep=", ",
+    )
+    print(f"{'model, target':34s} {'training':>15s} {'scoring':>8s} {'general':>8s}  engine")
     for name, (build, data, target) in CASES.items():
-        if options.case not in name:
-            continue
         torch.manual_seed(0)
-        model, x, y = build().to(device), data(options.batch).to(device), torch.randint(0, CLASSES, (options.batch,), device=device)
-        layout = Layout.of(model)
-        theta = layout.flatten(dict(model.named_parameters()))
-        function = ModelFunction(model, layout, target=target, device=device)
-        targets = function(theta, x[:1], y[:1]).shape[1]
-        engine = choose_engine(function, theta, x, y)
-        calls = {"train": training(model, x, y)}
-        for chunk in options.chunks:
-            calls[f"score{chunk}"] = scoring(function, engine, theta, x, y, chunk)
-        if options.general:
-            calls["vmap"] = scoring(function, VmapGradients(function), theta, x, y, 16)
-        repeats = {k: max(1, int(0.03 / seconds(c, device, 3))) for k, c in calls.items()}
-        times: dict[str, list[float]] = {k: [] for k in calls}
-        for _ in range(options.rounds):
-            for k, c in calls.items():
-                times[k].append(seconds(c, device, repeats[k]))
-        print(f"{name:34s} {type(engine).__name__} train {statistics.median(times['train'])/options.batch*1e6:.1f} us/sample  ", end="")
-        for k in calls:
-            if k != "train":
-                r = statistics.median(targets * a / b for a, b in zip(times["train"], times[k]))
-                print(f"{k} {r:.3f} ({1e6*statistics.median(times[k])/options.batch/targets:.1f} us)  ", end="")
-        print()
+        x, y = data(options.batch).to(device), torch.randint(0, CLASSES, (options.batch,), device=device)
+        train, (ratio, general), engine = compare(build, x, y, target, options.rounds)
+        print(f"{name:34s} {train:8.1f} us each {ratio:8.2f} {general:8.2f}  {engine}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def test_own_model_example_runs(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-m", "prunekit", *arguments], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     examples = blocks("python")
-    assert len(examples) == 2
+    assert len(examples) == 3
     for _, code in examples:
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

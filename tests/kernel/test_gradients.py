@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunekit.kernel import ModelFunction
-from prunekit.kernel.gradients import VmapGradients, choose_engine
+from prunekit.kernel import ModelFunction, layerwise
+from prunekit.kernel.gradients import GradientEngine, VmapGradients, choose_engine
 from prunekit.kernel.layerwise import LayerwiseGradients
 from prunekit.trajectory import Layout
 from tests.conftest import TinyNet, tiny_data
@@ -161,10 +161,12 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def made(build: Callable[[], nn.Module], target: str = "outputs") -> tuple[ModelFunction, Tensor, Tensor, Tensor]:
+def made(
+    build: Callable[[], nn.Module], target: str = "outputs", samples: int = 5
+) -> tuple[ModelFunction, Tensor, Tensor, Tensor]:
     torch.manual_seed(1)
     model = build()
-    x, y = tiny_data(5)
+    x, y = tiny_data(samples)
     model(x)
     model.double()
     for name, buffer in model.named_buffers():
@@ -184,19 +186,41 @@ def straightforward(function: ModelFunction, theta: Tensor, x: Tensor, y: Tensor
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("target", ["outputs", "margin", "loss"])
-@pytest.mark.parametrize(("name", "build"), [*COVERED.items(), *OTHERS.items()])
-def test_chosen_engine_gives_scaled_gradients(name: str, build: Callable[[], nn.Module], target: str) -> None:
-    function, theta, x, y = made(build, target)
+def check(engine: GradientEngine, function: ModelFunction, theta: Tensor, x: Tensor, y: Tensor) -> None:
+    """Adds scaled gradients to ones and compares with the straightforward ones."""
     expected = straightforward(function, theta, x, y)
-    engine = choose_engine(function, theta, x, y)
-    assert isinstance(engine, LayerwiseGradients if name in COVERED else VmapGradients)
     scale = function.layout.views(torch.randn_like(theta))
     into = {e.name: torch.ones(len(x), expected.shape[1], *e.shape, dtype=theta.dtype) for e in function.layout.parameters}
     engine.accumulate(theta, x, y, scale, into)
     for entry in function.layout.parameters:
         wanted = 1 + expected[:, :, entry.span].view_as(into[entry.name]) * scale[entry.name]
         torch.testing.assert_close(into[entry.name], wanted)
+
+
+@pytest.mark.parametrize("target", ["outputs", "margin", "loss"])
+@pytest.mark.parametrize(("name", "build"), [*COVERED.items(), *OTHERS.items()])
+def test_chosen_engine_gives_scaled_gradients(name: str, build: Callable[[], nn.Module], target: str) -> None:
+    function, theta, x, y = made(build, target)
+    engine = choose_engine(function, theta, x, y)
+    assert isinstance(engine, LayerwiseGradients if name in COVERED else VmapGradients)
+    check(engine, function, theta, x, y)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 16])
+@pytest.mark.parametrize("name", ["transformer, numbered positions", "transformer, positions in a row"])
+def test_as_many_samples_as_positions(name: str, samples: int) -> None:
+    function, theta, x, y = made(COVERED[name], "margin", 16)
+    engine = choose_engine(function, theta, x, y)
+    assert isinstance(engine, LayerwiseGradients)
+    check(engine, function, theta, x[:samples], y[:samples])
+
+
+@pytest.mark.parametrize("name", ["plain", "one-dimensional", "called twice"])
+def test_blocks_do_not_matter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    function, theta, x, y = made(COVERED[name])
+    for size in (1, 3000):
+        monkeypatch.setattr(layerwise, "BLOCK", size)
+        check(LayerwiseGradients(function), function, theta, x, y)
 
 
 def test_users_model_is_left_alone() -> None:
