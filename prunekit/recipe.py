@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 import torch.nn.functional as F
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import Tensor, nn
 
 from prunekit import checkpoint
@@ -30,6 +30,16 @@ def _known(value: str, known: Any, what: str) -> str:
     if value not in known:
         raise ValueError(f"{what} {value!r} does not exist; {nearest(value, list(known))}")
     return value
+
+
+def _one_of(known: Any, what: str) -> AfterValidator:
+    return AfterValidator(lambda value: _known(value, known, what))
+
+
+CriterionName = Annotated[str, _one_of(CRITERIA, "criterion")]
+AllocationName = Annotated[str, _one_of(ALLOCATIONS, "allocation")]
+StructureName = Annotated[str, _one_of(STRUCTURES, "structure")]
+RuleName = Annotated[str, _one_of(RULES, "quadrature rule")]
 
 
 class _Section(BaseModel):
@@ -101,33 +111,18 @@ class Score(_Section):
     until every sample's sum over one is within ``tolerance``. ``memory`` holds the scores in work.
     """
 
-    criteria: list[str] = list(CRITERIA)
+    criteria: list[CriterionName] = list(CRITERIA)
     target: str = "outputs"
     samples: Count = 160
-    share: str = "kernel"
-    aggregation: str = "l1"
+    share: Annotated[str, _one_of(SHARES, "share")] = "kernel"
+    aggregation: Annotated[str, _one_of(AGGREGATIONS, "aggregation")] = "l1"
     quadrature: Literal["ranking", "reconstruction"] = "ranking"
-    rule: str = "midpoint"
+    rule: RuleName = "midpoint"
     nodes: Count = 1
     tolerance: Positive = 0.01
     stride: Count = 1
     phase: tuple[int, int] | None = None
     memory: str = "512MiB"
-
-    @field_validator("share")
-    @classmethod
-    def _share(cls, value: str) -> str:
-        return _known(value, SHARES, "share")
-
-    @field_validator("aggregation")
-    @classmethod
-    def _aggregation(cls, value: str) -> str:
-        return _known(value, AGGREGATIONS, "aggregation")
-
-    @field_validator("rule")
-    @classmethod
-    def _rule(cls, value: str) -> str:
-        return _known(value, RULES, "quadrature rule")
 
     @field_validator("memory")
     @classmethod
@@ -143,11 +138,6 @@ class Score(_Section):
             "stride": self.stride, "phase": self.phase, "memory": parse_bytes(self.memory),
         }  # fmt: skip
 
-    @field_validator("criteria")
-    @classmethod
-    def _criteria(cls, value: list[str]) -> list[str]:
-        return [_known(v, CRITERIA, "criterion") for v in value]
-
     @field_validator("target")
     @classmethod
     def _target(cls, value: str) -> str:
@@ -155,42 +145,22 @@ class Score(_Section):
 
 
 class Compare(_Section):
-    structures: list[str] = ["unstructured", "channels"]
-    allocations: list[str] = list(ALLOCATIONS)
+    structures: list[StructureName] = ["unstructured", "channels"]
+    allocations: list[AllocationName] = list(ALLOCATIONS)
     sparsities: Annotated[list[Share], Field(min_length=1)] = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98]
-
-    @field_validator("structures")
-    @classmethod
-    def _structures(cls, value: list[str]) -> list[str]:
-        return [_known(v, STRUCTURES, "structure") for v in value]
-
-    @field_validator("allocations")
-    @classmethod
-    def _allocations(cls, value: list[str]) -> list[str]:
-        return [_known(v, ALLOCATIONS, "allocation") for v in value]
 
 
 class Prune(_Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     criterion: str = "auto"
     sparsity: Share
-    structure: str = "unstructured"
-    allocation: str | None = None
+    structure: StructureName = "unstructured"
+    allocation: AllocationName | None = None
 
     @field_validator("criterion")
     @classmethod
     def _criterion(cls, value: str) -> str:
         return value if value == "auto" else _known(value, CRITERIA, "criterion")
-
-    @field_validator("structure")
-    @classmethod
-    def _structure(cls, value: str) -> str:
-        return _known(value, STRUCTURES, "structure")
-
-    @field_validator("allocation")
-    @classmethod
-    def _allocation(cls, value: str | None) -> str | None:
-        return value if value is None else _known(value, ALLOCATIONS, "allocation")
 
 
 class Eval(_Section):
@@ -203,14 +173,9 @@ class Eval(_Section):
     samples: Count = 128
     tolerance: Positive = 0.01
     nodes: Count | None = None
-    rule: str = "midpoint"
+    rule: RuleName = "midpoint"
     stride: Count = 1
     latency_batches: list[Count] = [1, 64]
-
-    @field_validator("rule")
-    @classmethod
-    def _rule(cls, value: str) -> str:
-        return _known(value, RULES, "quadrature rule")
 
 
 class Recipe(_Section):
