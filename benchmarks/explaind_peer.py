@@ -217,9 +217,7 @@ class Ours:
         """Outputs ``(samples, outputs)`` and evaluations per step and sample; without ``nodes`` by tolerance."""
         before = self.evaluations
         segments = self.trajectory.segments()
-        found = reconstruct(
-            self.function, segments, x, y, nodes=nodes or 1, tolerance=TOLERANCE if nodes is None else None
-        )
+        found = reconstruct(self.function, segments, x, y, nodes=nodes or 1, tolerance=TOLERANCE if nodes is None else None)
         return found.rebuilt, (self.evaluations - before) / len(x) / len(self.trajectory)
 
 

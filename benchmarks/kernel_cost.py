@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunekit.kernel import ModelFunction
-from prunekit.kernel.attribution import CACHE_CHUNK
+from prunekit.kernel.attribution import SAMPLES_AT_A_TIME
 from prunekit.kernel.gradients import GradientEngine, VmapGradients, choose_engine
 from prunekit.measure import machine
 from prunekit.models import digits_cnn
@@ -117,7 +117,7 @@ def compare(build: Callable[[], nn.Module], x: Tensor, y: Tensor, target: str, r
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=CACHE_CHUNK, help="samples of a training step, and scored together")
+    parser.add_argument("--batch", type=int, default=SAMPLES_AT_A_TIME, help="samples of a training step, and scored together")
     parser.add_argument("--rounds", type=int, default=30)
     options = parser.parse_args()
     device = torch.device(options.device)

@@ -267,7 +267,7 @@ def test_untouched_weights_are_counted_and_named(tmp_path: Path) -> None:
 
 def test_scoring_goes_on_with_finished_chunks(tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, trajectory = tiny_run
-    x, y = tiny_data(60, torch.float64)
+    x, y = tiny_data(200, torch.float64)
     evidence = Evidence(trajectory, model, ("conv.weight", "head.weight"), x, y)
     whole = score_evidence(evidence, "influence")
     monkeypatch.setattr(additive, "SECONDS_BETWEEN_SAVES", -1.0)

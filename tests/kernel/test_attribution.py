@@ -84,7 +84,7 @@ def test_chunks_fit_the_memory_and_cover_everything() -> None:
 
 def test_skipped_chunks_are_the_first(tiny_run: Run) -> None:
     model, trajectory = tiny_run
-    x, y = tiny_data(40, torch.float64)
+    x, y = tiny_data(140, torch.float64)
     function = ModelFunction(model, trajectory.layout)
     parts = list(attribute(function, trajectory.segments, x, y))
     rest = list(attribute(function, trajectory.segments, x, y, skip=1))
