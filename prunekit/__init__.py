@@ -1,5 +1,13 @@
 """prunekit: make a trained model smaller, and see why each weight stayed or went."""
 
+import os
+import sys
+
+# ``python -m prunekit`` puts the working folder first on the path; inside a run folder its files would pass for
+# libraries. What a user's own modules need is added again, last and never from a run folder (prunekit/imports.py).
+if ("-m", "prunekit") in zip(sys.orig_argv, sys.orig_argv[1:], strict=False) and sys.path[0] in ("", os.getcwd()):
+    del sys.path[0]
+
 from prunekit.apply import hold_masks, load, masked, prune, save
 from prunekit.criteria import CRITERIA, Scores, score
 from prunekit.errors import ArtifactError, NonFiniteError, PrunekitError, StructureError, UsageError

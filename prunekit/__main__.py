@@ -1,6 +1,10 @@
 """``python -m prunekit``."""
 
-from prunekit.cli import main
+import sys
 
 if __name__ == "__main__":
+    try:
+        from prunekit.cli import main
+    except KeyboardInterrupt:  # importing torch takes seconds
+        sys.exit("prunekit: interrupted")
     main()

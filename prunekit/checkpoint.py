@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prunekit.errors import ArtifactError
+from prunekit.errors import ArtifactError, PrunekitError
 
 HEADER = "prunekit"  # the one metadata key we write: one key keeps the file's bytes in a fixed order
 
@@ -25,10 +26,7 @@ HEADER = "prunekit"  # the one metadata key we write: one key keeps the file's b
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary file beside ``path`` that takes its place on success and disappears on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _temporary(path, folder=False)
     try:
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())
@@ -42,8 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder beside ``path`` that takes its place, as a whole, on success."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    temporary = _temporary(path, folder=True)
     try:
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())
@@ -52,6 +49,58 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         raise ArtifactError(f"{path}: could not be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(path: Path, folder: bool) -> Path:
+    """A new, empty file or folder beside ``path``."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if folder:
+            return Path(tempfile.mkdtemp(prefix=".prunekit.", suffix=".tmp", dir=path.parent))
+        handle, name = tempfile.mkstemp(prefix=".prunekit.", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        raise ArtifactError(f"{path}: could not be written ({error.strerror or error})") from None
+    os.close(handle)
+    return Path(name)
+
+
+@contextmanager
+def reading(path: Path, kind: str) -> Iterator[None]:
+    """Around code that takes an artifact's content apart: whatever is missing or of another type in it becomes one error.
+
+    Raises:
+        ArtifactError: names the file and what was looked for.
+    """
+    try:
+        yield
+    except PrunekitError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0] if str(error) else "empty"
+        raise ArtifactError(f"{path}: not a whole {kind} ({what}); make it again") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other prunekit processes from writing into ``folder``; the lock goes with the process, however it ends.
+
+    Raises:
+        ArtifactError: another one is writing there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise ArtifactError(f"{folder}: could not be written ({error.strerror or error})") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(file)
+        raise ArtifactError(f"{folder}: another prunekit is writing here; wait for it, or choose another folder") from None
+    try:
+        yield
+    finally:
+        os.close(file)
 
 
 def replace_folder(new: Path, path: Path) -> None:
@@ -72,7 +121,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes ``content`` as indented JSON; NaN and Inf are refused, since JSON has neither."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path, kind: str) -> dict[str, Any]:
@@ -82,10 +131,10 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
         ArtifactError: the file is missing, is not JSON, or is another kind of artifact.
     """
     try:
-        content: Any = json.loads(path.read_text())
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not a readable JSON file ({error})") from None
     found = content.get("kind") if isinstance(content, dict) else type(content).__name__
     if found != kind:
@@ -123,9 +172,11 @@ def read_header(path: Path, kind: str | None = None) -> dict[str, Any]:
     with _opened(path) as file:
         metadata = file.metadata() or {}
     try:
-        header: dict[str, Any] = json.loads(metadata.get(HEADER, "{}"))
-    except ValueError as error:
+        header = json.loads(metadata.get(HEADER, "{}"))
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: its prunekit metadata is not JSON ({error})") from None
+    if not isinstance(header, dict):
+        raise ArtifactError(f"{path}: its prunekit metadata is no mapping")
     if kind is not None and header.get("kind") != kind:
         raise ArtifactError(f"{path}: expected an artifact of kind {kind!r}, found {header.get('kind')!r}")
     return header

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,10 +39,14 @@ Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Overrides the r
 
 
 class _Out:
-    """Where a verb's result goes: tables for people, JSON for programs, nothing when quiet."""
+    """Where a verb's result goes: tables for people, JSON for programs, nothing when quiet.
+
+    While a verb works, whatever the user's own code prints goes to stderr (nowhere when quiet), so that stdout holds
+    the result alone.
+    """
 
     def __init__(self, quiet: bool, as_json: bool) -> None:
-        self.quiet, self.as_json = quiet, as_json
+        self.quiet, self.as_json, self.stdout = quiet, as_json, sys.stdout
 
     def note(self, text: str) -> None:
         if not self.quiet:
@@ -47,11 +56,25 @@ class _Out:
         if not self.quiet and not self.as_json:
             from prunekit.report import terminal
 
-            terminal.SHOW[verb](result)
+            with redirect_stdout(self.stdout):
+                terminal.SHOW[verb](result)
 
     def finish(self, result: Any) -> None:
         if self.as_json:
-            print(json.dumps(result, indent=2))
+            print(json.dumps(result, indent=2), file=self.stdout)
+
+    @contextmanager
+    def working(self, run: Path | None = None) -> Iterator[None]:
+        """Progress bars on; ``run`` is written by nobody else meanwhile."""
+        from prunekit.checkpoint import locked
+
+        with ExitStack() as stack:
+            if run is not None:
+                stack.enter_context(locked(run))
+            elsewhere = stack.enter_context(open(os.devnull, "w")) if self.quiet else sys.stderr
+            stack.enter_context(redirect_stdout(elsewhere))
+            stack.enter_context(progress_bars(not self.quiet))
+            yield
 
 
 @app.callback(invoke_without_command=True)
@@ -76,8 +99,9 @@ def train(
     from prunekit.verbs.training import train_run
 
     output = _Out(quiet, as_json)
-    with progress_bars(not quiet):
-        result = train_run(_recipe(recipe, out, seed, device), out, overwrite, output.note)
+    checked = _recipe(recipe, out, seed, device)
+    with output.working(out):
+        result = train_run(checked, out, overwrite, output.note)
     output.show("train", result)
     output.finish(result)
 
@@ -105,8 +129,11 @@ def import_(
     if data is not None:
         content["data"] = {"factory": data, "args": _json_object(data_args, "--data-args")}
     output = _Out(quiet, as_json)
-    with progress_bars(not quiet):
-        result = import_run(_checked(content, "import", out, seed, device), weights, out, overwrite)
+    checked = _checked(content, "import", out, seed, device)
+    if data is None and data_args != "{}":
+        raise UsageError("--data-args without --data")
+    with output.working(out):
+        result = import_run(checked, weights, out, overwrite)
     output.show("import", result)
     output.finish(result)
 
@@ -133,8 +160,8 @@ def score(
     from prunekit.verbs.scoring import score_run
 
     output = _Out(quiet, as_json)
-    with progress_bars(not quiet):
-        opened = _open(run, device)
+    opened = _open(run, device)
+    with output.working(run):
         given = {
             "quadrature": quadrature, "nodes": nodes, "tolerance": tolerance, "stride": stride, "share": share,
             "aggregation": aggregation, "memory": memory,
@@ -171,10 +198,13 @@ def compare(
         get_allocation(name)
     for share in sparsity or []:
         check_sparsity(share)
-    with progress_bars(not quiet):
-        result = compare_run(_open(run, device), overwrite, structure or [], allocation or [], sparsity or [])
+    opened = _open(run, device)
+    with output.working(run):
+        result = compare_run(opened, overwrite, structure or [], allocation or [], sparsity or [])
     output.show("compare", result)
-    output.finish(json.loads((run / "compare.json").read_text()) if as_json else None)
+    comparison, reused = result
+    cells = {"dense": {"accuracy": comparison.dense_accuracy}, "cells": comparison.cells, "cost": comparison.cost}
+    output.finish({"path": str(run / "compare.json"), **cells, "reused": reused})
 
 
 @app.command(epilog="Example: prunekit prune runs/digits-cnn --criterion auto --sparsity 0.8 --structure channels --name small")
@@ -195,16 +225,20 @@ def prune(
     output = _Out(quiet, as_json)
     if name is not None:
         _check_name(name)
-    with progress_bars(not quiet):
+    if apply is not None and (
+        sparsity is not None or dry_run or allocation or criterion != "auto" or structure != "unstructured"
+    ):
+        raise UsageError("--apply takes a finished plan: leave out --criterion, --sparsity, --structure, --allocation, --dry-run")
+    if apply is None and sparsity is None:
+        raise UsageError("prune needs --sparsity (or --apply PLAN)")
+    opened = _open(run, device)
+    with output.working(run):
         if apply is not None:
-            if sparsity is not None or dry_run:
-                raise UsageError("--apply takes a finished plan: leave out --sparsity and --dry-run")
-            result = apply_plan(_open(run, device), apply, name, overwrite)
+            result = apply_plan(opened, apply, name, overwrite)
         else:
-            if sparsity is None:
-                raise UsageError("prune needs --sparsity (or --apply PLAN)")
+            assert sparsity is not None
             named = name or f"{structure}-{sparsity:g}"
-            result = prune_run(_open(run, device), named, criterion, sparsity, structure, allocation, dry_run, overwrite)
+            result = prune_run(opened, named, criterion, sparsity, structure, allocation, dry_run, overwrite)
     output.show("prune", result)
     output.finish(result)
 
@@ -218,9 +252,10 @@ def eval_(
     from prunekit.verbs.evaluating import evaluate, run_of
 
     output = _Out(quiet, as_json)
-    with progress_bars(not quiet):
-        result = evaluate(_open(run_of(pruned), device), pruned, overwrite)
-    output.show("eval", (pruned.name, result))
+    opened = _open(run_of(pruned), device)
+    with output.working(opened.path):
+        result = evaluate(opened, pruned, overwrite)
+    output.show("eval", (pruned.resolve().name, result))
     output.finish(result)
 
 
@@ -230,9 +265,11 @@ def report(run: RunFolder, quiet: Quiet = False, as_json: Json = False) -> None:
     from prunekit.verbs.reporting import report_run
 
     output = _Out(quiet, as_json)
-    result = report_run(_open(run, None))
-    output.show("report", result)
-    output.finish({"path": str(result)})
+    opened = _open(run, None)
+    with output.working(run):
+        page, left_out = report_run(opened)
+    output.show("report", (page, left_out))
+    output.finish({"path": str(page), "left_out": left_out})
 
 
 @app.command(epilog="Example: prunekit run recipes/digits-cnn.yaml --out runs/digits-cnn")
@@ -244,8 +281,9 @@ def run(
     from prunekit.verbs.reporting import run_recipe
 
     output = _Out(quiet, as_json)
-    with progress_bars(not quiet):
-        result = run_recipe(_recipe(recipe, out, seed, device), out, overwrite, output.show, output.note)
+    checked = _recipe(recipe, out, seed, device)
+    with output.working(out):
+        result = run_recipe(checked, out, overwrite, output.show, output.note)
     output.finish(result)
 
 
@@ -264,20 +302,44 @@ def info(
 
 def main() -> None:
     """Entry point: exit code 0, 1 (failed), 2 (wrong use), 130 (interrupted); one line on stderr for an error."""
+    debug = bool(os.environ.get("PRUNEKIT_DEBUG"))
+    if not debug:
+        warnings.simplefilter("ignore")  # of the libraries underneath; what a user must know is said in our own words
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path may hold what the terminal cannot show
     try:
+        if "" in sys.argv[1:]:
+            raise UsageError("an argument is empty")
         code = app(standalone_mode=False)
+        sys.stdout.flush()
     except typer.TyperException as error:
         _fail(error.format_message() + _given(error), error.exit_code)
-    except UsageError as error:
-        _fail(str(error), 2, error)
-    except PrunekitError as error:
-        _fail(str(error), 1, error)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has gone
         sys.exit(1)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", 130)
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error, PrunekitError):
+            _fail(str(error), 2 if isinstance(error, UsageError) else 1)
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        _fail(f"{type(error).__name__}: {error} (at {where}; PRUNEKIT_DEBUG=1 shows the whole traceback)", 1)
+    if code == 130:  # the parser turns Ctrl-C into a code and says nothing
+        _fail("interrupted", 130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"prunekit: {' '.join(message.split())}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # stdout itself is what failed: the interpreter must not try again while it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
 
 
 def _given(error: typer.TyperException) -> str:
@@ -287,13 +349,6 @@ def _given(error: typer.TyperException) -> str:
         if option in options:
             return f" (given: {value})"
     return ""
-
-
-def _fail(message: str, code: int, error: BaseException | None = None) -> None:
-    if error is not None and os.environ.get("PRUNEKIT_DEBUG"):
-        raise error
-    print(f"prunekit: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(code)
 
 
 def _open(path: Path, device: str | None) -> Any:
@@ -328,8 +383,8 @@ def _overridden(recipe: Any, seed: int | None, device: str | None) -> Any:
 def _json_object(text: str, option: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
-    except ValueError as error:
-        raise UsageError(f"{option} is {text!r}: not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{option} is {text[:60]!r}: not JSON ({error})") from None
     if not isinstance(found, dict):
         raise UsageError(f"{option} is {text!r}; it must be a JSON object such as '{{\"width\": 32}}'")
     return found
@@ -338,5 +393,7 @@ def _json_object(text: str, option: str) -> dict[str, Any]:
 def _check_name(name: str) -> None:
     import re
 
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise UsageError(f"--name is {name!r}; use letters, digits, '.', '_' and '-', beginning with a letter or digit")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise UsageError(
+            f"--name is {name!r}; use letters, digits, '.', '_' and '-', beginning with a letter or digit, 100 at most"
+        )

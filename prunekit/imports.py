@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from prunekit.errors import UsageError, nearest
+
+_run_folder: Path | None = None
 
 
 def use_working_folder(run: Path | None) -> None:
@@ -17,7 +20,8 @@ def use_working_folder(run: Path | None) -> None:
     A run folder can come from somebody else, and what lies in it must not become code.
     """
     here = Path.cwd().resolve()
-    blocked = run.resolve() if run is not None else None
+    global _run_folder
+    blocked = _run_folder = run.resolve() if run is not None else None
 
     def inside(entry: str) -> bool:
         folder = Path(entry or os.curdir).resolve()
@@ -26,6 +30,20 @@ def use_working_folder(run: Path | None) -> None:
     sys.path[:] = [entry for entry in sys.path if not inside(entry)]
     if not inside(str(here)) and str(here) not in sys.path:
         sys.path.append(str(here))
+
+
+def _refuse_run_folder(module_name: str, key: str) -> None:
+    """A dotted name can reach into a folder that is not on the path itself (``RUN.module`` from RUN's parent)."""
+    if _run_folder is None:
+        return
+    parts = module_name.split(".")
+    for count in range(1, len(parts) + 1):
+        spec = importlib.util.find_spec(".".join(parts[:count]))
+        if spec is None:
+            return
+        for place in [spec.origin, *(spec.submodule_search_locations or ())]:
+            if place and (resolved := Path(place).resolve()) and (_run_folder == resolved or _run_folder in resolved.parents):
+                raise UsageError(f"{key}: {module_name!r} lies in the run folder {_run_folder}, whose code is never run")
 
 
 def load_object(path: str, key: str) -> Any:
@@ -41,10 +59,16 @@ def load_object(path: str, key: str) -> Any:
     if not module_name or not name:
         raise UsageError(f"{key} is {path!r}; it must look like package.module:name")
     try:
+        _refuse_run_folder(module_name, key)
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise UsageError(f"{key}: {path!r} cannot be imported: no module {error.name!r} here or installed") from None
-    except Exception as error:  # whatever a user's module raises while it is imported is theirs to read, in one line
+    except UsageError:
+        raise
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # theirs to read, in one line
         raise UsageError(f"{key}: importing {module_name!r} failed: {type(error).__name__}: {error}") from error
     found: Any = module
     for part in name.split("."):
@@ -68,5 +92,5 @@ def call(path: str, key: str, arguments: dict[str, Any]) -> Any:
         return function(**arguments)
     except UsageError:
         raise
-    except Exception as error:  # the user's own function: its error in one line
+    except (Exception, SystemExit) as error:  # the user's own function: its error in one line
         raise UsageError(f"{key}: {path}(**{arguments}) failed: {type(error).__name__}: {error}") from error

@@ -20,9 +20,11 @@ from prunekit.imports import call, load_object
 from prunekit.kernel import RULES, SHARES, TARGETS
 from prunekit.plan import ALLOCATIONS, STRUCTURES
 
-Share = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=10**6)]
+Nodes = Annotated[int, Field(ge=1, le=10**4)]
+Positive = Annotated[float, Field(gt=0, le=10**6, allow_inf_nan=False)]
+RESOLVED = "# The resolved recipe of this run: every value, defaults included.\n"
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": F.cross_entropy}
 
 
@@ -42,6 +44,17 @@ StructureName = Annotated[str, _one_of(STRUCTURES, "structure")]
 RuleName = Annotated[str, _one_of(RULES, "quadrature rule")]
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice: the first would be lost without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,7 +71,7 @@ class Optimizer(_Section):
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: Positive = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=10**6, allow_inf_nan=False)] = 0.0
     betas: tuple[Share, Share] = (0.9, 0.999)
     momentum: Share = 0.0
     nesterov: bool = False
@@ -111,14 +124,14 @@ class Score(_Section):
     until every sample's sum over one is within ``tolerance``. ``memory`` holds the scores in work.
     """
 
-    criteria: list[CriterionName] = list(CRITERIA)
+    criteria: Annotated[list[CriterionName], Field(min_length=1)] = list(CRITERIA)
     target: str = "outputs"
     samples: Count = 160
     share: Annotated[str, _one_of(SHARES, "share")] = "kernel"
     aggregation: Annotated[str, _one_of(AGGREGATIONS, "aggregation")] = "l1"
     quadrature: Literal["ranking", "reconstruction"] = "ranking"
     rule: RuleName = "midpoint"
-    nodes: Count = 1
+    nodes: Nodes = 1
     tolerance: Positive = 0.01
     stride: Count = 1
     phase: tuple[int, int] | None = None
@@ -145,13 +158,13 @@ class Score(_Section):
 
 
 class Compare(_Section):
-    structures: list[StructureName] = ["unstructured", "channels"]
-    allocations: list[AllocationName] = list(ALLOCATIONS)
+    structures: Annotated[list[StructureName], Field(min_length=1)] = ["unstructured", "channels"]
+    allocations: Annotated[list[AllocationName], Field(min_length=1)] = list(ALLOCATIONS)
     sparsities: Annotated[list[Share], Field(min_length=1)] = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98]
 
 
 class Prune(_Section):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     criterion: str = "auto"
     sparsity: Share
     structure: StructureName = "unstructured"
@@ -172,7 +185,7 @@ class Eval(_Section):
 
     samples: Count = 128
     tolerance: Positive = 0.01
-    nodes: Count | None = None
+    nodes: Nodes | None = None
     rule: RuleName = "midpoint"
     stride: Count = 1
     latency_batches: list[Count] = [1, 64]
@@ -257,10 +270,25 @@ class Recipe(_Section):
         return self.model_dump(mode="json", include={"seed", "device", "model", "data", "loss", "train"})
 
     def save(self, path: Path) -> None:
-        """Writes the resolved recipe: every value, defaults included."""
+        """Writes the resolved recipe: every value, defaults included.
+
+        Raises:
+            UsageError: a recipe of the user's own lies there.
+        """
+        self.may_save(path)
         text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         with checkpoint.replacing(path) as temporary:
-            temporary.write_text("# The resolved recipe of this run: every value, defaults included.\n" + text)
+            temporary.write_text(RESOLVED + text, encoding="utf-8")
+
+    @staticmethod
+    def may_save(path: Path) -> None:
+        """Raises UsageError when a file that prunekit did not write lies at ``path``."""
+        try:
+            ours = not path.exists() or path.read_text(encoding="utf-8", errors="replace").startswith(RESOLVED)
+        except OSError:
+            ours = False
+        if not ours:
+            raise UsageError(f"{path}: is not a recipe that prunekit wrote and would be replaced; choose another --out")
 
     @classmethod
     def load(cls, path: str | Path, resolved: bool = False) -> Recipe:
@@ -274,12 +302,12 @@ class Recipe(_Section):
         """
         path = Path(path)
         try:
-            content = yaml.safe_load(path.read_text())
+            content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
         except FileNotFoundError:
             raise UsageError(f"{path}: no such recipe") from None
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{path}: cannot be read ({error})") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(content, dict):
             raise UsageError(f"{path}: a recipe is a mapping of keys, this is a {type(content).__name__}")
@@ -316,8 +344,10 @@ def check_device(name: str) -> torch.device:
     """Raises ValueError for a device that torch does not know or that this machine lacks."""
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps") or (device.type == "cpu" and device.index):
+            raise RuntimeError("use cpu, cuda or cuda:N")
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]})") from None
     return device
 

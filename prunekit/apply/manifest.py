@@ -63,13 +63,25 @@ class Manifest:
     def load(cls, path: Path) -> Manifest:
         """Raises ArtifactError when the file is missing, no manifest, or of a newer schema."""
         found = checkpoint.read_json(path, "pruned")
-        if found.pop("schema") != SCHEMA:
-            raise ArtifactError(f"{path}: written by a newer prunekit; this one reads schema {SCHEMA}")
-        found.pop("kind")
-        try:
-            return cls(**found)
-        except TypeError as error:
-            raise ArtifactError(f"{path}: not a whole manifest ({error})") from None
+        with checkpoint.reading(path, "manifest"):
+            if found.pop("schema") != SCHEMA:
+                raise ArtifactError(f"{path}: written by a newer prunekit; this one reads schema {SCHEMA}")
+            found.pop("kind")
+            manifest = cls(**found)
+            manifest._check()
+        return manifest
+
+    def _check(self) -> None:
+        """Only sizes of layers may be set, and only kept indices that are indices: a manifest is data, not code."""
+        for key, kept in self.kept.items():
+            key.rsplit("@", 1)[1]
+            if not kept or not all(isinstance(i, int) and i >= 0 for i in kept):
+                raise ValueError(f"kept {key} must be indices")
+        for name, attributes in self.attributes.items():
+            for attribute, value in attributes.items():
+                if attribute not in SIZE_ATTRIBUTES or not isinstance(value, int) or value < 1:
+                    raise ValueError(f"attribute {name}.{attribute} = {value!r}")
+        self.provenance.get("request"), self.facts.get("sparsity"), self.aliases.keys()
 
 
 def save(model: nn.Module, plan: Plan, folder: str | Path, facts: Mapping[str, Any] | None = None) -> Manifest:
@@ -125,6 +137,14 @@ def load(folder: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Modul
         raise ArtifactError(f"{folder}: model.safetensors belongs to plan {header['plan']}, prunekit.json to {manifest.plan}")
     state = checkpoint.read_tensors(folder / "model.safetensors")
     model = model_factory()
+    with checkpoint.reading(folder / "prunekit.json", "manifest"):
+        _shrink(model, manifest, folder)
+    load_into(model, state, folder / "model.safetensors")
+    return model.eval()
+
+
+def _shrink(model: nn.Module, manifest: Manifest, folder: Path) -> None:
+    """Gives the factory's model the shapes and sizes of the pruned one."""
     named: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for key, kept in manifest.kept.items():
         name, axis = key.rsplit("@", 1)
@@ -137,8 +157,6 @@ def load(folder: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Modul
         module = model.get_submodule(module_name)
         for attribute, value in attributes.items():
             setattr(module, attribute, value)
-    load_into(model, state, folder / "model.safetensors")
-    return model.eval()
 
 
 def dense_state(model: nn.Module, plan: Plan) -> dict[str, Tensor]:

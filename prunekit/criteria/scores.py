@@ -153,17 +153,20 @@ class Scores:
         """
         path = Path(path)
         header = checkpoint.read_header(path, "scores")
-        if header["schema"] != SCHEMA:
-            raise ArtifactError(f"{path}: schema {header['schema']}, this prunekit reads {SCHEMA}")
         tensors = checkpoint.read_tensors(path)
-        scores = cls(
-            {k: v for k, v in tensors.items() if "@" not in k},
-            {k: v for k, v in tensors.items() if "@" in k},
-            header["provenance"],
-            header["findings"],
-            header["cost"],
-        )
-        scores.check()
-        if scores.digest != header["digest"]:
-            raise ArtifactError(f"{path}: content does not match its digest {header['digest']}; it was changed")
+        with checkpoint.reading(path, "score file"):
+            if header["schema"] != SCHEMA:
+                raise ArtifactError(f"{path}: schema {header['schema']}, this prunekit reads {SCHEMA}")
+            names = set(header["provenance"]["prunable"])
+            scores = cls(
+                {k: v for k, v in tensors.items() if k in names},
+                {k: v for k, v in tensors.items() if k not in names},
+                header["provenance"],
+                header["findings"],
+                header["cost"],
+            )
+            scores.check()
+            digest = header["digest"]
+        if scores.digest != digest:
+            raise ArtifactError(f"{path}: content does not match its digest {digest}; it was changed")
         return scores

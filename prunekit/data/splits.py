@@ -22,10 +22,14 @@ class Split:
     def __init__(self, source: Any) -> None:
         self.pair: tuple[Tensor, Tensor] | None = None
         if isinstance(source, Sequence) and len(source) == 2 and all(isinstance(t, Tensor) for t in source):
-            if len(source[0]) != len(source[1]):
-                raise UsageError(f"data: {len(source[0])} inputs but {len(source[1])} labels")
+            if any(t.dim() == 0 for t in source) or len(source[0]) != len(source[1]):
+                raise UsageError(
+                    f"data: inputs {tuple(source[0].shape)} and labels {tuple(source[1].shape)} are not one each a sample"
+                )
             self.pair = (source[0], source[1])
-        elif not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        elif isinstance(source, str | bytes | Mapping | list | tuple) or not (
+            hasattr(source, "__len__") and hasattr(source, "__getitem__")
+        ):
             raise UsageError(f"data: a split must be (inputs, labels) or a map-style dataset, not {type(source).__name__}")
         self._source = source
         if len(self) == 0:
@@ -39,7 +43,12 @@ class Split:
         if self.pair:
             where = torch.as_tensor(indices)
             return self.pair[0][where], self.pair[1][where]
-        inputs, labels = default_collate([self._source[int(i)] for i in indices])
+        try:
+            inputs, labels = default_collate([self._source[int(i)] for i in indices])
+        except Exception as error:  # the user's own data set
+            raise UsageError(f"data: reading samples {list(indices)[:3]}… failed: {type(error).__name__}: {error}") from error
+        if not isinstance(inputs, Tensor) or not isinstance(labels, Tensor):
+            raise UsageError("data: a sample must be (input, label), both tensors or numbers")
         return inputs, labels
 
     def batches(self, size: int, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -49,8 +58,9 @@ class Split:
             yield self.batch(range(begin, min(begin + size, total)))
 
     def digest(self) -> str:
-        """Identifies the samples; of a dataset, its length and its first sample."""
-        x, y = self.pair if self.pair else self.batch([0])
+        """Identifies the samples; of a dataset, its length and 64 samples spread over it, the last included."""
+        last = len(self) - 1
+        x, y = self.pair if self.pair else self.batch(sorted({round(i * last / 63) for i in range(64)}))
         return checkpoint.digest({"x": x, "y": y}, {"samples": len(self)})
 
 

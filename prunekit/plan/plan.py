@@ -133,9 +133,14 @@ class Plan:
         """
         path = Path(path)
         header = checkpoint.read_header(path, "plan")
+        tensors = checkpoint.read_tensors(path)
+        with checkpoint.reading(path, "plan"):
+            return cls._from(path, header, tensors)
+
+    @classmethod
+    def _from(cls, path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> Plan:
         if header["schema"] != SCHEMA:
             raise ArtifactError(f"{path}: schema {header['schema']}, this prunekit reads {SCHEMA}")
-        tensors = checkpoint.read_tensors(path)
         keep = {}
         for key, tensor in tensors.items():
             if key.startswith(KEEP):
@@ -150,4 +155,7 @@ class Plan:
             header["provenance"],
         )
         plan.check(path)
+        for key in ("criterion", "allocation", "sparsity", "model", "trajectory"):
+            plan.provenance[key]
+        plan.sparsity()  # every name and axis that the plan speaks of exists
         return plan if plan.digest == header["digest"] else plan.edited({})

@@ -23,6 +23,7 @@ def write_page(
     scores: list[dict[str, Any]],
     comparison: Comparison | None,
     evaluations: dict[str, dict[str, Any]],
+    left_out: list[str],
 ) -> None:
     """Writes ``report.html``: curves and tables of everything that the run holds so far.
 
@@ -32,6 +33,7 @@ def write_page(
         trajectory: steps, coordinates, bytes, hash, cost.
         scores: one dict a score file (criterion, digest, seconds).
         evaluations: by pruned model's name, what eval.json holds.
+        left_out: what the run folder holds but the page does not show, and why.
     """
     environment = Environment(
         loader=PackageLoader("prunekit", "report"),
@@ -53,10 +55,11 @@ def write_page(
         tables=accuracy_tables(comparison) if comparison else [],
         evaluations=evaluations,
         explained=explained,
+        left_out=left_out,
         layers_picture=inline(layers_figure(explained)) if explained else None,
     )
     with checkpoint.replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def accuracy_tables(comparison: Comparison) -> list[dict[str, Any]]:

@@ -124,7 +124,10 @@ def evaluate(result: tuple[str, dict[str, Any]]) -> None:
     print(f"the outputs changed through: {layers}")
 
 
-def report(path: Path) -> None:
+def report(result: tuple[Path, list[str]]) -> None:
+    path, left_out = result
+    for line in left_out:
+        print(f"report: left out: {line}")
     print(f"report: {path}")
 
 

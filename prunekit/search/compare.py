@@ -38,14 +38,16 @@ class Comparison:
         cells = [c for c in self.cells if c["structure"] == structure and c["sparsity"] == sparsity]
         return max(cells, key=merit) if cells else None
 
-    def save(self, path: Path) -> None:
-        """Writes ``path`` (JSON) and the same cells as CSV beside it."""
+    def csv(self) -> str:
+        """The cells as comma-separated values, one row each."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(self.cells)
-        with checkpoint.replacing(path.with_suffix(".csv")) as temporary:
-            temporary.write_text(text.getvalue())
+        return text.getvalue()
+
+    def save(self, path: Path) -> None:
+        """Writes ``path`` as JSON."""
         checkpoint.write_json(
             path,
             {
@@ -62,9 +64,14 @@ class Comparison:
     def load(cls, path: Path) -> Comparison:
         """Raises ArtifactError when the file is missing, damaged, or of a newer schema."""
         found = checkpoint.read_json(path, "comparison")
-        if found["schema"] != SCHEMA:
-            raise ArtifactError(f"{path}: schema {found['schema']}, this prunekit reads {SCHEMA}")
-        return cls(found["cells"], found["dense"]["accuracy"], found["made_from"], found["cost"])
+        with checkpoint.reading(path, "comparison"):
+            if found["schema"] != SCHEMA:
+                raise ArtifactError(f"{path}: schema {found['schema']}, this prunekit reads {SCHEMA}")
+            for cell in found["cells"]:
+                [cell[column] for column in COLUMNS]
+            if not found["cells"]:
+                raise ValueError("no cells")
+            return cls(found["cells"], float(found["dense"]["accuracy"]), dict(found["made_from"]), dict(found["cost"]))
 
 
 def merit(cell: Mapping[str, Any]) -> tuple[float, float, float]:

@@ -148,6 +148,11 @@ class RowReader:
         return total.hexdigest()[:32]
 
 
+def joint_hash(parts: list[str]) -> str:
+    """One hash for several streams; a single stream's own."""
+    return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()[:32]
+
+
 def _rows_in_first(folder: Path, stream: str) -> int:
     """How many rows the stream's first block is laid out for, as its own header says."""
     path = block_path(folder, stream, 0)

@@ -17,7 +17,7 @@ from prunekit.errors import ArtifactError, NonFiniteError
 from prunekit.trajectory.layout import Layout
 from prunekit.trajectory.rules import Recursion, StepLog, survival
 from prunekit.trajectory.states import READERS
-from prunekit.trajectory.store import DTYPES, RowReader
+from prunekit.trajectory.store import DTYPES, RowReader, joint_hash
 
 SCHEMA = 1
 
@@ -112,6 +112,22 @@ class Trajectory:
     def hash(self) -> str:
         """Identifies the recorded states; computed when recording was cut off before it could be noted."""
         return str(self.header.get("hash") or self._states.digest())
+
+    def verify(self) -> None:
+        """Reads every state and compares with the recorded hash.
+
+        Raises:
+            ArtifactError: they differ: the states were changed after they were recorded.
+        """
+        recorded = self.header.get("hash")
+        parts = [self._states.digest()]
+        if self._moments is not None:
+            parts.append(self._moments.digest())
+        if self.header["random"]:
+            parts.append(self._random.digest())
+        found = joint_hash(parts)
+        if recorded is not None and found != recorded:
+            raise ArtifactError(f"{self.folder}: the states were changed after they were recorded (hash {found}, was {recorded})")
 
     @cached_property
     def fixed(self) -> dict[str, Tensor]:

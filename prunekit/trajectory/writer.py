@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import os
 import queue
@@ -19,7 +19,7 @@ from prunekit.errors import ArtifactError, NonFiniteError, PrunekitError
 from prunekit.trajectory import snapshot
 from prunekit.trajectory.layout import Layout
 from prunekit.trajectory.states import WRITERS
-from prunekit.trajectory.store import RowWriter
+from prunekit.trajectory.store import RowWriter, joint_hash
 
 BUFFERS = 12
 Row = np.ndarray[Any, Any]
@@ -128,10 +128,11 @@ class BackgroundWriter:
         if self._failure is None:
             try:
                 parts = [self._states.finish(), *(w.finish() for w in self._extra.values())]
-                self.hash = parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()[:32]
+                self.hash = joint_hash(parts)
             except OSError as error:
                 self._failure = no_room(self.folder, self.lines, error)
-        self._log.close()
+        with contextlib.suppress(OSError):  # a full disk has been told of above
+            self._log.close()
         return self._failure
 
     def _check(self, row: Row) -> None:
@@ -170,7 +171,8 @@ def _open_log(path: Path, lines: int) -> Any:
 
 def no_room(folder: Path, steps: int, error: OSError) -> ArtifactError:
     """What a full or failing disk means for the recording."""
-    free = shutil.disk_usage(folder if folder.exists() else folder.parent).free / 1e6
+    here = next((p for p in [folder, *folder.absolute().parents] if p.is_dir()), Path("."))
+    free = shutil.disk_usage(here).free / 1e6
     return ArtifactError(
         f"{folder}: recording stopped after {steps} steps ({error.strerror or error}, {free:.0f} MB free); "
         "the steps so far can be read"

@@ -31,7 +31,7 @@ def run_of(folder: Path) -> Path:
     run = folder.resolve().parent.parent
     if folder.resolve().parent.name != "pruned" or not (run / "recipe.yaml").exists():
         raise UsageError(f"{folder}: not RUN/pruned/NAME inside a run folder")
-    return run if folder.is_absolute() else folder.parent.parent
+    return run
 
 
 def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
@@ -52,6 +52,8 @@ def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
             "prune again with --overwrite"
         )
     pruned = load(folder, run.new_model)
+    if plan.structure == "unstructured":
+        checkpoint.read_tensors(folder / "masks.safetensors")  # a folder is measured whole or not at all
     options = run.recipe.eval
     made_from = {
         "weights": model_digest(pruned),
@@ -66,7 +68,7 @@ def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
     }
     path = folder / "eval.json"
     if reusable(path, _made_from(path), made_from, overwrite):
-        return {**checkpoint.read_json(path, "evaluation"), "reused": True}
+        return {**read_evaluation(path), "reused": True}
     started = time.perf_counter()
     dense = run.model.to(run.device)
     pruned.to(run.device)
@@ -130,11 +132,34 @@ def _kernel(run: Run, plan: Plan, pruned: torch.nn.Module) -> dict[str, Any] | N
     return account(function, trajectory, dense, state, mask, x, y, tolerance=options.tolerance, stride=options.stride)
 
 
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """Raises ArtifactError when eval.json is missing, damaged, or lacks what tables and pages show of it."""
+    found = checkpoint.read_json(path, "evaluation")
+    with checkpoint.reading(path, "evaluation"):
+        for part in ("dense", "pruned"):
+            _ = [float(found[part][key]) for key in ("accuracy", "parameters", "nonzero", "macs", "bytes")]
+        _ = float(found["pruned"]["agreement"]), float(found["pruned"]["kl"]), found["test_samples"]
+        _ = float(found["sparsity"]["prunable"]), float(found["sparsity"]["all"]), found["latency"]["machine"]
+        _ = [found["made_from"][key] for key in ("criterion", "allocation", "structure", "weights")]
+        _ = [(float(t["dense_ms"]), float(t["pruned_ms"])) for t in found["latency"]["batches"].values()]
+        _ = [(c["kept"] / c["total"]) for c in found["layers"].values()]
+        if found["kernel"] is not None:
+            for part in ("dense", "pruned", "masked_machine"):
+                keys = ("mean_error", "max_error", "mean_output", "argmax_agreement")
+                _ = [float(found["kernel"][part][key]) for key in keys]
+            _ = [float(v["share"]) for v in found["kernel"]["pruned"]["by_layer"].values()]
+            _ = (
+                [found["kernel"]["dense"]["certificate"][key] for key in ("total", "worst_step", "worst")],
+                found["kernel"]["samples"],
+            )
+    return found
+
+
 def _made_from(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found: dict[str, Any] = checkpoint.read_json(path, "evaluation")["made_from"]
+        found: dict[str, Any] = read_evaluation(path)["made_from"]
     except ArtifactError as error:
         return {PROBLEM: str(error)}
     return found

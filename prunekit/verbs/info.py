@@ -20,6 +20,11 @@ def info(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         raise ArtifactError(f"{path}: no such file or folder")
+    with checkpoint.reading(path, "artifact"):
+        return _describe(path)
+
+
+def _describe(path: Path) -> dict[str, Any]:
     if path.is_dir():
         return _folder(path)
     if path.suffix == ".safetensors":
@@ -34,10 +39,14 @@ def info(path: Path) -> dict[str, Any]:
     raise ArtifactError(f"{path}: not an artifact of prunekit's")
 
 
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not a readable JSON file ({error})") from None
     return content if isinstance(content, dict) else {}
 

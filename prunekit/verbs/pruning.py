@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prunekit import checkpoint
 from prunekit.apply import Manifest, prune, save
 from prunekit.criteria import Scores, get_criterion
 from prunekit.errors import ArtifactError, UsageError
@@ -95,7 +96,15 @@ def apply_plan(run: Run, plan_path: Path, name: str | None, overwrite: bool = Fa
     return _write(run, plan, folder)
 
 
+OURS = {"model.safetensors", "masks.safetensors", "plan.safetensors", "prunekit.json", "eval.json", "trajectory"}
+
+
 def _write(run: Run, plan: Plan, folder: Path) -> dict[str, Any]:
+    foreign = sorted(p.name for p in folder.iterdir() if p.name not in OURS) if folder.is_dir() else []
+    if foreign or (folder.exists() and not folder.is_dir()):
+        raise ArtifactError(
+            f"{folder}: holds {', '.join(foreign) or 'no folder'}, which would be lost; move it, or take another --name"
+        )
     example = run.example if plan.structure == "channels" else None
     small = prune(run.model, plan, example)
     facts: dict[str, Any] = {}
@@ -121,9 +130,13 @@ def _made_from(folder: Path, dry_run: bool) -> dict[str, Any] | None:
         if dry_run and not (folder / "prunekit.json").exists():
             found: dict[str, Any] = Plan.load(folder / "plan.safetensors").provenance
         else:
-            found = Manifest.load(folder / "prunekit.json").provenance
+            manifest = Manifest.load(folder / "prunekit.json")
+            found = manifest.provenance
+            files = ["plan", "model", *(["masks"] if manifest.structure == "unstructured" else [])]
+            for name in files:  # a damaged one may not be reused
+                checkpoint.read_tensors(folder / f"{name}.safetensors")
     except ArtifactError as error:
-        if (folder / "plan.safetensors").exists():
+        if (folder / "plan.safetensors").exists() and not (folder / "prunekit.json").exists():
             return {PROBLEM: f"it holds a plan that was not applied yet (--apply {folder / 'plan.safetensors'})"}
         return {PROBLEM: str(error)}
     return {PROBLEM: "its plan was edited by hand"} if found.get("edited") else dict(found.get("request", {}))

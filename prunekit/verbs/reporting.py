@@ -3,53 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prunekit import checkpoint
+from prunekit.errors import ArtifactError
 from prunekit.recipe import Recipe
 from prunekit.report import write_page
 from prunekit.search import Comparison
-from prunekit.verbs.evaluating import evaluate
+from prunekit.verbs.evaluating import evaluate, read_evaluation
+from prunekit.verbs.probe import probe_structures
 from prunekit.verbs.pruning import prune_run
-from prunekit.verbs.run_folder import Run
+from prunekit.verbs.run_folder import Run, load_splits
 from prunekit.verbs.scoring import compare_run, score_run
-from prunekit.verbs.training import train_run
+from prunekit.verbs.training import read_training, train_run
 
 Announce = Callable[[str], None]
 
 
-def report_run(run: Run) -> Path:
-    """Writes RUN/report.html from whatever the run holds by now."""
+def report_run(run: Run) -> tuple[Path, list[str]]:
+    """Writes RUN/report.html from whatever the run holds by now.
+
+    Returns:
+        the page, and what was left out because it was made from another trajectory, or is damaged: one line each.
+    """
     trajectory = run.trajectory
-    headers = [checkpoint.read_header(run.score_path(name), "scores") for name in _names(run)]
-    comparison = run.path / "compare.json"
-    training = run.path / "train.json"
-    evaluations = {
-        path.parent.name: checkpoint.read_json(path, "evaluation")
-        for path in sorted((run.path / "pruned").glob("*/eval.json"))
-        if not path.parent.name.startswith(".")
-    }
-    path = run.path / "report.html"
+    left_out: list[str] = []
+
+    def kept(path: Path, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except ArtifactError as error:
+            left_out.append(str(error))
+            return None
+
+    names = sorted(p.stem for p in (run.path / "scores").glob("[!.]*.safetensors"))
+    scores = [s for name in names if (s := kept(run.score_path(name), partial(run.scores, name))) is not None]
+    digests = {s.digest for s in scores}
+    compared, training = run.path / "compare.json", run.path / "train.json"
+    comparison = kept(compared, lambda: Comparison.load(compared)) if compared.exists() else None
+    if comparison is not None and not set(comparison.made_from.get("scores", {}).values()) <= digests:
+        left_out.append(f"{compared}: made from other scores than the run has now")
+        comparison = None
+    evaluations = {}
+    for path in sorted((run.path / "pruned").glob("[!.]*/eval.json")):
+        found = kept(path, partial(read_evaluation, path))
+        if found is not None and found["made_from"].get("trajectory") != trajectory.hash:
+            left_out.append(f"{path}: made from another trajectory")
+        elif found is not None:
+            evaluations[path.parent.name] = found
+    page = run.path / "report.html"
     write_page(
-        path,
+        page,
         name=run.path.resolve().name,
-        recipe=(run.path / "recipe.yaml").read_text(),
-        training=checkpoint.read_json(training, "training") if training.exists() else None,
+        recipe=(run.path / "recipe.yaml").read_text(encoding="utf-8"),
+        training=kept(training, lambda: read_training(training)) if training.exists() else None,
         trajectory={
             "steps": len(trajectory),
             "coordinates": trajectory.layout.total,
             "bytes": sum(p.stat().st_size for p in trajectory.folder.iterdir()),
             "hash": trajectory.hash,
         },
-        scores=[
-            {"criterion": h["provenance"]["criterion"], "digest": h["digest"], "seconds": h["cost"].get("seconds", 0.0)}
-            for h in headers
-        ],
-        comparison=Comparison.load(comparison) if comparison.exists() else None,
+        scores=[{"criterion": s.criterion, "digest": s.digest, "seconds": s.cost.get("seconds", 0.0)} for s in scores],
+        comparison=comparison,
         evaluations=evaluations,
+        left_out=left_out,
     )
-    return path
+    return page, left_out
 
 
 def run_recipe(
@@ -60,6 +80,7 @@ def run_recipe(
     Args:
         show: called with each verb's name and result as soon as it is there.
     """
+    probe_structures(recipe, recipe.build_model(), load_splits(recipe))
     trained = train_run(recipe, out, overwrite, announce)
     show("train", trained)
     run = Run(out)
@@ -77,8 +98,8 @@ def run_recipe(
         result = evaluate(run, run.path / "pruned" / wanted.name, overwrite)
         show("eval", (wanted.name, result))
         evaluated.append(result)
-    page = report_run(run)
-    show("report", page)
+    page, left_out = report_run(run)
+    show("report", (page, left_out))
     return {
         "train": trained,
         "score": scored,
@@ -87,7 +108,3 @@ def run_recipe(
         "eval": evaluated,
         "report": str(page),
     }
-
-
-def _names(run: Run) -> list[str]:
-    return sorted(p.stem for p in (run.path / "scores").glob("*.safetensors"))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.criteria import Evidence, Scores
+from prunekit.criteria import Evidence, Scores, model_digest
 from prunekit.data import Split, as_splits
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.imports import call
@@ -39,7 +39,7 @@ class Run:
             raise UsageError(f"{path}: not a run folder (no recipe.yaml); make one with prunekit train or import")
         self.recipe = Recipe.load(path / "recipe.yaml", resolved=True)
         try:
-            self.device = check_device(device or self.recipe.device)
+            self.device = check_device(self.recipe.device if device is None else device)
         except ValueError as error:
             raise UsageError(f"--device: {error}") from None
 
@@ -118,6 +118,11 @@ class Run:
         if scores.provenance["trajectory"] != self.trajectory.hash:
             raise ArtifactError(
                 f"{path}: made from trajectory {scores.provenance['trajectory']}, this run's is {self.trajectory.hash}; "
+                "score again with --overwrite"
+            )
+        if scores.provenance["model"] != model_digest(self.model):
+            raise ArtifactError(
+                f"{path}: made from model {scores.provenance['model']}, this run's is {model_digest(self.model)}; "
                 "score again with --overwrite"
             )
         return scores

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from prunekit import checkpoint
-from prunekit.criteria import Evidence, check_options, get_criterion, provenance, score_evidence
+from prunekit.criteria import Evidence, Scores, check_options, get_criterion, provenance, score_evidence
 from prunekit.errors import ArtifactError, PrunekitError
 from prunekit.report import comparison_figure, save_figure
 from prunekit.search import Comparison, compare
@@ -35,14 +35,15 @@ def score_run(
     evidence = evidence or run.evidence
     check_options(evidence)
     names = list(dict.fromkeys(n for c in criteria for n in (run.recipe.score.criteria if c == "all" else [c])))
-    for name in names:
-        get_criterion(name)
+    needs_path = [name for name in names if get_criterion(name).needs_path]
     results = []
     for name in names:
         path = run.score_path(name)
         wanted = provenance(evidence, name)
         reused = reusable(path, _made_from(path), wanted, overwrite)
         if not reused:
+            if name in needs_path:
+                run.trajectory.verify()
             partial = path.with_name(f".{name}.partial.safetensors")  # finished chunks, should the work be cut off
             scores = score_evidence(replace(evidence, partial=partial), name)
             _check_error(name, scores.findings, max_error)
@@ -69,9 +70,8 @@ def _made_from(path: Any) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        checkpoint.read_tensors(path)
-        found: dict[str, Any] = checkpoint.read_header(path, "scores")["provenance"]
-    except ArtifactError as error:
+        found = Scores.load(path).provenance
+    except PrunekitError as error:
         return {PROBLEM: str(error)}
     return found
 
@@ -102,14 +102,28 @@ def compare_run(
     }
     path = run.path / "compare.json"
     if reusable(path, comparison_inputs(run), made_from, overwrite):
-        return Comparison.load(path), True
+        found = Comparison.load(path)
+        _write_views(run, found)
+        return found, True
     started = time.perf_counter()
     made = compare(run.model.to(run.device), scores, run.batches("validation"), made_from=made_from, **grid)
     run.model.cpu()
     made.cost["seconds"] = round(time.perf_counter() - started, 3)
-    made.save(path)
-    save_figure(comparison_figure(made), run.path / "compare.png")
+    _write_views(run, made)
+    made.save(path)  # last: what it means to be compared
     return made, False
+
+
+def _write_views(run: Run, comparison: Comparison) -> None:
+    """compare.png and compare.csv say what compare.json says; they are written anew when they do not."""
+    table, picture = run.path / "compare.csv", run.path / "compare.png"
+    text = comparison.csv()
+    if not table.is_file() or table.read_text(encoding="utf-8", errors="replace") != text:
+        with checkpoint.replacing(table) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        picture.unlink(missing_ok=True)
+    if not picture.is_file():
+        save_figure(comparison_figure(comparison), picture)
 
 
 def comparison_inputs(run: Run) -> dict[str, Any] | None:

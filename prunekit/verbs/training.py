@@ -11,11 +11,13 @@ from typing import Any
 
 from prunekit import checkpoint
 from prunekit.criteria import model_digest
-from prunekit.errors import ArtifactError, UsageError
+from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.measure import accuracy, predict
 from prunekit.recipe import Recipe
+from prunekit.structure import prunable_parameters
 from prunekit.training.loop import batches_per_epoch, train
 from prunekit.trajectory import Layout, Recorder, Trajectory, disk_needed, snapshot, write_checkpoints
+from prunekit.verbs.probe import probe
 from prunekit.verbs.run_folder import EVAL_BATCH, PROBLEM, load_splits, reusable
 
 
@@ -26,16 +28,17 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
         ArtifactError: ``out`` holds a trajectory of another recipe, or the disk has too little room.
         NonFiniteError: the loss or a weight became NaN or Inf.
     """
+    recipe.may_save(out / "recipe.yaml")
     splits = load_splits(recipe)
     model = recipe.build_model()
+    probe(recipe, model, splits)
     layout = Layout.of(model)
     facts = json.loads(json.dumps(recipe.training_facts()))
     provenance = {"recipe": facts, "start": model_digest(model), "data": {n: s.digest() for n, s in splits.items()}}
     trajectory = out / "trajectory"
     if reusable(trajectory, _made_from(trajectory), provenance, overwrite):
         recipe.save(out / "recipe.yaml")
-        found: dict[str, Any] = checkpoint.read_json(out / "train.json", "training")
-        return {**found, "reused": True}
+        return {**read_training(out / "train.json"), "reused": True}
 
     samples, epochs, size = len(splits["train"]), recipe.train.epochs, recipe.train.batch_size
     steps = epochs * batches_per_epoch(samples, size)
@@ -71,9 +74,9 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
         "accuracy": {name: accuracy(*pair) for name, pair in outputs.items()},
         "cost": {"seconds": round(seconds, 3)},
     }
-    checkpoint.replace_folder(partial, trajectory)
     checkpoint.write_json(out / "train.json", result)
     recipe.save(out / "recipe.yaml")
+    checkpoint.replace_folder(partial, trajectory)  # last: what it means to be trained
     return {**result, "trajectory": Trajectory(trajectory).hash, "reused": False}
 
 
@@ -85,13 +88,16 @@ def import_run(recipe: Recipe, weights: Sequence[Path], out: Path, overwrite: bo
     """
     if not weights:
         raise UsageError("import needs at least one --weights file")
+    recipe.may_save(out / "recipe.yaml")
     model = recipe.build_model()
+    prunable_parameters(Layout.of(model), recipe.prunable.ignore)
+    recipe.load_loss()
     provenance = {
         "recipe": json.loads(json.dumps(recipe.training_facts())),
         "imported": [checkpoint.digest(checkpoint.read_tensors(path)) for path in weights],
     }
     if recipe.data is not None:
-        load_splits(recipe)
+        probe(recipe, model, load_splits(recipe))
     trajectory = out / "trajectory"
     reused = reusable(trajectory, _made_from(trajectory), provenance, overwrite)
     if not reused:
@@ -110,15 +116,28 @@ def import_run(recipe: Recipe, weights: Sequence[Path], out: Path, overwrite: bo
     }
 
 
+def read_training(path: Path) -> dict[str, Any]:
+    """Raises ArtifactError when train.json is missing, damaged, or lacks what is shown of it."""
+    found = checkpoint.read_json(path, "training")
+    with checkpoint.reading(path, "training record"):
+        _ = found["steps"] + 0, [float(found["accuracy"][split]) for split in ("train", "validation")]
+        _ = float(found["cost"]["seconds"]), [float(value) for value in found["losses"]]
+    return found
+
+
 def _made_from(trajectory: Path) -> dict[str, Any] | None:
     if not trajectory.exists():
         return None
     try:
-        header = checkpoint.read_json(trajectory / "trajectory.json", "trajectory")
-        Trajectory(trajectory)  # a truncated one may not be reused
-    except ArtifactError as error:
+        opened = Trajectory(trajectory)
+        opened.verify()  # a damaged one may not be reused
+        _ = opened.fixed
+        if opened.header["optimizer"] is not None:
+            read_training(trajectory.parent / "train.json")
+        with checkpoint.reading(trajectory / "trajectory.json", "trajectory"):
+            return _given(opened.header)
+    except PrunekitError as error:
         return {PROBLEM: str(error)}
-    return _given(header)
 
 
 def _can_resume(partial: Path, provenance: dict[str, Any]) -> bool:
@@ -140,5 +159,5 @@ def _check_room(out: Path, needed: int) -> None:
     free = shutil.disk_usage(here).free
     if needed > free:
         raise ArtifactError(
-            f"{out}: the trajectory takes {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; choose another --out"
+            f"{out}: the trajectory takes {needed / 1e6:.3f} MB, {free / 1e6:.3f} MB are free; choose another --out"
         )

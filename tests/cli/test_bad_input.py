@@ -170,7 +170,7 @@ def test_too_little_disk_is_said_before_training(cli: Cli, tmp_path: Path, monke
 
 
 def test_diverging_training_says_what_to_do(cli: Cli, tmp_path: Path) -> None:
-    (tmp_path / "r.yaml").write_text(RECIPE.replace("name: adamw, lr: 0.02", "name: sgd, lr: 1.0e+30"))
+    (tmp_path / "r.yaml").write_text(RECIPE.replace("name: adamw, lr: 0.02", "name: sgd, lr: 1.0e+6"))
     done = cli("train", tmp_path / "r.yaml", "--out", tmp_path / "run", "--quiet")
     assert done.code == 1
     assert "NaN or Inf" in done.err or "lower train.lr" in done.err
@@ -184,3 +184,182 @@ def test_json_artifacts_with_wrong_content(run: Path, cli: Cli) -> None:
     one_line(cli("prune", run, "-s", 0.5, "--name", "loose"), 1, "loose")
     one_line(cli("eval", run / "pruned" / "loose"), 1, "prunekit.json")
     one_line(cli("info", run / "pruned" / "small" / "x"), 1, "no such file")
+
+
+def test_two_writers_in_one_folder(run: Path, cli: Cli) -> None:
+    from prunekit.checkpoint import locked
+
+    before = files(run)
+    with locked(run):
+        one_line(cli("compare", run), 1, "another prunekit is writing here")
+    assert files(run) == before
+    assert cli("compare", run).code == 0
+
+
+def test_a_recipe_of_the_users_own_is_not_replaced(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE + "# mine\n")
+    done = cli("train", tmp_path / "recipe.yaml", "--out", tmp_path)
+    one_line(done, 2, "recipe.yaml: is not a recipe that prunekit wrote")
+    assert (tmp_path / "recipe.yaml").read_text().endswith("# mine\n")
+
+
+@pytest.mark.parametrize("row", [0.5, 0.999])
+def test_states_that_were_changed_are_noticed(run: Path, cli: Cli, tmp_path: Path, row: float) -> None:
+    path = run / "trajectory" / "states-00000.safetensors"
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * row) // 4 * 4 + 2] ^= 1
+    path.write_bytes(bytes(content))
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    one_line(cli("train", tmp_path / "r.yaml", "--out", run), 1, "states were changed")
+    one_line(cli("score", run, "-c", "influence", "--overwrite"), 1, "states were changed")
+    if row > 0.9:  # the trained weights themselves
+        one_line(cli("compare", run, "--overwrite"), 1, "made from model")
+
+
+REUSED = {
+    "trajectory/fixed.safetensors": ("train", "RECIPE", "--out", "RUN"),
+    "train.json": ("train", "RECIPE", "--out", "RUN"),
+    "scores/taylor.safetensors": ("score", "RUN", "-c", "taylor"),
+    "pruned/small/model.safetensors": ("prune", "RUN", "-s", 0.5, "--structure", "channels", "--name", "small"),
+    "pruned/loose/masks.safetensors": ("prune", "RUN", "-s", 0.5, "--name", "loose"),
+    "pruned/loose/eval.json": ("eval", "RUN/pruned/loose"),
+}
+
+
+@pytest.mark.parametrize("name", REUSED)
+def test_damaged_artifacts_are_not_reused(run: Path, cli: Cli, tmp_path: Path, name: str) -> None:
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    places = {"RUN": str(run), "RECIPE": str(tmp_path / "r.yaml"), "RUN/pruned/loose": str(run / "pruned" / "loose")}
+    command = [places.get(str(a), a) for a in REUSED[name]]
+    whole = (run / name).read_bytes()
+    (run / name).write_bytes(whole[: len(whole) // 2])
+    done = cli(*command)
+    one_line(done, 1, "--overwrite", Path(name).name)
+    assert cli(*command, "--overwrite").code == 0
+    assert "reused" in cli(*command).out
+
+
+def test_compare_makes_its_picture_and_table_again(run: Path, cli: Cli) -> None:
+    table = (run / "compare.csv").read_bytes()
+    (run / "compare.csv").write_text("junk")
+    (run / "compare.png").unlink()
+    assert cli("compare", run).code == 0
+    assert (run / "compare.csv").read_bytes() == table
+    assert (run / "compare.png").exists()
+
+
+KEYS = {
+    "compare.json": ("cells", "dense", "made_from", "schema"),
+    "train.json": ("losses", "accuracy", "steps"),
+    "trajectory/trajectory.json": ("layout", "optimizer", "provenance", "states", "every", "complete"),
+    "pruned/small/prunekit.json": ("kept", "attributes", "provenance", "plan", "schema"),
+    "pruned/small/eval.json": ("made_from", "kernel", "latency", "pruned"),
+}
+
+
+@pytest.mark.parametrize(("name", "key"), [(n, k) for n, keys in KEYS.items() for k in keys])
+@pytest.mark.parametrize("value", ["absent", None, [], "text"])
+def test_json_with_missing_or_mistyped_keys(run: Path, cli: Cli, tmp_path: Path, name: str, key: str, value: object) -> None:
+    content = json.loads((run / name).read_text())
+    if value == "absent":
+        del content[key]
+    else:
+        content[key] = value
+    (run / name).write_text(json.dumps(content))
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    for command in (
+        ("train", tmp_path / "r.yaml", "--out", run),
+        ("compare", run),
+        ("prune", run, "-s", 0.5, "--structure", "channels", "--name", "small"),
+        ("eval", run / "pruned" / "small"),
+        ("report", run),
+        ("info", run / name),
+    ):
+        done = cli(*command)
+        assert done.code in (0, 1)
+        assert "Traceback" not in done.err
+        assert "PRUNEKIT_DEBUG" not in done.err, done.err  # not the last resort: each is told by name
+        assert done.err.count("\n") == done.code
+
+
+def test_code_in_a_run_folder_is_not_reached_by_a_dotted_name(run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run / "my_module.py").write_text("raise SystemExit('it ran')\n")
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["model"]["factory"] = "run.my_module:build"
+    from prunekit.recipe import RESOLVED
+
+    (run / "recipe.yaml").write_text(RESOLVED + yaml.safe_dump(recipe))
+    monkeypatch.chdir(run.parent)
+    one_line(cli("score", "run", "-c", "magnitude", "--overwrite"), 2, "lies in the run folder")
+
+
+USERS = {
+    "out = (self.layer(x.flatten(1)),)": "must return one float tensor",
+    "out = self.layer(x)": "fails on data of the train split",
+    "out = self.layer(x.flatten(1)).sum()": "must return one float tensor",
+    "out = self.layer(x.flatten(1)) / 0": "NaN or Inf",
+}
+
+
+@pytest.mark.parametrize("body", USERS)
+def test_models_that_do_not_take_their_data(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    name = f"user_models_{abs(hash(body))}"
+    (tmp_path / f"{name}.py").write_text(
+        "from torch import nn\nclass Model(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        f"        self.layer = nn.Linear(64, 10)\n    def forward(self, x):\n        {body}\n        return out\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    recipe = {**yaml.safe_load(RECIPE), "model": {"factory": f"{name}:Model"}, "prunable": {"ignore": []}}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    one_line(cli("train", "r.yaml", "--out", "run"), 2, USERS[body])
+    assert not (tmp_path / "run" / "trajectory").exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [("y + 3", "go from 3 to"), ("y.float()", "needs class indices"), ("y[:-1]", "not one each a sample"), ("y - 1", "from -1")],
+)
+def test_labels_are_checked_in_every_split(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labels: str, said: str
+) -> None:
+    name = f"user_data_{abs(hash(labels))}"
+    (tmp_path / f"{name}.py").write_text(
+        "from prunekit.data import digits\ndef data():\n    splits = digits()\n    x, y = splits['validation']\n"
+        f"    splits['validation'] = (x, {labels})\n    return splits\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    recipe = {**yaml.safe_load(RECIPE), "data": {"factory": f"{name}:data"}}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    one_line(cli("train", "r.yaml", "--out", "run"), 2, said)
+
+
+def test_places_that_cannot_be_written(run: Path, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    one_line(cli("train", tmp_path / "r.yaml", "--out", tmp_path / "file" / "x" / "y"), 1, "could not be written")
+    one_line(cli("train", tmp_path / "r.yaml", "--out", tmp_path / "file"), 1, "could not be written")
+    (run / "pruned" / "mine").mkdir()
+    (run / "pruned" / "mine" / "notes.txt").write_text("mine")
+    one_line(cli("prune", run, "-c", "magnitude", "-s", 0.5, "--name", "mine", "--overwrite"), 1, "notes.txt")
+    assert (run / "pruned" / "mine" / "notes.txt").exists()
+    one_line(cli("info", ""), 2, "an argument is empty")
+
+
+def test_report_leaves_out_what_is_stale(run: Path, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(RECIPE.replace("seed: 3", "seed: 4"))
+    assert cli("train", tmp_path / "r.yaml", "--out", run, "--overwrite", "--quiet").code == 0
+    done = cli("report", run)
+    assert done.code == 0
+    assert done.out.count("left out") == 5 + 1 + 2
+    assert "Criteria compared" not in (run / "report.html").read_text()
+
+
+def test_a_users_prints_stay_out_of_json(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "loud_models.py").write_text(
+        "from prunekit.models import digits_cnn\ndef build():\n    print('hello')\n    return digits_cnn([4, 4, 4])\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    recipe = {**yaml.safe_load(RECIPE), "model": {"factory": "loud_models:build"}}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    assert json.loads(cli("train", "r.yaml", "--out", "run", "--json").out)["steps"] > 0
+    assert cli("score", "run", "-c", "magnitude", "--quiet") == (0, "", "")
