@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 
 from prunekit import Recorder, Trajectory
 
-torch.set_num_threads(1)  # tests run in parallel
+# Tests run in parallel, and so do the programs that they start: one thread each.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 class TinyNet(nn.Module):
