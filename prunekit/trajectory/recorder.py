@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from prunekit import checkpoint
 from prunekit.errors import ArtifactError, PrunekitError
 from prunekit.trajectory import snapshot
-from prunekit.trajectory.describe import describe_optimizer, flat_second_moments, group_options, without_gradient
+from prunekit.trajectory.describe import describe_optimizer, flat_second_moments, group_options
 from prunekit.trajectory.layout import Layout, fixed_state
 from prunekit.trajectory.states import BASE_EVERY
 from prunekit.trajectory.store import NAMES
@@ -145,6 +145,12 @@ class Recorder:
         if self._resumed is None and (self.folder / "trajectory.json").exists():
             raise ArtifactError(f"{self.folder}: already holds a trajectory; choose another folder or remove it")
         self._started = time.perf_counter()
+        # Looked up once: walking the modules at every step would cost more than copying the weights.
+        named = self._named()
+        self._tensors = [(entry.span, named[entry.name].detach()) for entry in self.layout]
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        held = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+        self._stepped = [(names[id(p)], p) for p in held if id(p) in names]
         dtype = np.dtype(np.float64 if any(p.dtype == torch.float64 for p in self.model.parameters()) else np.float32)
         replay = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in self.model.modules())
         try:
@@ -233,7 +239,7 @@ class Recorder:
             line.pop("seeds", None)
         if not any(w is not None for w in line.get("weights", ())):
             line.pop("weights", None)
-        missing = without_gradient(self.model, optimizer)
+        missing = [name for name, parameter in self._stepped if parameter.grad is None]
         if missing:
             line["without_gradient"] = missing
         self.steps += 1
@@ -270,7 +276,9 @@ class Recorder:
 
     @torch.no_grad()
     def _flat_state(self, row: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        self.layout.flatten(self._named(), out=torch.from_numpy(row))
+        flat = torch.from_numpy(row)
+        for span, tensor in self._tensors:
+            flat[span].copy_(tensor.reshape(-1))
         return row
 
 

@@ -57,10 +57,10 @@ class BackgroundWriter:
             self._extra["random"] = RowWriter(folder, "random", size, np.dtype(np.uint8), rows=self._counts["random"])
         self._log = _open_log(folder / "steps.jsonl", lines)
         self._failure: PrunekitError | None = None
-        self._free: queue.Queue[Row] = queue.Queue()
+        self._free: queue.SimpleQueue[Row] = queue.SimpleQueue()
         for _ in range(BUFFERS):
             self._free.put(np.empty(layout.total, dtype))
-        self._pending: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._pending: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="prunekit-recorder", daemon=True)
         self._thread.start()
 
