@@ -84,11 +84,12 @@ def main() -> None:
                 times[name].append(loop)
                 closing.append(close)
             print(f"timing round {number + 1} of {options.rounds}", file=sys.stderr)
+        share = statistics.median(closing[1::2]) / statistics.median(times["plain"])
         ratios = [r / p for r, p in zip(times["recorded"], times["plain"], strict=True)]
         print(
             f"recording every state of the digits CNN: {statistics.median(ratios):.3f} of the time without "
             f"(median of {options.rounds} interleaved ratios, {min(ratios):.3f} to {max(ratios):.3f}; goal: at most 1.10); "
-            f"closing the recording (hashing it) takes another {statistics.median(closing[1::2]) / statistics.median(times['plain']):.3f}"
+            f"closing the recording (hashing it) takes another {share:.3f}"
         )
         for optimizer in ("adamw", "sgd"):
             reference: torch.Tensor | None = None
