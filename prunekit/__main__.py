@@ -7,4 +7,6 @@ if __name__ == "__main__":
         from prunekit.cli import main
     except KeyboardInterrupt:  # importing torch takes seconds
         sys.exit("prunekit: interrupted")
+    except ModuleNotFoundError as error:
+        sys.exit(f"prunekit: {error.name} is not installed here; use .venv/bin/python (make demo makes it)")
     main()

@@ -44,7 +44,7 @@ class Bar:
         self._bars = _bars.get()
         self._task = self._bars.add_task(description, total=total) if self._bars else None
 
-    def advance(self, amount: int = 1) -> None:
+    def advance(self, amount: float = 1) -> None:
         if self._bars is not None and self._task is not None:
             self._bars.advance(self._task, amount)
 

@@ -192,10 +192,15 @@ class Eval(_Section):
 
 
 class Recipe(_Section):
-    """A whole run. Keys that are not here are refused."""
+    """A whole run. Keys that are not here are refused.
+
+    ``threads``: that torch computes with; null leaves it to torch. Small models are as fast with one, and keep their
+    speed when other programs want the processor too.
+    """
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     device: str = "cpu"
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     model: Factory
     data: Factory | None = None
     loss: str = "cross_entropy"
@@ -229,6 +234,8 @@ class Recipe(_Section):
 
     def build_model(self) -> nn.Module:
         """A new model, initialised from the seed."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
         torch.manual_seed(self.seed)
         model = call(self.model.factory, "model", self.model.args)
         if not isinstance(model, nn.Module):
@@ -267,7 +274,7 @@ class Recipe(_Section):
 
     def training_facts(self) -> dict[str, Any]:
         """The part that decides the trajectory."""
-        return self.model_dump(mode="json", include={"seed", "device", "model", "data", "loss", "train"})
+        return self.model_dump(mode="json", include={"seed", "device", "threads", "model", "data", "loss", "train"})
 
     def save(self, path: Path) -> None:
         """Writes the resolved recipe: every value, defaults included.

@@ -69,7 +69,10 @@ class Evidence:
             PrunekitError: none were given.
         """
         if self.x is None or self.y is None:
-            raise PrunekitError("this criterion needs scoring samples; give data (import: --data my_module:data)")
+            raise PrunekitError(
+                "gradients need scoring samples, and this run has no data: import the model again "
+                "with --data my_module:data --overwrite"
+            )
         return self.x, self.y
 
     def function(self, target: str | Target | None = None) -> ModelFunction:

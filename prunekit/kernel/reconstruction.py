@@ -49,12 +49,14 @@ def reconstruct(
     nodes: int = 1,
     rule: str = "midpoint",
     tick: Callable[[int], None] = lambda amount: None,
+    within: Callable[[float], None] = lambda amount: None,
 ) -> Reconstruction:
     """Rebuilds ``f(x; θ_N)`` along the path.
 
     Args:
         tolerance: bisect a piece for the samples whose error on it is larger than this, up to 12 times;
             None takes the fixed ``rule`` with ``nodes`` instead.
+        tick: called once per piece; ``within``: called with the samples' share of a piece that is done.
     """
     x, y = x.to(function.device), y.to(function.device)
     start = rebuilt = value = None
@@ -79,6 +81,7 @@ def reconstruct(
             for piece in bisect(function, theta, end, x, y, value, after, tolerance):
                 change.index_add_(0, piece.who, (piece.slope * piece.weight).double())
                 evaluations += len(piece.who)
+                within(len(piece.who) * piece.weight)
         residuals.append((change - (after.double() - value.double())).abs().mean())
         rebuilt, value = rebuilt + change, after
         tick(1)

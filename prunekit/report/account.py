@@ -77,7 +77,8 @@ def account(
     """
     last = trajectory.state(-1)
     step = Segment(len(trajectory), last, pruned_state, torch.zeros_like(last))
-    pruning = reconstruct(function, [step], x, y, tolerance=tolerance)
+    with Bar("rebuild the pruned model (samples)", len(x)) as bar:
+        pruning = reconstruct(function, [step], x, y, tolerance=tolerance, within=bar.advance)
     rebuilt = dense.rebuilt + (pruning.rebuilt - pruning.start)
     shares = shares_by_layer(function, step, x, y)
     change = pruning.model - pruning.start

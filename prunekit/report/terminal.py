@@ -24,6 +24,9 @@ def _print(table: Table) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 140  # a file or a pipe has no width; the default of 80 would break rows
+    if table.title:
+        print(table.title)  # not the table's own: that is wrapped to the table's width
+        table.title = None
     console.print(table)
 
 
@@ -86,13 +89,15 @@ def prune(result: dict[str, Any]) -> None:
         f"{result['asked']:.4f}, removed {result['achieved']:.4f} of prunable and {result['achieved_all']:.4f} of all "
         f"parameters{' (plan edited by hand)' if result['edited'] else ''} -> {result['path']}{_again(result['reused'])}"
     )
+    if result["by_auto"] and result["criterion"] == "random":
+        print("  random did best on validation data: so much removed at once, no criterion knows better than chance here")
     table = _table("", "parameter", "weights", "kept", "kept %")
     for name, count in result["layers"].items():
         table.add_row(name, f"{count['total']:,}", f"{count['kept']:,}", f"{100 * count['kept'] / count['total']:.1f}")
     _print(table)
     if result["groups"]:
         table = _table("", "channels of", "before", "kept")
-        for name, count in result["groups"].items():
+        for name, count in sorted(result["groups"].items()):
             table.add_row(name, str(count["total"]), str(count["kept"]))
         _print(table)
 

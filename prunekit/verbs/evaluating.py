@@ -40,6 +40,9 @@ def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
     Raises:
         ArtifactError: the pruned model is damaged or was made from another model than this run's.
     """
+    if not (folder / "prunekit.json").exists():
+        known = sorted(p.parent.name for p in (run.path / "pruned").glob("*/prunekit.json"))
+        raise ArtifactError(f"{folder / 'prunekit.json'}: no such file; pruned models of this run: {', '.join(known) or 'none'}")
     manifest, plan = Manifest.load(folder / "prunekit.json"), Plan.load(folder / "plan.safetensors")
     if manifest.plan != plan.digest:
         raise ArtifactError(

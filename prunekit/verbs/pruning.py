@@ -153,6 +153,7 @@ def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
         "asked": plan.provenance["sparsity"],
         "achieved": reached["prunable"],
         "achieved_all": reached["all"],
+        "by_auto": plan.provenance.get("request", {}).get("criterion") == "auto",
         "edited": bool(plan.provenance.get("edited")),
         "layers": plan.counts(),
         "groups": {n: {"total": len(k), "kept": int(k.sum())} for n, k in plan.keep.items()} if plan.index else {},

@@ -14,6 +14,7 @@ from prunekit.cli import main
 
 RECIPE = """
 seed: 3
+threads: 1
 model: {factory: "prunekit.models:digits_cnn", args: {channels: [6, 8, 8]}}
 data: {factory: "prunekit.data:digits", args: {}}
 train: {optimizer: {name: adamw, lr: 0.02, weight_decay: 0.05}, epochs: 3, batch_size: 128}

@@ -136,7 +136,7 @@ def test_one_checkpoint_has_no_path(tmp_path: Path) -> None:
     score(trajectory, model, [tiny_data(3)], "taylor")
     with pytest.raises(PrunekitError, match="needs a training path of at least two states"):
         score(trajectory, model, [tiny_data(3)], "influence")
-    with pytest.raises(PrunekitError, match="needs scoring samples"):
+    with pytest.raises(PrunekitError, match="need scoring samples"):
         score(trajectory, model, [], "taylor")
 
 
