@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -40,6 +41,7 @@ INSTALL = "explaind is not there: pip install --no-deps --ignore-requires-python
 CLASSES, BATCH = 10, 50  # batches of one size: explaind divides its whole buffer by the current batch's
 SPLITS = {"test": 177, "validation": 110, "scoring": 110}  # leaves 1,400 samples for training
 TRAIN = (500, 1400)  # the cases train on the first number, which keeps explaind's buffer small
+EARLY = 4  # midpoints in the first two steps, where Adam moves furthest; explaind has an option for that too
 T = TypeVar("T")
 
 
@@ -200,10 +202,16 @@ class Ours:
         parts = attribute(self.function, self.trajectory.segments, x, y, nodes=nodes)
         return torch.cat([torch.cat([score.flatten(2) for score in part.scores.values()], -1) for part in parts])
 
-    def importances(self, x: Tensor, y: Tensor) -> Tensor:
-        """``Σ_x Σ_c |ψ|`` with one midpoint a step, ``(P,)``."""
-        parts = attribute(self.function, self.trajectory.segments, x, y)
-        return torch.stack([torch.cat([s.abs().sum((0, 1)).flatten() for s in p.scores.values()]) for p in parts]).sum(0)
+    def importances(self, x: Tensor, y: Tensor, early: int) -> Tensor:
+        """``Σ_x Σ_c |ψ|`` with one midpoint a step, ``early`` of them in each of the first two, ``(P,)``."""
+        path = self.trajectory.segments
+        parts = zip(
+            attribute(self.function, lambda: islice(path(), 2), x, y, nodes=early),
+            attribute(self.function, lambda: islice(path(), 2, None), x, y),
+            strict=True,
+        )
+        sums = [[(s + b.scores[k]).abs().sum((0, 1)).flatten() for k, s in a.scores.items()] for a, b in parts]
+        return torch.stack([torch.cat(one) for one in sums]).sum(0)
 
     def data(self, x: Tensor, y: Tensor, nodes: int) -> Tensor:
         """``(training samples, samples, outputs)``; cross-entropy on log-probabilities is their negative likelihood."""
@@ -295,11 +303,13 @@ def converged(
         goals.judge("2, evaluations per step and sample", evaluations, "<=", 20, judged)
         goals.judge("2, times less time", cost.processor / spent.processor, ">=", 10, judged)
         print(f"    counting explaind's test gradients alone: {gradients / spent.processor:.1f} times")
-    importances, spent = timed(lambda: ours.importances(x, y))
-    print(" Importances from one midpoint a step against it")
+    print(f" Importances from one midpoint a step, {EARLY} in each of the first two, against it")
+    found, spent = timed(lambda: ours.importances(x, y, EARLY))
+    fewer = ours.importances(x, y, 1)
+    ranks = [float(spearmanr(one.numpy(), scores.abs().sum((0, 1)).numpy()).statistic) for one in (found, fewer)]
     row("time", cost.processor, spent.processor, "processor s")
-    rank = float(spearmanr(importances.numpy(), scores.abs().sum((0, 1)).numpy()).statistic)
-    goals.judge("3, Spearman with the converged ones", rank, ">=", 0.999, judged)
+    goals.judge("3, Spearman with the converged ones", ranks[0], ">=", 0.999, judged)
+    print(f"    with one midpoint in the first two as well: {ranks[1]:.7f}")
     goals.judge("3, times less time", cost.processor / spent.processor, ">=", 100, judged)
     print(f"    counting explaind's test gradients alone: {gradients / spent.processor:.1f} times")
 
@@ -327,7 +337,7 @@ def child(who: str, samples: int, steps: int, seed: int) -> None:
             peer.explain(xs, 1, matrix=True)
         else:
             ours = Ours(path, model, x, y)
-            ours.importances(xs, ys)
+            ours.importances(xs, ys, EARLY)
             ours.data(xs, ys, 1)
     print(json.dumps([before, peak()]))
 
