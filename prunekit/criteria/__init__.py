@@ -142,7 +142,7 @@ def provenance(evidence: Evidence, criterion: str) -> dict[str, Any]:
         "group": chosen.group,
         "aggregation": chosen.aggregation or (evidence.aggregation if chosen.group == "sum" else None),
         "trajectory": evidence.trajectory.hash,
-        "model": state_digest(evidence.trajectory.state(-1)),
+        "model": state_digest(evidence.state),
         "prunable": list(evidence.prunable),
     }
     if chosen.needs_data:

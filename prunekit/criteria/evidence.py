@@ -30,6 +30,8 @@ class Evidence:
         share: which part of a step counts, see ``prunekit.kernel.SHARES``.
         aggregation: how signed scores become an importance, see ``AGGREGATIONS``.
         phase: optimizer steps ``[begin, end)`` that count; None for all.
+        at: the weights to score, flat ``(P,)``, where they are not the trajectory's last (a pruned model's, with zeros);
+            what a path contributed is always about the path's own end.
         memory: bytes for scores in work.
         partial: where finished chunks are kept until all are done; ``partial_key``: what they are made from.
     """
@@ -49,6 +51,7 @@ class Evidence:
     share: str = "kernel"
     aggregation: str = "l1"
     phase: tuple[int, int] | None = None
+    at: Tensor | None = None
     memory: int = MEMORY
     partial: Path | None = None
     partial_key: dict[str, Any] | None = None
@@ -58,9 +61,14 @@ class Evidence:
     def layout(self) -> Layout:
         return self.trajectory.layout
 
+    @property
+    def state(self) -> Tensor:
+        """The weights to score, flat ``(P,)``: the trained ones, or ``at``."""
+        return self.trajectory.state(-1) if self.at is None else self.at
+
     def weights(self) -> dict[str, Tensor]:
-        """The trained weights by name."""
-        return self.layout.views(self.trajectory.state(-1))
+        """The weights to score by name."""
+        return self.layout.views(self.state)
 
     def samples(self) -> tuple[Tensor, Tensor]:
         """Scoring samples and labels.

@@ -13,7 +13,7 @@ def mean_loss_gradient(evidence: Evidence, batch: int = 256) -> dict[str, Tensor
     x, y = evidence.samples()
     function = evidence.function("outputs")
     function.target = evidence.loss
-    theta = evidence.trajectory.state(-1).clone().to(function.device).requires_grad_()
+    theta = evidence.state.clone().to(function.device).requires_grad_()
     total = torch.zeros_like(theta)
     for begin in range(0, len(x), batch):
         part = slice(begin, begin + batch)

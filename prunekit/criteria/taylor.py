@@ -19,7 +19,7 @@ from prunekit.trajectory import Segment
 
 def _taylor(evidence: Evidence) -> Found:
     x, y = evidence.samples()
-    theta = evidence.trajectory.state(-1)
+    theta = evidence.state
     to_zero = Segment(0, theta, torch.zeros_like(theta), torch.zeros_like(theta))
 
     def parts(skip: int) -> Iterator[Contribution]:
