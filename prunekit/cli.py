@@ -144,6 +144,7 @@ def score(
     criterion: Annotated[list[str], typer.Option("--criterion", "-c", help="Name of a criterion, or all; repeatable.")],
     quadrature: Annotated[str | None, typer.Option(help="influence: ranking or reconstruction.")] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="influence: nodes a piece, for ranking.")] = None,
+    early: Annotated[tuple[int, int] | None, typer.Option(metavar="STEPS NODES", help="influence: nodes in early steps.")] = None,
     tolerance: Annotated[float | None, typer.Option(help="influence: allowed error, for reconstruction.")] = None,
     stride: Annotated[int | None, typer.Option(min=1, help="influence: kept states a piece.")] = None,
     share: Annotated[str | None, typer.Option(help="influence: kernel, regularisation, whole or survival.")] = None,
@@ -163,7 +164,7 @@ def score(
     opened = _open(run, device)
     with output.working(run):
         given = {
-            "quadrature": quadrature, "nodes": nodes, "tolerance": tolerance, "stride": stride, "share": share,
+            "quadrature": quadrature, "nodes": nodes, "early": early, "tolerance": tolerance, "stride": stride, "share": share,
             "aggregation": aggregation, "memory": memory,
         }  # fmt: skip
         settings = opened.recipe.score.model_dump(mode="json") | {k: v for k, v in given.items() if v is not None}

@@ -120,8 +120,8 @@ class Prunable(_Section):
 class Score(_Section):
     """``samples``: at most so many scoring samples. The rest says how influence looks at the path (docs/kernel.md):
 
-    ``quadrature: ranking`` takes a fixed ``rule`` with ``nodes``, enough to rank weights; ``reconstruction`` halves steps
-    until every sample's sum over one is within ``tolerance``. ``memory`` holds the scores in work.
+    ``quadrature: ranking`` takes a fixed ``rule`` with ``nodes``, in the first steps other nodes by ``early: [steps, nodes]``;
+    ``reconstruction`` halves steps until every interval's sum is within ``tolerance``. ``memory`` holds the scores in work.
     """
 
     criteria: Annotated[list[CriterionName], Field(min_length=1)] = list(CRITERIA)
@@ -132,6 +132,7 @@ class Score(_Section):
     quadrature: Literal["ranking", "reconstruction"] = "ranking"
     rule: RuleName = "midpoint"
     nodes: Nodes = 1
+    early: tuple[Count, Nodes] | None = None
     tolerance: Positive = 0.01
     stride: Count = 1
     phase: tuple[int, int] | None = None
@@ -146,7 +147,7 @@ class Score(_Section):
     def options(self) -> dict[str, Any]:
         """The fields of ``Evidence`` that these keys set."""
         return {
-            "share": self.share, "aggregation": self.aggregation, "rule": self.rule, "nodes": self.nodes,
+            "share": self.share, "aggregation": self.aggregation, "rule": self.rule, "nodes": self.nodes, "early": self.early,
             "tolerance": self.tolerance if self.quadrature == "reconstruction" else None,
             "stride": self.stride, "phase": self.phase, "memory": parse_bytes(self.memory),
         }  # fmt: skip
@@ -177,14 +178,14 @@ class Prune(_Section):
 
 
 class Eval(_Section):
-    """``samples``: test samples whose outputs the kernel rebuilds; ``tolerance``: allowed error per sample and step,
+    """``samples``: test samples whose outputs the kernel rebuilds; ``tolerance``: allowed error of every interval per
 
-    reached by halving; ``nodes``: a fixed number of nodes a step by ``rule`` instead (the pruning step keeps its
+    sample, reached by halving; ``nodes``: a fixed number of nodes a step by ``rule`` instead (the pruning step keeps its
     tolerance); ``stride``: kept states a piece.
     """
 
     samples: Count = 128
-    tolerance: Positive = 0.01
+    tolerance: Positive = 0.005
     nodes: Nodes | None = None
     rule: RuleName = "midpoint"
     stride: Count = 1

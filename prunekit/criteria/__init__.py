@@ -73,7 +73,7 @@ def score(
         loss: mean loss for ``gradient`` and ``taylor``.
         ignore: shell-style patterns of parameters that may not be pruned.
         seed: for ``random``.
-        options: how influence looks at the path: ``nodes``, ``rule``, ``tolerance``, ``stride``, ``share``,
+        options: how influence looks at the path: ``nodes``, ``rule``, ``early``, ``tolerance``, ``stride``, ``share``,
             ``aggregation``, ``phase``, ``memory``; see ``Evidence``.
 
     Raises:
@@ -102,6 +102,8 @@ def check_options(evidence: Evidence) -> None:
             raise UsageError(f"{what} {value!r} does not exist; {nearest(value, known)}")
     get_rule(evidence.rule, evidence.nodes)
     get_target(evidence.target)
+    if evidence.early is not None and not (evidence.early[0] >= 1 and evidence.early[1] >= 1):
+        raise UsageError(f"early is {evidence.early}; it must be (steps, nodes), each at least 1")
     if evidence.tolerance is not None and not evidence.tolerance > 0:
         raise UsageError(f"tolerance is {evidence.tolerance}; it must be above 0")
     steps = len(evidence.trajectory)
@@ -154,6 +156,7 @@ def provenance(evidence: Evidence, criterion: str) -> dict[str, Any]:
             "share": evidence.share,
             "rule": evidence.rule,
             "nodes": evidence.nodes,
+            "early": None if evidence.early is None else list(evidence.early),
             "tolerance": evidence.tolerance,
             "stride": evidence.stride,
             "phase": None if evidence.phase is None else list(evidence.phase),

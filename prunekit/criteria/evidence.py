@@ -24,8 +24,9 @@ class Evidence:
     """A trained model, its path, scoring samples, and how to look at them.
 
     Attributes:
-        nodes, rule: quadrature of a piece of the path; one midpoint is enough to rank weights.
-        tolerance: instead, halve pieces until each sample's sum over one is within this much (fidelity).
+        nodes, rule: quadrature of a piece of the path; one midpoint is the default for ranking weights.
+        early: ``(steps, nodes)`` for the first steps, where Adam moves furthest; None for no difference.
+        tolerance: instead, halve pieces until each interval's sum is within this much, per sample (fidelity).
         stride: kept states a piece.
         share: which part of a step counts, see ``prunekit.kernel.SHARES``.
         aggregation: how signed scores become an importance, see ``AGGREGATIONS``.
@@ -46,6 +47,7 @@ class Evidence:
     seed: int = 0
     nodes: int = 1
     rule: str = "midpoint"
+    early: tuple[int, int] | None = None
     tolerance: float | None = None
     stride: int = 1
     share: str = "kernel"

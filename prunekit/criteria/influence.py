@@ -40,6 +40,7 @@ def _influence(evidence: Evidence) -> Found:
                 y,
                 nodes=evidence.nodes,
                 rule=evidence.rule,
+                early=evidence.early,
                 tolerance=evidence.tolerance,
                 share=evidence.share,
                 memory=evidence.memory,
@@ -72,6 +73,7 @@ def _error(evidence: Evidence, function: ModelFunction, x: Tensor, y: Tensor) ->
         y,
         nodes=evidence.nodes,
         rule=evidence.rule,
+        early=evidence.early,
         share=share,
     )
 
