@@ -183,7 +183,7 @@ def score(
 def compare(
     run: RunFolder,
     structure: Annotated[list[str] | None, typer.Option(help="unstructured or channels; repeatable.")] = None,
-    allocation: Annotated[list[str] | None, typer.Option(help="global or uniform; repeatable.")] = None,
+    allocation: Annotated[list[str] | None, typer.Option(help="global, uniform, …; repeatable.")] = None,
     sparsity: Annotated[list[float] | None, typer.Option(help="Share to remove; repeatable.")] = None,
     device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -214,7 +214,9 @@ def prune(
     criterion: Annotated[str, typer.Option("--criterion", "-c", help="A criterion, or auto: the best here.")] = "auto",
     sparsity: Annotated[float | None, typer.Option("--sparsity", "-s", help="Share to remove, in [0, 1).")] = None,
     structure: Annotated[str, typer.Option(help="unstructured or channels.")] = "unstructured",
-    allocation: Annotated[str | None, typer.Option(help="global or uniform; auto tries both.")] = None,
+    allocation: Annotated[str | None, typer.Option(help="global, uniform, mean, lamp, erk, proportional.")] = None,
+    ratio: Annotated[list[str] | None, typer.Option(metavar="PATTERN=SHARE", help="Remove this share of a layer.")] = None,
+    floor: Annotated[float, typer.Option(help="Share of every layer that stays, in [0, 1).")] = 0.0,
     name: Annotated[str | None, typer.Option(help="Name of the pruned model: RUN/pruned/NAME.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write and print the plan only.")] = False,
     apply: Annotated[Path | None, typer.Option("--apply", help="Apply this plan file instead of making one.")] = None,
@@ -239,7 +241,9 @@ def prune(
         else:
             assert sparsity is not None
             named = name or f"{structure}-{sparsity:g}"
-            result = prune_run(opened, named, criterion, sparsity, structure, allocation, dry_run, overwrite)
+            result = prune_run(
+                opened, named, criterion, sparsity, structure, allocation, dry_run, overwrite, _ratios(ratio or []), floor
+            )
     output.show("prune", result)
     output.finish(result)
 
@@ -388,6 +392,19 @@ def _json_object(text: str, option: str) -> dict[str, Any]:
         raise UsageError(f"{option} is {text[:60]!r}: not JSON ({error})") from None
     if not isinstance(found, dict):
         raise UsageError(f"{option} is {text!r}; it must be a JSON object such as '{{\"width\": 32}}'")
+    return found
+
+
+def _ratios(given: list[str]) -> dict[str, float]:
+    found = {}
+    for text in given:
+        pattern, _, share = text.rpartition("=")
+        try:
+            found[pattern] = float(share)
+        except ValueError:
+            raise UsageError(f"--ratio is {text!r}; write PATTERN=SHARE, for example 'conv1*=0.3'") from None
+        if not pattern:
+            raise UsageError(f"--ratio is {text!r}; write PATTERN=SHARE, for example 'conv1*=0.3'")
     return found
 
 

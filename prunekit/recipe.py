@@ -160,7 +160,7 @@ class Score(_Section):
 
 class Compare(_Section):
     structures: Annotated[list[StructureName], Field(min_length=1)] = ["unstructured", "channels"]
-    allocations: Annotated[list[AllocationName], Field(min_length=1)] = list(ALLOCATIONS)
+    allocations: Annotated[list[AllocationName], Field(min_length=1)] = ["global", "uniform", "mean", "lamp"]
     sparsities: Annotated[list[Share], Field(min_length=1)] = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98]
 
 
@@ -170,6 +170,8 @@ class Prune(_Section):
     sparsity: Share
     structure: StructureName = "unstructured"
     allocation: AllocationName | None = None
+    ratios: dict[str, Share] = {}
+    floor: Share = 0.0
 
     @field_validator("criterion")
     @classmethod

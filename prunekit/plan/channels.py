@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prunekit.criteria.scores import Scores
-from prunekit.plan.allocation import Allocation
+from prunekit.plan.allocation import Sharing
 from prunekit.structure.channels import ChannelGroup
 
 
@@ -18,7 +18,7 @@ def channel_keeps(
     shapes: dict[str, tuple[int, ...]],
     prunable: Sequence[str],
     sparsity: float,
-    allocation: Allocation,
+    allocation: Sharing,
 ) -> dict[str, Tensor]:
     """Channels to keep by group name, ``(channels,)``.
 

@@ -11,7 +11,7 @@ from prunekit.apply import Manifest, prune, save
 from prunekit.criteria import Scores, get_criterion
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.measure import accuracy, predict
-from prunekit.plan import ALLOCATIONS, Plan, check_sparsity, check_structure, make_plan
+from prunekit.plan import Plan, check_sparsity, check_structure, make_plan
 from prunekit.plan.allocation import get_allocation
 from prunekit.search import Candidates, Comparison, choose
 from prunekit.verbs.run_folder import PROBLEM, Run, reusable
@@ -27,12 +27,15 @@ def prune_run(
     allocation: str | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
+    ratios: Mapping[str, float] | None = None,
+    floor: float = 0.0,
 ) -> dict[str, Any]:
     """Plans and prunes; with ``dry_run`` only the plan is written, to be looked at and edited.
 
     Args:
         criterion: a name, or ``auto``: the criterion and allocation that do best on validation data there.
-        allocation: None leaves the choice to ``auto``, else means ``global``.
+        allocation: None leaves the choice to ``auto`` (among the recipe's), else means ``global``.
+        ratios, floor: see ``make_plan``.
 
     Raises:
         UsageError: a name or value that does not exist.
@@ -52,6 +55,8 @@ def prune_run(
         "structure": structure,
         "allocation": allocation,
         "scores": {n: s.digest for n, s in scores.items()},
+        **({"ratios": dict(ratios)} if ratios else {}),
+        **({"floor": floor} if floor else {}),
     }
     folder = run.path / "pruned" / name
     if reusable(folder, _made_from(folder, dry_run), request, overwrite):
@@ -66,6 +71,8 @@ def prune_run(
         sparsity=sparsity,
         structure=structure,
         allocation=chosen["allocation"],
+        ratios=ratios,
+        floor=floor,
     )
     plan.provenance["request"] = request
     if dry_run:
@@ -120,7 +127,7 @@ def _auto(run: Run, scores: Mapping[str, Scores], structure: str, sparsity: floa
     if inputs and inputs.get("scores") == {n: s.digest for n, s in scores.items()}:
         comparison = Comparison.load(run.path / "compare.json")
     candidates = Candidates(run.model, scores, run.batches("validation"), [structure])
-    return choose(candidates, comparison, structure, sparsity, [allocation] if allocation else list(ALLOCATIONS))
+    return choose(candidates, comparison, structure, sparsity, [allocation] if allocation else run.recipe.compare.allocations)
 
 
 def _made_from(folder: Path, dry_run: bool) -> dict[str, Any] | None:

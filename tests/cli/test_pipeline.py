@@ -352,3 +352,21 @@ def test_training_that_was_cut_off_goes_on(cli: Cli, tmp_path: Path, monkeypatch
     resumed, whole = (prunekit.Trajectory(f / "trajectory") for f in (tmp_path / "run", finished))
     assert resumed.hash == whole.hash
     assert not (tmp_path / "run" / "trajectory.partial").exists()
+
+
+def test_ratios_and_floor_on_the_command_line(run: Path, cli: Cli) -> None:
+    done = cli(
+        "prune", run, "-c", "magnitude", "-s", 0.6, "--ratio", "conv1.*=0.25", "--floor", 0.2, "--name", "fixed", "--json",
+        "--allocation", "mean",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    layers = json.loads(done.out)["layers"]
+    total = sum(c["total"] for c in layers.values())
+    assert total - sum(c["kept"] for c in layers.values()) == round(0.6 * total)
+    assert layers["conv1.weight"]["kept"] == layers["conv1.weight"]["total"] - round(0.25 * layers["conv1.weight"]["total"])
+    assert all(c["kept"] >= 0.2 * c["total"] for c in layers.values())
+    for wrong, said in (("conv1.*", "write PATTERN=SHARE"), ("conv9.*=0.5", "matches no layer"), ("conv1.*=2", "ratio of conv1")):
+        done = cli("prune", run, "-c", "magnitude", "-s", 0.6, "--ratio", wrong, "--name", "wrong")
+        assert done.code == 2
+        assert said in done.err
+    assert not (run / "pruned" / "wrong").exists()
