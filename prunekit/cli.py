@@ -264,6 +264,25 @@ def eval_(
     output.finish(result)
 
 
+@app.command(epilog="Example: prunekit sensitivity runs/digits-cnn --criterion magnitude")
+def sensitivity(
+    run: RunFolder,
+    criterion: Annotated[str, typer.Option("--criterion", "-c", help="Decides what goes inside a layer.")] = "magnitude",
+    structure: Annotated[str, typer.Option(help="unstructured, channels, …")] = "unstructured",
+    sparsity: Annotated[list[float] | None, typer.Option(help="Share to remove of a layer; repeatable.")] = None,
+    device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Prune one layer at a time: accuracy by layer and sparsity, on validation data."""
+    from prunekit.verbs.sensitivity import sensitivity_run
+
+    output = _Out(quiet, as_json)
+    opened = _open(run, device)
+    with output.working(run):
+        result = sensitivity_run(opened, structure, criterion, sparsity or [], overwrite)
+    output.show("sensitivity", result)
+    output.finish(result)
+
+
 @app.command(epilog="Example: prunekit report runs/digits-cnn")
 def report(run: RunFolder, quiet: Quiet = False, as_json: Json = False) -> None:
     """Write RUN/report.html from what the run holds by now."""

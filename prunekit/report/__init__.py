@@ -2,8 +2,8 @@
 
 from prunekit.report.account import account, dense_reconstruction
 from prunekit.report.page import accuracy_tables, write_page
-from prunekit.report.plots import comparison_figure, save_figure
+from prunekit.report.plots import comparison_figure, save_figure, sensitivity_figure
 
 __all__ = [
-    "account", "accuracy_tables", "comparison_figure", "dense_reconstruction", "save_figure", "write_page",
+    "account", "accuracy_tables", "comparison_figure", "dense_reconstruction", "save_figure", "sensitivity_figure", "write_page",
 ]  # fmt: skip

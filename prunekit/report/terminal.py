@@ -129,6 +129,20 @@ def evaluate(result: tuple[str, dict[str, Any]]) -> None:
     print(f"the outputs changed through: {layers}")
 
 
+def sensitivity(result: dict[str, Any]) -> None:
+    made, dense = result["made_from"], result["dense"]["accuracy"]
+    shares = [f"{s:g}" for s in made["sparsities"]]
+    title = f"sensitivity, {made['structure']} by {made['criterion']}: validation accuracy in % (dense {100 * dense:.1f})"
+    table = _table(f"{title}{_again(result['reused'])}", "layer, alone", *shares)
+    rows: dict[str, list[str]] = {}
+    for cell in result["cells"]:
+        rows.setdefault(cell["layer"], []).append(f"{100 * cell['accuracy']:.1f}")
+    for layer, values in rows.items():
+        table.add_row(layer, *values)
+    _print(table)
+    print(f"sensitivity: {result['path']}")
+
+
 def report(result: tuple[Path, list[str]]) -> None:
     path, left_out = result
     for line in left_out:
@@ -156,6 +170,7 @@ SHOW: dict[str, Callable[[Any], None]] = {
     "compare": compare,
     "prune": prune,
     "eval": evaluate,
+    "sensitivity": sensitivity,
     "report": report,
     "info": info,
 }

@@ -1,6 +1,7 @@
-"""Tries plans and measures them: compare, auto."""
+"""Tries plans and measures them: compare, auto, sensitivity of layers."""
 
 from prunekit.search.auto import choose
 from prunekit.search.compare import Candidates, Comparison, compare
+from prunekit.search.sensitivity import sensitivity
 
-__all__ = ["Candidates", "Comparison", "choose", "compare"]
+__all__ = ["Candidates", "Comparison", "choose", "compare", "sensitivity"]
