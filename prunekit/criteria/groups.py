@@ -40,7 +40,8 @@ def _rows(scores: Scores, members: Members) -> list[Tensor]:
 
 
 def _sum(scores: Scores, members: Members) -> Tensor:
-    return AGGREGATIONS[scores.provenance["aggregation"]](scores.signed(members))
+    aggregation = AGGREGATIONS[scores.provenance["aggregation"]]
+    return aggregation(scores.signed(members))
 
 
 def _l1(scores: Scores, members: Members) -> Tensor:
@@ -52,7 +53,7 @@ def _squares(scores: Scores, members: Members) -> Tensor:
 
 
 def _shift(scores: Scores, members: Members) -> Tensor:
-    return scores.signed(members).double().sum((0, 1)) + scores.findings["shift"]
+    return scores.signed(members).double().sum((0, 1)) + float(scores.findings["shift"])
 
 
 def _product(scores: Scores, groups: Mapping[str, Members]) -> dict[str, Tensor]:
@@ -98,7 +99,8 @@ def mean_ranks(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 def _ranks(flat: Tensor) -> Tensor:
     _, place, counts = torch.unique(flat, return_inverse=True, return_counts=True)
     middle = counts.cumsum(0).double() - counts.double() / 2
-    return middle[place] / len(flat)
+    shares: Tensor = middle[place] / len(flat)
+    return shares
 
 
 def lamp(squares: Tensor) -> Tensor:

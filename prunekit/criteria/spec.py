@@ -297,14 +297,11 @@ OPTIONS: dict[str, Callable[[str], str]] = {
 
 def slug(spec: Spec) -> str:
     """A file name without its ending; see the table at the top."""
-    text = spec.text
-    if isinstance(spec, Rank):
-        full = "----".join(f"rank-{_slug(part)}" for part in spec.parts)
-    else:
-        full = _slug(spec)
+    parts = [f"rank-{_slug(part)}" for part in spec.parts] if isinstance(spec, Rank) else [_slug(spec)]
+    full = "----".join(parts)
     if len(full) <= LONGEST_SLUG:
         return full
-    return f"{full[:LONGEST_SLUG].rstrip('-.')}-----{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+    return f"{full[:LONGEST_SLUG].rstrip('-.')}-----{hashlib.sha256(spec.text.encode()).hexdigest()[:32]}"
 
 
 def _slug(spec: Single | Product) -> str:
