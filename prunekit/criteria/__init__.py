@@ -18,7 +18,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunekit import checkpoint
-from prunekit.criteria import gradient, influence, magnitude, random, spec, taylor
+from prunekit.criteria import (
+    fisher,
+    gradient,
+    grasp,
+    influence,
+    lamp,
+    magnitude,
+    movement,
+    obs,
+    random,
+    snip,
+    spec,
+    synflow,
+    taylor,
+    wanda,
+)
 from prunekit.criteria.aggregations import AGGREGATIONS
 from prunekit.criteria.compose import compose, temper
 from prunekit.criteria.evidence import Criterion, Evidence, Loss
@@ -44,6 +59,14 @@ CRITERIA: dict[str, Criterion] = {
     "magnitude": magnitude.CRITERION,
     "gradient": gradient.CRITERION,
     "taylor": taylor.CRITERION,
+    "fisher": fisher.CRITERION,
+    "lamp": lamp.CRITERION,
+    "snip": snip.CRITERION,
+    "grasp": grasp.CRITERION,
+    "synflow": synflow.CRITERION,
+    "obs": obs.CRITERION,
+    "wanda": wanda.CRITERION,
+    "movement": movement.CRITERION,
     "random": random.CRITERION,
 }
 DEFAULT = ("influence", "magnitude", "gradient", "taylor", "random")
@@ -171,7 +194,7 @@ def score_evidence(evidence: Evidence, criterion: str) -> Scores:
     started = time.perf_counter()
     found = chosen.compute(replace(looking, partial_key=facts))
     findings = dict(found.findings)
-    if chosen.needs_data:
+    if chosen.needs_data and "shift" not in findings:  # a shifted 0 is the lowest score, not an untouched weight
         findings["uncovered"] = {n: count for n, v in found.importance.items() if (count := int((v == 0).sum()))}
     cost = {
         "seconds": round(time.perf_counter() - started, 3),

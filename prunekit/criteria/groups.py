@@ -104,7 +104,7 @@ def _ranks(flat: Tensor) -> Tensor:
 
 
 def lamp(squares: Tensor) -> Tensor:
-    """``θ_i² / Σ_{j not before i} θ_j²`` with θ sorted by size, within one layer (Lee et al. 2021, equation 3).
+    """``θ_i² / Σ_{j not before i} θ_j²`` with θ sorted by size, within one layer (Lee et al. 2021, arXiv 2010.07611).
 
     Equal weights are told apart by their position, as in the paper; a layer of zeros scores 0.
     """
