@@ -38,6 +38,12 @@ Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Overrides the recipe's seed.")]
 
 
+_CRITERION = (
+    "Name of a criterion, or all; repeatable. With options: 'influence(target=margin,aggregation=l2)'; composed: "
+    "'influence^0.25*magnitude^0.75', 'rank(influence)+rank(magnitude)', 'tempered(influence)'."
+)
+
+
 class _Out:
     """Where a verb's result goes: tables for people, JSON for programs, nothing when quiet.
 
@@ -141,14 +147,14 @@ def import_(
 @app.command(epilog="Example: prunekit score runs/digits-cnn --criterion influence --criterion magnitude")
 def score(
     run: RunFolder,
-    criterion: Annotated[list[str], typer.Option("--criterion", "-c", help="Name of a criterion, or all; repeatable.")],
+    criterion: Annotated[list[str], typer.Option("--criterion", "-c", help=_CRITERION)],
     quadrature: Annotated[str | None, typer.Option(help="influence: ranking or reconstruction.")] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="influence: nodes a piece, for ranking.")] = None,
     early: Annotated[tuple[int, int] | None, typer.Option(metavar="STEPS NODES", help="influence: nodes in early steps.")] = None,
     tolerance: Annotated[float | None, typer.Option(help="influence: allowed error, for reconstruction.")] = None,
     stride: Annotated[int | None, typer.Option(min=1, help="influence: kept states a piece.")] = None,
     share: Annotated[str | None, typer.Option(help="influence: kernel, regularisation, whole or survival.")] = None,
-    aggregation: Annotated[str | None, typer.Option(help="influence: l1, l2 or mean (signed), over samples and targets.")] = None,
+    aggregation: Annotated[str | None, typer.Option(help="influence: l1, l2, square or mean (signed), over samples.")] = None,
     memory: Annotated[str | None, typer.Option(help="influence: for scores in work, such as 512MiB.")] = None,
     max_error: Annotated[float | None, typer.Option(help="influence: write nothing if the estimated error is larger.")] = None,
     target: Annotated[str | None, typer.Option(help="influence: outputs, log_prob, margin, loss, or module:function.")] = None,
@@ -211,7 +217,7 @@ def compare(
 @app.command(epilog="Example: prunekit prune runs/digits-cnn --criterion auto --sparsity 0.8 --structure channels --name small")
 def prune(
     run: RunFolder,
-    criterion: Annotated[str, typer.Option("--criterion", "-c", help="A criterion, or auto: the best here.")] = "auto",
+    criterion: Annotated[str, typer.Option("--criterion", "-c", help="As in score, or auto: the best here.")] = "auto",
     sparsity: Annotated[float | None, typer.Option("--sparsity", "-s", help="Share to remove, in [0, 1).")] = None,
     structure: Annotated[str, typer.Option(help="unstructured or channels.")] = "unstructured",
     allocation: Annotated[str | None, typer.Option(help="global, uniform, mean, lamp, erk, proportional.")] = None,

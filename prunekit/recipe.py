@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from torch import Tensor, nn
 
 from prunekit import checkpoint
-from prunekit.criteria import AGGREGATIONS, CRITERIA
+from prunekit.criteria import AGGREGATIONS, DEFAULT, expand
 from prunekit.errors import UsageError, nearest
 from prunekit.imports import call, load_object
 from prunekit.kernel import RULES, SHARES, TARGETS
@@ -38,7 +38,16 @@ def _one_of(known: Any, what: str) -> AfterValidator:
     return AfterValidator(lambda value: _known(value, known, what))
 
 
-CriterionName = Annotated[str, _one_of(CRITERIA, "criterion")]
+def _criterion(value: str) -> str:
+    """Checked and, unless it stands for several, in its canonical form."""
+    try:
+        names = expand(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return names[0] if len(names) == 1 else value
+
+
+CriterionName = Annotated[str, AfterValidator(_criterion)]
 AllocationName = Annotated[str, _one_of(ALLOCATIONS, "allocation")]
 StructureName = Annotated[str, _one_of(STRUCTURES, "structure")]
 RuleName = Annotated[str, _one_of(RULES, "quadrature rule")]
@@ -118,13 +127,15 @@ class Prunable(_Section):
 
 
 class Score(_Section):
-    """``samples``: at most so many scoring samples. The rest says how influence looks at the path (docs/kernel.md):
+    """``criteria``: names with options and compositions, see ``prunekit.criteria.spec``; ``samples``: at most so many scoring
+
+    samples. The rest says how influence looks at the path (docs/kernel.md):
 
     ``quadrature: ranking`` takes a fixed ``rule`` with ``nodes``, in the first steps other nodes by ``early: [steps, nodes]``;
     ``reconstruction`` halves steps until every interval's sum is within ``tolerance``. ``memory`` holds the scores in work.
     """
 
-    criteria: Annotated[list[CriterionName], Field(min_length=1)] = list(CRITERIA)
+    criteria: Annotated[list[CriterionName], Field(min_length=1)] = list(DEFAULT)
     target: str = "outputs"
     samples: Count = 160
     share: Annotated[str, _one_of(SHARES, "share")] = "kernel"
@@ -175,8 +186,8 @@ class Prune(_Section):
 
     @field_validator("criterion")
     @classmethod
-    def _criterion(cls, value: str) -> str:
-        return value if value == "auto" else _known(value, CRITERIA, "criterion")
+    def _named(cls, value: str) -> str:
+        return value if value == "auto" else _criterion(value)
 
 
 class Eval(_Section):

@@ -6,6 +6,7 @@ import copy
 
 from torch import Tensor, nn
 
+from prunekit.apply.compensate import compensate
 from prunekit.apply.manifest import Manifest, dense_state, load, save
 from prunekit.apply.masks import apply_masks, hold_masks
 from prunekit.apply.surgery import cut_channels
@@ -13,7 +14,7 @@ from prunekit.criteria import model_digest
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.plan import Plan
 
-__all__ = ["Manifest", "apply_masks", "dense_state", "hold_masks", "load", "masked", "prune", "save"]
+__all__ = ["Manifest", "apply_masks", "compensate", "dense_state", "hold_masks", "load", "masked", "prune", "save"]
 
 
 def prune(model: nn.Module, plan: Plan, example_inputs: Tensor | None = None) -> nn.Module:

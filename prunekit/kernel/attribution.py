@@ -60,6 +60,7 @@ def attribute(
     memory: int = MEMORY,
     skip: int = 0,
     tick: Callable[[int], None] = lambda amount: None,
+    evaluated: Callable[[int], None] = lambda gradients: None,
 ) -> Iterator[Contribution]:
     """Parameter-wise scores of the samples, in chunks that fit ``memory`` bytes.
 
@@ -73,6 +74,7 @@ def attribute(
         share: ``"kernel"`` (U), ``"regularisation"`` (R), ``"whole"`` (D) or ``"survival"`` (what decay left of U).
         skip: chunks that are done already.
         tick: called with the number of samples done, once per piece and chunk.
+        evaluated: called with the number of gradients taken, each of one target of one sample at one point of the path.
 
     Raises:
         PrunekitError: ``memory`` does not hold one sample's scores for one target.
@@ -95,7 +97,7 @@ def attribute(
         total = {e.name: state.new_zeros(*size, *e.shape) for e in entries}
         for segment in segments():
             quadrature = earlier if segment.index < first_steps else later
-            _add(narrow, one, segment, SHARES[share](segment), x[samples], y[samples], quadrature, tolerance, total)
+            _add(narrow, one, segment, SHARES[share](segment), x[samples], y[samples], quadrature, tolerance, total, evaluated)
             tick(size[0])
         yield Contribution(samples, columns, total)
 
@@ -135,19 +137,23 @@ def _add(
     quadrature: list[tuple[float, float]],
     tolerance: float | None,
     total: dict[str, Tensor],
+    evaluated: Callable[[int], None],
 ) -> None:
     """One piece's scores, added to ``total``."""
+    targets = next(iter(total.values())).shape[1]
     start, end, moved = (v.to(function.device) for v in (segment.start, segment.end, moved))
     views = function.layout.views
     if tolerance is None:
         for node, weight in quadrature:
             scale = views(moved * weight if weight != 1 else moved)
             engine.accumulate(torch.lerp(start, end, node), x, y, scale, total)
+            evaluated(len(x) * targets)
         return
     with torch.no_grad():
         f_begin, f_end = function(start, x, y), function(end, x, y)
     for piece in bisect(function, start, end, x, y, f_begin, f_end, tolerance):
         theta, scale = torch.lerp(start, end, piece.node), views(moved * piece.weight)
+        evaluated(len(piece.who) * targets)
         if len(piece.who) == len(x):
             engine.accumulate(theta, x, y, scale, total)
             continue

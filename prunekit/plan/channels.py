@@ -25,7 +25,7 @@ def channel_keeps(
     Channels go one by one, least important first, the last one of a group never; of the states passed through, the
     one whose removed share of prunable parameters is nearest to ``sparsity`` is taken.
     """
-    comparable = allocation({group.name: scores.group(group.members) for group in groups})
+    comparable = allocation(scores.groups({group.name: group.members for group in groups}))
     keep = {group.name: torch.ones(group.size, dtype=torch.bool) for group in groups}
     by_name = {group.name: group for group in groups}
     ranking = sorted(

@@ -81,7 +81,7 @@ def _folder(path: Path) -> dict[str, Any]:
             "data": recipe.data.factory if recipe.data else None,
             "seed": recipe.seed,
             "trajectory": _folder(path / "trajectory") if (path / "trajectory" / "trajectory.json").exists() else None,
-            "scores": sorted(p.stem for p in (path / "scores").glob("*.safetensors")),
+            "scores": sorted(p.stem for p in (path / "scores").glob("[!.]*.safetensors")),
             "compared": (path / "compare.json").exists(),
             "pruned": sorted(p.parent.name for p in (path / "pruned").glob("*/prunekit.json")),
         }

@@ -8,7 +8,7 @@ from typing import Any
 
 from prunekit import checkpoint
 from prunekit.apply import Manifest, prune, save
-from prunekit.criteria import Scores, get_criterion
+from prunekit.criteria import Scores, expand
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.measure import accuracy, predict
 from prunekit.plan import Plan, check_sparsity, check_structure, make_plan
@@ -33,7 +33,8 @@ def prune_run(
     """Plans and prunes; with ``dry_run`` only the plan is written, to be looked at and edited.
 
     Args:
-        criterion: a name, or ``auto``: the criterion and allocation that do best on validation data there.
+        criterion: a name, or ``auto``: the criterion and allocation that do best on validation data there; one that stands
+            for several, ``tempered(...)``, is the best of these.
         allocation: None leaves the choice to ``auto`` (among the recipe's), else means ``global``.
         ratios, floor: see ``make_plan``.
 
@@ -46,9 +47,10 @@ def prune_run(
     check_structure(structure)
     if allocation is not None:
         get_allocation(allocation)
-    if criterion != "auto":
-        get_criterion(criterion)
-    scores = run.all_scores() if criterion == "auto" else {criterion: run.scores(criterion)}
+    names = [] if criterion == "auto" else expand(criterion)
+    choosing = len(names) != 1
+    criterion = criterion if choosing else names[0]
+    scores = {name: run.scores(name) for name in names} or run.all_scores()
     request = {
         "criterion": criterion,
         "sparsity": sparsity,
@@ -62,7 +64,7 @@ def prune_run(
     if reusable(folder, _made_from(folder, dry_run), request, overwrite):
         return {**_summary(folder, Plan.load(folder / "plan.safetensors")), "reused": True}
     chosen: Mapping[str, Any] = {"criterion": criterion, "allocation": allocation or "global"}
-    if criterion == "auto":
+    if choosing:
         chosen = _auto(run, scores, structure, sparsity, allocation)
     plan = make_plan(
         scores[chosen["criterion"]],

@@ -37,7 +37,7 @@ def report_run(run: Run) -> tuple[Path, list[str]]:
             left_out.append(str(error))
             return None
 
-    names = sorted(p.stem for p in (run.path / "scores").glob("[!.]*.safetensors"))
+    names = run.score_names()
     scores = [s for name in names if (s := kept(run.score_path(name), partial(run.scores, name))) is not None]
     digests = {s.digest for s in scores}
     compared, training = run.path / "compare.json", run.path / "train.json"

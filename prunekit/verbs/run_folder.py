@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.criteria import Evidence, Scores, model_digest
+from prunekit import checkpoint
+from prunekit.criteria import Evidence, Scores, compose, expand, model_digest, parse, score_slug
+from prunekit.criteria.spec import text_of
 from prunekit.data import Split, as_splits
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.imports import call
@@ -101,20 +104,37 @@ class Run:
     # -- artifacts ---------------------------------------------------------------------------------------------
 
     def score_path(self, criterion: str) -> Path:
-        return self.path / "scores" / f"{criterion}.safetensors"
-
-    def scores(self, criterion: str) -> Scores:
-        """A score file of this run's trajectory.
+        """Where the scores of ``criterion`` lie; see ``prunekit.criteria.spec`` for the file name.
 
         Raises:
-            ArtifactError: missing, damaged, or made from another trajectory or model; both hashes are named.
+            UsageError: there is no such criterion, or it stands for several.
         """
+        return self.path / "scores" / f"{score_slug(criterion)}.safetensors"
+
+    def score_names(self) -> list[str]:
+        """Criteria that have a score file, in the recipe's order, then by name."""
+        found = [_criterion_in(p) for p in (self.path / "scores").glob("[!.]*.safetensors")]
+        order = [name for listed in self.recipe.score.criteria for name in expand(listed)]
+        return sorted(found, key=lambda n: (order.index(n) if n in order else len(order), n))
+
+    def scores(self, criterion: str) -> Scores:
+        """A score file of this run's trajectory; a composition without a file of its own is made from its parts' files.
+
+        Raises:
+            UsageError: there is no such criterion, or it stands for several.
+            ArtifactError: missing, damaged, or made from another trajectory, model or parts; both hashes are named.
+        """
+        spec = parse(criterion)
         path = self.score_path(criterion)
         if not path.is_file():
-            raise ArtifactError(f"{path}: no such file; make it with: prunekit score {self.path} --criterion {criterion}")
+            lacking = [part.text for part in spec.singles if not self.score_path(part.text).is_file()]
+            if not lacking:
+                return compose(spec, {part.text: self.scores(part.text) for part in spec.singles})
+            wanted = " ".join(f"--criterion {shlex.quote(name)}" for name in lacking)
+            raise ArtifactError(f"{self.score_path(lacking[0])}: no such file; make it with: prunekit score {self.path} {wanted}")
         scores = Scores.load(path)
-        if scores.criterion != criterion:
-            raise ArtifactError(f"{path}: holds scores of {scores.criterion}, not of {criterion}")
+        if scores.criterion != spec.text:
+            raise ArtifactError(f"{path}: holds scores of {scores.criterion}, not of {spec.text}")
         if scores.provenance["trajectory"] != self.trajectory.hash:
             raise ArtifactError(
                 f"{path}: made from trajectory {scores.provenance['trajectory']}, this run's is {self.trajectory.hash}; "
@@ -125,7 +145,21 @@ class Run:
                 f"{path}: made from model {scores.provenance['model']}, this run's is {model_digest(self.model)}; "
                 "score again with --overwrite"
             )
+        for part in scores.provenance.get("parts", ()):
+            self._check_part(path, part)
         return scores
+
+    def _check_part(self, path: Path, part: Mapping[str, Any]) -> None:
+        """A composed file must be of the scores that its parts' own files hold now, where they exist."""
+        own = self.score_path(part["criterion"])
+        if not own.is_file():
+            return
+        found = checkpoint.read_header(own, "scores")["digest"]
+        if found != part["digest"]:
+            raise ArtifactError(
+                f"{path}: made from scores {part['digest']} of {part['criterion']}, {own.name} now holds {found}; "
+                "score again with --overwrite"
+            )
 
     def all_scores(self) -> dict[str, Scores]:
         """Every score file of the run, in the recipe's order, then by name.
@@ -133,11 +167,21 @@ class Run:
         Raises:
             ArtifactError: there is none.
         """
-        names = {p.stem for p in (self.path / "scores").glob("*.safetensors")}
+        names = self.score_names()
         if not names:
             raise ArtifactError(f"{self.path}: has no scores yet; make them with: prunekit score {self.path} --criterion all")
-        order = self.recipe.score.criteria
-        return {n: self.scores(n) for n in sorted(names, key=lambda n: (order.index(n) if n in order else len(order), n))}
+        return {name: self.scores(name) for name in names}
+
+
+def _criterion_in(path: Path) -> str:
+    """What a score file is of, by its own words; by its name when it cannot be read, so that opening it says why."""
+    try:
+        return str(checkpoint.read_header(path, "scores")["provenance"]["criterion"])
+    except (ArtifactError, LookupError, TypeError):
+        try:
+            return text_of(path.stem)
+        except ValueError:
+            return path.stem
 
 
 def load_splits(recipe: Recipe) -> dict[str, Split]:
