@@ -11,7 +11,7 @@ from prunekit.apply import Manifest, prune, save
 from prunekit.criteria import Scores, get_criterion
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.measure import accuracy, predict
-from prunekit.plan import ALLOCATIONS, Plan, check_sparsity, check_structure, make_plan
+from prunekit.plan import ALLOCATIONS, GROUPED, Plan, asked_sparsity, check_structure, make_plan
 from prunekit.plan.allocation import get_allocation
 from prunekit.search import Candidates, Comparison, choose
 from prunekit.verbs.run_folder import PROBLEM, Run, reusable
@@ -22,7 +22,7 @@ def prune_run(
     run: Run,
     name: str,
     criterion: str,
-    sparsity: float,
+    sparsity: float | None,
     structure: str = "unstructured",
     allocation: str | None = None,
     dry_run: bool = False,
@@ -32,6 +32,7 @@ def prune_run(
 
     Args:
         criterion: a name, or ``auto``: the criterion and allocation that do best on validation data there.
+        sparsity: share to remove; None for N:M, which says it itself.
         allocation: None leaves the choice to ``auto``, else means ``global``.
 
     Raises:
@@ -39,8 +40,8 @@ def prune_run(
         ArtifactError: ``pruned/<name>`` holds something else.
         StructureError: the model cannot take the structure.
     """
-    check_sparsity(sparsity)
     check_structure(structure)
+    sparsity = asked_sparsity(structure, sparsity)
     if allocation is not None:
         get_allocation(allocation)
     if criterion != "auto":
@@ -62,10 +63,11 @@ def prune_run(
     plan = make_plan(
         scores[chosen["criterion"]],
         run.model,
-        run.example if structure == "channels" else None,
+        run.example if structure in GROUPED else None,
         sparsity=sparsity,
         structure=structure,
         allocation=chosen["allocation"],
+        attention=run.recipe.structure.mappings(),
     )
     plan.provenance["request"] = request
     if dry_run:
@@ -105,7 +107,7 @@ def _write(run: Run, plan: Plan, folder: Path) -> dict[str, Any]:
         raise ArtifactError(
             f"{folder}: holds {', '.join(foreign) or 'no folder'}, which would be lost; move it, or take another --name"
         )
-    example = run.example if plan.structure == "channels" else None
+    example = run.example if plan.smaller else None
     small = prune(run.model, plan, example)
     facts: dict[str, Any] = {}
     if run.recipe.data is not None:
@@ -119,7 +121,7 @@ def _auto(run: Run, scores: Mapping[str, Scores], structure: str, sparsity: floa
     comparison = None
     if inputs and inputs.get("scores") == {n: s.digest for n, s in scores.items()}:
         comparison = Comparison.load(run.path / "compare.json")
-    candidates = Candidates(run.model, scores, run.batches("validation"), [structure])
+    candidates = Candidates(run.model, scores, run.batches("validation"), [structure], run.recipe.structure.mappings())
     return choose(candidates, comparison, structure, sparsity, [allocation] if allocation else list(ALLOCATIONS))
 
 
@@ -132,7 +134,7 @@ def _made_from(folder: Path, dry_run: bool) -> dict[str, Any] | None:
         else:
             manifest = Manifest.load(folder / "prunekit.json")
             found = manifest.provenance
-            files = ["plan", "model", *(["masks"] if manifest.structure == "unstructured" else [])]
+            files = ["plan", "model", *(["masks"] if not set(manifest.structure.split("+")) <= set(GROUPED) else [])]
             for name in files:  # a damaged one may not be reused
                 checkpoint.read_tensors(folder / f"{name}.safetensors")
     except ArtifactError as error:
@@ -156,5 +158,6 @@ def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
         "by_auto": plan.provenance.get("request", {}).get("criterion") == "auto",
         "edited": bool(plan.provenance.get("edited")),
         "layers": plan.counts(),
-        "groups": {n: {"total": len(k), "kept": int(k.sum())} for n, k in plan.keep.items()} if plan.index else {},
+        "groups": {n: {"total": len(k), "kept": int(k.sum())} for n, k in plan.keep.items() if n in plan.groups},
+        "refused": dict(plan.provenance.get("refused", {})),
     }
