@@ -35,6 +35,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace artifacts 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no tables.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 …; the recipe's by default.")]
+STRUCTURE_HELP = "unstructured, channels, heads, layers, N:M (2:4), block:ROWSxCOLUMNS (block:4x1)"
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Overrides the recipe's seed.")]
 
 
@@ -188,7 +189,7 @@ def score(
 @app.command(epilog="Example: prunekit compare runs/digits-cnn")
 def compare(
     run: RunFolder,
-    structure: Annotated[list[str] | None, typer.Option(help="unstructured or channels; repeatable.")] = None,
+    structure: Annotated[list[str] | None, typer.Option(help=f"{STRUCTURE_HELP}; repeatable.")] = None,
     allocation: Annotated[list[str] | None, typer.Option(help="global, uniform, …; repeatable.")] = None,
     sparsity: Annotated[list[float] | None, typer.Option(help="Share to remove; repeatable.")] = None,
     device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
@@ -218,8 +219,8 @@ def compare(
 def prune(
     run: RunFolder,
     criterion: Annotated[str, typer.Option("--criterion", "-c", help="As in score, or auto: the best here.")] = "auto",
-    sparsity: Annotated[float | None, typer.Option("--sparsity", "-s", help="Share to remove, in [0, 1).")] = None,
-    structure: Annotated[str, typer.Option(help="unstructured or channels.")] = "unstructured",
+    sparsity: Annotated[float | None, typer.Option("--sparsity", "-s", help="Share to remove, in [0, 1); not for N:M.")] = None,
+    structure: Annotated[str, typer.Option(help=f"{STRUCTURE_HELP}.")] = "unstructured",
     allocation: Annotated[str | None, typer.Option(help="global, uniform, mean, lamp, erk, proportional.")] = None,
     ratio: Annotated[list[str] | None, typer.Option(metavar="PATTERN=SHARE", help="Remove this share of a layer.")] = None,
     floor: Annotated[float, typer.Option(help="Share of every layer that stays, in [0, 1).")] = 0.0,
@@ -229,6 +230,7 @@ def prune(
     device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Plan what goes, and write the pruned model."""
+    from prunekit.structure import asked_sparsity, check_structure, implied_sparsity
     from prunekit.verbs.pruning import apply_plan, prune_run
 
     output = _Out(quiet, as_json)
@@ -238,15 +240,18 @@ def prune(
         sparsity is not None or dry_run or allocation or criterion != "auto" or structure != "unstructured"
     ):
         raise UsageError("--apply takes a finished plan: leave out --criterion, --sparsity, --structure, --allocation, --dry-run")
-    if apply is None and sparsity is None:
-        raise UsageError("prune needs --sparsity (or --apply PLAN)")
+    if apply is None:
+        check_structure(structure)
+        if sparsity is None and not implied_sparsity(structure):
+            raise UsageError("prune needs --sparsity (or --apply PLAN)")
+        sparsity = asked_sparsity(structure, sparsity)
     opened = _open(run, device)
     with output.working(run):
         if apply is not None:
             result = apply_plan(opened, apply, name, overwrite)
         else:
             assert sparsity is not None
-            named = name or f"{structure}-{sparsity:g}"
+            named = name or f"{structure.replace(':', '-')}-{sparsity:g}"
             result = prune_run(
                 opened, named, criterion, sparsity, structure, allocation, dry_run, overwrite, _ratios(ratio or []), floor
             )

@@ -18,7 +18,7 @@ from prunekit.criteria import AGGREGATIONS, DEFAULT, expand
 from prunekit.errors import UsageError, nearest
 from prunekit.imports import call, load_object
 from prunekit.kernel import RULES, SHARES, TARGETS
-from prunekit.plan import ALLOCATIONS, STRUCTURES
+from prunekit.plan import ALLOCATIONS, asked_sparsity, check_structure
 
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10**6)]
@@ -47,9 +47,17 @@ def _criterion(value: str) -> str:
     return names[0] if len(names) == 1 else value
 
 
+def _structure(value: str) -> str:
+    try:
+        check_structure(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return value
+
+
 CriterionName = Annotated[str, AfterValidator(_criterion)]
 AllocationName = Annotated[str, _one_of(ALLOCATIONS, "allocation")]
-StructureName = Annotated[str, _one_of(STRUCTURES, "structure")]
+StructureName = Annotated[str, AfterValidator(_structure)]
 RuleName = Annotated[str, _one_of(RULES, "quadrature rule")]
 
 
@@ -175,10 +183,32 @@ class Compare(_Section):
     sparsities: Annotated[list[Share], Field(min_length=1)] = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98]
 
 
+class Attention(_Section):
+    """Names of one attention's linear layers, and how many heads they make; ``kv_heads``: fewer with grouped queries."""
+
+    q: str
+    k: str
+    v: str
+    o: str
+    heads: Count | None = None
+    kv_heads: Count | None = None
+
+
+class Structure(_Section):
+    """``attention``: attention whose heads the names of its layers do not give away."""
+
+    attention: list[Attention] = []
+
+    def mappings(self) -> list[dict[str, Any]]:
+        return [spec.model_dump() for spec in self.attention]
+
+
 class Prune(_Section):
+    """``sparsity`` may be left out for N:M, which says it itself."""
+
     name: Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     criterion: str = "auto"
-    sparsity: Share
+    sparsity: Share | None = None
     structure: StructureName = "unstructured"
     allocation: AllocationName | None = None
     ratios: dict[str, Share] = {}
@@ -188,6 +218,14 @@ class Prune(_Section):
     @classmethod
     def _named(cls, value: str) -> str:
         return value if value == "auto" else _criterion(value)
+
+    @model_validator(mode="after")
+    def _sparsity(self) -> Prune:
+        try:
+            asked_sparsity(self.structure, self.sparsity)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        return self
 
 
 class Eval(_Section):
@@ -220,6 +258,7 @@ class Recipe(_Section):
     loss: str = "cross_entropy"
     train: Train = Train()
     prunable: Prunable = Prunable()
+    structure: Structure = Structure()
     score: Score = Score()
     compare: Compare = Compare()
     prune: list[Prune] = []

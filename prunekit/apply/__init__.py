@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from prunekit.apply.compensate import compensate
 from prunekit.apply.manifest import Manifest, dense_state, load, save
 from prunekit.apply.masks import apply_masks, hold_masks
-from prunekit.apply.surgery import cut_channels
+from prunekit.apply.surgery import cut_units
 from prunekit.criteria import model_digest
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.plan import Plan
@@ -18,11 +18,11 @@ __all__ = ["Manifest", "apply_masks", "compensate", "dense_state", "hold_masks",
 
 
 def prune(model: nn.Module, plan: Plan, example_inputs: Tensor | None = None) -> nn.Module:
-    """A pruned copy of ``model``: masked for an unstructured plan, truly smaller for channels.
+    """A pruned copy of ``model``: masked where the plan decides on weights, truly smaller where it decides on units.
 
     Args:
         model: the weights that the plan was made for; left as they are.
-        example_inputs: one or two samples, needed for channels.
+        example_inputs: one or two samples, needed where units go, to check the result.
 
     Raises:
         ArtifactError: the plan was made for other weights; both hashes are in the message.
@@ -31,15 +31,15 @@ def prune(model: nn.Module, plan: Plan, example_inputs: Tensor | None = None) ->
     found = model_digest(model)
     if plan.provenance["model"] != found:
         raise ArtifactError(f"the plan was made for model {plan.provenance['model']}, this model is {found}")
-    if plan.structure == "unstructured":
+    if not plan.smaller:
         return masked(model, plan)
     if example_inputs is None:
-        raise UsageError("pruning channels needs example_inputs (one or two samples) to trace the model")
-    return cut_channels(model, plan, example_inputs)
+        raise UsageError(f"pruning {plan.structure} needs example_inputs (one or two samples) to check the smaller model")
+    return cut_units(model, plan, example_inputs)
 
 
 def masked(model: nn.Module, plan: Plan) -> nn.Module:
-    """A dense copy of ``model`` with everything that the plan removes set to 0; for channels it computes the same."""
+    """A dense copy of ``model`` with everything that the plan removes set to 0; it computes what the smaller model does."""
     copied = copy.deepcopy(model)
     apply_masks(copied, plan.masks())
     return copied

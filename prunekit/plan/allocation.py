@@ -68,7 +68,8 @@ def lamp(importance: Importances, request: Request) -> Importances:
 
 def erk(importance: Importances, request: Request) -> Importances:
     """Erdős–Rényi kernel: density ∝ sum of a weight's axes / their product (Evci et al. 2020, arXiv 1911.11134)."""
-    density = {n: sum(s) / torch.Size(s).numel() for n, s in request.shapes.items() if n in importance}
+    axes = {name: torch.Size(request.shapes.get(name, values.shape)) for name, values in importance.items()}
+    density = {name: sum(shape) / shape.numel() for name, shape in axes.items()}
     return _by_density(importance, density, request.sparsity)
 
 

@@ -96,10 +96,12 @@ def prune(result: dict[str, Any]) -> None:
         table.add_row(name, f"{count['total']:,}", f"{count['kept']:,}", f"{100 * count['kept'] / count['total']:.1f}")
     _print(table)
     if result["groups"]:
-        table = _table("", "channels of", "before", "kept")
+        table = _table("", "blocks" if result["structure"] == "layers" else "units of", "before", "kept")
         for name, count in sorted(result["groups"].items()):
             table.add_row(name, str(count["total"]), str(count["kept"]))
         _print(table)
+    for name, reason in result["refused"].items():
+        print(f"  left whole: {name}: {reason}")
 
 
 def evaluate(result: tuple[str, dict[str, Any]]) -> None:

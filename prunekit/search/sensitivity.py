@@ -10,8 +10,9 @@ from torch import Tensor
 
 from prunekit.apply import masked
 from prunekit.criteria import Scores
+from prunekit.errors import UsageError
 from prunekit.measure import accuracy, fidelity, predict
-from prunekit.plan import Plan
+from prunekit.plan import STRUCTURES, Plan
 from prunekit.progress import track
 from prunekit.search.compare import Candidates
 
@@ -28,7 +29,12 @@ def sensitivity(candidates: Candidates, structure: str, criterion: str, sparsiti
     Returns:
         ``dense``: accuracy; ``cells``: one a layer and sparsity, with ``layer``, ``sparsity``, ``removed`` (weights or units),
         ``accuracy``, ``agreement`` and ``kl`` to the dense model.
+
+    Raises:
+        UsageError: a pattern, which has no sparsity to vary.
     """
+    if structure not in STRUCTURES:
+        raise UsageError(f"sensitivity: {structure!r} is a pattern; take one of {', '.join(STRUCTURES)}")
     whole = candidates.plan(structure, criterion, "uniform", 0.0)
     importance = _importance(candidates.scores[criterion], whole, candidates)
     grid = [(layer, sparsity) for layer in importance for sparsity in sparsities]
@@ -47,4 +53,5 @@ def sensitivity(candidates: Candidates, structure: str, criterion: str, sparsiti
 def _importance(scores: Scores, whole: Plan, candidates: Candidates) -> Mapping[str, Tensor]:
     if not whole.index:
         return {name: scores.importance[name] for name in whole.keep}
-    return {group.name: scores.group(group.members) for group in candidates.groups if group.name in whole.keep}
+    groups = candidates.groups[whole.structure]
+    return scores.groups({group.name: group.members for group in groups if group.name in whole.keep})

@@ -55,7 +55,7 @@ def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
             "prune again with --overwrite"
         )
     pruned = load(folder, run.new_model)
-    if plan.structure == "unstructured":
+    if plan.masking:
         checkpoint.read_tensors(folder / "masks.safetensors")  # a folder is measured whole or not at all
     options = run.recipe.eval
     made_from = {

@@ -11,7 +11,7 @@ from prunekit.apply import Manifest, prune, save
 from prunekit.criteria import Scores, expand
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.measure import accuracy, predict
-from prunekit.plan import Plan, check_sparsity, check_structure, make_plan
+from prunekit.plan import GROUPED, Plan, asked_sparsity, check_structure, make_plan
 from prunekit.plan.allocation import get_allocation
 from prunekit.search import Candidates, Comparison, choose
 from prunekit.verbs.run_folder import PROBLEM, Run, reusable
@@ -22,7 +22,7 @@ def prune_run(
     run: Run,
     name: str,
     criterion: str,
-    sparsity: float,
+    sparsity: float | None,
     structure: str = "unstructured",
     allocation: str | None = None,
     dry_run: bool = False,
@@ -35,6 +35,7 @@ def prune_run(
     Args:
         criterion: a name, or ``auto``: the criterion and allocation that do best on validation data there; one that stands
             for several, ``tempered(...)``, is the best of these.
+        sparsity: share to remove; None for N:M, which says it itself.
         allocation: None leaves the choice to ``auto`` (among the recipe's), else means ``global``.
         ratios, floor: see ``make_plan``.
 
@@ -43,8 +44,8 @@ def prune_run(
         ArtifactError: ``pruned/<name>`` holds something else.
         StructureError: the model cannot take the structure.
     """
-    check_sparsity(sparsity)
     check_structure(structure)
+    sparsity = asked_sparsity(structure, sparsity)
     if allocation is not None:
         get_allocation(allocation)
     names = [] if criterion == "auto" else expand(criterion)
@@ -69,12 +70,13 @@ def prune_run(
     plan = make_plan(
         scores[chosen["criterion"]],
         run.model,
-        run.example if structure == "channels" else None,
+        run.example if structure in GROUPED else None,
         sparsity=sparsity,
         structure=structure,
         allocation=chosen["allocation"],
         ratios=ratios,
         floor=floor,
+        attention=run.recipe.structure.mappings(),
     )
     plan.provenance["request"] = request
     if dry_run:
@@ -114,7 +116,7 @@ def _write(run: Run, plan: Plan, folder: Path) -> dict[str, Any]:
         raise ArtifactError(
             f"{folder}: holds {', '.join(foreign) or 'no folder'}, which would be lost; move it, or take another --name"
         )
-    example = run.example if plan.structure == "channels" else None
+    example = run.example if plan.smaller else None
     small = prune(run.model, plan, example)
     facts: dict[str, Any] = {}
     if run.recipe.data is not None:
@@ -128,7 +130,7 @@ def _auto(run: Run, scores: Mapping[str, Scores], structure: str, sparsity: floa
     comparison = None
     if inputs and inputs.get("scores") == {n: s.digest for n, s in scores.items()}:
         comparison = Comparison.load(run.path / "compare.json")
-    candidates = Candidates(run.model, scores, run.batches("validation"), [structure])
+    candidates = Candidates(run.model, scores, run.batches("validation"), [structure], run.recipe.structure.mappings())
     return choose(candidates, comparison, structure, sparsity, [allocation] if allocation else run.recipe.compare.allocations)
 
 
@@ -141,7 +143,7 @@ def _made_from(folder: Path, dry_run: bool) -> dict[str, Any] | None:
         else:
             manifest = Manifest.load(folder / "prunekit.json")
             found = manifest.provenance
-            files = ["plan", "model", *(["masks"] if manifest.structure == "unstructured" else [])]
+            files = ["plan", "model", *(["masks"] if not set(manifest.structure.split("+")) <= set(GROUPED) else [])]
             for name in files:  # a damaged one may not be reused
                 checkpoint.read_tensors(folder / f"{name}.safetensors")
     except ArtifactError as error:
@@ -165,5 +167,6 @@ def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
         "by_auto": plan.provenance.get("request", {}).get("criterion") == "auto",
         "edited": bool(plan.provenance.get("edited")),
         "layers": plan.counts(),
-        "groups": {n: {"total": len(k), "kept": int(k.sum())} for n, k in plan.keep.items()} if plan.index else {},
+        "groups": {n: {"total": len(k), "kept": int(k.sum())} for n, k in plan.keep.items() if n in plan.groups},
+        "refused": dict(plan.provenance.get("refused", {})),
     }

@@ -154,7 +154,14 @@ def compare_run(
         _write_views(run, found)
         return found, True
     started = time.perf_counter()
-    made = compare(run.model.to(run.device), scores, run.batches("validation"), made_from=made_from, **grid)
+    made = compare(
+        run.model.to(run.device),
+        scores,
+        run.batches("validation"),
+        made_from=made_from,
+        attention=run.recipe.structure.mappings(),
+        **grid,
+    )
     run.model.cpu()
     made.cost["seconds"] = round(time.perf_counter() - started, 3)
     _write_views(run, made)
