@@ -1,6 +1,11 @@
-"""Tries plans and measures them: compare, auto."""
+"""Tries plans and measures them: compare, auto. Prunes in steps, and fine-tunes: schedules."""
 
 from prunekit.search.auto import choose
 from prunekit.search.compare import Candidates, Comparison, compare
+from prunekit.search.finetune import Finetuning, Tuner, finetune
+from prunekit.search.schedule import SCHEDULES, Planner, Pruned, Schedule, cut, prune_by_schedule
 
-__all__ = ["Candidates", "Comparison", "choose", "compare"]
+__all__ = [
+    "SCHEDULES", "Candidates", "Comparison", "Finetuning", "Planner", "Pruned", "Schedule", "Tuner", "choose", "compare", "cut",
+    "finetune", "prune_by_schedule",
+]  # fmt: skip
