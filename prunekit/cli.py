@@ -241,7 +241,7 @@ def prune(
     if apply is None and sparsity is None:
         raise UsageError("prune needs --sparsity (or --apply PLAN)")
     opened = _open(run, device)
-    steps = _steps(opened, schedule, rounds, every, finetune, lr, distill, temperature, rewind, recalibrate)
+    steps = _steps(schedule, rounds, every, finetune, lr, distill, temperature, rewind, recalibrate)
     if apply is not None and steps.request():
         raise UsageError("--apply carries out a plan as it is: leave out --schedule, --finetune, --rewind, --recalibrate")
     with output.working(run):
@@ -393,10 +393,12 @@ def _overridden(recipe: Any, seed: int | None, device: str | None) -> Any:
 
 
 def _steps(
-    run: Any, schedule: str, rounds: int | None, every: int | None, epochs: float | None, lr: float | None,
+    schedule: str, rounds: int | None, every: int | None, epochs: float | None, lr: float | None,
     distill: float | None, temperature: float | None, rewind: int | None, recalibrate: bool,
 ) -> Any:  # fmt: skip
     """prune's options as the recipe's keys, checked as those are."""
+    from prunekit.recipe import Steps
+
     training = epochs is not None or rewind is not None
     for option, value in (("--lr", lr), ("--distill", distill)):
         if value is not None and not training:
@@ -411,12 +413,11 @@ def _steps(
         return {k: v for k, v in options.items() if v is not None}
 
     soft = None if distill is None else given(weight=distill, temperature=temperature)
-    asked: dict[str, Any] = {"name": "asked", "sparsity": 0, "schedule": given(name=schedule, rounds=rounds, every=every)}
+    asked: dict[str, Any] = {"schedule": given(name=schedule, rounds=rounds, every=every)}
     asked |= {"rewind": rewind, "recalibrate": recalibrate}
     if training:
         asked["finetune"] = given(epochs=epochs, lr=lr, distill=soft)
-    checked = type(run.recipe).of({**run.recipe.model_dump(mode="json"), "prune": [asked]}, "command line")
-    return checked.prune[0]
+    return Steps.of(asked, "prune")
 
 
 def _json_object(text: str, option: str) -> dict[str, Any]:

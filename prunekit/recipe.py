@@ -223,6 +223,14 @@ class Steps(_Section):
                 raise ValueError(f"rewind trains on as the dense training did; leave out finetune.{given[0]}")
         return self
 
+    @classmethod
+    def of(cls, content: dict[str, Any], source: str) -> Steps:
+        """Checks values that come from ``source``; raises UsageError."""
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise UsageError("; ".join(_fault(source, fault) for fault in error.errors())) from None
+
     @property
     def trains(self) -> bool:
         return self.finetune is not None or self.rewind is not None
@@ -231,7 +239,8 @@ class Steps(_Section):
         """The values that decide the pruned model; empty for plain pruning at once."""
         if self.schedule.name == "one-shot" and not self.trains and not self.recalibrate:
             return {}
-        return self.model_dump(mode="json", include=set(Steps.model_fields))
+        found = self.model_dump(mode="json", include=set(Steps.model_fields))
+        return found | ({"schedule": None} if self.schedule.name == "one-shot" else {})
 
     def of_training(self) -> Finetune:
         return self.finetune or Finetune()
@@ -449,6 +458,8 @@ def _fault(path: str | Path, fault: Any) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "missing":
         return f"{path}: {key} is missing"
+    if not key:
+        return f"{path}: {message}"
     shown = repr(fault["input"])
     return f"{path}: {key} is {shown if len(shown) < 80 else shown[:77] + '...'}: {message[0].lower()}{message[1:]}"
 

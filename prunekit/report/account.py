@@ -72,7 +72,7 @@ def account(
     rule: str = "midpoint",
     nodes: int | None = None,
 ) -> dict[str, Any]:
-    """The kernel section of an evaluation, as JSON values.
+    """The kernel section of an evaluation, as JSON values. What it says by layer is about all prunings of the path.
 
     Args:
         dense: the dense model's reconstruction on ``x``.
@@ -87,6 +87,7 @@ def account(
     last = trajectory.state(-1)
     step = path.joint if path is not None else Segment(len(trajectory), last, pruned_state, torch.zeros_like(last))
     fixed: dict[str, Any] = {"tolerance": tolerance} if nodes is None else {"tolerance": None, "nodes": nodes}
+    fixed["jumps"] = tolerance
 
     def along(segments: Iterator[Segment], pieces: int, what: str) -> Reconstruction | None:
         """None for no pieces at all."""
@@ -111,6 +112,11 @@ def account(
         rebuilt, model = rebuilt + (tuned.rebuilt - tuned.start), tuned.model
     shares = shares_by_layer(function, step, x, y)
     change = pruning.model - pruning.start
+    for later in child.segments() if child is not None else ():
+        if later.jump:
+            change = change + _difference(function, later, x, y)
+            for layer, share in shares_by_layer(function, later, x, y).items():
+                shares[layer] = shares[layer] + share if layer in shares else share
     left_over = change - sum(shares.values(), torch.zeros_like(change))
     sizes = {layer: float(share.abs().mean()) for layer, share in shares.items()}
     steps = path or trajectory
@@ -124,7 +130,7 @@ def account(
             **_fit(rebuilt, model),
             "steps": {
                 "dense": len(trajectory) if path is None else path.branch,
-                "finetuning": 0 if child is None else len(child),
+                "finetuning": 0 if child is None else sum(child.step(s).moved for s in range(len(child))),
             },
             "pruning_step_error": float(pruning.error.mean()),
             "evaluations_per_sample": pruning.evaluations / len(x),
@@ -153,6 +159,12 @@ def _fit(rebuilt: Tensor, model: Tensor) -> dict[str, Any]:
         "mean_output": float(model.abs().mean()),
         "argmax_agreement": agreement(rebuilt, model),
     }
+
+
+@torch.no_grad()
+def _difference(function: ModelFunction, segment: Segment, x: Tensor, y: Tensor) -> Tensor:
+    x, y = x.to(function.device), y.to(function.device)
+    return function(segment.end.to(function.device), x, y) - function(segment.start.to(function.device), x, y)
 
 
 def _part(made: Reconstruction) -> dict[str, Any]:

@@ -133,11 +133,13 @@ def evaluate(result: tuple[str, dict[str, Any]]) -> None:
     table.add_row("largest error", *(f"{p['max_error']:.4f}" for p in parts))
     table.add_row("same answer as the model", *(f"{p['argmax_agreement']:.2%}" for p in parts))
     _print(table)
+    layers = ", ".join(f"{n} {v['share']:.0%}" for n, v in kernel["pruned"]["by_layer"].items())
     steps = kernel["pruned"].get("steps")
     if steps and steps["finetuning"]:
         print(f"path of the pruned model: {steps['dense']} training steps, the pruning, {steps['finetuning']} fine-tuning steps")
-    layers = ", ".join(f"{n} {v['share']:.0%}" for n, v in kernel["pruned"]["by_layer"].items())
-    print(f"the outputs changed {'at the first pruning ' if steps and steps['finetuning'] else ''}through: {layers}")
+        print(f"pruning changed the outputs through: {layers}")
+    else:
+        print(f"the outputs changed through: {layers}")
 
 
 def report(result: tuple[Path, list[str]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ class Continued(Trajectory):
     def joint(self) -> Segment:
         """The piece between parent and child."""
         start, end = self.parent.state(self.branch), self.child.state(0)
-        return Segment(self.branch, start, end, end - start)
+        return Segment(self.branch, start, end, end - start, jump=True)
 
     def segments(
         self, stride: int = 1, *, begin: int = 0, end: int | None = None, survival: bool = False, until: int | None = None
@@ -102,7 +103,7 @@ class Continued(Trajectory):
             yield self.joint
         inner_end = None if end is None else max(end - after, 0)
         for piece in self.child.segments(stride, begin=max(begin - after, 0), end=inner_end):
-            yield Segment(piece.index + after, piece.start, piece.end, piece.regularisation, piece.steps)
+            yield replace(piece, index=piece.index + after)
 
     def random_states(self, step: int) -> list[Tensor] | None:
         if step == self.branch:

@@ -33,6 +33,7 @@ class Segment:
             statistics, averaged weights).
         surviving: ``Σ ω_s U_s``, the part of ``U`` that decay leaves until the end of training; only from
             ``segments(survival=True)``.
+        jump: whether weights were set inside (pruned, averaged): such a piece can be long.
     """
 
     index: int
@@ -41,6 +42,7 @@ class Segment:
     regularisation: Tensor
     steps: int = 1
     surviving: Tensor | None = None
+    jump: bool = False
 
     @property
     def update(self) -> Tensor:
@@ -232,7 +234,9 @@ class Trajectory:
                         moved = (last - first) / (high - low) - (share - before)
                         left += self._scaled(moved, weights[s])
             if begin <= self._rows[row] < (len(self) if end is None else end):
-                yield Segment(self._rows[row], start, last, share, self._rows[stop] - self._rows[row], left)
+                low, high = self._rows[row], self._rows[stop]
+                jump = not all(step.moved for step in self._log[low:high])
+                yield Segment(low, start, last, share, high - low, left, jump)
 
     def _set_aside(self, step: int, moved: Tensor, share: Tensor) -> None:
         """Running statistics and averaged weights are moved by neither gradient nor decay: they count as R."""

@@ -140,7 +140,7 @@ def _told(steps: Steps, how: Finetuning, rounds: list[dict[str, Any]]) -> dict[s
     return {
         "epochs": how.epochs if steps.rewind is None else None,
         "steps": sum(r["steps"] for r in rounds),
-        "seeds": [r["seed"] for r in rounds],
+        "seeds": list(dict.fromkeys(r["seed"] for r in rounds)),
         "distill": asked.distill.model_dump(mode="json") if asked.distill else None,
     }
 
