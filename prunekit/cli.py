@@ -227,6 +227,15 @@ def prune(
     name: Annotated[str | None, typer.Option(help="Name of the pruned model: RUN/pruned/NAME.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write and print the plan only.")] = False,
     apply: Annotated[Path | None, typer.Option("--apply", help="Apply this plan file instead of making one.")] = None,
+    schedule: Annotated[str, typer.Option(help="one-shot, iterative, or gradual (while it fine-tunes).")] = "one-shot",
+    rounds: Annotated[int | None, typer.Option(min=1, help="iterative, gradual: how many prunings.")] = None,
+    every: Annotated[int | None, typer.Option(min=1, help="gradual: steps between two prunings.")] = None,
+    finetune: Annotated[float | None, typer.Option(metavar="EPOCHS", help="Train on so long, in every round.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Of fine-tuning; the dense training's by default.")] = None,
+    distill: Annotated[float | None, typer.Option(metavar="WEIGHT", help="Of the dense model's soft labels.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of the soft labels.")] = None,
+    rewind: Annotated[int | None, typer.Option(min=0, metavar="STEP", help="Go back to this training step's weights.")] = None,
+    recalibrate: Annotated[bool, typer.Option("--recalibrate", help="Measure BatchNorm statistics anew.")] = False,
     device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Plan what goes, and write the pruned model."""
@@ -246,6 +255,9 @@ def prune(
             raise UsageError("prune needs --sparsity (or --apply PLAN)")
         sparsity = asked_sparsity(structure, sparsity)
     opened = _open(run, device)
+    steps = _steps(schedule, rounds, every, finetune, lr, distill, temperature, rewind, recalibrate)
+    if apply is not None and steps.request():
+        raise UsageError("--apply carries out a plan as it is: leave out --schedule, --finetune, --rewind, --recalibrate")
     with output.working(run):
         if apply is not None:
             result = apply_plan(opened, apply, name, overwrite)
@@ -253,7 +265,7 @@ def prune(
             assert sparsity is not None
             named = name or f"{structure.replace(':', '-')}-{sparsity:g}"
             result = prune_run(
-                opened, named, criterion, sparsity, structure, allocation, dry_run, overwrite, _ratios(ratio or []), floor
+                opened, named, criterion, sparsity, structure, allocation, dry_run, overwrite, _ratios(ratio or []), floor, steps
             )
     output.show("prune", result)
     output.finish(result)
@@ -413,6 +425,34 @@ def _checked(content: dict[str, Any], source: str, out: Path, seed: int | None, 
 def _overridden(recipe: Any, seed: int | None, device: str | None) -> Any:
     changes = {k: v for k, v in {"seed": seed, "device": device}.items() if v is not None}
     return type(recipe).of({**recipe.model_dump(mode="json"), **changes}, "command line") if changes else recipe
+
+
+def _steps(
+    schedule: str, rounds: int | None, every: int | None, epochs: float | None, lr: float | None,
+    distill: float | None, temperature: float | None, rewind: int | None, recalibrate: bool,
+) -> Any:  # fmt: skip
+    """prune's options as the recipe's keys, checked as those are."""
+    from prunekit.recipe import Steps
+
+    training = epochs is not None or rewind is not None
+    for option, value in (("--lr", lr), ("--distill", distill)):
+        if value is not None and not training:
+            raise UsageError(f"{option} is about fine-tuning; give --finetune EPOCHS or --rewind STEP")
+    if temperature is not None and distill is None:
+        raise UsageError("--temperature is about soft labels; give --distill WEIGHT")
+    for option, count in (("--rounds", rounds), ("--every", every)):
+        if count is not None and schedule not in ("iterative", "gradual"):
+            raise UsageError(f"{option} is about pruning in steps; give --schedule iterative or gradual")
+
+    def given(**options: Any) -> dict[str, Any]:
+        return {k: v for k, v in options.items() if v is not None}
+
+    soft = None if distill is None else given(weight=distill, temperature=temperature)
+    asked: dict[str, Any] = {"schedule": given(name=schedule, rounds=rounds, every=every)}
+    asked |= {"rewind": rewind, "recalibrate": recalibrate}
+    if training:
+        asked["finetune"] = given(epochs=epochs, lr=lr, distill=soft)
+    return Steps.of(asked, "prune")
 
 
 def _json_object(text: str, option: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from prunekit.errors import UsageError, nearest
 from prunekit.imports import call, load_object
 from prunekit.kernel import RULES, SHARES, TARGETS
 from prunekit.plan import ALLOCATIONS, asked_sparsity, check_structure
+from prunekit.search.schedule import SCHEDULES, SPACINGS
 
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10**6)]
@@ -203,7 +204,89 @@ class Structure(_Section):
         return [spec.model_dump() for spec in self.attention]
 
 
-class Prune(_Section):
+class Distill(_Section):
+    """Soft labels from the dense model: see ``prunekit.training.Distillation``."""
+
+    temperature: Positive = 4.0
+    weight: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+
+class Finetune(_Section):
+    """``epochs`` of each round; below 1, a share of the dense training's; null, as many as that had.
+
+    ``lr``, ``optimizer`` and ``schedule`` (of the rate) are the dense training's where they are null, ``seed`` is the recipe's.
+    """
+
+    epochs: Positive | None = None
+    lr: Positive | None = None
+    optimizer: Optimizer | None = None
+    schedule: Schedule | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    distill: Distill | None = None
+
+    @field_validator("epochs")
+    @classmethod
+    def _epochs(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and value != round(value):
+            raise ValueError("write a whole number, or a share of the dense training's epochs below 1")
+        return value
+
+
+class PruneSchedule(_Section):
+    """See ``prunekit.search.Schedule``."""
+
+    name: Annotated[str, _one_of(SCHEDULES, "schedule")] = "one-shot"
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 5
+    spacing: Annotated[str, _one_of(SPACINGS, "spacing")] = "geometric"
+    every: Count | None = None
+
+
+class Steps(_Section):
+    """How pruning goes on: in which steps, with what training, from which weights."""
+
+    schedule: PruneSchedule = PruneSchedule()
+    finetune: Finetune | None = None
+    recalibrate: bool = False
+    rewind: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Steps:
+        if self.schedule.name == "gradual" and self.finetune is None:
+            raise ValueError("schedule gradual prunes while it fine-tunes; give finetune (--finetune EPOCHS)")
+        if self.rewind is not None:
+            if self.schedule.name == "gradual":
+                raise ValueError("rewind goes with schedule one-shot or iterative")
+            given = [
+                k for k in ("lr", "optimizer", "schedule", "seed") if self.finetune and getattr(self.finetune, k) is not None
+            ]
+            if given:
+                raise ValueError(f"rewind trains on as the dense training did; leave out finetune.{given[0]}")
+        return self
+
+    @classmethod
+    def of(cls, content: dict[str, Any], source: str) -> Steps:
+        """Checks values that come from ``source``; raises UsageError."""
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise UsageError("; ".join(_fault(source, fault) for fault in error.errors())) from None
+
+    @property
+    def trains(self) -> bool:
+        return self.finetune is not None or self.rewind is not None
+
+    def request(self) -> dict[str, Any]:
+        """The values that decide the pruned model; empty for plain pruning at once."""
+        if self.schedule.name == "one-shot" and not self.trains and not self.recalibrate:
+            return {}
+        found = self.model_dump(mode="json", include=set(Steps.model_fields))
+        return found | ({"schedule": None} if self.schedule.name == "one-shot" else {})
+
+    def of_training(self) -> Finetune:
+        return self.finetune or Finetune()
+
+
+class Prune(Steps):
     """``sparsity`` may be left out for N:M, which says it itself."""
 
     name: Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -297,22 +380,29 @@ class Recipe(_Section):
 
     def build_optimizer(self, model: nn.Module, steps: int) -> tuple[torch.optim.Optimizer, Any]:
         """Optimizer and learning-rate schedule over ``steps`` steps; the schedule leaves momentum and betas alone."""
-        o = self.train.optimizer
+        optimizer = self.optimizer_of(model, self.train.optimizer)
+        return optimizer, self.scheduler_of(optimizer, steps, self.train.schedule)
+
+    @staticmethod
+    def optimizer_of(model: nn.Module, o: Optimizer) -> torch.optim.Optimizer:
+        """The optimizer that ``o`` describes, for the trained parameters of ``model``."""
         parameters = [p for p in model.parameters() if p.requires_grad]
-        optimizer: torch.optim.Optimizer
         if o.name == "sgd":
-            optimizer = torch.optim.SGD(parameters, o.lr, momentum=o.momentum, nesterov=o.nesterov, weight_decay=o.weight_decay)
-        else:
-            kind = torch.optim.AdamW if o.name == "adamw" else torch.optim.Adam
-            optimizer = kind(parameters, o.lr, betas=o.betas, weight_decay=o.weight_decay)
-        schedule = self.train.schedule
+            return torch.optim.SGD(parameters, o.lr, momentum=o.momentum, nesterov=o.nesterov, weight_decay=o.weight_decay)
+        kind = torch.optim.AdamW if o.name == "adamw" else torch.optim.Adam
+        return kind(parameters, o.lr, betas=o.betas, weight_decay=o.weight_decay)
+
+    @staticmethod
+    def scheduler_of(optimizer: torch.optim.Optimizer, steps: int, schedule: Schedule) -> Any:
+        """The schedule of the rate over ``steps`` steps, from the optimizer's own rate; None for a constant one."""
         if schedule.name == "onecycle":
-            return optimizer, torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, o.lr, total_steps=steps, pct_start=schedule.warmup, cycle_momentum=False
+            peak = optimizer.param_groups[0]["lr"]
+            return torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, peak, total_steps=steps, pct_start=schedule.warmup, cycle_momentum=False
             )
         if schedule.name == "cosine":
-            return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        return optimizer, None
+            return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        return None
 
     def load_loss(self) -> Callable[[Tensor, Tensor], Tensor]:
         """The mean loss ``(outputs, labels) -> scalar``."""
@@ -421,6 +511,8 @@ def _fault(path: str | Path, fault: Any) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "missing":
         return f"{path}: {key} is missing"
+    if not key:
+        return f"{path}: {message}"
     shown = repr(fault["input"])
     return f"{path}: {key} is {shown if len(shown) < 80 else shown[:77] + '...'}: {message[0].lower()}{message[1:]}"
 

@@ -230,6 +230,10 @@ class _Products:
 
 
 def _check(trajectory: Trajectory) -> None:
+    if "parent" in trajectory.provenance:
+        raise PrunekitError(
+            f"{trajectory.folder}: fine-tuning with masks held; data-wise scores are those of training steps without masks"
+        )
     if not trajectory.recursion.explains_data:
         why = trajectory.rule_note or "second moments were not recorded; use Recorder(..., second_moments=True)"
         raise PrunekitError(f"{trajectory.folder}: data-wise scores cannot be had: {why}")

@@ -48,6 +48,7 @@ def reconstruct(
     tolerance: float | None = 1e-3,
     nodes: int = 1,
     rule: str = "midpoint",
+    jumps: float | None = None,
     tick: Callable[[int], None] = lambda amount: None,
     within: Callable[[float], None] = lambda amount: None,
 ) -> Reconstruction:
@@ -56,6 +57,7 @@ def reconstruct(
     Args:
         tolerance: halve a piece, up to 12 times, until every interval is off by less, per sample;
             None takes the fixed ``rule`` with ``nodes`` instead.
+        jumps: tolerance, beside a fixed rule, of pieces in which weights were set.
         tick: called once per piece; ``within``: called with the samples' share of a piece that is done.
     """
     x, y = x.to(function.device), y.to(function.device)
@@ -76,7 +78,8 @@ def reconstruct(
             rebuilt = start.double()
         with torch.no_grad():
             after = function(end, x, y)
-        if tolerance is None:
+        allowed = jumps if tolerance is None and segment.jump else tolerance
+        if allowed is None:
             change = torch.zeros_like(rebuilt)
             for node, weight in quadrature:
                 slope = function.directional(torch.lerp(theta, end, node), end - theta, x, y)[1]
@@ -84,7 +87,7 @@ def reconstruct(
             spend(len(quadrature) * len(x))
         else:
             change = torch.zeros_like(rebuilt)
-            for piece in bisect(function, theta, end, x, y, value, after, tolerance, spend):
+            for piece in bisect(function, theta, end, x, y, value, after, allowed, spend):
                 change.index_add_(0, piece.who, (piece.slope * piece.weight).double())
                 within(len(piece.who) * piece.weight)
         residuals.append((change - (after.double() - value.double())).abs().mean())

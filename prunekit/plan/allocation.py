@@ -131,12 +131,18 @@ def _check(importance: Importances, request: Request) -> None:
 
 
 def _by_density(importance: Importances, weight: Mapping[str, float], sparsity: float) -> Importances:
-    """Comparable values with which one global ranking at ``sparsity`` keeps each layer at its density."""
+    """Comparable values with which one global ranking at ``sparsity`` keeps each layer at its density.
+
+    What has no importance at all goes first whatever its layer's density: nothing is lost with it, and a pruning that goes on
+    from an earlier one never gives back what is gone.
+    """
     densities = fill(weight, {name: values.numel() for name, values in importance.items()}, 1 - sparsity)
-    return {
-        name: _ranks(values) / (1 - densities[name]) if densities[name] < 1 else 2 + _ranks(values)
-        for name, values in importance.items()
-    }
+    comparable = {}
+    for name, values in importance.items():
+        ranks = _ranks(values)
+        full = densities[name] >= 1
+        comparable[name] = torch.where(values == 0, ranks - 1, 2 + ranks if full else ranks / (1 - densities[name]))
+    return comparable
 
 
 def fill(weight: Mapping[str, float], sizes: Mapping[str, int], density: float) -> dict[str, float]:

@@ -91,6 +91,14 @@ def prune(result: dict[str, Any]) -> None:
     )
     if result["by_auto"] and result["criterion"] == "random":
         print("  random did best on validation data: so much removed at once, no criterion knows better than chance here")
+    for number, found in enumerate(result.get("rounds", ()), 1):
+        told = f"  round {number}: removed {found['sparsity']:.4f}"
+        if "accuracy" in found:
+            told += f", validation accuracy {found['accuracy_pruned']:.2%}"
+            told += f", after {found['steps']} steps {found['accuracy']:.2%}" if found["steps"] else ""
+        print(f"{told} ({found['seconds']:.1f} s)")
+    if result.get("recalibrated") == 0:
+        print("  recalibrate: the model has no BatchNorm layer, so there was nothing to measure anew")
     table = _table("", "parameter", "weights", "kept", "kept %")
     for name, count in result["layers"].items():
         table.add_row(name, f"{count['total']:,}", f"{count['kept']:,}", f"{100 * count['kept'] / count['total']:.1f}")
@@ -128,7 +136,12 @@ def evaluate(result: tuple[str, dict[str, Any]]) -> None:
     table.add_row("same answer as the model", *(f"{p['argmax_agreement']:.2%}" for p in parts))
     _print(table)
     layers = ", ".join(f"{n} {v['share']:.0%}" for n, v in kernel["pruned"]["by_layer"].items())
-    print(f"the outputs changed through: {layers}")
+    steps = kernel["pruned"].get("steps")
+    if steps and steps["finetuning"]:
+        print(f"path of the pruned model: {steps['dense']} training steps, the pruning, {steps['finetuning']} fine-tuning steps")
+        print(f"pruning changed the outputs through: {layers}")
+    else:
+        print(f"the outputs changed through: {layers}")
 
 
 def sensitivity(result: dict[str, Any]) -> None:

@@ -1,7 +1,12 @@
-"""Tries plans and measures them: compare, auto, sensitivity of layers."""
+"""Tries plans and measures them: compare, auto, sensitivity of layers. Prunes in steps, and fine-tunes: schedules."""
 
 from prunekit.search.auto import choose
 from prunekit.search.compare import Candidates, Comparison, compare
+from prunekit.search.finetune import Finetuning, Tuner, finetune
+from prunekit.search.schedule import SCHEDULES, Planner, Pruned, Schedule, cut, leaves, prune_by_schedule
 from prunekit.search.sensitivity import sensitivity
 
-__all__ = ["Candidates", "Comparison", "choose", "compare", "sensitivity"]
+__all__ = [
+    "SCHEDULES", "Candidates", "Comparison", "Finetuning", "Planner", "Pruned", "Schedule", "Tuner", "choose", "compare", "cut",
+    "finetune", "leaves", "prune_by_schedule", "sensitivity",
+]  # fmt: skip

@@ -9,12 +9,15 @@ from typing import Any
 from prunekit import checkpoint
 from prunekit.apply import Manifest, prune, save
 from prunekit.criteria import Scores, expand
-from prunekit.errors import ArtifactError, UsageError
+from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.measure import accuracy, predict
 from prunekit.plan import GROUPED, Plan, asked_sparsity, check_structure, make_plan
 from prunekit.plan.allocation import get_allocation
+from prunekit.recipe import Steps
 from prunekit.search import Candidates, Comparison, choose
+from prunekit.trajectory import Trajectory
 from prunekit.verbs.run_folder import PROBLEM, Run, reusable
+from prunekit.verbs.scheduling import prune_in_steps
 from prunekit.verbs.scoring import comparison_inputs
 
 
@@ -29,6 +32,7 @@ def prune_run(
     overwrite: bool = False,
     ratios: Mapping[str, float] | None = None,
     floor: float = 0.0,
+    steps: Steps | None = None,
 ) -> dict[str, Any]:
     """Plans and prunes; with ``dry_run`` only the plan is written, to be looked at and edited.
 
@@ -38,6 +42,7 @@ def prune_run(
         sparsity: share to remove; None for N:M, which says it itself.
         allocation: None leaves the choice to ``auto`` (among the recipe's), else means ``global``.
         ratios, floor: see ``make_plan``.
+        steps: schedule, fine-tuning, rewinding; None prunes once.
 
     Raises:
         UsageError: a name or value that does not exist.
@@ -60,6 +65,7 @@ def prune_run(
         "scores": {n: s.digest for n, s in scores.items()},
         **({"ratios": dict(ratios)} if ratios else {}),
         **({"floor": floor} if floor else {}),
+        **_training_request(run, steps),
     }
     folder = run.path / "pruned" / name
     if reusable(folder, _made_from(folder, dry_run), request, overwrite):
@@ -67,6 +73,15 @@ def prune_run(
     chosen: Mapping[str, Any] = {"criterion": criterion, "allocation": allocation or "global"}
     if choosing:
         chosen = _auto(run, scores, structure, sparsity, allocation)
+    if steps is not None and (steps.schedule.name != "one-shot" or (steps.request() and not dry_run)):
+        if dry_run:
+            raise UsageError(f"--dry-run shows a plan that is made at once; schedule {steps.schedule.name} makes it on the way")
+        refuse_foreign(folder)
+        options = {"ratios": ratios, "floor": floor, "attention": run.recipe.structure.mappings()}
+        done = prune_in_steps(
+            run, folder, scores[chosen["criterion"]], structure, chosen["allocation"], sparsity, steps, request, options
+        )
+        return {**_summary(folder, Plan.load(folder / "plan.safetensors")), **done, "reused": False}
     plan = make_plan(
         scores[chosen["criterion"]],
         run.model,
@@ -110,12 +125,17 @@ def apply_plan(run: Run, plan_path: Path, name: str | None, overwrite: bool = Fa
 OURS = {"model.safetensors", "masks.safetensors", "plan.safetensors", "prunekit.json", "eval.json", "trajectory"}
 
 
-def _write(run: Run, plan: Plan, folder: Path) -> dict[str, Any]:
+def refuse_foreign(folder: Path) -> None:
+    """Raises ArtifactError when ``folder`` holds what prunekit did not write, which would be lost."""
     foreign = sorted(p.name for p in folder.iterdir() if p.name not in OURS) if folder.is_dir() else []
     if foreign or (folder.exists() and not folder.is_dir()):
         raise ArtifactError(
             f"{folder}: holds {', '.join(foreign) or 'no folder'}, which would be lost; move it, or take another --name"
         )
+
+
+def _write(run: Run, plan: Plan, folder: Path) -> dict[str, Any]:
+    refuse_foreign(folder)
     example = run.example if plan.smaller else None
     small = prune(run.model, plan, example)
     facts: dict[str, Any] = {}
@@ -123,6 +143,15 @@ def _write(run: Run, plan: Plan, folder: Path) -> dict[str, Any]:
         facts["validation_accuracy"] = accuracy(*predict(small, run.batches("validation")))
     save(small, plan, folder, facts)
     return {**_summary(folder, plan), **facts, "reused": False}
+
+
+def _training_request(run: Run, steps: Steps | None) -> dict[str, Any]:
+    if steps is None:
+        return {}
+    found = steps.request()
+    if found and (steps.trains or steps.recalibrate) and run.recipe.data is not None:
+        found["train"] = run.splits["train"].digest()
+    return found
 
 
 def _auto(run: Run, scores: Mapping[str, Scores], structure: str, sparsity: float, allocation: str | None) -> dict[str, Any]:
@@ -146,7 +175,9 @@ def _made_from(folder: Path, dry_run: bool) -> dict[str, Any] | None:
             files = ["plan", "model", *(["masks"] if not set(manifest.structure.split("+")) <= set(GROUPED) else [])]
             for name in files:  # a damaged one may not be reused
                 checkpoint.read_tensors(folder / f"{name}.safetensors")
-    except ArtifactError as error:
+            if manifest.facts.get("finetune"):
+                Trajectory(folder / "trajectory").verify()
+    except PrunekitError as error:
         if (folder / "plan.safetensors").exists() and not (folder / "prunekit.json").exists():
             return {PROBLEM: f"it holds a plan that was not applied yet (--apply {folder / 'plan.safetensors'})"}
         return {PROBLEM: str(error)}

@@ -92,7 +92,7 @@ def run_recipe(
     for wanted in recipe.prune:
         done = prune_run(
             run, wanted.name, wanted.criterion, wanted.sparsity, wanted.structure, wanted.allocation, overwrite=overwrite,
-            ratios=wanted.ratios, floor=wanted.floor,
+            ratios=wanted.ratios, floor=wanted.floor, steps=wanted,
         )  # fmt: skip
         show("prune", done)
         pruned.append(done)
