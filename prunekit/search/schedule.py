@@ -200,14 +200,14 @@ class Planner:
             trajectory = Continued(trajectory, child)
         named = {**dict(present.named_parameters()), **dict(present.named_buffers())}
         evidence = replace(self.evidence, trajectory=trajectory, at=trajectory.layout.flatten(named))
-        found = {}
+        found, standing = {}, set()
         for name, scores in self.singles.items():
             if get_criterion(name).needs_path and child is None:
+                standing.add(name)
                 found[name] = replace(scores, provenance={**scores.provenance, "model": now})
             else:
                 found[name] = score_evidence(evidence, name)
-        if self.of_path is False or child is not None or len(found) > 1:
-            self.rescored += 1
+        self.rescored += not standing.issuperset(found)
         return compose(parse(self.first.criterion), found)
 
 

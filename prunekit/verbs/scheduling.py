@@ -171,7 +171,7 @@ def _evidence(run: Run, scores: Scores) -> Evidence:
         difference = first_difference(leaf.provenance, provenance(evidence, leaf.criterion))
         if difference is not None:
             raise ArtifactError(
-                f"{run.score_path(leaf.criterion)}: later rounds score again, and these scores were made otherwise ({difference}); "
+                f"{run.score_path(leaf.criterion)}: later rounds score again, and these were made otherwise ({difference}); "
                 "score again with --overwrite, or prune with --schedule one-shot"
             )
     return evidence
