@@ -202,7 +202,11 @@ class _Parser:
         while self.next == "*":
             self.take()
             factors.append(self.power())
-        return product(factors)
+        found = product(factors)
+        for part, power in found.factors if isinstance(found, Product) else ():
+            if power > GREATEST:
+                raise self.wrong(f"the exponents of {part.text} add up to {_plain(power)}, more than {GREATEST}")
+        return found
 
     def power(self) -> tuple[Single, Decimal]:
         part = self.single()
