@@ -129,8 +129,14 @@ class Scores:
         return header | ({"parts": [part._header() for part in self.parts]} if self.parts else {})
 
     def _tensors(self) -> dict[str, Tensor]:
-        inside = {f"part{k}|{name}": t for k, part in enumerate(self.parts) for name, t in part._tensors().items()}
-        return {**self.importance, **self.axis_sums, **inside}
+        found = {**self.importance, **self.axis_sums}
+        taken = {tensor.data_ptr() for tensor in found.values()}
+        for k, part in enumerate(self.parts):
+            for name, tensor in part._tensors().items():
+                shared = tensor.data_ptr() in taken  # a part used twice: a safetensors file holds every tensor for itself
+                found[f"part{k}|{name}"] = tensor.clone() if shared else tensor
+                taken.add(tensor.data_ptr())
+        return found
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:

@@ -15,7 +15,7 @@ carry, and a *slug* for file names. Slugs use ``a-z 0-9 _ . -`` only and can be 
 | in its slug | ``.`` | ``-`` | ``--`` | ``---`` | ``----`` | ``rank-`` | nothing |
 
 ``influence(target=margin,aggregation=l2)`` lies in ``influence.target-margin.aggregation-l2.safetensors``. A slug that would
-pass 180 characters is cut there and gets ``-----`` and a hash of the whole name instead of its end.
+pass 150 characters is cut there and gets ``-----`` and a hash of the whole name instead of its end.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TEMPERS = ("0", "0.1", "0.25", "0.5", "0.75", "1")
 """The exponents p that ``tempered`` tries: 0 is magnitude alone, 1 the criterion alone."""
 
 RESERVED = ("rank", "tempered", "auto", "all")
-LONGEST_SLUG = 180
+LONGEST_SLUG = 150
 GREATEST = Decimal(100)
 
 _TOKEN = re.compile(r"\s*(?:([A-Za-z_]\w*)|(\d+\.?\d*|\.\d+)|([()=,^*+]))")
@@ -202,7 +202,11 @@ class _Parser:
         while self.next == "*":
             self.take()
             factors.append(self.power())
-        return product(factors)
+        found = product(factors)
+        for part, power in found.factors if isinstance(found, Product) else ():
+            if power > GREATEST:
+                raise self.wrong(f"the exponents of {part.text} add up to {_plain(power)}, more than {GREATEST}")
+        return found
 
     def power(self) -> tuple[Single, Decimal]:
         part = self.single()
@@ -314,7 +318,7 @@ def text_of(found: str) -> str:
     """The canonical text that ``slug`` made ``found`` of.
 
     Raises:
-        ValueError: it holds a hash instead of its end; the file itself says what it is.
+        ValueError: it holds a hash instead of its end (the file itself says what it is), or ``slug`` did not make it.
     """
     if "-----" in found:
         raise ValueError(f"{found!r} was cut; its file's provenance has the name")
@@ -333,7 +337,9 @@ def _product_text(found: str) -> str:
         for piece in rest:  # a piece without "-" is what follows a number's point
             if "-" in piece:
                 options.append(piece.replace("-", "=", 1))
-            else:
+            elif options:
                 options[-1] += f".{piece}"
+            else:
+                raise ValueError(f"{found!r} is no criterion's file name")
         texts.append(name + (f"({','.join(options)})" if options else "") + (f"^{power}" if power else ""))
     return "*".join(texts)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit import checkpoint
+from prunekit.criteria.spec import text_of
 from prunekit.errors import ArtifactError
 from prunekit.recipe import Recipe
 from prunekit.trajectory import Trajectory
@@ -81,13 +82,21 @@ def _folder(path: Path) -> dict[str, Any]:
             "data": recipe.data.factory if recipe.data else None,
             "seed": recipe.seed,
             "trajectory": _folder(path / "trajectory") if (path / "trajectory" / "trajectory.json").exists() else None,
-            "scores": sorted(p.stem for p in (path / "scores").glob("[!.]*.safetensors")),
+            "scores": sorted(_criterion(p.stem) for p in (path / "scores").glob("[!.]*.safetensors")),
             "compared": (path / "compare.json").exists(),
             "pruned": sorted(p.parent.name for p in (path / "pruned").glob("*/prunekit.json")),
         }
     if (path / "plan.safetensors").exists():
         return _tensors(path / "plan.safetensors")
     raise ArtifactError(f"{path}: not a folder of prunekit's (no recipe.yaml, trajectory.json or prunekit.json)")
+
+
+def _criterion(name: str) -> str:
+    """A criterion from the name of its file; the name itself where it was cut."""
+    try:
+        return text_of(name)
+    except ValueError:
+        return name
 
 
 def _tensors(path: Path) -> dict[str, Any]:

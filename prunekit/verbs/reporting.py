@@ -37,8 +37,7 @@ def report_run(run: Run) -> tuple[Path, list[str]]:
             left_out.append(str(error))
             return None
 
-    names = run.score_names()
-    scores = [s for name in names if (s := kept(run.score_path(name), partial(run.scores, name))) is not None]
+    scores = [s for path in run.score_files() if (s := kept(path, partial(run.scores_in, path))) is not None]
     digests = {s.digest for s in scores}
     compared, training = run.path / "compare.json", run.path / "train.json"
     comparison = kept(compared, lambda: Comparison.load(compared)) if compared.exists() else None

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from prunekit import checkpoint
 from prunekit.criteria import Evidence, Scores, compose, expand, model_digest, parse, score_slug
-from prunekit.criteria.spec import text_of
 from prunekit.data import Split, as_splits
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.imports import call
@@ -111,11 +110,11 @@ class Run:
         """
         return self.path / "scores" / f"{score_slug(criterion)}.safetensors"
 
-    def score_names(self) -> list[str]:
-        """Criteria that have a score file, in the recipe's order, then by name."""
-        found = [_criterion_in(p) for p in (self.path / "scores").glob("[!.]*.safetensors")]
-        order = [name for listed in self.recipe.score.criteria for name in expand(listed)]
-        return sorted(found, key=lambda n: (order.index(n) if n in order else len(order), n))
+    def score_files(self) -> list[Path]:
+        """Every score file of the run: in the recipe's order, then by name."""
+        listed = [self.score_path(name) for c in self.recipe.score.criteria for name in expand(c)]
+        found = (self.path / "scores").glob("[!.]*.safetensors")
+        return sorted(found, key=lambda path: (listed.index(path) if path in listed else len(listed), path.name))
 
     def scores(self, criterion: str) -> Scores:
         """A score file of this run's trajectory; a composition without a file of its own is made from its parts' files.
@@ -132,9 +131,21 @@ class Run:
                 return compose(spec, {part.text: self.scores(part.text) for part in spec.singles})
             wanted = " ".join(f"--criterion {shlex.quote(name)}" for name in lacking)
             raise ArtifactError(f"{self.score_path(lacking[0])}: no such file; make it with: prunekit score {self.path} {wanted}")
+        return self.scores_in(path)
+
+    def scores_in(self, path: Path) -> Scores:
+        """A score file of this run's trajectory.
+
+        Raises:
+            ArtifactError: damaged, of another name than its content, or made from another trajectory, model or parts.
+        """
         scores = Scores.load(path)
-        if scores.criterion != spec.text:
-            raise ArtifactError(f"{path}: holds scores of {scores.criterion}, not of {spec.text}")
+        try:
+            belongs = self.score_path(scores.criterion)
+        except UsageError as error:
+            raise ArtifactError(f"{path}: {error}") from None
+        if belongs.name != path.name:
+            raise ArtifactError(f"{path}: holds scores of {scores.criterion}, which belong in {belongs.name}")
         if scores.provenance["trajectory"] != self.trajectory.hash:
             raise ArtifactError(
                 f"{path}: made from trajectory {scores.provenance['trajectory']}, this run's is {self.trajectory.hash}; "
@@ -167,21 +178,10 @@ class Run:
         Raises:
             ArtifactError: there is none.
         """
-        names = self.score_names()
-        if not names:
+        files = self.score_files()
+        if not files:
             raise ArtifactError(f"{self.path}: has no scores yet; make them with: prunekit score {self.path} --criterion all")
-        return {name: self.scores(name) for name in names}
-
-
-def _criterion_in(path: Path) -> str:
-    """What a score file is of, by its own words; by its name when it cannot be read, so that opening it says why."""
-    try:
-        return str(checkpoint.read_header(path, "scores")["provenance"]["criterion"])
-    except (ArtifactError, LookupError, TypeError):
-        try:
-            return text_of(path.stem)
-        except ValueError:
-            return path.stem
+        return {scores.criterion: scores for scores in map(self.scores_in, files)}
 
 
 def load_splits(recipe: Recipe) -> dict[str, Split]:
