@@ -73,6 +73,7 @@ def make_plan(
             f"scores of {scores.criterion} were made from model {scores.provenance['model']}, this model is {found}"
         )
     check_structure(structure)
+    sparsity = asked_sparsity(structure, sparsity)
     groups: Sequence[Group] = ()
     if structure in GROUPED:
         if example_inputs is None:

@@ -99,17 +99,27 @@ class Prober:
 
     Args:
         example_inputs: one or two samples.
+
+    Raises:
+        StructureError: the model does not run on them.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Tensor) -> None:
-        self.model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
-        self.x = example_inputs.detach().cpu()
-        try:
-            self.model, self.x = self.model.double(), self.x.double() if self.x.is_floating_point() else self.x
-            self.outputs()
-        except RuntimeError:  # it casts to float32 somewhere inside
-            self.model, self.x = copy.deepcopy(model).cpu().eval().requires_grad_(False), example_inputs.detach().cpu()
+        x = example_inputs.detach().cpu()
+        self.model = copy.deepcopy(model).cpu().eval().requires_grad_(False).double()
+        self.x = x.double() if x.is_floating_point() else x
+        if self._runs() is not None:  # it may cast to float32 somewhere inside
+            self.model, self.x = copy.deepcopy(model).cpu().eval().requires_grad_(False), x
+            if (reason := self._runs()) is not None:
+                raise StructureError(f"the model does not run on the example inputs {tuple(x.shape)} of {x.dtype}: {reason}")
         self.shapes = shapes_of(self.model)
+
+    def _runs(self) -> str | None:
+        try:
+            out = self.outputs()
+        except Exception as error:  # the user's own model
+            return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        return None if isinstance(out, Tensor) else f"it returns a {type(out).__name__}, not one tensor"
 
     @torch.no_grad()
     def outputs(self) -> Tensor:
@@ -169,10 +179,10 @@ def difference(found: Tensor, expected: Tensor) -> str | None:
 
 def same_as_masked(small: nn.Module, masked: nn.Module, example_inputs: Tensor) -> None:
     """Raises StructureError when ``small`` does not compute what ``masked`` does."""
-    first, second = Prober(small, example_inputs), Prober(masked, example_inputs)
+    expected = Prober(masked, example_inputs).outputs()
     try:
-        fault = difference(first.outputs(), second.outputs().to(first.outputs().dtype))
-    except RuntimeError as error:
-        fault = f"it does not run ({error})"
-    if fault is not None:
+        found = Prober(small, example_inputs).outputs()
+    except StructureError as error:
+        raise StructureError(f"the pruned model does not run, though the dense one does: {error}") from None
+    if (fault := difference(found, expected.to(found.dtype))) is not None:
         raise StructureError(f"the pruned model is not the masked one: {fault}")
