@@ -186,15 +186,19 @@ def score(
     output.finish(result)
 
 
-@app.command(epilog="Example: prunekit compare runs/digits-cnn")
+@app.command(
+    epilog="Example: prunekit compare runs/digits-cnn; over cases and seeds: prunekit compare recipes/comparison.yaml --out DIR"
+)
 def compare(
-    run: RunFolder,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN… | STUDY", help="A run; with --out several, or a study.")],
     structure: Annotated[list[str] | None, typer.Option(help=f"{STRUCTURE_HELP}; repeatable.")] = None,
     allocation: Annotated[list[str] | None, typer.Option(help="global, uniform, …; repeatable.")] = None,
     sparsity: Annotated[list[float] | None, typer.Option(help="Share to remove; repeatable.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of a comparison over runs or of a study.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes, with --out.")] = 1,
     device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Compare every scored criterion on validation data, over allocations and sparsities."""
+    """Compare every scored criterion on validation data; with --out, over runs or a study's cases and seeds, on test data."""
     from prunekit.plan import check_sparsity, check_structure
     from prunekit.plan.allocation import get_allocation
     from prunekit.verbs.scoring import compare_run
@@ -206,6 +210,14 @@ def compare(
         get_allocation(name)
     for share in sparsity or []:
         check_sparsity(share)
+    if out is not None:
+        if structure or allocation or sparsity or device or overwrite:
+            raise UsageError("--out takes structures, allocations and sparsities from the study or the runs' recipes")
+        _study(runs, out, jobs, output)
+        return
+    if len(runs) > 1 or runs[0].suffix in (".yaml", ".yml"):
+        raise UsageError("several runs, or a study, need --out DIR")
+    run = runs[0]
     opened = _open(run, device)
     with output.working(run):
         result = compare_run(opened, overwrite, structure or [], allocation or [], sparsity or [])
@@ -213,6 +225,21 @@ def compare(
     comparison, reused = result
     cells = {"dense": {"accuracy": comparison.dense_accuracy}, "cells": comparison.cells, "cost": comparison.cost}
     output.finish({"path": str(run / "compare.json"), **cells, "reused": reused})
+
+
+def _study(paths: list[Path], out: Path, jobs: int, output: _Out) -> None:
+    from prunekit.imports import use_working_folder
+    from prunekit.verbs.comparing import jobs_of_runs, jobs_of_study, study_run
+
+    use_working_folder(out)
+    if len(paths) == 1 and paths[0].suffix in (".yaml", ".yml"):
+        study, work = jobs_of_study(paths[0], out)
+    else:
+        study, work = jobs_of_runs(paths, out)
+    with output.working(out):
+        result = {**study_run(study, work, out, jobs), "path": str(out / "report.html")}
+    output.show("study", result)
+    output.finish(result)
 
 
 @app.command(epilog="Example: prunekit prune runs/digits-cnn --criterion auto --sparsity 0.8 --structure channels --name small")

@@ -311,6 +311,61 @@ class Prune(Steps):
         return self
 
 
+class Tuning(_Section):
+    """After how much fine-tuning a study compares, at which sparsities, and which criteria beside the ``leading`` ones."""
+
+    epochs: Count = 10
+    sparsities: dict[StructureName, list[Share]] = {}
+    leading: Annotated[int, Field(ge=0)] = 3
+    always: list[CriterionName] = ["magnitude", "random"]
+
+
+class Study(_Section):
+    """A comparison over cases and seeds: ``prunekit compare STUDY --out DIR``.
+
+    ``cases``: name -> recipe, its path relative to the study's file; ``criteria``: each one line of the result, ``tempered(...)``
+    the best of the compositions that it stands for on validation data; ``control``: also plans shuffled within layers;
+    ``samples``: scoring samples; ``tune``: fine-tuned cells, or null.
+    """
+
+    cases: Annotated[dict[str, str], Field(min_length=1)]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = [0, 1, 2]
+    criteria: Annotated[list[CriterionName], Field(min_length=1)]
+    structures: Annotated[dict[StructureName, Annotated[list[Share], Field(min_length=1)]], Field(min_length=1)]
+    allocations: dict[StructureName, Annotated[list[AllocationName], Field(min_length=1)]] = {}
+    control: bool = True
+    samples: Count = 160
+    tune: Tuning | None = None
+
+    @field_validator("cases")
+    @classmethod
+    def _cases(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+                raise ValueError(f"case {name!r}: use letters, digits, '.', '_' and '-'")
+        return value
+
+    def allocations_of(self, structure: str) -> list[str]:
+        return list(self.allocations.get(structure, ["global", "uniform", "mean"]))
+
+    @classmethod
+    def load(cls, path: Path) -> Study:
+        """Reads a study.
+
+        Raises:
+            UsageError: as ``Recipe.load``; recipes are looked for when they are trained.
+        """
+        return cls.of(read_yaml(path), path)
+
+    @classmethod
+    def of(cls, content: dict[str, Any], source: str | Path) -> Study:
+        """Checks values that come from ``source``; raises UsageError."""
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise UsageError("; ".join(_fault(source, fault, cls) for fault in error.errors())) from None
+
+
 class Eval(_Section):
     """``samples``: test samples whose outputs the kernel rebuilds; ``tolerance``: allowed error of every interval per
 
@@ -451,16 +506,7 @@ class Recipe(_Section):
             UsageError: missing, not YAML, or values out of range; one line a fault, with the path of its key.
         """
         path = Path(path)
-        try:
-            content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
-        except FileNotFoundError:
-            raise UsageError(f"{path}: no such recipe") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path}: cannot be read ({error})") from None
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(content, dict):
-            raise UsageError(f"{path}: a recipe is a mapping of keys, this is a {type(content).__name__}")
+        content = read_yaml(path)
         recipe = cls.of(content, path)
         if resolved:
             lost = [key for key in cls.model_fields if key not in content]
@@ -479,6 +525,25 @@ class Recipe(_Section):
             return cls.model_validate(content)
         except ValidationError as error:
             raise UsageError("; ".join(_fault(source, fault) for fault in error.errors())) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping, read safely.
+
+    Raises:
+        UsageError: missing, unreadable, not YAML, or no mapping.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such recipe") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: a recipe is a mapping of keys, this is a {type(content).__name__}")
+    return content
 
 
 def parse_bytes(text: str) -> int:
@@ -502,11 +567,11 @@ def check_device(name: str) -> torch.device:
     return device
 
 
-def _fault(path: str | Path, fault: Any) -> str:
+def _fault(path: str | Path, fault: Any, model: type[BaseModel] | None = None) -> str:
     key = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         *parents, last = fault["loc"]
-        known = _fields_at(parents)
+        known = _fields_at(parents, model or Recipe)
         return f"{path}: {key} is not a recipe key; {nearest(str(last), known)}"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "missing":
@@ -517,8 +582,7 @@ def _fault(path: str | Path, fault: Any) -> str:
     return f"{path}: {key} is {shown if len(shown) < 80 else shown[:77] + '...'}: {message[0].lower()}{message[1:]}"
 
 
-def _fields_at(parents: list[Any]) -> list[str]:
-    model: Any = Recipe
+def _fields_at(parents: list[Any], model: Any) -> list[str]:
     for part in parents:
         if isinstance(part, int):
             continue

@@ -82,6 +82,26 @@ def compare(result: tuple[Comparison, bool]) -> None:
         print("compare: unchanged, reused")
 
 
+def study(result: dict[str, Any]) -> None:
+    table = _table("compare: area under the curve of test accuracy, in points, mean ± standard deviation over seeds",
+                   "case, structure", "auto", "regret", "best criterion", "", "magnitude")  # fmt: skip
+    for e in result["summary"]:
+        best = max(e["methods"], key=lambda m: e["methods"][m]["mean"])
+        magnitude = e["methods"].get("magnitude")
+        table.add_row(
+            f"{e['case']}, {e['structure']}", _points(e["auto"]), _points(e["auto"]["regret"]), best,
+            _points(e["methods"][best]), _points(magnitude) if magnitude else "",
+        )  # fmt: skip
+    _print(table)
+    if len(result["study"]["seeds"]) < 3:
+        print("  fewer than three seeds: no claim about criteria can rest on this")
+    print(f"compare: {result['rows']:,} pruned models -> {result['path']}")
+
+
+def _points(found: dict[str, Any]) -> str:
+    return f"{found['mean']:.2f}" + ("" if found["std"] is None else f" ± {found['std']:.2f}")
+
+
 def prune(result: dict[str, Any]) -> None:
     what = "plan" if result.get("dry_run") else "prune"
     print(
@@ -183,6 +203,7 @@ SHOW: dict[str, Callable[[Any], None]] = {
     "import": imported,
     "score": score,
     "compare": compare,
+    "study": study,
     "prune": prune,
     "eval": evaluate,
     "sensitivity": sensitivity,

@@ -74,17 +74,17 @@ def one_shot(
 
 def fine_tuned(
     bench: Bench, structure: str, method: str, criterion: str, allocation: str, sparsity: float, how: Finetuning
-) -> dict[str, Any]:
-    """The row of a plan after training on with its masks held; every method gets the same steps, rate and order of samples."""
+) -> list[dict[str, Any]]:
+    """One row: a plan after training on with its masks held; every method gets the same steps, rate and order of samples."""
     plan = bench.candidates.plan(structure, criterion, allocation, sparsity)
     model = copy.deepcopy(bench.candidates.model)
     torch.manual_seed(how.seed)  # dropout
     finetune(model, plan, how)
-    return {**_row(bench, plan, criterion, allocation, sparsity, "", model), "method": method, "epochs": how.epochs}
+    return [{**_row(bench, plan, criterion, allocation, sparsity, "", model), "method": method, "epochs": how.epochs}]
 
 
 def shuffled(plan: Plan, seed: int) -> Plan:
-    """A plan that keeps as many of every layer, chosen by chance: what is left of a criterion when only its layer ratios count."""
+    """A plan that keeps as many of every layer, by chance: what is left when only the layer ratios count."""
     generator = torch.Generator().manual_seed(seed)
     return plan.edited(
         {

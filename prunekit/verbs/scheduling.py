@@ -50,7 +50,7 @@ def prune_in_steps(
         ArtifactError: the scores cannot be made again with the recipe's options, or the disk is full.
     """
     started = time.perf_counter()
-    how = _finetuning(run, steps) if steps.trains else None
+    how = finetuning_of(run, steps) if steps.trains else None
     example = run.example if structure in GROUPED else None
     schedule = Schedule(**steps.schedule.model_dump())
     evidence = _evidence(run, scores) if len(schedule.sparsities(sparsity)) > 1 else run.evidence
@@ -98,7 +98,8 @@ def prune_in_steps(
     return facts
 
 
-def _finetuning(run: Run, steps: Steps) -> Finetuning:
+def finetuning_of(run: Run, steps: Steps) -> Finetuning:
+    """What ``steps`` ask for, on the run's data, with its recipe's optimizer and schedule where they say nothing."""
     recipe, asked, train = run.recipe, steps.of_training(), run.splits["train"]
     options = asked.optimizer or recipe.train.optimizer
     if asked.lr is not None:
