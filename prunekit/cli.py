@@ -221,6 +221,7 @@ def prune(
     structure: Annotated[str, typer.Option(help="unstructured or channels.")] = "unstructured",
     allocation: Annotated[str | None, typer.Option(help="global or uniform; auto tries both.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the pruned model: RUN/pruned/NAME.")] = None,
+    compensate: Annotated[bool, typer.Option("--compensate", help="Let kept weights make up for removed ones.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write and print the plan only.")] = False,
     apply: Annotated[Path | None, typer.Option("--apply", help="Apply this plan file instead of making one.")] = None,
     device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
@@ -232,9 +233,9 @@ def prune(
     if name is not None:
         _check_name(name)
     if apply is not None and (
-        sparsity is not None or dry_run or allocation or criterion != "auto" or structure != "unstructured"
+        sparsity is not None or dry_run or allocation or compensate or criterion != "auto" or structure != "unstructured"
     ):
-        raise UsageError("--apply takes a finished plan: leave out --criterion, --sparsity, --structure, --allocation, --dry-run")
+        raise UsageError("--apply takes a finished plan: leave out the options that make one, such as --sparsity")
     if apply is None and sparsity is None:
         raise UsageError("prune needs --sparsity (or --apply PLAN)")
     opened = _open(run, device)
@@ -244,7 +245,7 @@ def prune(
         else:
             assert sparsity is not None
             named = name or f"{structure}-{sparsity:g}"
-            result = prune_run(opened, named, criterion, sparsity, structure, allocation, dry_run, overwrite)
+            result = prune_run(opened, named, criterion, sparsity, structure, allocation, dry_run, overwrite, compensate)
     output.show("prune", result)
     output.finish(result)
 

@@ -175,11 +175,14 @@ class Compare(_Section):
 
 
 class Prune(_Section):
+    """``compensate``: kept weights make up for removed ones, layer by layer, on the scoring samples."""
+
     name: Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     criterion: str = "auto"
     sparsity: Share
     structure: StructureName = "unstructured"
     allocation: AllocationName | None = None
+    compensate: bool = False
 
     @field_validator("criterion")
     @classmethod

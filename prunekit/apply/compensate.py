@@ -21,8 +21,8 @@ def compensate(
     masks: Mapping[str, Tensor],
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
-    inputs: str = "dense",
-    damping: float = 0.0,
+    inputs: str = "pruned",
+    damping: float = 0.01,
 ) -> nn.Module:
     """A masked copy of ``model`` whose kept weights minimise each layer's squared output error on ``batches``.
 
@@ -38,8 +38,8 @@ def compensate(
         model: the weights that ``masks`` were made for; left as it is.
         masks: by parameter or buffer name, True stays: ``Plan.masks()``.
         batches: calibration samples as ``(inputs, labels)``; labels are not looked at.
-        inputs: ``dense``: ``x̃ = x``, one forward pass in all; ``pruned``: what the compensated layers before it send, so that
-            later layers make up for earlier ones' errors too; two forward passes a layer.
+        inputs: ``pruned``: ``x̃`` is what the compensated layers before it send, so that later layers make up for earlier
+            ones' errors too; two forward passes a layer. ``dense``: ``x̃ = x``, one forward pass in all.
         damping: adds ``damping × mean diagonal of H × |v - w|²``. With 0 the layer's error on ``batches`` is the least that
             the mask allows; a little helps where samples are few.
 

@@ -27,6 +27,7 @@ def prune_run(
     allocation: str | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
+    compensate: bool = False,
 ) -> dict[str, Any]:
     """Plans and prunes; with ``dry_run`` only the plan is written, to be looked at and edited.
 
@@ -34,6 +35,7 @@ def prune_run(
         criterion: a name, or ``auto``: the criterion and allocation that do best on validation data there; one that stands
             for several, ``tempered(...)``, is the best of these.
         allocation: None leaves the choice to ``auto``, else means ``global``.
+        compensate: kept weights make up for removed ones on the scoring samples; the plan remembers it.
 
     Raises:
         UsageError: a name or value that does not exist.
@@ -54,6 +56,7 @@ def prune_run(
         "structure": structure,
         "allocation": allocation,
         "scores": {n: s.digest for n, s in scores.items()},
+        **({"compensate": checkpoint.digest(dict(zip("xy", run.evidence.samples(), strict=True)))} if compensate else {}),
     }
     folder = run.path / "pruned" / name
     if reusable(folder, _made_from(folder, dry_run), request, overwrite):
@@ -108,7 +111,10 @@ def _write(run: Run, plan: Plan, folder: Path) -> dict[str, Any]:
             f"{folder}: holds {', '.join(foreign) or 'no folder'}, which would be lost; move it, or take another --name"
         )
     example = run.example if plan.structure == "channels" else None
-    small = prune(run.model, plan, example)
+    calibration = None
+    if plan.provenance.get("request", {}).get("compensate"):
+        calibration = [run.evidence.samples()]
+    small = prune(run.model, plan, example, calibration=calibration)
     facts: dict[str, Any] = {}
     if run.recipe.data is not None:
         facts["validation_accuracy"] = accuracy(*predict(small, run.batches("validation")))
@@ -155,6 +161,7 @@ def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
         "asked": plan.provenance["sparsity"],
         "achieved": reached["prunable"],
         "achieved_all": reached["all"],
+        "compensated": "compensate" in plan.provenance.get("request", {}),
         "by_auto": plan.provenance.get("request", {}).get("criterion") == "auto",
         "edited": bool(plan.provenance.get("edited")),
         "layers": plan.counts(),

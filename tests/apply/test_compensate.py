@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import ArtifactError, UsageError, make_plan, score
-from prunekit.apply import apply_masks, compensate, masked
+from prunekit.apply import apply_masks, compensate, load, masked, prune, save
 from tests.conftest import record, tiny_data
 
 
@@ -57,7 +57,7 @@ def test_error_is_the_least_that_the_mask_allows(samples: int, keep: float, inpu
     model = net()
     x, y = tiny_data(samples, torch.float64)
     masks = random_masks(model, keep)
-    found = compensate(model, masks, [(x[:2], y[:2]), (x[2:], y[2:])], inputs=inputs)
+    found = compensate(model, masks, [(x[:2], y[:2]), (x[2:], y[2:])], inputs=inputs, damping=0)
     uncompensated = net()
     apply_masks(uncompensated, masks)
     dense = inputs_of(model, x)
@@ -113,7 +113,7 @@ def test_an_output_without_weights_becomes_its_mean() -> None:
     x, y = tiny_data(40, torch.float64)
     mask = torch.ones(4, 16, dtype=torch.bool)
     mask[1] = False
-    found = compensate(model, {"1.weight": mask}, [(x, y)])
+    found = compensate(model, {"1.weight": mask}, [(x, y)], damping=0)
     expected = model(x).detach()
     expected[:, 1] = expected[:, 1].mean()
     torch.testing.assert_close(found(x).detach(), expected)
@@ -132,7 +132,7 @@ def test_layers_called_twice_and_without_bias() -> None:
     model = Twice().double()
     x, y = tiny_data(60, torch.float64)
     mask = torch.rand(16, 16) < 0.5
-    found = compensate(model, {"inner.weight": mask}, [(x, y)])
+    found = compensate(model, {"inner.weight": mask}, [(x, y)], inputs="dense", damping=0)
     once = x.flatten(1)
     given = torch.cat([once, torch.tanh(model.inner(once))]).detach()
     for row in range(16):
@@ -149,7 +149,7 @@ def test_damping_holds_weights_back() -> None:
     dense = dict(model.named_parameters())["5.weight"].detach()[masks["5.weight"]]
     moves = []
     for damping in (0.0, 0.1, 1.0):
-        found = dict(compensate(model, masks, [(x, y)], damping=damping).named_parameters())["5.weight"].detach()
+        found = dict(compensate(model, masks, [(x, y)], inputs="dense", damping=damping).named_parameters())["5.weight"].detach()
         moves.append(float((found[masks["5.weight"]] - dense).norm()))
     assert moves[0] > moves[1] > moves[2] > 0
     with pytest.raises(UsageError, match="damping is -1"):
@@ -158,3 +158,18 @@ def test_damping_holds_weights_back() -> None:
         compensate(model, masks, [(x, y)], inputs="prune")
     with pytest.raises(ArtifactError, match="mask nowhere"):
         compensate(model, {"nowhere": torch.ones(2)}, [(x, y)])
+
+
+@pytest.mark.parametrize("structure", ["unstructured", "channels"])
+def test_prune_with_calibration_samples_is_the_compensated_model(tmp_path: Path, structure: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)).double()
+    x, y = tiny_data(40, torch.float64)
+    trajectory = record(tmp_path / "t", model, torch.optim.SGD(model.parameters(), lr=0.1), data=(x, y))
+    plan = make_plan(score(trajectory, model, criterion="lamp"), model, x[:1], sparsity=0.5, structure=structure)
+    pruned = prune(model, plan, x[:1], calibration=[(x, y)])
+    torch.testing.assert_close(pruned(x), compensate(model, plan.masks(), [(x, y)])(x))
+    save(pruned, plan, tmp_path / "pruned")
+    back = load(tmp_path / "pruned", lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)).double())
+    assert torch.equal(back(x), pruned(x))
+    assert sum(int((p != 0).sum()) for p in pruned.parameters()) <= sum(p.numel() for p in model.parameters()) - 128 * 0.4
