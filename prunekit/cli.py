@@ -252,6 +252,7 @@ def prune(
     ratio: Annotated[list[str] | None, typer.Option(metavar="PATTERN=SHARE", help="Remove this share of a layer.")] = None,
     floor: Annotated[float, typer.Option(help="Share of every layer that stays, in [0, 1).")] = 0.0,
     name: Annotated[str | None, typer.Option(help="Name of the pruned model: RUN/pruned/NAME.")] = None,
+    compensate: Annotated[bool, typer.Option("--compensate", help="Let kept weights make up for removed ones.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write and print the plan only.")] = False,
     apply: Annotated[Path | None, typer.Option("--apply", help="Apply this plan file instead of making one.")] = None,
     schedule: Annotated[str, typer.Option(help="one-shot, iterative, or gradual (while it fine-tunes).")] = "one-shot",
@@ -273,9 +274,9 @@ def prune(
     if name is not None:
         _check_name(name)
     if apply is not None and (
-        sparsity is not None or dry_run or allocation or criterion != "auto" or structure != "unstructured"
+        sparsity is not None or dry_run or allocation or compensate or criterion != "auto" or structure != "unstructured"
     ):
-        raise UsageError("--apply takes a finished plan: leave out --criterion, --sparsity, --structure, --allocation, --dry-run")
+        raise UsageError("--apply takes a finished plan: leave out the options that make one, such as --sparsity")
     if apply is None:
         check_structure(structure)
         if sparsity is None and not implied_sparsity(structure):
@@ -292,7 +293,18 @@ def prune(
             assert sparsity is not None
             named = name or f"{structure.replace(':', '-')}-{sparsity:g}"
             result = prune_run(
-                opened, named, criterion, sparsity, structure, allocation, dry_run, overwrite, _ratios(ratio or []), floor, steps
+                opened,
+                named,
+                criterion,
+                sparsity,
+                structure,
+                allocation,
+                dry_run,
+                overwrite,
+                _ratios(ratio or []),
+                floor,
+                steps,
+                compensate,
             )
     output.show("prune", result)
     output.finish(result)

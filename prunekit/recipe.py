@@ -287,7 +287,10 @@ class Steps(_Section):
 
 
 class Prune(Steps):
-    """``sparsity`` may be left out for N:M, which says it itself."""
+    """``sparsity`` may be left out for N:M, which says it itself; ``compensate``: kept weights make up for removed ones, layer by
+
+    layer, on the scoring samples.
+    """
 
     name: Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     criterion: str = "auto"
@@ -296,6 +299,7 @@ class Prune(Steps):
     allocation: AllocationName | None = None
     ratios: dict[str, Share] = {}
     floor: Share = 0.0
+    compensate: bool = False
 
     @field_validator("criterion")
     @classmethod

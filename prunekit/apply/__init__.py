@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 
@@ -17,12 +18,20 @@ from prunekit.plan import Plan
 __all__ = ["Manifest", "apply_masks", "compensate", "dense_state", "hold_masks", "load", "masked", "prune", "save"]
 
 
-def prune(model: nn.Module, plan: Plan, example_inputs: Tensor | None = None) -> nn.Module:
+def prune(
+    model: nn.Module,
+    plan: Plan,
+    example_inputs: Tensor | None = None,
+    *,
+    calibration: Iterable[tuple[Tensor, Tensor]] | None = None,
+) -> nn.Module:
     """A pruned copy of ``model``: masked where the plan decides on weights, truly smaller where it decides on units.
 
     Args:
         model: the weights that the plan was made for; left as they are.
         example_inputs: one or two samples, needed where units go, to check the result.
+        calibration: samples ``(inputs, labels)`` on which the kept weights make up for the removed ones, see ``compensate``;
+            None leaves them as they are.
 
     Raises:
         ArtifactError: the plan was made for other weights; both hashes are in the message.
@@ -31,6 +40,8 @@ def prune(model: nn.Module, plan: Plan, example_inputs: Tensor | None = None) ->
     found = model_digest(model)
     if plan.provenance["model"] != found:
         raise ArtifactError(f"the plan was made for model {plan.provenance['model']}, this model is {found}")
+    if calibration is not None:
+        model = compensate(model, plan.masks(), calibration)
     if not plan.smaller:
         return masked(model, plan)
     if example_inputs is None:

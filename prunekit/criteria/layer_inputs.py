@@ -1,8 +1,8 @@
-"""What goes into a layer, as second moments: ``H = Σ x xᵀ`` over samples and positions, for Linear and convolution weights."""
+"""What goes into a Linear or convolution layer, and its second moments: ``H = Σ x xᵀ`` over samples and positions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,18 +16,17 @@ Layer = nn.Linear | nn.Conv1d | nn.Conv2d
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Moments:
-    """Of one layer: ``gram`` is ``(groups, d, d)``, float64, ``d`` the inputs of one output; ``rows``: how many were added.
+    """Of one layer: ``gram`` is ``(groups, d, d)``, float64, ``d`` the inputs of one output.
 
     A weight of the layer, flattened to ``(groups, outputs / groups, d)``, meets the inputs of its group.
     """
 
     gram: Tensor
-    rows: int = 0
 
     def rows_of(self, weight: Tensor) -> Tensor:
-        """``(groups, outputs / groups, d)`` of a weight, float64; a view of it where it is float64 already."""
+        """``(groups, outputs / groups, d)`` of a weight, float64."""
         return weight.double().reshape(len(self.gram), -1, self.gram.shape[1])
 
 
@@ -53,27 +52,36 @@ def layers_of(model: nn.Module, parameters: Sequence[str], what: str) -> dict[st
 
 
 @contextmanager
-def collecting(layers: dict[str, Layer]) -> Iterator[dict[str, Moments]]:
-    """While inside, every forward pass adds its layers' inputs; parameter name -> moments."""
-    moments: dict[str, Moments] = {}
+def watching(layers: Mapping[str, Layer], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """While inside, every forward pass of a layer calls ``see(parameter name, inputs)``.
+
+    Inputs come as they meet the weight, ``(groups, rows, d)``, float64: a row a sample and position.
+    """
     hooks = []
     for name, layer in layers.items():
 
-        def add(module: nn.Module, inputs: tuple[Any, ...], name: str = name, layer: Layer = layer) -> None:
-            columns = _columns(layer, inputs[0].detach()).double()
-            gram = columns.transpose(1, 2) @ columns
-            if name in moments:
-                moments[name].gram += gram
-            else:
-                moments[name] = Moments(gram)
-            moments[name].rows += columns.shape[1]
+        def before(module: nn.Module, inputs: tuple[Any, ...], name: str = name, layer: Layer = layer) -> None:
+            see(name, _columns(layer, inputs[0].detach()).double())
 
-        hooks.append(layer.register_forward_pre_hook(add))
+        hooks.append(layer.register_forward_pre_hook(before))
     try:
-        yield moments
+        yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def collecting(layers: Mapping[str, Layer]) -> Iterator[dict[str, Moments]]:
+    """While inside, every forward pass adds its layers' inputs; parameter name -> moments."""
+    moments: dict[str, Moments] = {}
+
+    def add(name: str, inputs: Tensor) -> None:
+        gram = inputs.transpose(1, 2) @ inputs
+        moments[name] = Moments(moments[name].gram + gram if name in moments else gram)
+
+    with watching(layers, add):
+        yield moments
 
 
 def _columns(layer: Layer, x: Tensor) -> Tensor:
@@ -94,7 +102,7 @@ def _columns(layer: Layer, x: Tensor) -> Tensor:
     return columns
 
 
-def check_seen(moments: dict[str, Moments], parameters: Iterable[str], what: str) -> None:
+def check_seen(moments: Mapping[str, Moments], parameters: Iterable[str], what: str) -> None:
     """Raises PrunekitError for a layer whose own forward was never called."""
     for name in parameters:
         if name not in moments:

@@ -29,7 +29,7 @@ def input_moments(evidence: Evidence, what: str) -> dict[str, Moments]:
             part = slice(begin, begin + BATCH)
             function(theta, x[part].to(function.device), y[part].to(function.device))
     check_seen(moments, evidence.prunable, what)
-    return {name: Moments(found.gram.cpu(), found.rows) for name, found in moments.items()}
+    return {name: Moments(found.gram.cpu()) for name, found in moments.items()}
 
 
 def _wanda(evidence: Evidence) -> Found:

@@ -104,10 +104,11 @@ def _points(found: dict[str, Any]) -> str:
 
 def prune(result: dict[str, Any]) -> None:
     what = "plan" if result.get("dry_run") else "prune"
+    notes = (" (plan edited by hand)" if result["edited"] else "") + (", compensated" if result["compensated"] else "")
     print(
         f"{what}: {result['name']}: {result['structure']} by {result['criterion']} ({result['allocation']}), asked "
         f"{result['asked']:.4f}, removed {result['achieved']:.4f} of prunable and {result['achieved_all']:.4f} of all "
-        f"parameters{' (plan edited by hand)' if result['edited'] else ''} -> {result['path']}{_again(result['reused'])}"
+        f"parameters{notes} -> {result['path']}{_again(result['reused'])}"
     )
     if result["by_auto"] and result["criterion"] == "random":
         print("  random did best on validation data: so much removed at once, no criterion knows better than chance here")

@@ -33,6 +33,7 @@ def prune_run(
     ratios: Mapping[str, float] | None = None,
     floor: float = 0.0,
     steps: Steps | None = None,
+    compensate: bool = False,
 ) -> dict[str, Any]:
     """Plans and prunes; with ``dry_run`` only the plan is written, to be looked at and edited.
 
@@ -43,6 +44,7 @@ def prune_run(
         allocation: None leaves the choice to ``auto`` (among the recipe's), else means ``global``.
         ratios, floor: see ``make_plan``.
         steps: schedule, fine-tuning, rewinding; None prunes once.
+        compensate: kept weights make up for removed ones on the scoring samples; the plan remembers it.
 
     Raises:
         UsageError: a name or value that does not exist.
@@ -50,6 +52,8 @@ def prune_run(
         StructureError: the model cannot take the structure.
     """
     check_structure(structure)
+    if compensate and steps is not None and steps.request():
+        raise UsageError("compensate is for pruning at once; leave out the schedule, fine-tuning, rewinding and recalibration")
     sparsity = asked_sparsity(structure, sparsity)
     if allocation is not None:
         get_allocation(allocation)
@@ -66,6 +70,7 @@ def prune_run(
         **({"ratios": dict(ratios)} if ratios else {}),
         **({"floor": floor} if floor else {}),
         **_training_request(run, steps),
+        **({"compensate": checkpoint.digest(dict(zip("xy", run.evidence.samples(), strict=True)))} if compensate else {}),
     }
     folder = run.path / "pruned" / name
     if reusable(folder, _made_from(folder, dry_run), request, overwrite):
@@ -137,7 +142,10 @@ def refuse_foreign(folder: Path) -> None:
 def _write(run: Run, plan: Plan, folder: Path) -> dict[str, Any]:
     refuse_foreign(folder)
     example = run.example if plan.smaller else None
-    small = prune(run.model, plan, example)
+    calibration = None
+    if plan.provenance.get("request", {}).get("compensate"):
+        calibration = [run.evidence.samples()]
+    small = prune(run.model, plan, example, calibration=calibration)
     facts: dict[str, Any] = {}
     if run.recipe.data is not None:
         facts["validation_accuracy"] = accuracy(*predict(small, run.batches("validation")))
@@ -195,6 +203,7 @@ def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
         "asked": plan.provenance["sparsity"],
         "achieved": reached["prunable"],
         "achieved_all": reached["all"],
+        "compensated": "compensate" in plan.provenance.get("request", {}),
         "by_auto": plan.provenance.get("request", {}).get("criterion") == "auto",
         "edited": bool(plan.provenance.get("edited")),
         "layers": plan.counts(),

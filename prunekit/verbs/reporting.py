@@ -91,7 +91,7 @@ def run_recipe(
     for wanted in recipe.prune:
         done = prune_run(
             run, wanted.name, wanted.criterion, wanted.sparsity, wanted.structure, wanted.allocation, overwrite=overwrite,
-            ratios=wanted.ratios, floor=wanted.floor, steps=wanted,
+            ratios=wanted.ratios, floor=wanted.floor, steps=wanted, compensate=wanted.compensate,
         )  # fmt: skip
         show("prune", done)
         pruned.append(done)
