@@ -431,7 +431,11 @@ class PreNormStack(nn.Module):
         return self.out(self.encoder(x.flatten(1)))
 
 
-STACKED: dict[str, Callable[[], nn.Module]] = {"blocks": Stack, "pre-norm": PreNormStack}
+STACKED: dict[str, Callable[[], nn.Module]] = {
+    "blocks": Stack,
+    "pre-norm": PreNormStack,
+    "torch's own": lambda: Encoder(norm_first=True),
+}
 
 CASES: list[tuple[str, str, Callable[[], nn.Module]]] = [
     *(("channels", name, build) for name, build in {**HANDLED, **ATTENTIVE, **STACKED}.items()),
