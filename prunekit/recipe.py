@@ -185,14 +185,25 @@ class Compare(_Section):
 
 
 class Attention(_Section):
-    """Names of one attention's linear layers, and how many heads they make; ``kv_heads``: fewer with grouped queries."""
+    """Names of one attention's linear layers, and how many heads they make; ``kv_heads``: fewer with grouped queries.
 
-    q: str
-    k: str
-    v: str
+    ``qkv`` in the place of ``q``, ``k`` and ``v``: one layer for all three.
+    """
+
+    q: str | None = None
+    k: str | None = None
+    v: str | None = None
+    qkv: str | None = None
     o: str
     heads: Count | None = None
     kv_heads: Count | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Attention:
+        separate = [name is not None for name in (self.q, self.k, self.v)]
+        if all(separate) == (self.qkv is not None) or any(separate) != all(separate):
+            raise ValueError("give q, k and v, or qkv alone")
+        return self
 
 
 class Structure(_Section):

@@ -260,12 +260,15 @@ class OddNormed(nn.Module):
 
 
 class Transposed(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, groups: int = 1) -> None:
         super().__init__()
-        self.one, self.up, self.out = nn.Conv2d(1, 4, 1), nn.ConvTranspose2d(4, 5, 2), nn.Linear(5, 4)
+        self.one, self.up, self.out = nn.Conv2d(1, 4, 1), nn.ConvTranspose2d(4, 6, 2, groups=groups), nn.Linear(6, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(torch.relu(self.up(torch.relu(self.one(x)))).mean((2, 3)))
+
+
+HANDLED["transposed"] = Transposed
 
 
 class Scaled(nn.Module):
@@ -303,6 +306,22 @@ class Attentive(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.squeeze(1)
         return self.head(self.norm(x + self.attention(x)).mean(1))
+
+
+class Fused(nn.Module):
+    """One layer for queries, keys and values, and an inner width beside the number of heads."""
+
+    def __init__(self, bias: bool = True) -> None:
+        super().__init__()
+        self.num_heads, self.inner_dim = 4, 8
+        self.embed, self.qkv = nn.Linear(4, 6), nn.Linear(6, 24, bias=bias)
+        self.proj, self.head = nn.Linear(8, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.squeeze(1))
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(*x.shape[:2], self.inner_dim)
+        return self.head((x + self.proj(mixed)).mean(1))
 
 
 class Packed(nn.Module):
@@ -356,6 +375,8 @@ class Bert(nn.Module):
 ATTENTIVE: dict[str, Callable[[], nn.Module]] = {
     "separate": Attentive,
     "grouped queries": lambda: Attentive(2),
+    "fused": Fused,
+    "fused, no bias": lambda: Fused(bias=False),
     "packed": Packed,
     "packed, batch last": lambda: Packed(batch_first=False),
     "packed, other sizes": lambda: Packed(other=True),
@@ -410,7 +431,11 @@ class PreNormStack(nn.Module):
         return self.out(self.encoder(x.flatten(1)))
 
 
-STACKED: dict[str, Callable[[], nn.Module]] = {"blocks": Stack, "pre-norm": PreNormStack}
+STACKED: dict[str, Callable[[], nn.Module]] = {
+    "blocks": Stack,
+    "pre-norm": PreNormStack,
+    "torch's own": lambda: Encoder(norm_first=True),
+}
 
 CASES: list[tuple[str, str, Callable[[], nn.Module]]] = [
     *(("channels", name, build) for name, build in {**HANDLED, **ATTENTIVE, **STACKED}.items()),
@@ -422,7 +447,7 @@ CASES: list[tuple[str, str, Callable[[], nn.Module]]] = [
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "layer norm": (Normed, r"one: norm is a LayerNorm"),
     "group norm": (OddNormed, r"right: norm is a GroupNorm of 2 groups of 2 channels, of which only whole"),
-    "transposed": (Transposed, r"one: up is a ConvTranspose2d, a layer type that is not handled"),
+    "grouped and transposed": (lambda: Transposed(2), r"one: up is a ConvTranspose2d, a layer type that is not handled"),
     "parameter": (Scaled, r"one: scale is a parameter outside a known layer"),
     "counting": (Counting, r"one: .*counts its units"),
     "tied": (Tied, r"two\.weight is tied to one\.weight"),

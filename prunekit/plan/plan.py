@@ -153,7 +153,7 @@ class Plan:
                     keep[name] = self.keep[name].clone()
                     keep[name][self.keep[name]] = decision
                 else:
-                    new = _unused(name, {*keep, *second.keep} - {name} if name not in keep else {*keep, *second.keep})
+                    new = _unused(name, keep.keys() | (second.keep.keys() - {name}))
                     keep[new] = decision
                     index |= {f"{new}|{member}": where for member, where in dense.items()}
                     if name in second.modules:

@@ -38,6 +38,9 @@ def comparison_figure(comparison: Comparison) -> Figure:
     axes = figure.subplots(len(structures), len(allocations), squeeze=False, sharey=True)
     for row, structure in zip(axes, structures, strict=True):
         for panel, allocation in zip(row, allocations, strict=True):
+            if not any((c["structure"], c["allocation"]) == (structure, allocation) for c in comparison.cells):
+                panel.set_axis_off()  # N:M is the same in every allocation
+                continue
             for number, criterion in enumerate(criteria):
                 cells = [
                     c

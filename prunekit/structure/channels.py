@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import StructureError
-from prunekit.structure.cut import CONVOLUTIONS
+from prunekit.structure.cut import CONVOLUTIONS, TRANSPOSED
 from prunekit.structure.groups import Group, tied_names
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -143,6 +143,8 @@ def _layer(module: nn.Module, name: str, outwards: bool, blocks: Blocks, draft: 
         return _grouped(module, name, outwards, blocks, draft)
     if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
         return {"weight@0": blocks, "bias@0": blocks} if outwards else {"weight@1": blocks}
+    if isinstance(module, TRANSPOSED) and module.groups == 1:
+        return {"weight@1": blocks, "bias@0": blocks} if outwards else {"weight@0": blocks}
     if isinstance(module, nn.Embedding):
         return {"weight@1": blocks}
     if isinstance(module, nn.PReLU):

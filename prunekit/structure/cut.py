@@ -15,6 +15,7 @@ from prunekit.structure.replacements import REPLACEMENTS
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def cut(model: nn.Module, kept: Mapping[str, Tensor], attributes: Mapping[str, int], replaced: Mapping[str, str]) -> None:
@@ -88,6 +89,8 @@ def _resize(module: nn.Module) -> None:
     """Sizes that torch's layers keep beside their tensors."""
     if isinstance(module, CONVOLUTIONS):
         module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
+    elif isinstance(module, TRANSPOSED):
+        module.in_channels, module.out_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.Embedding):

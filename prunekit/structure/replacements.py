@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from prunekit.structure.groups import SKIP
 
 class Skip(nn.Module):
     """Stands for a removed residual block: gives back its first input, whatever else it is called with."""
+
+    self_attn: SimpleNamespace
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return x
@@ -100,7 +103,10 @@ def _narrow(module: nn.Module) -> nn.Module:
 
 
 def _skip(module: nn.Module) -> nn.Module:
-    return Skip().train(module.training)
+    skip = Skip().train(module.training)
+    if isinstance(module, nn.TransformerEncoderLayer):  # torch's encoder asks its first layer for this
+        skip.self_attn = SimpleNamespace(batch_first=module.self_attn.batch_first)
+    return skip
 
 
 REPLACEMENTS: dict[str, Callable[[nn.Module], nn.Module]] = {"attention": _narrow, SKIP: _skip}

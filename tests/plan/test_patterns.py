@@ -145,7 +145,11 @@ def test_recipes_take_patterns_and_attention() -> None:
         "prune": [{"name": "half", "structure": "2:4"}, {"name": "tiles", "structure": "block:4x1", "sparsity": 0.5}],
     }
     recipe = Recipe.of(content, "x.yaml")
-    assert recipe.structure.mappings() == [{"q": "a", "k": "b", "v": "c", "o": "d", "heads": 3, "kv_heads": None}]
+    expected = {"q": "a", "k": "b", "v": "c", "qkv": None, "o": "d", "heads": 3, "kv_heads": None}
+    assert recipe.structure.mappings() == [expected]
+    for wrong in ({"q": "a", "o": "d"}, {"q": "a", "k": "b", "v": "c", "qkv": "e", "o": "d"}, {"o": "d"}):
+        with pytest.raises(UsageError, match="give q, k and v, or qkv alone"):
+            Recipe.of({**content, "structure": {"attention": [wrong]}}, "x.yaml")
     for change, message in (
         ({"structure": "4:2"}, r"prune\.0\.structure is '4:2'"),
         ({"structure": "channels"}, "needs a sparsity"),

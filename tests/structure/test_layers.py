@@ -10,7 +10,7 @@ from prunekit import StructureError, load, make_plan, masked, prune, save
 from prunekit.models import digits_transformer
 from prunekit.structure import find_groups
 from prunekit.structure.replacements import Skip
-from tests.structure_models import IMAGES, PreNormStack, Stack, random_scores
+from tests.structure_models import IMAGES, Encoder, PreNormStack, Stack, random_scores
 
 
 def test_blocks_that_can_go_and_those_that_cannot() -> None:
@@ -45,6 +45,27 @@ def test_the_least_important_block_goes_and_all_may(tmp_path: object) -> None:
     save(prune(model, plan, IMAGES), plan, f"{tmp_path}/a")
     assert torch.allclose(load(f"{tmp_path}/a", PreNormStack)(x), model.out(x.flatten(1)))
     assert torch.allclose(masked(model, plan)(x), model.out(x.flatten(1)))
+
+
+def test_torchs_encoder_may_lose_its_first_layer(tmp_path: object) -> None:
+    torch.manual_seed(0)
+    model = Encoder(norm_first=True).eval()
+    assert [g.name for g in find_groups("layers", model, IMAGES)] == ["encoder.layers.0", "encoder.layers.1"]
+    scores = random_scores(model)
+    for name, tensor in scores.importance.items():
+        tensor.fill_(1.0 + name.startswith("encoder.layers.1"))
+    plan = make_plan(scores, model, IMAGES, sparsity=0.4, structure="layers")
+    assert plan.skipped() == ["encoder.layers.0"]
+    small = prune(model, plan, IMAGES)
+    x = torch.randn(5, 1, 4, 4)
+    expected = model.head(model.encoder.layers[1](model.embed(x.squeeze(1))).mean(1))
+    torch.testing.assert_close(small(x), expected)
+    save(small, plan, f"{tmp_path}/a")
+    with torch.no_grad():
+        torch.testing.assert_close(load(f"{tmp_path}/a", lambda: Encoder(norm_first=True))(x), expected)
+    post = Encoder(norm_first=False)
+    with pytest.raises(StructureError, match=r"encoder\.layers\.0: with its weights at 0 it does not give back its input"):
+        find_groups("layers", post, IMAGES)
 
 
 def test_a_plain_stack_is_refused_by_name() -> None:
