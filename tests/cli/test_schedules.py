@@ -76,6 +76,31 @@ def test_round_trip(scored: Path, cli: Cli, name: str) -> None:
     assert cli("report", scored).code == 0
 
 
+def test_kept_weights_alone_along_the_whole_path(scored: Path, cli: Cli) -> None:
+    """(c) for a model with two prunings against per-weight shares of every piece: f_0 + Σ_{i kept} (ψ_i + ψ_i^reg)."""
+    from prunekit.data import digits
+    from prunekit.kernel import ModelFunction, attribute
+    from prunekit.report.account import _kept_alone
+
+    asked = ["--schedule", "iterative", "--rounds", 2, "--finetune", 1]
+    assert cli("prune", scored, "-c", "magnitude", "-s", 0.6, "--name", "kept", *asked).code == 0
+    folder = scored / "pruned" / "kept"
+    path = Continued(prunekit.Trajectory(scored / "trajectory"), prunekit.Trajectory(folder / "trajectory"))
+    x, y = (t[:4] for t in digits()["test"])
+    masks = {n: m.float() for n, m in _masks(folder).items()}
+    function = ModelFunction(small_cnn(), path.layout, path.fixed)
+    total = function(path.state(0), x, y)
+    pieces = list(path.segments())
+    last = max(n for n, s in enumerate(pieces) if s.jump) + 1
+    for some, nodes in ((pieces[:last], 1), (pieces[last:], 64)):  # the last steps' change is taken exactly
+        for part in attribute(function, lambda some=some: iter(some), x, y, share="whole", nodes=nodes):
+            for name, signed in part.scores.items():
+                total[part.samples] += (signed * masks[name] if name in masks else signed).flatten(2).sum(2)
+    flat = torch.cat([masks[e.name].flatten() if e.name in masks else torch.ones(e.size) for e in path.layout])
+    found = _kept_alone(function, path.parent, path, flat, x, y, 1)
+    torch.testing.assert_close(found, total, atol=1e-3, rtol=1e-3)
+
+
 def _masks(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
