@@ -3,9 +3,9 @@
 from prunekit.search.auto import choose
 from prunekit.search.compare import Candidates, Comparison, compare
 from prunekit.search.finetune import Finetuning, Tuner, finetune
-from prunekit.search.schedule import SCHEDULES, Planner, Pruned, Schedule, cut, prune_by_schedule
+from prunekit.search.schedule import SCHEDULES, Given, Planner, Pruned, Schedule, cut, prune_by_schedule
 
 __all__ = [
-    "SCHEDULES", "Candidates", "Comparison", "Finetuning", "Planner", "Pruned", "Schedule", "Tuner", "choose", "compare", "cut",
-    "finetune", "prune_by_schedule",
+    "SCHEDULES", "Candidates", "Comparison", "Finetuning", "Given", "Planner", "Pruned", "Schedule", "Tuner", "choose",
+    "compare", "cut", "finetune", "prune_by_schedule",
 ]  # fmt: skip

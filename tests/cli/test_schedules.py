@@ -76,6 +76,31 @@ def test_round_trip(scored: Path, cli: Cli, name: str) -> None:
     assert cli("report", scored).code == 0
 
 
+def test_an_edited_plan_can_be_fine_tuned(scored: Path, cli: Cli) -> None:
+    plain = ("prune", scored, "-c", "magnitude", "-s", 0.5, "--structure", "channels", "--name", "edited")
+    assert cli(*plain, "--dry-run").code == 0
+    path = scored / "pruned" / "edited" / "plan.safetensors"
+    applied = ("prune", scored, "--apply", path, "--finetune", 1)
+    assert cli(*applied).code == 0  # as it is, first
+    assert "reused" in cli(*applied).out
+    for other in (("prune", scored, "--apply", path), plain, ("prune", scored, "--apply", path, "--finetune", 2)):
+        done = cli(*other)
+        assert done.code == 1, other
+        assert "--overwrite" in done.err
+    plan = prunekit.Plan.load(path)
+    keep = torch.zeros(6, dtype=torch.bool)
+    keep[2] = True
+    plan.edited({"conv1": keep}).save(path)
+    done = cli(*applied, "--overwrite")
+    assert done.code == 0, done.err
+    assert "edited by hand" in done.out
+    assert prunekit.load(path.parent, small_cnn).conv1.out_channels == 1
+    assert cli("eval", path.parent).code == 0
+    done = cli(*applied, "--schedule", "iterative")
+    assert done.code == 2
+    assert "makes its own" in done.err
+
+
 def test_kept_weights_alone_along_the_whole_path(scored: Path, cli: Cli) -> None:
     """(c) for a model with two prunings against per-weight shares of every piece: f_0 + Σ_{i kept} (ψ_i + ψ_i^reg)."""
     from prunekit.data import digits
