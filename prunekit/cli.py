@@ -284,11 +284,9 @@ def prune(
         sparsity = asked_sparsity(structure, sparsity)
     opened = _open(run, device)
     steps = _steps(schedule, rounds, every, finetune, lr, distill, temperature, rewind, recalibrate)
-    if apply is not None and steps.request():
-        raise UsageError("--apply carries out a plan as it is: leave out --schedule, --finetune, --rewind, --recalibrate")
     with output.working(run):
         if apply is not None:
-            result = apply_plan(opened, apply, name, overwrite)
+            result = apply_plan(opened, apply, name, overwrite, steps)
         else:
             assert sparsity is not None
             named = name or f"{structure.replace(':', '-')}-{sparsity:g}"

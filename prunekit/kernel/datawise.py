@@ -230,7 +230,8 @@ class _Products:
 
 
 def _check(trajectory: Trajectory) -> None:
-    if "parent" in trajectory.provenance:
+    parent = trajectory.provenance.get("parent")
+    if isinstance(parent, dict) and "trajectory" in parent:
         raise PrunekitError(
             f"{trajectory.folder}: fine-tuning with masks held; data-wise scores are those of training steps without masks"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +119,7 @@ def account(
                 shares[layer] = shares[layer] + share if layer in shares else share
     left_over = change - sum(shares.values(), torch.zeros_like(change))
     sizes = {layer: float(share.abs().mean()) for layer, share in shares.items()}
-    steps = path or trajectory
-    with Bar("masked kernel machine (steps)", -(-steps.pieces // stride)) as bar:
-        moved = (s for s in steps.segments(stride) if s is not step)  # pruning moves only what is masked; rewinding is undone
-        machine = masked_machine(function, moved, mask.to(last.dtype), x, y, tick=bar.advance)
+    machine = _kept_alone(function, trajectory, path, mask.to(last.dtype), x, y, stride)
     return {
         "samples": len(x),
         "dense": {**_fit(dense.rebuilt, dense.model), "certificate": _certificate(dense)},
@@ -159,6 +156,34 @@ def _fit(rebuilt: Tensor, model: Tensor) -> dict[str, Any]:
         "mean_output": float(model.abs().mean()),
         "argmax_agreement": agreement(rebuilt, model),
     }
+
+
+def _kept_alone(
+    function: ModelFunction, trajectory: Trajectory, path: Continued | None, mask: Tensor, x: Tensor, y: Tensor, stride: int
+) -> Tensor:
+    """The masked kernel machine along the whole path; the joining piece moves only what is masked.
+
+    Fine-tuning after the last pruning moves kept weights alone, so there the machine's terms are the change of ``f``
+    itself, which needs no derivatives.
+    """
+    if path is None:
+        with Bar("masked kernel machine (steps)", -(-trajectory.pieces // stride)) as bar:
+            return masked_machine(function, trajectory.segments(stride), mask, x, y, tick=bar.advance)
+    child, gone = path.child, mask == 0
+    before = [n for n, s in enumerate(child.segments(stride), 1) if s.update[gone].any()]
+    last = before[-1] if before else 0
+    pieces = chain(trajectory.segments(stride, until=path.branch), islice(child.segments(stride), last))
+    first = next(pieces, None)
+    begin, end = path.joint.end, child.state(-1)
+    for segment in islice(child.segments(stride), last):
+        begin = segment.end
+    tail = _difference(function, Segment(0, begin, end, torch.zeros_like(end)), x, y)
+    if first is None:  # a single checkpoint, and no pruning on the way
+        with torch.no_grad():
+            x, y = x.to(function.device), y.to(function.device)
+            return function(path.joint.start.to(function.device), x, y) + tail
+    with Bar("masked kernel machine (steps)", -(-trajectory.pieces_until(path.branch) // stride) + last) as bar:
+        return masked_machine(function, chain([first], pieces), mask, x, y, tick=bar.advance) + tail
 
 
 @torch.no_grad()

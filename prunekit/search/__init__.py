@@ -3,10 +3,10 @@
 from prunekit.search.auto import choose
 from prunekit.search.compare import Candidates, Comparison, compare
 from prunekit.search.finetune import Finetuning, Tuner, finetune
-from prunekit.search.schedule import SCHEDULES, Planner, Pruned, Schedule, cut, leaves, prune_by_schedule
+from prunekit.search.schedule import SCHEDULES, Given, Planner, Pruned, Schedule, cut, leaves, prune_by_schedule
 from prunekit.search.sensitivity import sensitivity
 
 __all__ = [
-    "SCHEDULES", "Candidates", "Comparison", "Finetuning", "Planner", "Pruned", "Schedule", "Tuner", "choose", "compare", "cut",
-    "finetune", "leaves", "prune_by_schedule", "sensitivity",
+    "SCHEDULES", "Candidates", "Comparison", "Finetuning", "Given", "Planner", "Pruned", "Schedule", "Tuner", "choose", "compare",
+    "cut", "finetune", "leaves", "prune_by_schedule", "sensitivity",
 ]  # fmt: skip

@@ -218,6 +218,18 @@ def leaves(scores: Scores) -> list[Scores]:
     return [leaf for part in scores.parts for leaf in leaves(part)]
 
 
+class Given(Planner):
+    """A finished plan, edited perhaps, in the place of one made from scores; for schedules of one pruning."""
+
+    of_path = False
+
+    def __init__(self, evidence: Evidence, plan: Plan) -> None:
+        self.evidence, self.given = evidence, plan
+
+    def plan(self, model: nn.Module, sparsity: float, before: Plan | None = None, child: Trajectory | None = None) -> Plan:
+        return self.given
+
+
 @dataclass(frozen=True)
 class Pruned:
     """What a schedule arrived at.

@@ -8,16 +8,16 @@ from typing import Any
 
 from prunekit import checkpoint
 from prunekit.apply import Manifest, prune, save
-from prunekit.criteria import Scores, expand
+from prunekit.criteria import Scores, expand, model_digest
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.measure import accuracy, predict
 from prunekit.plan import GROUPED, Plan, asked_sparsity, check_structure, make_plan
 from prunekit.plan.allocation import get_allocation
 from prunekit.recipe import Steps
-from prunekit.search import Candidates, Comparison, choose
+from prunekit.search import Candidates, Comparison, Given, choose
 from prunekit.trajectory import Trajectory
 from prunekit.verbs.run_folder import PROBLEM, Run, reusable
-from prunekit.verbs.scheduling import prune_in_steps
+from prunekit.verbs.scheduling import planner_for, prune_in_steps
 from prunekit.verbs.scoring import comparison_inputs
 
 
@@ -83,9 +83,8 @@ def prune_run(
             raise UsageError(f"--dry-run shows a plan that is made at once; schedule {steps.schedule.name} makes it on the way")
         refuse_foreign(folder)
         options = {"ratios": ratios, "floor": floor, "attention": run.recipe.structure.mappings()}
-        done = prune_in_steps(
-            run, folder, scores[chosen["criterion"]], structure, chosen["allocation"], sparsity, steps, request, options
-        )
+        planner = planner_for(run, scores[chosen["criterion"]], structure, chosen["allocation"], steps, options)
+        done = prune_in_steps(run, folder, planner, sparsity, steps, _training_request(run, steps), request)
         return {**_summary(folder, Plan.load(folder / "plan.safetensors")), **done, "reused": False}
     plan = make_plan(
         scores[chosen["criterion"]],
@@ -105,25 +104,40 @@ def prune_run(
     return _write(run, plan, folder)
 
 
-def apply_plan(run: Run, plan_path: Path, name: str | None, overwrite: bool = False) -> dict[str, Any]:
+def apply_plan(
+    run: Run, plan_path: Path, name: str | None, overwrite: bool = False, steps: Steps | None = None
+) -> dict[str, Any]:
     """Applies a plan file, edited or not.
 
     Args:
         name: of the pruned model; by default the plan's folder under ``pruned/``.
+        steps: fine-tuning, rewinding; a schedule makes plans of its own.
     """
+    if steps is not None and steps.schedule.name != "one-shot":
+        raise UsageError(f"--apply takes a finished plan; schedule {steps.schedule.name} makes its own, leave it out")
     plan = Plan.load(plan_path)
     inside = plan_path.resolve().parent.parent == (run.path / "pruned").resolve()
     if name is None and not inside:
         raise UsageError(f"--name is needed: {plan_path} does not lie under {run.path / 'pruned'}")
     folder = run.path / "pruned" / (name or plan_path.resolve().parent.name)
     if (folder / "prunekit.json").exists():
-        found = {"plan": Manifest.load(folder / "prunekit.json").plan}
-        if reusable(folder, found, {"plan": plan.digest}, overwrite):
+        manifest = Manifest.load(folder / "prunekit.json")
+        found = {"plan": manifest.plan, **manifest.facts.get("request", {})}
+        if reusable(folder, found, {"plan": plan.digest, **_training_request(run, steps)}, overwrite):
             return {**_summary(folder, plan), "reused": True}
     elif folder.exists() and folder != plan_path.resolve().parent and not overwrite and any(folder.iterdir()):
         same = (folder / "plan.safetensors").resolve() == plan_path.resolve()
         if not same:
             raise ArtifactError(f"{folder}: exists; use --overwrite to replace it, or another --name")
+    if steps is not None and steps.request():
+        if plan.provenance["model"] != model_digest(run.model):
+            raise ArtifactError(
+                f"the plan was made for model {plan.provenance['model']}, this model is {model_digest(run.model)}"
+            )
+        refuse_foreign(folder)
+        asked = plan.provenance["sparsity"]
+        done = prune_in_steps(run, folder, Given(run.evidence, plan), asked, steps, _training_request(run, steps))
+        return {**_summary(folder, plan), **done, "reused": False}
     return _write(run, plan, folder)
 
 
@@ -174,12 +188,13 @@ def _auto(run: Run, scores: Mapping[str, Scores], structure: str, sparsity: floa
 def _made_from(folder: Path, dry_run: bool) -> dict[str, Any] | None:
     if not folder.exists():
         return None
+    trained: dict[str, Any] = {}
     try:
         if dry_run and not (folder / "prunekit.json").exists():
             found: dict[str, Any] = Plan.load(folder / "plan.safetensors").provenance
         else:
             manifest = Manifest.load(folder / "prunekit.json")
-            found = manifest.provenance
+            found, trained = manifest.provenance, manifest.facts.get("request", {})
             files = ["plan", "model", *(["masks"] if not set(manifest.structure.split("+")) <= set(GROUPED) else [])]
             for name in files:  # a damaged one may not be reused
                 checkpoint.read_tensors(folder / f"{name}.safetensors")
@@ -189,7 +204,7 @@ def _made_from(folder: Path, dry_run: bool) -> dict[str, Any] | None:
         if (folder / "plan.safetensors").exists() and not (folder / "prunekit.json").exists():
             return {PROBLEM: f"it holds a plan that was not applied yet (--apply {folder / 'plan.safetensors'})"}
         return {PROBLEM: str(error)}
-    return {PROBLEM: "its plan was edited by hand"} if found.get("edited") else dict(found.get("request", {}))
+    return {PROBLEM: "its plan was edited by hand"} if found.get("edited") else {**found.get("request", {}), **trained}
 
 
 def _summary(folder: Path, plan: Plan) -> dict[str, Any]:

@@ -28,20 +28,17 @@ from prunekit.verbs.run_folder import EVAL_BATCH, Run, first_difference
 def prune_in_steps(
     run: Run,
     folder: Path,
-    scores: Scores,
-    structure: str,
-    allocation: str,
+    planner: Planner,
     sparsity: float,
     steps: Steps,
     request: Mapping[str, Any],
-    options: Mapping[str, Any],
+    made_for: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes ``folder``, whole or not at all: the pruned model, and in ``trajectory/`` its fine-tuning steps.
 
     Args:
-        scores: the dense model's.
-        request: what the plan says that it was made for.
-        options: further ones of ``make_plan``.
+        request: what of training and schedule decides the result, for reuse.
+        made_for: what the plan says that it was made for; None for a plan that says it already.
 
     Returns:
         the facts that its manifest tells.
@@ -51,10 +48,7 @@ def prune_in_steps(
     """
     started = time.perf_counter()
     how = finetuning_of(run, steps) if steps.trains else None
-    example = run.example if structure in GROUPED else None
     schedule = Schedule(**steps.schedule.model_dump())
-    evidence = _evidence(run, scores) if len(schedule.sparsities(sparsity)) > 1 else run.evidence
-    planner = Planner(evidence, scores, structure, allocation, example, options)
     torch.manual_seed(run.recipe.seed if how is None else how.seed)  # dropout
     norms: list[int] = []
 
@@ -78,9 +72,11 @@ def prune_in_steps(
             folder=None if how is None else temporary / "trajectory",
             measure=on_validation if run.recipe.data is not None else None,
         )
-        done.plan.provenance["request"] = dict(request)
-        small = cut(done.model, done.plan, example)
+        if made_for is not None:
+            done.plan.provenance["request"] = dict(made_for)
+        small = cut(done.model, done.plan, run.example if done.plan.smaller else None)
         facts: dict[str, Any] = {
+            "request": dict(request),
             "schedule": {**steps.schedule.model_dump(mode="json"), "rounds": len(done.rounds)},
             "finetune": None if how is None else _told(steps, how, done.rounds),
             "rewind": steps.rewind,
@@ -96,6 +92,21 @@ def prune_in_steps(
             os.replace(path, temporary / path.name)
         inner.rmdir()
     return facts
+
+
+def planner_for(
+    run: Run, scores: Scores, structure: str, allocation: str, steps: Steps, options: Mapping[str, Any] | None = None
+) -> Planner:
+    """Plans by ``scores`` of the dense model, and by new ones in later rounds.
+
+    Args:
+        options: further ones of ``make_plan``.
+
+    Raises:
+        ArtifactError: later rounds could not score as ``scores`` were made.
+    """
+    evidence = run.evidence if steps.schedule.name == "one-shot" else _evidence(run, scores)
+    return Planner(evidence, scores, structure, allocation, run.example if structure in GROUPED else None, options)
 
 
 def finetuning_of(run: Run, steps: Steps) -> Finetuning:

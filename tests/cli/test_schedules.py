@@ -76,6 +76,56 @@ def test_round_trip(scored: Path, cli: Cli, name: str) -> None:
     assert cli("report", scored).code == 0
 
 
+def test_an_edited_plan_can_be_fine_tuned(scored: Path, cli: Cli) -> None:
+    plain = ("prune", scored, "-c", "magnitude", "-s", 0.5, "--structure", "channels", "--name", "edited")
+    assert cli(*plain, "--dry-run").code == 0
+    path = scored / "pruned" / "edited" / "plan.safetensors"
+    applied = ("prune", scored, "--apply", path, "--finetune", 1)
+    assert cli(*applied).code == 0  # as it is, first
+    assert "reused" in cli(*applied).out
+    for other in (("prune", scored, "--apply", path), plain, ("prune", scored, "--apply", path, "--finetune", 2)):
+        done = cli(*other)
+        assert done.code == 1, other
+        assert "--overwrite" in done.err
+    plan = prunekit.Plan.load(path)
+    keep = torch.zeros(6, dtype=torch.bool)
+    keep[2] = True
+    plan.edited({"conv1": keep}).save(path)
+    done = cli(*applied, "--overwrite")
+    assert done.code == 0, done.err
+    assert "edited by hand" in done.out
+    assert prunekit.load(path.parent, small_cnn).conv1.out_channels == 1
+    assert cli("eval", path.parent).code == 0
+    done = cli(*applied, "--schedule", "iterative")
+    assert done.code == 2
+    assert "makes its own" in done.err
+
+
+def test_kept_weights_alone_along_the_whole_path(scored: Path, cli: Cli) -> None:
+    """(c) for a model with two prunings against per-weight shares of every piece: f_0 + Σ_{i kept} (ψ_i + ψ_i^reg)."""
+    from prunekit.data import digits
+    from prunekit.kernel import ModelFunction, attribute
+    from prunekit.report.account import _kept_alone
+
+    asked = ["--schedule", "iterative", "--rounds", 2, "--finetune", 1]
+    assert cli("prune", scored, "-c", "magnitude", "-s", 0.6, "--name", "kept", *asked).code == 0
+    folder = scored / "pruned" / "kept"
+    path = Continued(prunekit.Trajectory(scored / "trajectory"), prunekit.Trajectory(folder / "trajectory"))
+    x, y = (t[:4] for t in digits()["test"])
+    masks = {n: m.float() for n, m in _masks(folder).items()}
+    function = ModelFunction(small_cnn(), path.layout, path.fixed)
+    total = function(path.state(0), x, y)
+    pieces = list(path.segments())
+    last = max(n for n, s in enumerate(pieces) if s.jump) + 1
+    for some, nodes in ((pieces[:last], 1), (pieces[last:], 64)):  # the last steps' change is taken exactly
+        for part in attribute(function, lambda some=some: iter(some), x, y, share="whole", nodes=nodes):
+            for name, signed in part.scores.items():
+                total[part.samples] += (signed * masks[name] if name in masks else signed).flatten(2).sum(2)
+    flat = torch.cat([masks[e.name].flatten() if e.name in masks else torch.ones(e.size) for e in path.layout])
+    found = _kept_alone(function, path.parent, path, flat, x, y, 1)
+    torch.testing.assert_close(found, total, atol=1e-3, rtol=1e-3)
+
+
 def _masks(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 

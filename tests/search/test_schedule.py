@@ -17,12 +17,12 @@ from prunekit import Plan, Trajectory, UsageError
 from prunekit.apply import apply_masks
 from prunekit.criteria import Evidence, model_digest, score_evidence
 from prunekit.kernel import ModelFunction, reconstruct
-from prunekit.search import Finetuning, Planner, Pruned, Schedule, finetune, prune_by_schedule
+from prunekit.search import Finetuning, Planner, Pruned, Schedule, cut, finetune, prune_by_schedule
 from prunekit.search.schedule import _Shrinking, cubic
-from prunekit.training import train
+from prunekit.training import recalibrate, train
 from prunekit.trajectory import Continued, Recorder
-from tests.conftest import TinyNet, tiny_data
-from tests.structure_models import HANDLED, IMAGES, random_scores
+from tests.conftest import TinyNet, record, tiny_data
+from tests.structure_models import HANDLED, IMAGES, Residual, random_scores
 
 X, Y = tiny_data(24, torch.float64)
 PRUNABLE = ("conv.weight", "head.weight")
@@ -255,6 +255,39 @@ def test_measures_before_and_after(dense) -> None:
     )
     zeros = [round((1 - 0.5**0.5) * 39), round(0.5 * 39)]
     assert [(r["accuracy_pruned"], r["accuracy"]) for r in done.rounds] == [(z, z) for z in zeros]
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_recalibrated_statistics_are_those_of_the_pruned_model(tmp_path: Path, tuned: bool) -> None:
+    """Measured by hand on the final weights; 0 where a channel is gone; one more piece of the path."""
+    torch.manual_seed(0)
+    model = Residual().double()
+    trajectory = record(tmp_path / "t", model, torch.optim.AdamW(model.parameters(), lr=0.01), data=(X, Y))
+    model.eval()
+    names = tuple(n for n, p in model.named_parameters() if p.dim() > 1)
+    evidence = Evidence(trajectory, model, names, X[:6], Y[:6])
+    batches = [(X[:12], Y[:12]), (X[12:], Y[12:])]
+    found = Planner(evidence, score_evidence(evidence, "magnitude"), "channels", "uniform", X[:2])
+    done = prune_by_schedule(
+        model, found, 0.5, Schedule("iterative", 2), how=how() if tuned else None, folder=tmp_path / "c",
+        recalibrate=lambda m: recalibrate(m, batches),
+    )  # fmt: skip
+    weights = dict(done.model.named_parameters())
+    keep = done.plan.masks()["norm.weight"]
+    assert 0 < int(keep.sum()) < 6
+    with torch.no_grad():
+        outputs = [nn.functional.conv2d(x, weights["stem.weight"], weights["stem.bias"], padding=1) for x, _ in batches]
+    torch.testing.assert_close(done.model.norm.running_mean, torch.stack([o.mean((0, 2, 3)) for o in outputs]).mean(0))
+    variance = torch.stack([o.transpose(0, 1).flatten(1).var(1) for o in outputs]).mean(0)
+    torch.testing.assert_close(done.model.norm.running_var, variance)
+    assert not done.model.norm.running_var[~keep].any()
+    torch.testing.assert_close(cut(done.model, done.plan, X[:2])(X), done.model(X))
+    if tuned:
+        path = Continued(trajectory, Trajectory(tmp_path / "c"))
+        named = {**dict(done.model.named_parameters()), **dict(done.model.named_buffers())}
+        assert torch.equal(path.state(-1), path.layout.flatten(named))
+        rebuilt = reconstruct(ModelFunction(done.model, path.layout, path.fixed), path.segments(), X, Y, tolerance=1e-3)
+        torch.testing.assert_close(rebuilt.rebuilt, done.model(X).detach(), atol=2e-2, rtol=0)
 
 
 def test_refusals(dense) -> None:
