@@ -151,8 +151,10 @@ def fill(weight: Mapping[str, float], sizes: Mapping[str, int], density: float) 
     Layers that would be more than full are full, and the others share what is left, until none is over. Without any
     weight, every layer has ``density``.
     """
-    if not any(weight[name] > 0 for name in sizes):
+    largest = max(weight[name] for name in sizes)
+    if not largest > 0:
         return dict.fromkeys(sizes, density)
+    weight = {name: weight[name] / largest for name in sizes}
     full: set[str] = set()
     while True:
         open_ = [name for name in sizes if name not in full]

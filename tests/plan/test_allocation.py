@@ -63,7 +63,7 @@ def test_proportional_gives_to_who_contributed() -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(
-    weights=st.lists(st.floats(0, 10), min_size=1, max_size=6),
+    weights=st.lists(st.one_of(st.just(0.0), st.floats(1e-9, 10)), min_size=1, max_size=6),
     sizes=st.lists(st.integers(1, 100), min_size=6, max_size=6),
     density=st.floats(0.01, 1),
 )
