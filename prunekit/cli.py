@@ -251,6 +251,11 @@ def prune(
     allocation: Annotated[str | None, typer.Option(help="global, uniform, mean, lamp, erk, proportional.")] = None,
     ratio: Annotated[list[str] | None, typer.Option(metavar="PATTERN=SHARE", help="Remove this share of a layer.")] = None,
     floor: Annotated[float, typer.Option(help="Share of every layer that stays, in [0, 1).")] = 0.0,
+    max_params: Annotated[int | None, typer.Option(help="Instead of a sparsity: parameters that may stay.")] = None,
+    max_macs: Annotated[int | None, typer.Option(help="Instead: theoretical MACs of one sample.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="Instead: size of model.safetensors.")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(help="Instead: measured, at the last eval.latency_batches.")] = None,
+    max_accuracy_drop: Annotated[float | None, typer.Option(help="Instead: points of validation accuracy to lose.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the pruned model: RUN/pruned/NAME.")] = None,
     compensate: Annotated[bool, typer.Option("--compensate", help="Let kept weights make up for removed ones.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write and print the plan only.")] = False,
@@ -267,43 +272,43 @@ def prune(
     device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Plan what goes, and write the pruned model."""
-    from prunekit.structure import asked_sparsity, check_structure, implied_sparsity
+    from prunekit.recipe import Prune
+    from prunekit.structure import check_structure, implied_sparsity
     from prunekit.verbs.pruning import apply_plan, prune_run
 
     output = _Out(quiet, as_json)
     if name is not None:
         _check_name(name)
+    budgets = {
+        "max_params": max_params, "max_macs": max_macs, "max_bytes": max_bytes, "max_latency_ms": max_latency_ms,
+        "max_accuracy_drop": max_accuracy_drop,
+    }  # fmt: skip
+    how_much = {k: v for k, v in {"sparsity": sparsity, **budgets}.items() if v is not None}
     if apply is not None and (
-        sparsity is not None or dry_run or allocation or compensate or criterion != "auto" or structure != "unstructured"
+        how_much or dry_run or allocation or compensate or ratio or floor or criterion != "auto" or structure != "unstructured"
     ):
         raise UsageError("--apply takes a finished plan: leave out the options that make one, such as --sparsity")
+    steps = _steps(schedule, rounds, every, finetune, lr, distill, temperature, rewind, recalibrate)
     if apply is None:
         check_structure(structure)
-        if sparsity is None and not implied_sparsity(structure):
-            raise UsageError("prune needs --sparsity (or --apply PLAN)")
-        sparsity = asked_sparsity(structure, sparsity)
+        if not how_much and not implied_sparsity(structure):
+            raise UsageError("prune needs --sparsity, a budget such as --max-params, or --apply PLAN")
+        kind, value = next(iter(how_much.items()), ("sparsity", implied_sparsity(structure) or 0.0))
+        label = f"{value:g}" if kind == "sparsity" else f"{kind.removeprefix('max_')}-{value:g}"
+        wanted = Prune.of(
+            {
+                **steps.model_dump(mode="json"), **how_much, "name": name or f"{structure.replace(':', '-')}-{label}",
+                "criterion": criterion, "structure": structure, "allocation": allocation, "ratios": _ratios(ratio or []),
+                "floor": floor, "compensate": compensate,
+            },
+            "prune",
+        )  # fmt: skip
     opened = _open(run, device)
-    steps = _steps(schedule, rounds, every, finetune, lr, distill, temperature, rewind, recalibrate)
     with output.working(run):
         if apply is not None:
             result = apply_plan(opened, apply, name, overwrite, steps)
         else:
-            assert sparsity is not None
-            named = name or f"{structure.replace(':', '-')}-{sparsity:g}"
-            result = prune_run(
-                opened,
-                named,
-                criterion,
-                sparsity,
-                structure,
-                allocation,
-                dry_run,
-                overwrite,
-                _ratios(ratio or []),
-                floor,
-                steps,
-                compensate,
-            )
+            result = prune_run(opened, wanted, dry_run, overwrite)
     output.show("prune", result)
     output.finish(result)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,11 @@ from prunekit.imports import call, load_object
 from prunekit.kernel import RULES, SHARES, TARGETS
 from prunekit.plan import ALLOCATIONS, asked_sparsity, check_structure
 from prunekit.search.schedule import SCHEDULES, SPACINGS
+from prunekit.structure import implied_sparsity
 
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10**6)]
+Large = Annotated[int, Field(ge=1, le=10**15)]
 Nodes = Annotated[int, Field(ge=1, le=10**4)]
 Positive = Annotated[float, Field(gt=0, le=10**6, allow_inf_nan=False)]
 RESOLVED = "# The resolved recipe of this run: every value, defaults included.\n"
@@ -215,6 +217,9 @@ class Structure(_Section):
         return [spec.model_dump() for spec in self.attention]
 
 
+BUDGETS = ("max_params", "max_macs", "max_bytes", "max_latency_ms", "max_accuracy_drop")
+
+
 class Distill(_Section):
     """Soft labels from the dense model: see ``prunekit.training.Distillation``."""
 
@@ -275,7 +280,7 @@ class Steps(_Section):
         return self
 
     @classmethod
-    def of(cls, content: dict[str, Any], source: str) -> Steps:
+    def of(cls, content: dict[str, Any], source: str) -> Self:
         """Checks values that come from ``source``; raises UsageError."""
         try:
             return cls.model_validate(content)
@@ -298,9 +303,13 @@ class Steps(_Section):
 
 
 class Prune(Steps):
-    """``sparsity`` may be left out for N:M, which says it itself; ``compensate``: kept weights make up for removed ones, layer by
+    """One pruned model.
 
-    layer, on the scoring samples.
+    ``criterion``: a name, or ``auto``: the criterion and allocation that do best on validation data there; ``tempered(...)`` is
+    the best of what it stands for. ``sparsity``: share to remove; N:M says it itself, and a budget (one of ``max_…``: parameters,
+    MACs, bytes, measured milliseconds, points of validation accuracy) finds it. ``allocation``: null leaves the choice to
+    ``auto`` (among the recipe's), else means ``global``. ``ratios``, ``floor``: see ``make_plan``. ``compensate``: kept weights
+    make up for removed ones, layer by layer, on the scoring samples.
     """
 
     name: Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -311,15 +320,35 @@ class Prune(Steps):
     ratios: dict[str, Share] = {}
     floor: Share = 0.0
     compensate: bool = False
+    max_params: Large | None = None
+    max_macs: Large | None = None
+    max_bytes: Large | None = None
+    max_latency_ms: Positive | None = None
+    max_accuracy_drop: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
 
     @field_validator("criterion")
     @classmethod
     def _named(cls, value: str) -> str:
         return value if value == "auto" else _criterion(value)
 
+    @property
+    def budget(self) -> tuple[str, float]:
+        """The budget that is set, and its value; ("", 0) for none."""
+        given = {name: value for name in BUDGETS if (value := getattr(self, name)) is not None}
+        return next(iter(given.items()), ("", 0.0))
+
     @model_validator(mode="after")
     def _sparsity(self) -> Prune:
+        given = [name for name in ("sparsity", *BUDGETS) if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{given[0]} and {given[1]} are given; one of them decides how much goes")
+        if self.compensate and self.request():
+            raise ValueError("compensate is for pruning at once; leave out schedule, finetune, rewind and recalibrate")
         try:
+            if self.budget[0] and implied_sparsity(self.structure) is None:
+                return self
+            if self.budget[0]:
+                raise ValueError(f"{self.structure} removes a fixed share; leave {self.budget[0]} out")
             asked_sparsity(self.structure, self.sparsity)
         except UsageError as error:
             raise ValueError(str(error)) from None

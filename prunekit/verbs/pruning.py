@@ -11,97 +11,84 @@ from prunekit.apply import Manifest, prune, save
 from prunekit.criteria import Scores, expand, model_digest
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.measure import accuracy, predict
-from prunekit.plan import GROUPED, Plan, asked_sparsity, check_structure, make_plan
-from prunekit.plan.allocation import get_allocation
-from prunekit.recipe import Steps
+from prunekit.plan import GROUPED, Plan, asked_sparsity, make_plan
+from prunekit.recipe import Prune, Steps
 from prunekit.search import Candidates, Comparison, Given, choose
 from prunekit.trajectory import Trajectory
+from prunekit.verbs.budgets import within_budget
 from prunekit.verbs.run_folder import PROBLEM, Run, reusable
 from prunekit.verbs.scheduling import planner_for, prune_in_steps
 from prunekit.verbs.scoring import comparison_inputs
 
 
-def prune_run(
-    run: Run,
-    name: str,
-    criterion: str,
-    sparsity: float | None,
-    structure: str = "unstructured",
-    allocation: str | None = None,
-    dry_run: bool = False,
-    overwrite: bool = False,
-    ratios: Mapping[str, float] | None = None,
-    floor: float = 0.0,
-    steps: Steps | None = None,
-    compensate: bool = False,
-) -> dict[str, Any]:
+def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """Plans and prunes; with ``dry_run`` only the plan is written, to be looked at and edited.
-
-    Args:
-        criterion: a name, or ``auto``: the criterion and allocation that do best on validation data there; one that stands
-            for several, ``tempered(...)``, is the best of these.
-        sparsity: share to remove; None for N:M, which says it itself.
-        allocation: None leaves the choice to ``auto`` (among the recipe's), else means ``global``.
-        ratios, floor: see ``make_plan``.
-        steps: schedule, fine-tuning, rewinding; None prunes once.
-        compensate: kept weights make up for removed ones on the scoring samples; the plan remembers it.
 
     Raises:
         UsageError: a name or value that does not exist.
         ArtifactError: ``pruned/<name>`` holds something else.
         StructureError: the model cannot take the structure.
+        PrunekitError: no plan meets the budget.
     """
-    check_structure(structure)
-    if compensate and steps is not None and steps.request():
-        raise UsageError("compensate is for pruning at once; leave out the schedule, fine-tuning, rewinding and recalibration")
-    sparsity = asked_sparsity(structure, sparsity)
-    if allocation is not None:
-        get_allocation(allocation)
-    names = [] if criterion == "auto" else expand(criterion)
+    names = [] if wanted.criterion == "auto" else expand(wanted.criterion)
     choosing = len(names) != 1
-    criterion = criterion if choosing else names[0]
     scores = {name: run.scores(name) for name in names} or run.all_scores()
+    budget, structure = wanted.budget, wanted.structure
+    training = _training_request(run, wanted)
     request = {
-        "criterion": criterion,
-        "sparsity": sparsity,
+        "criterion": wanted.criterion if choosing else names[0],
+        "sparsity": None if budget[0] else asked_sparsity(structure, wanted.sparsity),
         "structure": structure,
-        "allocation": allocation,
+        "allocation": wanted.allocation,
         "scores": {n: s.digest for n, s in scores.items()},
-        **({"ratios": dict(ratios)} if ratios else {}),
-        **({"floor": floor} if floor else {}),
-        **_training_request(run, steps),
-        **({"compensate": checkpoint.digest(dict(zip("xy", run.evidence.samples(), strict=True)))} if compensate else {}),
+        **({"ratios": dict(wanted.ratios)} if wanted.ratios else {}),
+        **({"floor": wanted.floor} if wanted.floor else {}),
+        **({budget[0]: budget[1]} if budget[0] else {}),
+        **training,
+        **({"compensate": checkpoint.digest(dict(zip("xy", run.evidence.samples(), strict=True)))} if wanted.compensate else {}),
     }
-    folder = run.path / "pruned" / name
+    folder = run.path / "pruned" / wanted.name
     if reusable(folder, _made_from(folder, dry_run), request, overwrite):
         return {**_summary(folder, Plan.load(folder / "plan.safetensors")), "reused": True}
-    chosen: Mapping[str, Any] = {"criterion": criterion, "allocation": allocation or "global"}
-    if choosing:
-        chosen = _auto(run, scores, structure, sparsity, allocation)
-    if steps is not None and (steps.schedule.name != "one-shot" or (steps.request() and not dry_run)):
-        if dry_run:
-            raise UsageError(f"--dry-run shows a plan that is made at once; schedule {steps.schedule.name} makes it on the way")
-        refuse_foreign(folder)
-        options = {"ratios": ratios, "floor": floor, "attention": run.recipe.structure.mappings()}
-        planner = planner_for(run, scores[chosen["criterion"]], structure, chosen["allocation"], steps, options)
-        done = prune_in_steps(run, folder, planner, sparsity, steps, _training_request(run, steps), request)
+    if dry_run and wanted.schedule.name != "one-shot":
+        raise UsageError(f"--dry-run shows a plan that is made at once; schedule {wanted.schedule.name} makes it on the way")
+    refuse_foreign(folder)
+    options: dict[str, Any] = {"ratios": wanted.ratios, "floor": wanted.floor, "attention": run.recipe.structure.mappings()}
+
+    def choose_at(sparsity: float) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = {"criterion": names[0] if names else "", "allocation": wanted.allocation or "global"}
+        if choosing:
+            found = _auto(run, scores, structure, sparsity, wanted.allocation)
+        return {**found, "scores": scores[found["criterion"]]}
+
+    def plan_at(chosen: Mapping[str, Any], sparsity: float) -> Plan:
+        example = run.example if structure in GROUPED else None
+        return make_plan(
+            chosen["scores"],
+            run.model,
+            example,
+            sparsity=sparsity,
+            structure=structure,
+            allocation=chosen["allocation"],
+            **options,
+        )
+
+    facts: dict[str, Any] = {}
+    if budget[0]:
+        sparsity, facts = within_budget(run, wanted, choose_at, plan_at)
+    else:
+        sparsity = asked_sparsity(structure, wanted.sparsity)
+    chosen = choose_at(sparsity)
+    if wanted.request() and not dry_run:
+        planner = planner_for(run, chosen["scores"], structure, chosen["allocation"], wanted, options)
+        done = prune_in_steps(run, folder, planner, sparsity, wanted, training, request, facts)
         return {**_summary(folder, Plan.load(folder / "plan.safetensors")), **done, "reused": False}
-    plan = make_plan(
-        scores[chosen["criterion"]],
-        run.model,
-        run.example if structure in GROUPED else None,
-        sparsity=sparsity,
-        structure=structure,
-        allocation=chosen["allocation"],
-        ratios=ratios,
-        floor=floor,
-        attention=run.recipe.structure.mappings(),
-    )
+    plan = plan_at(chosen, sparsity)
     plan.provenance["request"] = request
     if dry_run:
         plan.save(folder / "plan.safetensors")
-        return {**_summary(folder, plan), "dry_run": True, "reused": False}
-    return _write(run, plan, folder)
+        return {**_summary(folder, plan), **facts, "dry_run": True, "reused": False}
+    return _write(run, plan, folder, facts)
 
 
 def apply_plan(
@@ -153,14 +140,14 @@ def refuse_foreign(folder: Path) -> None:
         )
 
 
-def _write(run: Run, plan: Plan, folder: Path) -> dict[str, Any]:
+def _write(run: Run, plan: Plan, folder: Path, found: Mapping[str, Any] | None = None) -> dict[str, Any]:
     refuse_foreign(folder)
     example = run.example if plan.smaller else None
     calibration = None
     if plan.provenance.get("request", {}).get("compensate"):
         calibration = [run.evidence.samples()]
     small = prune(run.model, plan, example, calibration=calibration)
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = dict(found or {})
     if run.recipe.data is not None:
         facts["validation_accuracy"] = accuracy(*predict(small, run.batches("validation")))
     save(small, plan, folder, facts)

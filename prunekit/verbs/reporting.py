@@ -89,10 +89,7 @@ def run_recipe(
     show("compare", (comparison, reused))
     pruned, evaluated = [], []
     for wanted in recipe.prune:
-        done = prune_run(
-            run, wanted.name, wanted.criterion, wanted.sparsity, wanted.structure, wanted.allocation, overwrite=overwrite,
-            ratios=wanted.ratios, floor=wanted.floor, steps=wanted, compensate=wanted.compensate,
-        )  # fmt: skip
+        done = prune_run(run, wanted, overwrite=overwrite)
         show("prune", done)
         pruned.append(done)
         result = evaluate(run, run.path / "pruned" / wanted.name, overwrite)

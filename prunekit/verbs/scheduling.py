@@ -33,12 +33,14 @@ def prune_in_steps(
     steps: Steps,
     request: Mapping[str, Any],
     made_for: Mapping[str, Any] | None = None,
+    found: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes ``folder``, whole or not at all: the pruned model, and in ``trajectory/`` its fine-tuning steps.
 
     Args:
         request: what of training and schedule decides the result, for reuse.
         made_for: what the plan says that it was made for; None for a plan that says it already.
+        found: further facts for the manifest.
 
     Returns:
         the facts that its manifest tells.
@@ -76,6 +78,7 @@ def prune_in_steps(
             done.plan.provenance["request"] = dict(made_for)
         small = cut(done.model, done.plan, run.example if done.plan.smaller else None)
         facts: dict[str, Any] = {
+            **(found or {}),
             "request": dict(request),
             "schedule": {**steps.schedule.model_dump(mode="json"), "rounds": len(done.rounds)},
             "finetune": None if how is None else _told(steps, how, done.rounds),
