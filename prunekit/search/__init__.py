@@ -3,7 +3,8 @@
 from prunekit.search.auto import choose
 from prunekit.search.compare import Candidates, Comparison, compare
 from prunekit.search.finetune import Finetuning, Tuner, finetune
-from prunekit.search.schedule import SCHEDULES, Given, Planner, Pruned, Schedule, cut, leaves, prune_by_schedule
+from prunekit.search.planner import Given, Planner, leaves
+from prunekit.search.schedule import SCHEDULES, Pruned, Schedule, cut, prune_by_schedule
 from prunekit.search.sensitivity import sensitivity
 
 __all__ = [

@@ -18,7 +18,8 @@ from prunekit.apply import apply_masks
 from prunekit.criteria import Evidence, model_digest, score_evidence
 from prunekit.kernel import ModelFunction, reconstruct
 from prunekit.search import Finetuning, Planner, Pruned, Schedule, cut, finetune, prune_by_schedule
-from prunekit.search.schedule import _Shrinking, cubic
+from prunekit.search.planner import _Shrinking
+from prunekit.search.schedule import cubic
 from prunekit.training import recalibrate, train
 from prunekit.trajectory import Continued, Recorder
 from tests.conftest import TinyNet, record, tiny_data
