@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -104,7 +105,12 @@ def _macs(run: Run) -> Callable[[Plan], float]:
 
 
 def _bytes(run: Run) -> Callable[[Plan], float]:
-    return lambda plan: len(safetensors.torch.save(checkpoint.unique_state(_small(run, plan).state_dict())[0]))
+    def written(plan: Plan) -> int:
+        state, _ = checkpoint.unique_state(_small(run, plan).state_dict())
+        header = json.dumps({"kind": "model", "plan": plan.digest}, sort_keys=True)  # as ``apply.save`` writes it
+        return len(safetensors.torch.save(state, {checkpoint.HEADER: header}))
+
+    return written
 
 
 def _latency(run: Run) -> Callable[[Plan], float]:
