@@ -356,12 +356,10 @@ class Prune(Steps):
 
 
 class Tuning(_Section):
-    """After how much fine-tuning a study compares, at which sparsities, and which criteria beside the ``leading`` ones."""
+    """After how much fine-tuning a study compares, and at which sparsities."""
 
     epochs: Count = 10
     sparsities: dict[StructureName, list[Share]] = {}
-    leading: Annotated[int, Field(ge=0)] = 3
-    always: list[CriterionName] = ["magnitude", "random"]
 
 
 class Study(_Section):
@@ -369,7 +367,8 @@ class Study(_Section):
 
     ``cases``: name -> recipe, its path relative to the study's file; ``criteria``: each one line of the result, ``tempered(...)``
     the best of the compositions that it stands for on validation data; ``control``: also plans shuffled within layers;
-    ``samples``: scoring samples; ``tune``: fine-tuned cells, or null.
+    ``samples``: scoring samples. The ``leading`` criteria on validation data and those in ``always`` are compared again with
+    their weights compensated (``compensate``) and after fine-tuning (``tune``).
     """
 
     cases: Annotated[dict[str, str], Field(min_length=1)]
@@ -379,6 +378,9 @@ class Study(_Section):
     allocations: dict[StructureName, Annotated[list[AllocationName], Field(min_length=1)]] = {}
     control: bool = True
     samples: Count = 160
+    leading: Annotated[int, Field(ge=0)] = 3
+    always: list[CriterionName] = ["magnitude", "random"]
+    compensate: bool = False
     tune: Tuning | None = None
 
     @field_validator("cases")

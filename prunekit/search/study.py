@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.apply import masked
+from prunekit.apply import apply_masks, compensate, masked
 from prunekit.measure import fidelity, predict, sizes
 from prunekit.plan import GROUPED, Plan, choices
 from prunekit.search.compare import Candidates
@@ -83,6 +83,27 @@ def fine_tuned(
     return [{**_row(bench, plan, criterion, allocation, sparsity, "", model), "method": method, "epochs": how.epochs}]
 
 
+def compensated(
+    bench: Bench,
+    structure: str,
+    method: str,
+    criterion: str,
+    allocation: str,
+    sparsities: Sequence[float],
+    calibration: Batches,
+) -> list[dict[str, Any]]:
+    """One row a sparsity: the kept weights make up for the removed ones by least squares, see ``prunekit.apply.compensate``."""
+    rows = []
+    for sparsity in sparsities:
+        plan = bench.candidates.plan(structure, criterion, allocation, sparsity)
+        masks = plan.masks()
+        model = compensate(bench.candidates.model, masks, calibration)
+        apply_masks(model, masks)
+        row = _row(bench, plan, criterion, allocation, sparsity, "", model)
+        rows.append({**row, "method": method, "repair": "compensated"})
+    return rows
+
+
 def shuffled(plan: Plan, seed: int) -> Plan:
     """A plan that keeps as many of every layer, by chance: what is left when only the layer ratios count."""
     generator = torch.Generator().manual_seed(seed)
@@ -106,6 +127,7 @@ def _row(
         "sparsity": sparsity,
         "control": control,
         "epochs": 0,
+        "repair": "",
         "achieved": reached["prunable"],
         "achieved_all": reached["all"],
         "kept": {name: count["kept"] for name, count in plan.counts().items()},

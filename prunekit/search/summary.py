@@ -1,8 +1,8 @@
 """What a comparison over seeds shows: areas under curves, the regret of choosing, who is ahead of whom. Pure arithmetic on rows.
 
 A *row* is one pruned model, measured: ``case``, ``seed``, ``structure``, ``criterion``, ``allocation``, ``sparsity``, ``control``
-("" or "shuffled"), ``epochs`` (of fine-tuning, 0 for one-shot), and ``validation`` and ``test``, each with ``accuracy``,
-``agreement`` and ``kl``. A *variant* is a criterion with an allocation. A *method* is what a reader would call a criterion: a set
+("" or "shuffled"), ``epochs`` (of fine-tuning, 0 for one-shot), ``repair`` ("" or "compensated"; repaired and fine-tuned rows
+name their ``method``), and ``validation`` and ``test``, each with ``accuracy``, ``agreement`` and ``kl``. A *variant* is a criterion with an allocation. A *method* is what a reader would call a criterion: a set
 of variants, of which each run takes the one with the largest area on validation data. Nothing is ever chosen on test data,
 except the best variant in hindsight, which ``auto`` is held against.
 """
@@ -48,7 +48,7 @@ class Runs:
         self.by: dict[int, dict[Variant, dict[float, Row]]] = {}
         self.shuffled: dict[int, dict[Variant, dict[float, Row]]] = {}
         for row in rows:
-            if (row["case"], row["structure"], row["epochs"]) == (case, structure, 0):
+            if (row["case"], row["structure"], row["epochs"], row["repair"]) == (case, structure, 0, ""):
                 into = self.shuffled if row["control"] == "shuffled" else self.by
                 by_variant = into.setdefault(row["seed"], {})
                 by_variant.setdefault((row["criterion"], row["allocation"]), {})[row["sparsity"]] = row
@@ -124,7 +124,7 @@ def summarise(rows: Sequence[Row], methods: Mapping[str, Sequence[str]]) -> list
         for each: ``case``, ``structure``, ``seeds``; ``methods``: name -> area as ``spread``, with ``shuffled``, the
         ``variants`` taken by seed, and ``auto_ahead`` (``paired``, auto less the method); ``auto``: its area, what it took by
         seed and sparsity, ``hindsight`` (the best variant in hindsight and its area) and ``regret`` (``paired``, hindsight
-        less auto); ``tuned``: after fine-tuning, see ``after_tuning``.
+        less auto); ``tuned``: after fine-tuning, see ``after_tuning``; ``repaired``: areas with weights compensated, by method.
     """
     entries = []
     for case, structure in dict.fromkeys((row["case"], row["structure"]) for row in rows):
@@ -157,6 +157,7 @@ def summarise(rows: Sequence[Row], methods: Mapping[str, Sequence[str]]) -> list
                     "regret": paired(best, auto),
                 },
                 "tuned": after_tuning(rows, case, structure),
+                "repaired": after_repair(rows, case, structure),
             }
         )
     return entries
@@ -172,3 +173,12 @@ def after_tuning(rows: Iterable[Row], case: str, structure: str) -> list[dict[st
         {"epochs": epochs, "method": method, "sparsity": sparsity, "accuracy": spread(values)}
         for (epochs, method, sparsity), values in sorted(found.items())
     ]
+
+
+def after_repair(rows: Iterable[Row], case: str, structure: str) -> dict[str, dict[str, Any]]:
+    """Test area of compensated plans by method, as ``spread`` over the seeds where the method was among those looked at."""
+    curves: dict[str, dict[int, Curve]] = {}
+    for row in rows:
+        if (row["case"], row["structure"], row["repair"]) == (case, structure, "compensated"):
+            curves.setdefault(row["method"], {}).setdefault(row["seed"], {})[row["sparsity"]] = row["test"]["accuracy"]
+    return {method: spread(area(curve) for curve in found.values()) for method, found in curves.items()}

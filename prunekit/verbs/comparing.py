@@ -22,7 +22,7 @@ from prunekit.progress import Bar
 from prunekit.recipe import Finetune, Recipe, Steps, Study
 from prunekit.report import save_figure, study_figure, write_study_page
 from prunekit.search.compare import Candidates
-from prunekit.search.study import Bench, dense_facts, fine_tuned, one_shot
+from prunekit.search.study import Bench, compensated, dense_facts, fine_tuned, one_shot
 from prunekit.search.summary import Runs, area, summarise
 from prunekit.verbs.run_folder import Run, first_difference
 from prunekit.verbs.scheduling import finetuning_of
@@ -51,9 +51,10 @@ class Job:
 
     @property
     def ticks(self) -> int:
-        tune = self.study.tune
-        tuned = sum(len(s) for s in tune.sparsities.values()) * (tune.leading + len(tune.always)) if tune else 0
-        return len(self.names) * len(self.study.structures) + tuned + 1
+        study, again = self.study, self.study.leading + len(self.study.always)
+        tuned = sum(len(s) for s in study.tune.sparsities.values()) * again if study.tune else 0
+        repaired = len(study.structures) * again if study.compensate else 0
+        return len(self.names) * len(study.structures) + tuned + repaired + 1
 
 
 def study_run(study: Study, jobs: Sequence[Job], out: Path, processes: int) -> dict[str, Any]:
@@ -176,35 +177,41 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
                 partial(one_shot, bench, structure, name, allocations, sparsities, study.control),
             )
             tick()
-    if study.tune is not None:
-        _tuned(job, run, bench, rows, data, tick)
+    if study.tune is not None or study.compensate:
+        _again(job, run, bench, rows, data, tick)
     return facts
 
 
-def _tuned(job: Job, run: Run, bench: Bench, rows: list[dict[str, Any]], data: dict[str, str], tick: Tick) -> None:
-    """Fine-tunes the leading methods' plans and some others': leading on validation data, as all choices are."""
-    tune = job.study.tune
-    assert tune is not None
+def _again(job: Job, run: Run, bench: Bench, rows: list[dict[str, Any]], data: dict[str, str], tick: Tick) -> None:
+    """Compensates and fine-tunes the leading methods' plans and some others': leading on validation data, as all choices are."""
+    study = job.study
     here = [{"case": job.case, "seed": job.seed, **row} for row in rows]
-    how = finetuning_of(run, Steps(finetune=Finetune(epochs=tune.epochs)))
-    for structure, sparsities in tune.sparsities.items():
-        if structure not in job.study.structures:
-            continue
-        runs = Runs(here, job.case, structure, {c: expand(c) for c in dict.fromkeys([*job.study.criteria, *tune.always])})
+    calibration = [run.evidence.samples()]
+    how = finetuning_of(run, Steps(finetune=Finetune(epochs=study.tune.epochs))) if study.tune else None
+    for structure, sparsities in study.structures.items():
+        folder = structure.replace(":", "-")
+        runs = Runs(here, job.case, structure, {c: expand(c) for c in dict.fromkeys([*study.criteria, *study.always])})
         chosen = {method: variant for method in runs.methods if (variant := runs.chosen(job.seed, method)) is not None}
         order = sorted(chosen, key=lambda m: -area(runs.curve(job.seed, chosen[m], "validation")))
-        leading = [m for m in order if m not in tune.always][: tune.leading]
-        for method in dict.fromkeys([*leading, *(m for m in tune.always if m in chosen)]):
+        leading = [m for m in order if m not in study.always][: study.leading]
+        for method in dict.fromkeys([*leading, *(m for m in study.always if m in chosen)]):
             name, allocation = chosen[method]
-            for sparsity in sparsities:
-                made_from = {
-                    "scores": bench.candidates.scores[name].digest, "structure": structure, "allocation": allocation,
-                    "sparsity": sparsity, "epochs": tune.epochs, "method": method, "train": run.splits["train"].digest(), **data,
-                }  # fmt: skip
-                path = job.cells / f"{structure.replace(':', '-')}-tuned" / f"{_method_slug(method)}-{sparsity:g}.json"
+            made_from = {
+                "scores": bench.candidates.scores[name].digest, "structure": structure, "allocation": allocation,
+                "method": method, **data,
+            }  # fmt: skip
+            if study.compensate:
                 _cells(
-                    path,
-                    made_from,
+                    job.cells / f"{folder}-compensated" / f"{_method_slug(method)}.json",
+                    {**made_from, "sparsities": sparsities, "calibration": run.splits["scoring"].digest()},
+                    partial(compensated, bench, structure, method, name, allocation, sparsities, calibration),
+                )
+                tick()
+            for sparsity in study.tune.sparsities.get(structure, ()) if study.tune else ():
+                assert how is not None
+                _cells(
+                    job.cells / f"{folder}-tuned" / f"{_method_slug(method)}-{sparsity:g}.json",
+                    {**made_from, "sparsity": sparsity, "epochs": how.epochs, "train": run.splits["train"].digest()},
                     partial(fine_tuned, bench, structure, method, name, allocation, sparsity, how),
                 )
                 tick()
@@ -237,15 +244,24 @@ def _rows(job: Job) -> Iterator[dict[str, Any]]:
         for name in job.names:
             for row in checkpoint.read_json(job.cells / folder / f"{score_slug(name)}.json", "cells")["rows"]:
                 yield {"case": job.case, "seed": job.seed, **row}
-        if job.study.tune is not None and structure in job.study.tune.sparsities:
-            for path in sorted((job.cells / f"{folder}-tuned").glob("*.json")):
-                for row in checkpoint.read_json(path, "cells")["rows"]:
-                    if row["epochs"] == job.study.tune.epochs and row["sparsity"] in job.study.tune.sparsities[structure]:
-                        yield {"case": job.case, "seed": job.seed, **row}
+        again = [path for kind in ("compensated", "tuned") for path in sorted((job.cells / f"{folder}-{kind}").glob("*.json"))]
+        for path in again:
+            for row in checkpoint.read_json(path, "cells")["rows"]:
+                if _belongs(row, job.study):
+                    yield {"case": job.case, "seed": job.seed, **row}
+
+
+def _belongs(row: Mapping[str, Any], study: Study) -> bool:
+    """Whether a repaired or fine-tuned row is one that this study asks for: cells of an earlier one may lie there too."""
+    if row["repair"]:
+        return study.compensate and row["sparsity"] in study.structures[row["structure"]]
+    tune = study.tune
+    return tune is not None and row["epochs"] == tune.epochs and row["sparsity"] in tune.sparsities.get(row["structure"], ())
 
 
 COLUMNS = (
-    "case", "seed", "structure", "criterion", "allocation", "sparsity", "control", "epochs", "achieved", "achieved_all",
+    "case", "seed", "structure", "criterion", "allocation", "sparsity", "control", "repair", "epochs",
+    "achieved", "achieved_all",
 )  # fmt: skip
 MEASURES = ("accuracy", "agreement", "kl")
 

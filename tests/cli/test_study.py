@@ -20,7 +20,10 @@ samples: 24
 criteria: [magnitude, random, "tempered(taylor)"]
 structures: {unstructured: [0.5, 0.8], channels: [0.4]}
 allocations: {unstructured: [global], channels: [global, uniform]}
-tune: {epochs: 1, leading: 1, always: [magnitude], sparsities: {unstructured: [0.8]}}
+leading: 1
+always: [magnitude]
+compensate: true
+tune: {epochs: 1, sparsities: {unstructured: [0.8]}}
 """
 
 
@@ -40,10 +43,14 @@ def test_a_study_from_one_command(study: Path, cli: Cli, tmp_path: Path) -> None
     with (out / "compare.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == found["rows"]
-    one_shot = [r for r in rows if r["epochs"] == "0" and not r["control"]]
+    one_shot = [r for r in rows if r["epochs"] == "0" and not r["control"] and not r["repair"]]
     assert len(one_shot) == 2 * (1 * 2 + 2 * 1) * 7  # seeds x cells x (magnitude, random, taylor, four between)
     assert len([r for r in rows if r["control"] == "shuffled"]) == len(one_shot)
     assert {r["epochs"] for r in rows} == {"0", "1"}
+    assert {(r["structure"], r["sparsity"]) for r in rows if r["repair"]} == {
+        ("unstructured", "0.5"), ("unstructured", "0.8"), ("channels", "0.4")
+    }  # fmt: skip
+    assert all(e["repaired"] for e in found["summary"])
     # a cell by hand
     run = Run(out / "runs" / "small-seed1")
     assert run.recipe.seed == 1

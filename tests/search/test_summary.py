@@ -16,7 +16,7 @@ from prunekit.search.summary import Runs, area, paired, spread, summarise
 def row(seed: int, criterion: str, sparsity: float, validation: float, test: float, **more: Any) -> dict[str, Any]:
     return {
         "case": "c", "seed": seed, "structure": "unstructured", "criterion": criterion, "allocation": "global",
-        "sparsity": sparsity, "control": "", "epochs": 0, "achieved": sparsity, "achieved_all": sparsity,
+        "sparsity": sparsity, "control": "", "epochs": 0, "repair": "", "achieved": sparsity, "achieved_all": sparsity,
         "validation": {"accuracy": validation, "agreement": validation, "kl": 1 - validation},
         "test": {"accuracy": test, "agreement": test, "kl": 1 - test}, **more,
     }  # fmt: skip
@@ -69,10 +69,12 @@ def test_controls_and_tuned_rows_are_never_chosen() -> None:
         row(0, "a", 0.5, 0.5, 0.5),
         row(0, "a", 0.5, 1.0, 0.2, control="shuffled"),
         row(0, "a", 0.5, 1.0, 0.97, epochs=3, method="a"),
+        row(0, "a", 0.5, 1.0, 0.8, repair="compensated", method="a"),
     ]
     (entry,) = summarise(rows, {"a": ["a"]})
     assert entry["auto"]["values"] == [50]
     assert entry["methods"]["a"]["shuffled"]["values"] == [20]
+    assert entry["repaired"] == {"a": spread([80.0])}
     assert entry["tuned"] == [{"epochs": 3, "method": "a", "sparsity": 0.5, "accuracy": spread([97.0])}]
 
 
