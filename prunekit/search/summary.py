@@ -2,9 +2,11 @@
 
 A *row* is one pruned model, measured: ``case``, ``seed``, ``structure``, ``criterion``, ``allocation``, ``sparsity``, ``control``
 ("" or "shuffled"), ``epochs`` (of fine-tuning, 0 for one-shot), ``repair`` ("" or "compensated"; repaired and fine-tuned rows
-name their ``method``), and ``validation`` and ``test``, each with ``accuracy``, ``agreement`` and ``kl``. A *variant* is a criterion with an allocation. A *method* is what a reader would call a criterion: a set
-of variants, of which each run takes the one with the largest area on validation data. Nothing is ever chosen on test data,
-except the best variant in hindsight, which ``auto`` is held against.
+name their ``method``), and ``validation`` and ``test``, each with ``accuracy``, ``agreement`` and ``kl``.
+
+A *variant* is a criterion with an allocation. A *method* is what a reader would call a criterion: a set of variants, of which
+each run takes the one with the largest area on validation data. Nothing is ever chosen on test data, except the best variant in
+hindsight, which ``auto`` is held against.
 """
 
 from __future__ import annotations
