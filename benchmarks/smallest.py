@@ -55,6 +55,7 @@ def one(out: Path, seed: int, criterion: str, rounds: int, epochs: int) -> dict[
         "sparsity": done["asked"],
         "kept_percent": 100 * sizes(small, one_sample)["parameters"] / sizes(dense, one_sample)["parameters"],
         "validation_drop": facts["reached"],
+        "its_error": facts["standard_error"],
         "dense_test": 100 * accuracy(*predict(dense, batches)),
         "pruned_test": 100 * accuracy(*predict(small, batches)),
         "latency_ratio": statistics.median(ratios),
