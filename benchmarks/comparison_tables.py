@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 MARGIN = "target=margin,aggregation=l2"
+BOTH = f"tempered(survival({MARGIN})^0.5*taylor({MARGIN})^0.5)"
 SHOWN = {
     "magnitude": "magnitude",
     "lamp": "lamp",
@@ -25,10 +26,12 @@ SHOWN = {
     f"tempered(taylor({MARGIN}))": "tempered taylor",
     f"tempered(influence({MARGIN}))": "tempered influence",
     f"tempered(survival({MARGIN}))": "tempered survival",
+    BOTH: "tempered survival × taylor",
 }
 LIKE = [
     (f"tempered(influence({MARGIN}))", f"tempered(taylor({MARGIN}))"),
     (f"tempered(survival({MARGIN}))", f"tempered(taylor({MARGIN}))"),
+    (BOTH, f"tempered(taylor({MARGIN}))"),
     (f"influence({MARGIN})", f"taylor({MARGIN})"),
     (f"survival({MARGIN})", f"taylor({MARGIN})"),
 ]
@@ -113,7 +116,13 @@ def main() -> int:
         best = max((m for m in e["methods"] if of_path(m)), key=lambda m: e["methods"][m]["mean"])
         mean, error = difference(e["methods"][best], e["methods"][without])
         rows.append([*row, f"{best} - {without}: {mean:+.1f} ({error:.1f})"])
-    labels = ["tempered: influence - taylor", "tempered: survival - taylor", "influence - taylor", "survival - taylor"]
+    labels = [
+        "tempered: influence - taylor",
+        "tempered: survival - taylor",
+        "tempered: both - taylor",
+        "influence - taylor",
+        "survival - taylor",
+    ]
     table(["case", *labels, "best with the path - best without"], rows)
 
     if any(e["repaired"] for e in summary):
