@@ -42,6 +42,11 @@ class Plan:
         """Identifies decision and provenance."""
         return checkpoint.digest({**self.keep, **self.index}, {"structure": self.structure, **self.provenance})
 
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What ``refine`` did, round by round; empty for a plan that was not refined."""
+        return list(self.provenance.get("refine", {}).get("history", []))
+
     def kept_indices(self) -> dict[str, Tensor]:
         """``<param>@<axis>`` -> kept indices on that axis, ascending; only axes that lose something."""
         kept: dict[str, Tensor] = {}
