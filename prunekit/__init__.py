@@ -8,14 +8,16 @@ import sys
 if ("-m", "prunekit") in zip(sys.orig_argv, sys.orig_argv[1:], strict=False) and sys.path[0] in ("", os.getcwd()):
     del sys.path[0]
 
-from prunekit.apply import hold_masks, load, masked, prune, save
+from prunekit.apply import hold_masks, load, masked, prune, save, squeeze
 from prunekit.criteria import CRITERIA, Scores, score
 from prunekit.errors import ArtifactError, NonFiniteError, PrunekitError, StructureError, UsageError
 from prunekit.plan import Plan, make_plan
+from prunekit.search import refine
 from prunekit.trajectory import Recorder, Trajectory
 from prunekit.version import __version__
 
 __all__ = [
     "CRITERIA", "ArtifactError", "NonFiniteError", "Plan", "PrunekitError", "Recorder", "Scores", "StructureError",
-    "Trajectory", "UsageError", "__version__", "hold_masks", "load", "make_plan", "masked", "prune", "save", "score",
+    "Trajectory", "UsageError", "__version__", "hold_masks", "load", "make_plan", "masked", "prune", "refine",
+    "save", "score", "squeeze",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import checkpoint
+from prunekit.apply.squeeze import Squeezed
 from prunekit.errors import ArtifactError
 from prunekit.plan import Plan
 from prunekit.trajectory import load_into
@@ -27,7 +28,7 @@ class Manifest:
 
     Attributes:
         structure: the plan's.
-        kept: ``<param>@<axis>`` -> kept indices on that axis of the dense model (structured plans).
+        kept: ``<param>@<axis>`` -> kept indices on that axis of the dense model (structured plans, squeezed models).
         attributes: module name -> size attributes of the pruned layer.
         aliases: tied names that model.safetensors holds once.
         plan: digest of the plan.
@@ -84,7 +85,9 @@ class Manifest:
         self.provenance.get("request"), self.facts.get("sparsity"), self.aliases.keys()
 
 
-def save(model: nn.Module, plan: Plan, folder: str | Path, facts: Mapping[str, Any] | None = None) -> Manifest:
+def save(
+    model: nn.Module, plan: Plan, folder: str | Path, facts: Mapping[str, Any] | None = None, squeezed: Squeezed | None = None
+) -> Manifest:
     """Writes a pruned model as a folder, whole or not at all.
 
     ``model.safetensors`` (reads with ``safetensors.torch.load_file`` alone), ``plan.safetensors``,
@@ -94,27 +97,34 @@ def save(model: nn.Module, plan: Plan, folder: str | Path, facts: Mapping[str, A
         model: what ``prune(dense, plan)`` returned, fine-tuned or not.
         plan: the plan it was pruned by.
         folder: replaced if it exists.
+        squeezed: what ``squeeze`` returned, where ``model`` is its model, fine-tuned or not.
 
     Raises:
         ArtifactError: the model is not one that this plan makes, or the disk is full.
     """
     folder = Path(folder)
-    _check_fits(model, plan)
+    kept = plan.kept_indices() if squeezed is None else squeezed.kept
+    masks = {} if plan.structure != "unstructured" else plan.masks() if squeezed is None else squeezed.masks
+    _check_fits(model, plan, kept, masks)
     state, aliases = checkpoint.unique_state(model.state_dict())
     manifest = Manifest(
         plan.structure,
-        {key: kept.tolist() for key, kept in plan.kept_indices().items()},
-        _attributes(model, plan),
+        {key: indices.tolist() for key, indices in kept.items()},
+        _attributes(model, kept),
         aliases,
         plan.digest,
         {"prunekit": __version__, "torch": torch.__version__, **plan.provenance},
-        {"sparsity": plan.sparsity(), **(facts or {})},
+        {
+            "sparsity": plan.sparsity(),
+            **({} if squeezed is None else {"squeezed": {"removed": squeezed.removed, "left": squeezed.left}}),
+            **(facts or {}),
+        },
     )
     with checkpoint.replacing_folder(folder) as temporary:
         checkpoint.write_tensors(temporary / "model.safetensors", state, {"kind": "model", "plan": plan.digest})
         if plan.structure == "unstructured":
-            masks = {name: mask.to(torch.uint8) for name, mask in plan.masks().items()}
-            checkpoint.write_tensors(temporary / "masks.safetensors", masks, {"kind": "masks", "plan": plan.digest})
+            bits = {name: mask.to(torch.uint8) for name, mask in masks.items()}
+            checkpoint.write_tensors(temporary / "masks.safetensors", bits, {"kind": "masks", "plan": plan.digest})
         plan.save(temporary / "plan.safetensors")
         manifest.save(temporary / "prunekit.json")
     return manifest
@@ -159,17 +169,21 @@ def _shrink(model: nn.Module, manifest: Manifest, folder: Path) -> None:
             setattr(module, attribute, value)
 
 
-def dense_state(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
-    """The pruned model's weights in dense coordinates by name, 0 where something was removed."""
+def dense_state(model: nn.Module, plan: Plan, kept: Mapping[str, Sequence[int]] | None = None) -> dict[str, Tensor]:
+    """The pruned model's weights in dense coordinates by name, 0 where something was removed.
+
+    Args:
+        kept: the manifest's, for a squeezed model; the plan's own when None.
+    """
     named: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    kept = plan.kept_indices()
+    stays = plan.kept_indices() if kept is None else {key: torch.tensor(indices) for key, indices in kept.items()}
     found = {}
     for name, shape in plan.shapes.items():
         small = named[name].detach()
         if tuple(small.shape) == tuple(shape):
             found[name] = small
             continue
-        places = [kept.get(f"{name}@{axis}", torch.arange(size)) for axis, size in enumerate(shape)]
+        places = [stays.get(f"{name}@{axis}", torch.arange(size)) for axis, size in enumerate(shape)]
         found[name] = small.new_zeros(shape)
         found[name][torch.meshgrid(*places, indexing="ij")] = small
     return found
@@ -186,8 +200,8 @@ def _replace(model: nn.Module, name: str, tensor: Tensor) -> None:
         setattr(module, short, tensor.clone())
 
 
-def _attributes(model: nn.Module, plan: Plan) -> dict[str, dict[str, int]]:
-    touched = {member.rsplit("@", 1)[0].rpartition(".")[0] for member in plan.kept_indices()}
+def _attributes(model: nn.Module, kept: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
+    touched = {member.rsplit("@", 1)[0].rpartition(".")[0] for member in kept}
     found = {}
     for name in sorted(touched):
         module = model.get_submodule(name)
@@ -195,15 +209,13 @@ def _attributes(model: nn.Module, plan: Plan) -> dict[str, dict[str, int]]:
     return found
 
 
-def _check_fits(model: nn.Module, plan: Plan) -> None:
+def _check_fits(model: nn.Module, plan: Plan, kept: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
     named: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    kept = plan.kept_indices()
     for name, shape in plan.shapes.items():
         expected = tuple(len(kept.get(f"{name}@{axis}", range(size))) for axis, size in enumerate(shape))
         if name not in named or tuple(named[name].shape) != expected:
             found = tuple(named[name].shape) if name in named else "absent"
             raise ArtifactError(f"this model is not the plan's: {name} is {found}, the plan makes it {expected}")
-    if plan.structure == "unstructured":
-        for name, mask in plan.masks().items():
-            if bool((named[name].detach().cpu()[~mask] != 0).any()):
-                raise ArtifactError(f"this model is not the plan's: {name} has weights other than 0 where the mask removes them")
+    for name, mask in masks.items():
+        if bool((named[name].detach().cpu()[~mask] != 0).any()):
+            raise ArtifactError(f"this model is not the plan's: {name} has weights other than 0 where the mask removes them")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from prunekit.kernel.function import ModelFunction
-from prunekit.kernel.gradients import GradientEngine, choose_engine
+from prunekit.kernel.gradients import MomentEngine, choose_engine
 from prunekit.kernel.quadrature import get_rule
 from prunekit.trajectory.trajectory import Segment
 
@@ -67,7 +67,7 @@ def mean_gradient(function: ModelFunction, theta: Tensor, batches: Batches) -> t
     return value, gradient.detach()
 
 
-def second_moments(function: ModelFunction, theta: Tensor, batches: Batches, engine: GradientEngine | None = None) -> Tensor:
+def second_moments(function: ModelFunction, theta: Tensor, batches: Batches, engine: MomentEngine | None = None) -> Tensor:
     """``Σ_n Σ_targets (∂_i f(x_n; θ))²`` of every coordinate, ``(P,)``; 0 for buffers.
 
     Per-sample gradients are not held for linear layers on vectors, whose sum is ``(G²)ᵀ(A²)``; other layers form them a

@@ -27,6 +27,10 @@ class GradientEngine(Protocol):
             into: by parameter name, ``(samples, targets, *parameter shape)``.
         """
 
+
+class MomentEngine(GradientEngine, Protocol):
+    """Gives second moments of per-sample gradients too."""
+
     def squares(self, theta: Tensor, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """``Σ (∂ target / ∂ name)²`` over samples and targets, each of its parameter's shape."""
 
@@ -65,7 +69,7 @@ class VmapGradients:
         return total
 
 
-def choose_engine(function: ModelFunction, theta: Tensor, x: Tensor, y: Tensor) -> GradientEngine:
+def choose_engine(function: ModelFunction, theta: Tensor, x: Tensor, y: Tensor) -> MomentEngine:
     """The layer-wise engine when it gives this model's gradients, else the general one.
 
     Layer hooks miss weights that are used outside their own layer's forward (tied through a function, say), so

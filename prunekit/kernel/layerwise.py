@@ -65,9 +65,7 @@ class LayerwiseGradients:
             total[name].add_(whole.square_().sum((0, 1)))
         return total
 
-    def _gradients(
-        self, theta: Tensor, x: Tensor, y: Tensor, wanted: set[str]
-    ) -> Iterator[tuple[str, Product | Rows | Whole]]:
+    def _gradients(self, theta: Tensor, x: Tensor, y: Tensor, wanted: set[str]) -> Iterator[tuple[str, Product | Rows | Whole]]:
         """One for every call of a layer; nothing is multiplied out yet."""
         calls: list[tuple[nn.Module, Tensor, Any]] = []
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from prunekit.errors import UsageError
 from prunekit.kernel import ModelFunction, attribute, second_moments
 from prunekit.kernel.blame import Batches
-from prunekit.kernel.gradients import GradientEngine
+from prunekit.kernel.gradients import MomentEngine
 from prunekit.plan import Plan
 from prunekit.trajectory import Layout, Segment
 
@@ -36,14 +36,20 @@ class Pattern(Protocol):
     def magnitude(self, theta: Tensor) -> Tensor:
         """Size of every unit in the dense model ``(P,)``, comparable across layers as the pattern compares them, ``(U,)``."""
 
-    def influence(self, function: ModelFunction, engine: GradientEngine, theta: Tensor, batches: Batches) -> Tensor:
+    def influence(self, function: ModelFunction, engine: MomentEngine, theta: Tensor, batches: Batches) -> Tensor:
         """``(Σ_n (Σ_{i in unit} θ_i ∂_i f(x_n; θ))²)^½`` of every unit at ``theta``, ``(U,)``."""
+
+    count: int
+    """Units kept in all."""
 
     def select(self, worth: Tensor) -> Tensor:
         """The most valuable allowed set of as many units as the plan keeps, ``(U,)`` boolean."""
 
     def grow(self, keep: Tensor, gain: Tensor, share: float) -> Tensor:
-        """``keep`` and the removed units that gain most: ``share`` of the number kept, as far as a swap is allowed."""
+        """``keep`` and the removed units that gain most: ``share`` of the number kept, one at least, as far as allowed.
+
+        A unit whose gain is minus infinity stays away.
+        """
 
     def plan(self, keep: Tensor) -> Plan:
         """The plan with these units kept."""
@@ -57,8 +63,9 @@ def best(worth: Tensor, count: int) -> Tensor:
 
 
 def _grown(keep: Tensor, gain: Tensor, count: int) -> Tensor:
-    """``count`` more units, those removed ones that gain most."""
-    return keep | best(gain.masked_fill(keep, -torch.inf), min(count, int((~keep).sum())))
+    """``count`` more units, those removed ones that gain most; never one whose gain is minus infinity."""
+    gain = gain.masked_fill(keep, -torch.inf)
+    return keep | best(gain, min(count, int((gain > -torch.inf).sum())))
 
 
 class Weights:
@@ -86,7 +93,7 @@ class Weights:
     def magnitude(self, theta: Tensor) -> Tensor:
         return theta[self._places].abs()
 
-    def influence(self, function: ModelFunction, engine: GradientEngine, theta: Tensor, batches: Batches) -> Tensor:
+    def influence(self, function: ModelFunction, engine: MomentEngine, theta: Tensor, batches: Batches) -> Tensor:
         squares = second_moments(function, theta, batches, engine)[self._places]
         return theta[self._places].abs() * squares.sqrt()
 
@@ -94,7 +101,7 @@ class Weights:
         return best(worth, self.count)
 
     def grow(self, keep: Tensor, gain: Tensor, share: float) -> Tensor:
-        return _grown(keep, gain, int(share * self.count))
+        return _grown(keep, gain, max(1, int(share * self.count)))
 
     def plan(self, keep: Tensor) -> Plan:
         parts = keep.cpu().split([self._plan.keep[n].numel() for n in self.names])
@@ -123,7 +130,7 @@ class Blocks(Weights):
         self._counts = self.keep[self._blocks].sum(1, keepdim=True)
 
     def select(self, worth: Tensor) -> Tensor:
-        order = worth[self._blocks].sort(1, descending=True, stable=True).indices
+        order = torch.sort(worth[self._blocks], dim=1, descending=True, stable=True).indices
         chosen = torch.arange(order.shape[1], device=worth.device) < self._counts
         keep = torch.zeros_like(self.keep)
         keep[self._blocks.gather(1, order)] = chosen
@@ -133,7 +140,7 @@ class Blocks(Weights):
         candidates = gain.masked_fill(keep, -torch.inf)[self._blocks]
         top, where = candidates.max(1)
         top = top.masked_fill(self._counts[:, 0] == 0, -torch.inf)  # nothing in it could leave in return
-        count = min(int(share * self.count), int(top.isfinite().sum()))
+        count = min(max(1, int(share * self.count)), int((top > -torch.inf).sum()))
         chosen = best(top, count)
         grown = keep.clone()
         grown[self._blocks[chosen, where[chosen]]] = True
@@ -224,7 +231,7 @@ class Channels:
         norms = self._sums({n: views[n].square() for n in self._units if n in prunable}).sqrt()
         return torch.cat([part / part.mean().clamp_min(1e-30) for part in norms.split(self.sizes)])
 
-    def influence(self, function: ModelFunction, engine: GradientEngine, theta: Tensor, batches: Batches) -> Tensor:
+    def influence(self, function: ModelFunction, engine: MomentEngine, theta: Tensor, batches: Batches) -> Tensor:
         to_zero = Segment(0, theta, torch.zeros_like(theta), torch.zeros_like(theta))
         parameters = {entry.name for entry in self._layout.parameters}
         total = theta.new_zeros(sum(self.sizes))
@@ -237,14 +244,15 @@ class Channels:
     def select(self, worth: Tensor) -> Tensor:
         keep = torch.cat([best(w, low) for w, low in zip(worth.split(self.sizes), self._lowest, strict=True)])
         left = self.count - int(keep.sum())
-        return _grown(keep, worth, left) if left else keep
+        rest = worth.masked_fill(keep, -torch.inf)
+        return keep | best(rest, left)
 
     def grow(self, keep: Tensor, gain: Tensor, share: float) -> Tensor:
         missing = [
             best(g.masked_fill(k, -torch.inf), max(0, low - int(k.sum())))
             for g, k, low in zip(gain.split(self.sizes), keep.split(self.sizes), self._lowest, strict=True)
         ]
-        return _grown(keep | torch.cat(missing), gain, int(share * self.count))
+        return _grown(keep | torch.cat(missing), gain, max(1, int(share * self.count)))
 
     def plan(self, keep: Tensor) -> Plan:
         parts = keep.cpu().split(self.sizes)

@@ -92,7 +92,7 @@ def refine(
         plan: made for ``model``; any criterion, also edited or refined before.
         model: the trained dense model; left as it is. It is computed with on its own device.
         batches: scoring samples as ``(inputs, labels)``; one part is learnt from, another only accepts.
-        rounds: of swaps, at most. Fewer when the share that still helps falls below one unit.
+        rounds: of swaps, at most. Fewer when there is nothing left to try.
         budget_seconds: stops after the round or step that passes it. With a budget the plan depends on the machine's
             speed; without one, the same seed gives the same plan.
         target: what is lowered: ``"kl"`` to the dense model (labels are not looked at), ``"loss"`` on the labels, or a
@@ -139,22 +139,24 @@ def refine(
             ended = "done" if in_time else "budget"
     except KeyboardInterrupt:
         ended = "interrupted"
-    facts = {
+    samples = [sum(len(x) for x, _ in part) for part in (objective.learn, objective.accept)]
+    options = {"rounds": rounds, "learn": learn, "steps": steps, "share": share, "temper": temper, "nodes": nodes, "seed": seed}
+    facts: dict[str, Any] = {
         "target": target if isinstance(target, str) else getattr(target, "__name__", type(target).__name__),
-        "samples": {"learn": sum(len(x) for x, _ in objective.learn), "accept": sum(len(x) for x, _ in objective.accept)},
+        "samples": {"learn": samples[0], "accept": samples[1]},
         "before": {"learn": start[0], "accept": start[1]},
         "after": {"learn": best.learn, "accept": best.accept},
         "changed": int((best.keep & ~chosen.keep).sum()),
         "kept": int(best.keep.sum()),
         "ended": ended,
         "from": plan.digest,
-        "options": {"rounds": rounds, "learn": learn, "steps": steps, "share": share, "temper": temper, "nodes": nodes, "seed": seed},
+        "options": options,
         "history": best.history,
     }
     if _parted(start, (best.learn, best.accept)):
         facts["note"] = (
-            f"the mask fits the {facts['samples']['learn']} samples it learnt from (divergence {best.learn:.3g}) much better than "
-            f"others ({best.accept:.3g}); give it more scoring samples"
+            f"the mask fits the {samples[0]} samples it learnt from (divergence {best.learn:.3g}) much better than others "
+            f"({best.accept:.3g}); more scoring samples would help"
         )
         warnings.warn(f"refine: {facts['note']}", stacklevel=2)
     refined = chosen.plan(best.keep)
@@ -166,6 +168,7 @@ def _swap(best: _Best, rounds: int, share: float, temper: float, nodes: int, dea
     pattern, objective = best.pattern, best.objective
     theta, dtype = objective.theta, objective.theta.dtype
     engine = choose_engine(objective.ranking, theta, *objective.labelled[0])
+    tried = torch.zeros_like(best.keep)  # single units that did not help, since the mask last changed
     with Bar("refine", rounds) as bar:
         for number in range(1, rounds + 1):
             if time.monotonic() > deadline:
@@ -179,15 +182,18 @@ def _swap(best: _Best, rounds: int, share: float, temper: float, nodes: int, dea
                 gain, facts["residual"] = pattern.gather(found.values, best.keep), found.residual
             else:
                 gain = _gain(best)
-            grown = pattern.grow(best.keep, gain, share)
+            grown = pattern.grow(best.keep, gain.masked_fill(tried, -torch.inf), share)
             if bool((grown == best.keep).all()):
-                return True
-            influence = pattern.influence(
-                objective.ranking, engine, theta * pattern.expand(grown.to(dtype)), objective.labelled
-            )
+                return True  # nothing is left to try
+            influence = pattern.influence(objective.ranking, engine, theta * pattern.expand(grown.to(dtype)), objective.labelled)
             worth = influence.pow(temper) * pattern.magnitude(theta).pow(1 - temper)
-            if not best.offer(pattern.select(worth.masked_fill(~grown, -torch.inf)), facts):
+            back = grown & ~best.keep
+            if best.offer(pattern.select(worth.masked_fill(~grown, -torch.inf)), facts):
+                tried.zero_()
+            else:
                 share *= SHRINK
+                if share * pattern.count < 1:
+                    tried |= back
             bar.describe(best.line(f"refine, round {number}"))
             bar.advance()
     return True
