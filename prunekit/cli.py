@@ -217,6 +217,9 @@ def prune(
     name: Annotated[str | None, typer.Option(help="Name of the pruned model: RUN/pruned/NAME.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write and print the plan only.")] = False,
     apply: Annotated[Path | None, typer.Option("--apply", help="Apply this plan file instead of making one.")] = None,
+    refine: Annotated[bool, typer.Option("--refine/--no-refine", help="Repair the plan by blame (docs/refine.md).")] = False,
+    refine_budget: Annotated[str | None, typer.Option(help="Stop refining after this long, such as 60s.")] = None,
+    squeeze: Annotated[bool, typer.Option("--squeeze", help="Take out channels that an unstructured mask emptied.")] = False,
     device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Plan what goes, and write the pruned model."""
@@ -226,19 +229,24 @@ def prune(
     if name is not None:
         _check_name(name)
     if apply is not None and (
-        sparsity is not None or dry_run or allocation or criterion != "auto" or structure != "unstructured"
+        sparsity is not None or dry_run or refine or allocation or criterion != "auto" or structure != "unstructured"
     ):
-        raise UsageError("--apply takes a finished plan: leave out --criterion, --sparsity, --structure, --allocation, --dry-run")
+        raise UsageError(
+            "--apply takes a finished plan: leave out --criterion, --sparsity, --structure, --allocation, --dry-run and --refine"
+        )
     if apply is None and sparsity is None:
         raise UsageError("prune needs --sparsity (or --apply PLAN)")
+    refining = _refining(refine_budget) if refine else None
+    if refine_budget is not None and not refine:
+        raise UsageError("--refine-budget without --refine")
     opened = _open(run, device)
     with output.working(run):
         if apply is not None:
-            result = apply_plan(opened, apply, name, overwrite)
+            result = apply_plan(opened, apply, name, overwrite, squeeze)
         else:
             assert sparsity is not None
             named = name or f"{structure}-{sparsity:g}"
-            result = prune_run(opened, named, criterion, sparsity, structure, allocation, dry_run, overwrite)
+            result = prune_run(opened, named, criterion, sparsity, structure, allocation, dry_run, overwrite, refining, squeeze)
     output.show("prune", result)
     output.finish(result)
 
@@ -388,6 +396,17 @@ def _json_object(text: str, option: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UsageError(f"{option} is {text!r}; it must be a JSON object such as '{{\"width\": 32}}'")
     return found
+
+
+def _refining(budget: str | None) -> Any:
+    from prunekit.recipe import Refine, parse_seconds
+
+    try:
+        if budget is not None:
+            parse_seconds(budget)
+    except ValueError as error:
+        raise UsageError(f"--refine-budget: {error}") from None
+    return Refine(budget=budget)
 
 
 def _check_name(name: str) -> None:

@@ -19,6 +19,7 @@ from prunekit.errors import UsageError, nearest
 from prunekit.imports import call, load_object
 from prunekit.kernel import RULES, SHARES, TARGETS
 from prunekit.plan import ALLOCATIONS, STRUCTURES
+from prunekit.search.objective import OBJECTIVES
 
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10**6)]
@@ -163,12 +164,63 @@ class Compare(_Section):
     sparsities: Annotated[list[Share], Field(min_length=1)] = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98]
 
 
+class Refine(_Section):
+    """Repair of the plan by the blame of what it removed (docs/refine.md). ``refine: true`` takes these defaults.
+
+    ``rounds``: of swaps, at most; ``learn``: then learn a mask for ``steps`` steps; ``budget``: stop after so long, such
+    as ``60s`` or ``5m``; ``target``: what is lowered, ``kl`` (to the dense model), ``loss``, or ``module:function``;
+    ``samples``: at most so many scoring samples.
+    """
+
+    rounds: Annotated[int, Field(ge=0, le=10**6)] = 30
+    learn: bool = True
+    steps: Count = 300
+    budget: str | None = None
+    target: str = "kl"
+    samples: Count = 1000
+
+    @field_validator("target")
+    @classmethod
+    def _target(cls, value: str) -> str:
+        return value if ":" in value else _known(value, OBJECTIVES, "target")
+
+    @field_validator("budget")
+    @classmethod
+    def _budget(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_seconds(value)
+        return value
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of ``prunekit.refine`` that these keys set."""
+        return {
+            "rounds": self.rounds, "learn": self.learn, "steps": self.steps,
+            "budget_seconds": None if self.budget is None else parse_seconds(self.budget),
+            "target": load_object(self.target, "refine.target") if ":" in self.target else self.target,
+        }  # fmt: skip
+
+
 class Prune(_Section):
+    """``squeeze``: take out the channels that an unstructured mask left without inputs or readers."""
+
     name: Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     criterion: str = "auto"
     sparsity: Share
     structure: StructureName = "unstructured"
     allocation: AllocationName | None = None
+    refine: Refine | None = None
+    squeeze: bool = False
+
+    @field_validator("refine", mode="before")
+    @classmethod
+    def _refine(cls, value: Any) -> Any:
+        return {} if value is True else None if value is False else value
+
+    @model_validator(mode="after")
+    def _squeezable(self) -> Prune:
+        if self.squeeze and self.structure == "channels":
+            raise ValueError("squeeze is for unstructured plans; channels are cut out as they are")
+        return self
 
     @field_validator("criterion")
     @classmethod
@@ -345,6 +397,14 @@ def parse_bytes(text: str) -> int:
         raise ValueError(f"{text!r} is no amount of memory; write for example 512MiB or 2GB")
     base = 1024 if match[3] else 1000
     return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
+
+
+def parse_seconds(text: str) -> float:
+    """``"60s"``, ``"5m"``, ``"1.5h"``, ``"90"`` -> seconds. Raises ValueError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{text!r} is no length of time; write for example 60s or 5m")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2].lower()]
 
 
 def check_device(name: str) -> torch.device:

@@ -1,11 +1,14 @@
-"""Masks learnt by straight-through scores: METHOD "learn", from any mask.
+"""Masks learnt by straight-through scores, from any mask.
 
-A score a unit, started at ``magnitude / std(magnitude) × (0.3 + m)``; the model runs with the top k, and the gradient of
+A score a unit, started at ``magnitude / scale × (0.3 + m)``; the model runs with the top k, and the gradient of
 its divergence with respect to the mask goes straight to the scores (edge-popup: Ramanujan et al., arXiv 1911.13299).
+The scale is the magnitudes' standard deviation, or what it would be for normal weights of the same mean if that is more:
+sizes of channels differ so little that their deviation would put kept and removed ones out of each other's reach.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor
 from prunekit.search.objective import Objective
 from prunekit.search.patterns import Pattern
 
+NORMAL = (math.pi / 2 - 1) ** 0.5  # standard deviation over mean of |x| for normal x
 HEAD_START = 0.3  # of a removed unit; a kept one has 1.3
 
 
@@ -29,7 +33,8 @@ def learnt_masks(
     """
     theta, function = objective.theta, objective.function
     size = pattern.magnitude(theta)
-    scores = (size / size.std().clamp_min(1e-30) * (HEAD_START + keep.to(size.dtype))).clone()
+    scale = torch.maximum(size.std(correction=0), NORMAL * size.mean()).clamp_min(1e-30)
+    scores = size / scale * (HEAD_START + keep.to(size.dtype))
     optimizer = torch.optim.Adam([scores], lr=lr)
     generator = torch.Generator().manual_seed(seed)
     few = len(objective.learn) <= 2

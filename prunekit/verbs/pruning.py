@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from prunekit import checkpoint
-from prunekit.apply import Manifest, prune, save
+from prunekit.apply import Manifest, prune, save, squeeze
 from prunekit.criteria import Scores, get_criterion
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.measure import accuracy, predict
 from prunekit.plan import ALLOCATIONS, Plan, check_sparsity, check_structure, make_plan
 from prunekit.plan.allocation import get_allocation
-from prunekit.search import Candidates, Comparison, choose
+from prunekit.recipe import Refine
+from prunekit.search import Candidates, Comparison, choose, refine
 from prunekit.verbs.run_folder import PROBLEM, Run, reusable
 from prunekit.verbs.scoring import comparison_inputs
 
@@ -27,12 +28,16 @@ def prune_run(
     allocation: str | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
+    refining: Refine | None = None,
+    squeezing: bool = False,
 ) -> dict[str, Any]:
     """Plans and prunes; with ``dry_run`` only the plan is written, to be looked at and edited.
 
     Args:
         criterion: a name, or ``auto``: the criterion and allocation that do best on validation data there.
         allocation: None leaves the choice to ``auto``, else means ``global``.
+        refining: repair the plan on scoring samples.
+        squeezing: take out channels that an unstructured plan left without effect.
 
     Raises:
         UsageError: a name or value that does not exist.
@@ -45,14 +50,20 @@ def prune_run(
         get_allocation(allocation)
     if criterion != "auto":
         get_criterion(criterion)
+    if squeezing and structure == "channels":
+        raise UsageError("--squeeze is for unstructured plans; channels are cut out as they are")
     scores = run.all_scores() if criterion == "auto" else {criterion: run.scores(criterion)}
-    request = {
+    request: dict[str, Any] = {
         "criterion": criterion,
         "sparsity": sparsity,
         "structure": structure,
         "allocation": allocation,
         "scores": {n: s.digest for n, s in scores.items()},
     }
+    if refining is not None:
+        request["refine"] = {**refining.model_dump(mode="json"), "data": run.splits["scoring"].digest()}
+    if squeezing:
+        request["squeeze"] = True
     folder = run.path / "pruned" / name
     if reusable(folder, _made_from(folder, dry_run), request, overwrite):
         return {**_summary(folder, Plan.load(folder / "plan.safetensors")), "reused": True}
@@ -67,6 +78,10 @@ def prune_run(
         structure=structure,
         allocation=chosen["allocation"],
     )
+    if refining is not None:
+        plan = _refined(run, plan, refining)
+        if plan.provenance["refine"]["ended"] == "interrupted":
+            request["refine"]["ended"] = "interrupted"  # so that it is not taken for what was asked
     plan.provenance["request"] = request
     if dry_run:
         plan.save(folder / "plan.safetensors")
@@ -74,13 +89,27 @@ def prune_run(
     return _write(run, plan, folder)
 
 
-def apply_plan(run: Run, plan_path: Path, name: str | None, overwrite: bool = False) -> dict[str, Any]:
+def _refined(run: Run, plan: Plan, options: Refine) -> Plan:
+    loss = run.recipe.load_loss()
+    try:
+        batches = run.batches("scoring", options.samples)
+        return refine(plan, run.model.to(run.device), batches, seed=run.recipe.seed, loss=loss, **options.options())
+    finally:
+        run.model.cpu()
+
+
+def apply_plan(run: Run, plan_path: Path, name: str | None, overwrite: bool = False, squeezing: bool = False) -> dict[str, Any]:
     """Applies a plan file, edited or not.
 
     Args:
         name: of the pruned model; by default the plan's folder under ``pruned/``.
+        squeezing: also if the plan was made without.
     """
     plan = Plan.load(plan_path)
+    if squeezing:
+        if plan.structure != "unstructured":
+            raise UsageError("--squeeze is for unstructured plans; channels are cut out as they are")
+        plan.provenance.setdefault("request", {})["squeeze"] = True
     inside = plan_path.resolve().parent.parent == (run.path / "pruned").resolve()
     if name is None and not inside:
         raise UsageError(f"--name is needed: {plan_path} does not lie under {run.path / 'pruned'}")
@@ -107,10 +136,14 @@ def _write(run: Run, plan: Plan, folder: Path) -> dict[str, Any]:
         )
     example = run.example if plan.structure == "channels" else None
     small = prune(run.model, plan, example)
+    squeezed = None
+    if plan.provenance.get("request", {}).get("squeeze"):
+        squeezed = squeeze(small, plan, run.example, run.batches("validation") if run.recipe.data is not None else None)
+        small = squeezed.model
     facts: dict[str, Any] = {}
     if run.recipe.data is not None:
         facts["validation_accuracy"] = accuracy(*predict(small, run.batches("validation")))
-    save(small, plan, folder, facts)
+    save(small, plan, folder, facts, squeezed)
     return {**_summary(folder, plan), **facts, "reused": False}
 
 
@@ -144,6 +177,8 @@ def _made_from(folder: Path, dry_run: bool) -> dict[str, Any] | None:
 
 def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
     reached = plan.sparsity()
+    refined = plan.provenance.get("refine")
+    manifest = folder / "prunekit.json"
     return {
         "name": folder.name,
         "path": str(folder),
@@ -155,6 +190,8 @@ def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
         "achieved_all": reached["all"],
         "by_auto": plan.provenance.get("request", {}).get("criterion") == "auto",
         "edited": bool(plan.provenance.get("edited")),
+        "refine": {k: v for k, v in refined.items() if k not in ("history", "options")} if refined else None,
+        "squeezed": Manifest.load(manifest).facts.get("squeezed") if manifest.exists() else None,
         "layers": plan.counts(),
         "groups": {n: {"total": len(k), "kept": int(k.sum())} for n, k in plan.keep.items()} if plan.index else {},
     }

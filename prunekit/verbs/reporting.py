@@ -91,8 +91,9 @@ def run_recipe(
     pruned, evaluated = [], []
     for wanted in recipe.prune:
         done = prune_run(
-            run, wanted.name, wanted.criterion, wanted.sparsity, wanted.structure, wanted.allocation, overwrite=overwrite
-        )
+            run, wanted.name, wanted.criterion, wanted.sparsity, wanted.structure, wanted.allocation, overwrite=overwrite,
+            refining=wanted.refine, squeezing=wanted.squeeze,
+        )  # fmt: skip
         show("prune", done)
         pruned.append(done)
         result = evaluate(run, run.path / "pruned" / wanted.name, overwrite)
