@@ -103,7 +103,7 @@ def refine(
         temper: p of ``magnitude^(1-p) × influence^p``, the importance of what may leave.
         nodes: midpoints of the pruning segment for blame.
         importance: target whose per-sample gradients give that influence; by default the pattern's own (margin for
-            weights, loss for channels), or ``target`` if it is a function.
+            weights, loss for channels; loss where labels are no classes), or ``target`` if it is a function.
         accept_share: of the samples, to accept on.
         pattern: which swaps are allowed; by the plan's structure when None (``prunekit.search.PATTERNS``).
 
@@ -123,8 +123,9 @@ def refine(
     device = next(model.parameters()).device
     layout = Layout.of(model)
     chosen = get_pattern(plan, layout, device) if pattern is None else pattern(plan, layout, device)
-    ranking = importance or (chosen.importance if isinstance(target, str) else target)
-    objective = make_objective(model, batches, target, ranking, loss=loss, accept_share=accept_share, seed=seed)
+    pairs = list(batches)
+    ranking = importance or (_default_importance(chosen, pairs) if isinstance(target, str) else target)
+    objective = make_objective(model, pairs, target, ranking, loss=loss, accept_share=accept_share, seed=seed)
     deadline = math.inf if budget_seconds is None else time.monotonic() + budget_seconds
     factors = chosen.expand(chosen.keep.to(objective.theta.dtype))
     best = _Best(chosen, objective, chosen.keep, objective.on_learn(factors), objective.on_accept(factors))
@@ -223,6 +224,11 @@ def _learn(best: _Best, steps: int, seed: int, deadline: float) -> bool:
             if time.monotonic() > deadline:
                 return step == steps
     return True
+
+
+def _default_importance(pattern: Pattern, batches: list[tuple[Tensor, Tensor]]) -> str:
+    """The pattern's own target, but the loss where labels are no classes to have a margin."""
+    return pattern.importance if all(y.dtype == torch.int64 for _, y in batches) else "loss"
 
 
 def _parted(before: tuple[float, float], after: tuple[float, float]) -> bool:

@@ -260,3 +260,17 @@ def test_what_cannot_be_refined_is_refused() -> None:
         refine(plan, model, batches, share=2)
     with pytest.raises(UsageError, match="rounds is -1; it must be from 0 upwards"):
         refine(plan, model, batches, rounds=-1)
+
+
+def test_labels_need_not_be_classes() -> None:
+    model, batches = trained("multilayer")
+    regression = [(x, model(x).detach() + 0.1) for x, _ in batches]
+    plan = make_plan(random_scores(model), model, sparsity=0.5)
+    refined = refine(plan, model, regression, target="loss", loss=F.mse_loss, rounds=4, learn=False)
+    before = refined.provenance["refine"]["before"]["accept"]
+    assert refined.provenance["refine"]["after"]["accept"] < before
+    everything = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in regression])
+    sizes = refined.provenance["refine"]["samples"]
+    both = (sizes["learn"] * refined.provenance["refine"]["before"]["learn"] + sizes["accept"] * before) / 96
+    with torch.no_grad():
+        assert both == pytest.approx(float(F.mse_loss(masked(model, plan)(everything[0]), everything[1])), rel=1e-5)
