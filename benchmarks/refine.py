@@ -144,10 +144,10 @@ def main() -> None:
 def report(cells: dict[tuple[object, ...], dict[str, float]], options: argparse.Namespace) -> None:
     print(f"{machine()}; {options.samples} scoring samples, {options.seeds} seeds, test accuracy")
     for which in options.models:
-        found = [row for cell, row in cells.items() if cell[0] == which]
-        if not found:
+        dense = {cell[1]: row["dense"] for cell, row in cells.items() if cell[0] == which}
+        if not dense:
             continue
-        print(f"\n{which}, dense {sum(row['dense'] for row in found) / len(found):.3f}\n")
+        print(f"\n{which}, dense {sum(dense.values()) / len(dense):.3f}\n")
         print("| method | " + " | ".join(f"{s:g}" for s in options.sparsities) + " | mean | KL, mean | seconds |")
         print("|---|" + "---|" * (len(options.sparsities) + 3))
         for method in options.methods:

@@ -78,7 +78,7 @@ def refine(
     seed: int = 0,
     learn: bool = True,
     steps: int = 300,
-    share: float = 0.06,
+    share: float = 0.1,
     temper: float = 0.5,
     nodes: int = 8,
     importance: str | Target | None = None,
@@ -109,7 +109,8 @@ def refine(
 
     Returns:
         A plan whose ``history`` tells every round: ``learn`` and ``accept`` divergence, units ``swapped``, ``ranked`` by
-        what, ``share``, whether it was ``kept``, and blame's ``residual``. Ctrl-C ends the search, not the call: the best
+        what, ``share``, whether it was ``kept``, and blame's ``residual``; ``provenance["refine"]["moved"]`` says how many
+        units came ``back`` and went ``out``, by parameter or layer. Ctrl-C ends the search, not the call: the best
         plan so far is returned, and its provenance says so.
 
     Raises:
@@ -161,6 +162,10 @@ def refine(
         )
         warnings.warn(f"refine: {facts['note']}", stacklevel=2)
     refined = chosen.plan(best.keep)
+    facts["moved"] = {
+        name: {"back": int((keep & ~plan.keep[name]).sum()), "out": int((plan.keep[name] & ~keep).sum())}
+        for name, keep in refined.keep.items()
+    }
     return replace(refined, provenance={**refined.provenance, "refine": facts})
 
 

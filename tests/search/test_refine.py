@@ -226,6 +226,9 @@ def test_a_saved_plan_keeps_its_history(tmp_path: Path) -> None:
     taken = [e["accept"] for e in back.history if e["kept"]]
     assert taken == sorted(taken, reverse=True)
     assert taken[-1] == back.provenance["refine"]["after"]["accept"]
+    for name, moved in back.provenance["refine"]["moved"].items():
+        before, after = plan.keep[name], back.keep[name]
+        assert moved == {"back": int((after & ~before).sum()), "out": int((before & ~after).sum())}
 
 
 def test_a_mask_that_only_fits_what_it_learnt_from_is_told() -> None:
