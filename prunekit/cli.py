@@ -35,7 +35,14 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace artifacts 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no tables.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 …; the recipe's by default.")]
+STRUCTURE_HELP = "unstructured, channels, heads, layers, N:M (2:4), block:ROWSxCOLUMNS (block:4x1)"
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Overrides the recipe's seed.")]
+
+
+_CRITERION = (
+    "Name of a criterion, or all; repeatable. With options: 'influence(target=margin,aggregation=l2)'; composed: "
+    "'influence^0.25*magnitude^0.75', 'rank(influence)+rank(magnitude)', 'tempered(influence)'."
+)
 
 
 class _Out:
@@ -141,13 +148,14 @@ def import_(
 @app.command(epilog="Example: prunekit score runs/digits-cnn --criterion influence --criterion magnitude")
 def score(
     run: RunFolder,
-    criterion: Annotated[list[str], typer.Option("--criterion", "-c", help="Name of a criterion, or all; repeatable.")],
+    criterion: Annotated[list[str], typer.Option("--criterion", "-c", help=_CRITERION)],
     quadrature: Annotated[str | None, typer.Option(help="influence: ranking or reconstruction.")] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="influence: nodes a piece, for ranking.")] = None,
+    early: Annotated[tuple[int, int] | None, typer.Option(metavar="STEPS NODES", help="influence: nodes in early steps.")] = None,
     tolerance: Annotated[float | None, typer.Option(help="influence: allowed error, for reconstruction.")] = None,
     stride: Annotated[int | None, typer.Option(min=1, help="influence: kept states a piece.")] = None,
     share: Annotated[str | None, typer.Option(help="influence: kernel, regularisation, whole or survival.")] = None,
-    aggregation: Annotated[str | None, typer.Option(help="influence: l1, l2 or mean (signed), over samples and targets.")] = None,
+    aggregation: Annotated[str | None, typer.Option(help="influence: l1, l2, square or mean (signed), over samples.")] = None,
     memory: Annotated[str | None, typer.Option(help="influence: for scores in work, such as 512MiB.")] = None,
     max_error: Annotated[float | None, typer.Option(help="influence: write nothing if the estimated error is larger.")] = None,
     target: Annotated[str | None, typer.Option(help="influence: outputs, log_prob, margin, loss, or module:function.")] = None,
@@ -163,7 +171,7 @@ def score(
     opened = _open(run, device)
     with output.working(run):
         given = {
-            "quadrature": quadrature, "nodes": nodes, "tolerance": tolerance, "stride": stride, "share": share,
+            "quadrature": quadrature, "nodes": nodes, "early": early, "tolerance": tolerance, "stride": stride, "share": share,
             "aggregation": aggregation, "memory": memory,
         }  # fmt: skip
         settings = opened.recipe.score.model_dump(mode="json") | {k: v for k, v in given.items() if v is not None}
@@ -178,15 +186,19 @@ def score(
     output.finish(result)
 
 
-@app.command(epilog="Example: prunekit compare runs/digits-cnn")
+@app.command(
+    epilog="Example: prunekit compare runs/digits-cnn; over cases and seeds: prunekit compare recipes/comparison.yaml --out DIR"
+)
 def compare(
-    run: RunFolder,
-    structure: Annotated[list[str] | None, typer.Option(help="unstructured or channels; repeatable.")] = None,
-    allocation: Annotated[list[str] | None, typer.Option(help="global or uniform; repeatable.")] = None,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN… | STUDY", help="A run; with --out several, or a study.")],
+    structure: Annotated[list[str] | None, typer.Option(help=f"{STRUCTURE_HELP}; repeatable.")] = None,
+    allocation: Annotated[list[str] | None, typer.Option(help="global, uniform, …; repeatable.")] = None,
     sparsity: Annotated[list[float] | None, typer.Option(help="Share to remove; repeatable.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of a comparison over runs or of a study.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes, with --out.")] = 1,
     device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Compare every scored criterion on validation data, over allocations and sparsities."""
+    """Compare every scored criterion on validation data; with --out, over runs or a study's cases and seeds, on test data."""
     from prunekit.plan import check_sparsity, check_structure
     from prunekit.plan.allocation import get_allocation
     from prunekit.verbs.scoring import compare_run
@@ -198,6 +210,14 @@ def compare(
         get_allocation(name)
     for share in sparsity or []:
         check_sparsity(share)
+    if out is not None:
+        if structure or allocation or sparsity or device or overwrite:
+            raise UsageError("--out takes structures, allocations and sparsities from the study or the runs' recipes")
+        _study(runs, out, jobs, output)
+        return
+    if len(runs) > 1 or runs[0].suffix in (".yaml", ".yml"):
+        raise UsageError("several runs, or a study, need --out DIR")
+    run = runs[0]
     opened = _open(run, device)
     with output.working(run):
         result = compare_run(opened, overwrite, structure or [], allocation or [], sparsity or [])
@@ -207,46 +227,95 @@ def compare(
     output.finish({"path": str(run / "compare.json"), **cells, "reused": reused})
 
 
+def _study(paths: list[Path], out: Path, jobs: int, output: _Out) -> None:
+    from prunekit.imports import use_working_folder
+    from prunekit.verbs.comparing import jobs_of_runs, jobs_of_study, study_run
+
+    use_working_folder(out)
+    if len(paths) == 1 and paths[0].suffix in (".yaml", ".yml"):
+        study, work = jobs_of_study(paths[0], out)
+    else:
+        study, work = jobs_of_runs(paths, out)
+    with output.working(out):
+        result = {**study_run(study, work, out, jobs), "path": str(out / "report.html")}
+    output.show("study", result)
+    output.finish(result)
+
+
 @app.command(epilog="Example: prunekit prune runs/digits-cnn --criterion auto --sparsity 0.8 --structure channels --name small")
 def prune(
     run: RunFolder,
-    criterion: Annotated[str, typer.Option("--criterion", "-c", help="A criterion, or auto: the best here.")] = "auto",
-    sparsity: Annotated[float | None, typer.Option("--sparsity", "-s", help="Share to remove, in [0, 1).")] = None,
-    structure: Annotated[str, typer.Option(help="unstructured or channels.")] = "unstructured",
-    allocation: Annotated[str | None, typer.Option(help="global or uniform; auto tries both.")] = None,
+    criterion: Annotated[str, typer.Option("--criterion", "-c", help="As in score, or auto: the best here.")] = "auto",
+    sparsity: Annotated[float | None, typer.Option("--sparsity", "-s", help="Share to remove, in [0, 1); not for N:M.")] = None,
+    structure: Annotated[str, typer.Option(help=f"{STRUCTURE_HELP}.")] = "unstructured",
+    allocation: Annotated[str | None, typer.Option(help="global, uniform, mean, lamp, erk, proportional.")] = None,
+    ratio: Annotated[list[str] | None, typer.Option(metavar="PATTERN=SHARE", help="Remove this share of a layer.")] = None,
+    floor: Annotated[float, typer.Option(help="Share of every layer that stays, in [0, 1).")] = 0.0,
+    max_params: Annotated[int | None, typer.Option(help="Instead of a sparsity: parameters that may stay.")] = None,
+    max_macs: Annotated[int | None, typer.Option(help="Instead: theoretical MACs of one sample.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="Instead: size of model.safetensors.")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(help="Instead: measured, at the last eval.latency_batches.")] = None,
+    max_accuracy_drop: Annotated[float | None, typer.Option(help="Instead: points of validation accuracy to lose.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the pruned model: RUN/pruned/NAME.")] = None,
+    compensate: Annotated[bool, typer.Option("--compensate", help="Let kept weights make up for removed ones.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write and print the plan only.")] = False,
     apply: Annotated[Path | None, typer.Option("--apply", help="Apply this plan file instead of making one.")] = None,
     refine: Annotated[bool, typer.Option("--refine/--no-refine", help="Repair the plan by blame (docs/refine.md).")] = False,
     refine_budget: Annotated[str | None, typer.Option(help="Stop refining after this long, such as 60s.")] = None,
     squeeze: Annotated[bool, typer.Option("--squeeze", help="Take out channels that an unstructured mask emptied.")] = False,
+    schedule: Annotated[str, typer.Option(help="one-shot, iterative, or gradual (while it fine-tunes).")] = "one-shot",
+    rounds: Annotated[int | None, typer.Option(min=1, help="iterative, gradual: how many prunings.")] = None,
+    every: Annotated[int | None, typer.Option(min=1, help="gradual: steps between two prunings.")] = None,
+    finetune: Annotated[float | None, typer.Option(metavar="EPOCHS", help="Train on so long, in every round.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Of fine-tuning; the dense training's by default.")] = None,
+    distill: Annotated[float | None, typer.Option(metavar="WEIGHT", help="Of the dense model's soft labels.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of the soft labels.")] = None,
+    rewind: Annotated[int | None, typer.Option(min=0, metavar="STEP", help="Go back to this training step's weights.")] = None,
+    recalibrate: Annotated[bool, typer.Option("--recalibrate", help="Measure BatchNorm statistics anew.")] = False,
     device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Plan what goes, and write the pruned model."""
+    from prunekit.recipe import Prune
+    from prunekit.structure import check_structure, implied_sparsity
     from prunekit.verbs.pruning import apply_plan, prune_run
 
     output = _Out(quiet, as_json)
     if name is not None:
         _check_name(name)
+    budgets = {
+        "max_params": max_params, "max_macs": max_macs, "max_bytes": max_bytes, "max_latency_ms": max_latency_ms,
+        "max_accuracy_drop": max_accuracy_drop,
+    }  # fmt: skip
+    how_much = {k: v for k, v in {"sparsity": sparsity, **budgets}.items() if v is not None}
     if apply is not None and (
-        sparsity is not None or dry_run or refine or allocation or criterion != "auto" or structure != "unstructured"
-    ):
-        raise UsageError(
-            "--apply takes a finished plan: leave out --criterion, --sparsity, --structure, --allocation, --dry-run and --refine"
-        )
-    if apply is None and sparsity is None:
-        raise UsageError("prune needs --sparsity (or --apply PLAN)")
-    refining = _refining(refine_budget) if refine else None
+        how_much or dry_run or refine or allocation or compensate or ratio or floor or criterion != "auto"
+        or structure != "unstructured"
+    ):  # fmt: skip
+        raise UsageError("--apply takes a finished plan: leave out the options that make one, such as --sparsity and --refine")
     if refine_budget is not None and not refine:
         raise UsageError("--refine-budget without --refine")
+    steps = _steps(schedule, rounds, every, finetune, lr, distill, temperature, rewind, recalibrate)
+    if apply is None:
+        check_structure(structure)
+        if not how_much and not implied_sparsity(structure):
+            raise UsageError("prune needs --sparsity, a budget such as --max-params, or --apply PLAN")
+        kind, value = next(iter(how_much.items()), ("sparsity", implied_sparsity(structure) or 0.0))
+        label = f"{value:g}" if kind == "sparsity" else f"{kind.removeprefix('max_')}-{value:g}"
+        wanted = Prune.of(
+            {
+                **steps.model_dump(mode="json"), **how_much, "name": name or f"{structure.replace(':', '-')}-{label}",
+                "criterion": criterion, "structure": structure, "allocation": allocation, "ratios": _ratios(ratio or []),
+                "floor": floor, "compensate": compensate, "refine": {"budget": refine_budget} if refine else None,
+                "squeeze": squeeze,
+            },
+            "prune",
+        )  # fmt: skip
     opened = _open(run, device)
     with output.working(run):
         if apply is not None:
-            result = apply_plan(opened, apply, name, overwrite, squeeze)
+            result = apply_plan(opened, apply, name, overwrite, steps, squeeze)
         else:
-            assert sparsity is not None
-            named = name or f"{structure}-{sparsity:g}"
-            result = prune_run(opened, named, criterion, sparsity, structure, allocation, dry_run, overwrite, refining, squeeze)
+            result = prune_run(opened, wanted, dry_run, overwrite)
     output.show("prune", result)
     output.finish(result)
 
@@ -264,6 +333,25 @@ def eval_(
     with output.working(opened.path):
         result = evaluate(opened, pruned, overwrite)
     output.show("eval", (pruned.resolve().name, result))
+    output.finish(result)
+
+
+@app.command(epilog="Example: prunekit sensitivity runs/digits-cnn --criterion magnitude")
+def sensitivity(
+    run: RunFolder,
+    criterion: Annotated[str, typer.Option("--criterion", "-c", help="Decides what goes inside a layer.")] = "magnitude",
+    structure: Annotated[str, typer.Option(help="unstructured, channels, …")] = "unstructured",
+    sparsity: Annotated[list[float] | None, typer.Option(help="Share to remove of a layer; repeatable.")] = None,
+    device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Prune one layer at a time: accuracy by layer and sparsity, on validation data."""
+    from prunekit.verbs.sensitivity import sensitivity_run
+
+    output = _Out(quiet, as_json)
+    opened = _open(run, device)
+    with output.working(run):
+        result = sensitivity_run(opened, structure, criterion, sparsity or [], overwrite)
+    output.show("sensitivity", result)
     output.finish(result)
 
 
@@ -388,6 +476,34 @@ def _overridden(recipe: Any, seed: int | None, device: str | None) -> Any:
     return type(recipe).of({**recipe.model_dump(mode="json"), **changes}, "command line") if changes else recipe
 
 
+def _steps(
+    schedule: str, rounds: int | None, every: int | None, epochs: float | None, lr: float | None,
+    distill: float | None, temperature: float | None, rewind: int | None, recalibrate: bool,
+) -> Any:  # fmt: skip
+    """prune's options as the recipe's keys, checked as those are."""
+    from prunekit.recipe import Steps
+
+    training = epochs is not None or rewind is not None
+    for option, value in (("--lr", lr), ("--distill", distill)):
+        if value is not None and not training:
+            raise UsageError(f"{option} is about fine-tuning; give --finetune EPOCHS or --rewind STEP")
+    if temperature is not None and distill is None:
+        raise UsageError("--temperature is about soft labels; give --distill WEIGHT")
+    for option, count in (("--rounds", rounds), ("--every", every)):
+        if count is not None and schedule not in ("iterative", "gradual"):
+            raise UsageError(f"{option} is about pruning in steps; give --schedule iterative or gradual")
+
+    def given(**options: Any) -> dict[str, Any]:
+        return {k: v for k, v in options.items() if v is not None}
+
+    soft = None if distill is None else given(weight=distill, temperature=temperature)
+    asked: dict[str, Any] = {"schedule": given(name=schedule, rounds=rounds, every=every)}
+    asked |= {"rewind": rewind, "recalibrate": recalibrate}
+    if training:
+        asked["finetune"] = given(epochs=epochs, lr=lr, distill=soft)
+    return Steps.of(asked, "prune")
+
+
 def _json_object(text: str, option: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
@@ -398,15 +514,17 @@ def _json_object(text: str, option: str) -> dict[str, Any]:
     return found
 
 
-def _refining(budget: str | None) -> Any:
-    from prunekit.recipe import Refine, parse_seconds
-
-    try:
-        if budget is not None:
-            parse_seconds(budget)
-    except ValueError as error:
-        raise UsageError(f"--refine-budget: {error}") from None
-    return Refine(budget=budget)
+def _ratios(given: list[str]) -> dict[str, float]:
+    found = {}
+    for text in given:
+        pattern, _, share = text.rpartition("=")
+        try:
+            found[pattern] = float(share)
+        except ValueError:
+            raise UsageError(f"--ratio is {text!r}; write PATTERN=SHARE, for example 'conv1*=0.3'") from None
+        if not pattern:
+            raise UsageError(f"--ratio is {text!r}; write PATTERN=SHARE, for example 'conv1*=0.3'")
+    return found
 
 
 def _check_name(name: str) -> None:

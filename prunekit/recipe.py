@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -14,15 +14,18 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from torch import Tensor, nn
 
 from prunekit import checkpoint
-from prunekit.criteria import AGGREGATIONS, CRITERIA
+from prunekit.criteria import AGGREGATIONS, DEFAULT, expand
 from prunekit.errors import UsageError, nearest
 from prunekit.imports import call, load_object
 from prunekit.kernel import RULES, SHARES, TARGETS
-from prunekit.plan import ALLOCATIONS, STRUCTURES
+from prunekit.plan import ALLOCATIONS, GROUPED, asked_sparsity, check_structure
 from prunekit.search.objective import OBJECTIVES
+from prunekit.search.schedule import SCHEDULES, SPACINGS
+from prunekit.structure import implied_sparsity
 
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10**6)]
+Large = Annotated[int, Field(ge=1, le=10**15)]
 Nodes = Annotated[int, Field(ge=1, le=10**4)]
 Positive = Annotated[float, Field(gt=0, le=10**6, allow_inf_nan=False)]
 RESOLVED = "# The resolved recipe of this run: every value, defaults included.\n"
@@ -39,9 +42,26 @@ def _one_of(known: Any, what: str) -> AfterValidator:
     return AfterValidator(lambda value: _known(value, known, what))
 
 
-CriterionName = Annotated[str, _one_of(CRITERIA, "criterion")]
+def _criterion(value: str) -> str:
+    """Checked and, unless it stands for several, in its canonical form."""
+    try:
+        names = expand(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return names[0] if len(names) == 1 else value
+
+
+def _structure(value: str) -> str:
+    try:
+        check_structure(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return value
+
+
+CriterionName = Annotated[str, AfterValidator(_criterion)]
 AllocationName = Annotated[str, _one_of(ALLOCATIONS, "allocation")]
-StructureName = Annotated[str, _one_of(STRUCTURES, "structure")]
+StructureName = Annotated[str, AfterValidator(_structure)]
 RuleName = Annotated[str, _one_of(RULES, "quadrature rule")]
 
 
@@ -119,13 +139,15 @@ class Prunable(_Section):
 
 
 class Score(_Section):
-    """``samples``: at most so many scoring samples. The rest says how influence looks at the path (docs/kernel.md):
+    """``criteria``: names with options and compositions, see ``prunekit.criteria.spec``; ``samples``: at most so many scoring
 
-    ``quadrature: ranking`` takes a fixed ``rule`` with ``nodes``, enough to rank weights; ``reconstruction`` halves steps
-    until every sample's sum over one is within ``tolerance``. ``memory`` holds the scores in work.
+    samples. The rest says how influence looks at the path (docs/kernel.md):
+
+    ``quadrature: ranking`` takes a fixed ``rule`` with ``nodes``, in the first steps other nodes by ``early: [steps, nodes]``;
+    ``reconstruction`` halves steps until every interval's sum is within ``tolerance``. ``memory`` holds the scores in work.
     """
 
-    criteria: Annotated[list[CriterionName], Field(min_length=1)] = list(CRITERIA)
+    criteria: Annotated[list[CriterionName], Field(min_length=1)] = list(DEFAULT)
     target: str = "outputs"
     samples: Count = 160
     share: Annotated[str, _one_of(SHARES, "share")] = "kernel"
@@ -133,6 +155,7 @@ class Score(_Section):
     quadrature: Literal["ranking", "reconstruction"] = "ranking"
     rule: RuleName = "midpoint"
     nodes: Nodes = 1
+    early: tuple[Count, Nodes] | None = None
     tolerance: Positive = 0.01
     stride: Count = 1
     phase: tuple[int, int] | None = None
@@ -147,7 +170,7 @@ class Score(_Section):
     def options(self) -> dict[str, Any]:
         """The fields of ``Evidence`` that these keys set."""
         return {
-            "share": self.share, "aggregation": self.aggregation, "rule": self.rule, "nodes": self.nodes,
+            "share": self.share, "aggregation": self.aggregation, "rule": self.rule, "nodes": self.nodes, "early": self.early,
             "tolerance": self.tolerance if self.quadrature == "reconstruction" else None,
             "stride": self.stride, "phase": self.phase, "memory": parse_bytes(self.memory),
         }  # fmt: skip
@@ -160,8 +183,124 @@ class Score(_Section):
 
 class Compare(_Section):
     structures: Annotated[list[StructureName], Field(min_length=1)] = ["unstructured", "channels"]
-    allocations: Annotated[list[AllocationName], Field(min_length=1)] = list(ALLOCATIONS)
+    allocations: Annotated[list[AllocationName], Field(min_length=1)] = ["global", "uniform", "mean", "lamp"]
     sparsities: Annotated[list[Share], Field(min_length=1)] = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98]
+
+
+class Attention(_Section):
+    """Names of one attention's linear layers, and how many heads they make; ``kv_heads``: fewer with grouped queries.
+
+    ``qkv`` in the place of ``q``, ``k`` and ``v``: one layer for all three.
+    """
+
+    q: str | None = None
+    k: str | None = None
+    v: str | None = None
+    qkv: str | None = None
+    o: str
+    heads: Count | None = None
+    kv_heads: Count | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Attention:
+        separate = [name is not None for name in (self.q, self.k, self.v)]
+        if all(separate) == (self.qkv is not None) or any(separate) != all(separate):
+            raise ValueError("give q, k and v, or qkv alone")
+        return self
+
+
+class Structure(_Section):
+    """``attention``: attention whose heads the names of its layers do not give away."""
+
+    attention: list[Attention] = []
+
+    def mappings(self) -> list[dict[str, Any]]:
+        return [spec.model_dump() for spec in self.attention]
+
+
+BUDGETS = ("max_params", "max_macs", "max_bytes", "max_latency_ms", "max_accuracy_drop")
+
+
+class Distill(_Section):
+    """Soft labels from the dense model: see ``prunekit.training.Distillation``."""
+
+    temperature: Positive = 4.0
+    weight: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+
+class Finetune(_Section):
+    """``epochs`` of each round; below 1, a share of the dense training's; null, as many as that had.
+
+    ``lr``, ``optimizer`` and ``schedule`` (of the rate) are the dense training's where they are null, ``seed`` is the recipe's.
+    """
+
+    epochs: Positive | None = None
+    lr: Positive | None = None
+    optimizer: Optimizer | None = None
+    schedule: Schedule | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    distill: Distill | None = None
+
+    @field_validator("epochs")
+    @classmethod
+    def _epochs(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and value != round(value):
+            raise ValueError("write a whole number, or a share of the dense training's epochs below 1")
+        return value
+
+
+class PruneSchedule(_Section):
+    """See ``prunekit.search.Schedule``."""
+
+    name: Annotated[str, _one_of(SCHEDULES, "schedule")] = "one-shot"
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 5
+    spacing: Annotated[str, _one_of(SPACINGS, "spacing")] = "geometric"
+    every: Count | None = None
+
+
+class Steps(_Section):
+    """How pruning goes on: in which steps, with what training, from which weights."""
+
+    schedule: PruneSchedule = PruneSchedule()
+    finetune: Finetune | None = None
+    recalibrate: bool = False
+    rewind: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Steps:
+        if self.schedule.name == "gradual" and self.finetune is None:
+            raise ValueError("schedule gradual prunes while it fine-tunes; give finetune (--finetune EPOCHS)")
+        if self.rewind is not None:
+            if self.schedule.name == "gradual":
+                raise ValueError("rewind goes with schedule one-shot or iterative")
+            given = [
+                k for k in ("lr", "optimizer", "schedule", "seed") if self.finetune and getattr(self.finetune, k) is not None
+            ]
+            if given:
+                raise ValueError(f"rewind trains on as the dense training did; leave out finetune.{given[0]}")
+        return self
+
+    @classmethod
+    def of(cls, content: dict[str, Any], source: str) -> Self:
+        """Checks values that come from ``source``; raises UsageError."""
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise UsageError("; ".join(_fault(source, fault) for fault in error.errors())) from None
+
+    @property
+    def trains(self) -> bool:
+        return self.finetune is not None or self.rewind is not None
+
+    def request(self) -> dict[str, Any]:
+        """The values that decide the pruned model; empty for plain pruning at once."""
+        if self.schedule.name == "one-shot" and not self.trains and not self.recalibrate:
+            return {}
+        found = self.model_dump(mode="json", include=set(Steps.model_fields))
+        return found | ({"schedule": None} if self.schedule.name == "one-shot" else {})
+
+    def of_training(self) -> Finetune:
+        return self.finetune or Finetune()
 
 
 class Refine(_Section):
@@ -200,16 +339,37 @@ class Refine(_Section):
         }  # fmt: skip
 
 
-class Prune(_Section):
-    """``squeeze``: take out the channels that an unstructured mask left without inputs or readers."""
+class Prune(Steps):
+    """One pruned model.
+
+    ``criterion``: a name, or ``auto``: the criterion and allocation that do best on validation data there; ``tempered(...)`` is
+    the best of what it stands for. ``sparsity``: share to remove; N:M says it itself, and a budget (one of ``max_…``: parameters,
+    MACs, bytes, measured milliseconds, points of validation accuracy) finds it. ``allocation``: null leaves the choice to
+    ``auto`` (among the recipe's), else means ``global``. ``ratios``, ``floor``: see ``make_plan``. ``compensate``: kept weights
+    make up for removed ones, layer by layer, on the scoring samples. ``refine``: repair the plan before anything else happens;
+    ``squeeze``: take out the channels that a mask left without inputs or readers.
+    """
 
     name: Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     criterion: str = "auto"
-    sparsity: Share
+    sparsity: Share | None = None
     structure: StructureName = "unstructured"
     allocation: AllocationName | None = None
+    ratios: dict[str, Share] = {}
+    floor: Share = 0.0
+    compensate: bool = False
     refine: Refine | None = None
     squeeze: bool = False
+    max_params: Large | None = None
+    max_macs: Large | None = None
+    max_bytes: Large | None = None
+    max_latency_ms: Positive | None = None
+    max_accuracy_drop: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
+
+    @field_validator("criterion")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        return value if value == "auto" else _criterion(value)
 
     @field_validator("refine", mode="before")
     @classmethod
@@ -217,26 +377,105 @@ class Prune(_Section):
         return {} if value is True else None if value is False else value
 
     @model_validator(mode="after")
-    def _squeezable(self) -> Prune:
-        if self.squeeze and self.structure == "channels":
-            raise ValueError("squeeze is for unstructured plans; channels are cut out as they are")
+    def _repairable(self) -> Prune:
+        if self.squeeze and self.structure in GROUPED:
+            raise ValueError(f"squeeze is for plans of masks; {self.structure} are cut out as they are")
+        if self.squeeze and self.request():
+            raise ValueError("squeeze is for pruning at once; leave out schedule, finetune, rewind and recalibrate")
+        if self.refine is not None and self.schedule.name != "one-shot":
+            raise ValueError(f"refine repairs a plan that is made at once; schedule {self.schedule.name} makes it on the way")
         return self
 
-    @field_validator("criterion")
+    @property
+    def budget(self) -> tuple[str, float]:
+        """The budget that is set, and its value; ("", 0) for none."""
+        given = {name: value for name in BUDGETS if (value := getattr(self, name)) is not None}
+        return next(iter(given.items()), ("", 0.0))
+
+    @model_validator(mode="after")
+    def _sparsity(self) -> Prune:
+        given = [name for name in ("sparsity", *BUDGETS) if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{given[0]} and {given[1]} are given; one of them decides how much goes")
+        if self.compensate and self.request():
+            raise ValueError("compensate is for pruning at once; leave out schedule, finetune, rewind and recalibrate")
+        try:
+            if self.budget[0] and implied_sparsity(self.structure) is None:
+                return self
+            if self.budget[0]:
+                raise ValueError(f"{self.structure} removes a fixed share; leave {self.budget[0]} out")
+            asked_sparsity(self.structure, self.sparsity)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+
+class Tuning(_Section):
+    """After how much fine-tuning a study compares, and at which sparsities."""
+
+    epochs: Count = 10
+    sparsities: dict[StructureName, list[Share]] = {}
+
+
+class Study(_Section):
+    """A comparison over cases and seeds: ``prunekit compare STUDY --out DIR``.
+
+    ``cases``: name -> recipe, its path relative to the study's file; ``criteria``: each one line of the result, ``tempered(...)``
+    the best of the compositions that it stands for on validation data; ``control``: also plans shuffled within layers;
+    ``samples``: scoring samples. The ``leading`` criteria on validation data and those in ``always`` are compared again with
+    their weights compensated (``compensate``) and after fine-tuning (``tune``).
+    """
+
+    cases: Annotated[dict[str, str], Field(min_length=1)]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = [0, 1, 2]
+    criteria: Annotated[list[CriterionName], Field(min_length=1)]
+    structures: Annotated[dict[StructureName, Annotated[list[Share], Field(min_length=1)]], Field(min_length=1)]
+    allocations: dict[StructureName, Annotated[list[AllocationName], Field(min_length=1)]] = {}
+    control: bool = True
+    samples: Count = 160
+    leading: Annotated[int, Field(ge=0)] = 3
+    always: list[CriterionName] = ["magnitude", "random"]
+    compensate: bool = False
+    tune: Tuning | None = None
+
+    @field_validator("cases")
     @classmethod
-    def _criterion(cls, value: str) -> str:
-        return value if value == "auto" else _known(value, CRITERIA, "criterion")
+    def _cases(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+                raise ValueError(f"case {name!r}: use letters, digits, '.', '_' and '-'")
+        return value
+
+    def allocations_of(self, structure: str) -> list[str]:
+        return list(self.allocations.get(structure, ["global", "uniform", "mean"]))
+
+    @classmethod
+    def load(cls, path: Path) -> Study:
+        """Reads a study.
+
+        Raises:
+            UsageError: as ``Recipe.load``; recipes are looked for when they are trained.
+        """
+        return cls.of(read_yaml(path), path)
+
+    @classmethod
+    def of(cls, content: dict[str, Any], source: str | Path) -> Study:
+        """Checks values that come from ``source``; raises UsageError."""
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise UsageError("; ".join(_fault(source, fault, cls) for fault in error.errors())) from None
 
 
 class Eval(_Section):
-    """``samples``: test samples whose outputs the kernel rebuilds; ``tolerance``: allowed error per sample and step,
+    """``samples``: test samples whose outputs the kernel rebuilds; ``tolerance``: allowed error of every interval per
 
-    reached by halving; ``nodes``: a fixed number of nodes a step by ``rule`` instead (the pruning step keeps its
+    sample, reached by halving; ``nodes``: a fixed number of nodes a step by ``rule`` instead (the pruning step keeps its
     tolerance); ``stride``: kept states a piece.
     """
 
     samples: Count = 128
-    tolerance: Positive = 0.01
+    tolerance: Positive = 0.005
     nodes: Nodes | None = None
     rule: RuleName = "midpoint"
     stride: Count = 1
@@ -258,6 +497,7 @@ class Recipe(_Section):
     loss: str = "cross_entropy"
     train: Train = Train()
     prunable: Prunable = Prunable()
+    structure: Structure = Structure()
     score: Score = Score()
     compare: Compare = Compare()
     prune: list[Prune] = []
@@ -296,22 +536,29 @@ class Recipe(_Section):
 
     def build_optimizer(self, model: nn.Module, steps: int) -> tuple[torch.optim.Optimizer, Any]:
         """Optimizer and learning-rate schedule over ``steps`` steps; the schedule leaves momentum and betas alone."""
-        o = self.train.optimizer
+        optimizer = self.optimizer_of(model, self.train.optimizer)
+        return optimizer, self.scheduler_of(optimizer, steps, self.train.schedule)
+
+    @staticmethod
+    def optimizer_of(model: nn.Module, o: Optimizer) -> torch.optim.Optimizer:
+        """The optimizer that ``o`` describes, for the trained parameters of ``model``."""
         parameters = [p for p in model.parameters() if p.requires_grad]
-        optimizer: torch.optim.Optimizer
         if o.name == "sgd":
-            optimizer = torch.optim.SGD(parameters, o.lr, momentum=o.momentum, nesterov=o.nesterov, weight_decay=o.weight_decay)
-        else:
-            kind = torch.optim.AdamW if o.name == "adamw" else torch.optim.Adam
-            optimizer = kind(parameters, o.lr, betas=o.betas, weight_decay=o.weight_decay)
-        schedule = self.train.schedule
+            return torch.optim.SGD(parameters, o.lr, momentum=o.momentum, nesterov=o.nesterov, weight_decay=o.weight_decay)
+        kind = torch.optim.AdamW if o.name == "adamw" else torch.optim.Adam
+        return kind(parameters, o.lr, betas=o.betas, weight_decay=o.weight_decay)
+
+    @staticmethod
+    def scheduler_of(optimizer: torch.optim.Optimizer, steps: int, schedule: Schedule) -> Any:
+        """The schedule of the rate over ``steps`` steps, from the optimizer's own rate; None for a constant one."""
         if schedule.name == "onecycle":
-            return optimizer, torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, o.lr, total_steps=steps, pct_start=schedule.warmup, cycle_momentum=False
+            peak = optimizer.param_groups[0]["lr"]
+            return torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, peak, total_steps=steps, pct_start=schedule.warmup, cycle_momentum=False
             )
         if schedule.name == "cosine":
-            return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        return optimizer, None
+            return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        return None
 
     def load_loss(self) -> Callable[[Tensor, Tensor], Tensor]:
         """The mean loss ``(outputs, labels) -> scalar``."""
@@ -360,16 +607,7 @@ class Recipe(_Section):
             UsageError: missing, not YAML, or values out of range; one line a fault, with the path of its key.
         """
         path = Path(path)
-        try:
-            content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
-        except FileNotFoundError:
-            raise UsageError(f"{path}: no such recipe") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path}: cannot be read ({error})") from None
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(content, dict):
-            raise UsageError(f"{path}: a recipe is a mapping of keys, this is a {type(content).__name__}")
+        content = read_yaml(path)
         recipe = cls.of(content, path)
         if resolved:
             lost = [key for key in cls.model_fields if key not in content]
@@ -388,6 +626,25 @@ class Recipe(_Section):
             return cls.model_validate(content)
         except ValidationError as error:
             raise UsageError("; ".join(_fault(source, fault) for fault in error.errors())) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping, read safely.
+
+    Raises:
+        UsageError: missing, unreadable, not YAML, or no mapping.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such recipe") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: a recipe is a mapping of keys, this is a {type(content).__name__}")
+    return content
 
 
 def parse_bytes(text: str) -> int:
@@ -419,21 +676,22 @@ def check_device(name: str) -> torch.device:
     return device
 
 
-def _fault(path: str | Path, fault: Any) -> str:
+def _fault(path: str | Path, fault: Any, model: type[BaseModel] | None = None) -> str:
     key = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         *parents, last = fault["loc"]
-        known = _fields_at(parents)
+        known = _fields_at(parents, model or Recipe)
         return f"{path}: {key} is not a recipe key; {nearest(str(last), known)}"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "missing":
         return f"{path}: {key} is missing"
+    if not key:
+        return f"{path}: {message}"
     shown = repr(fault["input"])
     return f"{path}: {key} is {shown if len(shown) < 80 else shown[:77] + '...'}: {message[0].lower()}{message[1:]}"
 
 
-def _fields_at(parents: list[Any]) -> list[str]:
-    model: Any = Recipe
+def _fields_at(parents: list[Any], model: Any) -> list[str]:
     for part in parents:
         if isinstance(part, int):
             continue

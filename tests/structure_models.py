@@ -141,11 +141,315 @@ class Squashed(nn.Module):
         return self.out(torch.sigmoid(self.one(x.flatten(1))))
 
 
-HANDLED["squashed"] = Squashed
+class Depthwise(nn.Module):
+    """A depthwise convolution leaves with its producer; batch norm between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.point, self.norm = nn.Conv2d(1, 6, 1, bias=False), nn.BatchNorm2d(6)
+        self.depth, self.mix = nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.Conv2d(6, 5, 1)
+        self.out = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self.depth(F.relu(self.norm(self.point(x)))))
+        return self.out(F.relu(self.mix(x)).mean((2, 3)))
+
+
+class GroupNormed(nn.Module):
+    """Three groups of two channels: only whole ones keep the others' statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.mix = nn.Conv2d(1, 6, 3, padding=1), nn.GroupNorm(3, 6), nn.Conv2d(6, 5, 3, padding=1)
+        self.bare, self.out = nn.GroupNorm(5, 5, affine=False), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.conv(x)))
+        return self.out(F.relu(self.bare(self.mix(x))).flatten(2).amax(2))
+
+
+class InstanceNormed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.norm = nn.Conv2d(1, 6, 3, padding=1), nn.InstanceNorm2d(6, affine=True)
+        self.two, self.bare = nn.Conv2d(6, 5, 3, padding=1), nn.InstanceNorm2d(5)
+        self.slope, self.out = nn.PReLU(5), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.one(x)))
+        return self.out(self.slope(self.bare(self.two(x))).flatten(2).amax(2))
+
+
+class GroupedThenNormed(nn.Module):
+    """A grouped convolution asks for the same place in each group, a norm for whole groups: together for all of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(1, 8, 1)
+        self.two, self.norm = nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.GroupNorm(4, 8)
+        self.out = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.two(F.relu(self.one(x))))
+        return self.out(F.relu(self.norm(x)).flatten(2).amax(2))
+
+
+class PartlyJoined(nn.Module):
+    """Two branches side by side, added to one wide one: its channels leave with the left or with the right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.left, self.right = nn.Conv2d(1, 7, 3, padding=1), nn.Conv2d(1, 4, 1), nn.Conv2d(1, 3, 1)
+        self.norm, self.out = nn.BatchNorm2d(7), nn.Linear(7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.wide(x) + torch.cat([self.left(x), self.right(x)], 1)
+        return self.out(F.relu(self.norm(x)).mean((2, 3)))
+
+
+class PartlyNormed(nn.Module):
+    """The width behind a LayerNorm stays, hidden neurons can go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm, self.up, self.down = nn.Linear(16, 8), nn.LayerNorm(8), nn.Linear(8, 12), nn.Linear(12, 8)
+        self.out = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.flatten(1))
+        return self.out(x + self.down(F.gelu(self.up(self.norm(x)))))
+
+
+class PartlyTied(nn.Module):
+    """Two layers share a weight and stay as they are; a third can be cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three, self.out = (nn.Linear(*s) for s in ((16, 16), (16, 16), (16, 9), (9, 4)))
+        self.two.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.two(torch.relu(self.one(x.flatten(1)))))
+        return self.out(torch.relu(self.three(x)))
+
+
+HANDLED |= {
+    "squashed": Squashed,
+    "grouped": Grouped,
+    "depthwise": Depthwise,
+    "group norm": GroupNormed,
+    "instance norm": InstanceNormed,
+    "grouped, normed": GroupedThenNormed,
+    "partly joined": PartlyJoined,
+    "partly normed": PartlyNormed,
+    "partly tied": PartlyTied,
+}
+
+
+class OddNormed(nn.Module):
+    """A GroupNorm over two branches, whose middle group holds channels of both: no whole group comes from one branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.norm = nn.Conv2d(1, 3, 1), nn.Conv2d(1, 1, 1), nn.GroupNorm(2, 4)
+        self.out = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.left(x), self.right(x)], 1)
+        return self.out(F.relu(self.norm(x)).flatten(2).amax(2))
+
+
+class Transposed(nn.Module):
+    def __init__(self, groups: int = 1) -> None:
+        super().__init__()
+        self.one, self.up, self.out = nn.Conv2d(1, 4, 1), nn.ConvTranspose2d(4, 6, 2, groups=groups), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.up(torch.relu(self.one(x)))).mean((2, 3)))
+
+
+HANDLED["transposed"] = Transposed
+
+
+class Scaled(nn.Module):
+    """A parameter of no known layer spans the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.out, self.scale = nn.Linear(16, 8), nn.Linear(8, 4), nn.Parameter(torch.randn(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.one(x.flatten(1))) * self.scale)
+
+
+class Attending(nn.Module):
+    """Attention over the image's four rows, with separate projections; ``kv_heads`` below ``heads`` shares them."""
+
+    def __init__(self, heads: int = 4, kv_heads: int = 4, size: int = 3) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads = heads, kv_heads
+        self.query, self.key = nn.Linear(4, heads * size), nn.Linear(4, kv_heads * size)
+        self.value, self.out = nn.Linear(4, kv_heads * size, bias=False), nn.Linear(heads * size, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        k, v = (p(x).unflatten(-1, (self.num_kv_heads, -1)).transpose(1, 2) for p in (self.key, self.value))
+        mixed = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Attentive(nn.Module):
+    def __init__(self, kv_heads: int = 4) -> None:
+        super().__init__()
+        self.attention, self.norm, self.head = Attending(4, kv_heads), nn.LayerNorm(4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.squeeze(1)
+        return self.head(self.norm(x + self.attention(x)).mean(1))
+
+
+class Fused(nn.Module):
+    """One layer for queries, keys and values, and an inner width beside the number of heads."""
+
+    def __init__(self, bias: bool = True) -> None:
+        super().__init__()
+        self.num_heads, self.inner_dim = 4, 8
+        self.embed, self.qkv = nn.Linear(4, 6), nn.Linear(6, 24, bias=bias)
+        self.proj, self.head = nn.Linear(8, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.squeeze(1))
+        q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(*x.shape[:2], self.inner_dim)
+        return self.head((x + self.proj(mixed)).mean(1))
+
+
+class Packed(nn.Module):
+    """torch's own attention, batch last or first, with other sizes of keys and values if asked for."""
+
+    def __init__(self, batch_first: bool = True, other: bool = False, bias: bool = True) -> None:
+        super().__init__()
+        sizes = {"kdim": 4, "vdim": 4} if other else {}
+        self.embed = nn.Linear(4, 12)
+        self.attention = nn.MultiheadAttention(12, 4, batch_first=batch_first, bias=bias, **sizes)
+        self.head, self.other = nn.Linear(12, 4), other
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.squeeze(1)
+        q = self.embed(x)
+        k = x if self.other else q
+        if not self.attention.batch_first:
+            q, k = q.transpose(0, 1), k.transpose(0, 1)
+        y, weights = self.attention(q, k, k)
+        y = y if self.attention.batch_first else y.transpose(0, 1)
+        return self.head(y.mean(1)) + weights.mean((1, 2), keepdim=True)[:, 0]
+
+
+class Encoder(nn.Module):
+    """torch's own encoder, which has a fused path for evaluation."""
+
+    def __init__(self, norm_first: bool = False) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 4, 10, batch_first=True, norm_first=norm_first)
+        self.embed = nn.Linear(4, 8)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(self.embed(x.squeeze(1))).mean(1))
+
+
+class Bert(nn.Module):
+    """Projections of which no one module says what they are together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d, self.head = (nn.Linear(*s) for s in ((4, 6), (4, 6), (4, 6), (6, 4), (4, 4)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.squeeze(1)
+        q, k, v = (p(x).unflatten(-1, (-1, 2)).transpose(1, 2) for p in (self.a, self.b, self.c))
+        return self.head((x + self.d(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))).mean(1))
+
+
+ATTENTIVE: dict[str, Callable[[], nn.Module]] = {
+    "separate": Attentive,
+    "grouped queries": lambda: Attentive(2),
+    "fused": Fused,
+    "fused, no bias": lambda: Fused(bias=False),
+    "packed": Packed,
+    "packed, batch last": lambda: Packed(batch_first=False),
+    "packed, other sizes": lambda: Packed(other=True),
+    "packed, no bias": lambda: Packed(bias=False),
+    "encoder": Encoder,
+    "encoder, norm first": lambda: Encoder(norm_first=True),
+}
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5)
+        self.conv2, self.norm2 = nn.Conv2d(5, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return F.relu(x + scale * self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
+
+
+class Stack(nn.Module):
+    """Residual blocks with a ReLU behind the sum, called with another argument; the last member is no such block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 3, 1)
+        self.blocks = nn.ModuleList(ResidualBlock() for _ in range(3))
+        self.tail = nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU())
+        self.out = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        for block in self.blocks:
+            x = block(x, scale=0.5)
+        return self.out(self.tail(x).mean((2, 3)))
+
+
+class PreNormStack(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(*(self.Block() for _ in range(3)))
+        self.out = nn.Linear(16, 4)
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.up, self.down = nn.LayerNorm(16), nn.Linear(16, 8), nn.Linear(8, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.down(F.gelu(self.up(self.norm(x))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.encoder(x.flatten(1)))
+
+
+STACKED: dict[str, Callable[[], nn.Module]] = {
+    "blocks": Stack,
+    "pre-norm": PreNormStack,
+    "torch's own": lambda: Encoder(norm_first=True),
+}
+
+CASES: list[tuple[str, str, Callable[[], nn.Module]]] = [
+    *(("channels", name, build) for name, build in {**HANDLED, **ATTENTIVE, **STACKED}.items()),
+    *(("heads", name, build) for name, build in ATTENTIVE.items()),
+    *(("layers", name, build) for name, build in STACKED.items()),
+]
+"""Structure, name, model: all that units can be cut from."""
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "layer norm": (Normed, r"norm is a LayerNorm"),
-    "grouped": (Grouped, r"two is a grouped convolution"),
+    "layer norm": (Normed, r"one: norm is a LayerNorm"),
+    "group norm": (OddNormed, r"right: norm is a GroupNorm of 2 groups of 2 channels, of which only whole"),
+    "grouped and transposed": (lambda: Transposed(2), r"one: up is a ConvTranspose2d, a layer type that is not handled"),
+    "parameter": (Scaled, r"one: scale is a parameter outside a known layer"),
+    "counting": (Counting, r"one: .*counts its units"),
     "tied": (Tied, r"two\.weight is tied to one\.weight"),
     "output only": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), "only its output layer"),
 }

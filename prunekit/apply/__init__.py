@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from prunekit.apply.compensate import compensate
 from prunekit.apply.manifest import Manifest, dense_state, load, save
 from prunekit.apply.masks import apply_masks, hold_masks
 from prunekit.apply.squeeze import Squeezed, squeeze
-from prunekit.apply.surgery import cut_channels
+from prunekit.apply.surgery import cut_units
 from prunekit.criteria import model_digest
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.plan import Plan
 
 __all__ = [
-    "Manifest", "Squeezed", "apply_masks", "dense_state", "hold_masks", "load", "masked", "prune", "save", "squeeze",
+    "Manifest", "Squeezed", "apply_masks", "compensate", "dense_state", "hold_masks", "load", "masked", "prune", "save",
+    "squeeze",
 ]  # fmt: skip
 
 
-def prune(model: nn.Module, plan: Plan, example_inputs: Tensor | None = None) -> nn.Module:
-    """A pruned copy of ``model``: masked for an unstructured plan, truly smaller for channels.
+def prune(
+    model: nn.Module,
+    plan: Plan,
+    example_inputs: Tensor | None = None,
+    *,
+    calibration: Iterable[tuple[Tensor, Tensor]] | None = None,
+) -> nn.Module:
+    """A pruned copy of ``model``: masked where the plan decides on weights, truly smaller where it decides on units.
 
     Args:
         model: the weights that the plan was made for; left as they are.
-        example_inputs: one or two samples, needed for channels.
+        example_inputs: one or two samples, needed where units go, to check the result.
+        calibration: samples ``(inputs, labels)`` on which the kept weights make up for the removed ones, see ``compensate``;
+            None leaves them as they are.
 
     Raises:
         ArtifactError: the plan was made for other weights; both hashes are in the message.
@@ -33,15 +44,17 @@ def prune(model: nn.Module, plan: Plan, example_inputs: Tensor | None = None) ->
     found = model_digest(model)
     if plan.provenance["model"] != found:
         raise ArtifactError(f"the plan was made for model {plan.provenance['model']}, this model is {found}")
-    if plan.structure == "unstructured":
+    if calibration is not None:
+        model = compensate(model, plan.masks(), calibration)
+    if not plan.smaller:
         return masked(model, plan)
     if example_inputs is None:
-        raise UsageError("pruning channels needs example_inputs (one or two samples) to trace the model")
-    return cut_channels(model, plan, example_inputs)
+        raise UsageError(f"pruning {plan.structure} needs example_inputs (one or two samples) to check the smaller model")
+    return cut_units(model, plan, example_inputs)
 
 
 def masked(model: nn.Module, plan: Plan) -> nn.Module:
-    """A dense copy of ``model`` with everything that the plan removes set to 0; for channels it computes the same."""
+    """A dense copy of ``model`` with everything that the plan removes set to 0; it computes what the smaller model does."""
     copied = copy.deepcopy(model)
     apply_masks(copied, plan.masks())
     return copied

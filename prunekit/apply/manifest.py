@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from prunekit import checkpoint
 from prunekit.apply.squeeze import Squeezed
 from prunekit.errors import ArtifactError
 from prunekit.plan import Plan
+from prunekit.plan.plan import SIZE_ATTRIBUTES
+from prunekit.structure.cut import cut, named_tensors
+from prunekit.structure.replacements import REPLACEMENTS
 from prunekit.trajectory import load_into
 from prunekit.version import __version__
 
 SCHEMA = 1
-SIZE_ATTRIBUTES = ("in_channels", "out_channels", "in_features", "out_features", "num_features", "groups")
-"""Attributes of torch's layers that say how large they are; a layer cut smaller needs them to match."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,12 @@ class Manifest:
     Attributes:
         structure: the plan's.
         kept: ``<param>@<axis>`` -> kept indices on that axis of the dense model (structured plans, squeezed models).
-        attributes: module name -> size attributes of the pruned layer.
+        attributes: module name -> size attributes of the pruned layer (``SIZE_ATTRIBUTES``).
         aliases: tied names that model.safetensors holds once.
         plan: digest of the plan.
         provenance: the plan's, and the version.
         facts: sparsity reached, and other facts for people.
+        replaced: module -> kind of what takes its place (a removed block, a narrower attention); see ``REPLACEMENTS``.
     """
 
     structure: str
@@ -43,6 +45,7 @@ class Manifest:
     plan: str
     provenance: dict[str, Any]
     facts: dict[str, Any]
+    replaced: dict[str, str] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         checkpoint.write_json(
@@ -57,6 +60,7 @@ class Manifest:
                 "plan": self.plan,
                 "provenance": self.provenance,
                 "facts": self.facts,
+                "replaced": self.replaced,
             },
         )
 
@@ -73,15 +77,18 @@ class Manifest:
         return manifest
 
     def _check(self) -> None:
-        """Only sizes of layers may be set, and only kept indices that are indices: a manifest is data, not code."""
+        """Only sizes of layers may be set, only known modules put in, only indices kept: a manifest is data, not code."""
         for key, kept in self.kept.items():
             key.rsplit("@", 1)[1]
             if not kept or not all(isinstance(i, int) and i >= 0 for i in kept):
                 raise ValueError(f"kept {key} must be indices")
         for name, attributes in self.attributes.items():
             for attribute, value in attributes.items():
-                if attribute not in SIZE_ATTRIBUTES or not isinstance(value, int) or value < 1:
+                if attribute not in SIZE_ATTRIBUTES or type(value) is not int or value < 1:
                     raise ValueError(f"attribute {name}.{attribute} = {value!r}")
+        for name, kind in self.replaced.items():
+            if not name or kind not in REPLACEMENTS:
+                raise ValueError(f"{name!r} replaced by {kind!r}")
         self.provenance.get("request"), self.facts.get("sparsity"), self.aliases.keys()
 
 
@@ -91,7 +98,7 @@ def save(
     """Writes a pruned model as a folder, whole or not at all.
 
     ``model.safetensors`` (reads with ``safetensors.torch.load_file`` alone), ``plan.safetensors``,
-    ``prunekit.json``, and for unstructured plans ``masks.safetensors``, since a kept weight can be exactly 0.
+    ``prunekit.json``, and where single weights go ``masks.safetensors``, since a kept weight can be exactly 0.
 
     Args:
         model: what ``prune(dense, plan)`` returned, fine-tuned or not.
@@ -103,14 +110,14 @@ def save(
         ArtifactError: the model is not one that this plan makes, or the disk is full.
     """
     folder = Path(folder)
-    kept = plan.kept_indices() if squeezed is None else squeezed.kept
-    masks = {} if plan.structure != "unstructured" else plan.masks() if squeezed is None else squeezed.masks
-    _check_fits(model, plan, kept, masks)
+    taken = plan if squeezed is None else squeezed.plan
+    masks = plan.weight_masks() if squeezed is None else squeezed.masks
+    _check_fits(model, plan, taken, masks)
     state, aliases = checkpoint.unique_state(model.state_dict())
     manifest = Manifest(
         plan.structure,
-        {key: indices.tolist() for key, indices in kept.items()},
-        _attributes(model, kept),
+        {key: indices.tolist() for key, indices in taken.kept_indices().items()},
+        _attributes(model, taken),
         aliases,
         plan.digest,
         {"prunekit": __version__, "torch": torch.__version__, **plan.provenance},
@@ -119,10 +126,11 @@ def save(
             **({} if squeezed is None else {"squeezed": {"removed": squeezed.removed, "left": squeezed.left}}),
             **(facts or {}),
         },
+        taken.replaced(),
     )
     with checkpoint.replacing_folder(folder) as temporary:
         checkpoint.write_tensors(temporary / "model.safetensors", state, {"kind": "model", "plan": plan.digest})
-        if plan.structure == "unstructured":
+        if plan.masking:
             bits = {name: mask.to(torch.uint8) for name, mask in masks.items()}
             checkpoint.write_tensors(temporary / "masks.safetensors", bits, {"kind": "masks", "plan": plan.digest})
         plan.save(temporary / "plan.safetensors")
@@ -155,18 +163,16 @@ def load(folder: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Modul
 
 def _shrink(model: nn.Module, manifest: Manifest, folder: Path) -> None:
     """Gives the factory's model the shapes and sizes of the pruned one."""
-    named: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    named = named_tensors(model)
     for key, kept in manifest.kept.items():
         name, axis = key.rsplit("@", 1)
         if name not in named or int(axis) >= named[name].dim() or max(kept) >= named[name].shape[int(axis)]:
             raise ArtifactError(f"{folder}: {key} does not fit the factory's model; it is another architecture")
-        named[name] = named[name].detach().index_select(int(axis), torch.tensor(kept))
-    for name in {key.rsplit("@", 1)[0] for key in manifest.kept}:
-        _replace(model, name, named[name])
-    for module_name, attributes in manifest.attributes.items():
-        module = model.get_submodule(module_name)
-        for attribute, value in attributes.items():
-            setattr(module, attribute, value)
+    try:
+        attributes = {f"{name}:{key}": value for name, found in manifest.attributes.items() for key, value in found.items()}
+        cut(model, {key: torch.tensor(kept) for key, kept in manifest.kept.items()}, attributes, manifest.replaced)
+    except (ValueError, AttributeError) as error:
+        raise ArtifactError(f"{folder}: does not fit the factory's model ({error}); it is another architecture") from error
 
 
 def dense_state(model: nn.Module, plan: Plan, kept: Mapping[str, Sequence[int]] | None = None) -> dict[str, Tensor]:
@@ -175,10 +181,14 @@ def dense_state(model: nn.Module, plan: Plan, kept: Mapping[str, Sequence[int]] 
     Args:
         kept: the manifest's, for a squeezed model; the plan's own when None.
     """
-    named: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    named = named_tensors(model)
+    like = next(iter(named.values()), torch.empty(0))
     stays = plan.kept_indices() if kept is None else {key: torch.tensor(indices) for key, indices in kept.items()}
     found = {}
     for name, shape in plan.shapes.items():
+        if name not in named:  # it left with its block
+            found[name] = like.new_zeros(shape)
+            continue
         small = named[name].detach()
         if tuple(small.shape) == tuple(shape):
             found[name] = small
@@ -189,29 +199,24 @@ def dense_state(model: nn.Module, plan: Plan, kept: Mapping[str, Sequence[int]] 
     return found
 
 
-def _replace(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Puts a tensor of another shape in the place of a parameter or buffer."""
-    path, _, short = name.rpartition(".")
-    module = model.get_submodule(path)
-    old = getattr(module, short)
-    if isinstance(old, nn.Parameter):
-        setattr(module, short, nn.Parameter(tensor.clone(), requires_grad=old.requires_grad))
-    else:
-        setattr(module, short, tensor.clone())
-
-
-def _attributes(model: nn.Module, kept: Mapping[str, Tensor]) -> dict[str, dict[str, int]]:
-    touched = {member.rsplit("@", 1)[0].rpartition(".")[0] for member in kept}
+def _attributes(model: nn.Module, taken: Plan) -> dict[str, dict[str, int]]:
+    touched = {member.rsplit("@", 1)[0].rpartition(".")[0] for member in taken.kept_indices()}
+    touched |= {key.rpartition(":")[0] for key in taken.lowered()}
     found = {}
     for name in sorted(touched):
-        module = model.get_submodule(name)
-        found[name] = {a: int(getattr(module, a)) for a in SIZE_ATTRIBUTES if isinstance(getattr(module, a, None), int)}
+        values = {a: getattr(model.get_submodule(name), a, None) for a in SIZE_ATTRIBUTES}
+        found[name] = {a: v for a, v in values.items() if type(v) is int and v >= 1}
     return found
 
 
-def _check_fits(model: nn.Module, plan: Plan, kept: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
-    named: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+def _check_fits(model: nn.Module, plan: Plan, taken: Plan, masks: Mapping[str, Tensor]) -> None:
+    named = named_tensors(model)
+    kept, skipped = taken.kept_indices(), taken.skipped()
     for name, shape in plan.shapes.items():
+        if any(name.startswith(f"{block}.") for block in skipped):
+            if name in named:
+                raise ArtifactError(f"this model is not the plan's: it has {name}, which the plan removes with its block")
+            continue
         expected = tuple(len(kept.get(f"{name}@{axis}", range(size))) for axis, size in enumerate(shape))
         if name not in named or tuple(named[name].shape) != expected:
             found = tuple(named[name].shape) if name in named else "absent"

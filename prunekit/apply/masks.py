@@ -38,9 +38,14 @@ def hold_masks(model: nn.Module, plan: Plan | Mapping[str, Tensor], optimizer: t
     masks in place.
 
     Args:
-        plan: a plan, or masks by parameter name (True stays).
+        plan: a plan, or masks by parameter name (True stays). On a model that a plan has cut already, single weights
+            that it removes are held; units are gone.
     """
-    masks = plan.masks() if isinstance(plan, Plan) else plan
+    if isinstance(plan, Plan):
+        dense = all(plan.shapes.get(name) == tuple(p.shape) for name, p in model.named_parameters())
+        masks: Mapping[str, Tensor] = plan.masks() if dense and not plan.skipped() else plan.weight_masks()
+    else:
+        masks = plan
     apply_masks(model, masks)
 
     def after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

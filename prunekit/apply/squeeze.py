@@ -1,4 +1,4 @@
-"""Channels that an unstructured mask left without inputs or without readers, taken out for real.
+"""Channels and heads that a mask left without inputs or without readers, taken out for real.
 
 A channel nobody reads can go as it is. A channel that reads nothing sends a constant, which its readers add to their
 bias. Removing some leaves others without inputs or readers, so it goes on until nothing changes. What the model computes
@@ -15,10 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.apply.masks import apply_masks
-from prunekit.apply.surgery import cut_channels
-from prunekit.errors import StructureError
+from prunekit.apply.surgery import cut_units
+from prunekit.errors import StructureError, UsageError
 from prunekit.plan import Plan
-from prunekit.structure.channels import CONVOLUTIONS, ChannelGroup, channel_groups
+from prunekit.plan.plan import ATTRIBUTES, REPLACE
+from prunekit.structure import Group, find_groups
+from prunekit.structure.cut import CONVOLUTIONS, TRANSPOSED
+from prunekit.structure.groups import shapes_of
+from prunekit.structure.heads import Mappings
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 """Allowed difference of outputs, relative to the largest; other types take float32's."""
@@ -30,17 +34,22 @@ class Squeezed:
 
     Attributes:
         model: a copy, cut smaller; training mode and grad flags are kept.
-        kept: ``<param>@<axis>`` -> kept indices of the dense model's axis, only where something went.
+        plan: of the dense model, which units were taken out: structure ``channels``.
         masks: of the smaller tensors, by parameter name.
-        removed: channels taken out, by layer.
+        removed: units taken out, by layer.
         left: channels that lost their inputs or readers and stay all the same, by layer, and why.
     """
 
     model: nn.Module
-    kept: dict[str, Tensor]
+    plan: Plan
     masks: dict[str, Tensor]
     removed: dict[str, int]
     left: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """``<param>@<axis>`` -> kept indices of the dense model's axis, only where something went."""
+        return self.plan.kept_indices()
 
 
 def squeeze(
@@ -48,30 +57,35 @@ def squeeze(
     plan: Plan | Mapping[str, Tensor],
     example_inputs: Tensor,
     samples: Sequence[tuple[Tensor, Tensor]] | None = None,
+    attention: Mappings = (),
 ) -> Squeezed:
-    """Masks ``model`` and removes the channels that the masks left without effect.
+    """Masks ``model`` and removes the channels and heads that the masks left without effect.
 
     Args:
         model: dense or masked already; left as it is.
-        plan: an unstructured plan, or masks by parameter name (True stays).
+        plan: a plan of masks (unstructured, N:M, blocks), or masks by parameter name (True stays).
         example_inputs: one or two samples, for tracing the model.
         samples: more inputs (labels are not looked at), to see which channels are constant and to check the result;
             ``example_inputs`` are always among them.
+        attention: as in ``make_plan``.
 
     Raises:
-        StructureError: the model has layers whose channels cannot be told apart (names them), or the squeezed model
-            does not compute the same.
+        UsageError: the plan takes units out itself.
+        StructureError: nothing of the model can be cut (says why, by layer), or the squeezed model does not compute the same.
     """
+    if isinstance(plan, Plan) and plan.smaller:
+        raise UsageError(f"squeeze is for plans of masks; {plan.structure} are cut out as they are")
     masks = plan.masks() if isinstance(plan, Plan) else dict(plan)
     masked = copy.deepcopy(model).cpu().eval()
     apply_masks(masked, masks)
     inputs = [example_inputs.cpu(), *(x.cpu() for x, _ in samples or ())]
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    groups = channel_groups(masked, inputs[0])
+    groups = find_groups("channels", masked, inputs[0], attention)
     work = _Work(copy.deepcopy(masked), groups, inputs)
     while work.round():
         pass
-    small, kept = work.cut()
+    small, taken = work.cut()
+    kept = taken.kept_indices()
     _check_same(small, masked, inputs)
     smaller = {}
     for name, mask in masks.items():
@@ -82,13 +96,13 @@ def squeeze(
     for name, parameter in small.named_parameters():
         parameter.requires_grad_(name not in frozen)
     device = next(model.parameters()).device
-    return Squeezed(small.train(model.training).to(device), kept, smaller, work.removed(), work.left)
+    return Squeezed(small.train(model.training).to(device), taken, smaller, work.removed(), work.left)
 
 
 class _Work:
     """A full-size model in which removed channels are zeroed on both sides, until it is cut."""
 
-    def __init__(self, model: nn.Module, groups: Sequence[ChannelGroup], inputs: Sequence[Tensor]) -> None:
+    def __init__(self, model: nn.Module, groups: Sequence[Group], inputs: Sequence[Tensor]) -> None:
         self.model, self.groups, self.inputs = model, groups, inputs
         self.gone = {group.name: torch.zeros(group.size, dtype=torch.bool) for group in groups}
         self.left: dict[str, str] = {}
@@ -103,26 +117,30 @@ class _Work:
             changed |= self._constant(group)
         return changed
 
-    def _unread(self, group: ChannelGroup) -> bool:
+    def _unread(self, group: Group) -> bool:
         """Channels whose every reader has only zeros for them."""
-        read = torch.zeros(group.size, dtype=torch.bool)
-        for name, index in _readers(group):
-            weight = self.model.get_parameter(name)
-            used = (weight != 0).movedim(1, 0).flatten(1).any(1)
+        readers = _readers(group, self.model)
+        read = torch.full((group.size,), not readers)  # by what, is not known where there is no reader
+        for name, axis, index in readers:
+            used = (self.model.get_parameter(name) != 0).movedim(axis, 0).flatten(1).any(1)
             read |= used[index].any(1)
         return self._remove(group, self._all_but_one(group, ~read))
 
-    def _constant(self, group: ChannelGroup) -> bool:
+    def _constant(self, group: Group) -> bool:
         """Channels whose every producer has only zeros: what they send is folded into their readers' biases."""
-        fed = torch.zeros(group.size, dtype=torch.bool)
-        for name, index in _producers(group, self.model):
-            fed |= (self.model.get_parameter(name) != 0).flatten(1).any(1)[index].any(1)
+        producers = _producers(group, self.model)
+        fed = torch.full((group.size,), not producers)
+        for name, axis, index in producers:
+            fed |= (self.model.get_parameter(name) != 0).movedim(axis, 0).flatten(1).any(1)[index].any(1)
         candidates = ~fed & ~self.gone[group.name]
         if not candidates.any():
             return False
         folds: list[tuple[nn.Module, Tensor]] = []
-        for name, index in _readers(group):
+        for name, _, index in _readers(group, self.model):
             reader = self.model.get_submodule(name.rpartition(".")[0])
+            if not (isinstance(reader, nn.Linear) or (isinstance(reader, CONVOLUTIONS) and reader.groups == 1)):
+                self._leave(group, candidates, f"{name.rpartition('.')[0]} adds its inputs up in a way that is not handled")
+                return False
             value, varies = self._sent(reader)
             obstacle = _obstacle(reader)
             moving, nonzero = varies[index].any(1), (value[index] != 0).any(1)
@@ -134,7 +152,7 @@ class _Work:
             candidates = candidates & ~moving & ~why
             folds.append((reader, value))
         candidates = self._all_but_one(group, candidates)
-        for (reader, value), (_, index) in zip(folds, _readers(group), strict=True):
+        for (reader, value), (_, _, index) in zip(folds, _readers(group, self.model), strict=True):
             sent = torch.zeros_like(value)
             chosen = index[candidates].flatten()
             sent[chosen] = value[chosen]
@@ -168,11 +186,11 @@ class _Work:
         rounding = 8 * torch.finfo(lowest.dtype).eps * torch.maximum(lowest.abs(), highest.abs())
         return lowest, highest - lowest > rounding
 
-    def _leave(self, group: ChannelGroup, channels: Tensor, why: str) -> None:
+    def _leave(self, group: Group, channels: Tensor, why: str) -> None:
         if channels.any():
             self.left[group.name] = f"{int(channels.sum())} without inputs stay: {why}"
 
-    def _all_but_one(self, group: ChannelGroup, channels: Tensor) -> Tensor:
+    def _all_but_one(self, group: Group, channels: Tensor) -> Tensor:
         """The channels without one of them, if a layer would be left empty."""
         channels = channels & ~self.gone[group.name]
         if bool((channels | self.gone[group.name]).all()):
@@ -181,7 +199,7 @@ class _Work:
         return channels
 
     @torch.no_grad()
-    def _remove(self, group: ChannelGroup, channels: Tensor) -> bool:
+    def _remove(self, group: Group, channels: Tensor) -> bool:
         """Zeroes everything that belongs to the channels."""
         for member, index in group.members.items():
             name, axis = member.rsplit("@", 1)
@@ -192,12 +210,13 @@ class _Work:
     def removed(self) -> dict[str, int]:
         return {name: int(gone.sum()) for name, gone in self.gone.items() if gone.any()}
 
-    def cut(self) -> tuple[nn.Module, dict[str, Tensor]]:
-        """The model with the zeroed channels gone, and what is kept of every axis."""
-        shapes = {n: tuple(t.shape) for n, t in [*self.model.named_parameters(), *self.model.named_buffers()]}
-        index = {f"{group.name}|{member}": where for group in self.groups for member, where in group.members.items()}
-        plan = Plan("channels", {name: ~gone for name, gone in self.gone.items()}, index, shapes, {})
-        return cut_channels(self.model, plan, self.inputs[0]), plan.kept_indices()
+    def cut(self) -> tuple[nn.Module, Plan]:
+        """The model with the zeroed units gone, and the plan that says which these are."""
+        index = {key: where for group in self.groups for key, where in group.index().items()}
+        modules = {group.name: {ATTRIBUTES: group.attributes, REPLACE: group.replace} for group in self.groups}
+        keep = {name: ~gone for name, gone in self.gone.items()}
+        plan = Plan("channels", keep, index, shapes_of(self.model), {}, modules)
+        return cut_units(self.model, plan, self.inputs[0]), plan
 
 
 def _tensor(model: nn.Module, name: str) -> Tensor:
@@ -206,16 +225,29 @@ def _tensor(model: nn.Module, name: str) -> Tensor:
     return found
 
 
-def _readers(group: ChannelGroup) -> list[tuple[str, Tensor]]:
-    """Weights that take the group's channels as inputs (axis 1), and which of their inputs those are."""
-    return [(m.rsplit("@", 1)[0], index) for m, index in group.members.items() if m.endswith("@1")]
+Side = tuple[str, int, Tensor]
+"""Weight, its axis, and which of that axis are whose, ``(units, block)``."""
 
 
-def _producers(group: ChannelGroup, model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Weights of two or more axes whose outputs are the group's channels."""
-    named = dict(model.named_parameters())
-    members = [(m.rsplit("@", 1)[0], index) for m, index in group.members.items() if m.endswith("@0")]
-    return [(name, index) for name, index in members if name in named and named[name].dim() > 1]
+def _readers(group: Group, model: nn.Module) -> list[Side]:
+    """Weights that take the group's units as inputs; a grouped convolution passes them on and is none."""
+    return [side for side, reads in _sides(group, model) if reads]
+
+
+def _producers(group: Group, model: nn.Module) -> list[Side]:
+    """Weights of two or more axes whose outputs are the group's units."""
+    return [side for side, reads in _sides(group, model) if not reads]
+
+
+def _sides(group: Group, model: nn.Module) -> list[tuple[Side, bool]]:
+    """Weights of two or more axes, and whether that axis is one of inputs."""
+    named, found = dict(model.named_parameters()), []
+    for member, index in group.members.items():
+        name, axis = member.rsplit("@", 1)
+        if name in named and named[name].dim() > 1:
+            turned = isinstance(model.get_submodule(name.rpartition(".")[0]), (nn.Embedding, *TRANSPOSED))
+            found.append(((name, int(axis), index), (axis == "1") != turned))
+    return found
 
 
 def _obstacle(reader: nn.Module) -> str | None:

@@ -1,4 +1,8 @@
-"""Trajectory, model and data in, scores out: a plain dict from name to criterion, one entry function."""
+"""Trajectory, model and data in, scores out: a plain dict from name to criterion, one entry function.
+
+A new criterion is one file with a ``CRITERION`` and one line in ``CRITERIA``; options, products, ranks, file names, recipe
+and command line follow from there (``prunekit.criteria.spec`` has the syntax of names).
+"""
 
 from __future__ import annotations
 
@@ -14,39 +18,112 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunekit import checkpoint
-from prunekit.criteria import gradient, influence, magnitude, random, taylor
+from prunekit.criteria import (
+    fisher,
+    gradient,
+    grasp,
+    influence,
+    lamp,
+    magnitude,
+    movement,
+    obs,
+    random,
+    snip,
+    spec,
+    synflow,
+    taylor,
+    wanda,
+)
+from prunekit.criteria.aggregations import AGGREGATIONS
+from prunekit.criteria.compose import compose, temper
 from prunekit.criteria.evidence import Criterion, Evidence, Loss
 from prunekit.criteria.identity import model_digest, state_digest
 from prunekit.criteria.online import OnlineInfluence
-from prunekit.criteria.scores import AGGREGATIONS, Scores
+from prunekit.criteria.scores import Scores
+from prunekit.criteria.spec import Single, Spec
 from prunekit.errors import PrunekitError, UsageError, nearest
 from prunekit.kernel import SHARES, Target, get_rule, get_target
 from prunekit.structure.prunable import prunable_parameters
 from prunekit.trajectory import Trajectory
 
 __all__ = [
-    "AGGREGATIONS", "CRITERIA", "Criterion", "Evidence", "OnlineInfluence", "Scores", "check_options", "get_criterion",
-    "model_digest", "provenance", "score", "score_evidence", "state_digest",
+    "AGGREGATIONS", "CRITERIA", "DEFAULT", "Criterion", "Evidence", "OnlineInfluence", "Scores", "Single", "Spec",
+    "check_options", "compose", "expand", "get_criterion", "model_digest", "parse", "provenance", "score", "score_evidence",
+    "score_slug", "state_digest", "temper",
 ]  # fmt: skip
 
 CRITERIA: dict[str, Criterion] = {
     "influence": influence.CRITERION,
+    "survival": influence.SURVIVAL,
+    "lca": influence.LCA,
     "magnitude": magnitude.CRITERION,
     "gradient": gradient.CRITERION,
     "taylor": taylor.CRITERION,
+    "fisher": fisher.CRITERION,
+    "lamp": lamp.CRITERION,
+    "snip": snip.CRITERION,
+    "grasp": grasp.CRITERION,
+    "synflow": synflow.CRITERION,
+    "obs": obs.CRITERION,
+    "wanda": wanda.CRITERION,
+    "movement": movement.CRITERION,
     "random": random.CRITERION,
 }
+DEFAULT = ("influence", "magnitude", "gradient", "taylor", "random")
+"""What a recipe scores when it says nothing."""
 
 
-def get_criterion(name: str) -> Criterion:
-    """Looks a criterion up.
+def expand(text: str) -> list[str]:
+    """Canonical names of what ``text`` names: one, or for ``tempered(...)`` the compositions that it stands for.
 
     Raises:
-        UsageError: unknown; near names are offered.
+        UsageError: see ``prunekit.criteria.spec.parse``.
     """
-    if name not in CRITERIA:
-        raise UsageError(f"criterion {name!r} does not exist; {nearest(name, list(CRITERIA))}")
-    return CRITERIA[name]
+    return [found.text for found in spec.parse(text, CRITERIA)]
+
+
+def parse(text: str) -> Spec:
+    """The one criterion or composition that ``text`` names.
+
+    Raises:
+        UsageError: see ``prunekit.criteria.spec.parse``; or it names several (``tempered``).
+    """
+    found = spec.parse(text, CRITERIA)
+    if len(found) > 1:
+        raise UsageError(f"criterion {text!r} stands for {len(found)} compositions; name one, such as {found[2].text!r}")
+    return found[0]
+
+
+def score_slug(text: str) -> str:
+    """The file name, without its ending, of the scores that ``text`` names; see ``prunekit.criteria.spec``."""
+    return spec.slug(parse(text))
+
+
+def get_criterion(text: str) -> Criterion:
+    """Looks a criterion up, its options aside.
+
+    Raises:
+        UsageError: unknown, near names are offered; or a composition.
+    """
+    return CRITERIA[_single(text).name]
+
+
+def _single(text: str) -> Single:
+    found = parse(text)
+    if not isinstance(found, Single):
+        raise UsageError(f"criterion {text!r} is composed; score its parts and compose them (prunekit.criteria.compose)")
+    return found
+
+
+def _looking(evidence: Evidence, text: str) -> tuple[str, Criterion, Evidence]:
+    """Canonical name, criterion, and the evidence as the name's options want it."""
+    single = _single(text)
+    chosen = CRITERIA[single.name]
+    options = {**chosen.preset, **dict(single.options)}
+    fields: dict[str, Any] = {key: options[key] for key in ("target", "share", "aggregation") if key in options}
+    if "nodes" in options:
+        fields["nodes"] = int(options["nodes"])
+    return single.text, chosen, replace(evidence, options=options, **fields)
 
 
 def score(
@@ -68,12 +145,12 @@ def score(
         trajectory: the recorded path.
         model: the recorded architecture; its own weights are not used.
         batches: scoring samples as ``(inputs, labels)``.
-        criterion: a name from ``CRITERIA``.
+        criterion: a name from ``CRITERIA``, with options or composed: see ``prunekit.criteria.spec``.
         target: what influence explains, a name from ``prunekit.kernel.TARGETS`` or a function.
-        loss: mean loss for ``gradient`` and ``taylor``.
+        loss: mean loss, for criteria that look at it.
         ignore: shell-style patterns of parameters that may not be pruned.
         seed: for ``random``.
-        options: how influence looks at the path: ``nodes``, ``rule``, ``tolerance``, ``stride``, ``share``,
+        options: how influence looks at the path: ``nodes``, ``rule``, ``early``, ``tolerance``, ``stride``, ``share``,
             ``aggregation``, ``phase``, ``memory``; see ``Evidence``.
 
     Raises:
@@ -89,7 +166,8 @@ def score(
     where = torch.device(device)
     evidence = Evidence(trajectory, model, prunable, x, y, loss, target, seed, **options, device=where)
     check_options(evidence)
-    return score_evidence(evidence, criterion)
+    wanted = parse(criterion)
+    return compose(wanted, {part.text: score_evidence(evidence, part.text) for part in wanted.singles})
 
 
 def check_options(evidence: Evidence) -> None:
@@ -102,6 +180,8 @@ def check_options(evidence: Evidence) -> None:
             raise UsageError(f"{what} {value!r} does not exist; {nearest(value, known)}")
     get_rule(evidence.rule, evidence.nodes)
     get_target(evidence.target)
+    if evidence.early is not None and not (evidence.early[0] >= 1 and evidence.early[1] >= 1):
+        raise UsageError(f"early is {evidence.early}; it must be (steps, nodes), each at least 1")
     if evidence.tolerance is not None and not evidence.tolerance > 0:
         raise UsageError(f"tolerance is {evidence.tolerance}; it must be above 0")
     steps = len(evidence.trajectory)
@@ -110,16 +190,20 @@ def check_options(evidence: Evidence) -> None:
 
 
 def score_evidence(evidence: Evidence, criterion: str) -> Scores:
-    """``score`` for a caller that has gathered the evidence already."""
-    chosen = get_criterion(criterion)
+    """``score`` for a caller that has gathered the evidence already, and of one criterion, not a composition."""
     facts = provenance(evidence, criterion)
+    _, chosen, looking = _looking(evidence, criterion)
     started = time.perf_counter()
-    found = chosen.compute(replace(evidence, partial_key=facts))
+    found = chosen.compute(replace(looking, partial_key=facts))
     findings = dict(found.findings)
-    if chosen.needs_data:
+    if chosen.needs_data and "shift" not in findings:  # a shifted 0 is the lowest score, not an untouched weight
         findings["uncovered"] = {n: count for n, v in found.importance.items() if (count := int((v == 0).sum()))}
-    cost = {"seconds": round(time.perf_counter() - started, 3), "peak_mb": peak_memory_mb()}
-    scores = Scores(found.importance, found.axis_sums, facts, findings, cost)
+    cost = {
+        "seconds": round(time.perf_counter() - started, 3),
+        "peak_mb": peak_memory_mb(),
+        "gradient_evaluations": found.gradient_evaluations,
+    }
+    scores = Scores(found.importance, found.axis_sums, facts, findings, cost, found.parts)
     scores.check()
     return scores
 
@@ -128,19 +212,21 @@ def provenance(evidence: Evidence, criterion: str) -> dict[str, Any]:
     """What scores of ``criterion`` made from ``evidence`` say of their making; known before they are made.
 
     Raises:
+        UsageError: there is no such criterion.
         PrunekitError: the criterion needs a path or data that is not there.
     """
-    chosen = get_criterion(criterion)
+    name, chosen, evidence = _looking(evidence, criterion)
     trajectory = evidence.trajectory
     if chosen.needs_path and len(trajectory) == 0:
         raise PrunekitError(
-            f"{criterion} needs a training path of at least two states, {trajectory.folder} has one; record one with "
+            f"{name} needs a training path of at least two states, {trajectory.folder} has one; record one with "
             "prunekit.Recorder, or import several checkpoints (--weights early.safetensors --weights late.safetensors)"
         )
+    aggregation = evidence.options.get("aggregation") or chosen.aggregation
     facts: dict[str, Any] = {
-        "criterion": criterion,
-        "group": chosen.group,
-        "aggregation": chosen.aggregation or (evidence.aggregation if chosen.group == "sum" else None),
+        "criterion": name,
+        "group": evidence.options.get("group", chosen.group),
+        "aggregation": aggregation or (evidence.aggregation if chosen.group == "sum" else None),
         "trajectory": evidence.trajectory.hash,
         "model": state_digest(evidence.state),
         "prunable": list(evidence.prunable),
@@ -150,18 +236,26 @@ def provenance(evidence: Evidence, criterion: str) -> dict[str, Any]:
         facts |= {"samples": len(x), "data": checkpoint.digest({"x": x, "y": y})}
     if chosen.needs_path:
         facts |= {
+            "stride": evidence.stride,
+            "phase": None if evidence.phase is None else list(evidence.phase),
+            "note": evidence.trajectory.rule_note,
+        }
+    if chosen.needs_path and chosen.needs_data:
+        facts |= {
             "target": _named(evidence.target),
             "share": evidence.share,
             "rule": evidence.rule,
             "nodes": evidence.nodes,
+            "early": None if evidence.early is None else list(evidence.early),
             "tolerance": evidence.tolerance,
-            "stride": evidence.stride,
-            "phase": None if evidence.phase is None else list(evidence.phase),
             "memory": evidence.memory,
-            "note": evidence.trajectory.rule_note,
         }
+        if evidence.target == "loss" and evidence.loss is not F.cross_entropy:
+            facts["loss"] = _named(evidence.loss)
     elif chosen.needs_data:
         facts["loss"] = _named(evidence.loss)
+        if "target" in evidence.options:
+            facts["target"] = evidence.options["target"]
     if chosen.group == "draw":
         facts["seed"] = evidence.seed
     return facts

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from prunekit import checkpoint
+from prunekit.criteria.aggregations import AGGREGATIONS
 from prunekit.errors import ArtifactError
 from prunekit.kernel import Contribution
 
@@ -22,8 +22,8 @@ SECONDS_BETWEEN_SAVES = 10.0
 class Collected:
     """Running sums over chunks; every aggregation is a function of something that adds up.
 
-    ``sums``: per prunable parameter, of ``|ψ|`` (l1), ``ψ²`` (l2) or ``ψ`` (mean); ``axes``: signed axis sums of every
-    chunk, in order; ``count``: samples × targets; ``chunks``: how many are in.
+    ``sums``: per prunable parameter, of what the aggregation adds up (``Aggregation.each``); ``axes``: signed axis sums of
+    every chunk, in order; ``count``: samples × targets; ``chunks``: how many are in.
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -60,23 +60,14 @@ def collect(
             saved = time.monotonic()
     if partial is not None:
         partial.unlink(missing_ok=True)
-    finish: dict[str, Callable[[Tensor], Tensor]] = {
-        "l1": lambda total: total,
-        "l2": torch.sqrt,
-        "mean": lambda total: (total / so_far.count).abs(),
-    }
-    return {name: finish[aggregation](total) for name, total in so_far.sums.items()}, so_far.axes
+    finish = AGGREGATIONS[aggregation].finish
+    return {name: finish(total, so_far.count) for name, total in so_far.sums.items()}, so_far.axes
 
 
 def _add(so_far: Collected, part: Contribution, shape: tuple[int, int], prunable: tuple[str, ...], aggregation: str) -> None:
-    piece: dict[str, Callable[[Tensor], Tensor]] = {
-        "l1": lambda signed: signed.abs().sum((0, 1)),
-        "l2": lambda signed: signed.square().sum((0, 1)),
-        "mean": lambda signed: signed.sum((0, 1)),
-    }
     for name, signed in part.scores.items():
         if name in prunable:
-            found = piece[aggregation](signed).cpu()
+            found = AGGREGATIONS[aggregation].each(signed).sum((0, 1)).cpu()
             so_far.sums[name] = so_far.sums[name] + found if name in so_far.sums else found
         dims = list(range(2, signed.dim()))
         for axis in dims[:2]:

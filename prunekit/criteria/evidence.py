@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunekit.criteria.scores import Scores
 from prunekit.errors import PrunekitError
-from prunekit.kernel import ModelFunction, Target
+from prunekit.kernel import ModelFunction, Target, from_loss
 from prunekit.kernel.attribution import MEMORY
 from prunekit.trajectory import Layout, Trajectory
 
@@ -24,8 +25,9 @@ class Evidence:
     """A trained model, its path, scoring samples, and how to look at them.
 
     Attributes:
-        nodes, rule: quadrature of a piece of the path; one midpoint is enough to rank weights.
-        tolerance: instead, halve pieces until each sample's sum over one is within this much (fidelity).
+        nodes, rule: quadrature of a piece of the path; one midpoint is the default for ranking weights.
+        early: ``(steps, nodes)`` for the first steps, where Adam moves furthest; None for no difference.
+        tolerance: instead, halve pieces until each interval's sum is within this much, per sample (fidelity).
         stride: kept states a piece.
         share: which part of a step counts, see ``prunekit.kernel.SHARES``.
         aggregation: how signed scores become an importance, see ``AGGREGATIONS``.
@@ -33,6 +35,7 @@ class Evidence:
         at: the weights to score, flat ``(P,)``, where they are not the trajectory's last (a pruned model's, with zeros);
             what a path contributed is always about the path's own end.
         memory: bytes for scores in work.
+        options: what the criterion's own name says, ``name(key=value)``; those that are fields here are set already.
         partial: where finished chunks are kept until all are done; ``partial_key``: what they are made from.
     """
 
@@ -46,6 +49,7 @@ class Evidence:
     seed: int = 0
     nodes: int = 1
     rule: str = "midpoint"
+    early: tuple[int, int] | None = None
     tolerance: float | None = None
     stride: int = 1
     share: str = "kernel"
@@ -53,6 +57,7 @@ class Evidence:
     phase: tuple[int, int] | None = None
     at: Tensor | None = None
     memory: int = MEMORY
+    options: Mapping[str, str] = field(default_factory=dict)
     partial: Path | None = None
     partial_key: dict[str, Any] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -84,8 +89,10 @@ class Evidence:
         return self.x, self.y
 
     def function(self, target: str | Target | None = None) -> ModelFunction:
-        """The model with ``target`` (the evidence's own by default) as a function of its weights."""
+        """The model with ``target`` (the evidence's own by default; ``loss``: of each sample) as a function of its weights."""
         wanted = self.target if target is None else target
+        if wanted == "loss":
+            wanted = from_loss(self.loss)
         return ModelFunction(self.model, self.layout, self.trajectory.fixed, wanted, self.device)
 
 
@@ -96,6 +103,8 @@ class Found:
     importance: dict[str, Tensor]
     axis_sums: dict[str, Tensor] = field(default_factory=dict)
     findings: dict[str, Any] = field(default_factory=dict)
+    gradient_evaluations: int = 0
+    parts: tuple[Scores, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,14 +115,18 @@ class Criterion:
         compute: evidence -> what was found.
         describes: one line for help texts.
         needs_path, needs_data: what ``compute`` looks at beside the trained weights.
-        group: how a group's importance follows from the file: ``sum`` of the signed axis sums (additive
-            criteria), ``l2`` norm of the importances, or one ``draw``.
+        group: how a group's importance follows from the file, a name from ``prunekit.criteria.groups.GROUPINGS``: ``sum``
+            of the signed axis sums (additive criteria), ``l1`` or ``l2`` norm of the importances, one ``draw`` …
         aggregation: how signed scores become an importance; None leaves it to the evidence. Additive criteria only.
+        accepts: options that may be written behind its name, from ``prunekit.criteria.spec.OPTIONS``.
+        preset: options that its name stands for.
     """
 
     compute: Callable[[Evidence], Found]
     describes: str
     needs_path: bool = False
     needs_data: bool = False
-    group: Literal["sum", "l2", "draw"] = "l2"
+    group: str = "l2"
     aggregation: str | None = None
+    accepts: tuple[str, ...] = ()
+    preset: Mapping[str, str] = field(default_factory=dict)

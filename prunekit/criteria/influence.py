@@ -10,6 +10,7 @@ Change Allocation (Lan et al. 2019, arXiv 1909.01440).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ def _influence(evidence: Evidence) -> Found:
             evidence.trajectory.state(-1).to(function.device), x[:1].to(function.device), y[:1].to(function.device)
         )
     error = _error(evidence, function, x, y)
+    gradients: list[int] = []
 
     def parts(skip: int) -> Iterator[Contribution]:
         pieces = -(-evidence.trajectory.pieces // evidence.stride)
@@ -40,17 +42,19 @@ def _influence(evidence: Evidence) -> Found:
                 y,
                 nodes=evidence.nodes,
                 rule=evidence.rule,
+                early=evidence.early,
                 tolerance=evidence.tolerance,
                 share=evidence.share,
                 memory=evidence.memory,
                 skip=skip,
                 tick=bar.advance,
+                evaluated=gradients.append,
             )
 
     importance, axes = collect(
         parts, (len(x), targets.shape[1]), evidence.prunable, evidence.aggregation, evidence.partial, evidence.partial_key
     )
-    return Found(importance, axes, {"error": error})
+    return Found(importance, axes, {"error": error}, sum(gradients))
 
 
 def _segments(evidence: Evidence) -> Iterable[Segment]:
@@ -72,6 +76,7 @@ def _error(evidence: Evidence, function: ModelFunction, x: Tensor, y: Tensor) ->
         y,
         nodes=evidence.nodes,
         rule=evidence.rule,
+        early=evidence.early,
         share=share,
     )
 
@@ -82,4 +87,17 @@ CRITERION = Criterion(
     needs_path=True,
     needs_data=True,
     group="sum",
+    accepts=("target", "share", "aggregation", "nodes"),
+)
+SURVIVAL = replace(
+    CRITERION,
+    describes="influence(share=survival): what weight decay left of it until the end",
+    accepts=("target", "aggregation", "nodes"),
+    preset={"share": "survival"},
+)
+LCA = replace(
+    CRITERION,
+    describes="influence(target=loss,share=whole,aggregation=mean): Loss Change Allocation (arXiv 1909.01440)",
+    accepts=("nodes",),
+    preset={"target": "loss", "share": "whole", "aggregation": "mean"},
 )

@@ -1,13 +1,17 @@
-"""Magnitude: ``|θ|`` (Han et al. 2015, arXiv 1506.02626)."""
+"""Magnitude: ``|θ|`` (Han et al. 2015, arXiv 1506.02626).
+
+A group's is the L2 norm of its weights, or with ``group=l1`` the sum of their absolute values (Li et al. 2017, arXiv
+1608.08710, who take the layer's own filter alone; here the group's weights in the layers behind it count as well).
+"""
 
 from __future__ import annotations
 
 from prunekit.criteria.evidence import Criterion, Evidence, Found
 
 
-def _magnitude(evidence: Evidence) -> Found:
+def magnitudes(evidence: Evidence) -> Found:
     weights = evidence.weights()
     return Found({name: weights[name].abs() for name in evidence.prunable})
 
 
-CRITERION = Criterion(_magnitude, "absolute weight (arXiv 1506.02626)")
+CRITERION = Criterion(magnitudes, "absolute weight (arXiv 1506.02626)", accepts=("group",))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,25 +13,11 @@ import torch
 from torch import Tensor
 
 from prunekit import checkpoint
+from prunekit.criteria.groups import GROUPINGS
 from prunekit.errors import ArtifactError, NonFiniteError
 
 SCHEMA = 1
-
-
-def _l1(signed: Tensor) -> Tensor:
-    return signed.abs().sum((0, 1))
-
-
-def _mean(signed: Tensor) -> Tensor:
-    return signed.mean((0, 1)).abs()
-
-
-def _l2(signed: Tensor) -> Tensor:
-    return signed.square().sum((0, 1)).sqrt()
-
-
-AGGREGATIONS: dict[str, Callable[[Tensor], Tensor]] = {"l1": _l1, "l2": _l2, "mean": _mean}
-"""``(samples, targets, ...) -> (...)``: how signed scores become one importance."""
+PART = re.compile(r"part\d+\|")
 
 
 @dataclass(frozen=True)
@@ -44,7 +31,10 @@ class Scores:
         provenance: what the scores were made from; part of the digest.
         findings: what is known of them: ``error`` (see ``prunekit.kernel.score_error``), and ``uncovered``, how many
             weights of a parameter no scoring sample touched; part of the digest.
-        cost: seconds and peak memory; not part of the digest.
+        cost: seconds, peak memory and ``gradient_evaluations`` (one target of one sample at one point of the path); those
+            of a composed criterion include its parts'; not part of the digest.
+        parts: whole scores that groups are computed from, for composed criteria and a few others: their tensors lie in
+            the file as ``part<k>|<tensor>``, ``part<k>|part<l>|<tensor>`` for parts of parts.
     """
 
     importance: dict[str, Tensor]
@@ -52,6 +42,7 @@ class Scores:
     provenance: dict[str, Any] = field(default_factory=dict)
     findings: dict[str, Any] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)
+    parts: tuple[Scores, ...] = ()
 
     @property
     def criterion(self) -> str:
@@ -60,7 +51,9 @@ class Scores:
     @cached_property
     def digest(self) -> str:
         """Identifies tensors and provenance; the same for a repeated run."""
-        return checkpoint.digest({**self.importance, **self.axis_sums}, {**self.provenance, "findings": self.findings})
+        inside = {"parts": [part.digest for part in self.parts]} if self.parts else {}
+        facts = {**self.provenance, "findings": self.findings, **inside}
+        return checkpoint.digest({**self.importance, **self.axis_sums}, facts)
 
     def check(self) -> None:
         """Refuses what no plan can be made of.
@@ -77,28 +70,23 @@ class Scores:
                 raise ArtifactError(f"scores of {self.criterion}: {name} has a negative importance")
 
     def group(self, members: Mapping[str, Tensor]) -> Tensor:
-        """Importance of every channel of a group, ``(channels,)``.
+        """Importance of every channel of one group, ``(channels,)``; see ``groups``."""
+        return self.groups({"": members})[""]
+
+    def groups(self, groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Importance of every channel of every group, ``group name -> (channels,)``, comparable across groups.
 
         Args:
-            members: ``<param>@<axis>`` -> ``(channels, block)``, the indices on that axis that belong to a channel.
+            groups: group name -> ``<param>@<axis>`` -> ``(channels, block)``, the indices on that axis that belong to a
+                channel.
 
-        For additive criteria the signed scores are summed inside the group per sample and target, then
-        aggregated as single weights are: exact, cancellation inside the group included. Otherwise the L2 norm of
-        the importances; for ``random`` one draw a channel.
+        How is the criterion's choice, see ``prunekit.criteria.groups.GROUPINGS``: for additive criteria the exact signed sum
+        per sample and target, aggregated as single weights are; for composed ones the composition of the parts' group scores.
+
+        Raises:
+            ArtifactError: the file holds none of a group's members.
         """
-        how = self.provenance["group"]
-        if how == "sum":
-            return AGGREGATIONS[self.provenance["aggregation"]](self.signed(members))
-        total: Tensor | None = None
-        for key, index in members.items():
-            name, axis = key.rsplit("@", 1)
-            if name in self.importance:
-                rows = self.importance[name].movedim(int(axis), 0)[index].flatten(1)
-                part = rows[:, 0] if how == "draw" else rows.square().sum(1)
-                total = part if total is None else total if how == "draw" else total + part
-        if total is None:
-            raise ArtifactError(f"scores of {self.criterion}: hold none of {', '.join(members)}")
-        return total if how == "draw" else total.sqrt()
+        return GROUPINGS[self.provenance["group"]](self, groups)
 
     def signed(self, members: Mapping[str, Tensor]) -> Tensor:
         """Exact signed scores of groups, ``(samples, targets, groups)``; additive criteria only.
@@ -133,15 +121,22 @@ class Scores:
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file; provenance, digest and cost are inside its metadata."""
         self.check()
-        header = {
-            "kind": "scores",
-            "schema": SCHEMA,
-            "provenance": self.provenance,
-            "findings": self.findings,
-            "digest": self.digest,
-            "cost": self.cost,
-        }
-        checkpoint.write_tensors(Path(path), {**self.importance, **self.axis_sums}, header)
+        header = {"kind": "scores", "schema": SCHEMA, **self._header()}
+        checkpoint.write_tensors(Path(path), self._tensors(), header)
+
+    def _header(self) -> dict[str, Any]:
+        header = {"provenance": self.provenance, "findings": self.findings, "digest": self.digest, "cost": self.cost}
+        return header | ({"parts": [part._header() for part in self.parts]} if self.parts else {})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        found = {**self.importance, **self.axis_sums}
+        taken = {tensor.data_ptr() for tensor in found.values()}
+        for k, part in enumerate(self.parts):
+            for name, tensor in part._tensors().items():
+                shared = tensor.data_ptr() in taken  # a part used twice: a safetensors file holds every tensor for itself
+                found[f"part{k}|{name}"] = tensor.clone() if shared else tensor
+                taken.add(tensor.data_ptr())
+        return found
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
@@ -157,16 +152,25 @@ class Scores:
         with checkpoint.reading(path, "score file"):
             if header["schema"] != SCHEMA:
                 raise ArtifactError(f"{path}: schema {header['schema']}, this prunekit reads {SCHEMA}")
-            names = set(header["provenance"]["prunable"])
-            scores = cls(
-                {k: v for k, v in tensors.items() if k in names},
-                {k: v for k, v in tensors.items() if k not in names},
-                header["provenance"],
-                header["findings"],
-                header["cost"],
-            )
-            scores.check()
-            digest = header["digest"]
-        if scores.digest != digest:
-            raise ArtifactError(f"{path}: content does not match its digest {digest}; it was changed")
+            return cls._of(header, tensors, path)
+
+    @classmethod
+    def _of(cls, header: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> Scores:
+        names = set(header["provenance"]["prunable"])
+        own = {key: tensor for key, tensor in tensors.items() if not PART.match(key)}
+        parts = []
+        for k, inner in enumerate(header.get("parts", ())):
+            prefix = f"part{k}|"
+            parts.append(cls._of(inner, {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}, path))
+        scores = cls(
+            {k: v for k, v in own.items() if k in names},
+            {k: v for k, v in own.items() if k not in names},
+            header["provenance"],
+            header["findings"],
+            header["cost"],
+            tuple(parts),
+        )
+        scores.check()
+        if scores.digest != header["digest"]:
+            raise ArtifactError(f"{path}: content does not match its digest {header['digest']}; it was changed")
         return scores

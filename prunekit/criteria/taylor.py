@@ -2,6 +2,9 @@
 
 It is the attribution of the straight segment from θ to 0 with one node at its beginning, so it is computed by the
 same code as influence and its group scores are exact sums as well.
+
+``taylor`` alone is the signed mean over samples, then the absolute value: samples that disagree cancel. ``aggregation=l1``,
+``l2`` or ``square`` take each sample's (and target's) change for itself; ``target`` takes another function than the loss.
 """
 
 from __future__ import annotations
@@ -12,20 +15,30 @@ import torch
 
 from prunekit.criteria.additive import collect
 from prunekit.criteria.evidence import Criterion, Evidence, Found
-from prunekit.kernel import Contribution, attribute, from_loss
+from prunekit.kernel import Contribution, attribute
 from prunekit.progress import Bar
 from prunekit.trajectory import Segment
 
 
-def _taylor(evidence: Evidence) -> Found:
+def first_order(evidence: Evidence, target: str, aggregation: str) -> Found:
+    """Signed scores ``-θ_i ∂_i f(x)``, what removing a weight adds to ``f`` in first order, aggregated.
+
+    Args:
+        target: a name from ``prunekit.kernel.TARGETS``; ``loss`` is the evidence's own.
+        aggregation: a name from ``AGGREGATIONS``.
+    """
     x, y = evidence.samples()
+    function = evidence.function(target)
     theta = evidence.state
+    with torch.no_grad():
+        targets = function(theta.to(function.device), x[:1].to(function.device), y[:1].to(function.device)).shape[1]
     to_zero = Segment(0, theta, torch.zeros_like(theta), torch.zeros_like(theta))
+    gradients: list[int] = []
 
     def parts(skip: int) -> Iterator[Contribution]:
-        with Bar("taylor (samples)", len(x)) as bar:
+        with Bar("first order (samples)", len(x)) as bar:
             yield from attribute(
-                evidence.function(from_loss(evidence.loss)),
+                function,
                 lambda: [to_zero],
                 x,
                 y,
@@ -33,11 +46,22 @@ def _taylor(evidence: Evidence) -> Found:
                 memory=evidence.memory,
                 skip=skip,
                 tick=bar.advance,
+                evaluated=gradients.append,
             )
 
-    return Found(*collect(parts, (len(x), 1), evidence.prunable, "mean"))
+    importance, axes = collect(parts, (len(x), targets), evidence.prunable, aggregation)
+    return Found(importance, axes, gradient_evaluations=sum(gradients))
+
+
+def _taylor(evidence: Evidence) -> Found:
+    return first_order(evidence, evidence.options.get("target", "loss"), evidence.options.get("aggregation", "mean"))
 
 
 CRITERION = Criterion(
-    _taylor, "first-order change of the mean loss (arXiv 1906.10771)", needs_data=True, group="sum", aggregation="mean"
+    _taylor,
+    "first-order change of the mean loss (arXiv 1906.10771)",
+    needs_data=True,
+    group="sum",
+    aggregation="mean",
+    accepts=("target", "aggregation"),
 )

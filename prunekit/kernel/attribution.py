@@ -55,10 +55,12 @@ def attribute(
     nodes: int = 1,
     rule: str = "midpoint",
     tolerance: float | None = None,
+    early: tuple[int, int] | None = None,
     share: str = "kernel",
     memory: int = MEMORY,
     skip: int = 0,
     tick: Callable[[int], None] = lambda amount: None,
+    evaluated: Callable[[int], None] = lambda gradients: None,
 ) -> Iterator[Contribution]:
     """Parameter-wise scores of the samples, in chunks that fit ``memory`` bytes.
 
@@ -66,16 +68,19 @@ def attribute(
         function: the model and its target.
         segments: called once per chunk, gives the path's pieces in order.
         x, y: scoring samples and labels.
-        nodes, rule: quadrature within each piece; one midpoint is enough to rank weights.
-        tolerance: instead of a fixed rule, halve a piece for the samples whose sum of scores over it is off by more.
+        nodes, rule: quadrature within each piece; for what one midpoint is good for see docs/kernel.md.
+        tolerance: instead of a fixed rule, halve a piece until every interval's sum of scores is off by less, per sample.
+        early: ``(steps, nodes)``: so many nodes in the first so many steps of training, where Adam moves furthest.
         share: ``"kernel"`` (U), ``"regularisation"`` (R), ``"whole"`` (D) or ``"survival"`` (what decay left of U).
         skip: chunks that are done already.
         tick: called with the number of samples done, once per piece and chunk.
+        evaluated: called with the number of gradients taken, each of one target of one sample at one point of the path.
 
     Raises:
         PrunekitError: ``memory`` does not hold one sample's scores for one target.
     """
-    quadrature = get_rule(rule, nodes)
+    later, first_steps = get_rule(rule, nodes), 0 if early is None else early[0]
+    earlier = later if early is None else get_rule(rule, early[1])
     x, y = x.to(function.device), y.to(function.device)
     first = next(iter(segments()), None)
     if first is None or not len(x):
@@ -91,7 +96,8 @@ def attribute(
         size = (samples.stop - samples.start, columns.stop - columns.start)
         total = {e.name: state.new_zeros(*size, *e.shape) for e in entries}
         for segment in segments():
-            _add(narrow, one, segment, SHARES[share](segment), x[samples], y[samples], quadrature, tolerance, total)
+            quadrature = earlier if segment.index < first_steps else later
+            _add(narrow, one, segment, SHARES[share](segment), x[samples], y[samples], quadrature, tolerance, total, evaluated)
             tick(size[0])
         yield Contribution(samples, columns, total)
 
@@ -131,19 +137,23 @@ def _add(
     quadrature: list[tuple[float, float]],
     tolerance: float | None,
     total: dict[str, Tensor],
+    evaluated: Callable[[int], None],
 ) -> None:
     """One piece's scores, added to ``total``."""
+    targets = next(iter(total.values())).shape[1]
     start, end, moved = (v.to(function.device) for v in (segment.start, segment.end, moved))
     views = function.layout.views
     if tolerance is None:
         for node, weight in quadrature:
             scale = views(moved * weight if weight != 1 else moved)
             engine.accumulate(torch.lerp(start, end, node), x, y, scale, total)
+            evaluated(len(x) * targets)
         return
     with torch.no_grad():
         f_begin, f_end = function(start, x, y), function(end, x, y)
     for piece in bisect(function, start, end, x, y, f_begin, f_end, tolerance):
         theta, scale = torch.lerp(start, end, piece.node), views(moved * piece.weight)
+        evaluated(len(piece.who) * targets)
         if len(piece.who) == len(x):
             engine.accumulate(theta, x, y, scale, total)
             continue
@@ -161,6 +171,7 @@ def score_error(
     *,
     nodes: int,
     rule: str,
+    early: tuple[int, int] | None = None,
     share: str = "kernel",
     samples: int = 8,
     pieces: int = 8,
@@ -182,8 +193,9 @@ def score_error(
         return (s for number, s in enumerate(segments()) if number in chosen)
 
     found = []
-    for count in (nodes, 2 * nodes):
-        parts = attribute(function, some, x[every], y[every], nodes=count, rule=rule, share=share)
+    for factor in (1, 2):
+        sooner = None if early is None else (early[0], factor * early[1])
+        parts = attribute(function, some, x[every], y[every], nodes=factor * nodes, rule=rule, early=sooner, share=share)
         importance = [torch.cat([t.abs().sum((0, 1)).flatten() for t in p.scores.values()]) for p in parts]
         found.append(torch.stack(importance).sum(0).double())
     coarse, fine = found

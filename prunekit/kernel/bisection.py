@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,17 +11,14 @@ from torch import Tensor
 from prunekit.kernel.function import ModelFunction
 
 DEPTH = 12  # halvings at most
-# An interval with a kink is off in proportion to its length, however short: were it allowed an error in proportion to
-# its length too, halving would never end. Below this length the allowance shrinks no further.
-SHORTEST = 1 / 8
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """An interval whose midpoint is good enough for the samples ``who``.
+    """An interval whose slope is good enough for the samples ``who``.
 
-    ``node``: the midpoint on [0, 1]; ``weight``: the interval's length; ``slope``: ``∇f · D`` there,
-    ``(samples in who, targets)``.
+    ``node``: where on [0, 1] the slope was taken, the interval's own midpoint or its parent's; ``weight``: the interval's
+    length; ``slope``: ``∇f · D`` there, ``(samples in who, targets)``.
     """
 
     node: float
@@ -39,31 +36,42 @@ def bisect(
     f_begin: Tensor,
     f_end: Tensor,
     tolerance: float,
+    spent: Callable[[int], None] = lambda samples: None,
 ) -> Iterator[Accepted]:
-    """Intervals that together cover [0, 1] for every sample, each off by at most ``tolerance`` times its length (1/8 at
+    """Intervals that together cover [0, 1] for every sample, each off by at most ``tolerance``.
 
-    least): the piece is off by about ``tolerance`` at most, and how far exactly is known.
+    The exact value of an interval is the difference of ``f`` at its ends, so the error is known, not estimated. A midpoint's
+    directional derivative brings ``f`` there along with it; so of an interval that was off, a half that its slope fits is
+    accepted with it, and only the other half is looked at again.
 
-    The exact value of an interval is the difference of ``f`` at its ends, so the error is known, not estimated; and a
-    midpoint's directional derivative brings ``f`` there along with it, so halving costs no further call.
+    The allowance does not shrink with the interval: one with a kink is off in proportion to its length however short it is, so
+    an allowance in proportion to the length would halve until the depth runs out (benchmarks/README.md, "Over seeds").
 
     Args:
         theta, end: the piece's ends, ``(P,)``.
         f_begin, f_end: ``f`` there, ``(samples, targets)``.
-        tolerance: for the whole piece, per sample, in the target's unit (largest over targets).
+        tolerance: of every interval, per sample, in the target's unit (largest over targets).
+        spent: called with the number of samples of every directional derivative, of rejected midpoints too.
     """
     direction = end - theta
+
+    def misses(slope: Tensor, length: float, f_low: Tensor, f_high: Tensor) -> Tensor:
+        return (slope * length - (f_high - f_low)).abs().amax(1) > tolerance
+
     everyone = torch.arange(len(x), device=x.device)
     pending = [(0.0, 1.0, everyone, f_begin, f_end, DEPTH)]
     while pending:
         low, high, who, f_low, f_high, left = pending.pop()
         middle, length = (low + high) / 2, high - low
         f_middle, slope = function.directional(torch.lerp(theta, end, middle), direction, x[who], y[who])
-        off = (slope * length - (f_high - f_low)).abs().amax(1) > tolerance * max(length, SHORTEST)
-        done = ~off if left else torch.ones_like(off)
-        if done.any():
-            yield Accepted(middle, length, who[done], slope[done])
-        if not done.all():
-            rest = ~done
-            pending.append((low, middle, who[rest], f_low[rest], f_middle[rest], left - 1))
-            pending.append((middle, high, who[rest], f_middle[rest], f_high[rest], left - 1))
+        spent(len(who))
+        off = misses(slope, length, f_low, f_high) if left else torch.zeros(len(who), dtype=torch.bool, device=x.device)
+        if not off.all():
+            yield Accepted(middle, length, who[~off], slope[~off])
+        for begin, finish, f_first, f_last in ((low, middle, f_low, f_middle), (middle, high, f_middle, f_high)):
+            again = off & misses(slope, length / 2, f_first, f_last)
+            fits = off & ~again
+            if fits.any():
+                yield Accepted(middle, length / 2, who[fits], slope[fits])
+            if again.any():
+                pending.append((begin, finish, who[again], f_first[again], f_last[again], left - 1))

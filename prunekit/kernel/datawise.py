@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunekit.errors import PrunekitError
+from prunekit.errors import PrunekitError, UsageError
 from prunekit.kernel.function import ModelFunction
 from prunekit.kernel.gradients import GradientEngine, choose_engine
 from prunekit.kernel.quadrature import get_rule
@@ -61,6 +61,7 @@ def data_scores(
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     *,
     aggregate: bool = False,
+    count: int | None = None,
     nodes: int = 1,
     rule: str = "midpoint",
     tick: Callable[[int], None] = lambda amount: None,
@@ -75,12 +76,14 @@ def data_scores(
             ``batch(indices, seed)`` where the recorder noted an augmentation seed.
         loss: the mean loss that was trained on.
         aggregate: explain ``Σ_x Σ_c f_c(x)`` alone; samples and targets are then 1.
+        count: how many training samples there are; by default up to the last one that any step saw.
         nodes, rule: quadrature within each step.
         tick: called once per step.
 
     Raises:
         PrunekitError: batches were not recorded, the path skips states, or the optimizer has no rule (or lacks second
             moments); the message says what to do.
+        UsageError: ``count`` is too small.
     """
     _check(trajectory)
     x, y = x.to(function.device), y.to(function.device)
@@ -95,8 +98,10 @@ def data_scores(
     samples, targets = first.shape
     products = _Products(function, loss, batch)
     value = start.new_zeros(samples, targets, layout.total)  # V
-    seen = {k for s in range(len(trajectory)) for b in trajectory.step(s).batches or () for k in b}
-    scores = start.new_zeros(max(seen, default=-1) + 1, samples, targets)
+    last_seen = max((k for s in range(len(trajectory)) for b in trajectory.step(s).batches or () for k in b), default=-1)
+    if count is not None and count <= last_seen:
+        raise UsageError(f"count is {count}, but training saw sample {last_seen}")
+    scores = start.new_zeros(last_seen + 1 if count is None else count, samples, targets)
     regularisation = torch.zeros_like(first)
     for segment in trajectory.segments():
         if segment.regularisation.any():
@@ -225,6 +230,11 @@ class _Products:
 
 
 def _check(trajectory: Trajectory) -> None:
+    parent = trajectory.provenance.get("parent")
+    if isinstance(parent, dict) and "trajectory" in parent:
+        raise PrunekitError(
+            f"{trajectory.folder}: fine-tuning with masks held; data-wise scores are those of training steps without masks"
+        )
     if not trajectory.recursion.explains_data:
         why = trajectory.rule_note or "second moments were not recorded; use Recorder(..., second_moments=True)"
         raise PrunekitError(f"{trajectory.folder}: data-wise scores cannot be had: {why}")

@@ -24,7 +24,7 @@ class Reconstruction:
 
     ``start``: f at the path's beginning; ``rebuilt``: start plus the integrals; ``model``: f at its end;
     ``residuals`` ``(pieces,)``: mean absolute error of each piece over samples and targets (the certificate);
-    ``evaluations``: directional derivatives that went into it, in samples.
+    ``evaluations``: directional derivatives taken, in samples, those of rejected midpoints included.
     """
 
     start: Tensor
@@ -48,19 +48,27 @@ def reconstruct(
     tolerance: float | None = 1e-3,
     nodes: int = 1,
     rule: str = "midpoint",
+    jumps: float | None = None,
     tick: Callable[[int], None] = lambda amount: None,
     within: Callable[[float], None] = lambda amount: None,
 ) -> Reconstruction:
     """Rebuilds ``f(x; θ_N)`` along the path.
 
     Args:
-        tolerance: bisect a piece for the samples whose error on it is larger than this, up to 12 times;
+        tolerance: halve a piece, up to 12 times, until every interval is off by less, per sample;
             None takes the fixed ``rule`` with ``nodes`` instead.
+        jumps: tolerance, beside a fixed rule, of pieces in which weights were set.
         tick: called once per piece; ``within``: called with the samples' share of a piece that is done.
     """
     x, y = x.to(function.device), y.to(function.device)
     start = rebuilt = value = None
-    residuals, evaluations = [], 0
+    residuals: list[Tensor] = []
+    evaluations = 0
+
+    def spend(samples: int) -> None:
+        nonlocal evaluations
+        evaluations += samples
+
     quadrature = get_rule(rule, nodes)
     for segment in segments:
         theta, end = segment.start.to(function.device), segment.end.to(function.device)
@@ -70,17 +78,17 @@ def reconstruct(
             rebuilt = start.double()
         with torch.no_grad():
             after = function(end, x, y)
-        if tolerance is None:
+        allowed = jumps if tolerance is None and segment.jump else tolerance
+        if allowed is None:
             change = torch.zeros_like(rebuilt)
             for node, weight in quadrature:
                 slope = function.directional(torch.lerp(theta, end, node), end - theta, x, y)[1]
                 change += weight * slope.double()
-            evaluations += nodes * len(x)
+            spend(len(quadrature) * len(x))
         else:
             change = torch.zeros_like(rebuilt)
-            for piece in bisect(function, theta, end, x, y, value, after, tolerance):
+            for piece in bisect(function, theta, end, x, y, value, after, allowed, spend):
                 change.index_add_(0, piece.who, (piece.slope * piece.weight).double())
-                evaluations += len(piece.who)
                 within(len(piece.who) * piece.weight)
         residuals.append((change - (after.double() - value.double())).abs().mean())
         rebuilt, value = rebuilt + change, after

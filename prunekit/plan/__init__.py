@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
 from prunekit.criteria import Scores, model_digest
-from prunekit.errors import ArtifactError, UsageError, nearest
-from prunekit.plan.allocation import ALLOCATIONS, get_allocation
-from prunekit.plan.channels import channel_keeps
-from prunekit.plan.plan import Plan
+from prunekit.errors import ArtifactError, UsageError
+from prunekit.plan.allocation import ALLOCATIONS, Importances, Request, get_allocation, share
+from prunekit.plan.channels import channel_keeps, prunable_groups
+from prunekit.plan.patterns import block_masks, nm_mask
+from prunekit.plan.plan import ATTRIBUTES, REPLACE, Plan
 from prunekit.plan.unstructured import unstructured_masks
-from prunekit.structure import ChannelGroup, channel_groups
+from prunekit.structure import (
+    GROUPED,
+    STRUCTURES,
+    Group,
+    asked_sparsity,
+    check_structure,
+    find_groups,
+    implied_sparsity,
+    pattern_of,
+)
+from prunekit.structure.heads import Mappings
 
-__all__ = ["ALLOCATIONS", "STRUCTURES", "Plan", "check_sparsity", "check_structure", "make_plan", "plan_from"]
-
-STRUCTURES = ("unstructured", "channels")
+__all__ = [
+    "ALLOCATIONS", "GROUPED", "STRUCTURES", "Plan", "asked_sparsity", "check_sparsity", "check_structure", "choices", "make_plan",
+    "plan_from",
+]  # fmt: skip
 
 
 def make_plan(
@@ -24,23 +36,34 @@ def make_plan(
     model: nn.Module,
     example_inputs: Tensor | None = None,
     *,
-    sparsity: float,
+    sparsity: float | None = None,
     structure: str = "unstructured",
     allocation: str = "global",
+    ratios: Mapping[str, float] | None = None,
+    floor: float = 0.0,
+    attention: Mappings = (),
 ) -> Plan:
     """Decides what to remove from ``model``.
 
     Args:
         scores: made from these very weights.
         model: the trained dense model; left as it is.
-        example_inputs: one or two samples, needed for ``structure="channels"``.
+        example_inputs: one or two samples, needed for ``channels``, ``heads`` and ``layers``.
         sparsity: share of prunable parameters to remove, in [0, 1). Exactly ``round(sparsity × prunable)`` weights
-            go in an unstructured plan; for channels it is the nearest that their order of importance passes.
-        structure: a name from ``STRUCTURES``.
-        allocation: a name from ``ALLOCATIONS``.
+            go in an unstructured plan; for blocks and units it is the nearest that their order of importance passes; N:M
+            says it itself (None).
+        structure: a name from ``STRUCTURES``, or a pattern: N:M such as ``2:4``, or ``block:ROWSxCOLUMNS``.
+        allocation: a name from ``ALLOCATIONS``; without effect on N:M, which keeps as much everywhere.
+        ratios: shell-style pattern of layers -> share to remove from them, whatever the allocation says; the layers are
+            parameters in an unstructured plan (``conv1.weight``), and groups for channels (``conv1``).
+        floor: share of every other layer that stays, in [0, 1).
+        attention: projections of attention that its names do not give away, see ``prunekit.structure.heads``.
+
+    What cannot be cut is named in the plan's ``provenance["refused"]``, with the reason.
 
     Raises:
-        UsageError: sparsity out of range, unknown structure or allocation, no example inputs.
+        UsageError: sparsity out of range, unknown structure or allocation, no example inputs, or ratios and floor that
+            leave too little or too much to remove.
         ArtifactError: the scores were made from other weights; both hashes are in the message.
         StructureError: the model cannot take the structure; names the layer.
     """
@@ -50,21 +73,29 @@ def make_plan(
             f"scores of {scores.criterion} were made from model {scores.provenance['model']}, this model is {found}"
         )
     check_structure(structure)
-    groups: list[ChannelGroup] = []
-    if structure == "channels":
+    sparsity = asked_sparsity(structure, sparsity)
+    groups: Sequence[Group] = ()
+    if structure in GROUPED:
         if example_inputs is None:
-            raise UsageError("structure 'channels' needs example_inputs (one or two samples) to trace the model")
-        groups = channel_groups(model, example_inputs)
-    return plan_from(scores, model, groups, sparsity, structure, allocation)
+            raise UsageError(f"structure {structure!r} needs example_inputs (one or two samples) to trace the model")
+        groups = find_groups(structure, model, example_inputs, attention)
+    return plan_from(scores, model, groups, sparsity, structure, allocation, ratios, floor)
 
 
 def plan_from(
-    scores: Scores, model: nn.Module, groups: Sequence[ChannelGroup], sparsity: float, structure: str, allocation: str
+    scores: Scores,
+    model: nn.Module,
+    groups: Sequence[Group],
+    sparsity: float | None,
+    structure: str,
+    allocation: str,
+    ratios: Mapping[str, float] | None = None,
+    floor: float = 0.0,
 ) -> Plan:
-    """``make_plan`` for a caller that has checked the model and traced its ``groups`` already."""
-    check_sparsity(sparsity)
+    """``make_plan`` for a caller that has checked the model and found its ``groups`` already."""
     check_structure(structure)
-    transform = get_allocation(allocation)
+    shared_by = get_allocation(allocation)
+    sparsity = asked_sparsity(structure, sparsity)
     scores.check()
     buffers = {name: tuple(buffer.shape) for name, buffer in model.named_buffers()}
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()} | buffers
@@ -74,12 +105,38 @@ def plan_from(
                 f"scores of {scores.criterion}: {name} has shape {tuple(tensor.shape)}, the model's is {shapes.get(name)}"
             )
     prunable = scores.provenance["prunable"]
+    axes = {group.name: shapes.get(f"{group.name}.weight", (group.size,)) for group in groups}
+    request = Request(sparsity, {**shapes, **axes}, ratios or {}, floor)
+    ranks: Importances = {}
+
+    def transform(importance: Importances) -> Importances:
+        ranks.update(share(importance, shared_by, request))
+        return dict(ranks)
+
+    weights = {name: scores.importance[name] for name in prunable}
+    pattern = pattern_of(structure)
     index: dict[str, Tensor] = {}
-    if structure == "unstructured":
-        keep = unstructured_masks({name: scores.importance[name] for name in prunable}, sparsity, transform)
-    else:
+    modules: dict[str, dict[str, Mapping[str, object]]] = {}
+    refused = dict(getattr(groups, "refused", {}))
+    if structure in GROUPED:
+        groups, unscored = prunable_groups(groups, prunable)
+        refused |= unscored
+        if not groups:
+            raise UsageError(f"{structure}: nothing that can be cut may be pruned; see prunable.ignore")
         keep = channel_keeps(scores, groups, shapes, prunable, sparsity, transform)
-        index = {f"{group.name}|{member}": where for group in groups for member, where in group.members.items()}
+        for group in groups:
+            index |= group.index()
+            if group.attributes or group.replace:
+                modules[group.name] = {ATTRIBUTES: group.attributes, REPLACE: group.replace}
+    elif pattern is None:
+        keep = unstructured_masks(weights, sparsity, transform)
+    elif pattern.kind == "nm":
+        if ratios or floor:
+            raise UsageError(f"{structure} keeps the same share everywhere; leave ratios and floor out")
+        keep = {name: nm_mask(values, pattern.first, pattern.second) for name, values in weights.items()}
+    else:
+        keep = block_masks(weights, pattern, sparsity, transform, scores.provenance["group"])
+    _check_decided(keep, ranks)
     provenance = {
         "criterion": scores.criterion,
         "scores": scores.digest,
@@ -89,17 +146,36 @@ def plan_from(
         "sparsity": sparsity,
         "prunable": prunable,
         "buffers": list(buffers),
+        **({"ratios": dict(ratios)} if ratios else {}),
+        **({"floor": floor} if floor else {}),
     }
-    return Plan(structure, keep, index, shapes, provenance)
+    if refused:
+        provenance["refused"] = refused
+    return Plan(structure, keep, index, shapes, provenance, modules)
+
+
+def choices(structure: str, allocations: Sequence[str], sparsities: Sequence[float]) -> list[tuple[str, float]]:
+    """Every allocation and sparsity that makes a difference: for N:M the first allocation and the pattern's own share."""
+    implied = implied_sparsity(structure)
+    if implied is not None:
+        return [(allocations[0], implied)]
+    return [(allocation, sparsity) for allocation in allocations for sparsity in sparsities]
+
+
+def _check_decided(keep: Mapping[str, Tensor], ranks: Importances) -> None:
+    """What ratios and floor decide must have been carried out."""
+    for name, rank in ranks.items():
+        if name not in keep or keep[name].shape != rank.shape:
+            continue  # blocks and whole layers compete in a shape of their own
+        if bool((keep[name] & (rank < 0)).any()):
+            raise UsageError(f"ratios: they remove more than the sparsity asked for ({name} would lose less than its ratio)")
+        if bool((~keep[name] & (rank > 1)).any()):
+            raise UsageError(
+                f"ratios and floor keep too much for the sparsity asked for ({name} would lose more than they allow)"
+            )
 
 
 def check_sparsity(sparsity: float) -> None:
     """Raises UsageError unless ``sparsity`` lies in [0, 1)."""
     if not 0 <= sparsity < 1:
         raise UsageError(f"sparsity is {sparsity}; it must be at least 0 and below 1 (the share of weights removed)")
-
-
-def check_structure(structure: str) -> None:
-    """Raises UsageError for an unknown structure."""
-    if structure not in STRUCTURES:
-        raise UsageError(f"structure {structure!r} does not exist; {nearest(structure, list(STRUCTURES))}")

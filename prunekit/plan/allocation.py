@@ -1,36 +1,86 @@
-"""How layers share the pruning: transforms of importances before one global ranking."""
+"""How layers share the pruning: transforms that make importances of different layers comparable before one global ranking."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
 
 from prunekit.errors import UsageError, nearest
 
-Allocation = Callable[[dict[str, Tensor]], dict[str, Tensor]]
-"""``layer -> importances`` to ``layer -> comparable importances``; shapes are kept."""
+Importances = dict[str, Tensor]
+"""By layer (a parameter, or a group of units such as a convolution's channels), any shape."""
 
 
-def keep_global(importance: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Global: importances compete across layers as they are."""
+@dataclass(frozen=True)
+class Request:
+    """What an allocation may look at beside the importances.
+
+    Attributes:
+        sparsity: share to remove over all layers, in [0, 1).
+        shapes: of each layer's weight, which Erdős–Rényi's densities follow.
+        ratios: pattern -> share to remove of the layers it matches, whatever the allocation says.
+        floor: share of every layer that stays, in [0, 1).
+    """
+
+    sparsity: float
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    ratios: Mapping[str, float] = field(default_factory=dict)
+    floor: float = 0.0
+
+
+Sharing = Callable[[Importances], Importances]
+"""An allocation with its request in it."""
+
+Allocation = Callable[[Importances, Request], Importances]
+"""Importances to comparable ones of the same shapes, larger stays longer."""
+
+
+def keep_global(importance: Importances, request: Request) -> Importances:
+    """Importances compete across layers as they are."""
     return importance
 
 
-def uniform(importance: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Uniform: each layer's importances become their rank in it, in (0, 1), so every layer loses the same share."""
+def uniform(importance: Importances, request: Request) -> Importances:
+    """Every layer loses the same share: its importances become their ranks in it, in (0, 1)."""
     return {name: _ranks(values) for name, values in importance.items()}
 
 
-def _ranks(values: Tensor) -> Tensor:
-    order = torch.sort(values.flatten(), stable=True).indices
-    ranks = torch.empty(len(order), dtype=torch.float64)
-    ranks[order] = (torch.arange(len(order), dtype=torch.float64) + 0.5) / len(order)
-    return ranks.view(values.shape)
+def mean(importance: Importances, request: Request) -> Importances:
+    """Each layer's importances are divided by their mean, so that layers of other scale compete fairly."""
+    return {name: values / values.double().mean().clamp_min(1e-300) for name, values in importance.items()}
 
 
-ALLOCATIONS: dict[str, Allocation] = {"global": keep_global, "uniform": uniform}
+def lamp(importance: Importances, request: Request) -> Importances:
+    """``s_i² / Σ_{j: s_j ≥ s_i} s_j²`` within each layer (LAMP: Lee et al. 2021, arXiv 2010.07611, eq. 2), of any criterion."""
+    comparable = {}
+    for name, values in importance.items():
+        squares, order = values.flatten().double().square().sort(stable=True)
+        at_least = squares.flip(0).cumsum(0).flip(0).clamp_min(1e-300)
+        found = torch.empty_like(squares)
+        found[order] = squares / at_least
+        comparable[name] = found.view(values.shape)
+    return comparable
+
+
+def erk(importance: Importances, request: Request) -> Importances:
+    """Erdős–Rényi kernel: density ∝ sum of a weight's axes / their product (Evci et al. 2020, arXiv 1911.11134)."""
+    axes = {name: torch.Size(request.shapes.get(name, values.shape)) for name, values in importance.items()}
+    density = {name: sum(shape) / shape.numel() for name, shape in axes.items()}
+    return _by_density(importance, density, request.sparsity)
+
+
+def proportional(importance: Importances, request: Request) -> Importances:
+    """Density ∝ a layer's mean importance (with influence: a layer keeps in proportion to what it contributed)."""
+    return _by_density(importance, {n: float(v.double().mean()) for n, v in importance.items()}, request.sparsity)
+
+
+ALLOCATIONS: dict[str, Allocation] = {
+    "global": keep_global, "uniform": uniform, "mean": mean, "lamp": lamp, "erk": erk, "proportional": proportional,
+}  # fmt: skip
 
 
 def get_allocation(name: str) -> Allocation:
@@ -42,3 +92,84 @@ def get_allocation(name: str) -> Allocation:
     if name not in ALLOCATIONS:
         raise UsageError(f"allocation {name!r} does not exist; {nearest(name, list(ALLOCATIONS))}")
     return ALLOCATIONS[name]
+
+
+def share(importance: Importances, allocation: Allocation, request: Request) -> Importances:
+    """Comparable ranks of all layers, ratios and floor included.
+
+    Returns:
+        by layer, its shape: in (0, 1) for what the ranking decides, below 0 for what a ratio removes, above 2 for what a
+        ratio or the floor keeps.
+
+    Raises:
+        UsageError: a ratio, the floor or a pattern makes no sense.
+    """
+    _check(importance, request)
+    comparable = allocation(importance, request)
+    flat = torch.cat([comparable[name].flatten().double() for name in importance])
+    everywhere = _ranks(flat).split([values.numel() for values in importance.values()])
+    ranks = {name: part.view(importance[name].shape).clone() for name, part in zip(importance, everywhere, strict=True)}
+    for name, values in ranks.items():
+        within = _ranks(importance[name]) * values.numel()  # k + 1/2 for the k-th least important
+        fixed = [ratio for pattern, ratio in request.ratios.items() if fnmatchcase(name, pattern)]
+        if fixed:
+            values += torch.where(within < round(fixed[-1] * values.numel()), -2.0, 2.0)
+        else:
+            stays = -(-values.numel() * request.floor // 1)
+            values += torch.where(within > values.numel() - stays, 2.0, 0.0)
+    return ranks
+
+
+def _check(importance: Importances, request: Request) -> None:
+    if not 0 <= request.floor < 1:
+        raise UsageError(f"floor is {request.floor}; it must be at least 0 and below 1 (the share of every layer that stays)")
+    for pattern, ratio in request.ratios.items():
+        if not 0 <= ratio < 1:
+            raise UsageError(f"ratio of {pattern} is {ratio}; it must be at least 0 and below 1 (the share removed)")
+        if not any(fnmatchcase(name, pattern) for name in importance):
+            raise UsageError(f"ratios: {pattern!r} matches no layer; {nearest(pattern, list(importance))}")
+
+
+def _by_density(importance: Importances, weight: Mapping[str, float], sparsity: float) -> Importances:
+    """Comparable values with which one global ranking at ``sparsity`` keeps each layer at its density.
+
+    What has no importance at all goes first whatever its layer's density: nothing is lost with it, and a pruning that goes on
+    from an earlier one never gives back what is gone.
+    """
+    densities = fill(weight, {name: values.numel() for name, values in importance.items()}, 1 - sparsity)
+    comparable = {}
+    for name, values in importance.items():
+        ranks = _ranks(values)
+        full = densities[name] >= 1
+        comparable[name] = torch.where(values == 0, ranks - 1, 2 + ranks if full else ranks / (1 - densities[name]))
+    return comparable
+
+
+def fill(weight: Mapping[str, float], sizes: Mapping[str, int], density: float) -> dict[str, float]:
+    """Densities in proportion to ``weight``, none above 1, whose mean over weights is ``density``.
+
+    Layers that would be more than full are full, and the others share what is left, until none is over. Without any
+    weight, every layer has ``density``.
+    """
+    largest = max(weight[name] for name in sizes)
+    if not largest > 0:
+        return dict.fromkeys(sizes, density)
+    weight = {name: weight[name] / largest for name in sizes}
+    full: set[str] = set()
+    while True:
+        open_ = [name for name in sizes if name not in full]
+        budget = density * sum(sizes.values()) - sum(sizes[name] for name in full)
+        total = sum(weight[name] * sizes[name] for name in open_)
+        scale = budget / total if total > 0 else 0.0
+        over = [name for name in open_ if scale * weight[name] > 1]
+        if not over:
+            return {name: 1.0 if name in full else scale * weight[name] for name in sizes}
+        full.update(over)
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Ranks in (0, 1), ties by position."""
+    order = torch.sort(values.flatten(), stable=True).indices
+    ranks = torch.empty(len(order), dtype=torch.float64)
+    ranks[order] = (torch.arange(len(order), dtype=torch.float64) + 0.5) / len(order)
+    return ranks.view(values.shape)

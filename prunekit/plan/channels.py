@@ -1,4 +1,4 @@
-"""Whole channels: removed in order of importance until the asked share of prunable parameters is nearest."""
+"""Whole units (channels, heads, blocks): removed in order of importance until the asked share is nearest."""
 
 from __future__ import annotations
 
@@ -8,54 +8,84 @@ import torch
 from torch import Tensor
 
 from prunekit.criteria.scores import Scores
-from prunekit.plan.allocation import Allocation
-from prunekit.structure.channels import ChannelGroup
+from prunekit.plan.allocation import Sharing
+from prunekit.structure import Group
+
+STACK = "layers"
+"""Name under which whole blocks compete: each is alone in its group, so they are one layer to an allocation."""
 
 
 def channel_keeps(
     scores: Scores,
-    groups: Sequence[ChannelGroup],
+    groups: Sequence[Group],
     shapes: dict[str, tuple[int, ...]],
     prunable: Sequence[str],
     sparsity: float,
-    allocation: Allocation,
+    allocation: Sharing,
 ) -> dict[str, Tensor]:
-    """Channels to keep by group name, ``(channels,)``.
+    """Units to keep by group name, ``(units,)``.
 
-    Channels go one by one, least important first, the last one of a group never; of the states passed through, the
-    one whose removed share of prunable parameters is nearest to ``sparsity`` is taken.
+    Units go one by one, least important first, the last one of a group never (whole blocks have no such last one); of
+    the states passed through, the one whose removed share of prunable parameters is nearest to ``sparsity`` is taken.
     """
-    comparable = allocation({group.name: scores.group(group.members) for group in groups})
+    comparable = _comparable(scores, groups, allocation)
     keep = {group.name: torch.ones(group.size, dtype=torch.bool) for group in groups}
-    by_name = {group.name: group for group in groups}
-    ranking = sorted(
-        ((float(value), g, channel) for g, group in enumerate(groups) for channel, value in enumerate(comparable[group.name])),
-    )
+    ranking = sorted((float(value), g, u) for g, group in enumerate(groups) for u, value in enumerate(comparable[group.name]))
     # Kept length of every axis that some group touches: a parameter keeps the product of its axes.
     lengths = {name: list(shapes[name]) for name in prunable}
+    cuts = [
+        [(*split, index.shape[1]) for member, index in group.members.items() if (split := _split(member))[0] in lengths]
+        for group in groups
+    ]
+    left = [group.size for group in groups]
     total = sum(_product(length) for length in lengths.values())
-    best, best_distance, removed_so_far = 0, sparsity, 0
+    best, best_distance, removed = 0, sparsity, 0
     order: list[tuple[str, int]] = []
-    for _, g, channel in ranking:
-        name = groups[g].name
-        if int(keep[name].sum()) == 1:
+    for _, g, unit in ranking:
+        if left[g] == 1 and not groups[g].whole:
             continue
-        keep[name][channel] = False
-        order.append((name, channel))
-        for member, index in by_name[name].members.items():
-            parameter, axis = member.rsplit("@", 1)
-            if parameter in lengths:
-                lengths[parameter][int(axis)] -= index.shape[1]
-        removed_so_far = total - sum(_product(length) for length in lengths.values())
-        distance = abs(removed_so_far / total - sparsity)
+        left[g] -= 1
+        keep[groups[g].name][unit] = False
+        order.append((groups[g].name, unit))
+        touched = {name for name, _, _ in cuts[g]}
+        before = sum(_product(lengths[name]) for name in touched)
+        for name, axis, block in cuts[g]:
+            lengths[name][axis] -= block
+        removed += before - sum(_product(lengths[name]) for name in touched)
+        distance = abs(removed / total - sparsity)
         if distance < best_distance:
             best, best_distance = len(order), distance
-        if removed_so_far / total >= sparsity:
+        if removed / total >= sparsity:
             break
-    for name, channel in order[best:]:
-        keep[name][channel] = True
+    for name, unit in order[best:]:
+        keep[name][unit] = True
     return keep
 
 
+def prunable_groups(groups: Sequence[Group], prunable: Sequence[str]) -> tuple[list[Group], dict[str, str]]:
+    """Groups that hold at least one weight that may be pruned, and the others with the reason."""
+    may = set(prunable)
+    kept = [group for group in groups if any(_split(member)[0] in may for member in group.members)]
+    return kept, {group.name: "none of its weights may be pruned" for group in groups if group not in kept}
+
+
+def _comparable(scores: Scores, groups: Sequence[Group], allocation: Sharing) -> dict[str, Tensor]:
+    importance = scores.groups({group.name: group.members for group in groups})
+    whole = [group.name for group in groups if group.whole]
+    entries = {name: values for name, values in importance.items() if name not in whole}
+    if not whole:
+        return allocation(entries)
+    stacked = allocation({**entries, STACK: torch.cat([importance[name] for name in whole])})
+    return {**stacked, **dict(zip(whole, stacked[STACK].split(1), strict=True))}
+
+
+def _split(member: str) -> tuple[str, int]:
+    name, axis = member.rsplit("@", 1)
+    return name, int(axis)
+
+
 def _product(lengths: list[int]) -> int:
-    return int(torch.Size(lengths).numel())
+    total = 1
+    for length in lengths:
+        total *= length
+    return total

@@ -12,23 +12,40 @@ import torch
 from torch import Tensor
 
 from prunekit import checkpoint
-from prunekit.errors import ArtifactError
+from prunekit.errors import ArtifactError, UsageError
+from prunekit.plan.patterns import pattern_fault
+from prunekit.structure import pattern_of
+from prunekit.structure.groups import SKIP, kept_indices, slice_masks
+from prunekit.structure.heads import HEADS, KV_HEADS, WIDTHS
+from prunekit.structure.replacements import REPLACEMENTS
 
 SCHEMA = 1
 KEEP, INDEX = "keep/", "index/"
+ATTRIBUTES, REPLACE = "attributes", "replace"
+SIZE_ATTRIBUTES = (
+    "in_channels", "out_channels", "in_features", "out_features", "num_features", "groups", "num_channels", "num_groups",
+    "num_parameters", "embedding_dim", *HEADS, *KV_HEADS, *WIDTHS,
+)  # fmt: skip
+"""Whole numbers on modules that say how large they are; a layer cut smaller needs them to match. No other may be set."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """A decision for every prunable weight.
 
+    Some structures decide on weights (``unstructured``, ``2:4``, ``block:4x1``: masks on a dense model), others on units
+    of groups (``channels``, ``heads``, ``layers``: taken out of the tensors). A model pruned twice has a plan of both
+    kinds, its structure joined by ``+``.
+
     Attributes:
-        structure: ``"unstructured"`` or ``"channels"``.
-        keep: True where something stays. Unstructured: by parameter name, its shape. Channels: by group name,
-            ``(channels,)``.
-        index: for channels, ``<group>|<param>@<axis>`` -> ``(channels, block)``: what leaves with each channel.
+        structure: a name from ``prunekit.structure``.
+        keep: True where something stays: of weights by parameter name, its shape; of units by group name, ``(units,)``.
+        index: ``<group>|<param>@<axis>`` -> ``(units, block)``: what leaves with each unit.
         shapes: of every parameter and buffer of the dense model.
-        provenance: scores, model, criterion, allocation, sparsity asked for, prunable parameters, whether edited.
+        provenance: scores, model, criterion, allocation, sparsity asked for, prunable parameters, what was refused,
+            whether edited.
+        modules: group -> ``attributes``, ``<module>:<attribute>`` -> by how much a unit lowers it; and ``replace``,
+            module -> kind of what takes its place. See ``prunekit.structure.Group``.
     """
 
     structure: str
@@ -36,11 +53,30 @@ class Plan:
     index: dict[str, Tensor]
     shapes: dict[str, tuple[int, ...]]
     provenance: dict[str, Any] = field(default_factory=dict)
+    modules: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
         """Identifies decision and provenance."""
-        return checkpoint.digest({**self.keep, **self.index}, {"structure": self.structure, **self.provenance})
+        facts = {"structure": self.structure, **self.provenance}
+        if self.modules:
+            facts["modules"] = self.modules
+        return checkpoint.digest({**self.keep, **self.index}, facts)
+
+    @cached_property
+    def groups(self) -> frozenset[str]:
+        """Names of the groups whose units it decides on; other names in ``keep`` are parameters."""
+        return frozenset(key.split("|")[0] for key in self.index)
+
+    @property
+    def smaller(self) -> bool:
+        """Whether its pruned model has other tensors than the dense one, not just zeros in them."""
+        return bool(self.groups)
+
+    @property
+    def masking(self) -> bool:
+        """Whether single weights inside kept tensors go."""
+        return any(name not in self.groups for name in self.keep)
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -48,30 +84,105 @@ class Plan:
         return list(self.provenance.get("refine", {}).get("history", []))
 
     def kept_indices(self) -> dict[str, Tensor]:
-        """``<param>@<axis>`` -> kept indices on that axis, ascending; only axes that lose something."""
-        kept: dict[str, Tensor] = {}
-        for key, index in self.index.items():
-            group, member = key.split("|")
-            removed = index[~self.keep[group]].flatten()
-            if len(removed):
-                name, axis = member.rsplit("@", 1)
-                stays = kept.get(member, torch.arange(self.shapes[name][int(axis)]))
-                kept[member] = stays[~torch.isin(stays, removed)]
-        return kept
+        """``<param>@<axis>`` -> kept indices on that axis, ascending; only axes that lose something, but not all."""
+        skipped = self.skipped()
+        return {m: kept for m, kept in self._kept().items() if not any(m.startswith(f"{name}.") for name in skipped)}
+
+    def _kept(self) -> dict[str, Tensor]:
+        return kept_indices(self.index, self.keep, self.shapes)
+
+    def replaced(self) -> dict[str, str]:
+        """Module -> kind of what takes its place; modules inside a skipped one are not named."""
+        found = {}
+        for group, facts in self.modules.items():
+            if not self.keep[group].all():
+                found.update(facts.get(REPLACE, {}))
+        whole = [name for name, kind in found.items() if kind == SKIP]
+        return {name: kind for name, kind in found.items() if not any(name.startswith(f"{w}.") for w in whole)}
+
+    def skipped(self) -> list[str]:
+        """Blocks that are gone as a whole."""
+        return [name for name, kind in self.replaced().items() if kind == SKIP]
+
+    def lowered(self) -> dict[str, int]:
+        """``<module>:<attribute>`` -> by how much it becomes lower (numbers of heads, of convolution groups)."""
+        found: dict[str, int] = {}
+        skipped = self.skipped()
+        for group, facts in self.modules.items():
+            removed = int((~self.keep[group]).sum())
+            for key, each in facts.get(ATTRIBUTES, {}).items():
+                if removed and not any(key.startswith((f"{name}.", f"{name}:")) for name in skipped):
+                    found[key] = found.get(key, 0) + removed * each
+        return found
 
     def masks(self) -> dict[str, Tensor]:
         """Dense boolean masks, True where a weight stays, of every parameter or buffer that the plan touches."""
-        if self.structure == "unstructured":
-            return dict(self.keep)
-        masks: dict[str, Tensor] = {}
-        for member, kept in self.kept_indices().items():
-            name, axis = member.rsplit("@", 1)
-            shape = self.shapes[name]
-            along = torch.zeros(shape[int(axis)], dtype=torch.bool)
-            along[kept] = True
-            along = along.view([-1 if a == int(axis) else 1 for a in range(len(shape))]).expand(shape)
-            masks[name] = masks[name] & along if name in masks else along.clone()
+        masks = slice_masks(self._kept(), self.shapes)
+        for name, keep in self.keep.items():
+            if name not in self.groups:
+                masks[name] = masks[name] & keep if name in masks else keep
         return masks
+
+    def weight_masks(self) -> dict[str, Tensor]:
+        """Masks of single weights in the pruned model's own coordinates; empty where only whole units go."""
+        kept, found = self.kept_indices(), {}
+        skipped = self.skipped()
+        for name, mask in self.keep.items():
+            if name in self.groups or any(name.startswith(f"{block}.") for block in skipped):
+                continue
+            for axis in range(mask.dim()):
+                if f"{name}@{axis}" in kept:
+                    mask = mask.index_select(axis, kept[f"{name}@{axis}"])
+            found[name] = mask
+        return found
+
+    def then(self, second: Plan) -> Plan:
+        """One plan of the dense model for both: this one first, then ``second``, made for the model that this one gave.
+
+        Raises:
+            UsageError: ``second`` was made for a model of other shapes.
+        """
+        kept, shapes = self.kept_indices(), dict(self.shapes)
+        skipped = self.skipped()
+        for name, shape in shapes.items():
+            now = tuple(len(kept.get(f"{name}@{axis}", range(size))) for axis, size in enumerate(shape))
+            gone = any(name.startswith(f"{block}.") for block in skipped)
+            if second.shapes.get(name) != (None if gone else now):
+                raise UsageError(f"the second plan is of another model: {name} is {second.shapes.get(name)}, not {now}")
+        keep, index, modules = dict(self.keep), dict(self.index), dict(self.modules)
+        for name, decision in second.keep.items():
+            if name in second.groups:
+                members = {k.split("|")[1]: v for k, v in second.index.items() if k.split("|")[0] == name}
+                dense = {m: kept[m][where] if m in kept else where for m, where in members.items()}
+                if self._same_units(name, dense, len(decision)):
+                    keep[name] = self.keep[name].clone()
+                    keep[name][self.keep[name]] = decision
+                else:
+                    new = _unused(name, keep.keys() | (second.keep.keys() - {name}))
+                    keep[new] = decision
+                    index |= {f"{new}|{member}": where for member, where in dense.items()}
+                    if name in second.modules:
+                        modules[new] = second.modules[name]
+            else:
+                places = [kept.get(f"{name}@{axis}", torch.arange(size)) for axis, size in enumerate(shapes[name])]
+                both = keep[name].clone() if name in keep else torch.ones(shapes[name], dtype=torch.bool)
+                grid = torch.meshgrid(*places, indexing="ij")
+                both[grid] = both[grid] & decision
+                keep[name] = both
+        mine = self.structure.split("+")
+        structure = "+".join([*mine, *(s for s in second.structure.split("+") if s not in mine)])
+        same = ("model", "trajectory", "prunable", "buffers")
+        facts = {k: self.provenance[k] for k in same if k in self.provenance}
+        return Plan(
+            structure, keep, index, shapes, {**second.provenance, **facts, "first": self.digest, "then": second.digest}, modules
+        )
+
+    def _same_units(self, name: str, dense: Mapping[str, Tensor], size: int) -> bool:
+        """Whether a later plan's group, in dense coordinates, is what is left of this plan's group of that name."""
+        if name not in self.groups or int(self.keep[name].sum()) != size:
+            return False
+        mine = {k.split("|")[1]: v[self.keep[name]] for k, v in self.index.items() if k.split("|")[0] == name}
+        return mine.keys() == dense.keys() and all(torch.equal(mine[m], dense[m]) for m in mine)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """By prunable parameter: ``total`` and ``kept`` weights."""
@@ -103,18 +214,37 @@ class Plan:
         Raises:
             ArtifactError: unfit shapes or names, or a group without a channel left.
         """
+        pattern = pattern_of(self.structure)
         for name, keep in self.keep.items():
-            if self.structure == "unstructured":
-                expected = self.shapes.get(name)
-            else:
+            unit = name in self.groups
+            if unit:
                 sizes = {tuple(v.shape[:1]) for k, v in self.index.items() if k.split("|")[0] == name}
                 expected = sizes.pop() if len(sizes) == 1 else None
+            else:
+                expected = self.shapes.get(name)
             if expected is None:
                 raise ArtifactError(f"{source}: {name} is not part of the model it was made for")
             if tuple(keep.shape) != tuple(expected):
                 raise ArtifactError(f"{source}: {name} has shape {tuple(keep.shape)}, expected {tuple(expected)}")
-            if self.structure != "unstructured" and not keep.any():
-                raise ArtifactError(f"{source}: {name} would lose all of its {len(keep)} channels; keep one at least")
+            if unit and not keep.any() and SKIP not in self.modules.get(name, {}).get(REPLACE, {}).values():
+                raise ArtifactError(f"{source}: {name} would lose all of its {len(keep)} {self._units()}; keep one at least")
+            if not unit and pattern is not None and (fault := pattern_fault(keep, pattern)) is not None:
+                raise ArtifactError(f"{source}: {name} {fault}; its structure is {self.structure}")
+        lost = sorted(self.groups - self.keep.keys())
+        if lost:
+            raise ArtifactError(f"{source}: says nothing of {lost[0]}")
+        for name, facts in self.modules.items():
+            if name not in self.groups or not set(facts) <= {ATTRIBUTES, REPLACE}:
+                raise ArtifactError(f"{source}: modules of {name} are not what a plan holds")
+            for key, each in facts.get(ATTRIBUTES, {}).items():
+                if key.rpartition(":")[2] not in SIZE_ATTRIBUTES or not isinstance(each, int) or each < 1:
+                    raise ArtifactError(f"{source}: {key} cannot be lowered by {each!r}")
+            for key, kind in facts.get(REPLACE, {}).items():
+                if kind not in REPLACEMENTS:
+                    raise ArtifactError(f"{source}: {key} cannot be replaced by {kind!r}")
+
+    def _units(self) -> str:
+        return self.structure if "+" not in self.structure else "units"
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file: ``keep/<name>`` (uint8, 1 stays, 0 goes) is what a person may edit."""
@@ -126,6 +256,8 @@ class Plan:
             "provenance": self.provenance,
             "digest": self.digest,
         }
+        if self.modules:
+            header["modules"] = self.modules
         tensors = {KEEP + name: keep.to(torch.uint8) for name, keep in self.keep.items()}
         checkpoint.write_tensors(Path(path), {**tensors, **{INDEX + k: v for k, v in self.index.items()}}, header)
 
@@ -158,9 +290,19 @@ class Plan:
             {k.removeprefix(INDEX): v for k, v in tensors.items() if k.startswith(INDEX)},
             {name: tuple(shape) for name, shape in header["shapes"].items()},
             header["provenance"],
+            header.get("modules", {}),
         )
         plan.check(path)
         for key in ("criterion", "allocation", "sparsity", "model", "trajectory"):
             plan.provenance[key]
         plan.sparsity()  # every name and axis that the plan speaks of exists
         return plan if plan.digest == header["digest"] else plan.edited({})
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    """``name``, or ``name/2``, ``name/3`` … when it is taken."""
+    number, found = 1, name
+    while found in taken:
+        number += 1
+        found = f"{name}/{number}"
+    return found

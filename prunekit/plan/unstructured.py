@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunekit.plan.allocation import Allocation
+from prunekit.plan.allocation import Sharing
 
 
-def unstructured_masks(importance: dict[str, Tensor], sparsity: float, allocation: Allocation) -> dict[str, Tensor]:
+def unstructured_masks(importance: dict[str, Tensor], sparsity: float, allocation: Sharing) -> dict[str, Tensor]:
     """Masks, True where a weight stays; ``round(sparsity × weights)`` go, ties broken by position.
 
     Args:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from prunekit.errors import ArtifactError
 from prunekit.kernel import ModelFunction, Reconstruction, masked_machine, reconstruct, shares_by_layer
 from prunekit.measure import agreement, divergence
 from prunekit.progress import Bar
-from prunekit.trajectory import Segment, Trajectory
+from prunekit.trajectory import Continued, Segment, Trajectory
 
 
 def dense_reconstruction(
@@ -66,31 +68,67 @@ def account(
     *,
     tolerance: float,
     stride: int,
+    child: Trajectory | None = None,
+    rule: str = "midpoint",
+    nodes: int | None = None,
 ) -> dict[str, Any]:
-    """The kernel section of an evaluation, as JSON values.
+    """The kernel section of an evaluation, as JSON values. What it says by layer is about all prunings of the path.
 
     Args:
         dense: the dense model's reconstruction on ``x``.
         pruned_state: the pruned model in dense coordinates, ``(P,)``.
         mask: flat ``(P,)``, True where a coordinate stays.
         tolerance: allowed error per sample of the pruning step.
+        child: the steps of fine-tuning; the pruned model's path goes on along them. Where it branches off from an earlier
+            state than the last (rewinding), the path leaves the dense model's there.
+        rule, nodes: of a step of training, as in ``dense_reconstruction``.
     """
+    path = None if child is None else Continued(trajectory, child)
     last = trajectory.state(-1)
-    step = Segment(len(trajectory), last, pruned_state, torch.zeros_like(last))
+    step = path.joint if path is not None else Segment(len(trajectory), last, pruned_state, torch.zeros_like(last))
+    fixed: dict[str, Any] = {"tolerance": tolerance} if nodes is None else {"tolerance": None, "nodes": nodes}
+    fixed["jumps"] = tolerance
+
+    def along(segments: Iterator[Segment], pieces: int, what: str) -> Reconstruction | None:
+        """None for no pieces at all."""
+        first = next(segments, None)
+        if first is None:
+            return None
+        with Bar(what, pieces) as bar:
+            return reconstruct(function, chain([first], segments), x, y, rule=rule, tick=bar.advance, **fixed)
+
+    before: Reconstruction | None = dense
+    if path is not None and path.branch < len(trajectory):
+        pieces = -(-trajectory.pieces_until(path.branch) // stride)
+        before = along(trajectory.segments(stride, until=path.branch), pieces, "rebuild the rewound model (steps)")
     with Bar("rebuild the pruned model (samples)", len(x)) as bar:
         pruning = reconstruct(function, [step], x, y, tolerance=tolerance, within=bar.advance)
-    rebuilt = dense.rebuilt + (pruning.rebuilt - pruning.start)
+    rebuilt = (pruning.start if before is None else before.rebuilt) + (pruning.rebuilt - pruning.start)
+    model = pruning.model
+    tuned = None
+    if child is not None:
+        tuned = along(child.segments(stride), -(-child.pieces // stride), "rebuild the fine-tuned model (steps)")
+    if tuned is not None:
+        rebuilt, model = rebuilt + (tuned.rebuilt - tuned.start), tuned.model
     shares = shares_by_layer(function, step, x, y)
     change = pruning.model - pruning.start
+    for later in child.segments() if child is not None else ():
+        if later.jump:
+            change = change + _difference(function, later, x, y)
+            for layer, share in shares_by_layer(function, later, x, y).items():
+                shares[layer] = shares[layer] + share if layer in shares else share
     left_over = change - sum(shares.values(), torch.zeros_like(change))
     sizes = {layer: float(share.abs().mean()) for layer, share in shares.items()}
-    with Bar("masked kernel machine (steps)", -(-trajectory.pieces // stride)) as bar:
-        machine = masked_machine(function, trajectory.segments(stride), mask.to(last.dtype), x, y, tick=bar.advance)
+    machine = _kept_alone(function, trajectory, path, mask.to(last.dtype), x, y, stride)
     return {
         "samples": len(x),
         "dense": {**_fit(dense.rebuilt, dense.model), "certificate": _certificate(dense)},
         "pruned": {
-            **_fit(rebuilt, pruning.model),
+            **_fit(rebuilt, model),
+            "steps": {
+                "dense": len(trajectory) if path is None else path.branch,
+                "finetuning": 0 if child is None else sum(child.step(s).moved for s in range(len(child))),
+            },
             "pruning_step_error": float(pruning.error.mean()),
             "evaluations_per_sample": pruning.evaluations / len(x),
             "mean_change": float(change.abs().mean()),
@@ -98,10 +136,12 @@ def account(
                 layer: {"mean_change": size, "share": size / max(sum(sizes.values()), 1e-30)} for layer, size in sizes.items()
             },
             "by_layer_residual": float(left_over.abs().mean()),
+            **({"rewound": _part(before)} if before is not None and before is not dense else {}),
+            **({"finetuning": _part(tuned)} if tuned is not None else {}),
         },
         "masked_machine": {
-            **_fit(machine, pruning.model),
-            "kl_to_pruned": divergence(machine, pruning.model),
+            **_fit(machine, model),
+            "kl_to_pruned": divergence(machine, model),
         },
     }
 
@@ -116,6 +156,45 @@ def _fit(rebuilt: Tensor, model: Tensor) -> dict[str, Any]:
         "mean_output": float(model.abs().mean()),
         "argmax_agreement": agreement(rebuilt, model),
     }
+
+
+def _kept_alone(
+    function: ModelFunction, trajectory: Trajectory, path: Continued | None, mask: Tensor, x: Tensor, y: Tensor, stride: int
+) -> Tensor:
+    """The masked kernel machine along the whole path; the joining piece moves only what is masked.
+
+    Fine-tuning after the last pruning moves kept weights alone, so there the machine's terms are the change of ``f``
+    itself, which needs no derivatives.
+    """
+    if path is None:
+        with Bar("masked kernel machine (steps)", -(-trajectory.pieces // stride)) as bar:
+            return masked_machine(function, trajectory.segments(stride), mask, x, y, tick=bar.advance)
+    child, gone = path.child, mask == 0
+    before = [n for n, s in enumerate(child.segments(stride), 1) if s.update[gone].any()]
+    last = before[-1] if before else 0
+    pieces = chain(trajectory.segments(stride, until=path.branch), islice(child.segments(stride), last))
+    first = next(pieces, None)
+    begin, end = path.joint.end, child.state(-1)
+    for segment in islice(child.segments(stride), last):
+        begin = segment.end
+    tail = _difference(function, Segment(0, begin, end, torch.zeros_like(end)), x, y)
+    if first is None:  # a single checkpoint, and no pruning on the way
+        with torch.no_grad():
+            x, y = x.to(function.device), y.to(function.device)
+            return function(path.joint.start.to(function.device), x, y) + tail
+    with Bar("masked kernel machine (steps)", -(-trajectory.pieces_until(path.branch) // stride) + last) as bar:
+        return masked_machine(function, chain([first], pieces), mask, x, y, tick=bar.advance) + tail
+
+
+@torch.no_grad()
+def _difference(function: ModelFunction, segment: Segment, x: Tensor, y: Tensor) -> Tensor:
+    x, y = x.to(function.device), y.to(function.device)
+    return function(segment.end.to(function.device), x, y) - function(segment.start.to(function.device), x, y)
+
+
+def _part(made: Reconstruction) -> dict[str, Any]:
+    """A part of a path: how far it moved the outputs, and the certificate of its steps."""
+    return {"mean_change": float((made.model - made.start).abs().mean()), "certificate": _certificate(made)}
 
 
 def _certificate(made: Reconstruction) -> dict[str, Any]:

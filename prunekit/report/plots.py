@@ -38,6 +38,9 @@ def comparison_figure(comparison: Comparison) -> Figure:
     axes = figure.subplots(len(structures), len(allocations), squeeze=False, sharey=True)
     for row, structure in zip(axes, structures, strict=True):
         for panel, allocation in zip(row, allocations, strict=True):
+            if not any((c["structure"], c["allocation"]) == (structure, allocation) for c in comparison.cells):
+                panel.set_axis_off()  # N:M is the same in every allocation
+                continue
             for number, criterion in enumerate(criteria):
                 cells = [
                     c
@@ -95,6 +98,30 @@ def layers_figure(evaluations: dict[str, dict[str, Any]]) -> Figure:
         panel.invert_yaxis()
         panel.set_title(name, fontsize=10, loc="left")
     axes[-1, 0].set_xlabel("share of the outputs' change (%)")
+    return figure
+
+
+def sensitivity_figure(result: dict[str, Any]) -> Figure:
+    """Accuracy by layer (rows) and sparsity (columns), as shades with the figures in them."""
+    layers, sparsities = _ordered(c["layer"] for c in result["cells"]), sorted({c["sparsity"] for c in result["cells"]})
+    table = {(c["layer"], c["sparsity"]): 100 * c["accuracy"] for c in result["cells"]}
+    rows = [[table[layer, sparsity] for sparsity in sparsities] for layer in layers]
+    figure = Figure(figsize=(2.4 + 0.62 * len(sparsities), 1.3 + 0.34 * len(layers)), layout="constrained")
+    panel = figure.subplots()
+    image = panel.imshow(rows, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    for row, values in enumerate(rows):
+        for column, value in enumerate(values):
+            panel.text(
+                column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color="black" if value > 55 else "white"
+            )
+    panel.set_xticks(range(len(sparsities)), [f"{100 * s:g}" for s in sparsities])
+    panel.set_yticks(range(len(layers)), layers, fontsize=8)
+    panel.set_xlabel("share of this layer removed (%), all others whole")
+    made = result["made_from"]
+    panel.set_title(
+        f"{made['structure']} by {made['criterion']}; dense {100 * result['dense']['accuracy']:.1f} %", fontsize=9, loc="left"
+    )
+    figure.colorbar(image, label="validation accuracy (%)")
     return figure
 
 

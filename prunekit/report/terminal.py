@@ -82,12 +82,33 @@ def compare(result: tuple[Comparison, bool]) -> None:
         print("compare: unchanged, reused")
 
 
+def study(result: dict[str, Any]) -> None:
+    table = _table("compare: area under the curve of test accuracy, in points, mean ± standard deviation over seeds",
+                   "case, structure", "auto", "regret", "best criterion", "", "magnitude")  # fmt: skip
+    for e in result["summary"]:
+        best = max(e["methods"], key=lambda m: e["methods"][m]["mean"])
+        magnitude = e["methods"].get("magnitude")
+        table.add_row(
+            f"{e['case']}, {e['structure']}", _points(e["auto"]), _points(e["auto"]["regret"]), best,
+            _points(e["methods"][best]), _points(magnitude) if magnitude else "",
+        )  # fmt: skip
+    _print(table)
+    if len(result["study"]["seeds"]) < 3:
+        print("  fewer than three seeds: no claim about criteria can rest on this")
+    print(f"compare: {result['rows']:,} pruned models -> {result['path']}")
+
+
+def _points(found: dict[str, Any]) -> str:
+    return f"{found['mean']:.2f}" + ("" if found["std"] is None else f" ± {found['std']:.2f}")
+
+
 def prune(result: dict[str, Any]) -> None:
     what = "plan" if result.get("dry_run") else "prune"
+    notes = (" (plan edited by hand)" if result["edited"] else "") + (", compensated" if result["compensated"] else "")
     print(
         f"{what}: {result['name']}: {result['structure']} by {result['criterion']} ({result['allocation']}), asked "
         f"{result['asked']:.4f}, removed {result['achieved']:.4f} of prunable and {result['achieved_all']:.4f} of all "
-        f"parameters{' (plan edited by hand)' if result['edited'] else ''} -> {result['path']}{_again(result['reused'])}"
+        f"parameters{notes} -> {result['path']}{_again(result['reused'])}"
     )
     if result["by_auto"] and result["criterion"] == "random":
         print("  random did best on validation data: so much removed at once, no criterion knows better than chance here")
@@ -105,15 +126,25 @@ def prune(result: dict[str, Any]) -> None:
         print(f"  squeezed: channels taken out: {listed}")
         for name, why in squeezed["left"].items():
             print(f"  {name}: {why}")
+    for number, found in enumerate(result.get("rounds", ()), 1):
+        told = f"  round {number}: removed {found['sparsity']:.4f}"
+        if "accuracy" in found:
+            told += f", validation accuracy {found['accuracy_pruned']:.2%}"
+            told += f", after {found['steps']} steps {found['accuracy']:.2%}" if found["steps"] else ""
+        print(f"{told} ({found['seconds']:.1f} s)")
+    if result.get("recalibrated") == 0:
+        print("  recalibrate: the model has no BatchNorm layer, so there was nothing to measure anew")
     table = _table("", "parameter", "weights", "kept", "kept %")
     for name, count in result["layers"].items():
         table.add_row(name, f"{count['total']:,}", f"{count['kept']:,}", f"{100 * count['kept'] / count['total']:.1f}")
     _print(table)
     if result["groups"]:
-        table = _table("", "channels of", "before", "kept")
+        table = _table("", "blocks" if result["structure"] == "layers" else "units of", "before", "kept")
         for name, count in sorted(result["groups"].items()):
             table.add_row(name, str(count["total"]), str(count["kept"]))
         _print(table)
+    for name, reason in result["refused"].items():
+        print(f"  left whole: {name}: {reason}")
 
 
 def evaluate(result: tuple[str, dict[str, Any]]) -> None:
@@ -143,7 +174,26 @@ def evaluate(result: tuple[str, dict[str, Any]]) -> None:
     table.add_row("same answer as the model", *(f"{p['argmax_agreement']:.2%}" for p in parts))
     _print(table)
     layers = ", ".join(f"{n} {v['share']:.0%}" for n, v in kernel["pruned"]["by_layer"].items())
-    print(f"the outputs changed through: {layers}")
+    steps = kernel["pruned"].get("steps")
+    if steps and steps["finetuning"]:
+        print(f"path of the pruned model: {steps['dense']} training steps, the pruning, {steps['finetuning']} fine-tuning steps")
+        print(f"pruning changed the outputs through: {layers}")
+    else:
+        print(f"the outputs changed through: {layers}")
+
+
+def sensitivity(result: dict[str, Any]) -> None:
+    made, dense = result["made_from"], result["dense"]["accuracy"]
+    shares = [f"{s:g}" for s in made["sparsities"]]
+    title = f"sensitivity, {made['structure']} by {made['criterion']}: validation accuracy in % (dense {100 * dense:.1f})"
+    table = _table(f"{title}{_again(result['reused'])}", "layer, alone", *shares)
+    rows: dict[str, list[str]] = {}
+    for cell in result["cells"]:
+        rows.setdefault(cell["layer"], []).append(f"{100 * cell['accuracy']:.1f}")
+    for layer, values in rows.items():
+        table.add_row(layer, *values)
+    _print(table)
+    print(f"sensitivity: {result['path']}")
 
 
 def report(result: tuple[Path, list[str]]) -> None:
@@ -171,8 +221,10 @@ SHOW: dict[str, Callable[[Any], None]] = {
     "import": imported,
     "score": score,
     "compare": compare,
+    "study": study,
     "prune": prune,
     "eval": evaluate,
+    "sensitivity": sensitivity,
     "report": report,
     "info": info,
 }

@@ -1,8 +1,15 @@
-"""Tries plans and measures them: compare, auto, refine."""
+"""Tries plans and measures them: compare, auto, sensitivity of layers. Repairs them: refine. Prunes in steps: schedules."""
 
 from prunekit.search.auto import choose
 from prunekit.search.compare import Candidates, Comparison, compare
+from prunekit.search.finetune import Finetuning, Tuner, finetune
 from prunekit.search.patterns import PATTERNS
+from prunekit.search.planner import Given, Planner, leaves
 from prunekit.search.refine import refine
+from prunekit.search.schedule import SCHEDULES, Pruned, Schedule, cut, prune_by_schedule
+from prunekit.search.sensitivity import sensitivity
 
-__all__ = ["PATTERNS", "Candidates", "Comparison", "choose", "compare", "refine"]
+__all__ = [
+    "PATTERNS", "SCHEDULES", "Candidates", "Comparison", "Finetuning", "Given", "Planner", "Pruned", "Schedule", "Tuner",
+    "choose", "compare", "cut", "finetune", "leaves", "prune_by_schedule", "refine", "sensitivity",
+]  # fmt: skip

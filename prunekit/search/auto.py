@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from prunekit.plan import choices
 from prunekit.progress import track
 from prunekit.search.compare import Candidates, Comparison, merit
 
@@ -29,7 +30,7 @@ def choose(
         and cell["allocation"] in allocations
         and cell["criterion"] in candidates.scores
     ]
-    wanted = [(c, a) for c in candidates.scores for a in allocations]
+    wanted = [(c, a) for c in candidates.scores for a, _ in choices(structure, allocations, [sparsity])]
     if len(cells) != len(wanted):
         cells = [
             candidates.cell(structure, criterion, allocation, sparsity)

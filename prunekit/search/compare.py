@@ -16,9 +16,10 @@ from prunekit.apply import masked
 from prunekit.criteria import Scores
 from prunekit.errors import ArtifactError
 from prunekit.measure import accuracy, fidelity, predict
-from prunekit.plan import Plan, plan_from
+from prunekit.plan import GROUPED, Plan, choices, plan_from
 from prunekit.progress import Bar
-from prunekit.structure import ChannelGroup, channel_groups
+from prunekit.structure import Group, find_groups
+from prunekit.structure.heads import Mappings
 
 SCHEMA = 1
 COLUMNS = ("structure", "criterion", "allocation", "sparsity", "achieved", "achieved_all", "accuracy", "agreement", "kl")
@@ -88,13 +89,16 @@ class Candidates:
         scores: Mapping[str, Scores],
         batches: Sequence[tuple[Tensor, Tensor]],
         structures: Sequence[str],
+        attention: Mappings = (),
     ) -> None:
         self.model, self.scores, self.batches = model, scores, batches
-        self.groups: list[ChannelGroup] = channel_groups(model, batches[0][0][:2]) if "channels" in structures else []
+        self.groups: dict[str, Sequence[Group]] = {
+            name: find_groups(name, model, batches[0][0][:2], attention) for name in structures if name in GROUPED
+        }
         self.dense, self.labels = predict(model, batches)
 
     def plan(self, structure: str, criterion: str, allocation: str, sparsity: float) -> Plan:
-        return plan_from(self.scores[criterion], self.model, self.groups, sparsity, structure, allocation)
+        return plan_from(self.scores[criterion], self.model, self.groups.get(structure, ()), sparsity, structure, allocation)
 
     def cell(self, structure: str, criterion: str, allocation: str, sparsity: float) -> dict[str, Any]:
         """Makes the plan, runs the masked model (which computes what the cut one does), and measures it."""
@@ -121,6 +125,7 @@ def compare(
     allocations: Sequence[str],
     sparsities: Sequence[float],
     made_from: Mapping[str, Any] | None = None,
+    attention: Mappings = (),
 ) -> Comparison:
     """Measures every criterion × allocation × sparsity of every structure on ``batches`` (validation data).
 
@@ -128,8 +133,8 @@ def compare(
         model: the dense model that ``scores`` were made from.
         scores: by criterion name.
     """
-    candidates = Candidates(model, scores, batches, structures)
-    grid = [(s, c, a, p) for s in structures for c in scores for a in allocations for p in sparsities]
+    candidates = Candidates(model, scores, batches, structures, attention)
+    grid = [(s, c, a, p) for s in structures for c in scores for a, p in choices(s, allocations, sparsities)]
     cells = []
     with Bar("compare (cells)", len(grid)) as bar:
         for structure, criterion, allocation, sparsity in grid:

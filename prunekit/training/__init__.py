@@ -1,5 +1,7 @@
-"""The one training loop."""
+"""The one training loop, distillation, BatchNorm statistics measured anew."""
 
-from prunekit.training.loop import train
+from prunekit.training.distill import Distillation
+from prunekit.training.loop import batches_per_epoch, train
+from prunekit.training.recalibrate import recalibrate
 
-__all__ = ["train"]
+__all__ = ["Distillation", "batches_per_epoch", "recalibrate", "train"]

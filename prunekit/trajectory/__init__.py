@@ -1,9 +1,13 @@
 """Leave and read a trajectory: the recorder, the store, and what each optimizer's step is made of."""
 
+from prunekit.trajectory.continued import Continued, parent_facts
 from prunekit.trajectory.imported import load_into, write_checkpoints
 from prunekit.trajectory.layout import Entry, Layout
 from prunekit.trajectory.recorder import Recorder, disk_needed
 from prunekit.trajectory.rules import StepLog
 from prunekit.trajectory.trajectory import Segment, Trajectory
 
-__all__ = ["Entry", "Layout", "Recorder", "Segment", "StepLog", "Trajectory", "disk_needed", "load_into", "write_checkpoints"]
+__all__ = [
+    "Continued", "Entry", "Layout", "Recorder", "Segment", "StepLog", "Trajectory", "disk_needed", "load_into", "parent_facts",
+    "write_checkpoints",
+]  # fmt: skip

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -109,12 +110,40 @@ class Recorder:
             named: dict[str, Tensor] = {**self._named(), **{k: v for k, v in state.items() if k in self._named()}}
             row = self._writer.row()
             self.layout.flatten(named, out=torch.from_numpy(row))
+        self._writer.put(row, self._set_line())
+
+    @contextmanager
+    def jump(self) -> Iterator[None]:
+        """Around code that sets the model's weights between two steps (prunes them): one straight piece of the path that
+
+        is neither the gradients' nor the decay's. Nothing is added when nothing changes.
+        """
+        before = self._flat_state(np.empty(self.layout.total, self._dtype))
+        kept = self._kept_last
+        yield
+        row = self._flat_state(np.empty(self.layout.total, self._dtype))
+        if np.array_equal(before, row):
+            return
+        if not kept:
+            buffer = self._writer.row()
+            buffer[:] = before
+            self._writer.put(buffer, None)
+        buffer = self._writer.row()
+        buffer[:] = row
+        self._kept_last = True
+        self._writer.put(buffer, {"moved": False} if kept else {"moved": False, "before": True})
+
+    def flush(self) -> None:
+        """Waits until everything so far is on disk, where a ``Trajectory`` can read it while recording goes on."""
+        self._writer.flush()
+
+    def _set_line(self) -> dict[str, Any]:
         line: dict[str, Any] = {"moved": False}
         if not self._kept_last:
             self._writer.put(self._flat_state(self._writer.row()), None)
             line["before"] = True  # the state that the last step left lies before this one
         self._kept_last = True
-        self._writer.put(row, line)
+        return line
 
     @classmethod
     def resume(cls, folder: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any = None) -> Recorder:
@@ -152,6 +181,7 @@ class Recorder:
         held = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
         self._stepped = [(names[id(p)], p) for p in held if id(p) in names]
         dtype = np.dtype(np.float64 if any(p.dtype == torch.float64 for p in self.model.parameters()) else np.float32)
+        self._dtype = dtype
         replay = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in self.model.modules())
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class StepLog:
         seeds: of each micro-batch's augmentation; None where there was none.
         gradient_scale: factor that clipping put on the gradient.
         without_gradient: names of parameters whose gradient was None, which the step left alone.
-        moved: False for a state that was set, not stepped to (averaged weights at the end).
+        moved: False for a state that was set, not stepped to (weights pruned, or averaged at the end).
     """
 
     groups: tuple[Mapping[str, Any], ...] = ()
@@ -137,6 +138,7 @@ class Recursion:
     Attributes:
         note: a sentence on what cannot be told apart; empty when everything can.
         explains_data: whether training samples' gradients can be traced (data-wise scores).
+        taken: by step, how many were taken up to it and with it (states that were set are none).
     """
 
     def __init__(
@@ -152,7 +154,8 @@ class Recursion:
         self.members = [group["parameters"] for group in optimizer["groups"]] if optimizer else []
         self.rule, self.note, self.explains_data = _rule_for(optimizer, has_second_moments)
         self._counts = dict(start_counts)
-        self._regular = all(not step.without_gradient and step.moved for step in log)
+        self.taken = list(accumulate(int(step.moved) for step in log))
+        self._even = all(not step.without_gradient for step in log)
 
     def step(self, index: int, second_moments: Tensor | None) -> Iterator[tuple[str, LinearStep]]:
         """``(name, linear step)`` of every parameter that moved at step ``index``."""
@@ -168,8 +171,8 @@ class Recursion:
 
     def _count(self, name: str, index: int) -> int:
         before = self._counts.get(name, 0)
-        if self._regular:
-            return before + index + 1
+        if self._even:
+            return before + self.taken[index]
         return before + sum(1 for s in self.log[: index + 1] if s.moved and name not in s.without_gradient)
 
     def regularisation(self, index: int, state: Tensor, v: Tensor | None, running: Tensor, out: Tensor) -> None:

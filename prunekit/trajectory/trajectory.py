@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prunekit import checkpoint
-from prunekit.errors import ArtifactError, NonFiniteError
+from prunekit.errors import ArtifactError, NonFiniteError, UsageError
 from prunekit.trajectory.layout import Layout
 from prunekit.trajectory.rules import Recursion, StepLog, survival
 from prunekit.trajectory.states import READERS
@@ -33,6 +33,7 @@ class Segment:
             statistics, averaged weights).
         surviving: ``Σ ω_s U_s``, the part of ``U`` that decay leaves until the end of training; only from
             ``segments(survival=True)``.
+        jump: whether weights were set inside (pruned, averaged): such a piece can be long.
     """
 
     index: int
@@ -41,6 +42,7 @@ class Segment:
     regularisation: Tensor
     steps: int = 1
     surviving: Tensor | None = None
+    jump: bool = False
 
     @property
     def update(self) -> Tensor:
@@ -102,6 +104,17 @@ class Trajectory:
     def pieces(self) -> int:
         """Straight pieces between kept states."""
         return len(self._rows) - 1
+
+    def pieces_until(self, index: int) -> int:
+        """How many straight pieces lead to state ``index``.
+
+        Raises:
+            UsageError: there is no such state, or it was not kept; the nearest that were are named.
+        """
+        if index in self._rows:
+            return self._rows.index(index)
+        nearest = sorted(sorted(self._rows, key=lambda row: abs(row - index))[:2])
+        raise UsageError(f"{self.folder}: keeps no state {index}; the nearest are {' and '.join(map(str, nearest))}")
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -167,7 +180,9 @@ class Trajectory:
 
     def second_moments(self, step: int) -> Tensor | None:
         """Adam's raw ``v`` (amsgrad: its running maximum) after step ``step``, ``(P,)``; None if not recorded."""
-        return None if self._moments is None or not self._log[step].moved else self._moments.row(step)
+        if self._moments is None or not self._log[step].moved:
+            return None
+        return self._moments.row(self.recursion.taken[step] - 1)
 
     def random_states(self, step: int) -> list[Tensor] | None:
         """torch's random state before each forward pass of ``step``; None for models without dropout."""
@@ -185,23 +200,27 @@ class Trajectory:
         """State ``index`` by name, with the fixed part: enough for ``load_state_dict`` up to tied names."""
         return {**self.fixed, **{k: v.clone() for k, v in self.layout.views(self.state(index)).items()}}
 
-    def segments(self, stride: int = 1, *, begin: int = 0, end: int | None = None, survival: bool = False) -> Iterator[Segment]:
+    def segments(
+        self, stride: int = 1, *, begin: int = 0, end: int | None = None, survival: bool = False, until: int | None = None
+    ) -> Iterator[Segment]:
         """The path's pieces in order.
 
         Args:
             stride: so many pieces between kept states are taken as one straight piece.
             begin, end: only pieces that start at optimizer steps in ``[begin, end)``: a phase of training.
             survival: also fill ``Segment.surviving``.
+            until: the path ends at this state, one that was kept; None for the last.
         """
+        pieces = self.pieces if until is None else self.pieces_until(until)
         weights = self._survival[0] if survival else None
         running = torch.zeros_like(self._row(0))
         last = self._row(0)
-        for row in range(0, self.pieces, stride):
-            until = min(row + stride, self.pieces)
+        for row in range(0, pieces, stride):
+            stop = min(row + stride, pieces)
             first = start = last
             share = torch.zeros_like(start)
             left = torch.zeros_like(start) if survival else None
-            for piece in range(row, until):
+            for piece in range(row, stop):
                 low, high = self._rows[piece], self._rows[piece + 1]
                 first, last = last, self._row(piece + 1)
                 for s in range(low, high):
@@ -209,11 +228,15 @@ class Trajectory:
                     before = share.clone() if left is not None else None
                     self.recursion.regularisation(s, theta, self.second_moments(s), running, share)
                     self._set_aside(s, (last - first) / (high - low), share)
+                    if not self._log[s].moved:
+                        running[(last == 0) & (first != 0)] = 0  # what is pruned loses its optimizer state as well
                     if left is not None and before is not None and weights is not None:
                         moved = (last - first) / (high - low) - (share - before)
                         left += self._scaled(moved, weights[s])
             if begin <= self._rows[row] < (len(self) if end is None else end):
-                yield Segment(self._rows[row], start, last, share, self._rows[until] - self._rows[row], left)
+                low, high = self._rows[row], self._rows[stop]
+                jump = not all(step.moved for step in self._log[low:high])
+                yield Segment(low, start, last, share, high - low, left, jump)
 
     def _set_aside(self, step: int, moved: Tensor, share: Tensor) -> None:
         """Running statistics and averaged weights are moved by neither gradient nor decay: they count as R."""

@@ -121,6 +121,16 @@ class BackgroundWriter:
         """Queues a snapshot; the rows that it counts are queued before it, so they are there when it is."""
         self._pending.put(lambda: snapshot.write(self.folder, taken))
 
+    def flush(self) -> None:
+        """Waits until what is queued is written; raises what went wrong, if anything did."""
+        done = threading.Event()
+        self._pending.put(done.set)
+        while not done.wait(0.1):
+            if self._failure is not None:  # a failed writer drops what is queued
+                break
+        if self._failure is not None:
+            raise self._failure
+
     def close(self) -> PrunekitError | None:
         """Writes what is queued and trims the files; returns what went wrong, if anything did."""
         self._pending.put(None)

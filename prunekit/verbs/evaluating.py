@@ -18,6 +18,7 @@ from prunekit.kernel import ModelFunction
 from prunekit.measure import accuracy, fidelity, latencies, machine, predict, sizes
 from prunekit.plan import Plan
 from prunekit.report import account, dense_reconstruction
+from prunekit.trajectory import Continued, Trajectory
 from prunekit.verbs.run_folder import PROBLEM, Run, reusable
 
 SCHEMA = 1
@@ -56,9 +57,10 @@ def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
             "prune again with --overwrite"
         )
     pruned = load(folder, run.new_model)
-    if plan.structure == "unstructured":
+    if plan.masking:
         checkpoint.read_tensors(folder / "masks.safetensors")  # a folder is measured whole or not at all
     options = run.recipe.eval
+    child = _child(run, folder, plan, pruned) if manifest.facts.get("finetune") else None
     made_from = {
         "weights": model_digest(pruned),
         "plan": plan.digest,
@@ -69,6 +71,7 @@ def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
         "allocation": plan.provenance["allocation"],
         "structure": plan.structure,
         "asked": plan.provenance["sparsity"],
+        "child": None if child is None else child.hash,
     }
     path = folder / "eval.json"
     if reusable(path, _made_from(path), made_from, overwrite):
@@ -96,7 +99,7 @@ def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
         "layers": plan.counts(),
         "latency": _latency(run, dense, pruned),
         "refine": _refinement(plan),
-        "kernel": _kernel(run, plan, pruned, manifest.kept),
+        "kernel": _kernel(run, plan, pruned, child, manifest.kept),
     }
     result["cost"] = {"seconds": round(time.perf_counter() - started, 3)}
     run.model.cpu()
@@ -128,7 +131,25 @@ def _refinement(plan: Plan) -> dict[str, Any] | None:
     return {**{key: facts[key] for key in ("target", "samples", "before", "after", "changed", "ended")}, "rounds": rounds}
 
 
-def _kernel(run: Run, plan: Plan, pruned: torch.nn.Module, kept: Mapping[str, Sequence[int]]) -> dict[str, Any] | None:
+def _child(run: Run, folder: Path, plan: Plan, pruned: torch.nn.Module) -> Trajectory:
+    """The recorded fine-tuning of a pruned model.
+
+    Raises:
+        ArtifactError: it is missing or cut off, it continues another trajectory, or it ends at other weights.
+    """
+    child = Trajectory(folder / "trajectory")
+    path = Continued(run.trajectory, child)
+    if not child.complete:
+        raise ArtifactError(f"{child.folder}: recording was cut off after {len(child)} steps; prune again with --overwrite")
+    end = child.layout.flatten(dense_state(pruned, plan))
+    if not torch.equal(path.state(-1), end.to(path.state(-1).dtype)):
+        raise ArtifactError(f"{child.folder}: does not end at the weights in {folder / 'model.safetensors'}; prune again")
+    return child
+
+
+def _kernel(
+    run: Run, plan: Plan, pruned: torch.nn.Module, child: Trajectory | None, kept: Mapping[str, Sequence[int]]
+) -> dict[str, Any] | None:
     """The kernel section; None for a run with a single checkpoint, which has no path."""
     trajectory, options = run.trajectory, run.recipe.eval
     if len(trajectory) == 0:
@@ -144,7 +165,10 @@ def _kernel(run: Run, plan: Plan, pruned: torch.nn.Module, kept: Mapping[str, Se
     masks = plan.masks()
     mask = torch.cat([masks[e.name].flatten() if e.name in masks else torch.ones(e.size, dtype=torch.bool) for e in layout])
     state = layout.flatten({k: v.cpu() for k, v in dense_state(pruned.cpu(), plan, kept or None).items()})
-    return account(function, trajectory, dense, state, mask, x, y, tolerance=options.tolerance, stride=options.stride)
+    return account(
+        function, trajectory, dense, state, mask, x, y, tolerance=options.tolerance, stride=options.stride, child=child,
+        rule=options.rule, nodes=options.nodes,
+    )  # fmt: skip
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit import checkpoint
+from prunekit.criteria.spec import text_of
 from prunekit.errors import ArtifactError
 from prunekit.recipe import Recipe
 from prunekit.trajectory import Trajectory
@@ -81,7 +82,7 @@ def _folder(path: Path) -> dict[str, Any]:
             "data": recipe.data.factory if recipe.data else None,
             "seed": recipe.seed,
             "trajectory": _folder(path / "trajectory") if (path / "trajectory" / "trajectory.json").exists() else None,
-            "scores": sorted(p.stem for p in (path / "scores").glob("*.safetensors")),
+            "scores": sorted(_criterion(p.stem) for p in (path / "scores").glob("[!.]*.safetensors")),
             "compared": (path / "compare.json").exists(),
             "pruned": sorted(p.parent.name for p in (path / "pruned").glob("*/prunekit.json")),
         }
@@ -96,6 +97,14 @@ def _brief(provenance: dict[str, Any]) -> dict[str, Any]:
     if refined is None:
         return provenance
     return {**provenance, "refine": {**refined, "history": f"{len(refined['history'])} entries"}}
+
+
+def _criterion(name: str) -> str:
+    """A criterion from the name of its file; the name itself where it was cut."""
+    try:
+        return text_of(name)
+    except ValueError:
+        return name
 
 
 def _tensors(path: Path) -> dict[str, Any]:

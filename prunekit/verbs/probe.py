@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from prunekit.data import Split
 from prunekit.errors import StructureError, UsageError
+from prunekit.plan import GROUPED
 from prunekit.recipe import Recipe
-from prunekit.structure import channel_groups, prunable_parameters
+from prunekit.structure import find_groups, prunable_parameters
 from prunekit.trajectory import Layout
 
 PROBE = 4
@@ -44,12 +45,15 @@ def probe_structures(recipe: Recipe, model: nn.Module, splits: dict[str, Split])
     Raises:
         StructureError: it does not; says where the recipe asks.
     """
-    if "channels" not in [*recipe.compare.structures, *(p.structure for p in recipe.prune)]:
-        return
-    try:
-        channel_groups(model, splits["validation"].batch(range(min(2, len(splits["validation"]))))[0])
-    except StructureError as error:
-        raise StructureError(f"{error}; take channels out of the recipe's compare.structures and prune") from error
+    asked = {*recipe.compare.structures, *(p.structure for p in recipe.prune)}
+    example = splits["validation"].batch(range(min(2, len(splits["validation"]))))[0]
+    for structure in GROUPED:
+        if structure not in asked:
+            continue
+        try:
+            find_groups(structure, model, example, recipe.structure.mappings())
+        except StructureError as error:
+            raise StructureError(f"{error}; take {structure} out of the recipe's compare.structures and prune") from error
 
 
 def _outputs(recipe: Recipe, model: nn.Module, x: Tensor, split: str) -> Tensor:

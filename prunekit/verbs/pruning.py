@@ -3,90 +3,104 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prunekit import checkpoint
 from prunekit.apply import Manifest, prune, save, squeeze
-from prunekit.criteria import Scores, get_criterion
-from prunekit.errors import ArtifactError, UsageError
+from prunekit.criteria import Scores, expand, model_digest
+from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.measure import accuracy, predict
-from prunekit.plan import ALLOCATIONS, Plan, check_sparsity, check_structure, make_plan
-from prunekit.plan.allocation import get_allocation
-from prunekit.recipe import Refine
-from prunekit.search import Candidates, Comparison, choose, refine
+from prunekit.plan import GROUPED, Plan, asked_sparsity, make_plan
+from prunekit.recipe import Prune, Refine, Steps
+from prunekit.search import Candidates, Comparison, Given, choose, refine
+from prunekit.trajectory import Trajectory
+from prunekit.verbs.budgets import within_budget
 from prunekit.verbs.run_folder import PROBLEM, Run, reusable
+from prunekit.verbs.scheduling import planner_for, prune_in_steps
 from prunekit.verbs.scoring import comparison_inputs
 
 
-def prune_run(
-    run: Run,
-    name: str,
-    criterion: str,
-    sparsity: float,
-    structure: str = "unstructured",
-    allocation: str | None = None,
-    dry_run: bool = False,
-    overwrite: bool = False,
-    refining: Refine | None = None,
-    squeezing: bool = False,
-) -> dict[str, Any]:
+def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = False) -> dict[str, Any]:
     """Plans and prunes; with ``dry_run`` only the plan is written, to be looked at and edited.
-
-    Args:
-        criterion: a name, or ``auto``: the criterion and allocation that do best on validation data there.
-        allocation: None leaves the choice to ``auto``, else means ``global``.
-        refining: repair the plan on scoring samples.
-        squeezing: take out channels that an unstructured plan left without effect.
 
     Raises:
         UsageError: a name or value that does not exist.
         ArtifactError: ``pruned/<name>`` holds something else.
         StructureError: the model cannot take the structure.
+        PrunekitError: no plan meets the budget.
     """
-    check_sparsity(sparsity)
-    check_structure(structure)
-    if allocation is not None:
-        get_allocation(allocation)
-    if criterion != "auto":
-        get_criterion(criterion)
-    if squeezing and structure == "channels":
-        raise UsageError("--squeeze is for unstructured plans; channels are cut out as they are")
-    scores = run.all_scores() if criterion == "auto" else {criterion: run.scores(criterion)}
+    names = [] if wanted.criterion == "auto" else expand(wanted.criterion)
+    choosing = len(names) != 1
+    scores = {name: run.scores(name) for name in names} or run.all_scores()
+    budget, structure = wanted.budget, wanted.structure
+    training = _training_request(run, wanted)
     request: dict[str, Any] = {
-        "criterion": criterion,
-        "sparsity": sparsity,
+        "criterion": wanted.criterion if choosing else names[0],
+        "sparsity": None if budget[0] else asked_sparsity(structure, wanted.sparsity),
         "structure": structure,
-        "allocation": allocation,
+        "allocation": wanted.allocation,
         "scores": {n: s.digest for n, s in scores.items()},
+        **({"ratios": dict(wanted.ratios)} if wanted.ratios else {}),
+        **({"floor": wanted.floor} if wanted.floor else {}),
+        **({budget[0]: budget[1]} if budget[0] else {}),
+        **training,
+        **({"compensate": checkpoint.digest(dict(zip("xy", run.evidence.samples(), strict=True)))} if wanted.compensate else {}),
+        **({"squeeze": True} if wanted.squeeze else {}),
     }
-    if refining is not None:
-        request["refine"] = {**refining.model_dump(mode="json"), "data": run.splits["scoring"].digest()}
-    if squeezing:
-        request["squeeze"] = True
-    folder = run.path / "pruned" / name
+    if wanted.refine is not None:
+        request["refine"] = {**wanted.refine.model_dump(mode="json"), "data": run.splits["scoring"].digest()}
+    folder = run.path / "pruned" / wanted.name
     if reusable(folder, _made_from(folder, dry_run), request, overwrite):
         return {**_summary(folder, Plan.load(folder / "plan.safetensors")), "reused": True}
-    chosen: Mapping[str, Any] = {"criterion": criterion, "allocation": allocation or "global"}
-    if criterion == "auto":
-        chosen = _auto(run, scores, structure, sparsity, allocation)
-    plan = make_plan(
-        scores[chosen["criterion"]],
-        run.model,
-        run.example if structure == "channels" else None,
-        sparsity=sparsity,
-        structure=structure,
-        allocation=chosen["allocation"],
-    )
-    if refining is not None:
-        plan = _refined(run, plan, refining)
-        if plan.provenance["refine"]["ended"] == "interrupted":
-            request["refine"]["ended"] = "interrupted"  # so that it is not taken for what was asked
+    if dry_run and wanted.schedule.name != "one-shot":
+        raise UsageError(f"--dry-run shows a plan that is made at once; schedule {wanted.schedule.name} makes it on the way")
+    refuse_foreign(folder)
+    options: dict[str, Any] = {"ratios": wanted.ratios, "floor": wanted.floor, "attention": run.recipe.structure.mappings()}
+
+    def choose_at(sparsity: float) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = {"criterion": names[0] if names else "", "allocation": wanted.allocation or "global"}
+        if choosing:
+            found = _auto(run, scores, structure, sparsity, wanted.allocation)
+        return {**found, "scores": scores[found["criterion"]]}
+
+    def made_at(chosen: Mapping[str, Any], sparsity: float) -> Plan:
+        example = run.example if structure in GROUPED else None
+        return make_plan(
+            chosen["scores"],
+            run.model,
+            example,
+            sparsity=sparsity,
+            structure=structure,
+            allocation=chosen["allocation"],
+            **options,
+        )
+
+    def plan_at(chosen: Mapping[str, Any], sparsity: float) -> Plan:
+        plan = made_at(chosen, sparsity)
+        return plan if wanted.refine is None else _refined(run, plan, wanted.refine)
+
+    facts: dict[str, Any] = {}
+    if budget[0]:  # a repair keeps sizes, so only accuracy has to be measured with it
+        sparsity, facts = within_budget(run, wanted, choose_at, plan_at if budget[0] == "max_accuracy_drop" else made_at)
+    else:
+        sparsity = asked_sparsity(structure, wanted.sparsity)
+    chosen = choose_at(sparsity)
+    plan = plan_at(chosen, sparsity) if wanted.refine is not None or not wanted.request() or dry_run else None
+    if plan is not None and plan.provenance.get("refine", {}).get("ended") == "interrupted":
+        request["refine"]["ended"] = "interrupted"  # so that it is not taken for what was asked
+    if wanted.request() and not dry_run:
+        by_scores = partial(planner_for, run, chosen["scores"], structure, chosen["allocation"], wanted, options)
+        planner = by_scores() if plan is None else Given(run.evidence, plan)
+        done = prune_in_steps(run, folder, planner, sparsity, wanted, training, request, facts)
+        return {**_summary(folder, Plan.load(folder / "plan.safetensors")), **done, "reused": False}
+    assert plan is not None
     plan.provenance["request"] = request
     if dry_run:
         plan.save(folder / "plan.safetensors")
-        return {**_summary(folder, plan), "dry_run": True, "reused": False}
-    return _write(run, plan, folder)
+        return {**_summary(folder, plan), **facts, "dry_run": True, "reused": False}
+    return _write(run, plan, folder, facts)
 
 
 def _refined(run: Run, plan: Plan, options: Refine) -> Plan:
@@ -98,53 +112,89 @@ def _refined(run: Run, plan: Plan, options: Refine) -> Plan:
         run.model.cpu()
 
 
-def apply_plan(run: Run, plan_path: Path, name: str | None, overwrite: bool = False, squeezing: bool = False) -> dict[str, Any]:
+def apply_plan(
+    run: Run, plan_path: Path, name: str | None, overwrite: bool = False, steps: Steps | None = None, squeezing: bool = False
+) -> dict[str, Any]:
     """Applies a plan file, edited or not.
 
     Args:
         name: of the pruned model; by default the plan's folder under ``pruned/``.
+        steps: fine-tuning, rewinding; a schedule makes plans of its own.
         squeezing: also if the plan was made without.
     """
+    if steps is not None and steps.schedule.name != "one-shot":
+        raise UsageError(f"--apply takes a finished plan; schedule {steps.schedule.name} makes its own, leave it out")
     plan = Plan.load(plan_path)
     if squeezing:
-        if plan.structure != "unstructured":
-            raise UsageError("--squeeze is for unstructured plans; channels are cut out as they are")
+        if plan.smaller:
+            raise UsageError(f"--squeeze is for plans of masks; {plan.structure} are cut out as they are")
+        if steps is not None and steps.request():
+            raise UsageError("--squeeze is for pruning at once; leave out --finetune, --rewind and --recalibrate")
         plan.provenance.setdefault("request", {})["squeeze"] = True
     inside = plan_path.resolve().parent.parent == (run.path / "pruned").resolve()
     if name is None and not inside:
         raise UsageError(f"--name is needed: {plan_path} does not lie under {run.path / 'pruned'}")
     folder = run.path / "pruned" / (name or plan_path.resolve().parent.name)
     if (folder / "prunekit.json").exists():
-        found = {"plan": Manifest.load(folder / "prunekit.json").plan}
-        if reusable(folder, found, {"plan": plan.digest}, overwrite):
+        manifest = Manifest.load(folder / "prunekit.json")
+        found = {"plan": manifest.plan, **manifest.facts.get("request", {})}
+        if reusable(folder, found, {"plan": plan.digest, **_training_request(run, steps)}, overwrite):
             return {**_summary(folder, plan), "reused": True}
     elif folder.exists() and folder != plan_path.resolve().parent and not overwrite and any(folder.iterdir()):
         same = (folder / "plan.safetensors").resolve() == plan_path.resolve()
         if not same:
             raise ArtifactError(f"{folder}: exists; use --overwrite to replace it, or another --name")
+    if steps is not None and steps.request():
+        if plan.provenance["model"] != model_digest(run.model):
+            raise ArtifactError(
+                f"the plan was made for model {plan.provenance['model']}, this model is {model_digest(run.model)}"
+            )
+        refuse_foreign(folder)
+        asked = plan.provenance["sparsity"]
+        done = prune_in_steps(run, folder, Given(run.evidence, plan), asked, steps, _training_request(run, steps))
+        return {**_summary(folder, plan), **done, "reused": False}
     return _write(run, plan, folder)
 
 
 OURS = {"model.safetensors", "masks.safetensors", "plan.safetensors", "prunekit.json", "eval.json", "trajectory"}
 
 
-def _write(run: Run, plan: Plan, folder: Path) -> dict[str, Any]:
+def refuse_foreign(folder: Path) -> None:
+    """Raises ArtifactError when ``folder`` holds what prunekit did not write, which would be lost."""
     foreign = sorted(p.name for p in folder.iterdir() if p.name not in OURS) if folder.is_dir() else []
     if foreign or (folder.exists() and not folder.is_dir()):
         raise ArtifactError(
             f"{folder}: holds {', '.join(foreign) or 'no folder'}, which would be lost; move it, or take another --name"
         )
-    example = run.example if plan.structure == "channels" else None
-    small = prune(run.model, plan, example)
+
+
+def _write(run: Run, plan: Plan, folder: Path, found: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    refuse_foreign(folder)
+    example = run.example if plan.smaller else None
+    calibration = None
+    request = plan.provenance.get("request", {})
+    if request.get("compensate"):
+        calibration = [run.evidence.samples()]
+    small = prune(run.model, plan, example, calibration=calibration)
     squeezed = None
-    if plan.provenance.get("request", {}).get("squeeze"):
-        squeezed = squeeze(small, plan, run.example, run.batches("validation") if run.recipe.data is not None else None)
+    if request.get("squeeze"):
+        samples = run.batches("validation") if run.recipe.data is not None else None
+        squeezed = squeeze(small, plan, run.example, samples, run.recipe.structure.mappings())
         small = squeezed.model
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = dict(found or {})
     if run.recipe.data is not None:
         facts["validation_accuracy"] = accuracy(*predict(small, run.batches("validation")))
     save(small, plan, folder, facts, squeezed)
     return {**_summary(folder, plan), **facts, "reused": False}
+
+
+def _training_request(run: Run, steps: Steps | None) -> dict[str, Any]:
+    if steps is None:
+        return {}
+    found = steps.request()
+    if found and (steps.trains or steps.recalibrate) and run.recipe.data is not None:
+        found["train"] = run.splits["train"].digest()
+    return found
 
 
 def _auto(run: Run, scores: Mapping[str, Scores], structure: str, sparsity: float, allocation: str | None) -> dict[str, Any]:
@@ -152,27 +202,30 @@ def _auto(run: Run, scores: Mapping[str, Scores], structure: str, sparsity: floa
     comparison = None
     if inputs and inputs.get("scores") == {n: s.digest for n, s in scores.items()}:
         comparison = Comparison.load(run.path / "compare.json")
-    candidates = Candidates(run.model, scores, run.batches("validation"), [structure])
-    return choose(candidates, comparison, structure, sparsity, [allocation] if allocation else list(ALLOCATIONS))
+    candidates = Candidates(run.model, scores, run.batches("validation"), [structure], run.recipe.structure.mappings())
+    return choose(candidates, comparison, structure, sparsity, [allocation] if allocation else run.recipe.compare.allocations)
 
 
 def _made_from(folder: Path, dry_run: bool) -> dict[str, Any] | None:
     if not folder.exists():
         return None
+    trained: dict[str, Any] = {}
     try:
         if dry_run and not (folder / "prunekit.json").exists():
             found: dict[str, Any] = Plan.load(folder / "plan.safetensors").provenance
         else:
             manifest = Manifest.load(folder / "prunekit.json")
-            found = manifest.provenance
-            files = ["plan", "model", *(["masks"] if manifest.structure == "unstructured" else [])]
+            found, trained = manifest.provenance, manifest.facts.get("request", {})
+            files = ["plan", "model", *(["masks"] if not set(manifest.structure.split("+")) <= set(GROUPED) else [])]
             for name in files:  # a damaged one may not be reused
                 checkpoint.read_tensors(folder / f"{name}.safetensors")
-    except ArtifactError as error:
+            if manifest.facts.get("finetune"):
+                Trajectory(folder / "trajectory").verify()
+    except PrunekitError as error:
         if (folder / "plan.safetensors").exists() and not (folder / "prunekit.json").exists():
             return {PROBLEM: f"it holds a plan that was not applied yet (--apply {folder / 'plan.safetensors'})"}
         return {PROBLEM: str(error)}
-    return {PROBLEM: "its plan was edited by hand"} if found.get("edited") else dict(found.get("request", {}))
+    return {PROBLEM: "its plan was edited by hand"} if found.get("edited") else {**found.get("request", {}), **trained}
 
 
 def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
@@ -188,10 +241,12 @@ def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
         "asked": plan.provenance["sparsity"],
         "achieved": reached["prunable"],
         "achieved_all": reached["all"],
+        "compensated": "compensate" in plan.provenance.get("request", {}),
         "by_auto": plan.provenance.get("request", {}).get("criterion") == "auto",
         "edited": bool(plan.provenance.get("edited")),
         "refine": {k: v for k, v in refined.items() if k not in ("history", "options")} if refined else None,
         "squeezed": Manifest.load(manifest).facts.get("squeezed") if manifest.exists() else None,
         "layers": plan.counts(),
-        "groups": {n: {"total": len(k), "kept": int(k.sum())} for n, k in plan.keep.items()} if plan.index else {},
+        "groups": {n: {"total": len(k), "kept": int(k.sum())} for n, k in plan.keep.items() if n in plan.groups},
+        "refused": dict(plan.provenance.get("refused", {})),
     }

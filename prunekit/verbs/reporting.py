@@ -37,8 +37,7 @@ def report_run(run: Run) -> tuple[Path, list[str]]:
             left_out.append(str(error))
             return None
 
-    names = sorted(p.stem for p in (run.path / "scores").glob("[!.]*.safetensors"))
-    scores = [s for name in names if (s := kept(run.score_path(name), partial(run.scores, name))) is not None]
+    scores = [s for path in run.score_files() if (s := kept(path, partial(run.scores_in, path))) is not None]
     digests = {s.digest for s in scores}
     compared, training = run.path / "compare.json", run.path / "train.json"
     comparison = kept(compared, lambda: Comparison.load(compared)) if compared.exists() else None
@@ -90,10 +89,7 @@ def run_recipe(
     show("compare", (comparison, reused))
     pruned, evaluated = [], []
     for wanted in recipe.prune:
-        done = prune_run(
-            run, wanted.name, wanted.criterion, wanted.sparsity, wanted.structure, wanted.allocation, overwrite=overwrite,
-            refining=wanted.refine, squeezing=wanted.squeeze,
-        )  # fmt: skip
+        done = prune_run(run, wanted, overwrite=overwrite)
         show("prune", done)
         pruned.append(done)
         result = evaluate(run, run.path / "pruned" / wanted.name, overwrite)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.criteria import Evidence, Scores, model_digest
+from prunekit import checkpoint
+from prunekit.criteria import Evidence, Scores, compose, expand, model_digest, parse, score_slug
 from prunekit.data import Split, as_splits
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.imports import call
@@ -101,20 +103,49 @@ class Run:
     # -- artifacts ---------------------------------------------------------------------------------------------
 
     def score_path(self, criterion: str) -> Path:
-        return self.path / "scores" / f"{criterion}.safetensors"
+        """Where the scores of ``criterion`` lie; see ``prunekit.criteria.spec`` for the file name.
+
+        Raises:
+            UsageError: there is no such criterion, or it stands for several.
+        """
+        return self.path / "scores" / f"{score_slug(criterion)}.safetensors"
+
+    def score_files(self) -> list[Path]:
+        """Every score file of the run: in the recipe's order, then by name."""
+        listed = [self.score_path(name) for c in self.recipe.score.criteria for name in expand(c)]
+        found = (self.path / "scores").glob("[!.]*.safetensors")
+        return sorted(found, key=lambda path: (listed.index(path) if path in listed else len(listed), path.name))
 
     def scores(self, criterion: str) -> Scores:
+        """A score file of this run's trajectory; a composition without a file of its own is made from its parts' files.
+
+        Raises:
+            UsageError: there is no such criterion, or it stands for several.
+            ArtifactError: missing, damaged, or made from another trajectory, model or parts; both hashes are named.
+        """
+        spec = parse(criterion)
+        path = self.score_path(criterion)
+        if not path.is_file():
+            lacking = [part.text for part in spec.singles if not self.score_path(part.text).is_file()]
+            if not lacking:
+                return compose(spec, {part.text: self.scores(part.text) for part in spec.singles})
+            wanted = " ".join(f"--criterion {shlex.quote(name)}" for name in lacking)
+            raise ArtifactError(f"{self.score_path(lacking[0])}: no such file; make it with: prunekit score {self.path} {wanted}")
+        return self.scores_in(path)
+
+    def scores_in(self, path: Path) -> Scores:
         """A score file of this run's trajectory.
 
         Raises:
-            ArtifactError: missing, damaged, or made from another trajectory or model; both hashes are named.
+            ArtifactError: damaged, of another name than its content, or made from another trajectory, model or parts.
         """
-        path = self.score_path(criterion)
-        if not path.is_file():
-            raise ArtifactError(f"{path}: no such file; make it with: prunekit score {self.path} --criterion {criterion}")
         scores = Scores.load(path)
-        if scores.criterion != criterion:
-            raise ArtifactError(f"{path}: holds scores of {scores.criterion}, not of {criterion}")
+        try:
+            belongs = self.score_path(scores.criterion)
+        except UsageError as error:
+            raise ArtifactError(f"{path}: {error}") from None
+        if belongs.name != path.name:
+            raise ArtifactError(f"{path}: holds scores of {scores.criterion}, which belong in {belongs.name}")
         if scores.provenance["trajectory"] != self.trajectory.hash:
             raise ArtifactError(
                 f"{path}: made from trajectory {scores.provenance['trajectory']}, this run's is {self.trajectory.hash}; "
@@ -125,7 +156,21 @@ class Run:
                 f"{path}: made from model {scores.provenance['model']}, this run's is {model_digest(self.model)}; "
                 "score again with --overwrite"
             )
+        for part in scores.provenance.get("parts", ()):
+            self._check_part(path, part)
         return scores
+
+    def _check_part(self, path: Path, part: Mapping[str, Any]) -> None:
+        """A composed file must be of the scores that its parts' own files hold now, where they exist."""
+        own = self.score_path(part["criterion"])
+        if not own.is_file():
+            return
+        found = checkpoint.read_header(own, "scores")["digest"]
+        if found != part["digest"]:
+            raise ArtifactError(
+                f"{path}: made from scores {part['digest']} of {part['criterion']}, {own.name} now holds {found}; "
+                "score again with --overwrite"
+            )
 
     def all_scores(self) -> dict[str, Scores]:
         """Every score file of the run, in the recipe's order, then by name.
@@ -133,11 +178,10 @@ class Run:
         Raises:
             ArtifactError: there is none.
         """
-        names = {p.stem for p in (self.path / "scores").glob("*.safetensors")}
-        if not names:
+        files = self.score_files()
+        if not files:
             raise ArtifactError(f"{self.path}: has no scores yet; make them with: prunekit score {self.path} --criterion all")
-        order = self.recipe.score.criteria
-        return {n: self.scores(n) for n in sorted(names, key=lambda n: (order.index(n) if n in order else len(order), n))}
+        return {scores.criterion: scores for scores in map(self.scores_in, files)}
 
 
 def load_splits(recipe: Recipe) -> dict[str, Split]:

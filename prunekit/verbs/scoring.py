@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from prunekit import checkpoint
-from prunekit.criteria import Evidence, Scores, check_options, get_criterion, provenance, score_evidence
+from prunekit.criteria import (
+    Evidence,
+    Scores,
+    Spec,
+    check_options,
+    compose,
+    expand,
+    get_criterion,
+    parse,
+    provenance,
+    score_evidence,
+)
 from prunekit.errors import ArtifactError, PrunekitError
 from prunekit.report import comparison_figure, save_figure
 from prunekit.search import Comparison, compare
@@ -24,6 +37,8 @@ def score_run(
 ) -> list[dict[str, Any]]:
     """Writes a score file for each criterion; ``all`` stands for the recipe's list.
 
+    Parts of compositions are scored first; a part's file that is still right is reused, ``overwrite`` or not.
+
     Args:
         evidence: the run's with other options; the run's own by default.
         max_error: refuse influence scores whose estimated relative error is larger.
@@ -34,27 +49,60 @@ def score_run(
     """
     evidence = evidence or run.evidence
     check_options(evidence)
-    names = list(dict.fromkeys(n for c in criteria for n in (run.recipe.score.criteria if c == "all" else [c])))
-    needs_path = [name for name in names if get_criterion(name).needs_path]
-    results = []
-    for name in names:
-        path = run.score_path(name)
-        wanted = provenance(evidence, name)
-        reused = reusable(path, _made_from(path), wanted, overwrite)
-        if not reused:
-            if name in needs_path:
-                run.trajectory.verify()
-            partial = path.with_name(f".{name}.partial.safetensors")  # finished chunks, should the work be cut off
-            scores = score_evidence(replace(evidence, partial=partial), name)
-            _check_error(name, scores.findings, max_error)
-            scores.save(path)
-        header = checkpoint.read_header(path, "scores")
-        _check_error(name, header["findings"], max_error)
-        results.append(
-            {"criterion": name, "path": str(path), "digest": header["digest"], "findings": header["findings"],
-             **header["cost"], "reused": reused}
-        )  # fmt: skip
-    return results
+    asked = [name for c in criteria for listed in (run.recipe.score.criteria if c == "all" else [c]) for name in expand(listed)]
+    specs = list(dict.fromkeys(parse(name) for name in asked))
+    singles = list(dict.fromkeys(part.text for spec in specs for part in spec.singles))
+    wanted = {name: provenance(evidence, name) for name in singles}  # of all, before anything is written
+    verify = cache(run.trajectory.verify)
+    done = {}
+    for name in singles:
+        anew = overwrite and (name in asked or _made_from(run.score_path(name)) != wanted[name])
+        done[name] = _score_one(run, evidence, name, wanted[name], anew, max_error, verify)
+    for spec in specs:
+        if spec.text not in done:
+            done[spec.text] = _compose(run, spec, overwrite)
+    order = [name for spec in specs for name in (*(part.text for part in spec.singles), spec.text)]
+    return [done[name] for name in dict.fromkeys(order)]
+
+
+def _score_one(
+    run: Run,
+    evidence: Evidence,
+    name: str,
+    wanted: Mapping[str, Any],
+    overwrite: bool,
+    max_error: float | None,
+    verify: Callable[[], None],
+) -> dict[str, Any]:
+    path = run.score_path(name)
+    reused = reusable(path, _made_from(path), wanted, overwrite)
+    if not reused:
+        if get_criterion(name).needs_path:
+            verify()
+        partial = path.with_name(f".{path.stem}.partial.safetensors")  # finished chunks, should the work be cut off
+        scores = score_evidence(replace(evidence, partial=partial), name)
+        _check_error(name, scores.findings, max_error)
+        scores.save(path)
+    header = checkpoint.read_header(path, "scores")
+    _check_error(name, header["findings"], max_error)
+    return _result(path, header, reused)
+
+
+def _compose(run: Run, spec: Spec, overwrite: bool) -> dict[str, Any]:
+    """A composed file from its parts' files, which lie there already."""
+    path = run.score_path(spec.text)
+    scores = compose(spec, {part.text: run.scores(part.text) for part in spec.singles})
+    reused = reusable(path, _made_from(path), scores.provenance, overwrite)
+    if not reused:
+        scores.save(path)
+    return _result(path, checkpoint.read_header(path, "scores"), reused)
+
+
+def _result(path: Path, header: Mapping[str, Any], reused: bool) -> dict[str, Any]:
+    return {
+        "criterion": header["provenance"]["criterion"], "path": str(path), "digest": header["digest"],
+        "findings": header["findings"], **header["cost"], "reused": reused,
+    }  # fmt: skip
 
 
 def _check_error(name: str, findings: Mapping[str, Any], limit: float | None) -> None:
@@ -106,7 +154,14 @@ def compare_run(
         _write_views(run, found)
         return found, True
     started = time.perf_counter()
-    made = compare(run.model.to(run.device), scores, run.batches("validation"), made_from=made_from, **grid)
+    made = compare(
+        run.model.to(run.device),
+        scores,
+        run.batches("validation"),
+        made_from=made_from,
+        attention=run.recipe.structure.mappings(),
+        **grid,
+    )
     run.model.cpu()
     made.cost["seconds"] = round(time.perf_counter() - started, 3)
     _write_views(run, made)

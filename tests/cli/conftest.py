@@ -20,7 +20,7 @@ data: {factory: "prunekit.data:digits", args: {}}
 train: {optimizer: {name: adamw, lr: 0.02, weight_decay: 0.05}, epochs: 3, batch_size: 128}
 prunable: {ignore: [classifier.weight]}
 score: {samples: 24}
-compare: {sparsities: [0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95]}
+compare: {allocations: [global, uniform], sparsities: [0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95]}
 prune:
   - {name: loose, sparsity: 0.5, structure: unstructured}
   - {name: small, sparsity: 0.5, structure: channels}

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 import prunekit
 from prunekit.data import digits
 from prunekit.models import digits_cnn
+from prunekit.verbs.run_folder import Run
 from tests.cli.conftest import RECIPE, Cli
 
 CRITERIA = ["influence", "magnitude", "gradient", "taylor", "random"]
@@ -352,3 +353,46 @@ def test_training_that_was_cut_off_goes_on(cli: Cli, tmp_path: Path, monkeypatch
     resumed, whole = (prunekit.Trajectory(f / "trajectory") for f in (tmp_path / "run", finished))
     assert resumed.hash == whole.hash
     assert not (tmp_path / "run" / "trajectory.partial").exists()
+
+
+def test_ratios_and_floor_on_the_command_line(run: Path, cli: Cli) -> None:
+    done = cli(
+        "prune", run, "-c", "magnitude", "-s", 0.6, "--ratio", "conv1.*=0.25", "--floor", 0.2, "--name", "fixed", "--json",
+        "--allocation", "mean",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    layers = json.loads(done.out)["layers"]
+    total = sum(c["total"] for c in layers.values())
+    assert total - sum(c["kept"] for c in layers.values()) == round(0.6 * total)
+    assert layers["conv1.weight"]["kept"] == layers["conv1.weight"]["total"] - round(0.25 * layers["conv1.weight"]["total"])
+    assert all(c["kept"] >= 0.2 * c["total"] for c in layers.values())
+    for wrong, said in (("conv1.*", "write PATTERN=SHARE"), ("conv9.*=0.5", "matches no layer"), ("conv1.*=2", "ratios.conv1")):
+        done = cli("prune", run, "-c", "magnitude", "-s", 0.6, "--ratio", wrong, "--name", "wrong")
+        assert done.code == 2
+        assert said in done.err
+    assert not (run / "pruned" / "wrong").exists()
+
+
+def test_sensitivity_prunes_one_layer_at_a_time(run: Path, cli: Cli) -> None:
+    done = cli("sensitivity", run, "-c", "magnitude", "--sparsity", 0, "--sparsity", 0.5, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    cells = {(c["layer"], c["sparsity"]): c for c in found["cells"]}
+    assert set(cells) == {(layer, s) for layer in ("conv1.weight", "conv2.weight", "conv3.weight") for s in (0.0, 0.5)}
+    assert all(cells[layer, 0.0]["accuracy"] == found["dense"]["accuracy"] for layer, _ in cells)
+    # by hand: the smaller half of conv2's weights to zero
+    opened = Run(run)
+    model, weight = opened.model, opened.model.get_parameter("conv2.weight")
+    threshold = weight.detach().abs().flatten().sort().values[weight.numel() // 2]
+    with torch.no_grad():
+        weight[weight.abs() < threshold] = 0
+        hits = [(model(x).argmax(1) == y).float() for x, y in opened.batches("validation")]
+    assert cells["conv2.weight", 0.5]["accuracy"] == pytest.approx(float(torch.cat(hits).mean()))
+    lines = (run / "sensitivity-unstructured.csv").read_text().splitlines()
+    assert lines[0] == "layer,sparsity,removed,accuracy,agreement,kl"
+    assert len(lines) == 1 + len(cells)
+    assert (run / "sensitivity-unstructured.png").read_bytes().startswith(b"\x89PNG")
+    assert "reused" in cli("sensitivity", run, "-c", "magnitude", "--sparsity", 0, "--sparsity", 0.5).out
+    assert cli("sensitivity", run, "-c", "magnitude", "--sparsity", 0.3).code == 1
+    done = cli("sensitivity", run, "-c", "magnitude", "--structure", "channels", "--sparsity", 0.5)
+    assert done.code == 0, done.err

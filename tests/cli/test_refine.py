@@ -114,7 +114,7 @@ def test_recipes_can_ask_for_it(cli: Cli, tmp_path: Path) -> None:
     [
         (("-s", 0.5, "--refine-budget", "60s"), "--refine-budget without --refine"),
         (("-s", 0.5, "--refine", "--refine-budget", "soon"), "'soon' is no length of time"),
-        (("-s", 0.5, "--structure", "channels", "--squeeze"), "--squeeze is for unstructured plans"),
+        (("-s", 0.5, "--structure", "channels", "--squeeze"), "squeeze is for plans of masks"),
         (("--apply", "plan.safetensors", "--refine"), "--apply takes a finished plan"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from prunekit import PrunekitError, Recorder, Trajectory
 from prunekit.errors import UsageError
 from prunekit.kernel import ModelFunction, attribute, get_rule, reconstruct, score_error, step_scores
 from prunekit.kernel.attribution import chunks
+from prunekit.kernel.bisection import bisect
 from prunekit.trajectory import Segment
 from tests.conftest import TinyNet, record, tiny_data
 
@@ -93,7 +95,7 @@ def test_skipped_chunks_are_the_first(tiny_run: Run) -> None:
 
 
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-4])
-def test_a_tolerance_bounds_every_samples_sum(tmp_path: Path, tolerance: float) -> None:
+def test_a_tolerance_bounds_every_intervals_sum(tmp_path: Path, tolerance: float) -> None:
     torch.manual_seed(0)
     model = TinyNet(torch.relu).double()
     trajectory = record(tmp_path / "t", model, torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9))
@@ -102,8 +104,24 @@ def test_a_tolerance_bounds_every_samples_sum(tmp_path: Path, tolerance: float) 
     for segment in trajectory.segments():
         parts = list(attribute(function, lambda s=segment: [s], x, y, tolerance=tolerance, share="whole"))  # type: ignore[misc]
         total = torch.cat([sum(v.flatten(2).sum(2) for v in p.scores.values()) for p in parts])
-        change = function(segment.end, x, y) - function(segment.start, x, y)
-        assert (total - change).abs().max() < 2 * tolerance
+        begin, end = function(segment.start, x, y), function(segment.end, x, y)
+        intervals = torch.zeros(len(x))
+        for piece in bisect(function, segment.start, segment.end, x, y, begin, end, tolerance):
+            intervals[piece.who] += 1
+        assert ((total - (end - begin)).abs().amax(1) <= tolerance * intervals + 1e-12).all()
+
+
+def test_early_steps_take_their_own_nodes(tiny_run: Run) -> None:
+    model, trajectory = tiny_run
+    x, y = tiny_data(6, torch.float64)
+    function = ModelFunction(model, trajectory.layout)
+
+    def total(begin: int, end: int | None, **options: Any) -> dict[str, torch.Tensor]:
+        return next(attribute(function, lambda: trajectory.segments(begin=begin, end=end), x, y, **options)).scores
+
+    found, first, rest = total(0, None, early=(3, 5), nodes=2), total(0, 3, nodes=5), total(3, None, nodes=2)
+    for name, scores in found.items():
+        torch.testing.assert_close(scores, first[name] + rest[name])
 
 
 def test_nodes_are_taken_where_they_are_needed(tiny_run: Run) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from prunekit import PrunekitError, Recorder, Trajectory
+from prunekit.errors import UsageError
 from prunekit.kernel import ModelFunction, attribute, data_scores, reconstruct
 from tests.conftest import TinyNet, record, tiny_data
 
@@ -293,6 +294,20 @@ def test_one_aggregated_target_is_the_sum(tmp_path: Path) -> None:
     found = data_scores(ModelFunction(model, trajectory.layout), trajectory, x, y, batch, aggregate=True)
     torch.testing.assert_close(found.scores[:, 0, 0], whole.scores.sum((1, 2)), atol=1e-10, rtol=1e-8)
     torch.testing.assert_close(found.rebuilt, whole.rebuilt.sum().view(1, 1), atol=1e-10, rtol=1e-8)
+
+
+def test_samples_that_no_step_saw_have_rows_of_zero(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = TinyNet().double()
+    trajectory = record(tmp_path / "t", model, SGD(model.parameters(), lr=0.1))
+    x, y = tiny_data(2, torch.float64, seed=11)
+    function = ModelFunction(model, trajectory.layout)
+    seen = data_scores(function, trajectory, x, y, batch).scores
+    more = data_scores(function, trajectory, x, y, batch, count=len(seen) + 5).scores
+    assert torch.equal(more[: len(seen)], seen)
+    assert not more[len(seen) :].any()
+    with pytest.raises(UsageError, match=f"count is 1, but training saw sample {len(seen) - 1}"):
+        data_scores(function, trajectory, x, y, batch, count=1)
 
 
 def test_what_cannot_be_had_says_why(tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunekit import Trajectory
 from prunekit.kernel import ModelFunction, masked_machine, reconstruct, shares_by_layer
+from prunekit.kernel.bisection import DEPTH, bisect
 from prunekit.trajectory import Segment
 from tests.conftest import TinyNet, record, tiny_data
 
@@ -41,16 +42,45 @@ def test_kinked_activations_too(tmp_path: object) -> None:
 
 
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6])
-def test_bisection_holds_its_tolerance(tmp_path: object, tolerance: float) -> None:
+def test_every_interval_of_bisection_holds_the_tolerance(tmp_path: object, tolerance: float) -> None:
     torch.manual_seed(0)
     model = TinyNet(torch.relu).double()
     trajectory = record(tmp_path / "t", model, torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9))  # type: ignore[operator]
     x, y = tiny_data(10, torch.float64)
     function = ModelFunction(model, trajectory.layout)
+    deepest = 2.0**-DEPTH  # there the interval with the kink is taken as it is
     for segment in trajectory.segments():
+        start, end = segment.start, segment.end
+        begin, finish = function(start, x, y), function(end, x, y)
+        covered, allowed = torch.zeros(len(x), dtype=torch.float64), torch.zeros(len(x), dtype=torch.float64)
+        for piece in bisect(function, start, end, x, y, begin, finish, tolerance):
+            covered[piece.who] += piece.weight
+            largest = (
+                piece.slope.abs().amax(1) * piece.weight if piece.weight <= deepest else torch.zeros(len(piece.who)).double()
+            )
+            allowed[piece.who] += tolerance + 10 * largest
+        torch.testing.assert_close(covered, torch.ones_like(covered))
         made = reconstruct(function, [segment], x, y, tolerance=tolerance)
-        # Twelve halvings bound the interval with the kink: its share of the step is 2^-12.
-        assert made.error.max() <= tolerance + 2**-12 * (made.model - made.start).abs().max() * 10
+        assert (made.error.amax(1) <= allowed).all()
+
+
+def test_every_directional_derivative_is_counted(tmp_path: object) -> None:
+    torch.manual_seed(0)
+    model = TinyNet(torch.relu).double()
+    trajectory = record(tmp_path / "t", model, torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9))  # type: ignore[operator]
+    x, y = tiny_data(10, torch.float64)
+    function = ModelFunction(model, trajectory.layout)
+    inner, counted = function.directional, []
+
+    def directional(theta: Tensor, direction: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        counted.append(len(x))
+        return inner(theta, direction, x, y)
+
+    function.directional = directional  # type: ignore[method-assign]
+    for options in ({"tolerance": 1e-4}, {"tolerance": None, "nodes": 3}):
+        counted.clear()
+        made = reconstruct(function, trajectory.segments(), x, y, **options)  # type: ignore[arg-type]
+        assert made.evaluations == sum(counted)
 
 
 def test_the_certificate_bounds_the_error(tiny_run: Run) -> None:

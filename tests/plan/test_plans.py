@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from prunekit import ArtifactError, Plan, UsageError, make_plan
 from prunekit.criteria import model_digest
 from prunekit.plan import ALLOCATIONS
+from prunekit.plan.allocation import Request, share
 from prunekit.plan.unstructured import unstructured_masks
 from prunekit.trajectory import Layout
 from tests.structure_models import HANDLED, IMAGES, random_scores
@@ -30,14 +32,15 @@ from tests.structure_models import HANDLED, IMAGES, random_scores
 def test_exactly_the_asked_number_goes_ties_included(sizes: list[int], sparsity: float, levels: int, allocation: str) -> None:
     generator = torch.Generator().manual_seed(len(sizes))
     importance = {str(n): torch.randint(0, levels, (size,), generator=generator).float() for n, size in enumerate(sizes)}
-    masks = unstructured_masks(importance, sparsity, ALLOCATIONS[allocation])
+    request = Request(sparsity, {name: tuple(v.shape) for name, v in importance.items()})
+    masks = unstructured_masks(importance, sparsity, partial(share, allocation=ALLOCATIONS[allocation], request=request))
     total = sum(sizes)
     assert sum(int((~m).sum()) for m in masks.values()) == round(sparsity * total)
     if allocation == "global":
         kept = [v for n, v in importance.items() for v in v[masks[n]].tolist()]
         gone = [v for n, v in importance.items() for v in v[~masks[n]].tolist()]
         assert not kept or not gone or max(gone) <= min(kept)
-    else:
+    elif allocation == "uniform":
         for mask in masks.values():
             assert abs(int((~mask).sum()) - sparsity * len(mask)) <= 1
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,35 +15,36 @@ from torch import Tensor, nn
 from prunekit import Plan, UsageError, make_plan
 from prunekit.kernel import ModelFunction, blame, divergence
 from prunekit.kernel.gradients import choose_engine
-from prunekit.search.patterns import Blocks, Channels, Pattern, Weights, get_pattern
+from prunekit.search.patterns import Groups, Limits, Pattern, Runs, get_pattern
+from prunekit.structure import GROUPED
 from prunekit.trajectory import Layout, Segment
 from tests.conftest import tiny_data
-from tests.structure_models import HANDLED, IMAGES, random_scores
+from tests.structure_models import ATTENTIVE, HANDLED, IMAGES, STACKED, random_scores
 
 CPU = torch.device("cpu")
-KINDS = ["weights", "blocks", "channels", "channels across"]
+KINDS = ["weights", "floor", "ratios", "2:4", "block:2x3", "block:2x3 floor", "channels", "channels across", "heads", "layers"]
+MODELS = {"heads": ["separate", "grouped queries", "packed"], "layers": ["pre-norm", "blocks"]}
+BUILD = {**HANDLED, **ATTENTIVE, **STACKED}
+FLOOR = 0.2
+CASES = [(kind, name) for kind in KINDS for name in MODELS.get(kind, ["flattened", "residual", "joined"])]
 
 
 def pattern_of(kind: str, name: str, sparsity: float, seed: int = 0) -> tuple[nn.Module, Plan, Pattern]:
     torch.manual_seed(seed)
-    model = HANDLED[name]().double()
+    model = BUILD[name]().double()
     model(torch.randn(50, 1, 4, 4, dtype=torch.float64))
     model.eval()
-    structure = "channels" if kind.startswith("channels") else "unstructured"
+    structure = {"weights": "unstructured", "floor": "unstructured", "ratios": "unstructured"}.get(kind, kind.split()[0])
     scores = random_scores(model, seed)
-    if kind == "blocks":
-        odd = [n for n, v in scores.importance.items() if v.shape[1] % 2]
-        scores.provenance["prunable"] = [n for n in scores.importance if n not in odd]
-    plan = make_plan(scores, model, IMAGES.double(), sparsity=sparsity, structure=structure)
+    options: dict[str, Any] = {}
+    if "floor" in kind:
+        options["floor"] = FLOOR
+    if kind == "ratios":
+        options["ratios"] = {"out.weight": 0.5}
+    share = None if ":" in structure and "block" not in structure else min(sparsity, 0.7) if options else sparsity
+    plan = make_plan(scores, model, IMAGES.double(), sparsity=share, structure=structure, **options)
     layout = Layout.of(model)
-    made: Pattern
-    if kind == "weights":
-        made = Weights(plan, layout, CPU)
-    elif kind == "blocks":
-        made = Blocks(plan, layout, CPU, 2)
-    else:
-        made = Channels(plan, layout, CPU, across=kind == "channels across")
-    return model, plan, made
+    return model, plan, Groups(plan, layout, CPU, across=True) if "across" in kind else get_pattern(plan, layout, CPU)
 
 
 def flat(model: nn.Module, layout: Layout) -> Tensor:
@@ -48,16 +52,17 @@ def flat(model: nn.Module, layout: Layout) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
-    name=st.sampled_from(["flattened", "residual", "joined"]),
+    number=st.integers(0, 2),
     sparsity=st.floats(0.05, 0.9),
     seed=st.integers(0, 50),
     share=st.floats(0, 1),
     levels=st.integers(1, 5),
 )
-def test_counts_stay_exact_after_any_swap(kind: str, name: str, sparsity: float, seed: int, share: float, levels: int) -> None:
-    _, plan, pattern = pattern_of(kind, name, sparsity, seed % 3)
+def test_counts_stay_exact_after_any_swap(kind: str, number: int, sparsity: float, seed: int, share: float, levels: int) -> None:
+    names = MODELS.get(kind, ["flattened", "residual", "joined"])
+    _, plan, pattern = pattern_of(kind, names[number % len(names)], sparsity, seed % 3)
     generator = torch.Generator().manual_seed(seed)
     gain, worth = (torch.randint(levels, pattern.keep.shape, generator=generator).double() for _ in range(2))
     keep = pattern.keep
@@ -66,25 +71,64 @@ def test_counts_stay_exact_after_any_swap(kind: str, name: str, sparsity: float,
         assert bool((grown | ~keep).all()), "growing takes nothing away"
         new = pattern.select(worth.masked_fill(~grown, -torch.inf))
         assert bool((grown | ~new).all()), "only grown units are kept"
-        assert int(new.sum()) == int(pattern.keep.sum())
+        holds(kind, plan, pattern, new)
         keep, gain, worth = new, worth, gain
+    holds(kind, plan, pattern, pattern.select(worth))  # as learning does, from all
+
+
+def holds(kind: str, plan: Plan, pattern: Pattern, keep: Tensor) -> None:
+    """Everything that was asked of the plan is so of the swapped one."""
     made = pattern.plan(keep)
     made.check("refined")
+    assert int(keep.sum()) == int(pattern.keep.sum())
     assert {n: k.shape for n, k in made.keep.items()} == {n: k.shape for n, k in plan.keep.items()}
-    if kind == "channels":
-        assert {n: int(k.sum()) for n, k in made.keep.items()} == {n: int(k.sum()) for n, k in plan.keep.items()}
-        assert made.sparsity() == plan.sparsity()
-    if kind == "channels across":
+    kept, before = ({n: int(k.sum()) for n, k in p.keep.items()} for p in (made, plan))
+    assert sum(kept.values()) == sum(before.values())
+    if "across" in kind:
         assert all(k.any() for k in made.keep.values())
-    if kind == "blocks":
-        for parameter, mask in made.keep.items():
-            for one, other in ((mask, plan.keep[parameter]),):
-                by_block = [m.movedim(1, -1).reshape(-1, 2).sum(1) for m in (one, other)]
-                assert torch.equal(*by_block)
+        return
+    assert made.sparsity() == plan.sparsity()
+    if kind in ("channels", "heads"):
+        assert kept == before
+    if kind == "ratios":
+        assert kept["out.weight"] == before["out.weight"]
+    if "floor" in kind:
+        for name, count in kept.items():
+            assert count >= min(before[name], FLOOR * plan.keep[name].numel())
+    if kind == "2:4":
+        for name, mask in made.keep.items():
+            for row, old in zip(mask.flatten(1), plan.keep[name].flatten(1), strict=True):
+                assert [int(r.sum()) for r in row.split(4)] == [int(r.sum()) for r in old.split(4)]
 
 
-@pytest.mark.parametrize("name", ["flattened", "residual", "joined"])
-@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_limits_select_what_trying_all_sets_finds(data: st.DataObject) -> None:
+    units = data.draw(st.integers(1, 8))
+    parts = data.draw(st.integers(1, 3))
+    draw = partial(st.lists, min_size=units, max_size=units)
+    part = torch.tensor(data.draw(draw(st.integers(0, parts - 1))))
+    keep = torch.tensor(data.draw(draw(st.booleans())))
+    low = torch.tensor(data.draw(st.lists(st.integers(0, 3), min_size=parts, max_size=parts)))
+    high = low + torch.tensor(data.draw(st.lists(st.integers(0, 3), min_size=parts, max_size=parts)))
+    pool = torch.tensor(data.draw(st.lists(st.integers(0, 1), min_size=parts, max_size=parts)))
+    worth = torch.tensor(data.draw(st.permutations([2.0**k for k in range(units)])), dtype=torch.float64)  # sums all differ
+    limits = Limits(keep, part, low, high, pool)
+    found = limits.select(worth)
+
+    def allowed(chosen: Tensor) -> bool:
+        for p in range(parts):
+            now, then = int(keep[part == p].sum()), int(chosen[part == p].sum())
+            if not min(int(low[p]), now) <= then <= max(int(high[p]), now):
+                return False
+        return all(int(chosen[pool[part] == q].sum()) == int(keep[pool[part] == q].sum()) for q in range(2))
+
+    sets = [torch.tensor([bool(number >> k & 1) for k in range(units)]) for number in range(2**units)]
+    best = max((s for s in sets if allowed(s)), key=lambda s: float(worth[s].sum()))
+    assert torch.equal(found, best)
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
 def test_expanded_units_are_the_plans_masks(kind: str, name: str) -> None:
     model, plan, pattern = pattern_of(kind, name, 0.4)
     layout = Layout.of(model)
@@ -96,8 +140,7 @@ def test_expanded_units_are_the_plans_masks(kind: str, name: str) -> None:
     assert pattern.plan(pattern.keep).digest == plan.digest
 
 
-@pytest.mark.parametrize("name", ["flattened", "residual", "joined"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "name"), CASES)
 def test_blame_of_units_sums_to_the_divergence(kind: str, name: str) -> None:
     model, _, pattern = pattern_of(kind, name, 0.4)
     layout = Layout.of(model)
@@ -114,8 +157,7 @@ def test_blame_of_units_sums_to_the_divergence(kind: str, name: str) -> None:
     assert abs(found.residual) < 0.05 * found.change
 
 
-@pytest.mark.parametrize("name", ["flattened", "residual", "joined"])
-@pytest.mark.parametrize("kind", ["weights", "channels"])
+@pytest.mark.parametrize(("kind", "name"), [case for case in CASES if case[0] in ("weights", "block:2x3", *GROUPED)])
 def test_influence_is_that_of_single_gradients(kind: str, name: str) -> None:
     model, plan, pattern = pattern_of(kind, name, 0.4)
     layout = Layout.of(model)
@@ -132,6 +174,10 @@ def test_influence_is_that_of_single_gradients(kind: str, name: str) -> None:
         for owner in plan.keep:
             if kind == "weights":
                 units.append(one[owner].flatten())
+                continue
+            if kind.startswith("block"):
+                rows = one[owner].flatten(1)
+                units.append(torch.stack([tile.sum() for band in rows.split(2) for tile in band.split(3, 1)]))
                 continue
             total = torch.zeros(len(plan.keep[owner]), dtype=torch.float64)
             for key, index in plan.index.items():
@@ -157,10 +203,15 @@ def test_channels_across_layers_have_a_floor() -> None:
         assert int(keep.sum()) >= max(1, int(share * len(keep) / 2))
 
 
-def test_a_structure_without_swaps_and_unfit_blocks_are_refused() -> None:
+def test_what_has_no_swaps_is_refused() -> None:
     model, plan, _ = pattern_of("weights", "residual", 0.4)
     layout = Layout.of(model)
-    with pytest.raises(UsageError, match="axis 1 is no multiple of 4"):
-        Blocks(plan, layout, CPU, 4)
-    with pytest.raises(UsageError, match="planets plans cannot be refined"):
-        get_pattern(Plan("planets", plan.keep, {}, plan.shapes, plan.provenance), layout, CPU)
+    for structure, said in (("planets", "planets plans cannot be refined"), ("channels+2:4", "was pruned twice")):
+        with pytest.raises(UsageError, match=said):
+            get_pattern(Plan(structure, plan.keep, {}, plan.shapes, plan.provenance), layout, CPU)
+    with pytest.raises(UsageError, match="a swap needs 2"):
+        Runs(plan, layout, CPU, 1)
+    channels = pattern_of("channels", "residual", 0.4)[1]
+    floored = Plan("channels", channels.keep, channels.index, channels.shapes, {**channels.provenance, "floor": 0.1})
+    with pytest.raises(UsageError, match="ratios and floor"):
+        Groups(floored, layout, CPU, across=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from prunekit import ArtifactError, Plan, UsageError, make_plan, masked, prune, refine
 from prunekit.measure import divergence
 from prunekit.search.objective import make_objective
-from prunekit.search.patterns import Blocks, Channels
+from prunekit.search.patterns import Groups, Runs
 from tests.conftest import tiny_data
 from tests.structure_models import HANDLED, IMAGES, random_scores
 
@@ -108,7 +108,7 @@ def test_blocks_are_kept(counted: list[int]) -> None:
     keep = torch.zeros(9, 4, 4, dtype=torch.bool)
     keep[..., [1, 2]] = True
     plan = plan.edited({"one.weight": keep.view(9, 16)})
-    refined = refine(plan, model, batches, steps=20, pattern=partial(Blocks, size=4))
+    refined = refine(plan, model, batches, steps=20, pattern=partial(Runs, size=4))
     assert bool((refined.keep["one.weight"].view(9, 4, 4).sum(2) == 2).all())
     assert not torch.equal(refined.keep["one.weight"], plan.keep["one.weight"])
     assert kl(model, refined, batches) < kl(model, plan, batches)
@@ -243,7 +243,7 @@ def test_a_mask_that_only_fits_what_it_learnt_from_is_told() -> None:
 def test_channels_across_layers_keep_their_number() -> None:
     model, batches = trained("flattened")
     plan = make_plan(random_scores(model), model, IMAGES, sparsity=0.5, structure="channels")
-    refined = refine(plan, model, batches, steps=20, share=0.2, pattern=partial(Channels, across=True))
+    refined = refine(plan, model, batches, steps=20, share=0.2, pattern=partial(Groups, across=True))
     assert sum(int(k.sum()) for k in refined.keep.values()) == sum(int(k.sum()) for k in plan.keep.values())
     assert all(k.any() for k in refined.keep.values())
 

@@ -1,0 +1,45 @@
+"""GraSP: ``θ · H g``, the gradient norm that a weight keeps up (Wang et al. 2020, arXiv 2002.07376), at the trained weights.
+
+The paper removes the highest ``-θ ⊙ Hg`` (``H`` and ``g`` of the mean loss), whose removal lowers the squared
+gradient norm least or even raises it; so ``θ ⊙ Hg`` is high for what stays. It has a sign: see ``signed.shifted`` for how it
+becomes an importance of the same order. Made for untrained nets: near a minimum ``g``, and the scores with it, vanish.
+The paper's softmax temperature of 200 is left out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prunekit.criteria.evidence import Criterion, Evidence, Found
+from prunekit.criteria.gradient import mean_loss
+from prunekit.criteria.signed import shifted
+
+BATCH = 256
+
+
+def _grasp(evidence: Evidence) -> Found:
+    gradient = _derivative(evidence, None)
+    product = _derivative(evidence, gradient)
+    return shifted(evidence.layout, evidence.state * product, evidence.prunable, 3 * len(evidence.samples()[0]))
+
+
+def _derivative(evidence: Evidence, direction: Tensor | None) -> Tensor:
+    """The mean loss's gradient, or with a ``direction`` v its Hessian's product ``H v``, ``(P,)``; parameters only."""
+    loss, x, y = mean_loss(evidence)
+    theta = evidence.state.clone().to(x.device).requires_grad_()
+    total = torch.zeros_like(theta)
+    moves = torch.zeros_like(theta)
+    for entry in evidence.layout.parameters:
+        moves[entry.span] = 1  # buffers are coordinates of the path, but no loss is minimised over them
+    for begin in range(0, len(x), BATCH):
+        part = slice(begin, begin + BATCH)
+        value = loss(theta, x[part], y[part]) * (len(x[part]) / len(x))
+        (slope,) = torch.autograd.grad(value, theta, create_graph=direction is not None)
+        if direction is not None:
+            (slope,) = torch.autograd.grad(slope @ direction.to(x.device), theta)
+        total += slope.detach() * moves
+    return total.cpu()
+
+
+CRITERION = Criterion(_grasp, "gradient flow kept up, θ·Hg (GraSP, arXiv 2002.07376)", needs_data=True, group="shift")

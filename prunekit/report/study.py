@@ -1,0 +1,147 @@
+"""A comparison over cases and seeds on one page that a reviewer can read alone, and its picture."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from matplotlib.figure import Figure
+
+from prunekit import checkpoint
+from prunekit.report.plots import STYLES, inline
+from prunekit.search.summary import Curve, Row, Runs, spread
+from prunekit.version import __version__
+
+SHOWN = 4  # of the methods, the largest areas; auto, magnitude and random beside them
+BASELINES = ("magnitude", "random")
+
+Methods = Mapping[str, Sequence[str]]
+Summary = Sequence[Mapping[str, Any]]
+
+
+def study_figure(rows: Sequence[Row], summary: Summary, methods: Methods) -> Figure:
+    """A panel a case and structure: test accuracy over sparsity, mean over seeds, auto's standard deviation shaded."""
+    cases = list(dict.fromkeys(entry["case"] for entry in summary))
+    structures = list(dict.fromkeys(entry["structure"] for entry in summary))
+    figure = Figure(figsize=(5.6 * len(structures), 3.3 * len(cases)), layout="constrained")
+    axes = figure.subplots(len(cases), len(structures), squeeze=False)
+    for entry in summary:
+        panel = axes[cases.index(entry["case"])][structures.index(entry["structure"])]
+        runs = Runs(rows, entry["case"], entry["structure"], methods)
+        ranked = sorted(entry["methods"], key=lambda m: -entry["methods"][m]["mean"])
+        shown = list(dict.fromkeys([*ranked[:SHOWN], *(b for b in BASELINES if b in ranked)]))
+        autos: list[Curve] = [{s: row["test"]["accuracy"] for s, row in runs.auto(seed).items()} for seed in runs.seeds]
+        x, mean, std = _band(autos)
+        panel.plot(x, mean, color="black", linewidth=2, label="auto")
+        panel.fill_between(x, [m - s for m, s in zip(mean, std, strict=True)], [m + s for m, s in zip(mean, std, strict=True)],
+                           color="black", alpha=0.12, linewidth=0)  # fmt: skip
+        for number, method in enumerate(shown):
+            chosen = [(seed, variant) for seed in runs.seeds if (variant := runs.chosen(seed, method)) is not None]
+            x, mean, _ = _band([runs.curve(seed, variant) for seed, variant in chosen])
+            line, marker, colour = STYLES[number % len(STYLES)]
+            panel.plot(x, mean, linestyle=line, marker=marker, color=colour, markersize=4, linewidth=1.2, label=method)
+        panel.set_title(f"{entry['case']}, {entry['structure']}", fontsize=10)
+        panel.set_xlabel("sparsity asked for (%)", fontsize=8)
+        panel.set_ylabel("test accuracy (%)", fontsize=8)
+        panel.grid(alpha=0.25)
+        panel.legend(fontsize=6.5, loc="lower left")
+    return figure
+
+
+def _band(curves: Sequence[Curve]) -> tuple[list[float], list[float], list[float]]:
+    x = sorted(curves[0])
+    values = [[100 * curve[s] for curve in curves] for s in x]
+    spreads = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
+    return [100 * s for s in x], [statistics.fmean(v) for v in values], spreads
+
+
+def write_study_page(path: Path, result: Mapping[str, Any], rows: Sequence[Row], methods: Methods) -> None:
+    """What was run, on what, with what result, and what it cost.
+
+    Args:
+        result: what compare.json holds.
+        rows: every measured model.
+        methods: name -> criteria that it stands for.
+    """
+    environment = Environment(
+        loader=PackageLoader("prunekit", "report"),
+        autoescape=select_autoescape(default=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template("study.html.j2").render(
+        version=__version__,
+        study=result["study"],
+        machine=result["machine"],
+        cost=result["cost"],
+        rows=result["rows"],
+        cases=cases_table(result["runs"]),
+        costs=costs_table(result["runs"]),
+        summary=result["summary"],
+        layers=layers_table(rows, result["summary"], methods),
+        picture=inline(study_figure(rows, result["summary"], methods)),
+    )
+    with checkpoint.replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def cases_table(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One line a case: the dense model's test accuracy over seeds (points), its size, and the samples of each split."""
+    table = []
+    for case in dict.fromkeys(run["case"] for run in runs):
+        mine = [run for run in runs if run["case"] == case]
+        dense = mine[0]["dense"]
+        table.append(
+            {
+                "case": case,
+                "seeds": [run["seed"] for run in mine],
+                "accuracy": spread(100 * run["dense"]["test"]["accuracy"] for run in mine),
+                "parameters": dense["parameters"],
+                "macs": dense["macs"],
+                "steps": mine[0]["steps"],
+                "samples": mine[0]["samples"],
+            }
+        )
+    return table
+
+
+def costs_table(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One line a criterion: seconds and gradient evaluations to score, means over all runs."""
+    names = dict.fromkeys(name for run in runs for name in run["criteria"])
+    table = []
+    for name in names:
+        costs = [run["criteria"][name] for run in runs if name in run["criteria"]]
+        table.append(
+            {
+                "criterion": name,
+                "seconds": statistics.fmean(c["seconds"] for c in costs),
+                "evaluations": statistics.fmean(c.get("gradient_evaluations", 0) for c in costs),
+            }
+        )
+    return table
+
+
+def layers_table(rows: Sequence[Row], summary: Summary, methods: Methods) -> list[dict[str, Any]]:
+    """Survivors by layer (first seed) of what auto took at the middle sparsity, with both compressions."""
+    table = []
+    for entry in summary:
+        runs = Runs(rows, entry["case"], entry["structure"], methods)
+        auto = runs.auto(runs.seeds[0])
+        sparsity = sorted(auto)[len(auto) // 2]
+        row = auto[sparsity]
+        table.append(
+            {
+                "case": entry["case"],
+                "structure": entry["structure"],
+                "sparsity": sparsity,
+                "criterion": row["criterion"],
+                "allocation": row["allocation"],
+                "achieved": row["achieved"],
+                "achieved_all": row["achieved_all"],
+                "kept": row["kept"],
+            }
+        )
+    return table

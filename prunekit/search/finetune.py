@@ -1,0 +1,189 @@
+"""Training a pruned model on, its masks held, its steps recorded as a child of the dense model's trajectory."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunekit.apply import apply_masks, hold_masks
+from prunekit.errors import UsageError
+from prunekit.plan import Plan
+from prunekit.training.distill import Distillation
+from prunekit.training.loop import Batch, batches_per_epoch, train
+from prunekit.trajectory import Recorder, Trajectory, parent_facts
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """How to train a pruned model on.
+
+    Attributes:
+        batch: indices ``(k,)`` of training samples -> inputs and labels.
+        samples: how many training samples there are.
+        optimizer: makes the optimizer for a model.
+        scheduler: ``(optimizer, steps)`` -> a schedule that is stepped after every step; None for a constant rate.
+        loss: mean loss ``(outputs, labels) -> scalar``.
+        epochs, batch_size: of one round.
+        seed: of the order of samples.
+        distill: soft labels from the dense model.
+        record: options of the ``Recorder`` (``every``, ``second_moments``).
+    """
+
+    batch: Batch
+    samples: int
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    scheduler: Callable[[torch.optim.Optimizer, int], Any] = lambda optimizer, steps: None
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+    epochs: int = 10
+    batch_size: int = 64
+    seed: int = 0
+    distill: Distillation | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+    device: torch.device | str = "cpu"
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of all epochs."""
+        return self.epochs * batches_per_epoch(self.samples, self.batch_size)
+
+
+def finetune(
+    model: nn.Module,
+    plan: Plan,
+    how: Finetuning,
+    folder: str | Path | None = None,
+    parent: Trajectory | None = None,
+) -> list[float]:
+    """Trains ``model`` on in place with everything that ``plan`` removes held at exactly 0.
+
+    For channels too it is the dense-shaped model that is trained: masked, it computes what the cut one computes, and its
+    steps are in the coordinates of the path. Cut it afterwards (``prunekit.search.cut``).
+
+    Args:
+        model: the dense architecture; what the plan removes is zeroed first.
+        folder: where its steps are recorded (needs ``parent``); None to record nothing.
+        parent: the dense model's trajectory, which the recording names and which stays as it is.
+
+    Returns:
+        each epoch's mean training loss.
+
+    Raises:
+        NonFiniteError: the loss became NaN or Inf.
+        ArtifactError: ``folder`` holds a trajectory already, or the disk is full.
+    """
+    if folder is not None and parent is None:
+        raise UsageError("finetune: a recording needs its parent, the dense model's trajectory")
+    facts = parent_facts(parent) if parent is not None else {}
+    with Tuner(model, plan.masks(), how, None if folder is None else Path(folder), facts) as tuner:
+        return tuner.run()
+
+
+class Tuner:
+    """Fine-tuning in progress: masks held (they may shrink on the way), steps recorded, one optimizer throughout.
+
+    Args:
+        model: trained in place.
+        masks: True stays; applied on entering.
+        folder: of the recording, made anew; None for none.
+        provenance: of the recording.
+    """
+
+    def __init__(
+        self, model: nn.Module, masks: Mapping[str, Tensor], how: Finetuning, folder: Path | None, provenance: Mapping[str, Any]
+    ) -> None:
+        self.model, self.how, self.folder = model.to(how.device), how, folder
+        self.optimizer = how.optimizer(model)
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._masks = dict(masks)
+        self._recorder: Recorder | None = None
+        if folder is not None:
+            options = {"snapshot_every": 0, **how.record}
+            self._recorder = Recorder(folder, model, self.optimizer, provenance, **options)
+
+    def __enter__(self) -> Tuner:
+        self._stack = ExitStack()
+        try:
+            # The mapping is held, not copied: shrinking it later is all that it takes. Before the recorder, so that its
+            # hook comes first and states are recorded with the masks in place.
+            self._stack.enter_context(hold_masks(self.model, self._masks, self.optimizer))
+            if self._recorder is not None:
+                self._stack.enter_context(self._recorder)
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def run(
+        self,
+        seed: int | None = None,
+        *,
+        begin: int = 0,
+        end: int | None = None,
+        after_step: Callable[[int], None] = lambda steps: None,
+        stage: str = "fine-tune",
+    ) -> list[float]:
+        """Trains through the epochs once, with the schedule from its beginning; momenta go on from an earlier run.
+
+        Args:
+            begin, end: only these steps, of the order of samples and of the schedule as of all.
+        """
+        how = self.how
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate
+            group.pop("initial_lr", None)
+        scheduler = how.scheduler(self.optimizer, how.steps)
+        if scheduler is not None and begin:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns of a schedule that moves before its optimizer: it is meant
+                for _ in range(begin):
+                    scheduler.step()
+        return train(
+            self.model, self.optimizer, scheduler, how.loss, how.batch, how.samples,
+            epochs=how.epochs, batch_size=how.batch_size, seed=how.seed if seed is None else seed, recorder=self._recorder,
+            device=how.device, begin=begin, end=end, distill=how.distill, after_step=after_step, stage=stage,
+        )  # fmt: skip
+
+    def shrink(self, masks: Mapping[str, Tensor]) -> None:
+        """Goes on with smaller masks. What they remove is zeroed, its optimizer state as well: one piece of the path."""
+        self._masks.update(masks)
+        self.set(lambda: apply_masks(self.model, self._masks))
+        named = dict(self.model.named_parameters())
+        for name, mask in self._masks.items():
+            if name not in named:
+                continue  # a buffer
+            for value in self.optimizer.state.get(named[name], {}).values():
+                if isinstance(value, Tensor) and value.shape == mask.shape:
+                    value.mul_(mask.to(value.device, value.dtype))
+
+    def set(self, change: Callable[[], object]) -> None:
+        """Lets ``change`` set the weights or statistics; masks are put back after it."""
+        with ExitStack() as stack:
+            if self._recorder is not None:
+                stack.enter_context(self._recorder.jump())
+            change()
+            apply_masks(self.model, self._masks)
+
+    def so_far(self) -> Trajectory | None:
+        """What is recorded by now, opened; None when nothing is."""
+        if self._recorder is None or self.folder is None:
+            return None
+        self._recorder.flush()
+        return Trajectory(self.folder)
+
+
+def forget(folder: Path) -> None:
+    """Removes the recording of a round whose weights were rewound: it is no part of the final model's path."""
+    shutil.rmtree(folder, ignore_errors=True)

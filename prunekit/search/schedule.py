@@ -1,0 +1,294 @@
+"""Pruning in steps: how much goes when, scores taken anew in between, fine-tuning and rewinding. Knows no recipe.
+
+- ``one-shot``: all at once.
+- ``iterative``: rounds of pruning and, if asked for, fine-tuning (Han et al. 2015, arXiv 1506.02626; with ``rewind`` the
+  lottery ticket, Frankle & Carbin 2019, arXiv 1803.03635, and Frankle et al. 2020, arXiv 1903.01611).
+- ``gradual``: while it fine-tunes, along a cubic (Zhu & Gupta 2017, arXiv 1710.01878).
+
+Masks only shrink, and the asked sparsity is what holds at the end.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from prunekit.apply import apply_masks, prune
+from prunekit.criteria import model_digest
+from prunekit.errors import PrunekitError, UsageError, nearest
+from prunekit.plan import Plan
+from prunekit.search.finetune import Finetuning, Tuner, forget
+from prunekit.search.planner import Planner
+from prunekit.trajectory import Trajectory, load_into, parent_facts
+
+SCHEDULES = ("one-shot", "iterative", "gradual")
+SPACINGS = ("geometric", "linear")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When how much goes.
+
+    Attributes:
+        name: a name from ``SCHEDULES``.
+        rounds: of ``iterative``, and prunings of ``gradual``.
+        spacing: ``geometric`` removes the same share of what is left in every round, ``linear`` the same number.
+        every: optimizer steps between two prunings of ``gradual``; None spreads them over the first half of the steps.
+    """
+
+    name: str = "one-shot"
+    rounds: int = 5
+    spacing: str = "geometric"
+    every: int | None = None
+
+    def check(self, steps: int | None) -> None:
+        """Raises UsageError for names or numbers that do not exist; ``steps``: of fine-tuning, None without."""
+        if self.name not in SCHEDULES:
+            raise UsageError(f"schedule {self.name!r} does not exist; {nearest(self.name, list(SCHEDULES))}")
+        if self.spacing not in SPACINGS:
+            raise UsageError(f"spacing {self.spacing!r} does not exist; {nearest(self.spacing, list(SPACINGS))}")
+        if self.rounds < 1 or (self.every is not None and self.every < 1):
+            raise UsageError(f"schedule: rounds is {self.rounds} and every is {self.every}; they must be 1 or more")
+        if self.name == "gradual":
+            if steps is None:
+                raise UsageError("schedule gradual prunes while it fine-tunes; give finetune (--finetune EPOCHS)")
+            last = self.rounds * self.spread(steps)
+            if last > steps:
+                raise UsageError(
+                    f"schedule gradual would end at step {last}, fine-tuning after {steps}; lower rounds or every, or give "
+                    "more epochs"
+                )
+
+    def spread(self, steps: int) -> int:
+        """Steps between two prunings of ``gradual``."""
+        return self.every or max(1, steps // (2 * self.rounds))
+
+    def sparsities(self, sparsity: float) -> list[float]:
+        """Share of prunable parameters removed after each round; the last is ``sparsity``."""
+        if self.name == "one-shot":
+            return [sparsity]
+        if self.name == "gradual":
+            return [cubic(sparsity, j, self.rounds) for j in range(1, self.rounds + 1)]
+        parts = [(r + 1) / self.rounds for r in range(self.rounds)]
+        if self.spacing == "linear":
+            return [sparsity * part for part in parts[:-1]] + [sparsity]
+        return [1 - (1 - sparsity) ** part for part in parts[:-1]] + [sparsity]
+
+
+def cubic(sparsity: float, pruning: int, prunings: int) -> float:
+    """``s_f + (s_0 - s_f) (1 - j/n)³`` with ``s_0 = 0``: equation 1 of arXiv 1710.01878, after pruning ``j`` of ``n``."""
+    return sparsity - sparsity * (1 - pruning / prunings) ** 3
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What a schedule arrived at.
+
+    Attributes:
+        model: dense-shaped, what ``plan`` removes at exactly 0.
+        plan: of the dense model: its provenance names the dense weights.
+        rounds: one dict a round: ``asked``, ``sparsity``, ``steps``, ``seed``, ``seconds``; with ``measure``
+            ``accuracy_pruned`` and ``accuracy`` (before and after fine-tuning).
+    """
+
+    model: nn.Module
+    plan: Plan
+    rounds: list[dict[str, Any]]
+
+
+def prune_by_schedule(
+    model: nn.Module,
+    planner: Planner,
+    sparsity: float,
+    schedule: Schedule | None = None,
+    *,
+    how: Finetuning | None = None,
+    rewind: int | None = None,
+    end: int | None = None,
+    recalibrate: Callable[[nn.Module], object] | None = None,
+    folder: Path | None = None,
+    measure: Callable[[nn.Module], float] | None = None,
+) -> Pruned:
+    """Prunes ``model`` (left as it is) along a schedule.
+
+    Args:
+        how: fine-tunes after every round (``gradual``: throughout); None only prunes.
+        rewind: after every pruning, the weights that stay take the values that they had before this step of the dense
+            model's training, and training goes on from that step: same order of samples, same rates, up to ``how``'s last
+            step, or ``end`` if that is earlier. ``how`` must then be the dense training. Momenta start empty.
+        recalibrate: sets BatchNorm statistics anew, after a pruning and at the end.
+        folder: where fine-tuning steps are recorded, as a child of the planner's trajectory. With ``rewind`` only the last
+            round's are: the earlier ones chose masks, but no weight of the final model comes from them.
+        measure: validation accuracy of a model.
+
+    Raises:
+        UsageError: a schedule or step that does not exist.
+        NonFiniteError: fine-tuning went to NaN or Inf.
+    """
+    schedule = schedule or Schedule()
+    schedule.check(None if how is None else how.steps)
+    trajectory = planner.evidence.trajectory
+    if rewind is not None:
+        if how is None or schedule.name == "gradual":
+            raise UsageError("rewind needs fine-tuning, by rounds (schedule one-shot or iterative)")
+        trajectory.pieces_until(rewind)
+        if not 0 <= rewind < how.steps:
+            raise UsageError(f"rewind is {rewind}; training has steps 0 to {how.steps - 1}")
+    work = _Work(copy.deepcopy(model), planner, sparsity, schedule, how, recalibrate, folder, measure)
+    if schedule.name == "gradual":
+        plan = work.gradual()
+    elif how is None:
+        plan = work.without_training()
+    elif rewind is None:
+        plan = work.by_rounds()
+    else:
+        plan = work.rewound(rewind, end)
+    plan.provenance["model"] = model_digest(model)
+    plan.provenance["trajectory"] = trajectory.hash
+    plan.provenance["sparsity"] = sparsity
+    return Pruned(work.model.cpu().eval(), plan, work.rounds)
+
+
+def cut(model: nn.Module, plan: Plan, example_inputs: Tensor | None = None) -> nn.Module:
+    """The pruned model of a masked, fine-tuned one: masked again for single weights, truly smaller for groups.
+
+    Raises:
+        PrunekitError: ``model`` has weights other than 0 where the plan removes them.
+    """
+    named: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, mask in plan.masks().items():
+        if bool((named[name].detach().cpu()[~mask] != 0).any()):
+            raise PrunekitError(f"{name} has weights other than 0 where the plan removes them; train with masks held")
+    return prune(model, replace(plan, provenance={**plan.provenance, "model": model_digest(model)}), example_inputs)
+
+
+@dataclass
+class _Work:
+    """The model in work and what every kind of schedule does with it."""
+
+    model: nn.Module
+    planner: Planner
+    sparsity: float
+    schedule: Schedule
+    how: Finetuning | None
+    recalibrate: Callable[[nn.Module], object] | None
+    folder: Path | None
+    measure: Callable[[nn.Module], float] | None
+
+    def __post_init__(self) -> None:
+        self.targets = self.schedule.sparsities(self.sparsity)
+        self.rounds: list[dict[str, Any]] = []
+        self.plan: Plan | None = None
+        self._started = time.perf_counter()
+
+    def without_training(self) -> Plan:
+        for target in self.targets:
+            self.plan = self.planner.plan(self.model, target, self.plan)
+            apply_masks(self.model, self.plan.masks())
+            self._recalibrate()
+            self._note(target, self._accuracy())
+        return self._done()
+
+    def by_rounds(self) -> Plan:
+        """Every round starts where the last one ended; one recording holds them all."""
+        self.plan = self.planner.plan(self.model, self.targets[0])
+        apply_masks(self.model, self.plan.masks())
+        self._recalibrate()
+        with self._tuner(self.plan.masks(), None) as tuner:
+            for number, target in enumerate(self.targets):
+                if number:
+                    self.plan = self.planner.plan(self.model, target, self.plan, self._child(tuner))
+                    tuner.shrink(self.plan.masks())
+                    tuner.set(self._recalibrate)
+                pruned = self._accuracy()
+                seed = tuner.how.seed + number
+                tuner.run(seed, stage=self._stage(number))
+                if number == len(self.targets) - 1:
+                    tuner.set(self._recalibrate)
+                self._note(target, pruned, tuner.how.steps, seed)
+        return self._done()
+
+    def rewound(self, step: int, end: int | None) -> Plan:
+        """Every round starts at the same early weights; the last one's recording is kept."""
+        trajectory, child = self.planner.evidence.trajectory, None
+        for number, target in enumerate(self.targets):
+            self.plan = self.planner.plan(self.model, target, self.plan, child)
+            masks = self.plan.masks()
+            ended = copy.deepcopy(self.model)
+            apply_masks(ended, masks)
+            pruned = self._accuracy(ended)
+            load_into(self.model, trajectory.model_state(step), trajectory.folder)
+            if self.folder is not None:
+                forget(self.folder)
+            with self._tuner(masks, step) as tuner:
+                tuner.run(begin=step, end=end, stage=self._stage(number))
+                if number == len(self.targets) - 1:
+                    tuner.set(self._recalibrate)
+                steps = min(tuner.how.steps, end or tuner.how.steps) - step
+            child = Trajectory(self.folder) if self.folder is not None else None
+            self._note(target, pruned, steps, tuner.how.seed)
+        return self._done()
+
+    def gradual(self) -> Plan:
+        """One run of fine-tuning, pruned after every so many steps."""
+        assert self.how is not None
+        every = self.schedule.spread(self.how.steps)
+        with self._tuner({}, None) as tuner:
+
+            def after_step(steps: int) -> None:
+                number, between = divmod(steps, every)
+                if between or number > len(self.targets):
+                    return
+                target = self.targets[number - 1]
+                self.plan = self.planner.plan(self.model, target, self.plan, self._child(tuner))
+                before = self._accuracy() if self.rounds else None
+                if before is not None:
+                    self.rounds[-1]["accuracy"] = before
+                tuner.shrink(self.plan.masks())
+                self._note(target, self._accuracy(), every, tuner.how.seed)
+
+            tuner.run(after_step=after_step, stage="fine-tune and prune")
+            tuner.set(self._recalibrate)
+            self.rounds[-1]["steps"] += self.how.steps - every * len(self.targets)
+            self.rounds[-1]["accuracy"] = self._accuracy()
+        return self._done()
+
+    def _tuner(self, masks: dict[str, Tensor], step: int | None) -> Tuner:
+        assert self.how is not None
+        facts = {**parent_facts(self.planner.evidence.trajectory, step), "schedule": self.schedule.name}
+        return Tuner(self.model, masks, self.how, self.folder, facts)
+
+    def _child(self, tuner: Tuner) -> Trajectory | None:
+        return tuner.so_far() if self.planner.of_path else None
+
+    def _stage(self, number: int) -> str:
+        many = len(self.targets)
+        return "fine-tune" if many == 1 else f"fine-tune (round {number + 1} of {many})"
+
+    def _recalibrate(self) -> None:
+        if self.recalibrate is not None:
+            self.recalibrate(self.model)
+            if self.plan is not None:
+                apply_masks(self.model, self.plan.masks())
+
+    def _accuracy(self, model: nn.Module | None = None) -> float | None:
+        return None if self.measure is None else self.measure(self.model if model is None else model)
+
+    def _note(self, asked: float, pruned: float | None, steps: int = 0, seed: int | None = None) -> None:
+        assert self.plan is not None
+        now = time.perf_counter()
+        facts: dict[str, Any] = {"asked": asked, "sparsity": self.plan.sparsity()["prunable"], "steps": steps}
+        if pruned is not None:
+            facts |= {"accuracy_pruned": pruned, "accuracy": self._accuracy()}
+        self.rounds.append({**facts, "seed": seed, "seconds": round(now - self._started, 3)})
+        self._started = now
+
+    def _done(self) -> Plan:
+        assert self.plan is not None
+        return self.plan

@@ -1,0 +1,141 @@
+"""The cells of a comparison that can be trusted, for one trained model: one-shot plans with their control, and fine-tuned ones.
+
+Cells are measured on validation data, which choices may look at, and on test data, which none may; scores were made from a
+third set. See ``prunekit.search.summary`` for what a row holds.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.apply import apply_masks, compensate, masked
+from prunekit.measure import fidelity, predict, sizes
+from prunekit.plan import GROUPED, Plan, choices
+from prunekit.search.compare import Candidates
+from prunekit.search.finetune import Finetuning, finetune
+
+Batches = Sequence[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What cells of one trained model are measured with.
+
+    Attributes:
+        candidates: model, scores and validation data.
+        test: test data.
+        seed: of what is shuffled.
+    """
+
+    candidates: Candidates
+    test: Batches
+    seed: int
+
+    def measured(self, model: nn.Module) -> dict[str, dict[str, float]]:
+        """``validation`` and ``test``: accuracy, agreement with and KL to the dense model."""
+        dense = {"validation": self.candidates.dense, "test": self._dense_test}
+        data = {"validation": self.candidates.batches, "test": self.test}
+        found = {}
+        for split, batches in data.items():
+            outputs, labels = predict(model, batches)
+            found[split] = fidelity(outputs, labels, dense[split])
+        return found
+
+    @property
+    def _dense_test(self) -> Tensor:
+        if "outputs" not in self.__dict__:
+            self.__dict__["outputs"] = predict(self.candidates.model, self.test)[0]
+        found: Tensor = self.__dict__["outputs"]
+        return found
+
+
+def one_shot(
+    bench: Bench, structure: str, criterion: str, allocations: Sequence[str], sparsities: Sequence[float], control: bool = True
+) -> list[dict[str, Any]]:
+    """One row an allocation and sparsity, no weight updated.
+
+    Args:
+        control: also the rows of plans that keep as many of every layer, but shuffled.
+    """
+    rows = []
+    for allocation, sparsity in choices(structure, allocations, sparsities):
+        plan = bench.candidates.plan(structure, criterion, allocation, sparsity)
+        rows.append(_row(bench, plan, criterion, allocation, sparsity, ""))
+        if control and structure in ("unstructured", *GROUPED):
+            rows.append(_row(bench, shuffled(plan, bench.seed), criterion, allocation, sparsity, "shuffled"))
+    return rows
+
+
+def fine_tuned(
+    bench: Bench, structure: str, method: str, criterion: str, allocation: str, sparsity: float, how: Finetuning
+) -> list[dict[str, Any]]:
+    """One row: a plan after training on with its masks held; every method gets the same steps, rate and order of samples."""
+    plan = bench.candidates.plan(structure, criterion, allocation, sparsity)
+    model = copy.deepcopy(bench.candidates.model)
+    torch.manual_seed(how.seed)  # dropout
+    finetune(model, plan, how)
+    return [{**_row(bench, plan, criterion, allocation, sparsity, "", model), "method": method, "epochs": how.epochs}]
+
+
+def compensated(
+    bench: Bench,
+    structure: str,
+    method: str,
+    criterion: str,
+    allocation: str,
+    sparsities: Sequence[float],
+    calibration: Batches,
+) -> list[dict[str, Any]]:
+    """One row a sparsity: the kept weights make up for the removed ones by least squares, see ``prunekit.apply.compensate``."""
+    rows = []
+    for sparsity in sparsities:
+        plan = bench.candidates.plan(structure, criterion, allocation, sparsity)
+        masks = plan.masks()
+        model = compensate(bench.candidates.model, masks, calibration)
+        apply_masks(model, masks)
+        row = _row(bench, plan, criterion, allocation, sparsity, "", model)
+        rows.append({**row, "method": method, "repair": "compensated"})
+    return rows
+
+
+def shuffled(plan: Plan, seed: int) -> Plan:
+    """A plan that keeps as many of every layer, by chance: what is left when only the layer ratios count."""
+    generator = torch.Generator().manual_seed(seed)
+    return plan.edited(
+        {
+            name: keep.flatten()[torch.randperm(keep.numel(), generator=generator)].view(keep.shape)
+            for name, keep in plan.keep.items()
+        }
+    )
+
+
+def _row(
+    bench: Bench, plan: Plan, criterion: str, allocation: str, sparsity: float, control: str, model: nn.Module | None = None
+) -> dict[str, Any]:
+    reached = plan.sparsity()
+    one = masked(bench.candidates.model, plan) if model is None else model
+    return {
+        "structure": plan.structure,
+        "criterion": criterion,
+        "allocation": allocation,
+        "sparsity": sparsity,
+        "control": control,
+        "epochs": 0,
+        "repair": "",
+        "achieved": reached["prunable"],
+        "achieved_all": reached["all"],
+        "kept": {name: count["kept"] for name, count in plan.counts().items()},
+        **bench.measured(one),
+    }
+
+
+def dense_facts(bench: Bench) -> dict[str, Any]:
+    """The unpruned model: accuracies, parameters, theoretical MACs, and weights by layer."""
+    model = bench.candidates.model
+    return {**bench.measured(model), **sizes(model, bench.test[0][0][:1])}

@@ -1,0 +1,186 @@
+"""What a comparison over seeds shows: areas under curves, the regret of choosing, who is ahead of whom. Pure arithmetic on rows.
+
+A *row* is one pruned model, measured: ``case``, ``seed``, ``structure``, ``criterion``, ``allocation``, ``sparsity``, ``control``
+("" or "shuffled"), ``epochs`` (of fine-tuning, 0 for one-shot), ``repair`` ("" or "compensated"; repaired and fine-tuned rows
+name their ``method``), and ``validation`` and ``test``, each with ``accuracy``, ``agreement`` and ``kl``.
+
+A *variant* is a criterion with an allocation. A *method* is what a reader would call a criterion: a set of variants, of which
+each run takes the one with the largest area on validation data. Nothing is ever chosen on test data, except the best variant in
+hindsight, which ``auto`` is held against.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+Row = Mapping[str, Any]
+Variant = tuple[str, str]  # criterion, allocation
+Curve = dict[float, float]  # sparsity -> accuracy
+
+
+def area(curve: Curve) -> float:
+    """Mean accuracy over the range of sparsities (trapezoids), in points: 100 is perfect everywhere."""
+    points = sorted(curve.items())
+    if len(points) == 1:
+        return 100 * points[0][1]
+    total = sum((b - a) * (fa + fb) / 2 for (a, fa), (b, fb) in pairwise(points))
+    return 100 * total / (points[-1][0] - points[0][0])
+
+
+def merit(row: Row) -> tuple[float, float, float]:
+    """What makes one row better than another on validation data: accuracy, agreement with the dense model, lower KL."""
+    found = row["validation"]
+    return found["accuracy"], found["agreement"], -found["kl"]
+
+
+class Runs:
+    """The one-shot rows of one case and structure, by seed and variant.
+
+    Args:
+        rows: of any case and structure; others are passed over.
+        methods: name -> criteria that it stands for.
+    """
+
+    def __init__(self, rows: Iterable[Row], case: str, structure: str, methods: Mapping[str, Sequence[str]]) -> None:
+        self.methods = methods
+        self.by: dict[int, dict[Variant, dict[float, Row]]] = {}
+        self.shuffled: dict[int, dict[Variant, dict[float, Row]]] = {}
+        for row in rows:
+            if (row["case"], row["structure"], row["epochs"], row["repair"]) == (case, structure, 0, ""):
+                into = self.shuffled if row["control"] == "shuffled" else self.by
+                by_variant = into.setdefault(row["seed"], {})
+                by_variant.setdefault((row["criterion"], row["allocation"]), {})[row["sparsity"]] = row
+        self.seeds = sorted(self.by)
+
+    def curve(self, seed: int, variant: Variant, split: str = "test") -> Curve:
+        return {sparsity: row[split]["accuracy"] for sparsity, row in self.by[seed][variant].items()}
+
+    def variants(self, seed: int, method: str | None = None) -> list[Variant]:
+        """Of a method, or all."""
+        names = None if method is None else self.methods[method]
+        return [variant for variant in self.by[seed] if names is None or variant[0] in names]
+
+    def chosen(self, seed: int, method: str) -> Variant | None:
+        """The method's variant with the largest area on validation data; None where the run has none."""
+        variants = self.variants(seed, method)
+        return max(variants, key=lambda v: area(self.curve(seed, v, "validation"))) if variants else None
+
+    def auto(self, seed: int) -> dict[float, Row]:
+        """At every sparsity the row that does best on validation data, controls left out."""
+        found: dict[float, Row] = {}
+        for variant in self.variants(seed):
+            for sparsity, row in self.by[seed][variant].items():
+                if sparsity not in found or merit(row) > merit(found[sparsity]):
+                    found[sparsity] = row
+        return found
+
+    def areas(self, method: str) -> dict[int, float]:
+        """Test area by seed."""
+        chosen = {seed: self.chosen(seed, method) for seed in self.seeds}
+        return {seed: area(self.curve(seed, variant)) for seed, variant in chosen.items() if variant is not None}
+
+    def auto_areas(self) -> dict[int, float]:
+        return {seed: area({s: row["test"]["accuracy"] for s, row in self.auto(seed).items()}) for seed in self.seeds}
+
+    def hindsight(self) -> tuple[Variant, dict[int, float]]:
+        """The single variant with the largest mean test area over the seeds: what nobody could have known."""
+        shared = [v for v in self.variants(self.seeds[0]) if all(v in self.by[seed] for seed in self.seeds)]
+        areas = {v: {seed: area(self.curve(seed, v)) for seed in self.seeds} for v in shared}
+        best = max(areas, key=lambda v: statistics.fmean(areas[v].values()))
+        return best, areas[best]
+
+    def shuffled_areas(self, method: str) -> dict[int, float]:
+        """Test area of the method's plans with what they keep shuffled within each layer; only where that was measured."""
+        found = {}
+        for seed in self.seeds:
+            variant = self.chosen(seed, method)
+            rows = self.shuffled.get(seed, {}).get(variant) if variant else None
+            if rows:
+                found[seed] = area({s: row["test"]["accuracy"] for s, row in rows.items()})
+        return found
+
+
+def spread(values: Iterable[float]) -> dict[str, Any]:
+    """``mean``, ``std`` (of a sample; None for one value) and the ``values``."""
+    listed = list(values)
+    return {
+        "mean": statistics.fmean(listed), "std": statistics.stdev(listed) if len(listed) > 1 else None, "values": listed
+    }  # fmt: skip
+
+
+def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[str, Any]:
+    """``ours - theirs`` seed by seed: ``mean``, ``std``, its standard error ``se``, ``values``."""
+    differences = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    found = spread(differences)
+    return {**found, "se": found["std"] / math.sqrt(len(differences)) if found["std"] is not None else None}
+
+
+def summarise(rows: Sequence[Row], methods: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """One entry a case and structure, in the rows' order.
+
+    Returns:
+        for each: ``case``, ``structure``, ``seeds``; ``methods``: name -> area as ``spread``, with ``shuffled``, the
+        ``variants`` taken by seed, and ``auto_ahead`` (``paired``, auto less the method); ``auto``: its area, what it took by
+        seed and sparsity, ``hindsight`` (the best variant in hindsight and its area) and ``regret`` (``paired``, hindsight
+        less auto); ``tuned``: after fine-tuning, see ``after_tuning``; ``repaired``: areas with weights compensated, by method.
+    """
+    entries = []
+    for case, structure in dict.fromkeys((row["case"], row["structure"]) for row in rows):
+        runs = Runs(rows, case, structure, methods)
+        auto, (variant, best) = runs.auto_areas(), runs.hindsight()
+        by_method = {}
+        for method in methods:
+            areas = runs.areas(method)
+            if areas:
+                shuffled = runs.shuffled_areas(method)
+                by_method[method] = {
+                    **spread(areas.values()),
+                    "shuffled": spread(shuffled.values()) if shuffled else None,
+                    "variants": {str(seed): runs.chosen(seed, method) for seed in runs.seeds},
+                    "auto_ahead": paired(auto, areas),
+                }
+        entries.append(
+            {
+                "case": case,
+                "structure": structure,
+                "seeds": runs.seeds,
+                "methods": by_method,
+                "auto": {
+                    **spread(auto.values()),
+                    "taken": {
+                        str(seed): {str(s): (row["criterion"], row["allocation"]) for s, row in sorted(runs.auto(seed).items())}
+                        for seed in runs.seeds
+                    },
+                    "hindsight": {"variant": variant, **spread(best.values())},
+                    "regret": paired(best, auto),
+                },
+                "tuned": after_tuning(rows, case, structure),
+                "repaired": after_repair(rows, case, structure),
+            }
+        )
+    return entries
+
+
+def after_tuning(rows: Iterable[Row], case: str, structure: str) -> list[dict[str, Any]]:
+    """Fine-tuned rows by method and sparsity, each with ``epochs`` and the ``accuracy`` on test data as ``spread``."""
+    found: dict[tuple[int, str, float], list[float]] = {}
+    for row in rows:
+        if (row["case"], row["structure"]) == (case, structure) and row["epochs"]:
+            found.setdefault((row["epochs"], row["method"], row["sparsity"]), []).append(100 * row["test"]["accuracy"])
+    return [
+        {"epochs": epochs, "method": method, "sparsity": sparsity, "accuracy": spread(values)}
+        for (epochs, method, sparsity), values in sorted(found.items())
+    ]
+
+
+def after_repair(rows: Iterable[Row], case: str, structure: str) -> dict[str, dict[str, Any]]:
+    """Test area of compensated plans by method, as ``spread`` over the seeds where the method was among those looked at."""
+    curves: dict[str, dict[int, Curve]] = {}
+    for row in rows:
+        if (row["case"], row["structure"], row["repair"]) == (case, structure, "compensated"):
+            curves.setdefault(row["method"], {}).setdefault(row["seed"], {})[row["sparsity"]] = row["test"]["accuracy"]
+    return {method: spread(area(curve) for curve in found.values()) for method, found in curves.items()}

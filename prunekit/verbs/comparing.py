@@ -1,0 +1,332 @@
+"""compare over cases and seeds: a study, cell by cell, in parallel processes, going on where an earlier try stopped."""
+
+from __future__ import annotations
+
+import inspect
+import multiprocessing
+import queue
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from prunekit import checkpoint
+from prunekit.criteria import expand, parse, score_slug
+from prunekit.errors import ArtifactError, UsageError
+from prunekit.imports import load_object, use_working_folder
+from prunekit.measure import machine
+from prunekit.progress import Bar
+from prunekit.recipe import Finetune, Recipe, Steps, Study
+from prunekit.report import save_figure, study_figure, write_study_page
+from prunekit.search.compare import Candidates
+from prunekit.search.study import Bench, compensated, dense_facts, fine_tuned, one_shot
+from prunekit.search.summary import Runs, area, summarise
+from prunekit.verbs.run_folder import Run, first_difference
+from prunekit.verbs.scheduling import finetuning_of
+from prunekit.verbs.scoring import score_run
+from prunekit.verbs.training import read_training, train_run
+
+SCHEMA = 1
+Tick = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One case and seed. ``recipe``: trained first; None for a run folder that is there already."""
+
+    case: str
+    seed: int
+    run: Path
+    cells: Path
+    study: Study
+    recipe: Recipe | None
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Every criterion of the study, what stands for several taken apart, each once."""
+        return list(dict.fromkeys(name for criterion in self.study.criteria for name in expand(criterion)))
+
+    @property
+    def ticks(self) -> int:
+        study, again = self.study, self.study.leading + len(self.study.always)
+        tuned = sum(len(s) for s in study.tune.sparsities.values()) * again if study.tune else 0
+        repaired = len(study.structures) * again if study.compensate else 0
+        return len(self.names) * len(study.structures) + tuned + repaired + 1
+
+
+def study_run(study: Study, jobs: Sequence[Job], out: Path, processes: int) -> dict[str, Any]:
+    """Does every job and writes compare.json, compare.csv, compare.png and report.html into ``out``.
+
+    Finished cells lie in ``out/cells`` and are not measured again; those made from something else are.
+
+    Raises:
+        PrunekitError: whatever the first job that failed says; the cells of the others are kept.
+    """
+    started = time.perf_counter()
+    with Bar("compare (cells)", sum(job.ticks for job in jobs)) as bar:
+        if processes == 1 or len(jobs) == 1:
+            facts = [work(job, bar.advance) for job in jobs]
+        else:
+            facts = list(_parallel(jobs, processes, bar))
+    rows = [row for job in jobs for row in _rows(job)]
+    methods = {criterion: expand(criterion) for criterion in study.criteria}
+    result: dict[str, Any] = {
+        "schema": SCHEMA,
+        "kind": "study",
+        "study": study.model_dump(mode="json"),
+        "machine": machine(),
+        "runs": facts,
+        "summary": summarise(rows, methods),
+        "rows": len(rows),
+        "cost": {"seconds": round(time.perf_counter() - started, 1), "processes": processes},
+    }
+    _write_csv(out / "compare.csv", rows)
+    save_figure(study_figure(rows, result["summary"], methods), out / "compare.png")
+    write_study_page(out / "report.html", result, rows, methods)
+    checkpoint.write_json(out / "compare.json", result)
+    return result
+
+
+def _parallel(jobs: Sequence[Job], processes: int, bar: Bar) -> Iterator[dict[str, Any]]:
+    """In the order of the jobs; ticks come through a queue, so that one bar counts for all."""
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        ticks = manager.Queue()
+        with ProcessPoolExecutor(processes, mp_context=context, initializer=_quiet) as pool:
+            futures = [pool.submit(_remote, job, ticks) for job in jobs]
+            pending: set[Future[dict[str, Any]]] = set(futures)
+            try:
+                while pending:
+                    done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                    _drain(ticks, bar)
+                    for future in done:
+                        future.result()  # the first failure ends it
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+            _drain(ticks, bar)
+            yield from (future.result() for future in futures)
+
+
+def _drain(ticks: Any, bar: Bar) -> None:
+    while True:
+        try:
+            ticks.get_nowait()
+        except queue.Empty:
+            return
+        bar.advance()
+
+
+def _quiet() -> None:
+    """A worker says nothing, and leaves Ctrl-C to its parent."""
+    import signal
+    import warnings
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.simplefilter("ignore")
+
+
+def _remote(job: Job, ticks: Any) -> dict[str, Any]:
+    use_working_folder(job.run)
+    return work(job, lambda: ticks.put(1))
+
+
+# -- one case and seed -------------------------------------------------------------------------------------------
+
+
+def work(job: Job, tick: Tick) -> dict[str, Any]:
+    """Trains, scores and measures one case and seed; returns facts about the dense model and what criteria cost."""
+    study = job.study
+    if job.recipe is not None:
+        train_run(job.recipe, job.run, announce=lambda text: None)
+    run = Run(job.run)
+    singles = list(dict.fromkeys(part.text for name in job.names for part in parse(name).singles))
+    if job.recipe is not None:
+        score_run(run, singles)
+    scores = {name: run.scores(name) for name in job.names}
+    candidates = Candidates(run.model, scores, run.batches("validation"), list(study.structures), run.recipe.structure.mappings())
+    bench = Bench(candidates, run.batches("test"), job.seed)
+    facts = {
+        "case": job.case,
+        "seed": job.seed,
+        "run": str(job.run),
+        "samples": {name: len(split) for name, split in run.splits.items()},
+        "dense": dense_facts(bench),
+        "steps": len(run.trajectory),
+        "criteria": {name: run.scores(name).cost for name in singles},
+    }
+    if (job.run / "train.json").exists():
+        facts["training_seconds"] = read_training(job.run / "train.json")["cost"]["seconds"]
+    tick()
+    data = {name: run.splits[name].digest() for name in ("validation", "test")}
+    rows: list[dict[str, Any]] = []
+    for structure, sparsities in study.structures.items():
+        allocations = study.allocations_of(structure)
+        for name in job.names:
+            made_from = {
+                "scores": scores[name].digest, "structure": structure, "allocations": allocations, "sparsities": sparsities,
+                "control": study.control, "seed": job.seed, **data,
+            }  # fmt: skip
+            path = job.cells / structure.replace(":", "-") / f"{score_slug(name)}.json"
+            rows += _cells(
+                path,
+                made_from,
+                partial(one_shot, bench, structure, name, allocations, sparsities, study.control),
+            )
+            tick()
+    if study.tune is not None or study.compensate:
+        _again(job, run, bench, rows, data, tick)
+    return facts
+
+
+def _again(job: Job, run: Run, bench: Bench, rows: list[dict[str, Any]], data: dict[str, str], tick: Tick) -> None:
+    """Compensates and fine-tunes the leading methods' plans and some others': leading on validation data, as all choices are."""
+    study = job.study
+    here = [{"case": job.case, "seed": job.seed, **row} for row in rows]
+    calibration = [run.evidence.samples()]
+    how = finetuning_of(run, Steps(finetune=Finetune(epochs=study.tune.epochs))) if study.tune else None
+    for structure, sparsities in study.structures.items():
+        folder = structure.replace(":", "-")
+        runs = Runs(here, job.case, structure, {c: expand(c) for c in dict.fromkeys([*study.criteria, *study.always])})
+        chosen = {method: variant for method in runs.methods if (variant := runs.chosen(job.seed, method)) is not None}
+        order = sorted(chosen, key=lambda m: -area(runs.curve(job.seed, chosen[m], "validation")))
+        leading = [m for m in order if m not in study.always][: study.leading]
+        for method in dict.fromkeys([*leading, *(m for m in study.always if m in chosen)]):
+            name, allocation = chosen[method]
+            made_from = {
+                "scores": bench.candidates.scores[name].digest, "structure": structure, "allocation": allocation,
+                "method": method, **data,
+            }  # fmt: skip
+            if study.compensate:
+                _cells(
+                    job.cells / f"{folder}-compensated" / f"{_method_slug(method)}.json",
+                    {**made_from, "sparsities": sparsities, "calibration": run.splits["scoring"].digest()},
+                    partial(compensated, bench, structure, method, name, allocation, sparsities, calibration),
+                )
+                tick()
+            for sparsity in study.tune.sparsities.get(structure, ()) if study.tune else ():
+                assert how is not None
+                _cells(
+                    job.cells / f"{folder}-tuned" / f"{_method_slug(method)}-{sparsity:g}.json",
+                    {**made_from, "sparsity": sparsity, "epochs": how.epochs, "train": run.splits["train"].digest()},
+                    partial(fine_tuned, bench, structure, method, name, allocation, sparsity, how),
+                )
+                tick()
+
+
+def _method_slug(method: str) -> str:
+    names = expand(method)
+    return score_slug(names[0]) if len(names) == 1 else f"tempered-{score_slug(names[-1])}"
+
+
+def _cells(path: Path, made_from: Mapping[str, Any], measure: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Rows from the file, if it was made from the same; else measured and written."""
+    if path.exists():
+        try:
+            found = checkpoint.read_json(path, "cells")
+            if first_difference(found["made_from"], made_from) is None:
+                rows: list[dict[str, Any]] = found["rows"]
+                return rows
+        except (ArtifactError, KeyError):
+            pass  # damaged: measured again, and replaced
+    rows = measure()
+    checkpoint.write_json(path, {"schema": SCHEMA, "kind": "cells", "made_from": dict(made_from), "rows": rows})
+    return rows
+
+
+def _rows(job: Job) -> Iterator[dict[str, Any]]:
+    """Every row of a job that belongs to its study."""
+    for structure in job.study.structures:
+        folder = structure.replace(":", "-")
+        for name in job.names:
+            for row in checkpoint.read_json(job.cells / folder / f"{score_slug(name)}.json", "cells")["rows"]:
+                yield {"case": job.case, "seed": job.seed, **row}
+        again = [path for kind in ("compensated", "tuned") for path in sorted((job.cells / f"{folder}-{kind}").glob("*.json"))]
+        for path in again:
+            for row in checkpoint.read_json(path, "cells")["rows"]:
+                if _belongs(row, job.study):
+                    yield {"case": job.case, "seed": job.seed, **row}
+
+
+def _belongs(row: Mapping[str, Any], study: Study) -> bool:
+    """Whether a repaired or fine-tuned row is one that this study asks for: cells of an earlier one may lie there too."""
+    if row["repair"]:
+        return study.compensate and row["sparsity"] in study.structures[row["structure"]]
+    tune = study.tune
+    return tune is not None and row["epochs"] == tune.epochs and row["sparsity"] in tune.sparsities.get(row["structure"], ())
+
+
+COLUMNS = (
+    "case", "seed", "structure", "criterion", "allocation", "sparsity", "control", "repair", "epochs",
+    "achieved", "achieved_all",
+)  # fmt: skip
+MEASURES = ("accuracy", "agreement", "kl")
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    import csv
+
+    with checkpoint.replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*COLUMNS, *(f"{split}_{m}" for split in ("validation", "test") for m in MEASURES)])
+        for row in rows:
+            writer.writerow([*(row[c] for c in COLUMNS), *(row[s][m] for s in ("validation", "test") for m in MEASURES)])
+
+
+# -- what to do --------------------------------------------------------------------------------------------------
+
+
+def jobs_of_study(path: Path, out: Path) -> tuple[Study, list[Job]]:
+    """A study's jobs: every case with every seed, in ``out/runs``.
+
+    A seed is the recipe's (weights and order of samples) and, where the data factory takes one, the split's.
+    """
+    study = Study.load(path)
+    jobs = []
+    for case, recipe_path in study.cases.items():
+        recipe = Recipe.load(path.parent / recipe_path)
+        for seed in study.seeds:
+            changed = recipe.model_dump(mode="json") | {"seed": seed}
+            changed["score"] |= {"samples": study.samples}
+            if recipe.data is not None and "seed" in inspect.signature(load_object(recipe.data.factory, "data")).parameters:
+                changed["data"] = {**changed["data"], "args": {**recipe.data.args, "seed": seed}}
+            name = f"{case}-seed{seed}"
+            jobs.append(Job(case, seed, out / "runs" / name, out / "cells" / name, study, Recipe.of(changed, recipe_path)))
+    return study, jobs
+
+
+def jobs_of_runs(paths: Sequence[Path], out: Path) -> tuple[Study, list[Job]]:
+    """Runs that are there already, their scores made: recipes that differ in nothing but seeds are one case.
+
+    Raises:
+        UsageError: no criterion has been scored in all of them, or two runs are the same case and seed.
+    """
+    runs = [Run(path) for path in paths]
+    scored = [list(run.all_scores()) for run in runs]
+    names = [name for name in scored[0] if all(name in others for others in scored)]
+    if not names:
+        raise UsageError(f"no criterion has a score file in all of {', '.join(str(p) for p in paths)}")
+    options = runs[0].recipe.compare
+    study = Study.of(
+        {
+            "cases": {run.path.name: str(run.path) for run in runs},
+            "seeds": list(dict.fromkeys(run.recipe.seed for run in runs)),
+            "criteria": names,
+            "structures": dict.fromkeys(options.structures, options.sparsities),
+            "allocations": dict.fromkeys(options.structures, options.allocations),
+        },
+        "compare",
+    )
+    found: dict[str, str] = {}
+    jobs: list[Job] = []
+    for run in runs:
+        facts = run.recipe.training_facts()
+        same = str({**facts, "seed": 0, "data": {**facts["data"], "args": {**facts["data"]["args"], "seed": 0}}})
+        case = found.setdefault(same, run.path.name)
+        if any((job.case, job.seed) == (case, run.recipe.seed) for job in jobs):
+            raise UsageError(f"{run.path}: the same recipe and seed as another run; a seed counts once")
+        jobs.append(Job(case, run.recipe.seed, run.path, out / "cells" / run.path.name, study, None))
+    return study, jobs

@@ -1,0 +1,192 @@
+"""prune, in steps: a schedule, fine-tuning, rewinding and new BatchNorm statistics, written as one pruned model."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunekit import checkpoint
+from prunekit.apply import save
+from prunekit.criteria import Evidence, Scores, provenance
+from prunekit.errors import ArtifactError, UsageError
+from prunekit.imports import load_object
+from prunekit.measure import accuracy, predict
+from prunekit.plan import GROUPED
+from prunekit.recipe import Steps
+from prunekit.search import Finetuning, Planner, Schedule, cut, leaves, prune_by_schedule
+from prunekit.training import Distillation, batches_per_epoch, recalibrate
+from prunekit.verbs.run_folder import EVAL_BATCH, Run, first_difference
+
+
+def prune_in_steps(
+    run: Run,
+    folder: Path,
+    planner: Planner,
+    sparsity: float,
+    steps: Steps,
+    request: Mapping[str, Any],
+    made_for: Mapping[str, Any] | None = None,
+    found: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Writes ``folder``, whole or not at all: the pruned model, and in ``trajectory/`` its fine-tuning steps.
+
+    Args:
+        request: what of training and schedule decides the result, for reuse.
+        made_for: what the plan says that it was made for; None for a plan that says it already.
+        found: further facts for the manifest.
+
+    Returns:
+        the facts that its manifest tells.
+
+    Raises:
+        ArtifactError: the scores cannot be made again with the recipe's options, or the disk is full.
+    """
+    started = time.perf_counter()
+    how = finetuning_of(run, steps) if steps.trains else None
+    schedule = Schedule(**steps.schedule.model_dump())
+    torch.manual_seed(run.recipe.seed if how is None else how.seed)  # dropout
+    norms: list[int] = []
+
+    def measured_anew(model: torch.nn.Module) -> None:
+        norms.append(recalibrate(model, run.splits["train"].batches(EVAL_BATCH)))
+
+    def on_validation(model: torch.nn.Module) -> float:
+        return accuracy(*predict(model, run.batches("validation")))
+
+    with checkpoint.replacing_folder(folder) as temporary:
+        inner = temporary / "model"
+        done = prune_by_schedule(
+            run.model,
+            planner,
+            sparsity,
+            schedule,
+            how=how,
+            rewind=steps.rewind,
+            end=_end(steps, how, run),
+            recalibrate=measured_anew if steps.recalibrate else None,
+            folder=None if how is None else temporary / "trajectory",
+            measure=on_validation if run.recipe.data is not None else None,
+        )
+        if made_for is not None:
+            done.plan.provenance["request"] = dict(made_for)
+        small = cut(done.model, done.plan, run.example if done.plan.smaller else None)
+        facts: dict[str, Any] = {
+            **(found or {}),
+            "request": dict(request),
+            "schedule": {**steps.schedule.model_dump(mode="json"), "rounds": len(done.rounds)},
+            "finetune": None if how is None else _told(steps, how, done.rounds),
+            "rewind": steps.rewind,
+            "recalibrated": norms[-1] if norms else None,
+            "rounds": done.rounds,
+        }
+        if run.recipe.data is not None:
+            facts["validation_accuracy_pruned"] = done.rounds[-1]["accuracy_pruned"]
+            facts["validation_accuracy"] = on_validation(small)
+        facts["cost"] = {"seconds": round(time.perf_counter() - started, 3)}
+        save(small, done.plan, inner, facts)
+        for path in inner.iterdir():
+            os.replace(path, temporary / path.name)
+        inner.rmdir()
+    return facts
+
+
+def planner_for(
+    run: Run, scores: Scores, structure: str, allocation: str, steps: Steps, options: Mapping[str, Any] | None = None
+) -> Planner:
+    """Plans by ``scores`` of the dense model, and by new ones in later rounds.
+
+    Args:
+        options: further ones of ``make_plan``.
+
+    Raises:
+        ArtifactError: later rounds could not score as ``scores`` were made.
+    """
+    evidence = run.evidence if steps.schedule.name == "one-shot" else _evidence(run, scores)
+    return Planner(evidence, scores, structure, allocation, run.example if structure in GROUPED else None, options)
+
+
+def finetuning_of(run: Run, steps: Steps) -> Finetuning:
+    """What ``steps`` ask for, on the run's data, with its recipe's optimizer and schedule where they say nothing."""
+    recipe, asked, train = run.recipe, steps.of_training(), run.splits["train"]
+    options = asked.optimizer or recipe.train.optimizer
+    if asked.lr is not None:
+        options = options.model_copy(update={"lr": asked.lr})
+    if steps.rewind is not None and run.trajectory.header["optimizer"] is None:
+        raise UsageError(
+            "--rewind needs a recorded training; these checkpoints were imported, and how they were trained is not known"
+        )
+    epochs = recipe.train.epochs if steps.rewind is not None else _epochs(run, asked.epochs)
+    return Finetuning(
+        batch=train.batch,
+        samples=len(train),
+        optimizer=lambda model: recipe.optimizer_of(model, options),
+        scheduler=lambda optimizer, total: recipe.scheduler_of(optimizer, total, asked.schedule or recipe.train.schedule),
+        loss=recipe.load_loss(),
+        epochs=epochs,
+        batch_size=recipe.train.batch_size,
+        seed=recipe.seed if asked.seed is None else asked.seed,
+        distill=Distillation(copy.deepcopy(run.model).to(run.device), **asked.distill.model_dump()) if asked.distill else None,
+        record={"every": recipe.train.record.every, "second_moments": recipe.train.record.second_moments},
+        device=run.device,
+    )
+
+
+def _epochs(run: Run, asked: float | None) -> int:
+    dense = run.recipe.train.epochs
+    if asked is None:
+        return dense
+    return int(asked) if asked >= 1 else max(1, round(asked * dense))
+
+
+def _end(steps: Steps, how: Finetuning | None, run: Run) -> int | None:
+    """The step at which training from a rewound state stops, short of the dense training's end; None for that."""
+    asked = steps.of_training().epochs
+    if how is None or steps.rewind is None or asked is None:
+        return None
+    return steps.rewind + _epochs(run, asked) * batches_per_epoch(how.samples, how.batch_size)
+
+
+def _told(steps: Steps, how: Finetuning, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    asked = steps.of_training()
+    return {
+        "epochs": how.epochs if steps.rewind is None else None,
+        "steps": sum(r["steps"] for r in rounds),
+        "seeds": list(dict.fromkeys(r["seed"] for r in rounds)),
+        "distill": asked.distill.model_dump(mode="json") if asked.distill else None,
+    }
+
+
+def _evidence(run: Run, scores: Scores) -> Evidence:
+    """What the scores were made from, to score again in later rounds.
+
+    Raises:
+        ArtifactError: it cannot be had again: the scores were made with samples or options that this run does not say.
+    """
+    found: dict[str, Any] = {}
+    for leaf in leaves(scores):
+        facts = leaf.provenance
+        names = ("share", "rule", "nodes", "tolerance", "stride", "memory", "seed")
+        found |= {name: facts[name] for name in names if name in facts}
+        for name in ("phase", "early"):
+            if name in facts:
+                found[name] = None if facts[name] is None else tuple(facts[name])
+        if facts.get("aggregation") is not None and "share" in facts:
+            found["aggregation"] = facts["aggregation"]
+        if "target" in facts:
+            found["target"] = load_object(facts["target"], "target") if ":" in facts["target"] else facts["target"]
+    evidence = replace(run.evidence, **found)
+    for leaf in leaves(scores):
+        difference = first_difference(leaf.provenance, provenance(evidence, leaf.criterion))
+        if difference is not None:
+            raise ArtifactError(
+                f"{run.score_path(leaf.criterion)}: later rounds score again, and these were made otherwise ({difference}); "
+                "score again with --overwrite, or prune with --schedule one-shot"
+            )
+    return evidence

@@ -1,0 +1,90 @@
+"""sensitivity: which layers bear pruning."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prunekit import checkpoint
+from prunekit.errors import ArtifactError
+from prunekit.plan import check_sparsity, check_structure
+from prunekit.report import save_figure, sensitivity_figure
+from prunekit.search import Candidates, sensitivity
+from prunekit.verbs.run_folder import PROBLEM, Run, reusable
+
+SCHEMA = 1
+COLUMNS = ("layer", "sparsity", "removed", "accuracy", "agreement", "kl")
+
+
+def sensitivity_run(
+    run: Run, structure: str, criterion: str, sparsities: Sequence[float] = (), overwrite: bool = False
+) -> dict[str, Any]:
+    """Writes sensitivity-<structure>.json, .csv and .png into the run folder; the grid is the recipe's unless given.
+
+    Raises:
+        UsageError: unknown structure, or a sparsity out of range.
+        ArtifactError: the criterion has no score file, or the table there was made from something else.
+    """
+    check_structure(structure)
+    for sparsity in sparsities:
+        check_sparsity(sparsity)
+    scores = run.scores(criterion)
+    grid = list(sparsities or run.recipe.compare.sparsities)
+    made_from = {
+        "criterion": criterion,
+        "scores": scores.digest,
+        "structure": structure,
+        "sparsities": grid,
+        "validation": run.splits["validation"].digest(),
+    }
+    path = run.path / f"sensitivity-{structure.replace(':', '-')}.json"
+    if reusable(path, _made_from(path), made_from, overwrite):
+        result = read_sensitivity(path)
+    else:
+        started = time.perf_counter()
+        candidates = Candidates(run.model.to(run.device), {criterion: scores}, run.batches("validation"), [structure])
+        found = sensitivity(candidates, structure, criterion, grid)
+        run.model.cpu()
+        cost = {"seconds": round(time.perf_counter() - started, 3)}
+        result = {"schema": SCHEMA, "kind": "sensitivity", "made_from": made_from, **found, "cost": cost}
+        _views(path, result)
+        checkpoint.write_json(path, result)
+        return {**result, "path": str(path), "reused": False}
+    _views(path, result)
+    return {**result, "path": str(path), "reused": True}
+
+
+def _views(path: Path, result: dict[str, Any]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(result["cells"])
+    with checkpoint.replacing(path.with_suffix(".csv")) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+    save_figure(sensitivity_figure(result), path.with_suffix(".png"))
+
+
+def read_sensitivity(path: Path) -> dict[str, Any]:
+    """Raises ArtifactError when the file is missing, damaged, or of a newer schema."""
+    found = checkpoint.read_json(path, "sensitivity")
+    with checkpoint.reading(path, "sensitivity"):
+        if found["schema"] != SCHEMA:
+            raise ArtifactError(f"{path}: schema {found['schema']}, this prunekit reads {SCHEMA}")
+        for cell in found["cells"]:
+            [cell[column] for column in COLUMNS]
+        float(found["dense"]["accuracy"]), found["made_from"]["structure"], found["made_from"]["criterion"]
+        return found
+
+
+def _made_from(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        found: dict[str, Any] = read_sensitivity(path)["made_from"]
+    except ArtifactError as error:
+        return {PROBLEM: str(error)}
+    return found

@@ -1,0 +1,53 @@
+"""prune --compensate: the same plan, kept weights that make up for the removed ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from prunekit import Plan
+from tests.cli.conftest import Cli
+
+
+@pytest.mark.parametrize("structure", ["unstructured", "channels"])
+def test_compensated_models_follow_the_same_plan(run: Path, cli: Cli, structure: str) -> None:
+    asked = ("prune", run, "-c", "lamp", "-s", 0.6, "--structure", structure)
+    assert cli("score", run, "-c", "lamp").code == 0
+    plain = json.loads(cli(*asked, "--name", "plain", "--json").out)
+    done = cli(*asked, "--name", "made-up", "--compensate", "--json")
+    assert done.code == 0, done.err
+    made_up = json.loads(done.out)
+    assert (plain["compensated"], made_up["compensated"]) == (False, True)
+    plans = [Plan.load(run / "pruned" / name / "plan.safetensors") for name in ("plain", "made-up")]
+    assert all((plans[0].keep[name] == keep).all() for name, keep in plans[1].keep.items())
+    before, after = (load_file(run / "pruned" / name / "model.safetensors") for name in ("plain", "made-up"))
+    assert {n: t.shape for n, t in before.items()} == {n: t.shape for n, t in after.items()}
+    assert any((before[n] != t).any() for n, t in after.items())
+    if structure == "unstructured":
+        assert all((t[before[n] == 0] == 0).all() for n, t in after.items() if n in plans[1].masks())
+    assert json.loads(cli(*asked, "--name", "made-up", "--compensate", "--json").out)["reused"]
+    assert cli("eval", run / "pruned" / "made-up").code == 0
+    changed = cli(*asked, "--name", "made-up")
+    assert changed.code == 1
+    assert "compensate" in changed.err
+    assert cli(*asked, "--name", "later", "--compensate", "--dry-run").code == 0
+    applied = cli("prune", run, "--apply", run / "pruned" / "later" / "plan.safetensors")
+    assert applied.code == 0, applied.err
+    again = load_file(run / "pruned" / "later" / "model.safetensors")
+    assert all((again[n] == t).all() for n, t in after.items())
+
+
+def test_the_recipe_can_ask_for_it(run: Path, cli: Cli, tmp_path: Path) -> None:
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["score"]["criteria"] = ["magnitude"]
+    recipe["compare"]["sparsities"] = [0.5]
+    recipe["prune"] = [{"name": "p", "criterion": "magnitude", "sparsity": 0.5, "compensate": True}]
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    done = cli("run", tmp_path / "r.yaml", "--out", tmp_path / "other", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["prune"][0]["compensated"]
+    assert "compensate" in json.loads((tmp_path / "other/pruned/p/prunekit.json").read_text())["provenance"]["request"]

@@ -1,0 +1,111 @@
+"""Every structure from the command line: planned, cut, measured, compared; what makes no sense is one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import prunekit
+from prunekit.cli import main
+from prunekit.data import digits
+from prunekit.models import digits_transformer
+from tests.cli.conftest import Cli
+
+RECIPE = """
+seed: 3
+threads: 1
+model: {factory: "prunekit.models:digits_transformer", args: {width: 8, heads: 4, kv_heads: 2, hidden: 12}}
+data: {factory: "prunekit.data:digits", args: {}}
+train: {optimizer: {name: adamw, lr: 0.01, weight_decay: 0.05}, epochs: 2, batch_size: 128}
+prunable: {ignore: [positions, classifier.weight]}
+score: {samples: 24, criteria: [influence, magnitude, random]}
+compare: {structures: [channels, heads, layers, "2:4", "block:4x2"], sparsities: [0.2, 0.5]}
+prune:
+  - {name: neurons, sparsity: 0.4, structure: channels}
+  - {name: heads, sparsity: 0.15, structure: heads, criterion: influence}
+  - {name: layers, sparsity: 0.5, structure: layers}
+  - {name: nm, structure: "2:4"}
+  - {name: tiles, sparsity: 0.3, structure: "block:4x2"}
+eval: {samples: 16, nodes: 1, latency_batches: [1]}
+"""
+
+
+def build() -> torch.nn.Module:
+    return digits_transformer(width=8, heads=4, kv_heads=2, hidden=12)
+
+
+@pytest.fixture(scope="module")
+def attentive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run of a small transformer, made by ``prunekit run``."""
+    folder = tmp_path_factory.mktemp("attentive")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    argv, sys.argv = sys.argv, ["prunekit", "run", str(folder / "recipe.yaml"), "--out", str(folder / "run"), "--quiet"]
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main()
+    finally:
+        sys.argv = argv
+    assert stop.value.code == 0
+    return folder / "run"
+
+
+def test_a_run_cuts_and_measures_every_structure(attentive: Path) -> None:
+    x, y = digits()["test"]
+    for name in ("neurons", "heads", "layers", "nm", "tiles"):
+        folder = attentive / "pruned" / name
+        model = prunekit.load(folder, build)
+        found = json.loads((folder / "eval.json").read_text())
+        with torch.no_grad():
+            assert found["pruned"]["accuracy"] == pytest.approx(float((model(x).argmax(1) == y).float().mean()))
+        assert found["pruned"]["parameters"] == sum(p.numel() for p in model.parameters())
+        assert (folder / "masks.safetensors").exists() == (name in ("nm", "tiles"))
+        fewer = found["pruned"]["macs"] < found["dense"]["macs"]
+        assert fewer == (name in ("neurons", "heads", "layers"))
+    for name, mask in load_file(attentive / "pruned" / "nm" / "masks.safetensors").items():
+        assert (mask.flatten(1).view(len(mask), -1, 4).sum(-1) == 2).all(), name
+
+
+def test_comparison_has_one_cell_for_a_pattern_that_says_its_share(attentive: Path) -> None:
+    cells = json.loads((attentive / "compare.json").read_text())["cells"]
+    count = {s: sum(c["structure"] == s for c in cells) for s in ("channels", "heads", "layers", "2:4", "block:4x2")}
+    assert count == {"channels": 12, "heads": 12, "layers": 12, "2:4": 3, "block:4x2": 12}
+    assert all(c["achieved"] == 0.5 for c in cells if c["structure"] == "2:4")
+
+
+def test_prune_names_what_it_left_whole(attentive: Path, cli: Cli) -> None:
+    done = cli("prune", attentive, "-c", "magnitude", "-s", "0.3", "--structure", "channels", "--name", "again", "--dry-run")
+    assert done.code == 0
+    assert "left whole: " in done.out
+    assert "is a LayerNorm" in done.out
+    done = cli("prune", attentive, "-c", "magnitude", "--structure", "1:4", "--json")
+    assert done.code == 0
+    result = json.loads(done.out)
+    assert (result["name"], result["asked"], result["achieved"]) == ("1-4-0.75", 0.75, 0.75)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--structure", "3:2"], "structure '3:2': N:M keeps N of every M weights"),
+        (["--structure", "2:4", "-s", "0.7"], "sparsity is 0.7; 2:4 removes 0.5"),
+        (["--structure", "heads"], "prune needs --sparsity"),
+        (["--structure", "head", "-s", "0.5"], "did you mean heads"),
+    ],
+)
+def test_wrong_use_is_one_line(attentive: Path, cli: Cli, arguments: list[str], message: str) -> None:
+    done = cli("prune", attentive, "-c", "magnitude", *arguments)
+    assert done.code == 2
+    assert message in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_a_model_without_heads_is_told_so(run: Path, cli: Cli) -> None:
+    done = cli("prune", run, "-c", "magnitude", "-s", "0.5", "--structure", "heads")
+    assert done.code == 1
+    assert "heads: no attention was found" in done.err
+    assert done.err.count("\n") == 1

@@ -1,0 +1,140 @@
+"""compare over cases and seeds: whole, resumable, in parallel, honest about where its figures come from."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from prunekit.search.summary import area
+from prunekit.verbs.run_folder import Run
+from tests.cli.conftest import RECIPE, Cli
+
+STUDY = """
+cases: {small: small.yaml}
+seeds: [0, 1]
+samples: 24
+criteria: [magnitude, random, "tempered(taylor)"]
+structures: {unstructured: [0.5, 0.8], channels: [0.4]}
+allocations: {unstructured: [global], channels: [global, uniform]}
+leading: 1
+always: [magnitude]
+compensate: true
+tune: {epochs: 1, sparsities: {unstructured: [0.8]}}
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    (tmp_path / "small.yaml").write_text(RECIPE)
+    (tmp_path / "study.yaml").write_text(STUDY)
+    return tmp_path / "study.yaml"
+
+
+def test_a_study_from_one_command(study: Path, cli: Cli, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = cli("compare", study, "--out", out, "--json")
+    assert done.code == 0, done.err
+    found = json.loads((out / "compare.json").read_text())
+    assert {(e["case"], e["structure"]) for e in found["summary"]} == {("small", "unstructured"), ("small", "channels")}
+    with (out / "compare.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == found["rows"]
+    one_shot = [r for r in rows if r["epochs"] == "0" and not r["control"] and not r["repair"]]
+    assert len(one_shot) == 2 * (1 * 2 + 2 * 1) * 7  # seeds x cells x (magnitude, random, taylor, four between)
+    assert len([r for r in rows if r["control"] == "shuffled"]) == len(one_shot)
+    assert {r["epochs"] for r in rows} == {"0", "1"}
+    assert {(r["structure"], r["sparsity"]) for r in rows if r["repair"]} == {
+        ("unstructured", "0.5"), ("unstructured", "0.8"), ("channels", "0.4")
+    }  # fmt: skip
+    assert all(e["repaired"] for e in found["summary"])
+    # a cell by hand
+    run = Run(out / "runs" / "small-seed1")
+    assert run.recipe.seed == 1
+    assert run.recipe.data is not None
+    assert run.recipe.data.args["seed"] == 1  # the split too
+    weights = {name: run.model.get_parameter(name) for name in ("conv1.weight", "conv2.weight", "conv3.weight")}
+    threshold = torch.cat([w.detach().abs().flatten() for w in weights.values()]).sort().values
+    with torch.no_grad():
+        limit = threshold[round(0.8 * len(threshold)) - 1]
+        for weight in weights.values():
+            weight[weight.abs() <= limit] = 0
+        hits = torch.cat([(run.model(x).argmax(1) == y).float() for x, y in run.batches("test")])
+    (cell,) = [
+        r for r in one_shot
+        if (r["seed"], r["structure"], r["criterion"], r["sparsity"]) == ("1", "unstructured", "magnitude", "0.8")
+    ]  # fmt: skip
+    assert float(cell["test_accuracy"]) == pytest.approx(float(hits.mean()))
+    # the summary's areas are those of the rows
+    entry = next(e for e in found["summary"] if e["structure"] == "unstructured")
+    curves = [
+        {float(r["sparsity"]): float(r["test_accuracy"]) for r in one_shot
+         if (r["seed"], r["structure"], r["criterion"]) == (seed, "unstructured", "magnitude")}
+        for seed in ("0", "1")
+    ]  # fmt: skip
+    assert entry["methods"]["magnitude"]["values"] == pytest.approx([area(curve) for curve in curves])
+    page = (out / "report.html").read_text()
+    assert "Regret" in page
+    assert "tempered(taylor)" in page
+    assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_finished_cells_are_kept_and_damaged_ones_measured_again(study: Path, cli: Cli, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    study.write_text(STUDY.replace("seeds: [0, 1]", "seeds: [0]"))
+    assert cli("compare", study, "--out", out).code == 0
+    first = (out / "compare.csv").read_text()
+    cells = {p: p.stat().st_mtime_ns for p in (out / "cells").rglob("*.json")}
+    damaged, changed = sorted(cells)[:2]
+    damaged.write_text("{")
+    changed.write_text(changed.read_text().replace('"made_from"', '"made_of"'))
+    assert cli("compare", study, "--out", out).code == 0
+    again = {p for p, time in cells.items() if p.stat().st_mtime_ns != time}
+    assert again == {damaged, changed}
+    assert (out / "compare.csv").read_text() == first
+
+
+def test_processes_give_the_same_rows(study: Path, cli: Cli, tmp_path: Path) -> None:
+    assert cli("compare", study, "--out", tmp_path / "one").code == 0
+    done = cli("compare", study, "--out", tmp_path / "two", "--jobs", 2)
+    assert done.code == 0, done.err
+    assert (tmp_path / "one" / "compare.csv").read_text() == (tmp_path / "two" / "compare.csv").read_text()
+
+
+def test_runs_that_are_there_already(run: Path, cli: Cli, tmp_path: Path) -> None:
+    done = cli("compare", run, "--out", tmp_path / "out", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["study"]["seeds"] == [3]
+    done = cli("compare", run, run, "--out", tmp_path / "twice")
+    assert done.code == 2
+    assert "a seed counts once" in done.err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("seeds: [0, 1]", "seeds: []"), "seeds"),
+        (("small: small.yaml", "small: other.yaml"), "no such recipe"),
+        (("[magnitude, random", "[magnitud, random"), "magnitude"),
+        (("structures:", "structure:"), "not a recipe key"),
+        (("small: small.yaml", "'../up': small.yaml"), "use letters"),
+    ],
+)
+def test_a_study_that_makes_no_sense(study: Path, cli: Cli, tmp_path: Path, change: tuple[str, str], said: str) -> None:
+    study.write_text(STUDY.replace(*change))
+    done = cli("compare", study, "--out", tmp_path / "out")
+    assert done.code == 2
+    assert said in done.err
+    assert not (tmp_path / "out" / "compare.json").exists()
+
+
+def test_out_is_needed_for_more_than_a_run(study: Path, run: Path, cli: Cli, tmp_path: Path) -> None:
+    for arguments in ((study,), (run, run)):
+        done = cli("compare", *arguments)
+        assert done.code == 2
+        assert "--out" in done.err
+    assert cli("compare", study, "--out", tmp_path / "out", "--sparsity", 0.5).code == 2
