@@ -4,10 +4,11 @@ from prunekit.trajectory.continued import Continued, parent_facts
 from prunekit.trajectory.imported import load_into, write_checkpoints
 from prunekit.trajectory.layout import Entry, Layout
 from prunekit.trajectory.recorder import Recorder, disk_needed
+from prunekit.trajectory.replay import replay
 from prunekit.trajectory.rules import StepLog
 from prunekit.trajectory.trajectory import Segment, Trajectory
 
 __all__ = [
     "Continued", "Entry", "Layout", "Recorder", "Segment", "StepLog", "Trajectory", "disk_needed", "load_into", "parent_facts",
-    "write_checkpoints",
+    "replay", "write_checkpoints",
 ]  # fmt: skip

@@ -105,6 +105,11 @@ class Trajectory:
         """Straight pieces between kept states."""
         return len(self._rows) - 1
 
+    @property
+    def kept(self) -> frozenset[int]:
+        """Numbers of the states that were kept."""
+        return frozenset(self._rows)
+
     def pieces_until(self, index: int) -> int:
         """How many straight pieces lead to state ``index``.
 

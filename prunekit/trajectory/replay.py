@@ -1,0 +1,114 @@
+"""Taking the steps of a recorded training again, to have the states that were not kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import PrunekitError, UsageError
+from prunekit.trajectory.imported import load_into
+from prunekit.trajectory.recorder import Recorder
+from prunekit.trajectory.rules import StepLog
+from prunekit.trajectory.trajectory import Trajectory
+
+
+def replay(
+    trajectory: Trajectory,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Callable[..., tuple[Tensor, Tensor]],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    folder: str | Path,
+    *,
+    second_moments: bool = False,
+    tolerance: float = 1e-5,
+    tick: Callable[[int], None] = lambda amount: None,
+) -> Trajectory:
+    """Trains ``model`` again along ``trajectory`` and records every state into ``folder``.
+
+    Costs as much time as the training did, and as much disk as a recording of every state. Same batches, rates, clipping,
+    micro-batch weights, augmentation seeds and dropout noise; on the same machine and thread count the states are
+    bit-identical unless gradients were accumulated or scaled in another order of operations.
+
+    Args:
+        trajectory: with batches noted for every step; left as it is.
+        model, optimizer: of the same kind as were recorded, their present weights and state are not used.
+        batch: ``batch(indices)``, or ``batch(indices, seed)`` where a seed was noted, -> inputs and labels.
+        loss: the mean loss that was trained on.
+        second_moments: record Adam's ``v``, whether or not the trajectory holds it.
+        tolerance: largest difference to a state that was kept, relative to its largest weight.
+        tick: called once per step.
+
+    Raises:
+        UsageError: steps whose batches were not noted, or weights that were set and not stepped to.
+        PrunekitError: the replayed weights leave the recorded ones; names the step. Loss, data or optimizer are others.
+    """
+    for index in range(len(trajectory)):
+        step = trajectory.step(index)
+        if not step.moved:
+            raise UsageError(f"{trajectory.folder}: step {index} set the weights (pruning, averages) and cannot be replayed")
+        if step.batches is None:
+            raise UsageError(f"{trajectory.folder}: step {index} has no sample indices (recorder.batch); it cannot be replayed")
+    trajectory.layout.check(model)
+    load_into(model, trajectory.model_state(0), trajectory.folder)
+    names = dict(model.named_parameters())
+    optimizer.state.clear()
+    for key, value in trajectory.start_optimizer.items():
+        name, entry = key.rsplit("|", 1)
+        optimizer.state[names[name]][entry] = value.clone()
+    model.train()
+    with Recorder(folder, model, optimizer, trajectory.provenance, second_moments=second_moments, snapshot_every=0) as recorder:
+        for index in range(len(trajectory)):
+            _step(trajectory, index, model, optimizer, batch, loss, recorder)
+            if index + 1 in trajectory.kept:
+                _compare(trajectory, index + 1, model, tolerance)
+            tick(1)
+    return Trajectory(folder)
+
+
+def _step(
+    trajectory: Trajectory,
+    index: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Callable[..., tuple[Tensor, Tensor]],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    recorder: Recorder,
+) -> None:
+    step: StepLog = trajectory.step(index)
+    random = trajectory.random_states(index)
+    for group, options in zip(optimizer.param_groups, step.groups, strict=True):
+        group.update({k: tuple(v) if isinstance(group.get(k), tuple) else v for k, v in options.items() if k in group})
+    optimizer.zero_grad()
+    device = next(model.parameters()).device
+    for number, (indices, weight, seed) in enumerate(zip(step.batches or (), step.weights, step.seeds, strict=True)):
+        where = torch.tensor(indices)
+        x, y = batch(where) if seed is None else batch(where, seed)
+        if random:
+            torch.set_rng_state(random[number])
+        value = loss(model(x.to(device)), y.to(device))
+        (value if weight == 1 else value * weight).backward()
+        recorder.batch(indices, seed, None if len(step.batches or ()) == 1 and weight == 1 else weight)
+    for name, parameter in model.named_parameters():
+        if name in step.without_gradient:
+            parameter.grad = None
+        elif parameter.grad is not None and step.gradient_scale != 1:
+            parameter.grad.mul_(step.gradient_scale)
+    if step.gradient_scale != 1:
+        recorder.gradient_scale(step.gradient_scale)
+    optimizer.step()
+
+
+def _compare(trajectory: Trajectory, index: int, model: nn.Module, tolerance: float) -> None:
+    named: dict[str, Any] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    found, kept = trajectory.layout.flatten(named), trajectory.state(index)
+    off = float((found - kept).abs().max())
+    if not off <= tolerance * float(kept.abs().max()):
+        raise PrunekitError(
+            f"{trajectory.folder}: replayed weights differ from state {index} by {off:.3g}; loss, data, optimizer or model are "
+            "not those that were recorded"
+        )
