@@ -423,7 +423,8 @@ class Study(_Section):
     ``cases``: name -> recipe, its path relative to the study's file; ``criteria``: each one line of the result, ``tempered(...)``
     the best of the compositions that it stands for on validation data; ``control``: also plans shuffled within layers;
     ``samples``: scoring samples. The ``leading`` criteria on validation data and those in ``always`` are compared again with
-    their weights compensated (``compensate``) and after fine-tuning (``tune``).
+    their weights compensated (``compensate``), after fine-tuning (``tune``), and with their plans refined on the scoring samples,
+    compensated or not (``refine``), at ``refine_sparsities`` or else those of ``tune``.
     """
 
     cases: Annotated[dict[str, str], Field(min_length=1)]
@@ -437,6 +438,8 @@ class Study(_Section):
     always: list[CriterionName] = ["magnitude", "random"]
     compensate: bool = False
     tune: Tuning | None = None
+    refine: bool = False
+    refine_sparsities: dict[StructureName, list[Share]] = {}
 
     @field_validator("cases")
     @classmethod
@@ -445,6 +448,18 @@ class Study(_Section):
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
                 raise ValueError(f"case {name!r}: use letters, digits, '.', '_' and '-'")
         return value
+
+    @model_validator(mode="after")
+    def _refinable(self) -> Study:
+        if self.refine and not any(self.refined_at(structure) for structure in self.structures):
+            raise ValueError("refine needs refine_sparsities or tune.sparsities of one of the structures")
+        return self
+
+    def refined_at(self, structure: str) -> list[float]:
+        """Sparsities at which plans are refined too."""
+        if not self.refine:
+            return []
+        return list((self.refine_sparsities or (self.tune.sparsities if self.tune else {})).get(structure, ()))
 
     def allocations_of(self, structure: str) -> list[str]:
         return list(self.allocations.get(structure, ["global", "uniform", "mean"]))
