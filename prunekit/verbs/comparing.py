@@ -184,7 +184,7 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
 
 
 def _again(job: Job, run: Run, bench: Bench, rows: list[dict[str, Any]], data: dict[str, str], tick: Tick) -> None:
-    """Compensates, refines and fine-tunes the leading methods' plans and some others': leading on validation data, as all choices are."""
+    """Repairs and fine-tunes the leading methods' plans and some others': leading on validation data, as all choices are."""
     study = job.study
     here = [{"case": job.case, "seed": job.seed, **row} for row in rows]
     calibration = [run.evidence.samples()]

@@ -55,16 +55,14 @@ def test_a_study_from_one_command(study: Path, cli: Cli, tmp_path: Path) -> None
     for repair in ("refined", "refined+compensated"):
         mine = [r for r in rows if r["repair"] == repair]
         assert {(r["structure"], r["sparsity"]) for r in mine} == {("unstructured", "0.8")}
+        same = ("seed", "structure", "criterion", "allocation", "sparsity")
         for r in mine:
-            (plain,) = [
-                o for o in one_shot if all(o[k] == r[k] for k in ("seed", "structure", "criterion", "allocation", "sparsity"))
-            ]
+            (plain,) = [o for o in one_shot if all(o[k] == r[k] for k in same)]
             assert r["achieved"] == plain["achieved"]
             assert float(r["validation_kl"]) < float(plain["validation_kl"])
         summary = next(e for e in found["summary"] if e["structure"] == "unstructured")["repaired"][repair]["magnitude"]
-        assert summary["values"] == pytest.approx(
-            [100 * float(r["test_accuracy"]) for r in mine if r["criterion"] == "magnitude"]
-        )
+        magnitude = [100 * float(r["test_accuracy"]) for r in mine if r["criterion"] == "magnitude"]
+        assert summary["values"] == pytest.approx(magnitude)
         assert summary["unrepaired"]["mean"] < summary["mean"]
     # a cell by hand
     run = Run(out / "runs" / "small-seed1")

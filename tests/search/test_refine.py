@@ -20,16 +20,19 @@ from prunekit.measure import divergence
 from prunekit.search.objective import make_objective
 from prunekit.search.patterns import Groups, Runs
 from tests.conftest import tiny_data
-from tests.structure_models import HANDLED, IMAGES, random_scores
+from tests.structure_models import ATTENTIVE, HANDLED, IMAGES, STACKED, random_scores
 
 room = importlib.import_module("prunekit.search.refine")  # the package's name for it is the function
 Batches = list[tuple[Tensor, Tensor]]
+BUILD = {**HANDLED, **ATTENTIVE, **STACKED}
+EVERY = [("unstructured", "residual"), ("2:4", "residual"), ("block:2x2", "flattened"), ("channels", "residual"),
+         ("heads", "separate"), ("heads", "packed"), ("layers", "pre-norm"), ("layers", "blocks")]  # fmt: skip
 
 
 def trained(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Batches]:
     """A model that has learnt something, so that masks matter, and samples."""
     torch.manual_seed(0)
-    model = HANDLED[name]().to(dtype)
+    model = BUILD[name]().to(dtype)
     x, _ = tiny_data(96, dtype)
     y = x.flatten(1)[:, :4].argmax(1)
     optimizer = torch.optim.Adam(model.parameters(), 0.02)
@@ -61,20 +64,27 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-@settings(max_examples=12, deadline=None)
+def planned(model: nn.Module, structure: str, sparsity: float, seed: int = 0, **options: Any) -> Plan:
+    share = None if structure == "2:4" else sparsity
+    return make_plan(random_scores(model, seed), model, IMAGES, sparsity=share, structure=structure, **options)
+
+
+@settings(max_examples=16, deadline=None)
 @given(
-    name=st.sampled_from(["multilayer", "flattened", "residual"]),
-    structure=st.sampled_from(["unstructured", "channels"]),
+    case=st.sampled_from(EVERY),
     sparsity=st.sampled_from([0.0, 0.3, 0.6, 0.9]),
     seed=st.integers(0, 3),
     target=st.sampled_from(["kl", "loss"]),
 )
-def test_never_worse_where_it_is_accepted(name: str, structure: str, sparsity: float, seed: int, target: str) -> None:
+def test_never_worse_where_it_is_accepted(case: tuple[str, str], sparsity: float, seed: int, target: str) -> None:
+    structure, name = case
     model, batches = trained(name)
-    plan = make_plan(random_scores(model, seed), model, IMAGES, sparsity=sparsity, structure=structure)
+    plan = planned(model, structure, sparsity, seed)
     refined = refine(plan, model, batches, rounds=6, steps=10, seed=seed, target=target, share=0.2)
     assert {n: k.shape for n, k in refined.keep.items()} == {n: k.shape for n, k in plan.keep.items()}
     assert sum(int(k.sum()) for k in refined.keep.values()) == sum(int(k.sum()) for k in plan.keep.values())
+    assert refined.sparsity() == plan.sparsity()
+    refined.check("refined")
     # the accept part's divergence of both plans, computed again
     objective = make_objective(model, batches, target, "margin", seed=seed)
     before, after = (objective.on_accept(factors(objective, p)) for p in (plan, refined))
@@ -82,7 +92,9 @@ def test_never_worse_where_it_is_accepted(name: str, structure: str, sparsity: f
     facts = refined.provenance["refine"]
     assert facts["before"]["accept"] == pytest.approx(before, rel=1e-6, abs=1e-9)
     assert facts["after"]["accept"] == pytest.approx(after, rel=1e-6, abs=1e-9)
-    prune(model, refined, IMAGES)
+    small = prune(model, refined, IMAGES)
+    x = batches[0][0]
+    torch.testing.assert_close(small(x), masked(model, refined)(x), atol=1e-4, rtol=1e-4)
 
 
 def factors(objective: Any, plan: Plan) -> Tensor:
@@ -91,16 +103,41 @@ def factors(objective: Any, plan: Plan) -> Tensor:
     return layout.flatten({n: masks.get(n, one.bool()).float() for n, one in ones.items()})
 
 
-@pytest.mark.parametrize("structure", ["unstructured", "channels"])
-def test_the_count_is_exact_after_every_round(structure: str, counted: list[int]) -> None:
-    model, batches = trained("residual")
-    plan = make_plan(random_scores(model), model, IMAGES, sparsity=0.5, structure=structure)
+@pytest.mark.parametrize(("structure", "name"), EVERY)
+def test_the_count_is_exact_after_every_round(structure: str, name: str, counted: list[int]) -> None:
+    model, batches = trained(name)
+    plan = planned(model, structure, 0.4)
     refine(plan, model, batches, rounds=8, steps=20, share=0.3)
     assert len(counted) > 4
-    assert set(counted) == {sum(int(k.sum()) for k in plan.keep.values())}
+    pattern = room.get_pattern(plan, room.Layout.of(model), torch.device("cpu"))
+    assert set(counted) == {int(pattern.keep.sum())}
 
 
-def test_blocks_are_kept(counted: list[int]) -> None:
+@pytest.mark.parametrize("structure", ["unstructured", "block:2x2", "channels"])
+def test_ratios_and_floors_hold_after_every_round(structure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batches = trained("flattened")
+    ratio = {"hidden" if structure == "channels" else "hidden.weight": 0.5}
+    plan = planned(model, structure, 0.45, ratios=ratio, floor=0.3)
+    seen: list[Plan] = []
+    true = room._Best.offer
+
+    def offer(best: Any, candidate: Tensor, facts: dict[str, Any]) -> bool:
+        seen.append(best.pattern.plan(candidate))
+        return bool(true(best, candidate, facts))
+
+    monkeypatch.setattr(room._Best, "offer", offer)
+    refined = refine(plan, model, batches, rounds=8, steps=20, share=0.3)
+    assert refined.provenance["ratios"] == ratio
+    assert refined.provenance["floor"] == 0.3
+    assert len(seen) > 4
+    for tried in seen:
+        for name, keep in tried.keep.items():
+            if name in ratio:
+                assert int(keep.sum()) == int(plan.keep[name].sum())
+            assert int(keep.sum()) >= min(0.3 * keep.numel(), int(plan.keep[name].sum()))
+
+
+def test_runs_of_an_edited_plan_are_kept(counted: list[int]) -> None:
     model, batches = trained("multilayer")
     scores = random_scores(model)
     scores.provenance["prunable"] = ["one.weight"]
@@ -158,7 +195,7 @@ def test_the_divergence_is_the_mean_kl_to_the_dense_model() -> None:
     assert both == pytest.approx(kl(model, plan, batches), rel=1e-9)
 
 
-@pytest.mark.parametrize("structure", ["unstructured", "channels"])
+@pytest.mark.parametrize("structure", ["unstructured", "channels", "block:2x2"])
 def test_the_same_seed_gives_the_same_plan(structure: str) -> None:
     model, batches = trained("residual")
     plan = make_plan(random_scores(model), model, IMAGES, sparsity=0.5, structure=structure)
@@ -171,10 +208,10 @@ def test_the_same_seed_gives_the_same_plan(structure: str) -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("structure", ["unstructured", "channels"])
+@pytest.mark.parametrize("structure", ["unstructured", "channels", "2:4", "block:2x2"])
 def test_refining_repairs(structure: str) -> None:
     model, batches = trained("flattened")
-    plan = make_plan(random_scores(model), model, IMAGES, sparsity=0.5, structure=structure)
+    plan = planned(model, structure, 0.5)
     swapped = refine(plan, model, batches, learn=False, share=0.1)
     learnt = refine(plan, model, batches, rounds=0)
     for refined in (swapped, learnt):
