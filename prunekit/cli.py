@@ -260,6 +260,9 @@ def prune(
     compensate: Annotated[bool, typer.Option("--compensate", help="Let kept weights make up for removed ones.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write and print the plan only.")] = False,
     apply: Annotated[Path | None, typer.Option("--apply", help="Apply this plan file instead of making one.")] = None,
+    refine: Annotated[bool, typer.Option("--refine/--no-refine", help="Repair the plan by blame (docs/refine.md).")] = False,
+    refine_budget: Annotated[str | None, typer.Option(help="Stop refining after this long, such as 60s.")] = None,
+    squeeze: Annotated[bool, typer.Option("--squeeze", help="Take out channels that an unstructured mask emptied.")] = False,
     schedule: Annotated[str, typer.Option(help="one-shot, iterative, or gradual (while it fine-tunes).")] = "one-shot",
     rounds: Annotated[int | None, typer.Option(min=1, help="iterative, gradual: how many prunings.")] = None,
     every: Annotated[int | None, typer.Option(min=1, help="gradual: steps between two prunings.")] = None,
@@ -285,9 +288,12 @@ def prune(
     }  # fmt: skip
     how_much = {k: v for k, v in {"sparsity": sparsity, **budgets}.items() if v is not None}
     if apply is not None and (
-        how_much or dry_run or allocation or compensate or ratio or floor or criterion != "auto" or structure != "unstructured"
-    ):
-        raise UsageError("--apply takes a finished plan: leave out the options that make one, such as --sparsity")
+        how_much or dry_run or refine or allocation or compensate or ratio or floor or criterion != "auto"
+        or structure != "unstructured"
+    ):  # fmt: skip
+        raise UsageError("--apply takes a finished plan: leave out the options that make one, such as --sparsity and --refine")
+    if refine_budget is not None and not refine:
+        raise UsageError("--refine-budget without --refine")
     steps = _steps(schedule, rounds, every, finetune, lr, distill, temperature, rewind, recalibrate)
     if apply is None:
         check_structure(structure)
@@ -299,14 +305,15 @@ def prune(
             {
                 **steps.model_dump(mode="json"), **how_much, "name": name or f"{structure.replace(':', '-')}-{label}",
                 "criterion": criterion, "structure": structure, "allocation": allocation, "ratios": _ratios(ratio or []),
-                "floor": floor, "compensate": compensate,
+                "floor": floor, "compensate": compensate, "refine": {"budget": refine_budget} if refine else None,
+                "squeeze": squeeze,
             },
             "prune",
         )  # fmt: skip
     opened = _open(run, device)
     with output.working(run):
         if apply is not None:
-            result = apply_plan(opened, apply, name, overwrite, steps)
+            result = apply_plan(opened, apply, name, overwrite, steps, squeeze)
         else:
             result = prune_run(opened, wanted, dry_run, overwrite)
     output.show("prune", result)

@@ -48,6 +48,10 @@ class Bar:
         if self._bars is not None and self._task is not None:
             self._bars.advance(self._task, amount)
 
+    def describe(self, description: str) -> None:
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, description=description)
+
     def __enter__(self) -> Bar:
         return self
 

@@ -18,7 +18,8 @@ from prunekit.criteria import AGGREGATIONS, DEFAULT, expand
 from prunekit.errors import UsageError, nearest
 from prunekit.imports import call, load_object
 from prunekit.kernel import RULES, SHARES, TARGETS
-from prunekit.plan import ALLOCATIONS, asked_sparsity, check_structure
+from prunekit.plan import ALLOCATIONS, GROUPED, asked_sparsity, check_structure
+from prunekit.search.objective import OBJECTIVES
 from prunekit.search.schedule import SCHEDULES, SPACINGS
 from prunekit.structure import implied_sparsity
 
@@ -302,6 +303,42 @@ class Steps(_Section):
         return self.finetune or Finetune()
 
 
+class Refine(_Section):
+    """Repair of the plan by the blame of what it removed (docs/refine.md). ``refine: true`` takes these defaults.
+
+    ``rounds``: of swaps, at most; ``learn``: then learn a mask for ``steps`` steps; ``budget``: stop after so long, such
+    as ``60s`` or ``5m``; ``target``: what is lowered, ``kl`` (to the dense model), ``loss``, or ``module:function``;
+    ``samples``: at most so many scoring samples.
+    """
+
+    rounds: Annotated[int, Field(ge=0, le=10**6)] = 30
+    learn: bool = True
+    steps: Count = 300
+    budget: str | None = None
+    target: str = "kl"
+    samples: Count = 1000
+
+    @field_validator("target")
+    @classmethod
+    def _target(cls, value: str) -> str:
+        return value if ":" in value else _known(value, OBJECTIVES, "target")
+
+    @field_validator("budget")
+    @classmethod
+    def _budget(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_seconds(value)
+        return value
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of ``prunekit.refine`` that these keys set."""
+        return {
+            "rounds": self.rounds, "learn": self.learn, "steps": self.steps,
+            "budget_seconds": None if self.budget is None else parse_seconds(self.budget),
+            "target": load_object(self.target, "refine.target") if ":" in self.target else self.target,
+        }  # fmt: skip
+
+
 class Prune(Steps):
     """One pruned model.
 
@@ -309,7 +346,8 @@ class Prune(Steps):
     the best of what it stands for. ``sparsity``: share to remove; N:M says it itself, and a budget (one of ``max_…``: parameters,
     MACs, bytes, measured milliseconds, points of validation accuracy) finds it. ``allocation``: null leaves the choice to
     ``auto`` (among the recipe's), else means ``global``. ``ratios``, ``floor``: see ``make_plan``. ``compensate``: kept weights
-    make up for removed ones, layer by layer, on the scoring samples.
+    make up for removed ones, layer by layer, on the scoring samples. ``refine``: repair the plan before anything else happens;
+    ``squeeze``: take out the channels that a mask left without inputs or readers.
     """
 
     name: Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -320,6 +358,8 @@ class Prune(Steps):
     ratios: dict[str, Share] = {}
     floor: Share = 0.0
     compensate: bool = False
+    refine: Refine | None = None
+    squeeze: bool = False
     max_params: Large | None = None
     max_macs: Large | None = None
     max_bytes: Large | None = None
@@ -330,6 +370,21 @@ class Prune(Steps):
     @classmethod
     def _named(cls, value: str) -> str:
         return value if value == "auto" else _criterion(value)
+
+    @field_validator("refine", mode="before")
+    @classmethod
+    def _refine(cls, value: Any) -> Any:
+        return {} if value is True else None if value is False else value
+
+    @model_validator(mode="after")
+    def _repairable(self) -> Prune:
+        if self.squeeze and self.structure in GROUPED:
+            raise ValueError(f"squeeze is for plans of masks; {self.structure} are cut out as they are")
+        if self.squeeze and self.request():
+            raise ValueError("squeeze is for pruning at once; leave out schedule, finetune, rewind and recalibrate")
+        if self.refine is not None and self.schedule.name != "one-shot":
+            raise ValueError(f"refine repairs a plan that is made at once; schedule {self.schedule.name} makes it on the way")
+        return self
 
     @property
     def budget(self) -> tuple[str, float]:
@@ -368,7 +423,8 @@ class Study(_Section):
     ``cases``: name -> recipe, its path relative to the study's file; ``criteria``: each one line of the result, ``tempered(...)``
     the best of the compositions that it stands for on validation data; ``control``: also plans shuffled within layers;
     ``samples``: scoring samples. The ``leading`` criteria on validation data and those in ``always`` are compared again with
-    their weights compensated (``compensate``) and after fine-tuning (``tune``).
+    their weights compensated (``compensate``), after fine-tuning (``tune``), and with their plans refined on the scoring samples,
+    compensated or not (``refine``), at ``refine_sparsities`` or else those of ``tune``.
     """
 
     cases: Annotated[dict[str, str], Field(min_length=1)]
@@ -382,6 +438,8 @@ class Study(_Section):
     always: list[CriterionName] = ["magnitude", "random"]
     compensate: bool = False
     tune: Tuning | None = None
+    refine: bool = False
+    refine_sparsities: dict[StructureName, list[Share]] = {}
 
     @field_validator("cases")
     @classmethod
@@ -390,6 +448,18 @@ class Study(_Section):
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
                 raise ValueError(f"case {name!r}: use letters, digits, '.', '_' and '-'")
         return value
+
+    @model_validator(mode="after")
+    def _refinable(self) -> Study:
+        if self.refine and not any(self.refined_at(structure) for structure in self.structures):
+            raise ValueError("refine needs refine_sparsities or tune.sparsities of one of the structures")
+        return self
+
+    def refined_at(self, structure: str) -> list[float]:
+        """Sparsities at which plans are refined too."""
+        if not self.refine:
+            return []
+        return list((self.refine_sparsities or (self.tune.sparsities if self.tune else {})).get(structure, ()))
 
     def allocations_of(self, structure: str) -> list[str]:
         return list(self.allocations.get(structure, ["global", "uniform", "mean"]))
@@ -599,6 +669,14 @@ def parse_bytes(text: str) -> int:
         raise ValueError(f"{text!r} is no amount of memory; write for example 512MiB or 2GB")
     base = 1024 if match[3] else 1000
     return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
+
+
+def parse_seconds(text: str) -> float:
+    """``"60s"``, ``"5m"``, ``"1.5h"``, ``"90"`` -> seconds. Raises ValueError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{text!r} is no length of time; write for example 60s or 5m")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2].lower()]
 
 
 def check_device(name: str) -> torch.device:

@@ -10,12 +10,16 @@ from torch import Tensor, nn
 from prunekit.apply.compensate import compensate
 from prunekit.apply.manifest import Manifest, dense_state, load, save
 from prunekit.apply.masks import apply_masks, hold_masks
+from prunekit.apply.squeeze import Squeezed, squeeze
 from prunekit.apply.surgery import cut_units
 from prunekit.criteria import model_digest
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.plan import Plan
 
-__all__ = ["Manifest", "apply_masks", "compensate", "dense_state", "hold_masks", "load", "masked", "prune", "save"]
+__all__ = [
+    "Manifest", "Squeezed", "apply_masks", "compensate", "dense_state", "hold_masks", "load", "masked", "prune", "save",
+    "squeeze",
+]  # fmt: skip
 
 
 def prune(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import checkpoint
+from prunekit.apply.squeeze import Squeezed
 from prunekit.errors import ArtifactError
 from prunekit.plan import Plan
 from prunekit.plan.plan import SIZE_ATTRIBUTES
@@ -28,7 +29,7 @@ class Manifest:
 
     Attributes:
         structure: the plan's.
-        kept: ``<param>@<axis>`` -> kept indices on that axis of the dense model (structured plans).
+        kept: ``<param>@<axis>`` -> kept indices on that axis of the dense model (structured plans, squeezed models).
         attributes: module name -> size attributes of the pruned layer (``SIZE_ATTRIBUTES``).
         aliases: tied names that model.safetensors holds once.
         plan: digest of the plan.
@@ -91,7 +92,9 @@ class Manifest:
         self.provenance.get("request"), self.facts.get("sparsity"), self.aliases.keys()
 
 
-def save(model: nn.Module, plan: Plan, folder: str | Path, facts: Mapping[str, Any] | None = None) -> Manifest:
+def save(
+    model: nn.Module, plan: Plan, folder: str | Path, facts: Mapping[str, Any] | None = None, squeezed: Squeezed | None = None
+) -> Manifest:
     """Writes a pruned model as a folder, whole or not at all.
 
     ``model.safetensors`` (reads with ``safetensors.torch.load_file`` alone), ``plan.safetensors``,
@@ -101,28 +104,35 @@ def save(model: nn.Module, plan: Plan, folder: str | Path, facts: Mapping[str, A
         model: what ``prune(dense, plan)`` returned, fine-tuned or not.
         plan: the plan it was pruned by.
         folder: replaced if it exists.
+        squeezed: what ``squeeze`` returned, where ``model`` is its model, fine-tuned or not.
 
     Raises:
         ArtifactError: the model is not one that this plan makes, or the disk is full.
     """
     folder = Path(folder)
-    _check_fits(model, plan)
+    taken = plan if squeezed is None else squeezed.plan
+    masks = plan.weight_masks() if squeezed is None else squeezed.masks
+    _check_fits(model, plan, taken, masks)
     state, aliases = checkpoint.unique_state(model.state_dict())
     manifest = Manifest(
         plan.structure,
-        {key: kept.tolist() for key, kept in plan.kept_indices().items()},
-        _attributes(model, plan),
+        {key: indices.tolist() for key, indices in taken.kept_indices().items()},
+        _attributes(model, taken),
         aliases,
         plan.digest,
         {"prunekit": __version__, "torch": torch.__version__, **plan.provenance},
-        {"sparsity": plan.sparsity(), **(facts or {})},
-        plan.replaced(),
+        {
+            "sparsity": plan.sparsity(),
+            **({} if squeezed is None else {"squeezed": {"removed": squeezed.removed, "left": squeezed.left}}),
+            **(facts or {}),
+        },
+        taken.replaced(),
     )
     with checkpoint.replacing_folder(folder) as temporary:
         checkpoint.write_tensors(temporary / "model.safetensors", state, {"kind": "model", "plan": plan.digest})
         if plan.masking:
-            masks = {name: mask.to(torch.uint8) for name, mask in plan.weight_masks().items()}
-            checkpoint.write_tensors(temporary / "masks.safetensors", masks, {"kind": "masks", "plan": plan.digest})
+            bits = {name: mask.to(torch.uint8) for name, mask in masks.items()}
+            checkpoint.write_tensors(temporary / "masks.safetensors", bits, {"kind": "masks", "plan": plan.digest})
         plan.save(temporary / "plan.safetensors")
         manifest.save(temporary / "prunekit.json")
     return manifest
@@ -165,11 +175,15 @@ def _shrink(model: nn.Module, manifest: Manifest, folder: Path) -> None:
         raise ArtifactError(f"{folder}: does not fit the factory's model ({error}); it is another architecture") from error
 
 
-def dense_state(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
-    """The pruned model's weights in dense coordinates by name, 0 where something was removed."""
+def dense_state(model: nn.Module, plan: Plan, kept: Mapping[str, Sequence[int]] | None = None) -> dict[str, Tensor]:
+    """The pruned model's weights in dense coordinates by name, 0 where something was removed.
+
+    Args:
+        kept: the manifest's, for a squeezed model; the plan's own when None.
+    """
     named = named_tensors(model)
     like = next(iter(named.values()), torch.empty(0))
-    kept = plan.kept_indices()
+    stays = plan.kept_indices() if kept is None else {key: torch.tensor(indices) for key, indices in kept.items()}
     found = {}
     for name, shape in plan.shapes.items():
         if name not in named:  # it left with its block
@@ -179,15 +193,15 @@ def dense_state(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
         if tuple(small.shape) == tuple(shape):
             found[name] = small
             continue
-        places = [kept.get(f"{name}@{axis}", torch.arange(size)) for axis, size in enumerate(shape)]
+        places = [stays.get(f"{name}@{axis}", torch.arange(size)) for axis, size in enumerate(shape)]
         found[name] = small.new_zeros(shape)
         found[name][torch.meshgrid(*places, indexing="ij")] = small
     return found
 
 
-def _attributes(model: nn.Module, plan: Plan) -> dict[str, dict[str, int]]:
-    touched = {member.rsplit("@", 1)[0].rpartition(".")[0] for member in plan.kept_indices()}
-    touched |= {key.rpartition(":")[0] for key in plan.lowered()}
+def _attributes(model: nn.Module, taken: Plan) -> dict[str, dict[str, int]]:
+    touched = {member.rsplit("@", 1)[0].rpartition(".")[0] for member in taken.kept_indices()}
+    touched |= {key.rpartition(":")[0] for key in taken.lowered()}
     found = {}
     for name in sorted(touched):
         values = {a: getattr(model.get_submodule(name), a, None) for a in SIZE_ATTRIBUTES}
@@ -195,9 +209,9 @@ def _attributes(model: nn.Module, plan: Plan) -> dict[str, dict[str, int]]:
     return found
 
 
-def _check_fits(model: nn.Module, plan: Plan) -> None:
+def _check_fits(model: nn.Module, plan: Plan, taken: Plan, masks: Mapping[str, Tensor]) -> None:
     named = named_tensors(model)
-    kept, skipped = plan.kept_indices(), plan.skipped()
+    kept, skipped = taken.kept_indices(), taken.skipped()
     for name, shape in plan.shapes.items():
         if any(name.startswith(f"{block}.") for block in skipped):
             if name in named:
@@ -207,6 +221,6 @@ def _check_fits(model: nn.Module, plan: Plan) -> None:
         if name not in named or tuple(named[name].shape) != expected:
             found = tuple(named[name].shape) if name in named else "absent"
             raise ArtifactError(f"this model is not the plan's: {name} is {found}, the plan makes it {expected}")
-    for name, mask in plan.weight_masks().items():
+    for name, mask in masks.items():
         if bool((named[name].detach().cpu()[~mask] != 0).any()):
             raise ArtifactError(f"this model is not the plan's: {name} has weights other than 0 where the mask removes them")

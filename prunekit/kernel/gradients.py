@@ -11,6 +11,8 @@ from torch.func import jacrev, vmap
 
 from prunekit.kernel.function import ModelFunction
 
+MEMORY = 256 * 2**20  # bytes of per-sample gradients that ``squares`` holds at a time
+
 
 class GradientEngine(Protocol):
     """Adds ``scale * gradient`` to an accumulator without the caller ever holding the gradients."""
@@ -24,6 +26,13 @@ class GradientEngine(Protocol):
             scale: by parameter name, that parameter's shape.
             into: by parameter name, ``(samples, targets, *parameter shape)``.
         """
+
+
+class MomentEngine(GradientEngine, Protocol):
+    """Gives second moments of per-sample gradients too."""
+
+    def squares(self, theta: Tensor, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """``Σ (∂ target / ∂ name)²`` over samples and targets, each of its parameter's shape."""
 
 
 class VmapGradients:
@@ -44,8 +53,23 @@ class VmapGradients:
         for name, total in into.items():
             total.addcmul_(jacobian[name].detach(), scale[name])
 
+    def squares(self, theta: Tensor, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        entries = self.function.layout.parameters
+        ones = self.function.layout.views(torch.ones_like(theta))
+        with torch.no_grad():
+            targets = self.function(theta, x[:1], y[:1]).shape[1]
+        block = max(1, MEMORY // (2 * targets * sum(e.size for e in entries) * theta.element_size()))
+        total = {e.name: theta.new_zeros(e.shape) for e in entries}
+        for i in range(0, len(x), block):
+            part = x[i : i + block]
+            gradients = {e.name: theta.new_zeros(len(part), targets, *e.shape) for e in entries}
+            self.accumulate(theta, part, y[i : i + block], ones, gradients)
+            for name, gradient in gradients.items():
+                total[name].add_(gradient.square_().sum((0, 1)))
+        return total
 
-def choose_engine(function: ModelFunction, theta: Tensor, x: Tensor, y: Tensor) -> GradientEngine:
+
+def choose_engine(function: ModelFunction, theta: Tensor, x: Tensor, y: Tensor) -> MomentEngine:
     """The layer-wise engine when it gives this model's gradients, else the general one.
 
     Layer hooks miss weights that are used outside their own layer's forward (tied through a function, say), so

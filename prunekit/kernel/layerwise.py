@@ -7,7 +7,7 @@ gives all samples' weight gradients as one batched matrix product (benchmarks/RE
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -45,6 +45,28 @@ class LayerwiseGradients:
         self._shared: dict[nn.Module, bool] = {}
 
     def accumulate(self, theta: Tensor, x: Tensor, y: Tensor, scale: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+        for name, gradient in self._gradients(theta, x, y, set(into)):
+            gradient.add(into[name], scale[name])
+
+    def squares(self, theta: Tensor, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        found: dict[str, list[Product | Rows | Whole]] = {}
+        for name, gradient in self._gradients(theta, x, y, {e.name for e in self.function.layout.parameters}):
+            found.setdefault(name, []).append(gradient)
+        total = {e.name: theta.new_zeros(e.shape) for e in self.function.layout.parameters}
+        one = theta.new_ones(())
+        for name, gradients in found.items():
+            if len(gradients) == 1:
+                gradients[0].add_squares(total[name])
+                continue
+            samples = len(x)  # a layer called more than once: its gradients add up before they are squared
+            whole = theta.new_zeros(samples, gradients[0].targets(total[name].shape), *total[name].shape)
+            for gradient in gradients:
+                gradient.add(whole, one.expand(total[name].shape))
+            total[name].add_(whole.square_().sum((0, 1)))
+        return total
+
+    def _gradients(self, theta: Tensor, x: Tensor, y: Tensor, wanted: set[str]) -> Iterator[tuple[str, Product | Rows | Whole]]:
+        """One for every call of a layer; nothing is multiplied out yet."""
         calls: list[tuple[nn.Module, Tensor, Any]] = []
 
         def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
@@ -59,7 +81,7 @@ class LayerwiseGradients:
             return output.clone() if leaf else None  # an in-place activation may not touch a leaf
 
         state = self.function.layout.views(theta)
-        bare = {name: _per_sample(state[name], len(x)).detach().requires_grad_() for name in self._bare if name in into}
+        bare = {name: _per_sample(state[name], len(x)).detach().requires_grad_() for name in self._bare if name in wanted}
         hooks = [layer.register_forward_hook(note) for layer in self._parts]
         try:
             with torch.enable_grad():
@@ -75,11 +97,11 @@ class LayerwiseGradients:
                 a, delta = a.unflatten(0, (len(x), -1)), delta.unflatten(0, (len(x), -1)).transpose(1, 2)
             gradients = LAYERS[type(layer)](layer, a, delta)
             for short, name in self._parts[layer].items():
-                if name in into:
-                    gradients[short].add(into[name], scale[name])
+                if name in wanted:
+                    yield name, gradients[short]
         for name, delta in zip(bare, deltas[len(calls) :], strict=True):
             if delta is not None:
-                Whole(delta.reshape(into[name].shape)).add(into[name], scale[name])
+                yield name, Whole(delta.reshape(len(x), values.shape[1], *state[name].shape))
 
 
 def _per_sample(shared: Tensor, samples: int) -> Tensor:
@@ -125,6 +147,26 @@ class Product:
             multiply = torch.mul if positions == 1 else torch.bmm
             part.addcmul_(multiply(left, right, out=gradients[: len(left)]).view_as(part), scale)
 
+    def targets(self, shape: tuple[int, ...]) -> int:
+        return self.left.shape[1] // shape[0]
+
+    def add_squares(self, total: Tensor) -> None:
+        n, rows, positions = self.left.shape
+        flat = total.view(total.shape[0], -1)
+        if positions == 1 and self.pick is None:  # (left rightᵀ)² = left² (right²)ᵀ, so no sample's gradient is formed
+            found = self.left[:, :, 0].square().t() @ self.right[:, 0].square()
+            flat.add_(found.view(-1, *flat.shape).sum(0))
+            return
+        columns = flat.shape[1]
+        picked = 0 if self.pick is None else positions * columns
+        block = max(1, min(n, BLOCK // (max(rows * columns, picked) * total.element_size())))
+        for i in range(0, n, block):
+            right = self.right[i : i + block]
+            if self.pick is not None:
+                right = torch.index_select(right, 1, self.pick.view(-1)).view(-1, positions, columns)
+            found = torch.bmm(self.left[i : i + block], right).square_().sum(0)
+            flat.add_(found.view(-1, *flat.shape).sum(0))
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -139,6 +181,19 @@ class Rows:
         values = self.values * scale[self.index][:, None]
         total.view(-1, columns).index_add_(0, (first + self.index[:, None]).flatten(), values.reshape(-1, columns))
 
+    def targets(self, shape: tuple[int, ...]) -> int:
+        return self.values.shape[1]
+
+    def add_squares(self, total: Tensor) -> None:
+        n, targets = self.values.shape[:2]
+        block = max(1, min(n, BLOCK // (targets * total.numel() * total.element_size())))
+        one = total.new_ones(()).expand(total.shape)
+        for i in range(0, n, block):
+            index, values = self.index[i : i + block], self.values[i : i + block]
+            whole = total.new_zeros(len(index), targets, *total.shape)
+            Rows(index, values).add(whole, one)
+            total.add_(whole.square_().sum((0, 1)))
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -148,6 +203,12 @@ class Whole:
 
     def add(self, total: Tensor, scale: Tensor) -> None:
         total.addcmul_(self.values, scale)
+
+    def targets(self, shape: tuple[int, ...]) -> int:
+        return self.values.shape[1]
+
+    def add_squares(self, total: Tensor) -> None:
+        total.add_(self.values.square().sum((0, 1)))
 
 
 Gradients = dict[str, Product | Rows | Whole]

@@ -36,6 +36,16 @@ def cross_entropy(out: Tensor, labels: Tensor) -> Tensor:
     return -log_prob(out, labels).mean(1, keepdim=True)
 
 
+def divergence(out: Tensor, reference: Tensor) -> Tensor:
+    """KL(reference ‖ model) per sample in nats, the mean over positions for sequences: ``(samples, 1)``.
+
+    Args:
+        reference: another model's log-probabilities, of ``out``'s shape, where other targets take labels.
+    """
+    kl = (reference.exp() * (reference - F.log_softmax(out, -1))).sum(-1)
+    return kl.reshape(len(out), -1).mean(1, keepdim=True)
+
+
 TARGETS: dict[str, Target] = {"outputs": outputs, "log_prob": log_prob, "margin": margin, "loss": cross_entropy}
 
 

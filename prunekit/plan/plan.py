@@ -78,6 +78,11 @@ class Plan:
         """Whether single weights inside kept tensors go."""
         return any(name not in self.groups for name in self.keep)
 
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """What ``refine`` did, round by round; empty for a plan that was not refined."""
+        return list(self.provenance.get("refine", {}).get("history", []))
+
     def kept_indices(self) -> dict[str, Tensor]:
         """``<param>@<axis>`` -> kept indices on that axis, ascending; only axes that lose something, but not all."""
         skipped = self.skipped()

@@ -112,6 +112,20 @@ def prune(result: dict[str, Any]) -> None:
     )
     if result["by_auto"] and result["criterion"] == "random":
         print("  random did best on validation data: so much removed at once, no criterion knows better than chance here")
+    if refined := result["refine"]:
+        ends = {"done": "", "budget": ", until the budget was spent", "interrupted": ", interrupted: the best so far"}
+        before, after = refined["before"]["accept"], refined["after"]["accept"]
+        print(
+            f"  refined: divergence {before:.4g} -> {after:.4g} on samples of their own, {refined['changed']:,} of "
+            f"{refined['kept']:,} kept are others than before{ends[refined['ended']]}"
+        )
+        if "note" in refined:
+            print(f"  {refined['note']}")
+    if squeezed := result["squeezed"]:
+        listed = ", ".join(f"{name} {count}" for name, count in squeezed["removed"].items()) or "none"
+        print(f"  squeezed: channels taken out: {listed}")
+        for name, why in squeezed["left"].items():
+            print(f"  {name}: {why}")
     for number, found in enumerate(result.get("rounds", ()), 1):
         told = f"  round {number}: removed {found['sparsity']:.4f}"
         if "accuracy" in found:
@@ -146,6 +160,9 @@ def evaluate(result: tuple[str, dict[str, Any]]) -> None:
     for size, times in e["latency"]["batches"].items():
         table.add_row(f"latency, batch {size} (ms)", f"{times['dense_ms']:.2f}", f"{times['pruned_ms']:.2f}")
     _print(table)
+    if refined := e.get("refine"):
+        before, after = refined["before"]["accept"], refined["after"]["accept"]
+        print(f"refined: divergence {before:.4g} -> {after:.4g} in {len(refined['rounds'])} steps")
     kernel = e["kernel"]
     if kernel is None:
         print("kernel: this run has one checkpoint, so there is no path to rebuild the model from")

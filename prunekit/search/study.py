@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.apply import apply_masks, compensate, masked
+from prunekit.criteria.evidence import Loss
 from prunekit.measure import fidelity, predict, sizes
 from prunekit.plan import GROUPED, Plan, choices
 from prunekit.search.compare import Candidates
 from prunekit.search.finetune import Finetuning, finetune
+from prunekit.search.refine import refine
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 
@@ -96,12 +98,34 @@ def compensated(
     rows = []
     for sparsity in sparsities:
         plan = bench.candidates.plan(structure, criterion, allocation, sparsity)
-        masks = plan.masks()
-        model = compensate(bench.candidates.model, masks, calibration)
-        apply_masks(model, masks)
-        row = _row(bench, plan, criterion, allocation, sparsity, "", model)
+        row = _row(bench, plan, criterion, allocation, sparsity, "", _compensated(bench, plan, calibration))
         rows.append({**row, "method": method, "repair": "compensated"})
     return rows
+
+
+def refined(
+    bench: Bench,
+    structure: str,
+    method: str,
+    criterion: str,
+    allocation: str,
+    sparsity: float,
+    calibration: Batches,
+    loss: Loss,
+) -> list[dict[str, Any]]:
+    """Two rows: the plan refined on ``calibration``, see ``prunekit.search.refine``, and with its weights compensated too."""
+    plan = bench.candidates.plan(structure, criterion, allocation, sparsity)
+    better = refine(plan, bench.candidates.model, calibration, seed=bench.seed, loss=loss)
+    models = {"refined": None, "refined+compensated": _compensated(bench, better, calibration)}
+    rows = {repair: _row(bench, better, criterion, allocation, sparsity, "", model) for repair, model in models.items()}
+    return [{**row, "method": method, "repair": repair} for repair, row in rows.items()]
+
+
+def _compensated(bench: Bench, plan: Plan, calibration: Batches) -> nn.Module:
+    masks = plan.masks()
+    model = compensate(bench.candidates.model, masks, calibration)
+    apply_masks(model, masks)
+    return model
 
 
 def shuffled(plan: Plan, seed: int) -> Plan:

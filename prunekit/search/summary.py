@@ -1,7 +1,8 @@
 """What a comparison over seeds shows: areas under curves, the regret of choosing, who is ahead of whom. Pure arithmetic on rows.
 
 A *row* is one pruned model, measured: ``case``, ``seed``, ``structure``, ``criterion``, ``allocation``, ``sparsity``, ``control``
-("" or "shuffled"), ``epochs`` (of fine-tuning, 0 for one-shot), ``repair`` ("" or "compensated"; repaired and fine-tuned rows
+("" or "shuffled"), ``epochs`` (of fine-tuning, 0 for one-shot), ``repair`` ("", "compensated", "refined" or
+"refined+compensated"; repaired and fine-tuned rows
 name their ``method``), and ``validation`` and ``test``, each with ``accuracy``, ``agreement`` and ``kl``.
 
 A *variant* is a criterion with an allocation. A *method* is what a reader would call a criterion: a set of variants, of which
@@ -126,7 +127,7 @@ def summarise(rows: Sequence[Row], methods: Mapping[str, Sequence[str]]) -> list
         for each: ``case``, ``structure``, ``seeds``; ``methods``: name -> area as ``spread``, with ``shuffled``, the
         ``variants`` taken by seed, and ``auto_ahead`` (``paired``, auto less the method); ``auto``: its area, what it took by
         seed and sparsity, ``hindsight`` (the best variant in hindsight and its area) and ``regret`` (``paired``, hindsight
-        less auto); ``tuned``: after fine-tuning, see ``after_tuning``; ``repaired``: areas with weights compensated, by method.
+        less auto); ``tuned``: after fine-tuning, see ``after_tuning``; ``repaired``: see ``after_repair``.
     """
     entries = []
     for case, structure in dict.fromkeys((row["case"], row["structure"]) for row in rows):
@@ -177,10 +178,32 @@ def after_tuning(rows: Iterable[Row], case: str, structure: str) -> list[dict[st
     ]
 
 
-def after_repair(rows: Iterable[Row], case: str, structure: str) -> dict[str, dict[str, Any]]:
-    """Test area of compensated plans by method, as ``spread`` over the seeds where the method was among those looked at."""
-    curves: dict[str, dict[int, Curve]] = {}
+def after_repair(rows: Iterable[Row], case: str, structure: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Test area of repaired plans by repair and method, as ``spread`` over the seeds where the method was among those looked at.
+
+    Each with the ``sparsities`` that its area is over, and ``unrepaired``: the area of the same plans there without repair
+    (None where that was not measured).
+    """
+    curves: dict[tuple[str, str], dict[int, Curve]] = {}
+    plain: dict[tuple[int, str, str, float], float] = {}
+    variants: dict[tuple[str, str, int], Variant] = {}
     for row in rows:
-        if (row["case"], row["structure"], row["repair"]) == (case, structure, "compensated"):
-            curves.setdefault(row["method"], {}).setdefault(row["seed"], {})[row["sparsity"]] = row["test"]["accuracy"]
-    return {method: spread(area(curve) for curve in found.values()) for method, found in curves.items()}
+        if (row["case"], row["structure"], row["epochs"], row["control"]) != (case, structure, 0, ""):
+            continue
+        accuracy, variant = row["test"]["accuracy"], (row["criterion"], row["allocation"])
+        if row["repair"]:
+            curves.setdefault((row["repair"], row["method"]), {}).setdefault(row["seed"], {})[row["sparsity"]] = accuracy
+            variants[row["repair"], row["method"], row["seed"]] = variant
+        else:
+            plain[row["seed"], *variant, row["sparsity"]] = accuracy
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for (repair, method), by_seed in curves.items():
+        keys = [[(s, (seed, *variants[repair, method, seed], s)) for s in curve] for seed, curve in by_seed.items()]
+        measured = all(key in plain for curve in keys for _, key in curve)
+        before = [area({s: plain[key] for s, key in curve}) for curve in keys] if measured else None
+        found.setdefault(repair, {})[method] = {
+            **spread(area(curve) for curve in by_seed.values()),
+            "sparsities": sorted({s for curve in by_seed.values() for s in curve}),
+            "unrepaired": None if before is None else spread(before),
+        }
+    return found

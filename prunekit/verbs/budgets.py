@@ -17,7 +17,7 @@ from prunekit.errors import PrunekitError, UsageError
 from prunekit.measure import latencies, predict, sizes
 from prunekit.plan import Plan
 from prunekit.recipe import Prune
-from prunekit.search import Schedule, prune_by_schedule
+from prunekit.search import Given, Schedule, prune_by_schedule
 from prunekit.search.budget import least, most
 from prunekit.verbs.run_folder import Run
 from prunekit.verbs.scheduling import finetuning_of, planner_for
@@ -89,6 +89,8 @@ def _by_accuracy(run: Run, wanted: Prune, drop: float, choose: Choose, plan: Mak
             return measure(masked(run.model, plan(chosen, sparsity)), sparsity)
         options = {"ratios": wanted.ratios, "floor": wanted.floor, "attention": run.recipe.structure.mappings()}
         planner = planner_for(run, chosen["scores"], wanted.structure, chosen["allocation"], wanted, options)
+        if wanted.refine is not None:
+            planner = Given(run.evidence, plan(chosen, sparsity))
         torch.manual_seed(run.recipe.seed if how is None else how.seed)
         schedule = Schedule(**wanted.schedule.model_dump())
         return measure(prune_by_schedule(run.model, planner, sparsity, schedule, how=how, rewind=wanted.rewind).model, sparsity)

@@ -22,7 +22,7 @@ from prunekit.progress import Bar
 from prunekit.recipe import Finetune, Recipe, Steps, Study
 from prunekit.report import save_figure, study_figure, write_study_page
 from prunekit.search.compare import Candidates
-from prunekit.search.study import Bench, compensated, dense_facts, fine_tuned, one_shot
+from prunekit.search.study import Bench, compensated, dense_facts, fine_tuned, one_shot, refined
 from prunekit.search.summary import Runs, area, summarise
 from prunekit.verbs.run_folder import Run, first_difference
 from prunekit.verbs.scheduling import finetuning_of
@@ -54,7 +54,8 @@ class Job:
         study, again = self.study, self.study.leading + len(self.study.always)
         tuned = sum(len(s) for s in study.tune.sparsities.values()) * again if study.tune else 0
         repaired = len(study.structures) * again if study.compensate else 0
-        return len(self.names) * len(study.structures) + tuned + repaired + 1
+        refinements = sum(len(study.refined_at(structure)) for structure in study.structures) * again
+        return len(self.names) * len(study.structures) + tuned + repaired + refinements + 1
 
 
 def study_run(study: Study, jobs: Sequence[Job], out: Path, processes: int) -> dict[str, Any]:
@@ -177,13 +178,13 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
                 partial(one_shot, bench, structure, name, allocations, sparsities, study.control),
             )
             tick()
-    if study.tune is not None or study.compensate:
+    if study.tune is not None or study.compensate or study.refine:
         _again(job, run, bench, rows, data, tick)
     return facts
 
 
 def _again(job: Job, run: Run, bench: Bench, rows: list[dict[str, Any]], data: dict[str, str], tick: Tick) -> None:
-    """Compensates and fine-tunes the leading methods' plans and some others': leading on validation data, as all choices are."""
+    """Repairs and fine-tunes the leading methods' plans and some others': leading on validation data, as all choices are."""
     study = job.study
     here = [{"case": job.case, "seed": job.seed, **row} for row in rows]
     calibration = [run.evidence.samples()]
@@ -206,6 +207,14 @@ def _again(job: Job, run: Run, bench: Bench, rows: list[dict[str, Any]], data: d
                     {**made_from, "sparsities": sparsities, "calibration": run.splits["scoring"].digest()},
                     partial(compensated, bench, structure, method, name, allocation, sparsities, calibration),
                 )
+                tick()
+            for sparsity in study.refined_at(structure):
+                _cells(
+                    job.cells / f"{folder}-refined" / f"{_method_slug(method)}-{sparsity:g}.json",
+                    {**made_from, "sparsity": sparsity, "seed": job.seed, "samples": len(calibration[0][0]),
+                     "calibration": run.splits["scoring"].digest()},
+                    partial(refined, bench, structure, method, name, allocation, sparsity, calibration, run.recipe.load_loss()),
+                )  # fmt: skip
                 tick()
             for sparsity in study.tune.sparsities.get(structure, ()) if study.tune else ():
                 assert how is not None
@@ -244,7 +253,11 @@ def _rows(job: Job) -> Iterator[dict[str, Any]]:
         for name in job.names:
             for row in checkpoint.read_json(job.cells / folder / f"{score_slug(name)}.json", "cells")["rows"]:
                 yield {"case": job.case, "seed": job.seed, **row}
-        again = [path for kind in ("compensated", "tuned") for path in sorted((job.cells / f"{folder}-{kind}").glob("*.json"))]
+        again = [
+            path
+            for kind in ("compensated", "refined", "tuned")
+            for path in sorted((job.cells / f"{folder}-{kind}").glob("*.json"))
+        ]
         for path in again:
             for row in checkpoint.read_json(path, "cells")["rows"]:
                 if _belongs(row, job.study):
@@ -253,6 +266,8 @@ def _rows(job: Job) -> Iterator[dict[str, Any]]:
 
 def _belongs(row: Mapping[str, Any], study: Study) -> bool:
     """Whether a repaired or fine-tuned row is one that this study asks for: cells of an earlier one may lie there too."""
+    if row["repair"].startswith("refined"):
+        return row["sparsity"] in study.refined_at(row["structure"])
     if row["repair"]:
         return study.compensate and row["sparsity"] in study.structures[row["structure"]]
     tune = study.tune

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,8 @@ def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
         },
         "layers": plan.counts(),
         "latency": _latency(run, dense, pruned),
-        "kernel": _kernel(run, plan, pruned, child),
+        "refine": _refinement(plan),
+        "kernel": _kernel(run, plan, pruned, child, manifest.kept),
     }
     result["cost"] = {"seconds": round(time.perf_counter() - started, 3)}
     run.model.cpu()
@@ -119,6 +121,16 @@ def _latency(run: Run, dense: torch.nn.Module, pruned: torch.nn.Module) -> dict[
     return {"machine": machine(), "batches": batches}
 
 
+def _refinement(plan: Plan) -> dict[str, Any] | None:
+    """Divergence by round, of the masks that were taken; None for a plan that was not refined."""
+    facts = plan.provenance.get("refine")
+    if facts is None:
+        return None
+    keys = ("stage", "round", "learn", "accept", "swapped")
+    rounds = [{key: entry[key] for key in keys} for entry in facts["history"] if entry["kept"]]
+    return {**{key: facts[key] for key in ("target", "samples", "before", "after", "changed", "ended")}, "rounds": rounds}
+
+
 def _child(run: Run, folder: Path, plan: Plan, pruned: torch.nn.Module) -> Trajectory:
     """The recorded fine-tuning of a pruned model.
 
@@ -135,7 +147,9 @@ def _child(run: Run, folder: Path, plan: Plan, pruned: torch.nn.Module) -> Traje
     return child
 
 
-def _kernel(run: Run, plan: Plan, pruned: torch.nn.Module, child: Trajectory | None) -> dict[str, Any] | None:
+def _kernel(
+    run: Run, plan: Plan, pruned: torch.nn.Module, child: Trajectory | None, kept: Mapping[str, Sequence[int]]
+) -> dict[str, Any] | None:
     """The kernel section; None for a run with a single checkpoint, which has no path."""
     trajectory, options = run.trajectory, run.recipe.eval
     if len(trajectory) == 0:
@@ -150,7 +164,7 @@ def _kernel(run: Run, plan: Plan, pruned: torch.nn.Module, child: Trajectory | N
     )  # fmt: skip
     masks = plan.masks()
     mask = torch.cat([masks[e.name].flatten() if e.name in masks else torch.ones(e.size, dtype=torch.bool) for e in layout])
-    state = layout.flatten({k: v.cpu() for k, v in dense_state(pruned.cpu(), plan).items()})
+    state = layout.flatten({k: v.cpu() for k, v in dense_state(pruned.cpu(), plan, kept or None).items()})
     return account(
         function, trajectory, dense, state, mask, x, y, tolerance=options.tolerance, stride=options.stride, child=child,
         rule=options.rule, nodes=options.nodes,

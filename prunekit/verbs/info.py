@@ -71,7 +71,7 @@ def _folder(path: Path) -> dict[str, Any]:
     if (path / "prunekit.json").exists():
         content = _json(path / "prunekit.json")
         return {"kind": "pruned", "path": str(path), "structure": content["structure"], "plan": content["plan"],
-                "made_from": content["provenance"], **content["facts"],
+                "made_from": _brief(content["provenance"]), **content["facts"],
                 "files": {p.name: p.stat().st_size for p in sorted(path.iterdir())}}  # fmt: skip
     if (path / "recipe.yaml").exists():
         recipe = Recipe.load(path / "recipe.yaml")
@@ -91,6 +91,14 @@ def _folder(path: Path) -> dict[str, Any]:
     raise ArtifactError(f"{path}: not a folder of prunekit's (no recipe.yaml, trajectory.json or prunekit.json)")
 
 
+def _brief(provenance: dict[str, Any]) -> dict[str, Any]:
+    """A refined plan's history is long: how many entries it has."""
+    refined = provenance.get("refine")
+    if refined is None:
+        return provenance
+    return {**provenance, "refine": {**refined, "history": f"{len(refined['history'])} entries"}}
+
+
 def _criterion(name: str) -> str:
     """A criterion from the name of its file; the name itself where it was cut."""
     try:
@@ -107,7 +115,7 @@ def _tensors(path: Path) -> dict[str, Any]:
         "kind": header.get("kind", "safetensors from elsewhere"),
         "path": str(path),
         **facts,
-        **({"made_from": header["provenance"]} if "provenance" in header else {}),
+        **({"made_from": _brief(header["provenance"])} if "provenance" in header else {}),
         "bytes": path.stat().st_size,
         "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
     }

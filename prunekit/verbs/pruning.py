@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prunekit import checkpoint
-from prunekit.apply import Manifest, prune, save
+from prunekit.apply import Manifest, prune, save, squeeze
 from prunekit.criteria import Scores, expand, model_digest
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.measure import accuracy, predict
 from prunekit.plan import GROUPED, Plan, asked_sparsity, make_plan
-from prunekit.recipe import Prune, Steps
-from prunekit.search import Candidates, Comparison, Given, choose
+from prunekit.recipe import Prune, Refine, Steps
+from prunekit.search import Candidates, Comparison, Given, choose, refine
 from prunekit.trajectory import Trajectory
 from prunekit.verbs.budgets import within_budget
 from prunekit.verbs.run_folder import PROBLEM, Run, reusable
@@ -35,7 +36,7 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
     scores = {name: run.scores(name) for name in names} or run.all_scores()
     budget, structure = wanted.budget, wanted.structure
     training = _training_request(run, wanted)
-    request = {
+    request: dict[str, Any] = {
         "criterion": wanted.criterion if choosing else names[0],
         "sparsity": None if budget[0] else asked_sparsity(structure, wanted.sparsity),
         "structure": structure,
@@ -46,7 +47,10 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
         **({budget[0]: budget[1]} if budget[0] else {}),
         **training,
         **({"compensate": checkpoint.digest(dict(zip("xy", run.evidence.samples(), strict=True)))} if wanted.compensate else {}),
+        **({"squeeze": True} if wanted.squeeze else {}),
     }
+    if wanted.refine is not None:
+        request["refine"] = {**wanted.refine.model_dump(mode="json"), "data": run.splits["scoring"].digest()}
     folder = run.path / "pruned" / wanted.name
     if reusable(folder, _made_from(folder, dry_run), request, overwrite):
         return {**_summary(folder, Plan.load(folder / "plan.safetensors")), "reused": True}
@@ -61,7 +65,7 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
             found = _auto(run, scores, structure, sparsity, wanted.allocation)
         return {**found, "scores": scores[found["criterion"]]}
 
-    def plan_at(chosen: Mapping[str, Any], sparsity: float) -> Plan:
+    def made_at(chosen: Mapping[str, Any], sparsity: float) -> Plan:
         example = run.example if structure in GROUPED else None
         return make_plan(
             chosen["scores"],
@@ -73,17 +77,25 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
             **options,
         )
 
+    def plan_at(chosen: Mapping[str, Any], sparsity: float) -> Plan:
+        plan = made_at(chosen, sparsity)
+        return plan if wanted.refine is None else _refined(run, plan, wanted.refine)
+
     facts: dict[str, Any] = {}
-    if budget[0]:
-        sparsity, facts = within_budget(run, wanted, choose_at, plan_at)
+    if budget[0]:  # a repair keeps sizes, so only accuracy has to be measured with it
+        sparsity, facts = within_budget(run, wanted, choose_at, plan_at if budget[0] == "max_accuracy_drop" else made_at)
     else:
         sparsity = asked_sparsity(structure, wanted.sparsity)
     chosen = choose_at(sparsity)
+    plan = plan_at(chosen, sparsity) if wanted.refine is not None or not wanted.request() or dry_run else None
+    if plan is not None and plan.provenance.get("refine", {}).get("ended") == "interrupted":
+        request["refine"]["ended"] = "interrupted"  # so that it is not taken for what was asked
     if wanted.request() and not dry_run:
-        planner = planner_for(run, chosen["scores"], structure, chosen["allocation"], wanted, options)
+        by_scores = partial(planner_for, run, chosen["scores"], structure, chosen["allocation"], wanted, options)
+        planner = by_scores() if plan is None else Given(run.evidence, plan)
         done = prune_in_steps(run, folder, planner, sparsity, wanted, training, request, facts)
         return {**_summary(folder, Plan.load(folder / "plan.safetensors")), **done, "reused": False}
-    plan = plan_at(chosen, sparsity)
+    assert plan is not None
     plan.provenance["request"] = request
     if dry_run:
         plan.save(folder / "plan.safetensors")
@@ -91,18 +103,34 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
     return _write(run, plan, folder, facts)
 
 
+def _refined(run: Run, plan: Plan, options: Refine) -> Plan:
+    loss = run.recipe.load_loss()
+    try:
+        batches = run.batches("scoring", options.samples)
+        return refine(plan, run.model.to(run.device), batches, seed=run.recipe.seed, loss=loss, **options.options())
+    finally:
+        run.model.cpu()
+
+
 def apply_plan(
-    run: Run, plan_path: Path, name: str | None, overwrite: bool = False, steps: Steps | None = None
+    run: Run, plan_path: Path, name: str | None, overwrite: bool = False, steps: Steps | None = None, squeezing: bool = False
 ) -> dict[str, Any]:
     """Applies a plan file, edited or not.
 
     Args:
         name: of the pruned model; by default the plan's folder under ``pruned/``.
         steps: fine-tuning, rewinding; a schedule makes plans of its own.
+        squeezing: also if the plan was made without.
     """
     if steps is not None and steps.schedule.name != "one-shot":
         raise UsageError(f"--apply takes a finished plan; schedule {steps.schedule.name} makes its own, leave it out")
     plan = Plan.load(plan_path)
+    if squeezing:
+        if plan.smaller:
+            raise UsageError(f"--squeeze is for plans of masks; {plan.structure} are cut out as they are")
+        if steps is not None and steps.request():
+            raise UsageError("--squeeze is for pruning at once; leave out --finetune, --rewind and --recalibrate")
+        plan.provenance.setdefault("request", {})["squeeze"] = True
     inside = plan_path.resolve().parent.parent == (run.path / "pruned").resolve()
     if name is None and not inside:
         raise UsageError(f"--name is needed: {plan_path} does not lie under {run.path / 'pruned'}")
@@ -144,13 +172,19 @@ def _write(run: Run, plan: Plan, folder: Path, found: Mapping[str, Any] | None =
     refuse_foreign(folder)
     example = run.example if plan.smaller else None
     calibration = None
-    if plan.provenance.get("request", {}).get("compensate"):
+    request = plan.provenance.get("request", {})
+    if request.get("compensate"):
         calibration = [run.evidence.samples()]
     small = prune(run.model, plan, example, calibration=calibration)
+    squeezed = None
+    if request.get("squeeze"):
+        samples = run.batches("validation") if run.recipe.data is not None else None
+        squeezed = squeeze(small, plan, run.example, samples, run.recipe.structure.mappings())
+        small = squeezed.model
     facts: dict[str, Any] = dict(found or {})
     if run.recipe.data is not None:
         facts["validation_accuracy"] = accuracy(*predict(small, run.batches("validation")))
-    save(small, plan, folder, facts)
+    save(small, plan, folder, facts, squeezed)
     return {**_summary(folder, plan), **facts, "reused": False}
 
 
@@ -196,6 +230,8 @@ def _made_from(folder: Path, dry_run: bool) -> dict[str, Any] | None:
 
 def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
     reached = plan.sparsity()
+    refined = plan.provenance.get("refine")
+    manifest = folder / "prunekit.json"
     return {
         "name": folder.name,
         "path": str(folder),
@@ -208,6 +244,8 @@ def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
         "compensated": "compensate" in plan.provenance.get("request", {}),
         "by_auto": plan.provenance.get("request", {}).get("criterion") == "auto",
         "edited": bool(plan.provenance.get("edited")),
+        "refine": {k: v for k, v in refined.items() if k not in ("history", "options")} if refined else None,
+        "squeezed": Manifest.load(manifest).facts.get("squeezed") if manifest.exists() else None,
         "layers": plan.counts(),
         "groups": {n: {"total": len(k), "kept": int(k.sum())} for n, k in plan.keep.items() if n in plan.groups},
         "refused": dict(plan.provenance.get("refused", {})),

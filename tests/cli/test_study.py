@@ -36,6 +36,7 @@ def study(tmp_path: Path) -> Path:
 
 def test_a_study_from_one_command(study: Path, cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "out"
+    study.write_text(STUDY + "refine: true\n")  # at the sparsities of tune
     done = cli("compare", study, "--out", out, "--json")
     assert done.code == 0, done.err
     found = json.loads((out / "compare.json").read_text())
@@ -47,10 +48,22 @@ def test_a_study_from_one_command(study: Path, cli: Cli, tmp_path: Path) -> None
     assert len(one_shot) == 2 * (1 * 2 + 2 * 1) * 7  # seeds x cells x (magnitude, random, taylor, four between)
     assert len([r for r in rows if r["control"] == "shuffled"]) == len(one_shot)
     assert {r["epochs"] for r in rows} == {"0", "1"}
-    assert {(r["structure"], r["sparsity"]) for r in rows if r["repair"]} == {
+    assert {(r["structure"], r["sparsity"]) for r in rows if r["repair"] == "compensated"} == {
         ("unstructured", "0.5"), ("unstructured", "0.8"), ("channels", "0.4")
     }  # fmt: skip
     assert all(e["repaired"] for e in found["summary"])
+    for repair in ("refined", "refined+compensated"):
+        mine = [r for r in rows if r["repair"] == repair]
+        assert {(r["structure"], r["sparsity"]) for r in mine} == {("unstructured", "0.8")}
+        same = ("seed", "structure", "criterion", "allocation", "sparsity")
+        for r in mine:
+            (plain,) = [o for o in one_shot if all(o[k] == r[k] for k in same)]
+            assert r["achieved"] == plain["achieved"]
+            assert float(r["validation_kl"]) < float(plain["validation_kl"])
+        summary = next(e for e in found["summary"] if e["structure"] == "unstructured")["repaired"][repair]["magnitude"]
+        magnitude = [100 * float(r["test_accuracy"]) for r in mine if r["criterion"] == "magnitude"]
+        assert summary["values"] == pytest.approx(magnitude)
+        assert summary["unrepaired"]["mean"] < summary["mean"]
     # a cell by hand
     run = Run(out / "runs" / "small-seed1")
     assert run.recipe.seed == 1
@@ -79,6 +92,7 @@ def test_a_study_from_one_command(study: Path, cli: Cli, tmp_path: Path) -> None
     page = (out / "report.html").read_text()
     assert "Regret" in page
     assert "tempered(taylor)" in page
+    assert "With the plan refined" in page
     assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -122,6 +136,7 @@ def test_runs_that_are_there_already(run: Path, cli: Cli, tmp_path: Path) -> Non
         (("[magnitude, random", "[magnitud, random"), "magnitude"),
         (("structures:", "structure:"), "not a recipe key"),
         (("small: small.yaml", "'../up': small.yaml"), "use letters"),
+        (("tune:", "refine: true\n#"), "refine needs refine_sparsities"),
     ],
 )
 def test_a_study_that_makes_no_sense(study: Path, cli: Cli, tmp_path: Path, change: tuple[str, str], said: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from prunekit import ArtifactError, Plan, UsageError, make_plan, masked
 from prunekit.plan import ALLOCATIONS, choices
+from prunekit.plan.allocation import Request
 from prunekit.plan.patterns import block_masks, nm_mask, pattern_fault, tile_importance
 from prunekit.recipe import Recipe
 from prunekit.structure import Pattern, check_structure
@@ -57,7 +59,8 @@ def test_blocks_go_whole_and_to_the_nearest_share(
 ) -> None:
     importance = {str(n): levels_of(shape, levels, n) for n, shape in enumerate(shapes)}
     pattern = Pattern("block", rows, columns)
-    masks = block_masks(importance, pattern, sparsity, ALLOCATIONS[allocation], group)  # type: ignore[arg-type]
+    sharing = partial(ALLOCATIONS[allocation], request=Request(sparsity))
+    masks = block_masks(importance, pattern, sparsity, sharing, group)  # type: ignore[arg-type]
     largest = 0
     for name, mask in masks.items():
         flat = mask.flatten(1)
@@ -74,7 +77,7 @@ def test_blocks_go_whole_and_to_the_nearest_share(
 
 def test_blocks_of_one_weight_are_unstructured() -> None:
     importance = {"a": torch.rand(4, 6), "b": torch.rand(3, 2, 2)}
-    masks = block_masks(importance, Pattern("block", 1, 1), 0.5, ALLOCATIONS["global"])
+    masks = block_masks(importance, Pattern("block", 1, 1), 0.5, partial(ALLOCATIONS["global"], request=Request(0.5)))
     flat = torch.cat([v.flatten() for v in importance.values()])
     kept = torch.cat([m.flatten() for m in masks.values()])
     assert int(kept.sum()) == 18

@@ -70,11 +70,15 @@ def test_controls_and_tuned_rows_are_never_chosen() -> None:
         row(0, "a", 0.5, 1.0, 0.2, control="shuffled"),
         row(0, "a", 0.5, 1.0, 0.97, epochs=3, method="a"),
         row(0, "a", 0.5, 1.0, 0.8, repair="compensated", method="a"),
+        row(0, "a", 0.5, 1.0, 0.9, repair="refined", method="a"),
     ]
     (entry,) = summarise(rows, {"a": ["a"]})
     assert entry["auto"]["values"] == [50]
     assert entry["methods"]["a"]["shuffled"]["values"] == [20]
-    assert entry["repaired"] == {"a": spread([80.0])}
+    facts = {"sparsities": [0.5], "unrepaired": spread([50.0])}
+    assert entry["repaired"] == {
+        "compensated": {"a": {**spread([80.0]), **facts}}, "refined": {"a": {**spread([90.0]), **facts}}
+    }  # fmt: skip
     assert entry["tuned"] == [{"epochs": 3, "method": "a", "sparsity": 0.5, "accuracy": spread([97.0])}]
 
 

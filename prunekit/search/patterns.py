@@ -1,0 +1,430 @@
+"""What may be swapped for what: weights, tiles of them, weights inside runs of M, channels, heads, blocks. One class each.
+
+Everything a repair needs of a pruning pattern is how its *units* (weights, tiles, channels, …) lie in the model's flat
+coordinates ``(P,)``, and which sets of units are allowed. Units are one flat vector ``(U,)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from math import ceil
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from prunekit.errors import UsageError
+from prunekit.kernel import ModelFunction, attribute, second_moments
+from prunekit.kernel.blame import Batches
+from prunekit.kernel.gradients import MomentEngine
+from prunekit.plan import Plan
+from prunekit.plan.plan import REPLACE
+from prunekit.structure import GROUPED, pattern_of
+from prunekit.structure.groups import SKIP
+from prunekit.trajectory import Layout, Segment
+
+
+class Pattern(Protocol):
+    """``keep``: the plan's own choice, boolean ``(U,)``; ``importance``: the target whose gradients rank what goes."""
+
+    keep: Tensor
+    importance: str
+
+    def expand(self, units: Tensor) -> Tensor:
+        """Factors of the model's coordinates, ``(U,) -> (P,)``; differentiable."""
+
+    def gather(self, blame: Tensor, keep: Tensor) -> Tensor:
+        """Blame of removed units from that of coordinates, ``(P,) -> (U,)``; sums are kept."""
+
+    def magnitude(self, theta: Tensor) -> Tensor:
+        """Size of every unit in the dense model ``(P,)``, comparable across layers as the pattern compares them, ``(U,)``."""
+
+    def influence(self, function: ModelFunction, engine: MomentEngine, theta: Tensor, batches: Batches) -> Tensor:
+        """``(Σ_n (Σ_{i in unit} θ_i ∂_i f(x_n; θ))²)^½`` of every unit at ``theta``, ``(U,)``."""
+
+    count: int
+    """Units kept in all."""
+
+    def select(self, worth: Tensor) -> Tensor:
+        """The most valuable allowed set of as many units as the plan keeps, ``(U,)`` boolean."""
+
+    def grow(self, keep: Tensor, gain: Tensor, share: float) -> Tensor:
+        """``keep`` and the removed units that gain most: ``share`` of the number kept, one at least, as far as allowed.
+
+        A unit whose gain is minus infinity stays away.
+        """
+
+    def plan(self, keep: Tensor) -> Plan:
+        """The plan with these units kept."""
+
+
+def best(worth: Tensor, count: int) -> Tensor:
+    """The ``count`` largest, ties by position, as a mask."""
+    keep = torch.zeros(len(worth), dtype=torch.bool, device=worth.device)
+    keep[torch.sort(worth, descending=True, stable=True).indices[:count]] = True
+    return keep
+
+
+class Limits:
+    """How many units stay where: of every *part* between ``low`` and ``high``, of every *pool* of parts exactly as now.
+
+    Args:
+        keep: the plan's choice, ``(U,)``.
+        part: of every unit, a number from 0, ``(U,)``.
+        low: of every part, how many stay at least; what is above the number kept now is lowered to it.
+        high: at most.
+        pool: of every part, a number from 0.
+    """
+
+    def __init__(self, keep: Tensor, part: Tensor, low: Tensor, high: Tensor, pool: Tensor) -> None:
+        self.part, self.pool = part, pool
+        now, self.sizes = (torch.bincount(part, weights, len(low)).long() for weights in (keep.double(), None))
+        self.low, self.high = torch.minimum(low, now), torch.maximum(high, now).minimum(self.sizes)
+        self.counts = torch.zeros(int(pool.max()) + 1, dtype=torch.long, device=part.device).index_add_(0, pool, now)
+        free = torch.zeros_like(self.counts).index_add_(0, pool, self.high - self.low)
+        apart = torch.bincount(pool, minlength=len(self.counts)) > 1
+        tight = (self.low == self.high) | ((free == 0) | ~apart)[pool]
+        self.low, self.high = (torch.where(tight, now, limit) for limit in (self.low, self.high))
+        self.tight = bool(tight.all())
+        self.open = ((self.high > 0) & (self.counts[pool] > 0))[part]
+
+    @classmethod
+    def one(cls, keep: Tensor, part: Tensor) -> Limits:
+        """Every part keeps as many as now."""
+        parts = int(part.max()) + 1 if len(part) else 1
+        now = torch.bincount(part, keep.double(), parts).long()
+        return cls(keep, part, now, now, torch.arange(parts, device=part.device))
+
+    def select(self, worth: Tensor) -> Tensor:
+        """The most valuable allowed set, ``(U,)`` boolean; ties by position.
+
+        Units of minus infinity are left out as long as the others hold a set that is allowed.
+        """
+        order = torch.sort(worth, descending=True, stable=True).indices
+        place = ranks(order, self.part)
+        forced = place < self.low[self.part]
+        if self.tight:
+            return forced
+        barred = place >= self.high[self.part]
+        turn = torch.where(forced, 0, torch.where(barred, 2, 1))
+        order = order[torch.sort(turn[order], stable=True).indices]
+        pool = self.pool[self.part]
+        return (ranks(order, pool) < self.counts[pool]) & ~barred
+
+
+def ranks(order: Tensor, part: Tensor) -> Tensor:
+    """Place of every unit inside its part, in that order, ``(U,)``."""
+    order = order[torch.sort(part[order], stable=True).indices]
+    sizes = torch.bincount(part)
+    first = sizes.cumsum(0) - sizes
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(order), device=order.device) - first[part[order]]
+    return places
+
+
+class _Limited:
+    """``select`` and ``grow`` of all patterns: what ``limits`` allow."""
+
+    keep: Tensor
+    count: int
+    limits: Limits
+
+    def select(self, worth: Tensor) -> Tensor:
+        return self.limits.select(worth)
+
+    def grow(self, keep: Tensor, gain: Tensor, share: float) -> Tensor:
+        gain = gain.masked_fill(keep | ~self.limits.open, -torch.inf)
+        return keep | best(gain, min(max(1, int(share * self.count)), int((gain > -torch.inf).sum())))
+
+
+def decided(plan: Plan, name: str) -> tuple[bool, float]:
+    """Whether a ratio says how much of a layer stays, and else which share of it must."""
+    if any(fnmatchcase(name, pattern) for pattern in plan.provenance.get("ratios", {})):
+        return True, 0.0
+    return False, float(plan.provenance.get("floor", 0.0))
+
+
+class Weights(_Limited):
+    """Single weights, anywhere: the number kept in all stays, and what the plan's ratios and floor say of its layers."""
+
+    importance = "margin"
+
+    def __init__(self, plan: Plan, layout: Layout, device: torch.device) -> None:
+        entries = {entry.name: entry for entry in layout.parameters}
+        self._plan, self._total = plan, layout.total
+        self.names = list(plan.keep)
+        lost = [name for name in self.names if name not in entries]
+        if lost:
+            raise UsageError(f"refine: {lost[0]} is not a trained parameter of this model")
+        self.places = torch.cat([torch.arange(layout.total, device=device)[entries[n].span] for n in self.names])
+        self.keep = torch.cat([plan.keep[n].flatten() for n in self.names]).to(device)
+        self.count = int(self.keep.sum())
+        self.limits = self._limits(device)
+
+    def _limits(self, device: torch.device) -> Limits:
+        """A layer with a ratio is a pool of its own; the others share one, with the floor."""
+        sizes = torch.tensor([self._plan.keep[n].numel() for n in self.names], device=device)
+        part = torch.arange(len(sizes), device=device).repeat_interleave(sizes)
+        fixed = [decided(self._plan, name) for name in self.names]
+        if not any(ratio or floor for ratio, floor in fixed):
+            return Limits.one(self.keep, torch.zeros_like(part))
+        low = torch.tensor([ceil(floor * n) for (_, floor), n in zip(fixed, sizes.tolist(), strict=True)], device=device)
+        pool = torch.tensor([1 + i if ratio else 0 for i, (ratio, _) in enumerate(fixed)], device=device)
+        return Limits(self.keep, part, low, sizes, pool)
+
+    def expand(self, units: Tensor) -> Tensor:
+        return units.new_ones(self._total).index_copy(0, self.places, units)
+
+    def gather(self, blame: Tensor, keep: Tensor) -> Tensor:
+        return blame[self.places]
+
+    def magnitude(self, theta: Tensor) -> Tensor:
+        return theta[self.places].abs()
+
+    def influence(self, function: ModelFunction, engine: MomentEngine, theta: Tensor, batches: Batches) -> Tensor:
+        squares = second_moments(function, theta, batches, engine)[self.places]
+        return theta[self.places].abs() * squares.sqrt()
+
+    def plan(self, keep: Tensor) -> Plan:
+        parts = keep.cpu().split([self._plan.keep[n].numel() for n in self.names])
+        return replace(self._plan, keep={n: p.view(self._plan.keep[n].shape) for n, p in zip(self.names, parts, strict=True)})
+
+
+def _numbered(shape: tuple[int, ...], rows: int, columns: int) -> tuple[Tensor, int]:
+    """Number of the tile that each weight lies in, ``shape``, and how many tiles there are; what follows axis 0 is one row."""
+    height, width = shape[0], torch.Size(shape[1:]).numel()
+    across = -(-width // columns)
+    number = (torch.arange(height) // rows * across)[:, None] + torch.arange(width) // columns
+    return number.view(shape), -(-height // rows) * across
+
+
+class Runs(Weights):
+    """Weights inside runs of ``size`` consecutive ones of a row (N:M): every run keeps as many as the plan gives it."""
+
+    def __init__(self, plan: Plan, layout: Layout, device: torch.device, size: int) -> None:
+        if size < 2:
+            raise UsageError(f"runs of {size}: a swap needs 2 at least")
+        self._size = size
+        super().__init__(plan, layout, device)
+
+    def _limits(self, device: torch.device) -> Limits:
+        parts, first = [], 0
+        for name in self.names:
+            number, count = _numbered(tuple(self._plan.keep[name].shape), 1, self._size)
+            parts.append(number.flatten() + first)
+            first += count
+        return Limits.one(self.keep, torch.cat(parts).to(device))
+
+    def grow(self, keep: Tensor, gain: Tensor, share: float) -> Tensor:
+        """At most one more in a run."""
+        gain = gain.masked_fill(keep, -torch.inf)
+        order = torch.sort(gain, descending=True, stable=True).indices
+        return super().grow(keep, gain.masked_fill(ranks(order, self.limits.part) > 0, -torch.inf), share)
+
+
+class Tiles(_Limited):
+    """Whole tiles of ``rows × columns`` weights, anywhere; those cut short by an edge change places with tiles of their size.
+
+    Layers that the plan's ratios decide, and with a floor all layers, keep their own number.
+    """
+
+    importance = "margin"
+
+    def __init__(self, plan: Plan, layout: Layout, device: torch.device, rows: int, columns: int) -> None:
+        self._weights = Weights(plan, layout, device)
+        self._plan, self._shape = plan, (rows, columns)
+        tiles, first, fixed = [], 0, []
+        for number, name in enumerate(self._weights.names):
+            tile, count = _numbered(tuple(plan.keep[name].shape), rows, columns)
+            tiles.append(tile.flatten() + first)
+            fixed += [1 + number if any(decided(plan, name)) else 0] * count
+            first += count
+        self._tile = torch.cat(tiles).to(device)
+        self.sizes = torch.bincount(self._tile)
+        self.keep = torch.zeros(first, dtype=torch.bool, device=device).index_fill(0, self._tile[self._weights.keep], True)
+        self.count = int(self.keep.sum())
+        alike = torch.stack([torch.tensor(fixed, device=device), self.sizes])
+        self.limits = Limits.one(self.keep, torch.unique(alike, dim=1, return_inverse=True)[1])
+
+    def _sums(self, values: Tensor) -> Tensor:
+        """``(…, W) -> (…, U)``: of weights, summed over tiles."""
+        return values.new_zeros(*values.shape[:-1], len(self.sizes)).index_add_(-1, self._tile, values)
+
+    def expand(self, units: Tensor) -> Tensor:
+        return self._weights.expand(units[self._tile])
+
+    def gather(self, blame: Tensor, keep: Tensor) -> Tensor:
+        return self._sums(blame[self._weights.places])
+
+    def magnitude(self, theta: Tensor) -> Tensor:
+        return self._sums(theta[self._weights.places].square()).sqrt()
+
+    def influence(self, function: ModelFunction, engine: MomentEngine, theta: Tensor, batches: Batches) -> Tensor:
+        total = theta.new_zeros(len(self.sizes))
+        for signed in _signed(function, theta, batches):
+            flat = torch.cat([signed[name].flatten(2) for name in self._weights.names], 2)
+            total += self._sums(flat).square().sum((0, 1))
+        return total.sqrt()
+
+    def plan(self, keep: Tensor) -> Plan:
+        return self._weights.plan(keep[self._tile])
+
+
+def _signed(function: ModelFunction, theta: Tensor, batches: Batches) -> Iterator[Mapping[str, Tensor]]:
+    """By name ``θ ∂f`` of some samples at a time, ``(samples, targets, *parameter shape)``."""
+    to_zero = Segment(0, theta, torch.zeros_like(theta), torch.zeros_like(theta))
+    for x, y in batches:
+        for part in attribute(function, lambda: [to_zero], x, y, rule="left", share="whole"):
+            yield part.scores
+
+
+class Groups(_Limited):
+    """Whole units: channels, heads, blocks. Units change places inside their group, so that every tensor keeps its size.
+
+    Whole blocks, each of them alone in its group, change places with blocks of tensors of the same shapes.
+
+    Args:
+        across: between groups too: the number of units in all stays, and every group keeps at least half of its uniform
+            share (or what the plan leaves it, if that is less): a layer that dies has no gradients that could bring it back.
+    """
+
+    importance = "loss"
+
+    def __init__(self, plan: Plan, layout: Layout, device: torch.device, across: bool = False) -> None:
+        if across and (plan.provenance.get("ratios") or plan.provenance.get("floor")):
+            raise UsageError("refine: swaps across layers would not hold the plan's ratios and floor")
+        self._plan, self._layout = plan, layout
+        self.names = list(plan.keep)
+        self.sizes = [len(plan.keep[n]) for n in self.names]
+        self.keep = torch.cat([plan.keep[n] for n in self.names]).to(device)
+        self.count = int(self.keep.sum())
+        self.limits = self._limits(device, across)
+        known = {entry.name for entry in layout}
+        offsets = dict(zip(self.names, torch.tensor([0, *self.sizes]).cumsum(0).tolist(), strict=False))
+        # For every tensor and axis: the unit that each index belongs to, or none (the last unit, always kept).
+        self._units: dict[str, list[Tensor | None]] = {}
+        for key, index in plan.index.items():
+            group, member = key.split("|")
+            name, axis = member.rsplit("@", 1)
+            if name not in known:
+                raise UsageError(f"refine: {name} is not a trained parameter of this model")
+            axes = self._units.setdefault(name, [None] * len(plan.shapes[name]))
+            if axes[int(axis)] is None:
+                axes[int(axis)] = torch.full((plan.shapes[name][int(axis)],), sum(self.sizes), device=device)
+            units = torch.arange(len(index)) + offsets[group]
+            along = axes[int(axis)]
+            assert along is not None
+            along[index.flatten().to(device)] = units.repeat_interleave(index.shape[1]).to(device)
+
+    def _limits(self, device: torch.device, across: bool) -> Limits:
+        sizes = torch.tensor(self.sizes, device=device)
+        part = torch.arange(len(sizes), device=device).repeat_interleave(sizes)
+        if across:
+            low = (self.count / len(self.keep) * sizes / 2).long().clamp_min(1)
+            return Limits(self.keep, part, low, sizes, torch.zeros_like(sizes))
+        kinds: dict[Any, int] = {}
+        for name in self.names:
+            kinds.setdefault(self._kind(name), len(kinds))
+        number = torch.tensor([kinds[self._kind(name)] for name in self.names], device=device)
+        return Limits.one(self.keep, number[part])
+
+    def _kind(self, name: str) -> Any:
+        """Groups of the same kind change units: a block with those whose tensors have its shapes, others with none."""
+        if not self._whole(name):
+            return name
+        members = [key.split("|")[1].rsplit("@", 1)[0] for key in self._plan.index if key.split("|")[0] == name]
+        return tuple(sorted((m.removeprefix(name), self._plan.shapes[m], m in self._prunable) for m in members))
+
+    @property
+    def _prunable(self) -> Any:
+        return self._plan.provenance["prunable"]
+
+    def _whole(self, name: str) -> bool:
+        return SKIP in self._plan.modules.get(name, {}).get(REPLACE, {}).values()
+
+    def _axes(self, name: str, units: Tensor) -> list[Tensor]:
+        """Factors along each axis that loses units, shaped to broadcast."""
+        padded = torch.cat([units, units.new_ones(1)])
+        rank = len(self._plan.shapes[name])
+        found = []
+        for axis, owner in enumerate(self._units[name]):
+            if owner is not None:
+                found.append(padded[owner].view([-1 if a == axis else 1 for a in range(rank)]))
+        return found
+
+    def expand(self, units: Tensor) -> Tensor:
+        parts = []
+        for entry in self._layout:
+            factor = units.new_ones(entry.shape)
+            for along in self._axes(entry.name, units) if entry.name in self._units else ():
+                factor = factor * along
+            parts.append(factor.flatten())
+        return torch.cat(parts)
+
+    def gather(self, blame: Tensor, keep: Tensor) -> Tensor:
+        gone = (~keep).to(blame.dtype)
+        views = self._layout.views(blame)
+        signed = {}
+        for name in self._units:  # a weight that two removed channels hold is blamed on both, half each
+            lost = torch.cat([gone, gone.new_zeros(1)])
+            holders = torch.zeros(self._plan.shapes[name], dtype=blame.dtype, device=blame.device)
+            for axis, owner in enumerate(self._units[name]):
+                if owner is not None:
+                    holders = holders + lost[owner].view([-1 if a == axis else 1 for a in range(holders.dim())])
+            signed[name] = views[name] / holders.clamp_min(1)
+        return self._sums(signed) * gone
+
+    def _sums(self, signed: Mapping[str, Tensor]) -> Tensor:
+        """``(..., *parameter shape) -> (..., U)``: summed over everything that belongs to a unit."""
+        first = next(iter(signed.values()))
+        extra = first.dim() - len(self._plan.shapes[next(iter(signed))])
+        total = first.new_zeros(*first.shape[:extra], sum(self.sizes) + 1)
+        for name, values in signed.items():
+            for axis, owner in enumerate(self._units[name]):
+                if owner is not None:
+                    others = [d for d in range(extra, values.dim()) if d != axis + extra]
+                    total.index_add_(extra, owner, values.sum(others) if others else values)
+        return total[..., :-1]
+
+    def magnitude(self, theta: Tensor) -> Tensor:
+        """Norms over the mean norm of the layer; of a whole block, the norm itself."""
+        views = self._layout.views(theta)
+        norms = self._sums({n: views[n].square() for n in self._units if n in self._prunable}).sqrt()
+        parts = zip(self.names, norms.split(self.sizes), strict=True)
+        return torch.cat([part if self._whole(name) else part / part.mean().clamp_min(1e-30) for name, part in parts])
+
+    def influence(self, function: ModelFunction, engine: MomentEngine, theta: Tensor, batches: Batches) -> Tensor:
+        parameters = {entry.name for entry in self._layout.parameters}
+        total = theta.new_zeros(sum(self.sizes))
+        for part in _signed(function, theta, batches):
+            signed = self._sums({n: t for n, t in part.items() if n in self._units and n in parameters})
+            total += signed.square().sum((0, 1))
+        return total.sqrt()
+
+    def plan(self, keep: Tensor) -> Plan:
+        parts = keep.cpu().split(self.sizes)
+        return replace(self._plan, keep=dict(zip(self.names, parts, strict=True)))
+
+
+PATTERNS: dict[str, Callable[[Plan, Layout, torch.device], Pattern]] = {"unstructured": Weights, **dict.fromkeys(GROUPED, Groups)}
+"""By the plan's structure; N:M takes ``Runs``, blocks ``Tiles``. A new structure adds its class here."""
+
+
+def get_pattern(plan: Plan, layout: Layout, device: torch.device) -> Pattern:
+    """The pattern of a plan's structure.
+
+    Raises:
+        UsageError: the structure has none.
+    """
+    if plan.structure in PATTERNS:
+        return PATTERNS[plan.structure](plan, layout, device)
+    if "+" in plan.structure:
+        raise UsageError(f"refine: a plan of {plan.structure} was pruned twice; refine the plan of each step")
+    pattern = pattern_of(plan.structure)
+    if pattern is None:
+        raise UsageError(f"refine: {plan.structure} plans cannot be refined; it takes {', '.join(PATTERNS)}, N:M and blocks")
+    if pattern.kind == "nm":
+        return Runs(plan, layout, device, pattern.second)
+    return Tiles(plan, layout, device, pattern.first, pattern.second)

@@ -1,0 +1,256 @@
+"""Explain the pruning, then repair it: the removed weights that pruning's damage is due to come back, others leave.
+
+Pruning is one straight segment of the path, so the divergence it causes is, exactly, a sum over what it removed
+(``prunekit.kernel.blame``). A round gives the most-blamed units back, drops as many of the least important ones of the
+model as it is then, and is kept if the divergence falls on samples of their own. No weight changes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunekit.criteria import model_digest
+from prunekit.criteria.evidence import Loss
+from prunekit.errors import ArtifactError, UsageError
+from prunekit.kernel import Target, blame
+from prunekit.kernel.gradients import choose_engine
+from prunekit.plan import Plan
+from prunekit.progress import Bar
+from prunekit.search.learn import learnt_masks
+from prunekit.search.objective import Objective, make_objective
+from prunekit.search.patterns import Pattern, get_pattern
+from prunekit.trajectory import Layout, Segment
+
+SHRINK = 0.6  # of the share that is swapped, after a round that did not help
+PARTED = 2.0  # the accept part's divergence over the learn part's may grow by this factor before it is said
+
+
+@dataclass
+class _Best:
+    """The best mask so far and how it came about."""
+
+    pattern: Pattern
+    objective: Objective
+    keep: Tensor
+    learn: float
+    accept: float
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def offer(self, candidate: Tensor, facts: dict[str, Any]) -> bool:
+        """Takes ``candidate`` if it is better on the accept part, and writes the history either way."""
+        factors = self.pattern.expand(candidate.to(self.objective.theta.dtype))
+        learn, accept = self.objective.on_learn(factors), self.objective.on_accept(factors)
+        taken = accept < self.accept
+        self.history.append(
+            {
+                **facts,
+                "learn": learn,
+                "accept": accept,
+                "swapped": int((candidate & ~self.keep).sum()),
+                "kept": taken,
+            }
+        )
+        if taken:
+            self.keep, self.learn, self.accept = candidate, learn, accept
+        return taken
+
+    def line(self, what: str) -> str:
+        return f"{what}: divergence {self.accept:.4g}, {self.history[-1]['swapped']:,} swapped last"
+
+
+def refine(
+    plan: Plan,
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    rounds: int = 30,
+    budget_seconds: float | None = None,
+    target: str | Target = "kl",
+    seed: int = 0,
+    learn: bool = True,
+    steps: int = 300,
+    share: float = 0.1,
+    temper: float = 0.5,
+    nodes: int = 8,
+    importance: str | Target | None = None,
+    loss: Loss = F.cross_entropy,
+    accept_share: float = 0.25,
+    pattern: Callable[[Plan, Layout, torch.device], Pattern] | None = None,
+) -> Plan:
+    """The plan with as many units kept, but better ones; never worse than ``plan`` on the samples it is accepted on.
+
+    Args:
+        plan: made for ``model``; any criterion, also edited or refined before.
+        model: the trained dense model; left as it is. It is computed with on its own device.
+        batches: scoring samples as ``(inputs, labels)``; one part is learnt from, another only accepts.
+        rounds: of swaps, at most. Fewer when there is nothing left to try.
+        budget_seconds: stops after the round or step that passes it. With a budget the plan depends on the machine's
+            speed; without one, the same seed gives the same plan.
+        target: what is lowered: ``"kl"`` to the dense model (labels are not looked at), ``"loss"`` on the labels, or a
+            function ``(outputs, labels) -> (samples, targets)``, lower is better.
+        seed: of the split of the samples, and of batches while learning.
+        learn: from the refined mask, learn scores for ``steps`` steps too (``prunekit.search.learn``).
+        share: of the number kept that the first round swaps.
+        temper: p of ``magnitude^(1-p) × influence^p``, the importance of what may leave.
+        nodes: midpoints of the pruning segment for blame.
+        importance: target whose per-sample gradients give that influence; by default the pattern's own (margin for
+            weights, loss for channels; loss where labels are no classes), or ``target`` if it is a function.
+        accept_share: of the samples, to accept on.
+        pattern: which swaps are allowed; by the plan's structure when None (``prunekit.search.PATTERNS``).
+
+    Returns:
+        A plan whose ``history`` tells every round: ``learn`` and ``accept`` divergence, units ``swapped``, ``ranked`` by
+        what, ``share``, whether it was ``kept``, and blame's ``residual``; ``provenance["refine"]["moved"]`` says how many
+        units came ``back`` and went ``out``, by parameter or layer. Ctrl-C ends the search, not the call: the best
+        plan so far is returned, and its provenance says so.
+
+    Raises:
+        ArtifactError: the plan was made for other weights.
+        UsageError: an option out of range, too few samples, or a structure that cannot be refined.
+    """
+    _check(rounds, share, temper, nodes, steps, budget_seconds)
+    found = model_digest(model)
+    if plan.provenance["model"] != found:
+        raise ArtifactError(f"the plan was made for model {plan.provenance['model']}, this model is {found}")
+    device = next(model.parameters()).device
+    layout = Layout.of(model)
+    chosen = get_pattern(plan, layout, device) if pattern is None else pattern(plan, layout, device)
+    pairs = list(batches)
+    ranking = importance or (_default_importance(chosen, pairs) if isinstance(target, str) else target)
+    objective = make_objective(model, pairs, target, ranking, loss=loss, accept_share=accept_share, seed=seed)
+    deadline = math.inf if budget_seconds is None else time.monotonic() + budget_seconds
+    factors = chosen.expand(chosen.keep.to(objective.theta.dtype))
+    best = _Best(chosen, objective, chosen.keep, objective.on_learn(factors), objective.on_accept(factors))
+    start = (best.learn, best.accept)
+    best.history.append({"stage": "given", "round": 0, "learn": best.learn, "accept": best.accept, "swapped": 0, "kept": True})
+    ended = "done"
+    try:
+        if not bool(chosen.keep.all()) and bool(chosen.keep.any()):
+            in_time = _swap(best, rounds, share, temper, nodes, deadline)
+            if learn and in_time:
+                in_time = _learn(best, steps, seed, deadline)
+            ended = "done" if in_time else "budget"
+    except KeyboardInterrupt:
+        ended = "interrupted"
+    samples = [sum(len(x) for x, _ in part) for part in (objective.learn, objective.accept)]
+    options = {"rounds": rounds, "learn": learn, "steps": steps, "share": share, "temper": temper, "nodes": nodes, "seed": seed}
+    facts: dict[str, Any] = {
+        "target": target if isinstance(target, str) else getattr(target, "__name__", type(target).__name__),
+        "samples": {"learn": samples[0], "accept": samples[1]},
+        "before": {"learn": start[0], "accept": start[1]},
+        "after": {"learn": best.learn, "accept": best.accept},
+        "changed": int((best.keep & ~chosen.keep).sum()),
+        "kept": int(best.keep.sum()),
+        "ended": ended,
+        "from": plan.digest,
+        "options": options,
+        "history": best.history,
+    }
+    if _parted(start, (best.learn, best.accept)):
+        facts["note"] = (
+            f"the mask fits the {samples[0]} samples it learnt from (divergence {best.learn:.3g}) much better than others "
+            f"({best.accept:.3g}); more scoring samples would help"
+        )
+        warnings.warn(f"refine: {facts['note']}", stacklevel=2)
+    refined = chosen.plan(best.keep)
+    facts["moved"] = {
+        name: {"back": int((keep & ~plan.keep[name]).sum()), "out": int((plan.keep[name] & ~keep).sum())}
+        for name, keep in refined.keep.items()
+    }
+    return replace(refined, provenance={**refined.provenance, "refine": facts})
+
+
+def _swap(best: _Best, rounds: int, share: float, temper: float, nodes: int, deadline: float) -> bool:
+    """The rounds of give back and drop; False when time ran out."""
+    pattern, objective = best.pattern, best.objective
+    theta, dtype = objective.theta, objective.theta.dtype
+    engine = choose_engine(objective.ranking, theta, *objective.labelled[0])
+    tried = torch.zeros_like(best.keep)  # single units that did not help, since the mask last changed
+    with Bar("refine", rounds) as bar:
+        for number in range(1, rounds + 1):
+            if time.monotonic() > deadline:
+                return False
+            ranked = "blame" if number % 2 else "gain"
+            facts: dict[str, Any] = {"stage": "refine", "round": number, "ranked": ranked, "share": share}
+            if ranked == "blame":
+                pruned = theta * pattern.expand(best.keep.to(dtype))
+                step = Segment(0, theta, pruned, torch.zeros_like(theta))
+                found = blame(objective.function, step, objective.learn, nodes=nodes)
+                gain, facts["residual"] = pattern.gather(found.values, best.keep), found.residual
+            else:
+                gain = _gain(best)
+            grown = pattern.grow(best.keep, gain.masked_fill(tried, -torch.inf), share)
+            if bool((grown == best.keep).all()):
+                return True  # nothing is left to try
+            influence = pattern.influence(objective.ranking, engine, theta * pattern.expand(grown.to(dtype)), objective.labelled)
+            worth = influence.pow(temper) * pattern.magnitude(theta).pow(1 - temper)
+            back = grown & ~best.keep
+            if best.offer(pattern.select(worth.masked_fill(~grown, -torch.inf)), facts):
+                tried.zero_()
+            else:
+                share *= SHRINK
+                if share * pattern.count < 1:
+                    tried |= back
+            bar.describe(best.line(f"refine, round {number}"))
+            bar.advance()
+    return True
+
+
+def _gain(best: _Best) -> Tensor:
+    """How much J falls, to first order at the pruned model, when a unit returns: ``-∂J/∂m``, ``(U,)``."""
+    pattern, objective = best.pattern, best.objective
+    mask = best.keep.to(objective.theta.dtype).requires_grad_()
+    samples = sum(len(x) for x, _ in objective.learn)
+    gain = torch.zeros_like(mask)
+    for x, y in objective.learn:
+        value = objective.function(objective.theta * pattern.expand(mask), x, y).sum() / samples
+        gain -= torch.autograd.grad(value, mask)[0]
+    return gain.detach()
+
+
+def _learn(best: _Best, steps: int, seed: int, deadline: float) -> bool:
+    """Learnt masks, judged as they come; False when time ran out."""
+    with Bar("learn", steps) as bar:
+        done = 0
+        for step, candidate in learnt_masks(best.pattern, best.objective, best.keep, steps=steps, seed=seed):
+            best.offer(candidate, {"stage": "learn", "round": step, "ranked": "scores"})
+            bar.describe(best.line(f"learn, step {step}"))
+            bar.advance(step - done)
+            done = step
+            if time.monotonic() > deadline:
+                return step == steps
+    return True
+
+
+def _default_importance(pattern: Pattern, batches: list[tuple[Tensor, Tensor]]) -> str:
+    """The pattern's own target, but the loss where labels are no classes to have a margin."""
+    return pattern.importance if all(y.dtype == torch.int64 for _, y in batches) else "loss"
+
+
+def _parted(before: tuple[float, float], after: tuple[float, float]) -> bool:
+    """Whether the divergences of both parts moved apart: an overfitted mask."""
+    if min(*before, *after) <= 0:
+        return False
+    return after[1] / after[0] > PARTED * max(1.0, before[1] / before[0])
+
+
+def _check(rounds: int, share: float, temper: float, nodes: int, steps: int, budget: float | None) -> None:
+    for name, value, low, high in (
+        ("rounds", rounds, 0, math.inf),
+        ("nodes", nodes, 1, math.inf),
+        ("steps", steps, 1, math.inf),
+        ("temper", temper, 0, 1),
+        ("share", share, 0, 1),
+        ("budget_seconds", budget, 0, math.inf),
+    ):
+        if value is not None and not low <= value <= high:
+            raise UsageError(f"refine: {name} is {value}; it must be from {low} to {high}".replace(" to inf", " upwards"))

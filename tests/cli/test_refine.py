@@ -1,0 +1,138 @@
+"""prune --refine and --squeeze from end to end: files, manifest, reuse, report, bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import prunekit
+from prunekit import Plan
+from prunekit.data import digits
+from tests.cli.conftest import RECIPE, Cli
+from tests.cli.test_bad_input import one_line
+from tests.cli.test_pipeline import small_cnn
+
+
+def pruned(cli: Cli, run: Path, name: str, *more: object) -> dict:
+    done = cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", name, "--json", *more)
+    assert done.code == 0, done.err
+    return json.loads(done.out)
+
+
+def test_a_refined_model_is_written_measured_and_explained(cli: Cli, run: Path) -> None:
+    plain = pruned(cli, run, "plain")
+    better = pruned(cli, run, "better", "--refine")
+    assert better["refine"]["after"]["accept"] < better["refine"]["before"]["accept"]
+    assert better["refine"]["ended"] == "done"
+    assert better["achieved"] == plain["achieved"]
+    plan = Plan.load(run / "pruned" / "better" / "plan.safetensors")
+    assert plan.history[0]["stage"] == "given"
+    assert load_file(run / "pruned" / "better" / "masks.safetensors").keys() == plan.keep.keys()
+    x, _ = digits()["test"]
+    model = prunekit.load(run / "pruned" / "better", small_cnn)
+    for name, mask in plan.masks().items():
+        assert not model.get_parameter(name)[~mask].any()
+    again = pruned(cli, run, "better", "--refine")
+    assert again["reused"]
+    assert again["refine"] == better["refine"]
+    measured = cli("eval", run / "pruned" / "better", "--json")
+    found = json.loads(measured.out)
+    assert found["refine"]["rounds"][-1]["accept"] == better["refine"]["after"]["accept"]
+    base = json.loads(cli("eval", run / "pruned" / "plain", "--json").out)
+    assert base["refine"] is None
+    assert found["pruned"]["kl"] < base["pruned"]["kl"]
+    assert torch.isfinite(model(x)).all()
+    assert cli("report", run).code == 0
+    assert "the repair, round by round" in (run / "report.html").read_text()
+    one_line(cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "better"), 1, "refine was")
+    shown = cli("info", run / "pruned" / "better")
+    assert "entries" in shown.out
+
+
+def test_channels_can_be_refined_and_a_plan_alone(cli: Cli, run: Path) -> None:
+    found = pruned(cli, run, "narrow", "--structure", "channels", "--refine")
+    assert found["refine"]["after"]["accept"] <= found["refine"]["before"]["accept"]
+    dry = pruned(cli, run, "dry", "--refine", "--refine-budget", "0s", "--dry-run")
+    assert dry["dry_run"]
+    assert dry["refine"]["ended"] == "budget"
+    shown = cli("prune", run, "--apply", run / "pruned" / "dry" / "plan.safetensors")
+    assert shown.code == 0
+    assert "until the budget was spent" in shown.out
+
+
+def test_a_squeezed_model_loads_and_is_measured(cli: Cli, run: Path) -> None:
+    done = cli("prune", run, "-c", "magnitude", "-s", 0.97, "--name", "tight", "--refine", "--squeeze")
+    assert done.code == 0, done.err
+    assert "squeezed: channels taken out: " in done.out
+    folder = run / "pruned" / "tight"
+    manifest = json.loads((folder / "prunekit.json").read_text())
+    assert sum(manifest["facts"]["squeezed"]["removed"].values()) > 0
+    plan = Plan.load(folder / "plan.safetensors")
+    x, y = digits()["test"]
+    model = prunekit.load(folder, small_cnn)
+    dense = prunekit.load(run / "pruned" / "loose", small_cnn)  # the factory's shapes; weights below
+    full = prunekit.Trajectory(run / "trajectory")
+    dense.load_state_dict(full.layout.views(full.state(-1)))
+    masked = prunekit.masked(dense, plan)
+    torch.testing.assert_close(model(x), masked(x), atol=1e-4, rtol=1e-4)
+    assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in masked.parameters())
+    masks = load_file(folder / "masks.safetensors")
+    assert all(model.get_parameter(n).shape == m.shape for n, m in masks.items())
+    found = json.loads(cli("eval", folder, "--json").out)
+    with torch.no_grad():
+        assert found["pruned"]["accuracy"] == pytest.approx(float((model(x).argmax(1) == y).float().mean()))
+    assert found["kernel"]["pruned"]["mean_error"] < 0.1
+
+
+def test_recipes_can_ask_for_it(cli: Cli, tmp_path: Path) -> None:
+    recipe = yaml.safe_load(RECIPE)
+    recipe["train"]["epochs"] = 1
+    recipe["score"]["criteria"] = ["magnitude"]
+    recipe["compare"] = {"sparsities": [0.9], "structures": ["unstructured"]}
+    recipe["prune"] = [
+        {"name": "a", "criterion": "magnitude", "sparsity": 0.9, "refine": {"rounds": 4, "learn": False}, "squeeze": True},
+        {"name": "b", "criterion": "magnitude", "sparsity": 0.9, "refine": False},
+    ]
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    done = cli("run", tmp_path / "r.yaml", "--out", tmp_path / "run", "--json", "--quiet")
+    assert done.code == 0, done.err
+    first, second = json.loads(done.out)["prune"]
+    assert first["refine"]["samples"] == {"learn": 120, "accept": 40}
+    assert second["refine"] is None
+    assert second["squeezed"] is None
+    history = Plan.load(tmp_path / "run" / "pruned" / "a" / "plan.safetensors").history
+    assert {e["stage"] for e in history} == {"given", "refine"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("-s", 0.5, "--refine-budget", "60s"), "--refine-budget without --refine"),
+        (("-s", 0.5, "--refine", "--refine-budget", "soon"), "'soon' is no length of time"),
+        (("-s", 0.5, "--structure", "channels", "--squeeze"), "squeeze is for plans of masks"),
+        (("--apply", "plan.safetensors", "--refine"), "--apply takes a finished plan"),
+    ],
+)
+def test_wrong_use(cli: Cli, finished: Path, arguments: tuple[object, ...], said: str) -> None:
+    one_line(cli("prune", finished, *arguments), 2, said)
+
+
+@pytest.mark.parametrize(
+    ("refine", "said"),
+    [
+        ({"round": 3}, "did you mean rounds"),
+        ({"budget": "later"}, "no length of time"),
+        ({"target": "kll"}, "did you mean kl"),
+        ({"rounds": -1}, "rounds is -1"),
+    ],
+)
+def test_bad_recipes(cli: Cli, tmp_path: Path, refine: dict, said: str) -> None:
+    recipe = yaml.safe_load(RECIPE)
+    recipe["prune"][0]["refine"] = refine
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    one_line(cli("train", tmp_path / "r.yaml", "--out", tmp_path / "run"), 2, "prune.0.refine", said)

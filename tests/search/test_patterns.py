@@ -1,0 +1,217 @@
+"""Which units there are and which sets of them are allowed: counts exact, nothing lost between units and coordinates."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from prunekit import Plan, UsageError, make_plan
+from prunekit.kernel import ModelFunction, blame, divergence
+from prunekit.kernel.gradients import choose_engine
+from prunekit.search.patterns import Groups, Limits, Pattern, Runs, get_pattern
+from prunekit.structure import GROUPED
+from prunekit.trajectory import Layout, Segment
+from tests.conftest import tiny_data
+from tests.structure_models import ATTENTIVE, HANDLED, IMAGES, STACKED, random_scores
+
+CPU = torch.device("cpu")
+KINDS = ["weights", "floor", "ratios", "2:4", "block:2x3", "block:2x3 floor", "channels", "channels across", "heads", "layers"]
+MODELS = {"heads": ["separate", "grouped queries", "packed"], "layers": ["pre-norm", "blocks"]}
+BUILD = {**HANDLED, **ATTENTIVE, **STACKED}
+FLOOR = 0.2
+CASES = [(kind, name) for kind in KINDS for name in MODELS.get(kind, ["flattened", "residual", "joined"])]
+
+
+def pattern_of(kind: str, name: str, sparsity: float, seed: int = 0) -> tuple[nn.Module, Plan, Pattern]:
+    torch.manual_seed(seed)
+    model = BUILD[name]().double()
+    model(torch.randn(50, 1, 4, 4, dtype=torch.float64))
+    model.eval()
+    structure = {"weights": "unstructured", "floor": "unstructured", "ratios": "unstructured"}.get(kind, kind.split()[0])
+    scores = random_scores(model, seed)
+    options: dict[str, Any] = {}
+    if "floor" in kind:
+        options["floor"] = FLOOR
+    if kind == "ratios":
+        options["ratios"] = {"out.weight": 0.5}
+    share = None if ":" in structure and "block" not in structure else min(sparsity, 0.7) if options else sparsity
+    plan = make_plan(scores, model, IMAGES.double(), sparsity=share, structure=structure, **options)
+    layout = Layout.of(model)
+    return model, plan, Groups(plan, layout, CPU, across=True) if "across" in kind else get_pattern(plan, layout, CPU)
+
+
+def flat(model: nn.Module, layout: Layout) -> Tensor:
+    return layout.flatten({n: t.detach() for n, t in [*model.named_parameters(), *model.named_buffers()]})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=15, deadline=None)
+@given(
+    number=st.integers(0, 2),
+    sparsity=st.floats(0.05, 0.9),
+    seed=st.integers(0, 50),
+    share=st.floats(0, 1),
+    levels=st.integers(1, 5),
+)
+def test_counts_stay_exact_after_any_swap(kind: str, number: int, sparsity: float, seed: int, share: float, levels: int) -> None:
+    names = MODELS.get(kind, ["flattened", "residual", "joined"])
+    _, plan, pattern = pattern_of(kind, names[number % len(names)], sparsity, seed % 3)
+    generator = torch.Generator().manual_seed(seed)
+    gain, worth = (torch.randint(levels, pattern.keep.shape, generator=generator).double() for _ in range(2))
+    keep = pattern.keep
+    for _ in range(3):
+        grown = pattern.grow(keep, gain, share)
+        assert bool((grown | ~keep).all()), "growing takes nothing away"
+        new = pattern.select(worth.masked_fill(~grown, -torch.inf))
+        assert bool((grown | ~new).all()), "only grown units are kept"
+        holds(kind, plan, pattern, new)
+        keep, gain, worth = new, worth, gain
+    holds(kind, plan, pattern, pattern.select(worth))  # as learning does, from all
+
+
+def holds(kind: str, plan: Plan, pattern: Pattern, keep: Tensor) -> None:
+    """Everything that was asked of the plan is so of the swapped one."""
+    made = pattern.plan(keep)
+    made.check("refined")
+    assert int(keep.sum()) == int(pattern.keep.sum())
+    assert {n: k.shape for n, k in made.keep.items()} == {n: k.shape for n, k in plan.keep.items()}
+    kept, before = ({n: int(k.sum()) for n, k in p.keep.items()} for p in (made, plan))
+    assert sum(kept.values()) == sum(before.values())
+    if "across" in kind:
+        assert all(k.any() for k in made.keep.values())
+        return
+    assert made.sparsity() == plan.sparsity()
+    if kind in ("channels", "heads"):
+        assert kept == before
+    if kind == "ratios":
+        assert kept["out.weight"] == before["out.weight"]
+    if "floor" in kind:
+        for name, count in kept.items():
+            assert count >= min(before[name], FLOOR * plan.keep[name].numel())
+    if kind == "2:4":
+        for name, mask in made.keep.items():
+            for row, old in zip(mask.flatten(1), plan.keep[name].flatten(1), strict=True):
+                assert [int(r.sum()) for r in row.split(4)] == [int(r.sum()) for r in old.split(4)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_limits_select_what_trying_all_sets_finds(data: st.DataObject) -> None:
+    units = data.draw(st.integers(1, 8))
+    parts = data.draw(st.integers(1, 3))
+    draw = partial(st.lists, min_size=units, max_size=units)
+    part = torch.tensor(data.draw(draw(st.integers(0, parts - 1))))
+    keep = torch.tensor(data.draw(draw(st.booleans())))
+    low = torch.tensor(data.draw(st.lists(st.integers(0, 3), min_size=parts, max_size=parts)))
+    high = low + torch.tensor(data.draw(st.lists(st.integers(0, 3), min_size=parts, max_size=parts)))
+    pool = torch.tensor(data.draw(st.lists(st.integers(0, 1), min_size=parts, max_size=parts)))
+    worth = torch.tensor(data.draw(st.permutations([2.0**k for k in range(units)])), dtype=torch.float64)  # sums all differ
+    limits = Limits(keep, part, low, high, pool)
+    found = limits.select(worth)
+
+    def allowed(chosen: Tensor) -> bool:
+        for p in range(parts):
+            now, then = int(keep[part == p].sum()), int(chosen[part == p].sum())
+            if not min(int(low[p]), now) <= then <= max(int(high[p]), now):
+                return False
+        return all(int(chosen[pool[part] == q].sum()) == int(keep[pool[part] == q].sum()) for q in range(2))
+
+    sets = [torch.tensor([bool(number >> k & 1) for k in range(units)]) for number in range(2**units)]
+    best = max((s for s in sets if allowed(s)), key=lambda s: float(worth[s].sum()))
+    assert torch.equal(found, best)
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_expanded_units_are_the_plans_masks(kind: str, name: str) -> None:
+    model, plan, pattern = pattern_of(kind, name, 0.4)
+    layout = Layout.of(model)
+    factors = layout.views(pattern.expand(pattern.keep.double()))
+    masks = plan.masks()
+    for parameter, factor in factors.items():
+        expected = masks.get(parameter, torch.ones_like(factor, dtype=torch.bool))
+        assert torch.equal(factor, expected.double())
+    assert pattern.plan(pattern.keep).digest == plan.digest
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_blame_of_units_sums_to_the_divergence(kind: str, name: str) -> None:
+    model, _, pattern = pattern_of(kind, name, 0.4)
+    layout = Layout.of(model)
+    theta = flat(model, layout)
+    x, _ = tiny_data(12, torch.float64)
+    with torch.no_grad():
+        reference = F.log_softmax(model(x), -1)
+    function = ModelFunction(model, layout, target=divergence)
+    step = Segment(0, theta, theta * pattern.expand(pattern.keep.double()), torch.zeros_like(theta))
+    found = blame(function, step, [(x, reference)], nodes=32)
+    units = pattern.gather(found.values, pattern.keep)
+    assert not units[pattern.keep].any()
+    assert float(units.sum()) + found.residual == pytest.approx(found.change, rel=1e-9)
+    assert abs(found.residual) < 0.05 * found.change
+
+
+@pytest.mark.parametrize(("kind", "name"), [case for case in CASES if case[0] in ("weights", "block:2x3", *GROUPED)])
+def test_influence_is_that_of_single_gradients(kind: str, name: str) -> None:
+    model, plan, pattern = pattern_of(kind, name, 0.4)
+    layout = Layout.of(model)
+    theta = flat(model, layout) * pattern.expand(pattern.keep.double())
+    x, y = tiny_data(9, torch.float64)
+    function = ModelFunction(model, layout, target="loss")
+    parameters = {e.name for e in layout.parameters}
+    expected = torch.zeros(len(pattern.keep), dtype=torch.float64)
+    for k in range(len(x)):
+        at = theta.clone().requires_grad_()
+        gradient = torch.autograd.grad(function(at, x[k : k + 1], y[k : k + 1]).sum(), at)[0]
+        one = layout.views(theta * gradient)
+        units = []
+        for owner in plan.keep:
+            if kind == "weights":
+                units.append(one[owner].flatten())
+                continue
+            if kind.startswith("block"):
+                rows = one[owner].flatten(1)
+                units.append(torch.stack([tile.sum() for band in rows.split(2) for tile in band.split(3, 1)]))
+                continue
+            total = torch.zeros(len(plan.keep[owner]), dtype=torch.float64)
+            for key, index in plan.index.items():
+                group, member = key.split("|")
+                parameter, axis = member.rsplit("@", 1)
+                if group == owner and parameter in parameters:
+                    for channel, block in enumerate(index.tolist()):
+                        total[channel] += one[parameter].index_select(int(axis), torch.tensor(block)).sum()
+            units.append(total)
+        expected += torch.cat(units).square()
+    engine = choose_engine(function, theta, x, y)
+    batches = list(zip(x.split(4), y.split(4), strict=True))
+    found = pattern.influence(function, engine, theta, batches)
+    torch.testing.assert_close(found, expected.sqrt(), atol=1e-10, rtol=1e-7)
+
+
+def test_channels_across_layers_have_a_floor() -> None:
+    _, plan, pattern = pattern_of("channels across", "residual", 0.3)
+    worth = torch.arange(len(pattern.keep), dtype=torch.float64)  # the first layer's channels are worth least
+    made = pattern.plan(pattern.select(worth))
+    share = sum(int(k.sum()) for k in plan.keep.values()) / sum(len(k) for k in plan.keep.values())
+    for keep in made.keep.values():
+        assert int(keep.sum()) >= max(1, int(share * len(keep) / 2))
+
+
+def test_what_has_no_swaps_is_refused() -> None:
+    model, plan, _ = pattern_of("weights", "residual", 0.4)
+    layout = Layout.of(model)
+    for structure, said in (("planets", "planets plans cannot be refined"), ("channels+2:4", "was pruned twice")):
+        with pytest.raises(UsageError, match=said):
+            get_pattern(Plan(structure, plan.keep, {}, plan.shapes, plan.provenance), layout, CPU)
+    with pytest.raises(UsageError, match="a swap needs 2"):
+        Runs(plan, layout, CPU, 1)
+    channels = pattern_of("channels", "residual", 0.4)[1]
+    floored = Plan("channels", channels.keep, channels.index, channels.shapes, {**channels.provenance, "floor": 0.1})
+    with pytest.raises(UsageError, match="ratios and floor"):
+        Groups(floored, layout, CPU, across=True)
