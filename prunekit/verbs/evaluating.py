@@ -59,7 +59,7 @@ def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
     if plan.masking:
         checkpoint.read_tensors(folder / "masks.safetensors")  # a folder is measured whole or not at all
     options = run.recipe.eval
-    child = _child(run, folder, plan, pruned) if manifest.facts.get("finetune") else None
+    child = child_of(run, folder, plan, pruned) if manifest.facts.get("finetune") else None
     made_from = {
         "weights": model_digest(pruned),
         "plan": plan.digest,
@@ -119,7 +119,7 @@ def _latency(run: Run, dense: torch.nn.Module, pruned: torch.nn.Module) -> dict[
     return {"machine": machine(), "batches": batches}
 
 
-def _child(run: Run, folder: Path, plan: Plan, pruned: torch.nn.Module) -> Trajectory:
+def child_of(run: Run, folder: Path, plan: Plan, pruned: torch.nn.Module) -> Trajectory:
     """The recorded fine-tuning of a pruned model.
 
     Raises:
