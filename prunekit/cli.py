@@ -257,6 +257,7 @@ def prune(
     max_latency_ms: Annotated[float | None, typer.Option(help="Instead: measured, at the last eval.latency_batches.")] = None,
     max_accuracy_drop: Annotated[float | None, typer.Option(help="Instead: points of validation accuracy to lose.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the pruned model: RUN/pruned/NAME.")] = None,
+    classes: Annotated[str | None, typer.Option(metavar="3,5", help="Keep what serves these classes, judged on them.")] = None,
     compensate: Annotated[bool, typer.Option("--compensate", help="Let kept weights make up for removed ones.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write and print the plan only.")] = False,
     apply: Annotated[Path | None, typer.Option("--apply", help="Apply this plan file instead of making one.")] = None,
@@ -285,7 +286,15 @@ def prune(
     }  # fmt: skip
     how_much = {k: v for k, v in {"sparsity": sparsity, **budgets}.items() if v is not None}
     if apply is not None and (
-        how_much or dry_run or allocation or compensate or ratio or floor or criterion != "auto" or structure != "unstructured"
+        how_much
+        or dry_run
+        or allocation
+        or compensate
+        or classes
+        or ratio
+        or floor
+        or criterion != "auto"
+        or structure != "unstructured"
     ):
         raise UsageError("--apply takes a finished plan: leave out the options that make one, such as --sparsity")
     steps = _steps(schedule, rounds, every, finetune, lr, distill, temperature, rewind, recalibrate)
@@ -299,7 +308,7 @@ def prune(
             {
                 **steps.model_dump(mode="json"), **how_much, "name": name or f"{structure.replace(':', '-')}-{label}",
                 "criterion": criterion, "structure": structure, "allocation": allocation, "ratios": _ratios(ratio or []),
-                "floor": floor, "compensate": compensate,
+                "floor": floor, "compensate": compensate, "classes": _numbers(classes, "--classes"),
             },
             "prune",
         )  # fmt: skip
@@ -528,6 +537,13 @@ def _json_object(text: str, option: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UsageError(f"{option} is {text!r}; it must be a JSON object such as '{{\"width\": 32}}'")
     return found
+
+
+def _numbers(text: str | None, option: str) -> list[int]:
+    parts = text.split(",") if text is not None else []
+    if not all(part.strip().isdecimal() for part in parts):
+        raise UsageError(f"{option} is {text!r}; write whole numbers, such as 3,5")
+    return [int(part) for part in parts]
 
 
 def _ratios(given: list[str]) -> dict[str, float]:

@@ -309,7 +309,9 @@ class Prune(Steps):
     the best of what it stands for. ``sparsity``: share to remove; N:M says it itself, and a budget (one of ``max_…``: parameters,
     MACs, bytes, measured milliseconds, points of validation accuracy) finds it. ``allocation``: null leaves the choice to
     ``auto`` (among the recipe's), else means ``global``. ``ratios``, ``floor``: see ``make_plan``. ``compensate``: kept weights
-    make up for removed ones, layer by layer, on the scoring samples.
+    make up for removed ones, layer by layer, on the scoring samples. ``classes``: keep what serves these classes: scores are
+    made from their scoring samples (of the target ``outputs``, from their outputs), and every choice on validation data is
+    made on their samples.
     """
 
     name: Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -320,6 +322,7 @@ class Prune(Steps):
     ratios: dict[str, Share] = {}
     floor: Share = 0.0
     compensate: bool = False
+    classes: list[Annotated[int, Field(ge=0, le=10**6)]] = []
     max_params: Large | None = None
     max_macs: Large | None = None
     max_bytes: Large | None = None
@@ -330,6 +333,13 @@ class Prune(Steps):
     @classmethod
     def _named(cls, value: str) -> str:
         return value if value == "auto" else _criterion(value)
+
+    @field_validator("classes")
+    @classmethod
+    def _classes(cls, value: list[int]) -> list[int]:
+        if len(set(value)) < len(value):
+            raise ValueError("a class is given twice")
+        return sorted(value)
 
     @property
     def budget(self) -> tuple[str, float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from prunekit.errors import PrunekitError
 from prunekit.kernel import ModelFunction, data_scores, layer_step_scores, layers_of, shares_by_layer, step_scores
 from prunekit.kernel.datawise import check_data_scores
 from prunekit.progress import Bar
-from prunekit.report.parts import Part
+from prunekit.report.parts import STRUCTURES, Part
 from prunekit.trajectory import Segment, Trajectory
 
 SCHEMA = 1
@@ -132,12 +133,14 @@ class PrunedPath:
     Attributes:
         name: of the pruned model.
         keep: flat ``(P,)`` of bool, False where the plan removes.
+        units: group -> ``(units,)`` of bool, False where one goes; empty for plans of single weights.
         jumps: the pieces in which weights were set: the pruning, in steps where a schedule made it so.
         end: its weights in dense coordinates, ``(P,)``, fine-tuned or not.
     """
 
     name: str
     keep: Tensor
+    units: Mapping[str, Tensor]
     jumps: tuple[Segment, ...]
     end: Tensor
 
@@ -183,7 +186,7 @@ def explain_part(view: View, part: Part, training: Training | None = None, prune
         "classes": sorted(rows, key=lambda row: -abs(float(row["tells_apart"]))),
         "steps": traced.steps,
         "training": training_samples(view, weights[None], mask, training, _sum(weights, kernel)),
-        "pruning": [_pruned_part(view, path, mask) for path in pruned],
+        "pruning": [_pruned_part(view, path, part) for path in pruned],
         "certificate": traced.certificate,
     }  # fmt: skip
 
@@ -251,7 +254,7 @@ def phases(firsts: Sequence[int], steps: int, series: Mapping[str, Sequence[floa
             "begin": firsts[a], "end": firsts[b] if b < len(firsts) else steps,
             **{name: float(sum(values[a:b])) for name, values in series.items()},
         }
-        for a, b in zip(edges, edges[1:], strict=False)
+        for a, b in pairwise(edges)
     ]  # fmt: skip
 
 
@@ -294,17 +297,19 @@ def _named(indices: list[int], scores: Tensor, training: Training) -> list[dict[
     return [{"index": k, "label": label, "score": float(scores[k])} for k, label in zip(indices, labels, strict=True)]
 
 
-def _pruned_part(view: View, path: PrunedPath, mask: Tensor) -> dict[str, Any]:
+def _pruned_part(view: View, path: PrunedPath, part: Part) -> dict[str, Any]:
     """What the pruning did to the outputs through a part."""
-    weights = view.own
+    weights, mask = view.own, part.mask.to(view.function.device)
     through, change, whole = (torch.zeros_like(weights, dtype=torch.float64) for _ in range(3))
     for jump in path.jumps:
         through += view.moved(jump, "whole", mask, JUMP_NODES)
         whole += view.moved(jump, "whole", None, JUMP_NODES)
         change += view.values(jump.end).double() - view.values(jump.start).double()
-    inside = path.keep[mask.cpu()]
+    inside = path.keep[part.mask]
+    unit = part.kind in STRUCTURES and part.name in path.units
     return {
         "name": path.name,
+        "stays": bool(path.units[part.name][int(part.index)]) if unit else bool(inside.any()),
         "removed": int((~inside).sum()),
         "of": len(inside),
         "change": _sum(weights, through),
@@ -415,7 +420,10 @@ def explain_training_sample(view: View, number: int, training: Training, pruned:
         "answer": int(mine.values(view.trajectory.state(-1)).argmax()) if view.classifies else None,
         "contribution": {"both": float(scores[number].mean()), "rank": int((sizes > sizes[number]).sum()) + 1, "of": len(sizes)},
         "classes": sorted(
-            ({"class": c, "own": float(scores[number, k]), "all_samples": float(scores[:, k].sum())} for k, c in enumerate(chosen)),
+            (
+                {"class": c, "own": float(scores[number, k]), "all_samples": float(scores[:, k].sum())}
+                for k, c in enumerate(chosen)
+            ),
             key=lambda row: -abs(float(row["own"])),
         ),
         "steps": {

@@ -110,6 +110,8 @@ def prune(result: dict[str, Any]) -> None:
         f"{result['asked']:.4f}, removed {result['achieved']:.4f} of prunable and {result['achieved_all']:.4f} of all "
         f"parameters{notes} -> {result['path']}{_again(result['reused'])}"
     )
+    if result["classes"]:
+        print(f"  for classes {', '.join(map(str, result['classes']))}: scored, chosen and validated on their samples alone")
     if result["by_auto"] and result["criterion"] == "random":
         print("  random did best on validation data: so much removed at once, no criterion knows better than chance here")
     for number, found in enumerate(result.get("rounds", ()), 1):
@@ -141,6 +143,11 @@ def evaluate(result: tuple[str, dict[str, Any]]) -> None:
     table.add_row("agreement with dense", "", f"{pruned['agreement']:.2%}")
     table.add_row("KL to dense (nats)", "", f"{pruned['kl']:.4f}")
     table.add_row("sparsity, prunable / all", "", f"{e['sparsity']['prunable']:.4f} / {e['sparsity']['all']:.4f}")
+    if asked := e.get("asked_classes"):
+        for key, what in (("on_classes", f"accuracy on classes {', '.join(map(str, asked['classes']))}"),
+                          ("on_others", "accuracy on the others")):  # fmt: skip
+            if key in asked:
+                table.add_row(what, f"{asked[key]['dense']:.2%}", f"{asked[key]['accuracy']:.2%}")
     for key, label in SIZES.items():
         table.add_row(label, f"{dense[key]:,}", f"{pruned[key]:,}")
     for size, times in e["latency"]["batches"].items():
@@ -218,12 +225,9 @@ def _explain_one(result: dict[str, Any]) -> None:
             print(f"  training samples that {side} it: {shown or 'none'}")
     for found in result["pruning"]:
         if "removed" in found:
-            told = (
-                f"{found['removed']} of {found['of']} weights removed, the right answer moved {found['change']:+.4g} through them"
-            )
-            print(
-                f"  {found['name']}: {told} (all of the pruning: {found['whole_change']:+.4g}; residual {found['residual']:.2g})"
-            )
+            told = f"{'stays' if found['stays'] else 'removed'}, {found['removed']} of its {found['of']} weights gone"
+            moved = f"the right answer moved {found['change']:+.4g} through them"
+            print(f"  {found['name']}: {told}, {moved} (the whole pruning: {found['whole_change']:+.4g})")
         else:
             layers = ", ".join(f"{n} {v:+.3g}" for n, v in found["by_layer"].items())
             print(f"  {found['name']}: answers {found['answer']}; the pruning moved it {found['change']:+.4g}: {layers}")

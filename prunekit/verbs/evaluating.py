@@ -95,6 +95,7 @@ def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
             **sizes(pruned, one),
             "bytes": (folder / "model.safetensors").stat().st_size,
         },
+        **_on_classes(plan, dense_outputs, pruned_outputs, labels),
         "layers": plan.counts(),
         "latency": _latency(run, dense, pruned),
         "kernel": _kernel(run, plan, pruned, child),
@@ -103,6 +104,20 @@ def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
     run.model.cpu()
     checkpoint.write_json(path, result)
     return {**result, "reused": False}
+
+
+def _on_classes(plan: Plan, dense: torch.Tensor, pruned: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
+    """Figures of a model that was pruned for some classes, on their test samples and on the others."""
+    classes = plan.provenance.get("request", {}).get("classes")
+    if not classes:
+        return {}
+    mine = torch.isin(labels, torch.tensor(classes))
+    found: dict[str, Any] = {"classes": classes, "samples": int(mine.sum())}
+    for name, who in (("on_classes", mine), ("on_others", ~mine)):
+        if who.any():
+            dense_accuracy = accuracy(dense[who], labels[who])
+            found[name] = {"dense": dense_accuracy, **fidelity(pruned[who], labels[who], dense[who])}
+    return {"asked_classes": found}
 
 
 def _latency(run: Run, dense: torch.nn.Module, pruned: torch.nn.Module) -> dict[str, Any]:

@@ -103,7 +103,8 @@ def pruned_path(run: Run, name: str) -> tuple[PrunedPath, Plan]:
     manifest, plan = Manifest.load(folder / "prunekit.json"), Plan.load(folder / "plan.safetensors")
     if manifest.plan != plan.digest:
         raise ArtifactError(
-            f"{folder}: plan.safetensors is {plan.digest}, the model was pruned by {manifest.plan}; apply it first"
+            f"{folder}: plan.safetensors is {plan.digest}, the model was pruned by {manifest.plan}; apply it first "
+            f"(prunekit prune {run.path} --apply {folder / 'plan.safetensors'} --overwrite)"
         )
     found = model_digest(run.model)
     if plan.provenance["model"] != found:
@@ -117,7 +118,8 @@ def pruned_path(run: Run, name: str) -> tuple[PrunedPath, Plan]:
         jumps = (Continued(run.trajectory, child).joint, *(s for s in child.segments() if s.jump))
     masks = plan.masks()
     keep = torch.cat([masks[e.name].flatten() if e.name in masks else torch.ones(e.size, dtype=torch.bool) for e in layout])
-    return PrunedPath(name, keep, jumps, end), plan
+    units = {group: decision for group, decision in plan.keep.items() if group in plan.groups}
+    return PrunedPath(name, keep, units, jumps, end), plan
 
 
 def _pruned(run: Run, only: Sequence[str] | None) -> list[str]:
