@@ -365,7 +365,7 @@ def explain(
     index: Annotated[str, typer.Argument(metavar="[INDEX]", help="Of a weight (7,3,1,1), channel or head.")] = "",
     split: Annotated[str | None, typer.Option(help="test, validation, scoring; train for a training sample.")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="At most so many; eval.samples by default.")] = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Nodes of a training step; diff: of the pruning.")] = 1,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes of a training step; diff: of the pruning.")] = None,
     pruned: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Look at this pruned model only; repeatable.")] = None,
     device: Device = None, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip

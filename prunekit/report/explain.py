@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit import checkpoint
 from prunekit.errors import PrunekitError
 from prunekit.kernel import ModelFunction, data_scores, layer_step_scores, layers_of, shares_by_layer, step_scores
 from prunekit.kernel.datawise import check_data_scores
@@ -85,6 +86,12 @@ class View:
 
     def segments(self) -> Iterable[Segment]:
         return self.trajectory.segments(self.stride)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What identifies the view, beside the trajectory."""
+        data = checkpoint.digest({"x": self.x, "y": self.y})
+        return {"data": data, "nodes": self.nodes, "rule": self.rule, "stride": self.stride}
 
     @property
     def pieces(self) -> int:

@@ -26,12 +26,14 @@ from prunekit.report import (
     find_part,
     write_explanation,
 )
+from prunekit.report.explain import JUMP_NODES
 from prunekit.trajectory import Continued, Segment
 from prunekit.verbs.evaluating import child_of
 from prunekit.verbs.run_folder import Run
 
 KINDS = ("weight", "channel", "head", "layer", "sample", "diff")
 JUDGED = ("test", "validation", "scoring")
+EVALUATIONS = 64  # nodes along the whole path at least
 DIFF_SAMPLES = 64  # changed samples that are blamed one by one
 
 
@@ -43,7 +45,7 @@ def explain_run(
     *,
     split: str | None = None,
     samples: int | None = None,
-    nodes: int = 1,
+    nodes: int | None = None,
     only: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Explains one thing and writes ``RUN/explain/<what it is>.html``.
@@ -53,7 +55,7 @@ def explain_run(
             layer, a sample's number, a pruned model.
         split: whose samples are looked at; for ``sample``, the one that it belongs to. ``test`` by default.
         samples: at most so many; the recipe's ``eval.samples`` by default (``diff``: all are compared, so many are blamed).
-        nodes: of a step of training (``diff``: of the pruning).
+        nodes: of a step of training, one by default unless there are few; of the pruning for ``diff``.
         only: names of pruned models to look at; all of the run's by default.
 
     Raises:
@@ -80,7 +82,7 @@ def explain_run(
             part = find_part(
                 kind, name, index, run.trajectory.layout, run.model, lambda: run.example, run.recipe.structure.mappings()
             )
-            result = explain_part(_view(run, split, samples, nodes), part, _training(run), paths)
+            result = explain_part(view_of(run, split, samples, nodes), part, _training(run), paths)
     result["split"] = split
     result["made_from"] = {
         "trajectory": run.trajectory.hash,
@@ -135,33 +137,38 @@ def _samples(run: Run, split: str, limit: int | None) -> tuple[Tensor, Tensor]:
     return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
 
 
-def _view(run: Run, split: str, samples: int | None, nodes: int) -> View:
+def view_of(run: Run, split: str, samples: int | None = None, nodes: int | None = None) -> View:
+    """The run's model looked at on the first ``samples`` of a split; ``eval.samples`` by default."""
     x, y = _samples(run, split, samples or run.recipe.eval.samples)
     return _looking(run, x, y, nodes)
 
 
-def _looking(run: Run, x: Tensor, y: Tensor, nodes: int) -> View:
+def _looking(run: Run, x: Tensor, y: Tensor, nodes: int | None) -> View:
+    """One node a step, more where a path of few pieces takes long ones."""
     options = run.recipe.eval
-    return View.of(run.model, run.trajectory, x, y, run.device, nodes=nodes, rule=options.rule, stride=options.stride)
+    pieces = -(-run.trajectory.pieces // options.stride)
+    chosen = nodes or max(1, -(-EVALUATIONS // pieces))
+    return View.of(run.model, run.trajectory, x, y, run.device, nodes=chosen, rule=options.rule, stride=options.stride)
 
 
 def _training(run: Run) -> Training:
     return Training(run.splits["train"].batch, run.recipe.load_loss())
 
 
-def _sample(run: Run, number: int, split: str, samples: int | None, nodes: int, paths: Sequence[PrunedPath]) -> dict[str, Any]:
+def _sample(
+    run: Run, number: int, split: str, samples: int | None, nodes: int | None, paths: Sequence[PrunedPath]
+) -> dict[str, Any]:
     if split == "train":
-        return explain_training_sample(_view(run, "test", samples, nodes), number, _training(run), paths)
+        return explain_training_sample(view_of(run, "test", samples, nodes), number, _training(run), paths)
     x, y = run.splits[split].batch([number])
     return explain_sample(_looking(run, x, y, nodes), number, split, _training(run), paths)
 
 
-def _diff(run: Run, name: str, split: str, limit: int, nodes: int) -> dict[str, Any]:
+def _diff(run: Run, name: str, split: str, limit: int, nodes: int | None) -> dict[str, Any]:
     _pruned(run, [name])
     path, plan = pruned_path(run, name)
     x, y = _samples(run, split, None)
-    chosen = {} if nodes == 1 else {"nodes": nodes}
-    return explain_diff(run.model, run.trajectory, path, plan, x, y, limit=limit, device=run.device, **chosen)
+    return explain_diff(run.model, run.trajectory, path, plan, x, y, limit=limit, nodes=nodes or JUMP_NODES, device=run.device)
 
 
 def _number(run: Run, text: str, split: str) -> int:
