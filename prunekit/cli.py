@@ -257,6 +257,7 @@ def prune(
     max_latency_ms: Annotated[float | None, typer.Option(help="Instead: measured, at the last eval.latency_batches.")] = None,
     max_accuracy_drop: Annotated[float | None, typer.Option(help="Instead: points of validation accuracy to lose.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the pruned model: RUN/pruned/NAME.")] = None,
+    classes: Annotated[str | None, typer.Option(metavar="3,5", help="Keep what serves these classes, judged on them.")] = None,
     compensate: Annotated[bool, typer.Option("--compensate", help="Let kept weights make up for removed ones.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write and print the plan only.")] = False,
     apply: Annotated[Path | None, typer.Option("--apply", help="Apply this plan file instead of making one.")] = None,
@@ -288,7 +289,7 @@ def prune(
     }  # fmt: skip
     how_much = {k: v for k, v in {"sparsity": sparsity, **budgets}.items() if v is not None}
     if apply is not None and (
-        how_much or dry_run or refine or allocation or compensate or ratio or floor or criterion != "auto"
+        how_much or dry_run or refine or allocation or compensate or classes or ratio or floor or criterion != "auto"
         or structure != "unstructured"
     ):  # fmt: skip
         raise UsageError("--apply takes a finished plan: leave out the options that make one, such as --sparsity and --refine")
@@ -307,6 +308,7 @@ def prune(
                 "criterion": criterion, "structure": structure, "allocation": allocation, "ratios": _ratios(ratio or []),
                 "floor": floor, "compensate": compensate, "refine": {"budget": refine_budget} if refine else None,
                 "squeeze": squeeze,
+                "classes": _numbers(classes, "--classes"),
             },
             "prune",
         )  # fmt: skip
@@ -352,6 +354,29 @@ def sensitivity(
     with output.working(run):
         result = sensitivity_run(opened, structure, criterion, sparsity or [], overwrite)
     output.show("sensitivity", result)
+    output.finish(result)
+
+
+@app.command(epilog="Example: prunekit explain runs/digits-cnn channel conv2 7; prunekit explain runs/digits-cnn diff channels")
+def explain(
+    run: RunFolder,
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="weight, channel, head, layer, sample or diff.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A parameter, group or layer; a sample; a pruned model.")],
+    index: Annotated[str, typer.Argument(metavar="[INDEX]", help="Of a weight (7,3,1,1), channel or head.")] = "",
+    split: Annotated[str | None, typer.Option(help="test, validation, scoring; train for a training sample.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="At most so many; eval.samples by default.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes of a training step; diff: of the pruning.")] = None,
+    pruned: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Look at this pruned model only; repeatable.")] = None,
+    device: Device = None, quiet: Quiet = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Say what a part or sample gave, when, from what data, and what pruning changed; writes a page under RUN/explain."""
+    from prunekit.verbs.explaining import explain_run
+
+    output = _Out(quiet, as_json)
+    opened = _open(run, device)
+    with output.working(run):
+        result = explain_run(opened, what, name, index, split=split, samples=samples, nodes=nodes, only=pruned)
+    output.show("explain", result)
     output.finish(result)
 
 
@@ -512,6 +537,13 @@ def _json_object(text: str, option: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UsageError(f"{option} is {text!r}; it must be a JSON object such as '{{\"width\": 32}}'")
     return found
+
+
+def _numbers(text: str | None, option: str) -> list[int]:
+    parts = text.split(",") if text is not None else []
+    if not all(part.strip().isdecimal() for part in parts):
+        raise UsageError(f"{option} is {text!r}; write whole numbers, such as 3,5")
+    return [int(part) for part in parts]
 
 
 def _ratios(given: list[str]) -> dict[str, float]:

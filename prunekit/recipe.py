@@ -348,6 +348,8 @@ class Prune(Steps):
     ``auto`` (among the recipe's), else means ``global``. ``ratios``, ``floor``: see ``make_plan``. ``compensate``: kept weights
     make up for removed ones, layer by layer, on the scoring samples. ``refine``: repair the plan before anything else happens;
     ``squeeze``: take out the channels that a mask left without inputs or readers.
+    ``classes``: keep what serves these classes: scores are made from their scoring samples (of the target ``outputs``, from
+    their outputs), and every choice on validation data is made on their samples.
     """
 
     name: Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -360,6 +362,7 @@ class Prune(Steps):
     compensate: bool = False
     refine: Refine | None = None
     squeeze: bool = False
+    classes: list[Annotated[int, Field(ge=0, le=10**6)]] = []
     max_params: Large | None = None
     max_macs: Large | None = None
     max_bytes: Large | None = None
@@ -385,6 +388,13 @@ class Prune(Steps):
         if self.refine is not None and self.schedule.name != "one-shot":
             raise ValueError(f"refine repairs a plan that is made at once; schedule {self.schedule.name} makes it on the way")
         return self
+
+    @field_validator("classes")
+    @classmethod
+    def _classes(cls, value: list[int]) -> list[int]:
+        if len(set(value)) < len(value):
+            raise ValueError("a class is given twice")
+        return sorted(value)
 
     @property
     def budget(self) -> tuple[str, float]:

@@ -256,6 +256,8 @@ def provenance(evidence: Evidence, criterion: str) -> dict[str, Any]:
         facts["loss"] = _named(evidence.loss)
         if "target" in evidence.options:
             facts["target"] = evidence.options["target"]
+    if chosen.needs_data and evidence.classes:
+        facts["classes"] = list(evidence.classes)
     if chosen.group == "draw":
         facts["seed"] = evidence.seed
     return facts

@@ -15,6 +15,7 @@ from prunekit.criteria.scores import Scores
 from prunekit.errors import PrunekitError
 from prunekit.kernel import ModelFunction, Target, from_loss
 from prunekit.kernel.attribution import MEMORY
+from prunekit.kernel.targets import outputs
 from prunekit.trajectory import Layout, Trajectory
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -34,6 +35,7 @@ class Evidence:
         phase: optimizer steps ``[begin, end)`` that count; None for all.
         at: the weights to score, flat ``(P,)``, where they are not the trajectory's last (a pruned model's, with zeros);
             what a path contributed is always about the path's own end.
+        classes: outputs that the target ``outputs`` is restricted to; empty for all. The samples are the caller's to choose.
         memory: bytes for scores in work.
         options: what the criterion's own name says, ``name(key=value)``; those that are fields here are set already.
         partial: where finished chunks are kept until all are done; ``partial_key``: what they are made from.
@@ -56,6 +58,7 @@ class Evidence:
     aggregation: str = "l1"
     phase: tuple[int, int] | None = None
     at: Tensor | None = None
+    classes: tuple[int, ...] = ()
     memory: int = MEMORY
     options: Mapping[str, str] = field(default_factory=dict)
     partial: Path | None = None
@@ -93,7 +96,13 @@ class Evidence:
         wanted = self.target if target is None else target
         if wanted == "loss":
             wanted = from_loss(self.loss)
+        if wanted == "outputs" and self.classes:
+            wanted = _only(self.classes)
         return ModelFunction(self.model, self.layout, self.trajectory.fixed, wanted, self.device)
+
+
+def _only(classes: tuple[int, ...]) -> Target:
+    return lambda out, labels: outputs(out, labels)[:, classes]
 
 
 @dataclass(frozen=True)

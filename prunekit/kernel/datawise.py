@@ -11,7 +11,7 @@ ExPLAIND's data-wise kernel (arXiv 2505.20076) for any optimizer that has a rule
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,16 +39,20 @@ class DataScores:
         regularisation: of weight decay and whatever else moved the weights without data, ``(samples, targets)``.
         momentum: of what was in the optimizer's buffers before the first step, ``(samples, targets)``.
         start: ``f`` at the first state, ``(samples, targets)``.
+        by_step: of the watched training samples, in each step, ``(steps, watched, samples, targets)``.
     """
 
     scores: Tensor
     regularisation: Tensor
     momentum: Tensor
     start: Tensor
+    by_step: Tensor
 
     @property
     def rebuilt(self) -> Tensor:
-        """``f_0 + Σ_k score_k + regularisation + momentum``: f at the last state, up to quadrature."""
+        """``f_0 + Σ_k score_k + regularisation + momentum``: f at the last state, up to quadrature (with ``only``: if no
+
+        other coordinate had moved)."""
         return self.start + self.scores.sum(0) + self.regularisation + self.momentum
 
 
@@ -60,7 +64,9 @@ def data_scores(
     batch: Callable[..., tuple[Tensor, Tensor]],
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     *,
-    aggregate: bool = False,
+    aggregate: bool | Tensor = False,
+    only: Tensor | None = None,
+    watch: Sequence[int] = (),
     count: int | None = None,
     nodes: int = 1,
     rule: str = "midpoint",
@@ -75,7 +81,10 @@ def data_scores(
         batch: ``batch(indices)`` -> training inputs and labels as the step saw them; called as
             ``batch(indices, seed)`` where the recorder noted an augmentation seed.
         loss: the mean loss that was trained on.
-        aggregate: explain ``Σ_x Σ_c f_c(x)`` alone; samples and targets are then 1.
+        aggregate: explain ``Σ_x Σ_c f_c(x)`` alone; samples and targets are then 1. Weights ``(queries, samples, targets)``
+            explain that many weighted sums, in the place of targets; a sample without weight in one costs nothing there.
+        only: flat mask ``(P,)``: what training samples did through these coordinates; None for all.
+        watch: training samples whose scores are wanted by step too.
         count: how many training samples there are; by default up to the last one that any step saw.
         nodes, rule: quadrature within each step.
         tick: called once per step.
@@ -85,37 +94,48 @@ def data_scores(
             moments); the message says what to do.
         UsageError: ``count`` is too small.
     """
-    _check(trajectory)
+    check_data_scores(trajectory)
     x, y = x.to(function.device), y.to(function.device)
     quadrature = get_rule(rule, nodes)
     layout = function.layout
     start, end = trajectory.state(0).to(function.device), trajectory.state(-1).to(function.device)
     with torch.no_grad():
         first = function(start, x, y)
-    engine: GradientEngine = _Summed(function) if aggregate else choose_engine(function, end, x, y)
-    if aggregate:
-        first = first.sum().view(1, 1)
+    weights = None if aggregate is False else torch.ones_like(first)[None] if aggregate is True else aggregate.to(first)
+    engine: GradientEngine = choose_engine(function, end, x, y) if weights is None else _Summed(function, weights)
+    first = _summed(first, weights)
     samples, targets = first.shape
-    products = _Products(function, loss, batch)
+    moving = torch.ones_like(start) if only is None else only.to(start)
+    products = _Products(function, loss, batch, moving)
     value = start.new_zeros(samples, targets, layout.total)  # V
     last_seen = max((k for s in range(len(trajectory)) for b in trajectory.step(s).batches or () for k in b), default=-1)
     if count is not None and count <= last_seen:
         raise UsageError(f"count is {count}, but training saw sample {last_seen}")
     scores = start.new_zeros(last_seen + 1 if count is None else count, samples, targets)
+    by_step = start.new_zeros(len(trajectory), len(watch), samples, targets)
     regularisation = torch.zeros_like(first)
     for segment in trajectory.segments():
-        if segment.regularisation.any():
-            theta, after, share = (v.to(function.device) for v in (segment.start, segment.end, segment.regularisation))
+        theta, after, share = (v.to(function.device) for v in (segment.start, segment.end, segment.regularisation))
+        share = share * moving
+        if share.any():
             for node, weight in quadrature:
                 slope = function.directional(torch.lerp(theta, after, node), share, x, y)[1]
-                regularisation += weight * (slope.sum() if aggregate else slope)
+                regularisation += weight * _summed(slope, weights)
     for s in reversed(range(len(trajectory))):
         theta, after = trajectory.state(s).to(function.device), trajectory.state(s + 1).to(function.device)
-        part = _advance(s, trajectory, engine, value, theta, after, x, y, quadrature)
+        part = _advance(s, trajectory, engine, value, theta, after, x, y, quadrature, moving)
         if trajectory.step(s).moved:
-            products.add(theta, trajectory.step(s), trajectory.random_states(s), part, scores)
+            for where, found in products.of(theta, trajectory.step(s), trajectory.random_states(s), part):
+                scores.index_add_(0, where.to(scores.device), found.to(scores.dtype))
+                for number, k in enumerate(watch):
+                    by_step[s, number] += found[(where == k).to(found.device)].sum(0)
         tick(1)
-    return DataScores(scores, regularisation, _momentum(trajectory, value), first)
+    return DataScores(scores, regularisation, _momentum(trajectory, value), first, by_step)
+
+
+def _summed(values: Tensor, weights: Tensor | None) -> Tensor:
+    """``(samples, targets)`` as it is, or its weighted sums ``(1, queries)``."""
+    return values if weights is None else (weights * values).sum((1, 2))[None]
 
 
 def _advance(
@@ -128,12 +148,13 @@ def _advance(
     x: Tensor,
     y: Tensor,
     quadrature: list[tuple[float, float]],
+    moving: Tensor,
 ) -> Tensor:
     """One step back: moves ``value`` in place from ``carry_{s+1} V_{s+1}`` to ``carry_s V_s``.
 
     Returns:
         ``rate direct φ + gain V_s``, what a unit of gradient does, ``(samples, targets, P)``. Parameters that the step
-        left alone keep their value and give 0.
+        left alone keep their value and give 0. Coordinates outside ``moving`` stay 0 throughout.
     """
     layout, spans = trajectory.layout, trajectory.recursion.spans
     moments = trajectory.second_moments(s)
@@ -143,8 +164,9 @@ def _advance(
         scale[spans[name]] = one.rate * (one.through or one.direct)
         if not one.through:
             value[..., spans[name]].zero_()  # no buffer: nothing is carried
+    scale *= moving
     before = value.clone() if any(one.through and one.direct for one in linear.values()) else value
-    into = {e.name: value[..., e.span].view(*value.shape[:2], *e.shape) for e in layout.parameters}
+    into = {e.name: value[..., e.span].view(*value.shape[:2], *e.shape) for e in layout.parameters if bool(moving[e.span].any())}
     for node, weight in quadrature:
         engine.accumulate(torch.lerp(theta, after, node), x, y, layout.views(scale * weight), into)
     part = torch.zeros_like(value)
@@ -158,29 +180,36 @@ def _advance(
 
 
 class _Summed:
-    """The gradient of all samples' and targets' sum, by one plain backward pass."""
+    """Gradients of weighted sums over samples and targets, by one plain backward pass each."""
 
-    def __init__(self, function: ModelFunction) -> None:
+    def __init__(self, function: ModelFunction, weights: Tensor) -> None:
         self.function = function
+        self.queries = [(who := row.any(1).nonzero()[:, 0], row[who]) for row in weights]
 
     def accumulate(self, theta: Tensor, x: Tensor, y: Tensor, scale: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
-        with torch.enable_grad():
-            leaf = theta.detach().requires_grad_()
-            gradient = self.function.layout.views(torch.autograd.grad(self.function(leaf, x, y).sum(), leaf)[0])
-        for name, total in into.items():
-            total.addcmul_(gradient[name], scale[name])
+        for number, (who, weight) in enumerate(self.queries):
+            if not len(who):
+                continue
+            with torch.enable_grad():
+                leaf = theta.detach().requires_grad_()
+                value = (self.function(leaf, x[who], y[who]) * weight).sum()
+                gradient = self.function.layout.views(torch.autograd.grad(value, leaf)[0])
+            for name, total in into.items():
+                total[:, number].addcmul_(gradient[name], scale[name])
 
 
 class _Products:
-    """``score[k] -= c ∇l_k · part / |micro-batch|`` for every sample of a step."""
+    """``-c ∇l_k · part / |micro-batch|`` for every sample of a step; ``part`` is 0 outside ``moving``."""
 
     def __init__(
         self,
         function: ModelFunction,
         loss: Callable[[Tensor, Tensor], Tensor],
         batch: Callable[..., tuple[Tensor, Tensor]],
+        moving: Tensor,
     ) -> None:
         self.batch = batch
+        self.entries = [e for e in function.layout.parameters if bool(moving[e.span].any())]
         self.function = ModelFunction(
             function.model, function.layout, target=from_loss(loss), device=function.device, training=True
         )
@@ -188,7 +217,8 @@ class _Products:
         self.replays = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in function.model.modules())
         self._engine: GradientEngine | None = None
 
-    def add(self, theta: Tensor, step: StepLog, random: list[Tensor] | None, part: Tensor, scores: Tensor) -> None:
+    def of(self, theta: Tensor, step: StepLog, random: list[Tensor] | None, part: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """``(indices, scores (indices, samples, targets))`` of each micro-batch."""
         for number, (indices, weight, seed) in enumerate(zip(step.batches or (), step.weights, step.seeds, strict=True)):
             where = torch.tensor(indices)
             x, y = self.batch(where) if seed is None else self.batch(where, seed)
@@ -196,7 +226,7 @@ class _Products:
             state = random[number] if random else None
             found = self._directional(theta, x, y, part, state) if self._mixes() else self._gradients(theta, x, y, part)
             factor = step.gradient_scale * weight / len(indices)
-            scores.index_add_(0, where.to(scores.device), found.to(scores.dtype), alpha=-factor)
+            yield where, found * -factor
 
     def _mixes(self) -> bool:
         """Samples of a batch share statistics or one stream of random numbers: the batch must be run as a whole."""
@@ -213,7 +243,7 @@ class _Products:
         for begin in range(0, len(x), size):
             piece = slice(begin, begin + size)
             flat = theta.new_zeros(len(x[piece]), layout.total)
-            into = {e.name: flat[:, e.span].view(len(flat), 1, *e.shape) for e in layout.parameters}
+            into = {e.name: flat[:, e.span].view(len(flat), 1, *e.shape) for e in self.entries}
             self._engine.accumulate(theta, x[piece], y[piece], ones, into)
             rows.append(flat @ part.flatten(0, 1).T)
         return torch.cat(rows).view(len(x), *part.shape[:2])
@@ -229,7 +259,8 @@ class _Products:
         return torch.stack(columns, 1).view(len(x), *part.shape[:2])
 
 
-def _check(trajectory: Trajectory) -> None:
+def check_data_scores(trajectory: Trajectory) -> None:
+    """Raises PrunekitError where data-wise scores cannot be had; the message says what to do."""
     parent = trajectory.provenance.get("parent")
     if isinstance(parent, dict) and "trajectory" in parent:
         raise PrunekitError(

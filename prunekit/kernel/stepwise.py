@@ -1,4 +1,4 @@
-"""What each step of training did to the outputs: ``φ_s(x) · U_s`` and ``φ_s(x) · R_s``, by forward mode."""
+"""What each step of training did to the outputs: ``φ_s(x) · U_s`` and ``φ_s(x) · R_s``, as a whole or by layer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from prunekit.kernel.attribution import SHARES
 from prunekit.kernel.function import ModelFunction
 from prunekit.kernel.quadrature import get_rule
+from prunekit.trajectory.layout import Layout
 from prunekit.trajectory.trajectory import Segment
 
 
@@ -20,6 +21,7 @@ def step_scores(
     y: Tensor,
     *,
     share: str = "kernel",
+    only: Tensor | None = None,
     nodes: int = 1,
     rule: str = "midpoint",
     tick: Callable[[int], None] = lambda amount: None,
@@ -28,13 +30,63 @@ def step_scores(
 
     Args:
         share: as in ``attribute``.
+        only: flat mask ``(P,)``: what these coordinates did, exactly, since the derivative along their part of a step is the
+            sum of their parameter-wise scores; None for all.
         tick: called once per piece.
     """
     x, y = x.to(function.device), y.to(function.device)
     rows = []
     for segment in segments:
         start, end, moved = (v.to(function.device) for v in (segment.start, segment.end, SHARES[share](segment)))
+        if only is not None:
+            moved = moved * only.to(moved)
         slopes = [w * function.directional(torch.lerp(start, end, t), moved, x, y)[1] for t, w in get_rule(rule, nodes)]
         rows.append(torch.stack(slopes).sum(0))
         tick(1)
     return torch.stack(rows)
+
+
+def layers_of(layout: Layout) -> dict[str, list[slice]]:
+    """Layer -> where its coordinates lie; a parameter that belongs to no layer stands for itself."""
+    found: dict[str, list[slice]] = {}
+    for entry in layout:
+        found.setdefault(entry.name.rpartition(".")[0] or entry.name, []).append(entry.span)
+    return found
+
+
+def layer_step_scores(
+    function: ModelFunction,
+    segments: Iterable[Segment],
+    x: Tensor,
+    y: Tensor,
+    weights: Tensor,
+    *,
+    shares: tuple[str, ...] = ("kernel", "regularisation"),
+    nodes: int = 1,
+    rule: str = "midpoint",
+    tick: Callable[[int], None] = lambda amount: None,
+) -> Tensor:
+    """Step-wise scores of one number, ``Σ_x Σ_c weights f``, by layer: ``(shares, pieces, layers)``, in ``layers_of``'s order.
+
+    One backward pass a node gives all layers and shares at once. Summed over layers they are the weighted sums of
+    ``step_scores``.
+
+    Args:
+        weights: ``(samples, targets)``.
+        shares: as in ``attribute``.
+        tick: called once per piece.
+    """
+    x, y, weights = x.to(function.device), y.to(function.device), weights.to(function.device)
+    layers, rows = layers_of(function.layout), []
+    for segment in segments:
+        start, end = segment.start.to(function.device), segment.end.to(function.device)
+        slope = torch.zeros_like(start)
+        for node, weight in get_rule(rule, nodes):
+            with torch.enable_grad():
+                leaf = torch.lerp(start, end, node).requires_grad_()
+                slope += weight * torch.autograd.grad((function(leaf, x, y) * weights).sum(), leaf)[0]
+        moved = [SHARES[share](segment).to(slope) * slope for share in shares]
+        sums = [torch.stack([torch.stack([v[span].sum() for span in spans]).sum() for spans in layers.values()]) for v in moved]
+        rows.append(torch.stack(sums))
+        tick(1)
+    return torch.stack(rows, 1)

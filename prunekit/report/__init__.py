@@ -1,11 +1,17 @@
-"""Tables, plots, pages; the kernel's account of a pruned model."""
+"""Tables, plots, pages; the kernel's account of a pruned model; explanations."""
 
 from prunekit.report.account import account, dense_reconstruction
+from prunekit.report.diff import explain_diff
+from prunekit.report.explain import PrunedPath, Training, View, explain_part, explain_sample, explain_training_sample
+from prunekit.report.explain_page import write_explanation
 from prunekit.report.page import accuracy_tables, write_page
+from prunekit.report.parts import Part, find_part
 from prunekit.report.plots import comparison_figure, save_figure, sensitivity_figure
 from prunekit.report.study import study_figure, write_study_page
+from prunekit.report.timeline import timeline
 
 __all__ = [
-    "account", "accuracy_tables", "comparison_figure", "dense_reconstruction", "save_figure", "sensitivity_figure",
-    "study_figure", "write_page", "write_study_page",
+    "Part", "PrunedPath", "Training", "View", "account", "accuracy_tables", "comparison_figure", "dense_reconstruction",
+    "explain_diff", "explain_part", "explain_sample", "explain_training_sample", "find_part", "save_figure", "sensitivity_figure",
+    "study_figure", "timeline", "write_explanation", "write_page", "write_study_page",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from prunekit import checkpoint
 from prunekit.report.plots import comparison_figure, inline, layers_figure, training_figure
+from prunekit.report.timeline import layer_figures, samples_figure
 from prunekit.search.compare import Comparison, merit
 from prunekit.version import __version__
 
@@ -24,6 +25,7 @@ def write_page(
     comparison: Comparison | None,
     evaluations: dict[str, dict[str, Any]],
     left_out: list[str],
+    timeline: dict[str, Any] | None = None,
 ) -> None:
     """Writes ``report.html``: curves and tables of everything that the run holds so far.
 
@@ -34,6 +36,7 @@ def write_page(
         scores: one dict a score file (criterion, digest, seconds).
         evaluations: by pruned model's name, what eval.json holds.
         left_out: what the run folder holds but the page does not show, and why.
+        timeline: see ``prunekit.report.timeline``; None where there is no path or no data.
     """
     environment = Environment(
         loader=PackageLoader("prunekit", "report"),
@@ -56,6 +59,9 @@ def write_page(
         evaluations=evaluations,
         explained=explained,
         left_out=left_out,
+        timeline=timeline,
+        timeline_pictures={k: inline(f) for k, f in layer_figures(timeline).items()} if timeline else {},
+        samples_picture=inline(samples_figure(timeline["samples"])) if timeline and timeline["samples"] else None,
         layers_picture=inline(layers_figure(explained)) if explained else None,
     )
     with checkpoint.replacing(path) as temporary:

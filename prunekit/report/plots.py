@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,25 @@ def sensitivity_figure(result: dict[str, Any]) -> Figure:
         f"{made['structure']} by {made['criterion']}; dense {100 * result['dense']['accuracy']:.1f} %", fontsize=9, loc="left"
     )
     figure.colorbar(image, label="validation accuracy (%)")
+    return figure
+
+
+def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]], along: str, what: str) -> Figure:
+    """Signed values by row and column, white at 0; figures inside where there is room for them."""
+    figure = Figure(figsize=(2.2 + 0.62 * len(columns), 1.4 + 0.34 * len(rows)), layout="constrained")
+    panel = figure.subplots()
+    largest = max((abs(v) for row in values for v in row), default=0.0) or 1.0
+    image = panel.imshow(values, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")
+    if len(columns) <= 16:
+        for row, numbers in enumerate(values):
+            for column, value in enumerate(numbers):
+                colour = "white" if abs(value) > 0.6 * largest else "black"
+                panel.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=7, color=colour)
+    shown = range(0, len(columns), max(1, len(columns) // 16))
+    panel.set_xticks(list(shown), [columns[i] for i in shown], fontsize=7, rotation=30, ha="right")
+    panel.set_yticks(range(len(rows)), list(rows), fontsize=8)
+    panel.set_xlabel(along)
+    figure.colorbar(image, label=what)
     return figure
 
 

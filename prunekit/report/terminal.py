@@ -110,6 +110,8 @@ def prune(result: dict[str, Any]) -> None:
         f"{result['asked']:.4f}, removed {result['achieved']:.4f} of prunable and {result['achieved_all']:.4f} of all "
         f"parameters{notes} -> {result['path']}{_again(result['reused'])}"
     )
+    if result["classes"]:
+        print(f"  for classes {', '.join(map(str, result['classes']))}: scored, chosen and validated on their samples alone")
     if result["by_auto"] and result["criterion"] == "random":
         print("  random did best on validation data: so much removed at once, no criterion knows better than chance here")
     if refined := result["refine"]:
@@ -155,6 +157,11 @@ def evaluate(result: tuple[str, dict[str, Any]]) -> None:
     table.add_row("agreement with dense", "", f"{pruned['agreement']:.2%}")
     table.add_row("KL to dense (nats)", "", f"{pruned['kl']:.4f}")
     table.add_row("sparsity, prunable / all", "", f"{e['sparsity']['prunable']:.4f} / {e['sparsity']['all']:.4f}")
+    if asked := e.get("asked_classes"):
+        for key, what in (("on_classes", f"accuracy on classes {', '.join(map(str, asked['classes']))}"),
+                          ("on_others", "accuracy on the others")):  # fmt: skip
+            if key in asked:
+                table.add_row(what, f"{asked[key]['dense']:.2%}", f"{asked[key]['accuracy']:.2%}")
     for key, label in SIZES.items():
         table.add_row(label, f"{dense[key]:,}", f"{pruned[key]:,}")
     for size, times in e["latency"]["batches"].items():
@@ -196,6 +203,87 @@ def sensitivity(result: dict[str, Any]) -> None:
     print(f"sensitivity: {result['path']}")
 
 
+def explain(result: dict[str, Any]) -> None:
+    if result["what"] == "diff":
+        _explain_diff(result)
+    else:
+        _explain_one(result)
+    print(f"explain: {result['path']} ({result['cost']['seconds']:.1f} s)")
+
+
+def _explain_one(result: dict[str, Any]) -> None:
+    given, phases = result["contribution"], result["steps"]["phases"]
+    print(f"explain: {result['title']}, {result['samples']} samples; contribution to {result['quantity']}")
+    if "rank" in given:
+        print(f"  label {result['label']}, answered {result['answer']}; rank {given['rank']} of {given['of']} training samples")
+    elif result["what"] == "sample":
+        told = f"  label {result['label']}, answered {result['answer']}: {given['model']:.4g}"
+        print(f"{told} = {given['model_at_start']:.4g} at the start {given['kernel']:+.4g} by gradients "
+              f"{given['regularisation']:+.4g} by weight decay and other")  # fmt: skip
+    else:
+        print(f"  to the right answer, mean: {given['both']:.4g} = {given['kernel']:.4g} by gradients "
+              f"{given['regularisation']:+.4g} by weight decay and other; the model's own {given['model']:.4g}")  # fmt: skip
+    columns = [key for key in ("start", "own", "others", "tells_apart", "kernel", "regularisation", "model") if
+               key in result["classes"][0]]  # fmt: skip
+    table = _table("", "class", *(_COLUMNS.get(key, key) for key in columns))
+    for row in result["classes"][:10]:
+        table.add_row(str(row["class"]), *(f"{row[key]:.4g}" for key in columns))
+    _print(table)
+    told = ", ".join(f"{p['begin']}-{p['end'] - 1} {p['kernel'] + p.get('regularisation', 0.0):+.3g}" for p in phases)
+    print(f"  when (steps): {told}; half of all movement by step {result['steps']['half_by']}")
+    for row in result.get("layers", {}).get("rows", ()):
+        print(f"  through {row['layer']}: {sum(p['kernel'] + p['regularisation'] for p in row['phases']):+.4g}")
+    training = result.get("training")
+    if training and "note" in training:
+        print(f"  training samples: left out: {training['note']}")
+    elif training:
+        for side in ("raised", "lowered"):
+            shown = ", ".join(f"{r['index']} (label {r['label']}) {r['score']:+.3g}" for r in training[side][:6])
+            print(f"  training samples that {side} it: {shown or 'none'}")
+    for found in result["pruning"]:
+        if "removed" in found:
+            told = f"{'stays' if found['stays'] else 'removed'}, {found['removed']} of its {found['of']} weights gone"
+            moved = f"the right answer moved {found['change']:+.4g} through them"
+            print(f"  {found['name']}: {told}, {moved} (the whole pruning: {found['whole_change']:+.4g})")
+        else:
+            layers = ", ".join(f"{n} {v:+.3g}" for n, v in found["by_layer"].items())
+            print(f"  {found['name']}: answers {found['answer']}; the pruning moved it {found['change']:+.4g}: {layers}")
+    sure = result["certificate"]
+    own = f"; the part's own sums are off by {sure['part_error']:.2%}" if sure.get("part_error") else ""
+    print(f"  certificate: rebuilt with {sure['nodes']} node(s) a step, mean error {sure['mean_error']:.4g} of outputs of size "
+          f"{sure['mean_output']:.4g}{own}")  # fmt: skip
+
+
+_COLUMNS = {
+    "own": "its samples", "others": "others", "tells_apart": "difference", "regularisation": "decay", "kernel": "gradients",
+}  # fmt: skip
+
+
+def _explain_diff(result: dict[str, Any]) -> None:
+    changed, accuracy = result["changed"], result["accuracy"]
+    print(
+        f"explain: {result['title']}: {changed['all']} of {result['samples']} {result['split']} samples changed their answer "
+        f"({changed['right_to_wrong']} right to wrong, {changed['wrong_to_right']} wrong to right), accuracy "
+        f"{accuracy['dense']:.2%} to {accuracy['pruned']:.2%}"
+    )
+    if not result["changes"]:
+        return
+    table = _table(f"most blamed, mean over {changed['shown']} changed samples", "removed", "blame", "first for")
+    for row in result["groups"][:12]:
+        table.add_row(row["name"], f"{row['blame']:+.4g}", str(row["first_for"]))
+    _print(table)
+    table = _table("samples", "", "label", "dense", "pruned", "margin", "after", "most blamed")
+    for row in result["changes"][:12]:
+        blamed = ", ".join(f"{g['name']} {g['blame']:+.2g}" for g in row["groups"][:3])
+        numbers = (row["index"], row["label"], row["dense"], row["pruned"])
+        table.add_row(*map(str, numbers), f"{row['margin_dense']:.3g}", f"{row['margin_pruned']:.3g}", blamed)
+    _print(table)
+    sure = result["certificate"]
+    layers = ", ".join(f"{row['layer']} {row['blame']:+.3g}" for row in result["layers"] if row["blame"])
+    print(f"  by layer: {layers}")
+    print(f"  completeness: residual {sure['mean_residual']:.3g} of a change of {sure['mean_change']:.3g}, {sure['nodes']} nodes")
+
+
 def report(result: tuple[Path, list[str]]) -> None:
     path, left_out = result
     for line in left_out:
@@ -225,6 +313,7 @@ SHOW: dict[str, Callable[[Any], None]] = {
     "prune": prune,
     "eval": evaluate,
     "sensitivity": sensitivity,
+    "explain": explain,
     "report": report,
     "info": info,
 }

@@ -60,7 +60,7 @@ def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
     if plan.masking:
         checkpoint.read_tensors(folder / "masks.safetensors")  # a folder is measured whole or not at all
     options = run.recipe.eval
-    child = _child(run, folder, plan, pruned) if manifest.facts.get("finetune") else None
+    child = child_of(run, folder, plan, pruned) if manifest.facts.get("finetune") else None
     made_from = {
         "weights": model_digest(pruned),
         "plan": plan.digest,
@@ -96,6 +96,7 @@ def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
             **sizes(pruned, one),
             "bytes": (folder / "model.safetensors").stat().st_size,
         },
+        **_on_classes(plan, dense_outputs, pruned_outputs, labels),
         "layers": plan.counts(),
         "latency": _latency(run, dense, pruned),
         "refine": _refinement(plan),
@@ -105,6 +106,20 @@ def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
     run.model.cpu()
     checkpoint.write_json(path, result)
     return {**result, "reused": False}
+
+
+def _on_classes(plan: Plan, dense: torch.Tensor, pruned: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
+    """Figures of a model that was pruned for some classes, on their test samples and on the others."""
+    classes = plan.provenance.get("request", {}).get("classes")
+    if not classes:
+        return {}
+    mine = torch.isin(labels, torch.tensor(classes))
+    found: dict[str, Any] = {"classes": classes, "samples": int(mine.sum())}
+    for name, who in (("on_classes", mine), ("on_others", ~mine)):
+        if who.any():
+            dense_accuracy = accuracy(dense[who], labels[who])
+            found[name] = {"dense": dense_accuracy, **fidelity(pruned[who], labels[who], dense[who])}
+    return {"asked_classes": found}
 
 
 def _latency(run: Run, dense: torch.nn.Module, pruned: torch.nn.Module) -> dict[str, Any]:
@@ -131,7 +146,7 @@ def _refinement(plan: Plan) -> dict[str, Any] | None:
     return {**{key: facts[key] for key in ("target", "samples", "before", "after", "changed", "ended")}, "rounds": rounds}
 
 
-def _child(run: Run, folder: Path, plan: Plan, pruned: torch.nn.Module) -> Trajectory:
+def child_of(run: Run, folder: Path, plan: Plan, pruned: torch.nn.Module) -> Trajectory:
     """The recorded fine-tuning of a pruned model.
 
     Raises:

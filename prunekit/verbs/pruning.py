@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from prunekit import checkpoint
 from prunekit.apply import Manifest, prune, save, squeeze
@@ -19,7 +21,7 @@ from prunekit.trajectory import Trajectory
 from prunekit.verbs.budgets import within_budget
 from prunekit.verbs.run_folder import PROBLEM, Run, reusable
 from prunekit.verbs.scheduling import planner_for, prune_in_steps
-from prunekit.verbs.scoring import comparison_inputs
+from prunekit.verbs.scoring import comparison_inputs, score_run
 
 
 def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -33,6 +35,8 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
     """
     names = [] if wanted.criterion == "auto" else expand(wanted.criterion)
     choosing = len(names) != 1
+    if wanted.classes:
+        run = _for_classes(run, wanted.classes, names, overwrite)
     scores = {name: run.scores(name) for name in names} or run.all_scores()
     budget, structure = wanted.budget, wanted.structure
     training = _training_request(run, wanted)
@@ -42,6 +46,7 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
         "structure": structure,
         "allocation": wanted.allocation,
         "scores": {n: s.digest for n, s in scores.items()},
+        **({"classes": list(wanted.classes)} if wanted.classes else {}),
         **({"ratios": dict(wanted.ratios)} if wanted.ratios else {}),
         **({"floor": wanted.floor} if wanted.floor else {}),
         **({budget[0]: budget[1]} if budget[0] else {}),
@@ -110,6 +115,22 @@ def _refined(run: Run, plan: Plan, options: Refine) -> Plan:
         return refine(plan, run.model.to(run.device), batches, seed=run.recipe.seed, loss=loss, **options.options())
     finally:
         run.model.cpu()
+
+
+@torch.no_grad()
+def _for_classes(run: Run, classes: Sequence[int], names: Sequence[str], overwrite: bool) -> Run:
+    """The run restricted to ``classes``, with scores made from their samples: of ``names``, or of all that the run has.
+
+    Raises:
+        UsageError: the model has no such output, or a split no sample of a class.
+    """
+    outputs = run.model(run.example)
+    if outputs.dim() != 2 or max(classes) >= outputs.shape[1]:
+        raise UsageError(f"class {max(classes)} does not exist; the model has {outputs.shape[-1]} outputs, numbered from 0")
+    restricted = run.restricted(classes)
+    restricted.batches("validation")
+    score_run(restricted, names or list(run.all_scores()), overwrite)
+    return restricted
 
 
 def apply_plan(
@@ -243,6 +264,7 @@ def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
         "achieved_all": reached["all"],
         "compensated": "compensate" in plan.provenance.get("request", {}),
         "by_auto": plan.provenance.get("request", {}).get("criterion") == "auto",
+        "classes": plan.provenance.get("request", {}).get("classes", []),
         "edited": bool(plan.provenance.get("edited")),
         "refine": {k: v for k, v in refined.items() if k not in ("history", "options")} if refined else None,
         "squeezed": Manifest.load(manifest).facts.get("squeezed") if manifest.exists() else None,

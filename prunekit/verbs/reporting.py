@@ -7,11 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from prunekit import checkpoint
 from prunekit.errors import ArtifactError
 from prunekit.recipe import Recipe
-from prunekit.report import write_page
+from prunekit.report import timeline, write_page
 from prunekit.search import Comparison
 from prunekit.verbs.evaluating import evaluate, read_evaluation
+from prunekit.verbs.explaining import view_of
 from prunekit.verbs.probe import probe_structures
 from prunekit.verbs.pruning import prune_run
 from prunekit.verbs.run_folder import Run, load_splits
@@ -67,8 +69,26 @@ def report_run(run: Run) -> tuple[Path, list[str]]:
         comparison=comparison,
         evaluations=evaluations,
         left_out=left_out,
+        timeline=_timeline(run),
     )
     return page, left_out
+
+
+def _timeline(run: Run) -> dict[str, Any] | None:
+    """What ``prunekit.report.timeline`` says of the run, kept in timeline.json; None without a path or data."""
+    if len(run.trajectory) == 0 or run.recipe.data is None:
+        return None
+    view = view_of(run, "test")
+    path, made_from = run.path / "timeline.json", {"trajectory": run.trajectory.hash, **view.facts}
+    try:
+        found = checkpoint.read_json(path, "timeline")
+        if found["made_from"] == made_from and found["schema"] == 1:
+            return found
+    except (ArtifactError, KeyError):
+        pass  # absent or damaged: it is made again
+    found = {"schema": 1, "kind": "timeline", "made_from": made_from, **timeline(view)}
+    checkpoint.write_json(path, found)
+    return found
 
 
 def run_recipe(

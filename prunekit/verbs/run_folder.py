@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,15 @@ class Run:
     Args:
         path: the folder that ``train`` or ``import`` made.
         device: overrides the recipe's.
+        classes: look at these classes alone: ``batches`` gives their samples only, scores are made from those (and lie in a
+            folder of their own), and of the target ``outputs`` theirs count.
 
     Raises:
         UsageError: it is no run folder.
     """
 
-    def __init__(self, path: Path, device: str | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path, device: str | None = None, classes: Sequence[int] = ()) -> None:
+        self.path, self.classes = path, tuple(classes)
         if not (path / "recipe.yaml").is_file():
             raise UsageError(f"{path}: not a run folder (no recipe.yaml); make one with prunekit train or import")
         self.recipe = Recipe.load(path / "recipe.yaml", resolved=True)
@@ -71,7 +73,33 @@ class Run:
         return load_splits(self.recipe)
 
     def batches(self, split: str, limit: int | None = None) -> list[tuple[Tensor, Tensor]]:
-        return list(self.splits[split].batches(EVAL_BATCH, limit))
+        """The first ``limit`` samples; those of ``classes`` alone, where the run is restricted to some.
+
+        Raises:
+            UsageError: the split has no sample of one of these classes.
+        """
+        if not self.classes:
+            return list(self.splits[split].batches(EVAL_BATCH, limit))
+        wanted, left = torch.tensor(self.classes), limit
+        found: list[tuple[Tensor, Tensor]] = []
+        for x, y in self.splits[split].batches(EVAL_BATCH):
+            if y.dim() != 1 or y.dtype != torch.int64:
+                raise UsageError(
+                    f"classes {_listed(self.classes)}: labels are {y.dtype} {tuple(y.shape)}, not one class a sample"
+                )
+            mine = torch.isin(y, wanted).nonzero()[:left, 0]
+            left = None if left is None else left - len(mine)
+            if len(mine):
+                found.append((x[mine], y[mine]))
+        present = {int(c) for _, y in found for c in y}
+        missing = [c for c in self.classes if c not in present]
+        if missing:
+            raise UsageError(f"classes {_listed(self.classes)}: no sample that is looked at of {split} is of class {missing[0]}")
+        return found
+
+    def restricted(self, classes: Sequence[int]) -> Run:
+        """The same run, restricted to some classes."""
+        return Run(self.path, str(self.device), classes)
 
     @property
     def example(self) -> Tensor:
@@ -97,10 +125,17 @@ class Run:
             recipe.load_target(),
             recipe.seed,
             **recipe.score.options(),
+            classes=self.classes,
             device=self.device,
         )
 
     # -- artifacts ---------------------------------------------------------------------------------------------
+
+    @property
+    def score_folder(self) -> Path:
+        """``RUN/scores``; of a run restricted to classes, ``RUN/scores/classes-3-5``."""
+        folder = self.path / "scores"
+        return folder / f"classes-{'-'.join(map(str, self.classes))}" if self.classes else folder
 
     def score_path(self, criterion: str) -> Path:
         """Where the scores of ``criterion`` lie; see ``prunekit.criteria.spec`` for the file name.
@@ -108,12 +143,12 @@ class Run:
         Raises:
             UsageError: there is no such criterion, or it stands for several.
         """
-        return self.path / "scores" / f"{score_slug(criterion)}.safetensors"
+        return self.score_folder / f"{score_slug(criterion)}.safetensors"
 
     def score_files(self) -> list[Path]:
         """Every score file of the run: in the recipe's order, then by name."""
         listed = [self.score_path(name) for c in self.recipe.score.criteria for name in expand(c)]
-        found = (self.path / "scores").glob("[!.]*.safetensors")
+        found = self.score_folder.glob("[!.]*.safetensors")
         return sorted(found, key=lambda path: (listed.index(path) if path in listed else len(listed), path.name))
 
     def scores(self, criterion: str) -> Scores:
@@ -227,6 +262,10 @@ def first_difference(found: Any, wanted: Any, key: str = "") -> str | None:
     if found == wanted:
         return None
     return f"{key} was {_short(found)}, is now {_short(wanted)}"
+
+
+def _listed(classes: Sequence[int]) -> str:
+    return ",".join(map(str, classes))
 
 
 def _short(value: Any) -> str:

@@ -1,0 +1,143 @@
+"""An explanation as one self-contained page with plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from prunekit import checkpoint
+from prunekit.report.plots import heat_map, inline
+from prunekit.version import __version__
+
+SHOWN = 20  # groups in a plot
+Pictures = Mapping[str, Sequence[tuple[str, Tensor]]]
+"""Place on the page (``sample``, ``raised``, ``lowered``, ``changes``) -> captions and images ``(channels, height, width)``."""
+
+
+def write_explanation(path: Path, result: Mapping[str, Any], pictures: Pictures) -> None:
+    """Writes the page of an explanation (see ``prunekit.report.explain`` and ``diff``), whole or not at all."""
+    environment = Environment(
+        loader=PackageLoader("prunekit", "report"),
+        autoescape=select_autoescape(default=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    plots = {name: inline(figure) for name, figure in _figures(result).items()}
+    text = environment.get_template("explain.html.j2").render(
+        version=__version__, e=result, plots=plots,
+        pictures={place: inline(pictures_figure(shown)) for place, shown in pictures.items()},
+    )  # fmt: skip
+    with checkpoint.replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _figures(result: Mapping[str, Any]) -> dict[str, Figure]:
+    if result["what"] == "diff":
+        return {"groups": groups_figure(result)} if result["changes"] else {}
+    found = {"steps": steps_figure(result), "classes": classes_figure(result)}
+    steps = result["steps"]
+    if len(steps["classes"]) > 1:
+        rows = [f"class {c}" for c in steps["classes"]]
+        found["class_steps"] = heat_map(
+            rows, _times(steps["phases"]), _summed(steps), "training steps", "moved the class's output by"
+        )
+    if "layers" in result:
+        found["layers"] = layers_figure(result["layers"])
+    return found
+
+
+def steps_figure(result: Mapping[str, Any]) -> Figure:
+    """What was contributed up to each step, by gradients, by weight decay, and together."""
+    steps = result["steps"]
+    figure = Figure(figsize=(7.5, 3), layout="constrained")
+    panel = figure.subplots()
+    kernel, decay = steps["kernel"], steps["regularisation"]
+    both = [a + b for a, b in zip(kernel, decay, strict=True)]
+    lines = [("gradients (kernel)", kernel, "--", "#0072B2"), ("weight decay and other", decay, ":", "#D55E00"),
+             ("together", both, "-", "#000000")]  # fmt: skip
+    for label, values, style, colour in lines if any(decay) else lines[2:]:
+        panel.plot(steps["first"], list(accumulate(values)), linestyle=style, color=colour, linewidth=1.4, label=label)
+    panel.axhline(0, color="#999999", linewidth=0.8)
+    panel.set_xlabel("training step")
+    panel.set_ylabel("contribution so far")
+    panel.legend(fontsize=8, frameon=False)
+    panel.grid(alpha=0.25)
+    return figure
+
+
+def classes_figure(result: Mapping[str, Any]) -> Figure:
+    """Contribution to each class's output: on the class's own samples, and on all others."""
+    rows = sorted(result["classes"], key=lambda row: int(row["class"]))[:50]
+    own = [row.get("own", row.get("kernel", 0.0) + row.get("regularisation", 0.0)) for row in rows]
+    figure = Figure(figsize=(7.5, 2.8), layout="constrained")
+    panel = figure.subplots()
+    places = list(range(len(rows)))
+    two = any("others" in row for row in rows)
+    width = 0.4 if two else 0.7
+    label = "on samples of the class" if two else "contribution"
+    panel.bar([p - width / 2 if two else p for p in places], own, width, color="#0072B2", label=label)
+    if two:
+        others = [row["others"] for row in rows]
+        panel.bar([p + width / 2 for p in places], others, width, color="#E69F00", hatch="///", label="on all other samples")
+        panel.legend(fontsize=8, frameon=False)
+    panel.axhline(0, color="black", linewidth=0.8)
+    panel.set_xticks(places, [str(row["class"]) for row in rows], fontsize=8)
+    panel.set_xlabel("class")
+    panel.set_ylabel("moved its output by")
+    panel.grid(alpha=0.25, axis="y")
+    return figure
+
+
+def layers_figure(layers: Mapping[str, Any]) -> Figure:
+    """Layer × phase of training: what moved the explained output, gradients and decay together."""
+    rows = layers["rows"]
+    values = [[p["kernel"] + p["regularisation"] for p in row["phases"]] for row in rows]
+    return heat_map([row["layer"] for row in rows], _times(rows[0]["phases"]), values, "training steps", "moved the output by")
+
+
+def groups_figure(result: Mapping[str, Any]) -> Figure:
+    """The most blamed groups, mean over the changed samples."""
+    rows = result["groups"][:SHOWN]
+    figure = Figure(figsize=(7.5, 0.9 + 0.26 * len(rows)), layout="constrained")
+    panel = figure.subplots()
+    panel.barh([row["name"] for row in rows], [row["blame"] for row in rows], color="#BBCCEE", edgecolor="black")
+    panel.invert_yaxis()
+    panel.axvline(0, color="black", linewidth=0.8)
+    panel.set_xlabel("pushed from the dense answer to the pruned one by (mean over changed samples)")
+    panel.tick_params(labelsize=8)
+    return figure
+
+
+def pictures_figure(shown: Sequence[tuple[str, Tensor]], columns: int = 12) -> Figure:
+    """Images with captions, each from its own darkest to its own lightest value."""
+    columns = min(columns, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(0.95 * columns + 0.3, 1.35 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for panel in axes:
+        panel.set_axis_off()
+    for panel, (caption, image) in zip(axes, shown, strict=False):
+        pixels = image.detach().cpu().double()
+        pixels = (pixels - pixels.min()) / (pixels.max() - pixels.min()).clamp_min(1e-12)
+        panel.imshow(pixels[0] if len(pixels) == 1 else pixels.movedim(0, 2), cmap="gray", vmin=0, vmax=1)
+        panel.set_title(caption, fontsize=7)
+    return figure
+
+
+def _times(phases: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [f"{p['begin']}–{p['end'] - 1}" for p in phases]
+
+
+def _summed(steps: Mapping[str, Any]) -> list[list[float]]:
+    """``(classes, phases)`` from contributions by step and class."""
+    found = []
+    for k in range(len(steps["classes"])):
+        values = dict(zip(steps["first"], (row[k] for row in steps["by_class"]), strict=True))
+        found.append([sum(v for s, v in values.items() if p["begin"] <= s < p["end"]) for p in steps["phases"]])
+    return found

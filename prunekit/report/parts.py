@@ -1,0 +1,129 @@
+"""What a person can point at in a model: a weight, a channel, a head, a layer; as a mask over the path's coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import UsageError, nearest
+from prunekit.structure import Groups, find_groups
+from prunekit.structure.heads import Mappings
+from prunekit.trajectory import Layout
+
+STRUCTURES = {"channel": "channels", "head": "heads"}
+"""Kinds of parts that are units of a group -> the structure whose groups they are."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """``kind`` and ``name`` as they were asked for, ``index`` inside (empty for a layer), ``mask`` flat ``(P,)`` of bool."""
+
+    kind: str
+    name: str
+    index: str
+    mask: Tensor
+
+    @property
+    def title(self) -> str:
+        if self.kind == "weight":
+            return f"weight {self.name}[{self.index}]"
+        return f"{self.kind} {self.index} of {self.name}" if self.index else f"{self.kind} {self.name}"
+
+    def counts(self, layout: Layout) -> dict[str, int]:
+        """How many coordinates of each parameter or buffer belong to it."""
+        found = {entry.name: int(self.mask[entry.span].sum()) for entry in layout}
+        return {name: count for name, count in found.items() if count}
+
+
+def find_part(
+    kind: str, name: str, index: str, layout: Layout, model: nn.Module, example: Callable[[], Tensor], attention: Mappings = ()
+) -> Part:
+    """The part that ``kind name index`` points at.
+
+    Args:
+        index: of a weight, one number an axis (``7,3,1,1``); of a channel or head, its number; of a layer, empty.
+        example: gives one or two samples, for tracing; called for channels and heads only.
+        attention: see ``prunekit.structure.find_groups``.
+
+    Raises:
+        UsageError: there is no such part; near names are offered.
+        StructureError: the model has no channels or heads that could leave alone.
+    """
+    if kind == "layer":
+        return Part(kind, name, _nothing(index, "a layer has no number"), _layer(layout, name))
+    if kind == "weight":
+        return Part(kind, name, *_weight(layout, name, index))
+    return _unit(kind, name, index, layout, find_groups(STRUCTURES[kind], model, example(), attention))
+
+
+def unit_mask(layout: Layout, members: dict[str, Tensor], unit: int) -> Tensor:
+    """Every coordinate that leaves with a unit of a group, flat ``(P,)`` of bool.
+
+    Args:
+        members: ``<param>@<axis>`` -> ``(units, block)``, as in ``prunekit.structure.Group``.
+    """
+    mask = torch.zeros(layout.total, dtype=torch.bool)
+    views = layout.views(mask)
+    for member, where in members.items():
+        name, axis = member.rsplit("@", 1)
+        if name in views:
+            views[name].index_fill_(int(axis), where[unit], True)
+    return mask
+
+
+def _layer(layout: Layout, name: str) -> Tensor:
+    mask = torch.zeros(layout.total, dtype=torch.bool)
+    for entry in layout:
+        if entry.name == name or entry.name.startswith(f"{name}."):
+            mask[entry.span] = True
+    if not mask.any():
+        raise UsageError(f"layer {name!r} holds nothing that was trained, or does not exist; {nearest(name, _modules(layout))}")
+    return mask
+
+
+def _modules(layout: Layout) -> list[str]:
+    found: dict[str, None] = {}
+    for entry in layout:
+        parts = entry.name.split(".")
+        found |= dict.fromkeys(".".join(parts[:end]) for end in range(1, max(len(parts), 2)))
+    return list(found)
+
+
+def _weight(layout: Layout, name: str, index: str) -> tuple[str, Tensor]:
+    entries = {entry.name: entry for entry in layout}
+    if name not in entries:
+        raise UsageError(f"weight {name!r} does not exist; {nearest(name, list(entries))}")
+    shape = entries[name].shape
+    try:
+        where = [int(number) for number in index.split(",")] if index else []
+    except ValueError:
+        where = []
+    if len(where) != len(shape) or not all(0 <= i < size for i, size in zip(where, shape, strict=True)):
+        largest = ",".join(str(size - 1) for size in shape)
+        raise UsageError(f"weight {name} at {index or 'no index'} does not exist; give one number an axis, at most {largest}")
+    mask = torch.zeros(layout.total, dtype=torch.bool)
+    layout.views(mask)[name][tuple(where)] = True
+    return ",".join(map(str, where)), mask
+
+
+def _unit(kind: str, name: str, index: str, layout: Layout, groups: Groups) -> Part:
+    known = {group.name: group for group in groups}
+    if name not in known:
+        if name in groups.refused:
+            raise UsageError(f"{kind}s of {name!r} do not stand alone: {groups.refused[name]}")
+        raise UsageError(f"{name!r} has no {kind}s that stand alone; {nearest(name, list(known))}")
+    group = known[name]
+    if not index.isdecimal() or int(index) >= group.size:
+        raise UsageError(
+            f"{kind} {index or '(no number)'} of {name} does not exist; it has {group.size}, numbered 0 to {group.size - 1}"
+        )
+    return Part(kind, name, str(int(index)), unit_mask(layout, group.members, int(index)))
+
+
+def _nothing(index: str, why: str) -> str:
+    if index:
+        raise UsageError(f"{why}; leave {index!r} out")
+    return index

@@ -1,0 +1,218 @@
+"""explain: what a part or a sample gave and got, and what a pruning changed, from the kernel."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunekit.apply import Manifest, dense_state, load
+from prunekit.criteria import model_digest
+from prunekit.data import Split
+from prunekit.errors import ArtifactError, PrunekitError, UsageError, nearest
+from prunekit.plan import Plan
+from prunekit.report import (
+    PrunedPath,
+    Training,
+    View,
+    explain_diff,
+    explain_part,
+    explain_sample,
+    explain_training_sample,
+    find_part,
+    write_explanation,
+)
+from prunekit.report.explain import JUMP_NODES
+from prunekit.trajectory import Continued, Segment
+from prunekit.verbs.evaluating import child_of
+from prunekit.verbs.run_folder import Run
+
+KINDS = ("weight", "channel", "head", "layer", "sample", "diff")
+JUDGED = ("test", "validation", "scoring")
+EVALUATIONS = 64  # nodes along the whole path at least
+DIFF_SAMPLES = 64  # changed samples that are blamed one by one
+
+
+def explain_run(
+    run: Run,
+    kind: str,
+    name: str,
+    index: str = "",
+    *,
+    split: str | None = None,
+    samples: int | None = None,
+    nodes: int | None = None,
+    only: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Explains one thing and writes ``RUN/explain/<what it is>.html``.
+
+    Args:
+        kind: one of ``KINDS``; ``name`` and ``index`` say which: a parameter and one number an axis, a group and a unit, a
+            layer, a sample's number, a pruned model.
+        split: whose samples are looked at; for ``sample``, the one that it belongs to. ``test`` by default.
+        samples: at most so many; the recipe's ``eval.samples`` by default (``diff``: all are compared, so many are blamed).
+        nodes: of a step of training, one by default unless there are few; of the pruning for ``diff``.
+        only: names of pruned models to look at; all of the run's by default.
+
+    Raises:
+        UsageError: a name that does not exist; near names are offered.
+        ArtifactError: a pruned model is damaged or of another run.
+        PrunekitError: the run has no path, or lacks what the explanation needs.
+    """
+    if kind not in KINDS:
+        raise UsageError(f"explain {kind!r}: there is no such thing to explain; {nearest(kind, list(KINDS))}")
+    allowed = (*JUDGED, "train") if kind == "sample" else JUDGED
+    split = split or "test"
+    if split not in allowed:
+        raise UsageError(f"--split is {split!r}; {nearest(split, list(allowed))}")
+    if len(run.trajectory) == 0:
+        raise PrunekitError(f"{run.path}: has one checkpoint and so no training path; explain needs one")
+    started = time.perf_counter()
+    if kind == "diff":
+        result = _diff(run, _nothing(index, name), split, DIFF_SAMPLES if samples is None else samples, nodes)
+    else:
+        paths = [pruned_path(run, n)[0] for n in _pruned(run, only)]
+        if kind == "sample":
+            result = _sample(run, _number(run, _nothing(index, name), split), split, samples, nodes, paths)
+        else:
+            part = find_part(
+                kind, name, index, run.trajectory.layout, run.model, lambda: run.example, run.recipe.structure.mappings()
+            )
+            result = explain_part(view_of(run, split, samples, nodes), part, _training(run), paths)
+    result["split"] = split
+    result["made_from"] = {
+        "trajectory": run.trajectory.hash,
+        "model": model_digest(run.model),
+        "samples": run.splits[split].digest(),
+    }
+    result["cost"] = {"seconds": round(time.perf_counter() - started, 3)}
+    page = run.path / "explain" / f"{_slug(kind, name, index, split)}.html"
+    write_explanation(page, result, _pictures(run, result))
+    return {**result, "path": str(page)}
+
+
+def pruned_path(run: Run, name: str) -> tuple[PrunedPath, Plan]:
+    """A pruned model of the run as pieces of a path from the dense one, and its plan.
+
+    Raises:
+        ArtifactError: it is missing, damaged, or was made from another model than this run's.
+    """
+    folder = run.path / "pruned" / name
+    manifest, plan = Manifest.load(folder / "prunekit.json"), Plan.load(folder / "plan.safetensors")
+    if manifest.plan != plan.digest:
+        raise ArtifactError(
+            f"{folder}: plan.safetensors is {plan.digest}, the model was pruned by {manifest.plan}; apply it first "
+            f"(prunekit prune {run.path} --apply {folder / 'plan.safetensors'} --overwrite)"
+        )
+    found = model_digest(run.model)
+    if plan.provenance["model"] != found:
+        raise ArtifactError(f"{folder}: pruned from model {plan.provenance['model']}, this run's is {found}; prune again")
+    pruned = load(folder, run.new_model)
+    layout, last = run.trajectory.layout, run.trajectory.state(-1)
+    end = layout.flatten({k: v.cpu() for k, v in dense_state(pruned, plan).items()}).to(last.dtype)
+    jumps: tuple[Segment, ...] = (Segment(len(run.trajectory), last, end, end - last, jump=True),)
+    if manifest.facts.get("finetune"):
+        child = child_of(run, folder, plan, pruned)
+        jumps = (Continued(run.trajectory, child).joint, *(s for s in child.segments() if s.jump))
+    masks = plan.masks()
+    keep = torch.cat([masks[e.name].flatten() if e.name in masks else torch.ones(e.size, dtype=torch.bool) for e in layout])
+    units = {group: decision for group, decision in plan.keep.items() if group in plan.groups}
+    return PrunedPath(name, keep, units, jumps, end), plan
+
+
+def _pruned(run: Run, only: Sequence[str] | None) -> list[str]:
+    known = sorted(path.parent.name for path in (run.path / "pruned").glob("[!.]*/prunekit.json"))
+    for name in only or ():
+        if name not in known:
+            raise UsageError(f"pruned model {name!r} does not exist; {nearest(name, known) if known else 'the run has none'}")
+    return known if only is None else list(only)
+
+
+def _samples(run: Run, split: str, limit: int | None) -> tuple[Tensor, Tensor]:
+    pairs = run.batches(split, limit)
+    return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+
+
+def view_of(run: Run, split: str, samples: int | None = None, nodes: int | None = None) -> View:
+    """The run's model looked at on the first ``samples`` of a split; ``eval.samples`` by default."""
+    x, y = _samples(run, split, samples or run.recipe.eval.samples)
+    return _looking(run, x, y, nodes)
+
+
+def _looking(run: Run, x: Tensor, y: Tensor, nodes: int | None) -> View:
+    """One node a step, more where a path of few pieces takes long ones."""
+    options = run.recipe.eval
+    pieces = -(-run.trajectory.pieces // options.stride)
+    chosen = nodes or max(1, -(-EVALUATIONS // pieces))
+    return View.of(run.model, run.trajectory, x, y, run.device, nodes=chosen, rule=options.rule, stride=options.stride)
+
+
+def _training(run: Run) -> Training:
+    return Training(run.splits["train"].batch, run.recipe.load_loss())
+
+
+def _sample(
+    run: Run, number: int, split: str, samples: int | None, nodes: int | None, paths: Sequence[PrunedPath]
+) -> dict[str, Any]:
+    if split == "train":
+        return explain_training_sample(view_of(run, "test", samples, nodes), number, _training(run), paths)
+    x, y = run.splits[split].batch([number])
+    return explain_sample(_looking(run, x, y, nodes), number, split, _training(run), paths)
+
+
+def _diff(run: Run, name: str, split: str, limit: int, nodes: int | None) -> dict[str, Any]:
+    _pruned(run, [name])
+    path, plan = pruned_path(run, name)
+    x, y = _samples(run, split, None)
+    return explain_diff(run.model, run.trajectory, path, plan, x, y, limit=limit, nodes=nodes or JUMP_NODES, device=run.device)
+
+
+def _number(run: Run, text: str, split: str) -> int:
+    size = len(run.splits[split])
+    if not text.isdecimal() or int(text) >= size:
+        others = [name for name in (*JUDGED, "train") if name != split and text.isdecimal() and int(text) < len(run.splits[name])]
+        hint = f"; --split {others[0]} has one of that number" if others else ""
+        raise UsageError(f"{split} sample {text!r} does not exist; there are {size}, numbered 0 to {size - 1}{hint}")
+    return int(text)
+
+
+def _nothing(index: str, name: str) -> str:
+    if index:
+        raise UsageError(f"{name} takes no further number; leave {index!r} out")
+    return name
+
+
+def _slug(kind: str, name: str, index: str, split: str) -> str:
+    parts = [kind, *([split] if kind == "sample" else []), name, *([index] if index else [])]
+    return "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", part) for part in parts)
+
+
+def _pictures(run: Run, result: dict[str, Any]) -> dict[str, list[tuple[str, Tensor]]]:
+    """Inputs to show, by place on the page, with captions; empty where the data are no images."""
+    train, own = run.splits["train"], run.splits[result["split"]]
+    found: dict[str, list[tuple[str, Tensor]]] = {}
+    for side in ("raised", "lowered"):
+        rows = result.get("training", {}).get(side, [])
+        found[side] = _captioned(train, [(r["index"], f"{r['index']}: {r['label']}\n{r['score']:+.3g}") for r in rows])
+    if result["what"] == "sample":
+        found["sample"] = _captioned(own, [(int(result["name"]), f"label {result['label']}")])
+    if result["what"] == "diff":
+        rows = result["changes"][:24]
+        found["changes"] = _captioned(
+            own, [(r["index"], f"{r['index']}: {r['label']}\n{r['dense']} → {r['pruned']}") for r in rows]
+        )
+    return {place: shown for place, shown in found.items() if shown}
+
+
+def _captioned(split: Split, rows: list[tuple[int, str]]) -> list[tuple[str, Tensor]]:
+    if not rows:
+        return []
+    x, _ = split.batch([number for number, _ in rows])
+    images = x[:, None] if x.dim() == 3 else x
+    if images.dim() != 4 or images.shape[1] not in (1, 3) or not all(4 <= side <= 1024 for side in images.shape[2:]):
+        return []
+    return [(caption, image) for (_, caption), image in zip(rows, images, strict=True)]

@@ -1,0 +1,222 @@
+"""explain as text, JSON and page; prune --classes; the report's view of training."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from prunekit.criteria import Scores, score
+from prunekit.plan import Plan
+from prunekit.verbs.run_folder import Run
+from tests.cli.conftest import Cli
+
+EXPLAINED = {
+    "channel conv2 1": ("channel-conv2-1", "channel 1 of conv2"),
+    "layer conv3": ("layer-conv3", "layer conv3"),
+    "weight conv2.weight 1,3,1,1": ("weight-conv2.weight-1_3_1_1", "weight conv2.weight[1,3,1,1]"),
+    "sample 12": ("sample-test-12", "test sample 12"),
+    "diff small": ("diff-small", "dense against small"),
+}
+
+
+@pytest.mark.parametrize("asked", EXPLAINED)
+def test_text_json_and_page(cli: Cli, run: Path, asked: str) -> None:
+    slug, title = EXPLAINED[asked]
+    shown = cli("explain", run, *asked.split())
+    assert shown.code == 0, shown.err
+    assert title in shown.out
+    page = run / "explain" / f"{slug}.html"
+    text = page.read_text()
+    assert "data:image/png;base64," in text
+    assert "http" not in text
+    assert title in text
+    page.unlink()
+    told = cli("explain", run, *asked.split(), "--json")
+    result = json.loads(told.out)
+    assert result["title"] == title
+    assert result["kind"] == "explanation"
+    assert result["schema"] == 1
+    assert result["made_from"]["trajectory"] == Run(run).trajectory.hash
+    assert Path(result["path"]) == page
+    assert page.is_file()
+    if not asked.startswith("diff"):
+        assert "second moments were not recorded" in result["training"]["note"]
+        assert result["certificate"]["mean_error"] > 0
+        assert "training samples: left out" in shown.out
+        assert [p["name"] for p in result["pruning"]] == ["loose", "small"]
+
+
+def test_options_of_explain(cli: Cli, run: Path) -> None:
+    found = json.loads(
+        cli(
+            "explain", run, "layer", "conv1", "--split", "validation", "--samples", 5, "--nodes", 2, "--pruned", "small", "--json"
+        ).out
+    )
+    assert (found["split"], found["samples"], found["certificate"]["nodes"]) == ("validation", 5, 2)
+    assert [p["name"] for p in found["pruning"]] == ["small"]
+    removed = ~Plan.load(run / "pruned" / "small" / "plan.safetensors").keep["conv1"]
+    unit = int(removed.nonzero()[0])
+    one = json.loads(cli("explain", run, "channel", "conv1", unit, "--samples", 5, "--pruned", "small", "--json").out)["pruning"][
+        0
+    ]
+    assert (one["stays"], one["removed"]) == (False, one["of"])
+
+
+def test_with_second_moments_training_samples_are_shown(cli: Cli, run: Path, tmp_path: Path) -> None:
+    recipe = (run / "recipe.yaml").read_text().replace("second_moments: false", "second_moments: true").split("\n", 1)[1]
+    (tmp_path / "moments.yaml").write_text(recipe)
+    other = tmp_path / "moments"
+    assert cli("train", tmp_path / "moments.yaml", "--out", other).code == 0
+    found = json.loads(cli("explain", other, "channel", "conv2", 1, "--json").out)
+    assert found["training"]["sum"] == pytest.approx(found["contribution"]["kernel"], abs=1e-4)
+    assert len(found["training"]["raised"]) == 12
+    assert "Raised it most" in Path(found["path"]).read_text()
+    sample = json.loads(cli("explain", other, "sample", 7, "--split", "train", "--json").out)
+    assert sample["label"] == int(Run(other).splits["train"].batch([7])[1])
+    seen = [s for s in range(len(Run(other).trajectory)) if 7 in Run(other).trajectory.step(s).batches[0]]
+    assert sample["steps"]["seen"] == seen
+    assert sum(sample["steps"]["kernel"]) == pytest.approx(sample["contribution"]["both"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("chanel conv2 1", "did you mean channel?"),
+        ("channel conv4 1", "did you mean conv3"),
+        ("channel classifier 1", "no channels that stand alone"),
+        ("channel conv2 99", "it has 8, numbered 0 to 7"),
+        ("layer conv", "did you mean conv3"),
+        ("weight conv2.weights 1", "did you mean conv2.weight"),
+        ("sample 1203", "there are 360, numbered 0 to 359"),
+        ("sample 400", "--split train has one of that number"),
+        ("sample 1 --split tset", "did you mean test?"),
+        ("layer conv1 --split train", "did you mean"),
+        ("diff smal", "did you mean small?"),
+        ("diff small 3", "leave '3' out"),
+        ("layer conv1 --pruned lose", "did you mean loose?"),
+    ],
+)
+def test_bad_names_are_one_line_with_near_names(cli: Cli, finished: Path, asked: str, message: str) -> None:
+    done = cli("explain", finished, *asked.split())
+    assert done.code == 2
+    assert message in done.err or message == "did you mean"
+    assert done.err.count("\n") == 1
+    assert not (finished / "explain").exists()
+
+
+def test_what_cannot_be_explained(cli: Cli, run: Path) -> None:
+    heads = cli("explain", run, "head", "attention", 3)
+    assert (heads.code, heads.err.count("\n")) == (1, 1)
+    assert "no attention was found" in heads.err
+    train = cli("explain", run, "sample", 3, "--split", "train")
+    assert (train.code, train.err.count("\n")) == (1, 1)
+    assert "second moments" in train.err
+    shutil.copy(run / "pruned" / "loose" / "plan.safetensors", run / "pruned" / "small" / "plan.safetensors")
+    other = cli("explain", run, "diff", "small")
+    assert (other.code, other.err.count("\n")) == (1, 1)
+    assert "apply it first" in other.err
+
+
+def test_a_fine_tuned_model_is_told_apart_from_its_pruning(cli: Cli, run: Path) -> None:
+    assert cli("prune", run, "-c", "magnitude", "-s", 0.6, "--finetune", 1, "--name", "tuned").code == 0
+    found = json.loads(cli("explain", run, "diff", "tuned", "--json").out)
+    assert found["changes"]
+    assert any(abs(row["training_since"]) > 1e-3 for row in found["changes"])
+    for row in found["changes"]:
+        total = row["rewinding"] + row["pruning"] + row["training_since"]
+        assert total == pytest.approx(row["margin_dense"] - row["margin_pruned"], abs=1e-4)
+
+
+# -- prune --classes ---------------------------------------------------------------------------------------------------
+
+
+def test_scores_for_classes_are_those_of_their_samples(cli: Cli, run: Path) -> None:
+    done = cli("prune", run, "-c", "influence", "-s", 0.5, "--structure", "channels", "--classes", "5,3", "--name", "two")
+    assert done.code == 0, done.err
+    assert "for classes 3, 5" in done.out
+    assert cli("prune", run, "-c", "taylor", "-s", 0.5, "--structure", "channels", "--classes", "3,5", "--name", "t").code == 0
+    opened = Run(run)
+    x, y = opened.splits["scoring"].pair
+    mine = torch.isin(y, torch.tensor([3, 5]))
+    assert mine.sum() > 24  # more than the recipe's scoring samples: the first 24 of these classes
+    pair = (x[mine][:24], y[mine][:24])
+
+    def two_outputs(out: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return out[:, [3, 5]]
+
+    for name, target in (("influence", two_outputs), ("taylor", "outputs")):
+        found = Scores.load(run / "scores" / "classes-3-5" / f"{name}.safetensors")
+        expected = score(opened.trajectory, opened.model, [pair], name, target=target, ignore=["classifier.weight"])
+        for parameter, importance in expected.importance.items():
+            torch.testing.assert_close(found.importance[parameter], importance)
+        assert found.provenance["classes"] == [3, 5]
+    plan = Plan.load(run / "pruned" / "two" / "plan.safetensors")
+    assert plan.provenance["request"]["classes"] == [3, 5]
+    assert cli("eval", run / "pruned" / "two").code == 0
+    told = json.loads((run / "pruned" / "two" / "eval.json").read_text())["asked_classes"]
+    test = opened.splits["test"].pair[1]
+    assert told["samples"] == int(torch.isin(test, torch.tensor([3, 5])).sum())
+    assert cli("report", run).code == 0  # the run's own files stay as they are
+
+
+def test_auto_judges_classes_on_their_samples(cli: Cli, run: Path) -> None:
+    done = json.loads(cli("prune", run, "-s", 0.8, "--structure", "channels", "--classes", "3,5", "--name", "best", "--json").out)
+    opened = Run(run)
+    x, y = opened.splits["validation"].pair
+    mine = torch.isin(y, torch.tensor([3, 5]))
+
+    def accuracy(folder: Path) -> float:
+        from prunekit import load
+
+        return float((load(folder, opened.new_model)(x[mine]).argmax(1) == y[mine]).double().mean())
+
+    reached = {}
+    for name in ("influence", "magnitude", "gradient", "taylor", "random"):
+        for allocation in ("global", "uniform"):
+            folder = run / "pruned" / f"{name}-{allocation}"
+            cli("prune", run, "-c", name, "-s", 0.8, "--structure", "channels", "--classes", "3,5", "--allocation", allocation,
+                "--name", folder.name, "-q")  # fmt: skip
+            reached[name, allocation] = accuracy(folder)
+    assert reached[done["criterion"], done["allocation"]] == max(reached.values())
+    assert done["validation_accuracy"] == pytest.approx(max(reached.values()))
+    again = cli("prune", run, "-s", 0.8, "--structure", "channels", "--classes", "3,5", "--name", "best")
+    assert "reused" in again.out
+    other = cli("prune", run, "-s", 0.8, "--structure", "channels", "--classes", "3", "--name", "best")
+    assert other.code == 1
+    assert "classes" in other.err
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("3,a", "write whole numbers"),
+        ("3,3", "given twice"),
+        ("12", "class 12 does not exist; the model has 10 outputs"),
+        ("-1", "--classes"),
+    ],
+)
+def test_bad_classes(cli: Cli, finished: Path, classes: str, message: str) -> None:
+    done = cli("prune", finished, "-c", "magnitude", "-s", 0.5, f"--classes={classes}", "--name", "none")
+    assert done.code == 2
+    assert message in done.err
+    assert done.err.count("\n") == 1
+    assert not (finished / "pruned" / "none").exists()
+
+
+# -- report ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_shows_training_along_its_time(cli: Cli, run: Path) -> None:
+    text = (run / "report.html").read_text()
+    assert "Training, seen along its own time" in text
+    assert "Sample by stretch of training" in text
+    kept = (run / "timeline.json").read_text()
+    assert cli("report", run).code == 0
+    assert (run / "timeline.json").read_text() == kept
+    (run / "timeline.json").write_text("{")
+    assert cli("report", run).code == 0
+    assert json.loads((run / "timeline.json").read_text()) == json.loads(kept)
