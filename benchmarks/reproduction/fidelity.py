@@ -8,13 +8,14 @@ from typing import Any
 
 from prunekit.kernel import reconstruct
 from prunekit.measure import accuracy, agreement, divergence
-from reproduction.common import function_of, note, short, table, trained
+
+from .common import function_of, note, short, table, trained
 
 CASES = {"digits-cnn-sgd": "test", "modadd-transformer": "validation"}
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--samples", type=int, default=64, help="rebuilt samples of each model (the paper: 2000)")
+    parser.add_argument("--samples", type=int, default=128, help="rebuilt samples of each model (the paper: 2000)")
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 10, 100], help="midpoints a step")
     parser.add_argument("--tolerance", type=float, default=0.005, help="of the error-controlled rule, a sample and interval")
 

@@ -14,7 +14,8 @@ from prunekit.measure import accuracy
 from prunekit.trajectory import Segment
 from prunekit.verbs.run_folder import Run
 from prunekit.verbs.training import read_training
-from reproduction.common import COMPONENTS, function_of, note, table, trained
+
+from .common import COMPONENTS, function_of, note, table, trained
 
 CASE = "modadd-transformer"
 CHUNK = 4  # samples whose scores on all outputs are held at a time, 41 MB each
@@ -31,9 +32,9 @@ OUTER = {
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--samples", type=int, default=8, help="validation samples, all outputs each (the paper: 2000)")
+    parser.add_argument("--samples", type=int, default=16, help="validation samples, all outputs each (the paper: 2000)")
     parser.add_argument("--window", type=int, default=50, help="steps whose contributions are added up (the paper: 50)")
-    parser.add_argument("--stride", type=int, default=10, help="steps taken as one straight piece (the paper: 1)")
+    parser.add_argument("--stride", type=int, default=1, help="steps taken as one straight piece (the paper: 1)")
     parser.add_argument("--lines", type=int, default=18, help="lines of each table over time")
 
 

@@ -15,8 +15,9 @@ from prunekit.apply import apply_masks
 from prunekit.criteria import score
 from prunekit.measure import fidelity, predict
 from prunekit.plan.unstructured import unstructured_masks
-from reproduction.common import log_probabilities, note, trained
-from reproduction.common import table as markdown
+
+from .common import log_probabilities, note, trained
+from .common import table as markdown
 
 KEEP = (0.01, 0.02, 0.03, 0.05, 0.07, 0.10, 0.15, 0.20, 0.25, 0.30)
 CLASSIFIER = "classifier.weight"

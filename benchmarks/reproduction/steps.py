@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunekit.measure import accuracy, agreement, divergence
-from reproduction.common import function_of, note, table, trained
+
+from .common import function_of, note, table, trained
 
 CASES = {"digits-cnn-sgd": "test", "modadd-transformer": "validation"}
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)

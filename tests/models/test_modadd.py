@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunekit import UsageError
+from prunekit.data import modadd
 from prunekit.models import modadd_transformer
 from prunekit.recipe import Recipe
 from prunekit.trajectory import Layout
@@ -69,3 +71,29 @@ def test_the_recipe_fits_its_own_pieces_together() -> None:
     group = optimizer.param_groups[0]
     assert (group["lr"], group["betas"], group["weight_decay"], schedule) == (1e-3, (0.9, 0.98), 4.0, None)
     assert Layout.of(model).total == 89_024
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("explaind") is None,
+    reason="explaind is not installed: pip install --no-deps --ignore-requires-python explaind==0.1.0 tqdm",
+)
+def test_it_is_the_paper_authors_own_model() -> None:
+    """Their weights in our model give their log-probabilities, and our initial weights are spread as theirs."""
+    from explaind.modulo_model.model import SingleLayerTransformerClassifier
+
+    torch.manual_seed(0)
+    theirs, ours = SingleLayerTransformerClassifier(115, d_model=64, nhead=4, dim_mlp=512, dropout=0.0), modadd_transformer()
+    renamed = {"input_emb": "embedding", "linear1": "up", "linear2": "down", "decoder": "classifier"}
+    state = {}
+    for name, tensor in theirs.state_dict().items():
+        module, _, kind = name.rpartition(".")
+        if module in renamed:
+            state[f"{renamed[module]}.{kind}"] = tensor
+    heads = [f"head{number}" for number in range(1, 5)]
+    state["attention.projection.weight"] = torch.cat([theirs.state_dict()[f"{head}_encoder.weight"] for head in heads])
+    state["attention.combine.weight"] = torch.cat([theirs.state_dict()[f"{head}_decoder.weight"] for head in heads], 1)
+    for name, tensor in ours.state_dict().items():
+        assert float(tensor.std()) == pytest.approx(float(state[name].std()), rel=0.15), name
+    ours.load_state_dict(state)
+    x = modadd()["validation"][0]
+    torch.testing.assert_close(ours(x).log_softmax(-1), theirs(x), atol=1e-4, rtol=1e-4)
