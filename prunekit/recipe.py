@@ -87,6 +87,15 @@ class Factory(_Section):
     args: dict[str, Any] = {}
 
 
+class Data(Factory):
+    """``path``: where the data lies, for factories that read files; it is given to the factory as its ``path``."""
+
+    path: str | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        return self.args if self.path is None else {**self.args, "path": self.path}
+
+
 class Optimizer(_Section):
     """``betas`` are for adam and adamw, ``momentum`` and ``nesterov`` for sgd."""
 
@@ -465,7 +474,7 @@ class Recipe(_Section):
     device: str = "cpu"
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     model: Factory
-    data: Factory | None = None
+    data: Data | None = None
     loss: str = "cross_entropy"
     train: Train = Train()
     prunable: Prunable = Prunable()
@@ -559,6 +568,8 @@ class Recipe(_Section):
     def training_facts(self) -> dict[str, Any]:
         """The part that decides the trajectory."""
         facts = self.model_dump(mode="json", include={"seed", "device", "threads", "model", "data", "loss", "train"})
+        if self.data is not None:
+            del facts["data"]["path"]  # the samples themselves are among what a recording is made from
         if not self.train.drop_last:
             del facts["train"]["drop_last"]  # recordings that are older than this key stay what they were
         return facts
