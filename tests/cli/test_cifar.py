@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cifar_archive import IMAGES, contents, pack
+from tests.cifar_archive import IMAGES, contents, pack
+
 from .conftest import Cli
 
 

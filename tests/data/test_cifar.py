@@ -11,8 +11,7 @@ import torch
 from prunekit import ArtifactError, UsageError
 from prunekit.data import cifar2
 from prunekit.data.cifar import TEST, TRAIN
-
-from ..cifar_archive import IMAGES, contents, pack, unpacked
+from tests.cifar_archive import IMAGES, contents, pack, unpacked
 
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 
