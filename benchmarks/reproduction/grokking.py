@@ -105,7 +105,7 @@ def one_window(function: ModelFunction, pieces: list[Segment], x: Tensor, y: Ten
         with torch.no_grad():
             targets = function(pieces[0].start, some, labels).shape[1]
         for which, moved in enumerate(("data_update", "regularisation")):
-            total = {e.name: torch.zeros(len(some), targets, *e.shape) for e in layout.parameters}
+            total = {e.name: pieces[0].start.new_zeros(len(some), targets, *e.shape) for e in layout.parameters}
             for piece in pieces:
                 scale = layout.views(getattr(piece, moved))
                 engine.accumulate(torch.lerp(piece.start, piece.end, 0.5), some, labels, scale, total)

@@ -15,12 +15,14 @@ from prunekit.apply import apply_masks
 from prunekit.criteria import score
 from prunekit.measure import fidelity, predict
 from prunekit.plan.unstructured import unstructured_masks
+from prunekit.verbs.run_folder import Run
 
 from .common import log_probabilities, note, trained
 from .common import table as markdown
 
 KEEP = (0.01, 0.02, 0.03, 0.05, 0.07, 0.10, 0.15, 0.20, 0.25, 0.30)
 CLASSIFIER = "classifier.weight"
+FEW = 64  # scoring samples of the second table
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -65,13 +67,56 @@ def run(chosen: argparse.Namespace) -> str:
         over_all = [statistics.mean(v for keep in KEEP for v in found[name, keep, measure]) for name in lines]
         rows.append(["mean", *(f"{factor * value:.{digits}f}" for value in over_all)])
         text += f"\n{title}:\n\n" + markdown(("kept", *lines), rows)
-    return text
+    return text + causes(case, x, y, chosen)
+
+
+def causes(case: Run, x: Tensor, y: Tensor, chosen: argparse.Namespace) -> str:
+    """Where influence loses to magnitude: in the layers' shares, in the order inside layers, or in the share of a step."""
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    scoring, test = order[: min(FEW, chosen.samples)], order[chosen.samples : chosen.samples + chosen.test]
+    wanted = {name: {} for name in ("magnitude", "influence", "survival", "taylor")} | {
+        "influence, whole steps": {"share": "whole"}, "influence, decay's share": {"share": "regularisation"},
+    }  # fmt: skip
+    found = {}
+    for line, more in wanted.items():
+        scores = score(
+            case.trajectory, case.model, [(x[scoring], y[scoring])], line.split(",")[0], target=log_probabilities,
+            ignore=[CLASSIFIER], device=case.device, **more,
+        )  # fmt: skip
+        found[line] = scores.importance
+        note(f"{line}: scored")
+    ways = {line: (importance, importance) for line, importance in found.items()}
+    ways["influence inside layers, magnitude's layer shares"] = (found["influence"], found["magnitude"])
+    ways["magnitude inside layers, influence's layer shares"] = (found["magnitude"], found["influence"])
+    levels = [keep for keep in KEEP if 0.05 <= keep <= 0.2]
+    rows = []
+    for line, (inside, between) in ways.items():
+        masks = [ranked_masks(inside, between, keep) for keep in levels]
+        agreements = [measured(case.model, m, x[test], y[test])["agreement"] for m in masks]
+        shares = [f"{100 * float(mask.float().mean()):.0f}" for mask in masks[levels.index(0.10)].values()]
+        rows.append([line, *(f"{100 * value:.1f}" for value in agreements), ", ".join(shares)])
+    layers = ", ".join(name.removesuffix(".weight") for name in found["magnitude"])
+    return (
+        f"\nWhy: one draw, {len(scoring)} scoring samples, the classifier outside the pool; same answer as the dense model, %, "
+        f"by share kept, and the shares that {layers} keep at 0.10.\n\n"
+        + markdown(("order", *(f"{keep:.2f}" for keep in levels), "kept by layer at 0.10, %"), rows)
+    )
+
+
+def ranked_masks(inside: Mapping[str, Tensor], between: Mapping[str, Tensor], keep: float) -> dict[str, Tensor]:
+    """Each layer keeps as many weights as one threshold on ``between`` leaves it, those that are first by ``inside``."""
+    shares = {name: float(mask.double().mean()) for name, mask in unstructured_masks(dict(between), 1 - keep, same).items()}
+    return {name: unstructured_masks({name: inside[name]}, 1 - shares[name], same)[name] for name in inside}
+
+
+def same(importance: dict[str, Tensor]) -> dict[str, Tensor]:
+    return importance
 
 
 def masks_of(importance: Mapping[str, Tensor], keep: float, pooled: bool) -> dict[str, Tensor]:
     """Masks of all but the classifier; ``pooled``: its weights take part in finding the threshold."""
     pool = {name: v for name, v in importance.items() if pooled or name != CLASSIFIER}
-    masks = unstructured_masks(pool, 1 - keep, lambda values: values)
+    masks = unstructured_masks(pool, 1 - keep, same)
     return {name: mask for name, mask in masks.items() if name != CLASSIFIER}
 
 
