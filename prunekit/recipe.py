@@ -22,6 +22,7 @@ from prunekit.plan import ALLOCATIONS, GROUPED, asked_sparsity, check_structure
 from prunekit.search.objective import OBJECTIVES
 from prunekit.search.schedule import SCHEDULES, SPACINGS
 from prunekit.structure import implied_sparsity
+from prunekit.training import AUGMENTATIONS, Augment
 
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10**6)]
@@ -87,6 +88,15 @@ class Factory(_Section):
     args: dict[str, Any] = {}
 
 
+class Data(Factory):
+    """``path``: where the data lies, for factories that read files; it is given to the factory as its ``path``."""
+
+    path: str | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        return self.args if self.path is None else {**self.args, "path": self.path}
+
+
 class Optimizer(_Section):
     """``betas`` are for adam and adamw, ``momentum`` and ``nesterov`` for sgd."""
 
@@ -109,9 +119,12 @@ class Optimizer(_Section):
 
 
 class Schedule(_Section):
-    """``onecycle`` rises to the optimizer's lr over ``warmup`` of the steps and falls to near 0."""
+    """``onecycle`` rises to the optimizer's lr over ``warmup`` of the steps and falls to near 0; ``triangular`` does so from 0
 
-    name: Literal["onecycle", "cosine", "constant"] = "onecycle"
+    to 0 along straight lines.
+    """
+
+    name: Literal["onecycle", "triangular", "cosine", "constant"] = "onecycle"
     warmup: Annotated[float, Field(gt=0, lt=1)] = 0.2
 
 
@@ -124,12 +137,35 @@ class Record(_Section):
     snapshot_every: Annotated[int, Field(ge=0)] = 100
 
 
+class Watch(_Section):
+    """Accuracies on training and validation data ``every`` so many epochs, kept in train.json.
+
+    ``until``: training ends early once both are at least this share.
+    """
+
+    every: Count = 10
+    until: Annotated[float, Field(gt=0, le=1)] | None = None
+
+
 class Train(_Section):
+    """``drop_last``: leave out an epoch's last batch where it is smaller; ``augment``: a name from
+
+    ``prunekit.training.AUGMENTATIONS``, or a function ``(inputs, generator) -> inputs`` by import path.
+    """
+
     record: Record = Record()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     epochs: Count = 20
     batch_size: Count = 64
+    drop_last: bool = False
+    augment: str | None = None
+    watch: Watch | None = None
+
+    @field_validator("augment")
+    @classmethod
+    def _augment(cls, value: str | None) -> str | None:
+        return value if value is None or ":" in value else _known(value, AUGMENTATIONS, "augmentation")
 
 
 class Prunable(_Section):
@@ -518,7 +554,7 @@ class Recipe(_Section):
     device: str = "cpu"
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     model: Factory
-    data: Factory | None = None
+    data: Data | None = None
     loss: str = "cross_entropy"
     train: Train = Train()
     prunable: Prunable = Prunable()
@@ -581,6 +617,11 @@ class Recipe(_Section):
             return torch.optim.lr_scheduler.OneCycleLR(
                 optimizer, peak, total_steps=steps, pct_start=schedule.warmup, cycle_momentum=False
             )
+        if schedule.name == "triangular":
+            peak = schedule.warmup * steps
+            return torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda step: min(step / peak, max(0.0, (steps - step) / (steps - peak)))
+            )
         if schedule.name == "cosine":
             return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         return None
@@ -592,13 +633,26 @@ class Recipe(_Section):
         found: Callable[[Tensor, Tensor], Tensor] = load_object(self.loss, "loss")
         return found
 
+    def load_augment(self) -> Augment | None:
+        """What changes the training inputs; None for nothing."""
+        name = self.train.augment
+        if name is None or name in AUGMENTATIONS:
+            return None if name is None else AUGMENTATIONS[name]
+        found: Augment = load_object(name, "train.augment")
+        return found
+
     def load_target(self) -> Any:
         """A target's name, or the user's function."""
         return load_object(self.score.target, "score.target") if ":" in self.score.target else self.score.target
 
     def training_facts(self) -> dict[str, Any]:
         """The part that decides the trajectory."""
-        return self.model_dump(mode="json", include={"seed", "device", "threads", "model", "data", "loss", "train"})
+        facts = self.model_dump(mode="json", include={"seed", "device", "threads", "model", "data", "loss", "train"})
+        if self.data is not None:
+            del facts["data"]["path"]  # the samples themselves are among what a recording is made from
+        if not self.train.drop_last:
+            del facts["train"]["drop_last"]  # recordings that are older than this key stay what they were
+        return facts
 
     def save(self, path: Path) -> None:
         """Writes the resolved recipe: every value, defaults included.

@@ -1,6 +1,8 @@
 """The data that the recipes name; users bring theirs by import path."""
 
+from prunekit.data.cifar import cifar2
 from prunekit.data.digits import digits
+from prunekit.data.modadd import modadd
 from prunekit.data.splits import SPLITS, Split, as_splits
 
-__all__ = ["SPLITS", "Split", "as_splits", "digits"]
+__all__ = ["SPLITS", "Split", "as_splits", "cifar2", "digits", "modadd"]

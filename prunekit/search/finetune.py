@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from prunekit.apply import apply_masks, hold_masks
 from prunekit.errors import UsageError
 from prunekit.plan import Plan
+from prunekit.training.augment import Augment
 from prunekit.training.distill import Distillation
 from prunekit.training.loop import Batch, batches_per_epoch, train
 from prunekit.trajectory import Recorder, Trajectory, parent_facts
@@ -35,6 +36,7 @@ class Finetuning:
         loss: mean loss ``(outputs, labels) -> scalar``.
         epochs, batch_size: of one round.
         seed: of the order of samples.
+        drop_last, augment: see ``prunekit.training.train``.
         distill: soft labels from the dense model.
         record: options of the ``Recorder`` (``every``, ``second_moments``).
     """
@@ -47,6 +49,8 @@ class Finetuning:
     epochs: int = 10
     batch_size: int = 64
     seed: int = 0
+    drop_last: bool = False
+    augment: Augment | None = None
     distill: Distillation | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
     device: torch.device | str = "cpu"
@@ -54,7 +58,7 @@ class Finetuning:
     @property
     def steps(self) -> int:
         """Optimizer steps of all epochs."""
-        return self.epochs * batches_per_epoch(self.samples, self.batch_size)
+        return self.epochs * batches_per_epoch(self.samples, self.batch_size, self.drop_last)
 
 
 def finetune(
@@ -153,7 +157,8 @@ class Tuner:
         return train(
             self.model, self.optimizer, scheduler, how.loss, how.batch, how.samples,
             epochs=how.epochs, batch_size=how.batch_size, seed=how.seed if seed is None else seed, recorder=self._recorder,
-            device=how.device, begin=begin, end=end, distill=how.distill, after_step=after_step, stage=stage,
+            device=how.device, drop_last=how.drop_last, augment=how.augment, begin=begin, end=end, distill=how.distill,
+            after_step=after_step, stage=stage,
         )  # fmt: skip
 
     def shrink(self, masks: Mapping[str, Tensor]) -> None:

@@ -1,7 +1,8 @@
-"""The one training loop, distillation, BatchNorm statistics measured anew."""
+"""The one training loop, augmentation, distillation, BatchNorm statistics measured anew."""
 
+from prunekit.training.augment import AUGMENTATIONS, Augment, augmented
 from prunekit.training.distill import Distillation
 from prunekit.training.loop import batches_per_epoch, train
 from prunekit.training.recalibrate import recalibrate
 
-__all__ = ["Distillation", "batches_per_epoch", "recalibrate", "train"]
+__all__ = ["AUGMENTATIONS", "Augment", "Distillation", "augmented", "batches_per_epoch", "recalibrate", "train"]

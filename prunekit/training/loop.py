@@ -12,15 +12,16 @@ from torch import Tensor, nn
 
 from prunekit.errors import NonFiniteError
 from prunekit.progress import track
+from prunekit.training.augment import Augment, augmented, step_seed
 from prunekit.training.distill import Distillation
 from prunekit.trajectory import Recorder
 
 Batch = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def batches_per_epoch(samples: int, batch_size: int) -> int:
-    """The last batch may be smaller; none is dropped."""
-    return math.ceil(samples / batch_size)
+def batches_per_epoch(samples: int, batch_size: int, drop_last: bool = False) -> int:
+    """How many batches; the last may be smaller, or is dropped then (never the only one)."""
+    return max(1, samples // batch_size) if drop_last else math.ceil(samples / batch_size)
 
 
 def train(
@@ -39,7 +40,10 @@ def train(
     begin: int | None = None,
     end: int | None = None,
     distill: Distillation | None = None,
+    drop_last: bool = False,
+    augment: Augment | None = None,
     after_step: Callable[[int], None] = lambda steps: None,
+    after_epoch: Callable[[int], bool] = lambda epochs: False,
     stage: str = "train",
 ) -> list[float]:
     """Trains in place; returns each epoch's mean training loss (of the steps taken here, when resumed within one).
@@ -52,7 +56,10 @@ def train(
         begin: steps before this one are passed over, in the same order of samples; by default those that a resumed
             ``recorder`` holds already. ``end``: where to stop, short of all epochs.
         distill: joins a teacher's soft labels to the loss.
+        drop_last: leave out an epoch's last batch where it is smaller than the others; the order is new in every epoch.
+        augment: changes the inputs of every step, by a seed made of ``seed`` and the step, which is recorded.
         after_step: called with the number of steps behind, once weights and rates have moved.
+        after_epoch: called with the number of epochs behind; training ends when it says True.
         stage: for the progress bar and the message.
 
     Raises:
@@ -60,13 +67,14 @@ def train(
     """
     generator = torch.Generator().manual_seed(seed)
     history: list[float] = []
-    steps = batches_per_epoch(samples, batch_size)
+    steps = batches_per_epoch(samples, batch_size, drop_last)
+    seen = augmented(batch, augment) if augment is not None else batch
     model.train()
 
     def order() -> Any:
         for epoch in range(epochs):
             permutation = torch.randperm(samples, generator=generator)
-            for begin in range(0, samples, batch_size):
+            for begin in range(0, steps * batch_size, batch_size):
                 yield epoch, permutation[begin : begin + batch_size]
 
     total, count = 0.0, 0
@@ -75,7 +83,8 @@ def train(
     for step, (epoch, indices) in enumerate(track(islice(order(), last), stage, last)):
         if step < first:
             continue
-        x, y = batch(indices)
+        drawn = [] if augment is None else [step_seed(seed, step)]
+        x, y = seen(indices, *drawn)
         x, y = x.to(device), y.to(device)
         optimizer.zero_grad()
         outputs = model(x)
@@ -88,7 +97,7 @@ def train(
             raise NonFiniteError(f"{stage}: the loss is {current} in epoch {epoch + 1}, step {step}; lower {rate}")
         value.backward()
         if recorder is not None:
-            recorder.batch(indices)
+            recorder.batch(indices, *drawn)
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
@@ -97,4 +106,6 @@ def train(
         if (step + 1) % steps == 0 or step + 1 == last:
             history.append(total / count)
             total, count = 0.0, 0
+        if (step + 1) % steps == 0 and after_epoch((step + 1) // steps):
+            break
     return history

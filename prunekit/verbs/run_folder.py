@@ -227,7 +227,7 @@ def load_splits(recipe: Recipe) -> dict[str, Split]:
     """
     if recipe.data is None:
         raise PrunekitError("this run has no data; import the model again with --data my_module:data")
-    return as_splits(call(recipe.data.factory, "data", recipe.data.args), recipe.data.factory)
+    return as_splits(call(recipe.data.factory, "data", recipe.data.arguments()), recipe.data.factory)
 
 
 def reusable(what: Path, found: Mapping[str, Any] | None, wanted: Mapping[str, Any], overwrite: bool) -> bool:

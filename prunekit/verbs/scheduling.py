@@ -132,6 +132,8 @@ def finetuning_of(run: Run, steps: Steps) -> Finetuning:
         epochs=epochs,
         batch_size=recipe.train.batch_size,
         seed=recipe.seed if asked.seed is None else asked.seed,
+        drop_last=recipe.train.drop_last,
+        augment=recipe.load_augment(),
         distill=Distillation(copy.deepcopy(run.model).to(run.device), **asked.distill.model_dump()) if asked.distill else None,
         record={"every": recipe.train.record.every, "second_moments": recipe.train.record.second_moments},
         device=run.device,
@@ -150,7 +152,7 @@ def _end(steps: Steps, how: Finetuning | None, run: Run) -> int | None:
     asked = steps.of_training().epochs
     if how is None or steps.rewind is None or asked is None:
         return None
-    return steps.rewind + _epochs(run, asked) * batches_per_epoch(how.samples, how.batch_size)
+    return steps.rewind + _epochs(run, asked) * batches_per_epoch(how.samples, how.batch_size, how.drop_last)
 
 
 def _told(steps: Steps, how: Finetuning, rounds: list[dict[str, Any]]) -> dict[str, Any]:

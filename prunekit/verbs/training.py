@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from prunekit import checkpoint
 from prunekit.criteria import model_digest
+from prunekit.data import Split
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.measure import accuracy, predict
-from prunekit.recipe import Recipe
+from prunekit.recipe import Recipe, Watch
 from prunekit.structure import prunable_parameters
 from prunekit.training.loop import batches_per_epoch, train
 from prunekit.trajectory import Layout, Recorder, Trajectory, disk_needed, snapshot, write_checkpoints
@@ -41,7 +44,7 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
         return {**read_training(out / "train.json"), "reused": True}
 
     samples, epochs, size = len(splits["train"]), recipe.train.epochs, recipe.train.batch_size
-    steps = epochs * batches_per_epoch(samples, size)
+    steps = epochs * batches_per_epoch(samples, size, recipe.train.drop_last)
     keep = recipe.train.record
     needed = disk_needed(model, steps, samples * epochs, keep.every, keep.states, keep.second_moments)
     announce(
@@ -58,19 +61,23 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
     else:
         shutil.rmtree(partial, ignore_errors=True)
         recorder = Recorder(partial, model, optimizer, provenance, scheduler=scheduler, **keep.model_dump())
+    accuracies: list[dict[str, float]] = []
     with recorder:
         losses = train(
             model, optimizer, scheduler, recipe.load_loss(), splits["train"].batch, samples,
             epochs=epochs, batch_size=size, seed=recipe.seed, recorder=recorder, device=recipe.device,
+            drop_last=recipe.train.drop_last, augment=recipe.load_augment(),
+            after_epoch=_watching(recipe.train.watch, model, splits, accuracies),
         )  # fmt: skip
     seconds = time.perf_counter() - started
     outputs = {name: predict(model, splits[name].batches(EVAL_BATCH)) for name in ("train", "validation")}
     result = {
         "schema": 1,
         "kind": "training",
-        "steps": steps,
+        "steps": recorder.steps,
         "coordinates": layout.total,
         "losses": losses,
+        "accuracies": accuracies,
         "accuracy": {name: accuracy(*pair) for name, pair in outputs.items()},
         "cost": {"seconds": round(seconds, 3)},
     }
@@ -114,6 +121,21 @@ def import_run(recipe: Recipe, weights: Sequence[Path], out: Path, overwrite: bo
         "path": len(opened) > 0,
         "reused": reused,
     }
+
+
+def _watching(
+    watch: Watch | None, model: nn.Module, splits: Mapping[str, Split], found: list[dict[str, float]]
+) -> Callable[[int], bool]:
+    """For ``train``: adds ``epoch`` and accuracies to ``found`` now and then; says whether training may end."""
+
+    def after_epoch(epochs: int) -> bool:
+        if watch is None or epochs % watch.every:
+            return False
+        now = {name: accuracy(*predict(model, splits[name].batches(EVAL_BATCH))) for name in ("train", "validation")}
+        found.append({"epoch": epochs, **now})
+        return watch.until is not None and min(now.values()) >= watch.until
+
+    return after_epoch
 
 
 def read_training(path: Path) -> dict[str, Any]:

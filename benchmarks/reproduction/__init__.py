@@ -1,0 +1,1 @@
+"""The experiments of ``benchmarks/reproduce.py``: one file each."""

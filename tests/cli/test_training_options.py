@@ -1,0 +1,69 @@
+"""Watching accuracies, ending early, dropping and augmenting batches, by recipe and command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prunekit.data import Split, digits
+from prunekit.measure import accuracy, predict
+from prunekit.models import digits_cnn
+from prunekit.trajectory import Trajectory, load_into
+
+from .conftest import Cli
+
+RECIPE = """
+seed: 3
+threads: 1
+model: {{factory: "prunekit.models:digits_cnn", args: {{channels: [4, 4, 4]}}}}
+data: {{factory: "prunekit.data:digits"}}
+train: {{optimizer: {{name: sgd, lr: 0.2, momentum: 0.9}}, epochs: 4, batch_size: 256, {options}}}
+"""
+
+
+def write(folder: Path, options: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(RECIPE.format(options=options))
+    return path
+
+
+def test_watched_accuracies_are_those_of_the_recorded_states(cli: Cli, tmp_path: Path) -> None:
+    assert cli("train", write(tmp_path, "watch: {every: 2}"), "--out", tmp_path / "run").code == 0
+    record = json.loads((tmp_path / "run" / "train.json").read_text())
+    path, model = Trajectory(tmp_path / "run" / "trajectory"), digits_cnn((4, 4, 4))
+    assert [row["epoch"] for row in record["accuracies"]] == [2, 4]
+    for row in record["accuracies"]:
+        load_into(model, path.model_state(row["epoch"] * 4), path.folder)
+        for name in ("train", "validation"):
+            split = Split(digits()[name])
+            assert row[name] == pytest.approx(accuracy(*predict(model, split.batches(256))), abs=1e-6)
+
+
+def test_training_ends_once_both_accuracies_are_reached(cli: Cli, tmp_path: Path) -> None:
+    done = cli("train", write(tmp_path, "watch: {every: 1, until: 0.01}"), "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    record = json.loads((tmp_path / "run" / "train.json").read_text())
+    assert (record["steps"], len(record["losses"]), len(Trajectory(tmp_path / "run" / "trajectory"))) == (4, 1, 4)
+    again = cli("train", tmp_path / "recipe.yaml", "--out", tmp_path / "run", "--json")
+    assert (again.code, json.loads(again.out)["reused"]) == (0, True)
+
+
+def test_dropped_and_augmented_batches_are_in_the_record(cli: Cli, tmp_path: Path) -> None:
+    recipe = write(tmp_path, "drop_last: true, augment: horizontal_flip")
+    assert cli("train", recipe, "--out", tmp_path / "run").code == 0
+    path = Trajectory(tmp_path / "run" / "trajectory")
+    steps = [path.step(s) for s in range(len(path))]
+    assert [len(step.batches[0]) for step in steps if step.batches] == [256] * (4 * (len(digits()["train"][0]) // 256))
+    assert len({step.seeds[0] for step in steps}) == len(steps)
+    write(tmp_path, "augment: horizontal_flip")
+    refused = cli("train", recipe, "--out", tmp_path / "run")
+    assert refused.code == 1
+    assert "drop_last was True" in refused.err
+
+
+def test_an_unknown_augmentation_names_the_known(cli: Cli, tmp_path: Path) -> None:
+    done = cli("train", write(tmp_path, "augment: horizontal_flop"), "--out", tmp_path / "run")
+    assert done.code == 2
+    assert "did you mean horizontal_flip" in done.err
