@@ -60,7 +60,8 @@ def test_the_function_stays(name: str, seed: int, sparsity: float, dtype: torch.
         if parameter in small.masks:
             assert small.masks[parameter].shape == tensor.shape
             assert not tensor[~small.masks[parameter]].any()
-    if any(int(keep.sum()) > 1 for keep in small.plan.keep.values()):
+    single = all(int(keep.sum()) == 1 for keep in small.plan.keep.values())
+    if not single and not name.startswith("grouped"):  # a smaller grouped convolution can become a depthwise one
         assert not squeeze(small.model, small.masks, IMAGES.to(dtype)).removed  # a fixed point
 
 
