@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from prunekit import ArtifactError, StructureError, hold_masks, load, make_plan, masked, prune, save, squeeze
+from prunekit import ArtifactError, StructureError, UsageError, hold_masks, load, make_plan, masked, prune, save, squeeze
 from prunekit.apply import dense_state
 from prunekit.plan import Plan
-from tests.structure_models import HANDLED, IMAGES, REFUSED, random_scores
+from prunekit.structure import find_groups
+from tests.structure_models import ATTENTIVE, HANDLED, IMAGES, REFUSED, random_scores
 
 
 def trained_like(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -59,7 +60,8 @@ def test_the_function_stays(name: str, seed: int, sparsity: float, dtype: torch.
         if parameter in small.masks:
             assert small.masks[parameter].shape == tensor.shape
             assert not tensor[~small.masks[parameter]].any()
-    if any(int(keep.sum()) > 1 for keep in small.plan.keep.values()):
+    single = all(int(keep.sum()) == 1 for keep in small.plan.keep.values())
+    if not single and not name.startswith("grouped"):  # a smaller grouped convolution can become a depthwise one
         assert not squeeze(small.model, small.masks, IMAGES.to(dtype)).removed  # a fixed point
 
 
@@ -144,6 +146,43 @@ def test_a_constant_that_meets_data_stays() -> None:
     keep["one.weight"][3] = False
     small = squeeze(model, plan.edited(keep), IMAGES)
     assert not small.removed
+
+
+@pytest.mark.parametrize("name", ATTENTIVE)
+def test_a_head_that_nobody_reads_goes_with_its_queries_keys_and_values(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    model = ATTENTIVE[name]().eval()
+    heads = find_groups("heads", model, IMAGES)
+    plan = make_plan(random_scores(model), model, sparsity=0.0)
+    keep = {n: mask.clone() for n, mask in plan.keep.items()}
+    for head in heads:
+        (reads,) = [m for m in head.members if m.endswith("@1")]
+        keep[reads[:-2]][:, head.members[reads][1]] = False
+    plan = plan.edited(keep)
+    small = squeeze(model, plan, IMAGES)
+    assert all(small.removed[head.name] == 1 for head in heads)
+    x = torch.randn(20, 1, 4, 4)
+    torch.testing.assert_close(small.model(x), masked(model, plan)(x), atol=1e-5, rtol=1e-5)
+    save(small.model, plan, tmp_path / "a", squeezed=small)
+    assert torch.equal(load(tmp_path / "a", ATTENTIVE[name])(x), small.model(x))
+
+
+@pytest.mark.parametrize(("structure", "sparsity"), [("2:4", None), ("block:2x4", 0.8)])
+def test_plans_of_patterns(structure: str, sparsity: float | None) -> None:
+    model = trained_like("flattened")
+    plan = make_plan(random_scores(model), model, sparsity=sparsity, structure=structure)
+    small = squeeze(model, plan, IMAGES)
+    x = torch.randn(20, 1, 4, 4)
+    torch.testing.assert_close(small.model(x), masked(model, plan)(x), atol=1e-5, rtol=1e-5)
+    if structure != "2:4":
+        assert small.removed
+
+
+def test_plans_that_take_units_out_are_refused() -> None:
+    model = trained_like("multilayer")
+    plan = make_plan(random_scores(model), model, IMAGES, sparsity=0.5, structure="channels")
+    with pytest.raises(UsageError, match="channels are cut out as they are"):
+        squeeze(model, plan, IMAGES)
 
 
 def test_a_layer_is_never_emptied() -> None:

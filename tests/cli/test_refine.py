@@ -13,6 +13,9 @@ from safetensors.torch import load_file
 import prunekit
 from prunekit import Plan
 from prunekit.data import digits
+from prunekit.recipe import Prune
+from prunekit.verbs.pruning import prune_run
+from prunekit.verbs.run_folder import Run
 from tests.cli.conftest import RECIPE, Cli
 from tests.cli.test_bad_input import one_line
 from tests.cli.test_pipeline import small_cnn
@@ -89,6 +92,64 @@ def test_a_squeezed_model_loads_and_is_measured(cli: Cli, run: Path) -> None:
     assert found["kernel"]["pruned"]["mean_error"] < 0.1
 
 
+def test_a_refined_plan_is_compensated_within_its_budget_or_fine_tuned(cli: Cli, run: Path) -> None:
+    def made(name: str, *more: object) -> tuple[dict, Plan, dict]:
+        done = cli("prune", run, "-c", "magnitude", "--max-params", 700, "--refine", "--name", name, "--json", *more)
+        assert done.code == 0, done.err
+        folder = run / "pruned" / name
+        return json.loads(done.out), Plan.load(folder / "plan.safetensors"), load_file(folder / "model.safetensors")
+
+    facts, plan, weights = made("refined")
+    assert facts["refine"]["changed"] > 0
+    compensated = made("compensated", "--compensate")
+    tuned = made("tuned", "--finetune", 1)
+    for other in (compensated, tuned):
+        assert all(torch.equal(other[1].keep[n], k) for n, k in plan.keep.items())
+        assert other[0]["refine"]["after"] == facts["refine"]["after"]
+        assert any(not torch.equal(other[2][n], weights[n]) for n in plan.keep)
+        assert all(not other[2][n][~k].any() for n, k in plan.keep.items())
+        left = sum(v.numel() for v in weights.values()) - sum(int((~k).sum()) for k in plan.keep.values())
+        assert left <= 700
+        assert other[0]["reached"] == left
+    assert compensated[0]["compensated"]
+    assert tuned[0]["finetune"]["epochs"] == 1
+    assert cli("prune", run, "-c", "magnitude", "--max-params", 700, "--refine", "--name", "tuned", "--finetune", 1).code == 0
+    found = json.loads(cli("eval", run / "pruned" / "tuned", "--json").out)
+    assert found["refine"]["rounds"]
+
+
+def test_an_accuracy_budget_is_searched_with_refined_plans(cli: Cli, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (tmp_path / "r.yaml").write_text(RECIPE.replace("lr: 0.02", "lr: 0.01").replace("epochs: 3", "epochs: 15"))  # it has learnt
+    assert cli("train", tmp_path / "r.yaml", "--out", run).code == 0
+    assert cli("score", run, "--criterion", "magnitude").code == 0
+    opened = Run(run)
+    wanted = {"criterion": "magnitude", "max_accuracy_drop": 8}
+    refining = {"refine": {"rounds": 6, "learn": False}}
+    plain = prune_run(opened, Prune.of({**wanted, "name": "plain"}, "test"))
+    better = prune_run(opened, Prune.of({**wanted, **refining, "name": "better"}, "test"))
+    assert better["achieved"] > plain["achieved"]
+    assert better["reached"] + better["standard_error"] <= 8
+    x, y = zip(*opened.batches("validation"), strict=True)
+    with torch.no_grad():
+        dense, small = (float((m(torch.cat(x)).argmax(1) == torch.cat(y)).double().mean())
+                        for m in (opened.model, prunekit.load(run / "pruned" / "better", small_cnn)))  # fmt: skip
+    assert 100 * (dense - small) == pytest.approx(better["reached"], abs=1e-3)
+
+
+@pytest.mark.parametrize("structure", ["2:4", "block:2x2"])
+def test_patterns_are_refined_and_squeezed(cli: Cli, run: Path, structure: str) -> None:
+    share = () if structure == "2:4" else ("-s", 0.9)
+    done = cli(
+        "prune", run, "-c", "magnitude", "--structure", structure, *share, "--refine", "--squeeze", "--name", "p", "--json"
+    )
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["refine"]["after"]["accept"] < found["refine"]["before"]["accept"]
+    assert found["squeezed"] is not None
+    assert cli("eval", run / "pruned" / "p").code == 0
+
+
 def test_recipes_can_ask_for_it(cli: Cli, tmp_path: Path) -> None:
     recipe = yaml.safe_load(RECIPE)
     recipe["train"]["epochs"] = 1
@@ -116,6 +177,8 @@ def test_recipes_can_ask_for_it(cli: Cli, tmp_path: Path) -> None:
         (("-s", 0.5, "--refine", "--refine-budget", "soon"), "'soon' is no length of time"),
         (("-s", 0.5, "--structure", "channels", "--squeeze"), "squeeze is for plans of masks"),
         (("--apply", "plan.safetensors", "--refine"), "--apply takes a finished plan"),
+        (("-s", 0.5, "--refine", "--schedule", "iterative"), "refine repairs a plan that is made at once"),
+        (("-s", 0.5, "--squeeze", "--finetune", 1), "squeeze is for pruning at once"),
     ],
 )
 def test_wrong_use(cli: Cli, finished: Path, arguments: tuple[object, ...], said: str) -> None:
