@@ -152,6 +152,6 @@ def test_weights_that_stay_and_move_are_named(tmp_path: Path) -> None:
     x, y = tiny_data(20, torch.float64)
     found = explain_diff(model, trajectory, PrunedPath("p", path.keep, {}, (jump,), end), plan, x, y, limit=20)
     names = [g["name"] for g in found["groups"]]
-    assert "head, kept weights" == names[0]
+    assert names[0] == "head, kept weights"
     assert all(name == "head, kept weights" or name.endswith("]") for name in names)
     assert found["certificate"]["max_residual"] < 1e-2 * found["certificate"]["mean_change"]
