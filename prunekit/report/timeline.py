@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +13,7 @@ from prunekit.report.plots import heat_map
 
 SAMPLES = 40  # rows of the sample view
 STRETCHES = 32  # its columns
+PIECES = 200  # gradients along the path at most, so that a report stays quick; the residual tells what that costs
 
 
 def timeline(view: View) -> dict[str, Any]:
@@ -22,7 +24,7 @@ def timeline(view: View) -> dict[str, Any]:
     stretch, which is the difference of ``f`` at its ends, so exact; ``learned``: the first stretch after which the answer is
     right and stays right, None if it never is.
     """
-    layers = by_layer(view, view.own)
+    layers = by_layer(replace(view, stride=max(view.stride, -(-view.trajectory.pieces // PIECES))), view.own)
     ends = [view.values(view.trajectory.state(i)).double() for i in (0, -1)]
     change = float((view.own.double() * (ends[1] - ends[0])).sum())
     layers |= {"change": change, "residual": layers["kernel"] + layers["regularisation"] - change}

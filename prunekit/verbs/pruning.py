@@ -117,14 +117,14 @@ def _refined(run: Run, plan: Plan, options: Refine) -> Plan:
         run.model.cpu()
 
 
-@torch.no_grad()
 def _for_classes(run: Run, classes: Sequence[int], names: Sequence[str], overwrite: bool) -> Run:
     """The run restricted to ``classes``, with scores made from their samples: of ``names``, or of all that the run has.
 
     Raises:
         UsageError: the model has no such output, or a split no sample of a class.
     """
-    outputs = run.model(run.example)
+    with torch.no_grad():
+        outputs = run.model(run.example)
     if outputs.dim() != 2 or max(classes) >= outputs.shape[1]:
         raise UsageError(f"class {max(classes)} does not exist; the model has {outputs.shape[-1]} outputs, numbered from 0")
     restricted = run.restricted(classes)

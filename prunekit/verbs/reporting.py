@@ -81,13 +81,28 @@ def _timeline(run: Run) -> dict[str, Any] | None:
     view = view_of(run, "test")
     path, made_from = run.path / "timeline.json", {"trajectory": run.trajectory.hash, **view.facts}
     try:
-        found = checkpoint.read_json(path, "timeline")
-        if found["made_from"] == made_from and found["schema"] == 1:
+        found = _read_timeline(path)
+        if found["made_from"] == made_from:
             return found
-    except (ArtifactError, KeyError):
+    except ArtifactError:
         pass  # absent or damaged: it is made again
     found = {"schema": 1, "kind": "timeline", "made_from": made_from, **timeline(view)}
     checkpoint.write_json(path, found)
+    return found
+
+
+def _read_timeline(path: Path) -> dict[str, Any]:
+    """Raises ArtifactError when timeline.json is missing, of another schema, or lacks what the page shows of it."""
+    found = checkpoint.read_json(path, "timeline")
+    with checkpoint.reading(path, "timeline"):
+        if found["schema"] != 1:
+            raise ArtifactError(f"{path}: schema {found['schema']}, this prunekit reads 1")
+        layers, samples = found["layers"], found["samples"]
+        _ = found["made_from"], found["samples_seen"], float(layers["change"]), float(layers["residual"])
+        for row in layers["rows"]:
+            _ = row["layer"], [(p["begin"], p["end"], float(p["kernel"]), float(p["regularisation"])) for p in row["phases"]]
+        for row in samples["rows"] if samples else ():
+            _ = row["sample"], row["label"], row["answer"], row["learned"], [float(v) for v in row["moved"]]
     return found
 
 

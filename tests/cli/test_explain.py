@@ -164,7 +164,9 @@ def test_scores_for_classes_are_those_of_their_samples(cli: Cli, run: Path) -> N
 
 
 def test_auto_judges_classes_on_their_samples(cli: Cli, run: Path) -> None:
-    done = json.loads(cli("prune", run, "-s", 0.8, "--structure", "channels", "--classes", "3,5", "--name", "best", "--json").out)
+    pruned = cli("prune", run, "-s", 0.8, "--structure", "channels", "--classes", "3,5", "--name", "best", "--json")
+    assert pruned.code == 0, pruned.err
+    done = json.loads(pruned.out)
     opened = Run(run)
     x, y = opened.splits["validation"].pair
     mine = torch.isin(y, torch.tensor([3, 5]))

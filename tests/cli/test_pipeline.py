@@ -37,7 +37,7 @@ def small_cnn() -> torch.nn.Module:
 def test_run_leaves_every_artifact(finished: Path) -> None:
     expected = {
         "recipe.yaml", "train.json", "compare.json", "compare.csv", "compare.png", "report.html",
-        "reconstruction.safetensors", "trajectory/trajectory.json", "trajectory/steps.jsonl",
+        "reconstruction.safetensors", "timeline.json", "trajectory/trajectory.json", "trajectory/steps.jsonl",
         "trajectory/states-00000.safetensors", "trajectory/fixed.safetensors", "trajectory/start.safetensors",
         *(f"scores/{c}.safetensors" for c in CRITERIA),
         *(f"pruned/{n}/{f}" for n in ("loose", "small")
