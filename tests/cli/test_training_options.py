@@ -67,3 +67,20 @@ def test_an_unknown_augmentation_names_the_known(cli: Cli, tmp_path: Path) -> No
     done = cli("train", write(tmp_path, "augment: horizontal_flop"), "--out", tmp_path / "run")
     assert done.code == 2
     assert "did you mean horizontal_flip" in done.err
+
+
+@pytest.mark.parametrize("steps", [["--finetune", "1"], ["--rewind", "2"]])
+def test_training_on_uses_the_same_batches_and_ends_where_the_dense_training_did(
+    cli: Cli, tmp_path: Path, steps: list[str]
+) -> None:
+    options = "drop_last: true, augment: horizontal_flip, watch: {every: 1, until: 0.01}"
+    assert cli("train", write(tmp_path, options), "--out", tmp_path / "run").code == 0
+    assert cli("score", tmp_path / "run", "--criterion", "magnitude").code == 0
+    done = cli("prune", tmp_path / "run", "--criterion", "magnitude", "--sparsity", "0.5", "--name", "a", *steps)
+    assert done.code == 0, done.err
+    dense, child = (Trajectory(tmp_path / "run" / where / "trajectory") for where in ("", "pruned/a"))
+    taken = [child.step(s) for s in range(len(child)) if child.step(s).moved]
+    first = 2 if "--rewind" in steps else 0
+    assert (len(dense), len(taken)) == (3, 3 - first)
+    for number, step in enumerate(taken):
+        assert (step.batches, step.seeds) == (dense.step(first + number).batches, dense.step(first + number).seeds)
