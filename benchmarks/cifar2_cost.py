@@ -2,7 +2,8 @@
 
     python benchmarks/cifar2_cost.py [--steps 4] [--samples 4]
 
-Images are drawn at random into files of CIFAR-10's format and full length, so nothing is downloaded and nothing is learnt.
+Seconds are processor seconds, of all threads together. Images are drawn at random into files of CIFAR-10's format and full
+length, so nothing is downloaded and nothing is learnt.
 """
 
 from __future__ import annotations
@@ -59,23 +60,23 @@ def main() -> None:
         )
         ended: list[float] = []
         with Recorder(Path(scratch) / "path", model, optimizer, scheduler=scheduler) as recorder:
-            started = time.perf_counter()
+            started = time.process_time()
             train(
                 model, optimizer, scheduler, recipe.load_loss(), splits["train"].batch, samples,
                 epochs=1, batch_size=size, seed=0, recorder=recorder, end=options.steps, drop_last=True,
-                augment=recipe.load_augment(), after_step=lambda steps: ended.append(time.perf_counter()),
+                augment=recipe.load_augment(), after_step=lambda steps: ended.append(time.process_time()),
             )  # fmt: skip
         # The first step pays for what later ones find ready.
         each = (ended[-1] - ended[0]) / (len(ended) - 1) if len(ended) > 1 else ended[0] - started
         print(f"training: {each:.1f} s a step, {each * steps / 60:.0f} min for all; peak memory {peak_memory_mb():,} MB")
         path, (x, y) = Trajectory(Path(scratch) / "path"), splits["scoring"].batch(range(options.samples))
         function, gradients = ModelFunction(model, path.layout, path.fixed, recipe.load_target()), 0
-        started = time.perf_counter()
+        started = time.process_time()
         for part in attribute(function, path.segments, x, y):
             gradients += len(path) * (part.samples.stop - part.samples.start)
-        each = (time.perf_counter() - started) / gradients
+        each = (time.process_time() - started) / gradients
         print(
-            f"influence: {each:.2f} s a gradient, {each * steps * recipe.score.samples / 60:.0f} min for the recipe's "
+            f"influence: {each:.3f} s a gradient, {each * steps * recipe.score.samples / 60:.0f} min for the recipe's "
             f"{recipe.score.samples} samples with one node a step; peak memory {peak_memory_mb():,} MB"
         )
 

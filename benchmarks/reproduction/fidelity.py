@@ -15,7 +15,7 @@ CASES = {"digits-cnn-sgd": "test", "modadd-transformer": "validation"}
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--samples", type=int, default=128, help="rebuilt samples of each model (the paper: 2000)")
+    parser.add_argument("--samples", type=int, default=32, help="rebuilt samples of each model (the paper: 2000)")
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 10, 100], help="midpoints a step")
     parser.add_argument("--tolerance", type=float, default=0.005, help="of the error-controlled rule, a sample and interval")
 

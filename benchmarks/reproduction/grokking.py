@@ -32,7 +32,7 @@ OUTER = {
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--samples", type=int, default=16, help="validation samples, all outputs each (the paper: 2000)")
+    parser.add_argument("--samples", type=int, default=8, help="validation samples, all outputs each (the paper: 2000)")
     parser.add_argument("--window", type=int, default=50, help="steps whose contributions are added up (the paper: 50)")
     parser.add_argument("--stride", type=int, default=1, help="steps taken as one straight piece (the paper: 1)")
     parser.add_argument("--lines", type=int, default=18, help="lines of each table over time")

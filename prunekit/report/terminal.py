@@ -18,6 +18,8 @@ SIZES = {
     "macs": "theoretical MACs",
     "bytes": "bytes on disk",
 }
+LEARNT = 0.98
+"""The accuracy whose first epoch is told of a watched training: of memorising, and of generalising."""
 
 
 def _print(table: Table) -> None:
@@ -47,6 +49,15 @@ def train(result: dict[str, Any]) -> None:
         f"train: {result['steps']} steps in {result['cost']['seconds']:.1f} s, accuracy {accuracy['train']:.1%} on training, "
         f"{accuracy['validation']:.1%} on validation data{_again(result['reused'])}"
     )
+    if watched := result.get("accuracies"):
+        print(
+            f"  {LEARNT:.0%} right: training data {_reached(watched, 'train')}, validation data {_reached(watched, 'validation')}"
+        )
+
+
+def _reached(watched: list[dict[str, float]], split: str) -> str:
+    first = next((row["epoch"] for row in watched if row[split] >= LEARNT), None)
+    return "never" if first is None else f"at epoch {first}"
 
 
 def imported(result: dict[str, Any]) -> None:

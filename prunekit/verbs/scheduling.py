@@ -141,7 +141,10 @@ def finetuning_of(run: Run, steps: Steps) -> Finetuning:
 
 
 def _epochs(run: Run, asked: float | None) -> int:
-    dense = run.recipe.train.epochs
+    train = run.recipe.train
+    dense = train.epochs
+    if train.watch is not None and train.watch.until is not None and run.trajectory.header["optimizer"] is not None:
+        dense = len(run.trajectory) // batches_per_epoch(len(run.splits["train"]), train.batch_size, train.drop_last)
     if asked is None:
         return dense
     return int(asked) if asked >= 1 else max(1, round(asked * dense))
@@ -150,8 +153,10 @@ def _epochs(run: Run, asked: float | None) -> int:
 def _end(steps: Steps, how: Finetuning | None, run: Run) -> int | None:
     """The step at which training from a rewound state stops, short of the dense training's end; None for that."""
     asked = steps.of_training().epochs
-    if how is None or steps.rewind is None or asked is None:
+    if how is None or steps.rewind is None:
         return None
+    if asked is None:
+        return len(run.trajectory)  # which may have ended before its last epoch
     return steps.rewind + _epochs(run, asked) * batches_per_epoch(how.samples, how.batch_size, how.drop_last)
 
 

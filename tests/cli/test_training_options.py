@@ -10,6 +10,7 @@ import pytest
 from prunekit.data import Split, digits
 from prunekit.measure import accuracy, predict
 from prunekit.models import digits_cnn
+from prunekit.report import terminal
 from prunekit.trajectory import Trajectory, load_into
 
 from .conftest import Cli
@@ -32,6 +33,8 @@ def write(folder: Path, options: str) -> Path:
 def test_watched_accuracies_are_those_of_the_recorded_states(cli: Cli, tmp_path: Path) -> None:
     assert cli("train", write(tmp_path, "watch: {every: 2}"), "--out", tmp_path / "run").code == 0
     record = json.loads((tmp_path / "run" / "train.json").read_text())
+    told = cli("train", tmp_path / "recipe.yaml", "--out", tmp_path / "run").out  # reused, from the record
+    assert "98% right: training data never, validation data never" in told
     path, model = Trajectory(tmp_path / "run" / "trajectory"), digits_cnn((4, 4, 4))
     assert [row["epoch"] for row in record["accuracies"]] == [2, 4]
     for row in record["accuracies"]:
@@ -39,6 +42,15 @@ def test_watched_accuracies_are_those_of_the_recorded_states(cli: Cli, tmp_path:
         for name in ("train", "validation"):
             split = Split(digits()[name])
             assert row[name] == pytest.approx(accuracy(*predict(model, split.batches(256))), abs=1e-6)
+
+
+def test_the_epochs_of_memorising_and_generalising_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    seen = [(10, 0.5, 0.1), (20, 0.98, 0.97), (30, 0.97, 0.99), (40, 1.0, 1.0)]
+    terminal.train({
+        "steps": 40, "cost": {"seconds": 1.0}, "accuracy": {"train": 1.0, "validation": 1.0}, "reused": False,
+        "accuracies": [{"epoch": epoch, "train": a, "validation": b} for epoch, a, b in seen],
+    })  # fmt: skip
+    assert "98% right: training data at epoch 20, validation data at epoch 30" in capsys.readouterr().out
 
 
 def test_training_ends_once_both_accuracies_are_reached(cli: Cli, tmp_path: Path) -> None:
@@ -67,3 +79,20 @@ def test_an_unknown_augmentation_names_the_known(cli: Cli, tmp_path: Path) -> No
     done = cli("train", write(tmp_path, "augment: horizontal_flop"), "--out", tmp_path / "run")
     assert done.code == 2
     assert "did you mean horizontal_flip" in done.err
+
+
+@pytest.mark.parametrize("steps", [["--finetune", "1"], ["--rewind", "2"]])
+def test_training_on_uses_the_same_batches_and_ends_where_the_dense_training_did(
+    cli: Cli, tmp_path: Path, steps: list[str]
+) -> None:
+    options = "drop_last: true, augment: horizontal_flip, watch: {every: 1, until: 0.01}"
+    assert cli("train", write(tmp_path, options), "--out", tmp_path / "run").code == 0
+    assert cli("score", tmp_path / "run", "--criterion", "magnitude").code == 0
+    done = cli("prune", tmp_path / "run", "--criterion", "magnitude", "--sparsity", "0.5", "--name", "a", *steps)
+    assert done.code == 0, done.err
+    dense, child = (Trajectory(tmp_path / "run" / where / "trajectory") for where in ("", "pruned/a"))
+    taken = [child.step(s) for s in range(len(child)) if child.step(s).moved]
+    first = 2 if "--rewind" in steps else 0
+    assert (len(dense), len(taken)) == (3, 3 - first)
+    for number, step in enumerate(taken):
+        assert (step.batches, step.seeds) == (dense.step(first + number).batches, dense.step(first + number).seeds)
