@@ -103,7 +103,8 @@ def refine(
         temper: p of ``magnitude^(1-p) × influence^p``, the importance of what may leave.
         nodes: midpoints of the pruning segment for blame.
         importance: target whose per-sample gradients give that influence; by default the pattern's own (margin for
-            weights and tiles, loss for channels, heads and blocks; loss where labels are no classes), or ``target`` if it is a function.
+            weights and tiles, loss for channels, heads and blocks; loss where labels are no classes), or ``target`` if it is a
+            function.
         accept_share: of the samples, to accept on.
         pattern: which swaps are allowed; by the plan's structure when None (``prunekit.search.PATTERNS``).
 
