@@ -24,7 +24,7 @@ data: {factory: "prunekit.data:digits", args: {}}
 train: {optimizer: {name: adamw, lr: 0.01, weight_decay: 0.05}, epochs: 2, batch_size: 128}
 prunable: {ignore: [positions, classifier.weight]}
 score: {samples: 24, criteria: [influence, magnitude, random]}
-compare: {structures: [channels, heads, layers, "2:4", "block:4x2"], sparsities: [0.2, 0.5]}
+compare: {allocations: [global, uniform], structures: [channels, heads, layers, "2:4", "block:4x2"], sparsities: [0.2, 0.5]}
 prune:
   - {name: neurons, sparsity: 0.4, structure: channels}
   - {name: heads, sparsity: 0.15, structure: heads, criterion: influence}
