@@ -125,20 +125,22 @@ def main() -> int:
     ]
     table(["case", *labels, "best with the path - best without"], rows)
 
-    if any(e["repaired"] for e in summary):
-        print("With compensated weights (no labels, no gradients): area\n")
-        names = list(dict.fromkeys(m for e in summary for m in e["repaired"]))
-        table(["case", *names], [[name(e), *(points(e["repaired"].get(m)) for m in names)] for e in summary])
-    if any(e["tuned"] for e in summary):
-        print("After fine-tuning, all methods the same: test accuracy in %\n")
+    always = [m for m in found["study"]["always"]]
+    for repair in dict.fromkeys(r for e in summary for r in e["repaired"]):
+        print(f"{repair}: area before and after, of the criteria that every run looked at\n")
+        rows = []
         for e in summary:
-            sparsities = sorted({t["sparsity"] for t in e["tuned"]})
-            methods = list(dict.fromkeys(t["method"] for t in e["tuned"]))
+            here = e["repaired"][repair]
+            rows.append([name(e), *(f"{points(here[m]['unrepaired'])} → {points(here[m])}" if m in here else "" for m in always)])
+        table(["case", *always], rows)
+    if any(e["tuned"] for e in summary):
+        print("After fine-tuning, all the same steps: test accuracy in %, of the criteria that every run looked at\n")
+        rows = []
+        for e in summary:
             cells = {(t["method"], t["sparsity"]): t["accuracy"] for t in e["tuned"]}
-            seeds = {m: len(next(a["values"] for (n, _), a in cells.items() if n == m)) for m in methods}
-            rows = [[f"{m} ({seeds[m]} seeds)", *(points(cells.get((m, s))) for s in sparsities)] for m in methods]
-            print(name(e), f"({e['tuned'][0]['epochs'] if e['tuned'] else 0} epochs)\n")
-            table(["method", *(str(s) for s in sparsities)], rows)
+            for sparsity in sorted({t["sparsity"] for t in e["tuned"]}):
+                rows.append([f"{name(e)}, {sparsity:g}", *(points(cells.get((m, sparsity))) for m in always)])
+        table([f"case, sparsity ({found['study']['tune']['epochs']} epochs)", *always], rows)
     print("goals missed:", "; ".join(missed) or "none")
     return 1 if missed else 0
 
