@@ -125,7 +125,7 @@ def main() -> int:
     ]
     table(["case", *labels, "best with the path - best without"], rows)
 
-    always = [m for m in found["study"]["always"]]
+    always = list(found["study"]["always"])
     for repair in dict.fromkeys(r for e in summary for r in e["repaired"]):
         print(f"{repair}: area before and after, of the criteria that every run looked at\n")
         rows = []
