@@ -94,7 +94,7 @@ def test_with_second_moments_training_samples_are_shown(cli: Cli, run: Path, tmp
         ("sample 1203", "there are 360, numbered 0 to 359"),
         ("sample 400", "--split train has one of that number"),
         ("sample 1 --split tset", "did you mean test?"),
-        ("layer conv1 --split train", "did you mean"),
+        ("layer conv1 --split train", "--split is 'train'"),
         ("diff smal", "did you mean small?"),
         ("diff small 3", "leave '3' out"),
         ("layer conv1 --pruned lose", "did you mean loose?"),
@@ -103,7 +103,7 @@ def test_with_second_moments_training_samples_are_shown(cli: Cli, run: Path, tmp
 def test_bad_names_are_one_line_with_near_names(cli: Cli, finished: Path, asked: str, message: str) -> None:
     done = cli("explain", finished, *asked.split())
     assert done.code == 2
-    assert message in done.err or message == "did you mean"
+    assert message in done.err
     assert done.err.count("\n") == 1
     assert not (finished / "explain").exists()
 
