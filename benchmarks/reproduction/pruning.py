@@ -6,13 +6,14 @@ import argparse
 import copy
 import statistics
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.apply import apply_masks
-from prunekit.criteria import score
+from prunekit.criteria import Evidence, score, score_evidence
 from prunekit.measure import fidelity, predict
 from prunekit.plan.unstructured import unstructured_masks
 from prunekit.verbs.run_folder import Run
@@ -23,6 +24,7 @@ from .common import table as markdown
 KEEP = (0.01, 0.02, 0.03, 0.05, 0.07, 0.10, 0.15, 0.20, 0.25, 0.30)
 CLASSIFIER = "classifier.weight"
 FEW = 64  # scoring samples of the second table
+ROUNDS = 12
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -85,13 +87,16 @@ def causes(case: Run, x: Tensor, y: Tensor, chosen: argparse.Namespace) -> str:
         )  # fmt: skip
         found[line] = scores.importance
         note(f"{line}: scored")
+    levels = [keep for keep in KEEP if 0.05 <= keep <= 0.2]
     ways = {line: (importance, importance) for line, importance in found.items()}
     ways["influence inside layers, magnitude's layer shares"] = (found["influence"], found["magnitude"])
     ways["magnitude inside layers, influence's layer shares"] = (found["magnitude"], found["influence"])
-    levels = [keep for keep in KEEP if 0.05 <= keep <= 0.2]
+    chosen_masks = {line: [ranked_masks(*way, keep) for keep in levels] for line, way in ways.items()}
+    chosen_masks[f"taylor, scored again in {ROUNDS} steps"] = [
+        rescored(case, (x[scoring], y[scoring]), list(found["taylor"]), keep) for keep in levels
+    ]
     rows = []
-    for line, (inside, between) in ways.items():
-        masks = [ranked_masks(inside, between, keep) for keep in levels]
+    for line, masks in chosen_masks.items():
         agreements = [measured(case.model, m, x[test], y[test])["agreement"] for m in masks]
         shares = [f"{100 * float(mask.float().mean()):.0f}" for mask in masks[levels.index(0.10)].values()]
         rows.append([line, *(f"{100 * value:.1f}" for value in agreements), ", ".join(shares)])
@@ -101,6 +106,21 @@ def causes(case: Run, x: Tensor, y: Tensor, chosen: argparse.Namespace) -> str:
         f"by share kept, and the shares that {layers} keep at 0.10.\n\n"
         + markdown(("order", *(f"{keep:.2f}" for keep in levels), "kept by layer at 0.10, %"), rows)
     )
+
+
+def rescored(case: Run, pair: tuple[Tensor, Tensor], prunable: list[str], keep: float) -> dict[str, Tensor]:
+    """Taylor's masks, reached in steps of one ratio, each scored on the weights that the last one left; none is updated."""
+    evidence = Evidence(case.trajectory, case.model, tuple(prunable), *pair, device=case.device)
+    masks: dict[str, Tensor] = {}
+    for number in range(1, ROUNDS + 1):
+        importance = score_evidence(evidence, "taylor").importance  # 0 where a weight is gone, so it stays gone
+        masks = unstructured_masks(importance, 1 - keep ** (number / ROUNDS), same)
+        state = evidence.state.clone()
+        for name, view in case.trajectory.layout.views(state).items():
+            if name in masks:
+                view.mul_(masks[name])
+        evidence = replace(evidence, at=state)
+    return masks
 
 
 def ranked_masks(inside: Mapping[str, Tensor], between: Mapping[str, Tensor], keep: float) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from benchmarks.reproduction import grokking, pruning, steps
 from benchmarks.reproduction.common import COMPONENTS, DOCUMENT, log_probabilities, write_section
+from prunekit.criteria import score
 from prunekit.data import modadd
 from prunekit.kernel import ModelFunction, attribute
 from prunekit.models import modadd_transformer
@@ -87,6 +89,22 @@ def test_order_inside_layers_and_shares_between_them_can_come_from_two_scores() 
         assert int(both[name].sum()) == count
         assert set(both[name].flatten().nonzero().flatten().tolist()) == set(first[name].flatten().topk(count).indices.tolist())
     assert sum(int(mask.sum()) for mask in alone.values()) == 90
+
+
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_rescoring_ends_at_the_asked_share_and_in_one_round_is_plain_taylor(
+    small: tuple[nn.Module, Trajectory], monkeypatch: pytest.MonkeyPatch, rounds: int
+) -> None:
+    monkeypatch.setattr(pruning, "ROUNDS", rounds)
+    model, path = small
+    pair = modadd(5, 8, 3, 2)["train"]
+    names = ["up.weight", "down.weight"]
+    case = SimpleNamespace(trajectory=path, model=model, device=torch.device("cpu"))
+    masks = pruning.rescored(case, pair, names, 0.3)  # type: ignore[arg-type]
+    assert sum(int(mask.sum()) for mask in masks.values()) == 2 * 8 * 12 - round(0.7 * 2 * 8 * 12)
+    once = score(path, model, [pair], "taylor", ignore=[n for n, _ in model.named_parameters() if n not in names]).importance
+    plain = pruning.ranked_masks(once, once, 0.3)
+    assert all(masks[name].equal(plain[name]) for name in names) == (rounds == 1)
 
 
 def test_all_steps_rebuild_the_model_whatever_their_order() -> None:
