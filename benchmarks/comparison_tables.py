@@ -57,6 +57,11 @@ def name(entry: dict[str, Any]) -> str:
     return f"{entry['case']}, {entry['structure']}"
 
 
+def short(criterion: str) -> str:
+    """For tables: the margin target with L2 over samples is in most names."""
+    return criterion.replace(f"({MARGIN})", "ₘ")
+
+
 def of_path(method: str) -> bool:
     return any(word in method for word in FAMILY)
 
@@ -77,7 +82,7 @@ def main() -> int:
     rows = []
     for e in summary:
         best = max((m for m in e["methods"]), key=lambda m: e["methods"][m]["mean"])
-        rows.append([name(e), f"**{points(e['auto'])}**", f"{best}: {points(e['methods'][best])}",
+        rows.append([name(e), f"**{points(e['auto'])}**", f"{short(best)}: {points(e['methods'][best])}",
                      *(points(e["methods"].get(m)) for m in shown)])  # fmt: skip
     table(["case", "auto", "best criterion", *(SHOWN[m] for m in shown)], rows)
 
@@ -97,7 +102,7 @@ def main() -> int:
                     behind.append(f"{m} by {-mean:.1f}")
         missed += [f"{name(e)}: behind {b}" for b in behind]
         error = "" if regret["se"] is None else f" ± {regret['se']:.2f}"
-        rows.append([name(e), f"{variant[0]}, {variant[1]}", points(e["auto"]["hindsight"]), points(e["auto"]),
+        rows.append([name(e), f"{short(variant[0])}, {variant[1]}", points(e["auto"]["hindsight"]), points(e["auto"]),
                      f"{regret['mean']:.2f}{error}", ", ".join(behind) or "none"])  # fmt: skip
     table(["case", "best in hindsight", "its area", "auto", "regret (standard error)", "auto behind a baseline"], rows)
     for structure, values in regrets.items():
@@ -115,7 +120,7 @@ def main() -> int:
         without = max((m for m in e["methods"] if not of_path(m)), key=lambda m: e["methods"][m]["mean"])
         best = max((m for m in e["methods"] if of_path(m)), key=lambda m: e["methods"][m]["mean"])
         mean, error = difference(e["methods"][best], e["methods"][without])
-        rows.append([*row, f"{best} - {without}: {mean:+.1f} ({error:.1f})"])
+        rows.append([*row, f"{short(best)} - {short(without)}: {mean:+.1f} ({error:.1f})"])
     labels = [
         "tempered: influence - taylor",
         "tempered: survival - taylor",
