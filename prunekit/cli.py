@@ -217,6 +217,8 @@ def compare(
         return
     if len(runs) > 1 or runs[0].suffix in (".yaml", ".yml"):
         raise UsageError("several runs, or a study, need --out DIR")
+    if jobs != 1:
+        raise UsageError("--jobs is for a comparison over runs or a study; give --out DIR")
     run = runs[0]
     opened = _open(run, device)
     with output.working(run):
@@ -232,6 +234,8 @@ def _study(paths: list[Path], out: Path, jobs: int, output: _Out) -> None:
     from prunekit.verbs.comparing import jobs_of_runs, jobs_of_study, study_run
 
     use_working_folder(out)
+    if (out / "recipe.yaml").exists():
+        raise UsageError(f"--out is {out}, a run folder, whose own comparison would be replaced; give a folder of its own")
     if len(paths) == 1 and paths[0].suffix in (".yaml", ".yml"):
         study, work = jobs_of_study(paths[0], out)
     else:
@@ -249,7 +253,7 @@ def prune(
     sparsity: Annotated[float | None, typer.Option("--sparsity", "-s", help="Share to remove, in [0, 1); not for N:M.")] = None,
     structure: Annotated[str, typer.Option(help=f"{STRUCTURE_HELP}.")] = "unstructured",
     allocation: Annotated[str | None, typer.Option(help="global, uniform, mean, lamp, erk, proportional.")] = None,
-    ratio: Annotated[list[str] | None, typer.Option(metavar="PATTERN=SHARE", help="Remove this share of a layer.")] = None,
+    ratio: Annotated[list[str] | None, typer.Option(metavar="PATTERN=SHARE", help="Share to remove; last match counts.")] = None,
     floor: Annotated[float, typer.Option(help="Share of every layer that stays, in [0, 1).")] = 0.0,
     max_params: Annotated[int | None, typer.Option(help="Instead of a sparsity: parameters that may stay.")] = None,
     max_macs: Annotated[int | None, typer.Option(help="Instead: theoretical MACs of one sample.")] = None,
@@ -514,9 +518,10 @@ def _steps(
             raise UsageError(f"{option} is about fine-tuning; give --finetune EPOCHS or --rewind STEP")
     if temperature is not None and distill is None:
         raise UsageError("--temperature is about soft labels; give --distill WEIGHT")
-    for option, count in (("--rounds", rounds), ("--every", every)):
-        if count is not None and schedule not in ("iterative", "gradual"):
-            raise UsageError(f"{option} is about pruning in steps; give --schedule iterative or gradual")
+    if rounds is not None and schedule not in ("iterative", "gradual"):
+        raise UsageError("--rounds is about pruning in steps; give --schedule iterative or gradual")
+    if every is not None and schedule != "gradual":
+        raise UsageError("--every is about pruning while training; give --schedule gradual")
 
     def given(**options: Any) -> dict[str, Any]:
         return {k: v for k, v in options.items() if v is not None}
@@ -547,15 +552,18 @@ def _numbers(text: str | None, option: str) -> list[int]:
 
 
 def _ratios(given: list[str]) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     for text in given:
         pattern, _, share = text.rpartition("=")
         try:
-            found[pattern] = float(share)
+            value = float(share)
         except ValueError:
-            raise UsageError(f"--ratio is {text!r}; write PATTERN=SHARE, for example 'conv1*=0.3'") from None
+            pattern = ""
         if not pattern:
-            raise UsageError(f"--ratio is {text!r}; write PATTERN=SHARE, for example 'conv1*=0.3'")
+            raise UsageError(f"--ratio is {text!r}; write PATTERN=SHARE, for example 'conv1*=0.3'") from None
+        if pattern in found:
+            raise UsageError(f"--ratio: {pattern!r} is given twice")
+        found[pattern] = value
     return found
 
 

@@ -445,6 +445,10 @@ class Prune(Steps):
             raise ValueError(f"{given[0]} and {given[1]} are given; one of them decides how much goes")
         if self.compensate and self.request():
             raise ValueError("compensate is for pruning at once; leave out schedule, finetune, rewind and recalibrate")
+        if self.allocation is not None and implied_sparsity(self.structure) is not None:
+            raise ValueError(f"{self.structure} keeps the same share everywhere; leave allocation out")
+        if self.schedule.every is not None and self.schedule.name != "gradual":
+            raise ValueError(f"every is about schedule gradual, not {self.schedule.name}")
         try:
             if self.budget[0] and implied_sparsity(self.structure) is None:
                 return self
@@ -486,6 +490,13 @@ class Study(_Section):
     tune: Tuning | None = None
     refine: bool = False
     refine_sparsities: dict[StructureName, list[Share]] = {}
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, value: list[int]) -> list[int]:
+        if len(set(value)) < len(value):
+            raise ValueError("a seed counts once")
+        return value
 
     @field_validator("cases")
     @classmethod

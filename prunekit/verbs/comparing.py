@@ -94,22 +94,23 @@ def study_run(study: Study, jobs: Sequence[Job], out: Path, processes: int) -> d
 def _parallel(jobs: Sequence[Job], processes: int, bar: Bar) -> Iterator[dict[str, Any]]:
     """In the order of the jobs; ticks come through a queue, so that one bar counts for all."""
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
-        ticks = manager.Queue()
-        with ProcessPoolExecutor(processes, mp_context=context, initializer=_quiet) as pool:
-            futures = [pool.submit(_remote, job, ticks) for job in jobs]
-            pending: set[Future[dict[str, Any]]] = set(futures)
-            try:
-                while pending:
-                    done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-                    _drain(ticks, bar)
-                    for future in done:
-                        future.result()  # the first failure ends it
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-            _drain(ticks, bar)
-            yield from (future.result() for future in futures)
+    ticks: Any = context.Queue()
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(ticks,)) as pool:
+        futures = [pool.submit(_remote, job) for job in jobs]
+        pending: set[Future[dict[str, Any]]] = set(futures)
+        try:
+            while pending:
+                done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                _drain(ticks, bar)
+                for future in done:
+                    future.result()  # the first failure ends it
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()  # cells are written whole or not at all
+            raise
+        _drain(ticks, bar)
+        yield from (future.result() for future in futures)
 
 
 def _drain(ticks: Any, bar: Bar) -> None:
@@ -121,18 +122,24 @@ def _drain(ticks: Any, bar: Bar) -> None:
         bar.advance()
 
 
-def _quiet() -> None:
+_ticks: Any = None
+"""A worker's way to say that a cell is done."""
+
+
+def _begin(ticks: Any) -> None:
     """A worker says nothing, and leaves Ctrl-C to its parent."""
     import signal
     import warnings
 
+    global _ticks
+    _ticks = ticks
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.simplefilter("ignore")
 
 
-def _remote(job: Job, ticks: Any) -> dict[str, Any]:
+def _remote(job: Job) -> dict[str, Any]:
     use_working_folder(job.run)
-    return work(job, lambda: ticks.put(1))
+    return work(job, lambda: _ticks.put(1))
 
 
 # -- one case and seed -------------------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ def pruned_path(run: Run, name: str) -> tuple[PrunedPath, Plan]:
         raise ArtifactError(f"{folder}: pruned from model {plan.provenance['model']}, this run's is {found}; prune again")
     pruned = load(folder, run.new_model)
     layout, last = run.trajectory.layout, run.trajectory.state(-1)
-    end = layout.flatten({k: v.cpu() for k, v in dense_state(pruned, plan).items()}).to(last.dtype)
+    end = layout.flatten({k: v.cpu() for k, v in dense_state(pruned, plan, manifest.kept or None).items()}).to(last.dtype)
     jumps: tuple[Segment, ...] = (Segment(len(run.trajectory), last, end, end - last, jump=True),)
     if manifest.facts.get("finetune"):
         child = child_of(run, folder, plan, pruned)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,8 @@ def apply_plan(
             raise UsageError(f"--squeeze is for plans of masks; {plan.structure} are cut out as they are")
         if steps is not None and steps.request():
             raise UsageError("--squeeze is for pruning at once; leave out --finetune, --rewind and --recalibrate")
-        plan.provenance.setdefault("request", {})["squeeze"] = True
+        request = {**plan.provenance.get("request", {}), "squeeze": True}
+        plan = replace(plan, provenance={**plan.provenance, "request": request})
     inside = plan_path.resolve().parent.parent == (run.path / "pruned").resolve()
     if name is None and not inside:
         raise UsageError(f"--name is needed: {plan_path} does not lie under {run.path / 'pruned'}")

@@ -94,7 +94,9 @@ class Run:
         present = {int(c) for _, y in found for c in y}
         missing = [c for c in self.classes if c not in present]
         if missing:
-            raise UsageError(f"classes {_listed(self.classes)}: no sample that is looked at of {split} is of class {missing[0]}")
+            raise UsageError(
+                f"classes {_listed(self.classes)}: no {split} sample that is looked at is of class {missing[0]} (score.samples)"
+            )
         return found
 
     def restricted(self, classes: Sequence[int]) -> Run:

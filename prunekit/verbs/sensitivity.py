@@ -33,7 +33,7 @@ def sensitivity_run(
     for sparsity in sparsities:
         check_sparsity(sparsity)
     scores = run.scores(criterion)
-    grid = list(sparsities or run.recipe.compare.sparsities)
+    grid = list(dict.fromkeys(sparsities or run.recipe.compare.sparsities))
     made_from = {
         "criterion": criterion,
         "scores": scores.digest,

@@ -222,3 +222,12 @@ def test_the_report_shows_training_along_its_time(cli: Cli, run: Path) -> None:
     (run / "timeline.json").write_text("{")
     assert cli("report", run).code == 0
     assert json.loads((run / "timeline.json").read_text()) == json.loads(kept)
+
+
+def test_squeezed_models_are_explained(run: Path, cli: Cli) -> None:
+    assert cli("prune", run, "-c", "magnitude", "-s", 0.97, "--squeeze", "--name", "tight").code == 0
+    plan = run / "pruned" / "loose" / "plan.safetensors"
+    assert cli("prune", run, "--apply", plan, "--squeeze", "--name", "applied").code == 0
+    for arguments in (("layer", "conv1"), ("diff", "tight"), ("diff", "applied")):
+        done = cli("explain", run, *arguments)
+        assert done.code == 0, done.err

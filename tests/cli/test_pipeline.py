@@ -370,6 +370,7 @@ def test_ratios_and_floor_on_the_command_line(run: Path, cli: Cli) -> None:
         done = cli("prune", run, "-c", "magnitude", "-s", 0.6, "--ratio", wrong, "--name", "wrong")
         assert done.code == 2
         assert said in done.err
+    assert cli("prune", run, "-c", "magnitude", "-s", 0.6, "--ratio", "a=0.1", "--ratio", "a=0.2").code == 2
     assert not (run / "pruned" / "wrong").exists()
 
 

@@ -93,6 +93,8 @@ def test_prune_names_what_it_left_whole(attentive: Path, cli: Cli) -> None:
     [
         (["--structure", "3:2"], "structure '3:2': N:M keeps N of every M weights"),
         (["--structure", "2:4", "-s", "0.7"], "sparsity is 0.7; 2:4 removes 0.5"),
+        (["--structure", "2:4", "--allocation", "lamp"], "leave allocation out"),
+        (["-s", "0.5", "--schedule", "iterative", "--every", "5", "--finetune", "1"], "--every is about"),
         (["--structure", "heads"], "prune needs --sparsity"),
         (["--structure", "head", "-s", "0.5"], "did you mean heads"),
     ],

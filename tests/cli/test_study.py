@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -132,6 +136,7 @@ def test_runs_that_are_there_already(run: Path, cli: Cli, tmp_path: Path) -> Non
     ("change", "said"),
     [
         (("seeds: [0, 1]", "seeds: []"), "seeds"),
+        (("seeds: [0, 1]", "seeds: [0, 0]"), "a seed counts once"),
         (("small: small.yaml", "small: other.yaml"), "no such recipe"),
         (("[magnitude, random", "[magnitud, random"), "magnitude"),
         (("structures:", "structure:"), "not a recipe key"),
@@ -153,3 +158,27 @@ def test_out_is_needed_for_more_than_a_run(study: Path, run: Path, cli: Cli, tmp
         assert done.code == 2
         assert "--out" in done.err
     assert cli("compare", study, "--out", tmp_path / "out", "--sparsity", 0.5).code == 2
+    done = cli("compare", run, "--jobs", 2)
+    assert done.code == 2
+    assert "--out" in done.err
+
+
+def test_a_runs_own_comparison_is_not_replaced(study: Path, run: Path, cli: Cli) -> None:
+    before = (run / "compare.json").read_text()
+    done = cli("compare", study, "--out", run)
+    assert done.code == 2
+    assert "a run folder" in done.err
+    assert (run / "compare.json").read_text() == before
+
+
+def test_ctrl_c_stops_the_workers_and_says_one_line(study: Path, tmp_path: Path) -> None:
+    study.write_text(STUDY.replace("seeds: [0, 1]", "seeds: [0, 1, 2, 3, 4, 5]"))
+    command = [sys.executable, "-m", "prunekit", "compare", str(study), "--out", str(tmp_path / "out"), "--jobs", "2", "-q"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "out").glob("runs/*/trajectory")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.strip() == "prunekit: interrupted"
