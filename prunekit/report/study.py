@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ def study_figure(rows: Sequence[Row], summary: Summary, methods: Methods) -> Fig
     """A panel a case and structure: test accuracy over sparsity, mean over seeds, auto's standard deviation shaded."""
     cases = list(dict.fromkeys(entry["case"] for entry in summary))
     structures = list(dict.fromkeys(entry["structure"] for entry in summary))
-    figure = Figure(figsize=(5.6 * len(structures), 3.3 * len(cases)), layout="constrained")
+    figure = Figure(figsize=(8.4 * len(structures), 2.9 * len(cases)), layout="constrained")
     axes = figure.subplots(len(cases), len(structures), squeeze=False)
     for entry in summary:
         panel = axes[cases.index(entry["case"])][structures.index(entry["structure"])]
@@ -42,13 +43,18 @@ def study_figure(rows: Sequence[Row], summary: Summary, methods: Methods) -> Fig
             chosen = [(seed, variant) for seed in runs.seeds if (variant := runs.chosen(seed, method)) is not None]
             x, mean, _ = _band([runs.curve(seed, variant) for seed, variant in chosen])
             line, marker, colour = STYLES[number % len(STYLES)]
-            panel.plot(x, mean, linestyle=line, marker=marker, color=colour, markersize=4, linewidth=1.2, label=method)
+            panel.plot(x, mean, linestyle=line, marker=marker, color=colour, markersize=4, linewidth=1.2, label=_short(method))
         panel.set_title(f"{entry['case']}, {entry['structure']}", fontsize=10)
         panel.set_xlabel("sparsity asked for (%)", fontsize=8)
         panel.set_ylabel("test accuracy (%)", fontsize=8)
         panel.grid(alpha=0.25)
-        panel.legend(fontsize=6.5, loc="lower left")
+        panel.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)  # beside the curves, never on them
     return figure
+
+
+def _short(method: str) -> str:
+    """For a legend: options by their values alone, ``taylor(margin,l2)``."""
+    return re.sub(r"\b(target|aggregation|share|group)=", "", method)
 
 
 def _band(curves: Sequence[Curve]) -> tuple[list[float], list[float], list[float]]:
