@@ -3,7 +3,7 @@
 Magnitude, tempered per-sample Taylor, both refined ones, and the rivals of prunekit.search.rivals, all from the same
 scoring samples (500 of the training split by default; a quarter of them only accepts). The classifier is pruned too.
 
-    OMP_NUM_THREADS=1 python benchmarks/refine.py [--seeds 2] [--samples 500] [--methods magnitude refine] [--seconds 600]
+    OMP_NUM_THREADS=1 python benchmarks/refine.py [--seeds 0 1] [--samples 500] [--methods magnitude refine] [--seconds 600]
 
 Every finished cell is a line of --out, and a later call goes on from there.
 """
@@ -70,12 +70,6 @@ def magnitude(model: nn.Module, batches: list[tuple[Tensor, Tensor]], sparsity: 
     return plan_of(model, {n: p.detach().abs() for n, p in model.named_parameters() if p.dim() > 1}, sparsity)
 
 
-def tempered(model: nn.Module, batches: list[tuple[Tensor, Tensor]], sparsity: float, seed: int) -> Plan:
-    """``|θ|^½ (Σ_n (θ ∂margin_n)²)^¼`` at the dense model."""
-    plan = magnitude(model, batches, sparsity, seed)
-    return _by_rival("tempered", plan, model, batches, seed)
-
-
 def _by_rival(name: str, plan: Plan, model: nn.Module, batches: list[tuple[Tensor, Tensor]], seed: int) -> Plan:
     pattern = Weights(plan, Layout.of(model), torch.device("cpu"))
     objective = make_objective(model, batches, "kl", "margin", seed=seed)
@@ -97,14 +91,17 @@ METHODS: dict[str, Callable[..., Plan]] = {
     "refine": partial(repaired, learn=False),
     "refine+learn": repaired,
 }
+SHARES = {f"refine, {share:g}": partial(repaired, learn=False, share=share) for share in (0.06, 0.15, 0.25)}
+"""Of the kept weights that the first round swaps; 0.1 is ``refine`` itself."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=["mlp", "cnn"], default=["mlp", "cnn"])
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=[*METHODS, *SHARES], default=list(METHODS))
     parser.add_argument("--sparsities", nargs="+", type=float, default=list(SPARSITIES))
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--split", choices=["test", "validation"], default="test", help="what accuracy is measured on")
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--seconds", type=float, default=600, help="stop after this long; call again to go on")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-refine.jsonl"))
@@ -115,20 +112,20 @@ def main() -> None:
     cells = {tuple(row["cell"]): row for row in map(json.loads, lines)}
     deadline = time.monotonic() + options.seconds
     for which in options.models:
-        for seed in range(options.seeds):
-            wanted = [(which, seed, options.samples, s, m) for s in options.sparsities for m in options.methods]
+        for seed in options.seeds:
+            wanted = [(which, seed, options.samples, s, m, options.split) for s in options.sparsities for m in options.methods]
             missing = [cell for cell in wanted if cell not in cells]
             if not missing or time.monotonic() > deadline:
                 continue
             model, data = trained(which, seed)
             x, y = data["train"]
-            batches, test = [(x[: options.samples], y[: options.samples])], [data["test"]]
+            batches, test = [(x[: options.samples], y[: options.samples])], [data[options.split]]
             dense, labels = predict(model, test)
             for cell in missing:
                 if time.monotonic() > deadline:
                     break
                 started = time.perf_counter()
-                plan = METHODS[cell[4]](model, batches, cell[3], seed)
+                plan = {**METHODS, **SHARES}[cell[4]](model, batches, cell[3], seed)
                 seconds = time.perf_counter() - started
                 outputs, _ = predict(masked(model, plan), test)
                 row = {
@@ -142,9 +139,12 @@ def main() -> None:
 
 
 def report(cells: dict[tuple[object, ...], dict[str, float]], options: argparse.Namespace) -> None:
-    print(f"{machine()}; {options.samples} scoring samples, {options.seeds} seeds, test accuracy")
+    print(f"{machine()}; {options.samples} scoring samples, seeds {options.seeds}, {options.split} accuracy")
     for which in options.models:
-        dense = {cell[1]: row["dense"] for cell, row in cells.items() if cell[0] == which}
+        dense = {
+            cell[1]: row["dense"] for cell, row in cells.items()
+            if (cell[0], cell[5]) == (which, options.split) and cell[1] in options.seeds
+        }  # fmt: skip
         if not dense:
             continue
         print(f"\n{which}, dense {sum(dense.values()) / len(dense):.3f}\n")
@@ -153,11 +153,11 @@ def report(cells: dict[tuple[object, ...], dict[str, float]], options: argparse.
         for method in options.methods:
             columns, every = [], []
             for sparsity in options.sparsities:
-                keys = [(which, seed, options.samples, sparsity, method) for seed in range(options.seeds)]
+                keys = [(which, seed, options.samples, sparsity, method, options.split) for seed in options.seeds]
                 rows = [cells[key] for key in keys if key in cells]
                 every += rows
-                columns.append(f"{sum(r['accuracy'] for r in rows) / len(rows):.3f}" if len(rows) == options.seeds else "–")
-            if len(every) < len(columns) * options.seeds:
+                columns.append(f"{sum(r['accuracy'] for r in rows) / len(rows):.3f}" if len(rows) == len(options.seeds) else "–")
+            if len(every) < len(columns) * len(options.seeds):
                 print(f"| {method} | " + " | ".join(columns) + " | – | – | – |")
                 continue
             means = [sum(row[key] for row in every) / len(every) for key in ("accuracy", "kl", "seconds")]

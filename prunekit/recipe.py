@@ -673,8 +673,7 @@ class Recipe(_Section):
         """
         self.may_save(path)
         text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        with checkpoint.replacing(path) as temporary:
-            temporary.write_text(RESOLVED + text, encoding="utf-8")
+        checkpoint.write_text(path, RESOLVED + text)
 
     @staticmethod
     def may_save(path: Path) -> None:

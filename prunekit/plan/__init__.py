@@ -110,6 +110,8 @@ def plan_from(
     ranks: Importances = {}
 
     def transform(importance: Importances) -> Importances:
+        if not ratios and not floor:
+            return shared_by(importance, request)  # nothing is fixed, so no ranks are needed to fix it with
         ranks.update(share(importance, shared_by, request))
         return dict(ranks)
 

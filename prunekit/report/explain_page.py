@@ -7,13 +7,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from prunekit import checkpoint
+from prunekit.report.html import write_html
 from prunekit.report.plots import heat_map, inline
-from prunekit.version import __version__
 
 SHOWN = 20  # groups in a plot
 Pictures = Mapping[str, Sequence[tuple[str, Tensor]]]
@@ -22,19 +20,13 @@ Pictures = Mapping[str, Sequence[tuple[str, Tensor]]]
 
 def write_explanation(path: Path, result: Mapping[str, Any], pictures: Pictures) -> None:
     """Writes the page of an explanation (see ``prunekit.report.explain`` and ``diff``), whole or not at all."""
-    environment = Environment(
-        loader=PackageLoader("prunekit", "report"),
-        autoescape=select_autoescape(default=True),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     plots = {name: inline(figure) for name, figure in _figures(result).items()}
-    text = environment.get_template("explain.html.j2").render(
-        version=__version__, e=result, plots=plots,
+    write_html(
+        path,
+        "explain.html.j2",
+        e=result, plots=plots,
         pictures={place: inline(pictures_figure(shown)) for place, shown in pictures.items()},
     )  # fmt: skip
-    with checkpoint.replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _figures(result: Mapping[str, Any]) -> dict[str, Figure]:

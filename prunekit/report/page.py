@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
-
-from prunekit import checkpoint
+from prunekit.report.html import write_html
 from prunekit.report.plots import comparison_figure, inline, layers_figure, training_figure
 from prunekit.report.timeline import layer_figures, samples_figure
 from prunekit.search.compare import Comparison, merit
-from prunekit.version import __version__
 
 
 def write_page(
@@ -38,15 +35,10 @@ def write_page(
         left_out: what the run folder holds but the page does not show, and why.
         timeline: see ``prunekit.report.timeline``; None where there is no path or no data.
     """
-    environment = Environment(
-        loader=PackageLoader("prunekit", "report"),
-        autoescape=select_autoescape(default=True),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     explained = {n: e for n, e in evaluations.items() if e["kernel"]}
-    text = environment.get_template("page.html.j2").render(
-        version=__version__,
+    write_html(
+        path,
+        "page.html.j2",
         name=name,
         recipe=recipe,
         training=training,
@@ -64,8 +56,6 @@ def write_page(
         samples_picture=inline(samples_figure(timeline["samples"])) if timeline and timeline["samples"] else None,
         layers_picture=inline(layers_figure(explained)) if explained else None,
     )
-    with checkpoint.replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def accuracy_tables(comparison: Comparison) -> list[dict[str, Any]]:

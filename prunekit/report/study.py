@@ -8,13 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
-from prunekit import checkpoint
+from prunekit.report.html import write_html
 from prunekit.report.plots import STYLES, inline
 from prunekit.search.summary import Curve, Row, Runs, spread
-from prunekit.version import __version__
 
 SHOWN = 4  # of the methods, the largest areas; auto, magnitude and random beside them
 BASELINES = ("magnitude", "random")
@@ -72,14 +70,9 @@ def write_study_page(path: Path, result: Mapping[str, Any], rows: Sequence[Row],
         rows: every measured model.
         methods: name -> criteria that it stands for.
     """
-    environment = Environment(
-        loader=PackageLoader("prunekit", "report"),
-        autoescape=select_autoescape(default=True),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text = environment.get_template("study.html.j2").render(
-        version=__version__,
+    write_html(
+        path,
+        "study.html.j2",
         study=result["study"],
         machine=result["machine"],
         cost=result["cost"],
@@ -90,8 +83,6 @@ def write_study_page(path: Path, result: Mapping[str, Any], rows: Sequence[Row],
         layers=layers_table(rows, result["summary"], methods),
         picture=inline(study_figure(rows, result["summary"], methods)),
     )
-    with checkpoint.replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def cases_table(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

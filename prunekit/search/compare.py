@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,11 +39,7 @@ class Comparison:
 
     def csv(self) -> str:
         """The cells as comma-separated values, one row each."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(self.cells)
-        return text.getvalue()
+        return checkpoint.csv_text(COLUMNS, self.cells)
 
     def save(self, path: Path) -> None:
         """Writes ``path`` as JSON."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from prunekit.search.refine import refine
 Batches = Sequence[tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Bench:
     """What cells of one trained model are measured with.
 
@@ -41,20 +42,12 @@ class Bench:
 
     def measured(self, model: nn.Module) -> dict[str, dict[str, float]]:
         """``validation`` and ``test``: accuracy, agreement with and KL to the dense model."""
-        dense = {"validation": self.candidates.dense, "test": self._dense_test}
-        data = {"validation": self.candidates.batches, "test": self.test}
-        found = {}
-        for split, batches in data.items():
-            outputs, labels = predict(model, batches)
-            found[split] = fidelity(outputs, labels, dense[split])
-        return found
+        splits = {"validation": (self.candidates.batches, self.candidates.dense), "test": (self.test, self._dense_test)}
+        return {split: fidelity(*predict(model, batches), dense) for split, (batches, dense) in splits.items()}
 
-    @property
+    @cached_property
     def _dense_test(self) -> Tensor:
-        if "outputs" not in self.__dict__:
-            self.__dict__["outputs"] = predict(self.candidates.model, self.test)[0]
-        found: Tensor = self.__dict__["outputs"]
-        return found
+        return predict(self.candidates.model, self.test)[0]
 
 
 def one_shot(

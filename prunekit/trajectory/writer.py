@@ -174,10 +174,6 @@ def _open_log(path: Path, lines: int) -> Any:
         os.fsync(file.fileno())
     return path.open("a")
 
-    import torch
-
-    return torch.get_rng_state()
-
 
 def no_room(folder: Path, steps: int, error: OSError) -> ArtifactError:
     """What a full or failing disk means for the recording."""

@@ -70,7 +70,7 @@ def _by_accuracy(run: Run, wanted: Prune, drop: float, choose: Choose, plan: Mak
     """The smallest model whose drop holds with a standard error to spare.
 
     The search takes the luckiest of many models, so the drop that it sees on validation data is less than what follows on
-    other data (docs/comparison.md has the figures without the margin).
+    other data.
     """
     batches = run.batches("validation")
     outputs, labels = predict(run.model, batches)

@@ -84,7 +84,7 @@ def study_run(study: Study, jobs: Sequence[Job], out: Path, processes: int) -> d
         "rows": len(rows),
         "cost": {"seconds": round(time.perf_counter() - started, 1), "processes": processes},
     }
-    _write_csv(out / "compare.csv", rows)
+    checkpoint.write_text(out / "compare.csv", checkpoint.csv_text(COLUMNS, map(_flat, rows)))
     save_figure(study_figure(rows, result["summary"], methods), out / "compare.png")
     write_study_page(out / "report.html", result, rows, methods)
     checkpoint.write_json(out / "compare.json", result)
@@ -164,7 +164,7 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
         "samples": {name: len(split) for name, split in run.splits.items()},
         "dense": dense_facts(bench),
         "steps": len(run.trajectory),
-        "criteria": {name: run.scores(name).cost for name in singles},
+        "criteria": {name: checkpoint.read_header(run.score_path(name), "scores")["cost"] for name in singles},
     }
     if (job.run / "train.json").exists():
         facts["training_seconds"] = read_training(job.run / "train.json")["cost"]["seconds"]
@@ -281,21 +281,17 @@ def _belongs(row: Mapping[str, Any], study: Study) -> bool:
     return tune is not None and row["epochs"] == tune.epochs and row["sparsity"] in tune.sparsities.get(row["structure"], ())
 
 
+SPLITS, MEASURES = ("validation", "test"), ("accuracy", "agreement", "kl")
 COLUMNS = (
     "case", "seed", "structure", "criterion", "allocation", "sparsity", "control", "repair", "epochs",
     "achieved", "achieved_all",
+    *(f"{split}_{m}" for split in SPLITS for m in MEASURES),
 )  # fmt: skip
-MEASURES = ("accuracy", "agreement", "kl")
 
 
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    import csv
-
-    with checkpoint.replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*COLUMNS, *(f"{split}_{m}" for split in ("validation", "test") for m in MEASURES)])
-        for row in rows:
-            writer.writerow([*(row[c] for c in COLUMNS), *(row[s][m] for s in ("validation", "test") for m in MEASURES)])
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as a line of compare.csv: ``validation_accuracy`` … beside the rest."""
+    return {**row, **{f"{split}_{m}": row[split][m] for split in SPLITS for m in MEASURES}}
 
 
 # -- what to do --------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from prunekit.measure import accuracy, fidelity, latencies, machine, predict, si
 from prunekit.plan import Plan
 from prunekit.report import account, dense_reconstruction
 from prunekit.trajectory import Continued, Trajectory
-from prunekit.verbs.run_folder import PROBLEM, Run, reusable
+from prunekit.verbs.run_folder import Run, recorded_inputs, reusable
 
 SCHEMA = 1
 
@@ -36,6 +36,26 @@ def run_of(folder: Path) -> Path:
     return run
 
 
+def open_pruned(run: Run, folder: Path) -> tuple[Manifest, Plan, torch.nn.Module]:
+    """A pruned model of the run with its manifest and plan, which belong together and to this run's dense model.
+
+    Raises:
+        ArtifactError: something is missing or damaged, or does not belong; says what to do.
+    """
+    manifest, plan = Manifest.load(folder / "prunekit.json"), Plan.load(folder / "plan.safetensors")
+    if manifest.plan != plan.digest:
+        raise ArtifactError(
+            f"{folder}: plan.safetensors is {plan.digest}, the model was pruned by {manifest.plan}; apply it first "
+            f"(prunekit prune {run.path} --apply {folder / 'plan.safetensors'} --overwrite)"
+        )
+    found = model_digest(run.model)
+    if plan.provenance["model"] != found:
+        raise ArtifactError(
+            f"{folder}: pruned from model {plan.provenance['model']}, this run's is {found}; prune again with --overwrite"
+        )
+    return manifest, plan, load(folder, run.new_model)
+
+
 def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
     """Writes eval.json into ``folder`` and returns its content.
 
@@ -45,18 +65,7 @@ def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
     if not (folder / "prunekit.json").exists():
         known = sorted(p.parent.name for p in (run.path / "pruned").glob("*/prunekit.json"))
         raise ArtifactError(f"{folder / 'prunekit.json'}: no such file; pruned models of this run: {', '.join(known) or 'none'}")
-    manifest, plan = Manifest.load(folder / "prunekit.json"), Plan.load(folder / "plan.safetensors")
-    if manifest.plan != plan.digest:
-        raise ArtifactError(
-            f"{folder}: plan.safetensors is {plan.digest}, the model was pruned by {manifest.plan}; apply it first "
-            f"(prunekit prune {run.path} --apply {folder / 'plan.safetensors'} --overwrite)"
-        )
-    if plan.provenance["model"] != model_digest(run.model):
-        raise ArtifactError(
-            f"{folder}: pruned from model {plan.provenance['model']}, this run's is {model_digest(run.model)}; "
-            "prune again with --overwrite"
-        )
-    pruned = load(folder, run.new_model)
+    manifest, plan, pruned = open_pruned(run, folder)
     if plan.masking:
         checkpoint.read_tensors(folder / "masks.safetensors")  # a folder is measured whole or not at all
     options = run.recipe.eval
@@ -74,7 +83,7 @@ def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
         "child": None if child is None else child.hash,
     }
     path = folder / "eval.json"
-    if reusable(path, _made_from(path), made_from, overwrite):
+    if reusable(path, recorded_inputs(path, lambda p: read_evaluation(p)["made_from"]), made_from, overwrite):
         return {**read_evaluation(path), "reused": True}
     started = time.perf_counter()
     dense = run.model.to(run.device)
@@ -206,14 +215,4 @@ def read_evaluation(path: Path) -> dict[str, Any]:
                 [found["kernel"]["dense"]["certificate"][key] for key in ("total", "worst_step", "worst")],
                 found["kernel"]["samples"],
             )
-    return found
-
-
-def _made_from(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        found: dict[str, Any] = read_evaluation(path)["made_from"]
-    except ArtifactError as error:
-        return {PROBLEM: str(error)}
     return found

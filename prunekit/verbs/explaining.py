@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunekit.apply import Manifest, dense_state, load
+from prunekit.apply import dense_state
 from prunekit.criteria import model_digest
 from prunekit.data import Split
-from prunekit.errors import ArtifactError, PrunekitError, UsageError, nearest
+from prunekit.errors import PrunekitError, UsageError, nearest
 from prunekit.plan import Plan
 from prunekit.report import (
     PrunedPath,
@@ -28,7 +28,7 @@ from prunekit.report import (
 )
 from prunekit.report.explain import JUMP_NODES
 from prunekit.trajectory import Continued, Segment
-from prunekit.verbs.evaluating import child_of
+from prunekit.verbs.evaluating import child_of, open_pruned
 from prunekit.verbs.run_folder import Run
 
 KINDS = ("weight", "channel", "head", "layer", "sample", "diff")
@@ -102,16 +102,7 @@ def pruned_path(run: Run, name: str) -> tuple[PrunedPath, Plan]:
         ArtifactError: it is missing, damaged, or was made from another model than this run's.
     """
     folder = run.path / "pruned" / name
-    manifest, plan = Manifest.load(folder / "prunekit.json"), Plan.load(folder / "plan.safetensors")
-    if manifest.plan != plan.digest:
-        raise ArtifactError(
-            f"{folder}: plan.safetensors is {plan.digest}, the model was pruned by {manifest.plan}; apply it first "
-            f"(prunekit prune {run.path} --apply {folder / 'plan.safetensors'} --overwrite)"
-        )
-    found = model_digest(run.model)
-    if plan.provenance["model"] != found:
-        raise ArtifactError(f"{folder}: pruned from model {plan.provenance['model']}, this run's is {found}; prune again")
-    pruned = load(folder, run.new_model)
+    manifest, plan, pruned = open_pruned(run, folder)
     layout, last = run.trajectory.layout, run.trajectory.state(-1)
     end = layout.flatten({k: v.cpu() for k, v in dense_state(pruned, plan, manifest.kept or None).items()}).to(last.dtype)
     jumps: tuple[Segment, ...] = (Segment(len(run.trajectory), last, end, end - last, jump=True),)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -230,6 +230,20 @@ def load_splits(recipe: Recipe) -> dict[str, Split]:
     if recipe.data is None:
         raise PrunekitError("this run has no data; import the model again with --data my_module:data")
     return as_splits(call(recipe.data.factory, "data", recipe.data.arguments()), recipe.data.factory)
+
+
+def recorded_inputs(path: Path, read: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What the artifact at ``path`` says that it was made from, in the form that ``reusable`` takes.
+
+    Args:
+        read: gives it, or raises PrunekitError when the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        return dict(read(path))
+    except PrunekitError as error:
+        return {PROBLEM: str(error)}
 
 
 def reusable(what: Path, found: Mapping[str, Any] | None, wanted: Mapping[str, Any], overwrite: bool) -> bool:

@@ -22,10 +22,10 @@ from prunekit.criteria import (
     provenance,
     score_evidence,
 )
-from prunekit.errors import ArtifactError, PrunekitError
+from prunekit.errors import PrunekitError
 from prunekit.report import comparison_figure, save_figure
 from prunekit.search import Comparison, compare
-from prunekit.verbs.run_folder import PROBLEM, Run, reusable
+from prunekit.verbs.run_folder import Run, recorded_inputs, reusable
 
 
 def score_run(
@@ -56,7 +56,7 @@ def score_run(
     verify = cache(run.trajectory.verify)
     done = {}
     for name in singles:
-        anew = overwrite and (name in asked or _made_from(run.score_path(name)) != wanted[name])
+        anew = overwrite and (name in asked or recorded_inputs(run.score_path(name), _provenance) != wanted[name])
         done[name] = _score_one(run, evidence, name, wanted[name], anew, max_error, verify)
     for spec in specs:
         if spec.text not in done:
@@ -75,7 +75,7 @@ def _score_one(
     verify: Callable[[], None],
 ) -> dict[str, Any]:
     path = run.score_path(name)
-    reused = reusable(path, _made_from(path), wanted, overwrite)
+    reused = reusable(path, recorded_inputs(path, _provenance), wanted, overwrite)
     if not reused:
         if get_criterion(name).needs_path:
             verify()
@@ -92,7 +92,7 @@ def _compose(run: Run, spec: Spec, overwrite: bool) -> dict[str, Any]:
     """A composed file from its parts' files, which lie there already."""
     path = run.score_path(spec.text)
     scores = compose(spec, {part.text: run.scores(part.text) for part in spec.singles})
-    reused = reusable(path, _made_from(path), scores.provenance, overwrite)
+    reused = reusable(path, recorded_inputs(path, _provenance), scores.provenance, overwrite)
     if not reused:
         scores.save(path)
     return _result(path, checkpoint.read_header(path, "scores"), reused)
@@ -114,14 +114,8 @@ def _check_error(name: str, findings: Mapping[str, Any], limit: float | None) ->
         )
 
 
-def _made_from(path: Any) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        found = Scores.load(path).provenance
-    except PrunekitError as error:
-        return {PROBLEM: str(error)}
-    return found
+def _provenance(path: Path) -> dict[str, Any]:
+    return Scores.load(path).provenance
 
 
 def compare_run(
@@ -174,8 +168,7 @@ def _write_views(run: Run, comparison: Comparison) -> None:
     table, picture = run.path / "compare.csv", run.path / "compare.png"
     text = comparison.csv()
     if not table.is_file() or table.read_text(encoding="utf-8", errors="replace") != text:
-        with checkpoint.replacing(table) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        checkpoint.write_text(table, text)
         picture.unlink(missing_ok=True)
     if not picture.is_file():
         save_figure(comparison_figure(comparison), picture)
@@ -183,10 +176,4 @@ def _write_views(run: Run, comparison: Comparison) -> None:
 
 def comparison_inputs(run: Run) -> dict[str, Any] | None:
     """What the run's compare.json was made from; None when there is none."""
-    path = run.path / "compare.json"
-    if not path.exists():
-        return None
-    try:
-        return Comparison.load(path).made_from
-    except ArtifactError as error:
-        return {PROBLEM: str(error)}
+    return recorded_inputs(run.path / "compare.json", lambda path: Comparison.load(path).made_from)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +12,7 @@ from prunekit.errors import ArtifactError
 from prunekit.plan import check_sparsity, check_structure
 from prunekit.report import save_figure, sensitivity_figure
 from prunekit.search import Candidates, sensitivity
-from prunekit.verbs.run_folder import PROBLEM, Run, reusable
+from prunekit.verbs.run_folder import Run, recorded_inputs, reusable
 
 SCHEMA = 1
 COLUMNS = ("layer", "sparsity", "removed", "accuracy", "agreement", "kl")
@@ -42,7 +40,7 @@ def sensitivity_run(
         "validation": run.splits["validation"].digest(),
     }
     path = run.path / f"sensitivity-{structure.replace(':', '-')}.json"
-    if reusable(path, _made_from(path), made_from, overwrite):
+    if reusable(path, recorded_inputs(path, lambda p: read_sensitivity(p)["made_from"]), made_from, overwrite):
         result = read_sensitivity(path)
     else:
         started = time.perf_counter()
@@ -59,12 +57,7 @@ def sensitivity_run(
 
 
 def _views(path: Path, result: dict[str, Any]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(result["cells"])
-    with checkpoint.replacing(path.with_suffix(".csv")) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+    checkpoint.write_text(path.with_suffix(".csv"), checkpoint.csv_text(COLUMNS, result["cells"]))
     save_figure(sensitivity_figure(result), path.with_suffix(".png"))
 
 
@@ -78,13 +71,3 @@ def read_sensitivity(path: Path) -> dict[str, Any]:
             [cell[column] for column in COLUMNS]
         float(found["dense"]["accuracy"]), found["made_from"]["structure"], found["made_from"]["criterion"]
         return found
-
-
-def _made_from(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        found: dict[str, Any] = read_sensitivity(path)["made_from"]
-    except ArtifactError as error:
-        return {PROBLEM: str(error)}
-    return found

@@ -57,8 +57,12 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run made by ``prunekit run``; shared, so tests that write take ``run`` instead."""
-    folder = tmp_path_factory.mktemp("finished run")  # a path with a space
-    (folder / "recipe.yaml").write_text(RECIPE)
+    return whole_run(RECIPE, tmp_path_factory.mktemp("finished run"))  # a path with a space
+
+
+def whole_run(recipe: str, folder: Path) -> Path:
+    """The run folder that ``prunekit run`` makes of a recipe's text."""
+    (folder / "recipe.yaml").write_text(recipe)
     argv, sys.argv = sys.argv, ["prunekit", "run", str(folder / "recipe.yaml"), "--out", str(folder / "run"), "--quiet"]
     try:
         with pytest.raises(SystemExit) as stop:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 import prunekit
-from prunekit.cli import main
 from prunekit.data import digits
 from prunekit.models import digits_transformer
-from tests.cli.conftest import Cli
+from tests.cli.conftest import Cli, whole_run
 
 RECIPE = """
 seed: 3
@@ -42,16 +40,7 @@ def build() -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def attentive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run of a small transformer, made by ``prunekit run``."""
-    folder = tmp_path_factory.mktemp("attentive")
-    (folder / "recipe.yaml").write_text(RECIPE)
-    argv, sys.argv = sys.argv, ["prunekit", "run", str(folder / "recipe.yaml"), "--out", str(folder / "run"), "--quiet"]
-    try:
-        with pytest.raises(SystemExit) as stop:
-            main()
-    finally:
-        sys.argv = argv
-    assert stop.value.code == 0
-    return folder / "run"
+    return whole_run(RECIPE, tmp_path_factory.mktemp("attentive"))
 
 
 def test_a_run_cuts_and_measures_every_structure(attentive: Path) -> None:

@@ -1,0 +1,26 @@
+"""A template of this folder, filled in and written as one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from prunekit import checkpoint
+from prunekit.version import __version__
+
+
+def write_html(path: Path, template: str, **values: Any) -> None:
+    """Writes ``path``, whole or not at all; whatever ``values`` hold is escaped.
+
+    Args:
+        template: file name in ``prunekit/report``; it also gets ``version``.
+    """
+    environment = Environment(
+        loader=PackageLoader("prunekit", "report"),
+        autoescape=select_autoescape(default=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    checkpoint.write_text(path, environment.get_template(template).render(version=__version__, **values))
