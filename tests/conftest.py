@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import settings
 from torch import Tensor, nn
 
 from prunekit import Recorder, Trajectory
@@ -16,6 +19,30 @@ from prunekit import Recorder, Trajectory
 # Tests run in parallel, and so do the programs that they start: one thread each.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Every test draws the same numbers wherever and after whatever it runs; PRUNEKIT_TEST_SEED tries others.
+SEED = os.environ.get("PRUNEKIT_TEST_SEED")
+settings.register_profile("prunekit", deadline=None, derandomize=SEED is None)
+settings.load_profile("prunekit")
+
+
+def reseed() -> None:
+    seed = int(SEED or 0)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    reseed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> None:
+    """What outlives one test (a trained model, say) is made before ``seeded`` runs, and must not depend on the order either."""
+    if fixturedef.scope != "function":
+        reseed()
 
 
 class TinyNet(nn.Module):

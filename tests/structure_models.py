@@ -12,7 +12,7 @@ from prunekit import Scores
 from prunekit.criteria import model_digest
 from prunekit.trajectory import Layout
 
-IMAGES = torch.randn(2, 1, 4, 4)
+IMAGES = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
 def random_scores(model: nn.Module, seed: int = 0, levels: int | None = None) -> Scores:
