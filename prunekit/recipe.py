@@ -20,6 +20,7 @@ from prunekit.imports import call, load_object
 from prunekit.kernel import RULES, SHARES, TARGETS
 from prunekit.plan import ALLOCATIONS, GROUPED, asked_sparsity, check_structure
 from prunekit.search.objective import OBJECTIVES
+from prunekit.search.repair import get_repair
 from prunekit.search.schedule import SCHEDULES, SPACINGS
 from prunekit.structure import implied_sparsity
 from prunekit.training import AUGMENTATIONS, Augment
@@ -467,14 +468,41 @@ class Tuning(_Section):
     sparsities: dict[StructureName, list[Share]] = {}
 
 
+class Repairs(_Section):
+    """Masks repaired, and other ways to masks of that size (``prunekit.search.repair``); ``refine: true`` takes the defaults.
+
+    ``ways``: by structure, the rest takes ``refined``; ``of``: methods whose plans are repaired, ``auto`` among them: at every
+    sparsity the plan that does best on validation data; null: those that are looked at again; ``sparsities``: by structure, null:
+    those of ``tune``; ``samples``: of the training data, to learn from, accepted on the scoring samples; null: a quarter
+    of the scoring samples accepts, the rest is learnt from; ``compensate``: also with their weights compensated; ``tune``:
+    the ways that are compared after fine-tuning too, where ``tune`` of the study says.
+    """
+
+    ways: dict[StructureName, list[str]] = {}
+    of: dict[StructureName, list[CriterionName | Literal["auto"]]] = {}
+    sparsities: dict[StructureName, list[Share]] | None = None
+    samples: Count | None = None
+    compensate: bool = True
+    tune: list[str] = []
+
+    @model_validator(mode="after")
+    def _known(self) -> Repairs:
+        try:
+            for structure, ways in self.ways.items():
+                for way in ways:
+                    get_repair(way, structure)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+
 class Study(_Section):
     """A comparison over cases and seeds: ``prunekit compare STUDY --out DIR``.
 
     ``cases``: name -> recipe, its path relative to the study's file; ``criteria``: each one line of the result, ``tempered(...)``
     the best of the compositions that it stands for on validation data; ``control``: also plans shuffled within layers;
     ``samples``: scoring samples. The ``leading`` criteria on validation data and those in ``always`` are compared again with
-    their weights compensated (``compensate``), after fine-tuning (``tune``), and with their plans refined on the scoring samples,
-    compensated or not (``refine``), at ``refine_sparsities`` or else those of ``tune``.
+    their weights compensated (``compensate``), after fine-tuning (``tune``), and with their plans repaired (``refine``).
     """
 
     cases: Annotated[dict[str, str], Field(min_length=1)]
@@ -488,8 +516,12 @@ class Study(_Section):
     always: list[CriterionName] = ["magnitude", "random"]
     compensate: bool = False
     tune: Tuning | None = None
-    refine: bool = False
-    refine_sparsities: dict[StructureName, list[Share]] = {}
+    refine: Repairs | None = None
+
+    @field_validator("refine", mode="before")
+    @classmethod
+    def _defaults(cls, value: Any) -> Any:
+        return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
     @field_validator("seeds")
     @classmethod
@@ -509,14 +541,23 @@ class Study(_Section):
     @model_validator(mode="after")
     def _refinable(self) -> Study:
         if self.refine and not any(self.refined_at(structure) for structure in self.structures):
-            raise ValueError("refine needs refine_sparsities or tune.sparsities of one of the structures")
+            raise ValueError("refine needs refine.sparsities or tune.sparsities of one of the structures")
         return self
 
     def refined_at(self, structure: str) -> list[float]:
-        """Sparsities at which plans are refined too."""
-        if not self.refine:
+        """Sparsities at which plans are repaired too."""
+        if self.refine is None:
             return []
-        return list((self.refine_sparsities or (self.tune.sparsities if self.tune else {})).get(structure, ()))
+        tuned = self.tune.sparsities if self.tune else {}
+        return list((tuned if self.refine.sparsities is None else self.refine.sparsities).get(structure, ()))
+
+    def ways_of(self, structure: str) -> list[str]:
+        """How its plans are repaired."""
+        return [] if self.refine is None else list(self.refine.ways.get(structure, ["refined"]))
+
+    def tuned_at(self, structure: str) -> list[float]:
+        """Sparsities at which plans are fine-tuned."""
+        return [] if self.tune is None else list(self.tune.sparsities.get(structure, ()))
 
     def allocations_of(self, structure: str) -> list[str]:
         return list(self.allocations.get(structure, ["global", "uniform", "mean"]))

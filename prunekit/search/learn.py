@@ -1,9 +1,9 @@
-"""Masks learnt by straight-through scores, from any mask.
+"""Masks learnt by straight-through scores, along the pruning path.
 
-A score a unit, started at ``magnitude / scale × (0.3 + m)``; the model runs with the top k, and the gradient of
-its divergence with respect to the mask goes straight to the scores (edge-popup: Ramanujan et al., arXiv 1911.13299).
-The scale is the magnitudes' standard deviation, or what it would be for normal weights of the same mean if that is more:
-sizes of channels differ so little that their deviation would put kept and removed ones out of each other's reach.
+A score a unit; the top k are kept, and the gradient with respect to the mask goes straight to the scores (edge-popup:
+Ramanujan et al., arXiv 1911.13299). It is taken not at the pruned model alone but on the straight segment that leads there from
+the dense one, at ``θ_N + t (θ_P - θ_N)`` with t rising from ``begin`` to 1 over the first half: the integrand of blame, at one
+node a step. A mask that is far from right leaves a model whose own gradients say little about what it lacks.
 """
 
 from __future__ import annotations
@@ -18,28 +18,40 @@ from prunekit.search.objective import Objective
 from prunekit.search.patterns import Pattern
 
 NORMAL = (math.pi / 2 - 1) ** 0.5  # standard deviation over mean of |x| for normal x
-HEAD_START = 0.3  # of a removed unit; a kept one has 1.3
+BEGIN = 0.5
 
 
 def learnt_masks(
-    pattern: Pattern, objective: Objective, keep: Tensor, *, steps: int = 300, lr: float = 0.02, every: int = 5, seed: int = 0
+    pattern: Pattern,
+    objective: Objective,
+    worth: Tensor,
+    *,
+    steps: int = 300,
+    lr: float = 0.02,
+    every: int = 5,
+    seed: int = 0,
+    begin: float = BEGIN,
 ) -> Iterator[tuple[int, Tensor]]:
     """``(step, mask (U,))`` every few steps of Adam on the scores; the caller judges the masks and may stop.
 
     A step sees all samples to learn from when they fit one or two batches, else one batch drawn at random.
 
     Args:
-        keep: the mask to begin with, ``(U,)``.
+        worth: where the scores start, ``(U,)``, 0 or more, on any scale: it is divided by its standard deviation, or by what
+            that would be for normal values of the same mean if that is more (sizes of channels differ so little that their
+            deviation would put kept and removed ones out of each other's reach).
+        begin: t of the first step; 1 is edge-popup.
     """
     theta, function = objective.theta, objective.function
-    size = pattern.magnitude(theta)
-    scale = torch.maximum(size.std(correction=0), NORMAL * size.mean()).clamp_min(1e-30)
-    scores = size / scale * (HEAD_START + keep.to(size.dtype))
+    scale = torch.maximum(worth.std(correction=0), NORMAL * worth.mean()).clamp_min(1e-30)
+    scores = worth / scale
     optimizer = torch.optim.Adam([scores], lr=lr)
     generator = torch.Generator().manual_seed(seed)
     few = len(objective.learn) <= 2
     for step in range(1, steps + 1):
-        mask = pattern.select(scores).to(theta.dtype).requires_grad_()
+        t = min(1.0, begin + 2 * (1 - begin) * step / steps)
+        kept = pattern.select(scores).to(theta.dtype)
+        mask = torch.lerp(torch.ones_like(kept), kept, t).requires_grad_()
         one = [objective.learn[int(torch.randint(len(objective.learn), (1,), generator=generator))]]
         batches = objective.learn if few else one
         samples = sum(len(x) for x, _ in batches)

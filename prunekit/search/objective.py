@@ -53,6 +53,7 @@ def make_objective(
     ranking: str | Target,
     *,
     loss: Loss = F.cross_entropy,
+    accept: Iterable[tuple[Tensor, Tensor]] | None = None,
     accept_share: float = 0.25,
     seed: int = 0,
 ) -> Objective:
@@ -63,10 +64,10 @@ def make_objective(
             function ``(outputs, labels) -> (samples, targets)`` whose sum over targets is lowered.
         ranking: a target; a name from ``prunekit.kernel.TARGETS`` or a function. ``"loss"`` means ``loss``.
         loss: mean loss.
-        accept_share: share of the samples that masks are accepted on, in (0, 1).
+        accept: samples that masks are accepted on; None takes ``accept_share`` of ``batches``, in (0, 1), for that.
 
     Raises:
-        UsageError: unknown target, a share out of range, or fewer than two samples.
+        UsageError: unknown target, a share out of range, or no samples for one of the parts.
         PrunekitError: J is not finite for the dense model.
     """
     if isinstance(target, str) and target not in OBJECTIVES:
@@ -78,17 +79,23 @@ def make_objective(
     fixed = fixed_state(model, layout)
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     theta = layout.flatten({name: tensor.detach() for name, tensor in named.items()})
-    learn, accept = _split([(x.to(device), y.to(device)) for x, y in batches], accept_share, seed)
+    given = [(x.to(device), y.to(device)) for x, y in batches]
+    if accept is None:
+        learn, judged = _split(given, accept_share, seed)
+    else:
+        learn, judged = _bounded(given), _bounded([(x.to(device), y.to(device)) for x, y in accept])
+        if not learn or not judged:
+            raise UsageError("refine needs samples to learn from and samples to accept on; one of them has none")
     labelled = learn
     per_sample = from_loss(loss)
     if target == "kl":
         outputs = ModelFunction(model, layout, fixed, lambda out, labels: out, device)
-        learn, accept = ([(x, _log_probs(outputs, theta, x, y)) for x, y in part] for part in (learn, accept))
+        learn, judged = ([(x, _log_probs(outputs, theta, x, y)) for x, y in part] for part in (learn, judged))
         function = ModelFunction(model, layout, fixed, divergence, device)
     else:
         function = ModelFunction(model, layout, fixed, per_sample if isinstance(target, str) else target, device)
     ranked = ModelFunction(model, layout, fixed, per_sample if ranking == "loss" else ranking, device)
-    made = Objective(function, theta, learn, accept, labelled, ranked)
+    made = Objective(function, theta, learn, judged, labelled, ranked)
     at_dense = made.on_learn(torch.ones_like(theta))
     if not torch.tensor(at_dense).isfinite():
         raise PrunekitError(f"refine: the target is {at_dense} for the dense model")
@@ -114,6 +121,11 @@ def _split(batches: Sequence[tuple[Tensor, Tensor]], share: float, seed: int) ->
         here = accepted[begin : begin + len(x)].to(x.device)
         begin += len(x)
         for part, where in zip(parts, (~here, here), strict=True):
-            if where.any():
-                part += list(zip(x[where].split(SAMPLES_AT_A_TIME), y[where].split(SAMPLES_AT_A_TIME), strict=True))
-    return parts
+            part.append((x[where], y[where]))
+    return _bounded(parts[0]), _bounded(parts[1])
+
+
+def _bounded(batches: Batches) -> Batches:
+    """At most ``SAMPLES_AT_A_TIME`` in a batch, and none that is empty."""
+    size = SAMPLES_AT_A_TIME
+    return [part for x, y in batches if len(x) for part in zip(x.split(size), y.split(size), strict=True)]

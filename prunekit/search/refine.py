@@ -22,7 +22,7 @@ from prunekit.criteria import model_digest
 from prunekit.criteria.evidence import Loss
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.kernel import Target, blame
-from prunekit.kernel.gradients import choose_engine
+from prunekit.kernel.gradients import MomentEngine, choose_engine
 from prunekit.plan import Plan
 from prunekit.progress import Bar
 from prunekit.search.learn import learnt_masks
@@ -83,6 +83,7 @@ def refine(
     nodes: int = 8,
     importance: str | Target | None = None,
     loss: Loss = F.cross_entropy,
+    accept: Iterable[tuple[Tensor, Tensor]] | None = None,
     accept_share: float = 0.25,
     pattern: Callable[[Plan, Layout, torch.device], Pattern] | None = None,
 ) -> Plan:
@@ -91,21 +92,22 @@ def refine(
     Args:
         plan: made for ``model``; any criterion, also edited or refined before.
         model: the trained dense model; left as it is. It is computed with on its own device.
-        batches: scoring samples as ``(inputs, labels)``; one part is learnt from, another only accepts.
+        batches: samples as ``(inputs, labels)`` to learn from.
         rounds: of swaps, at most. Fewer when there is nothing left to try.
         budget_seconds: stops after the round or step that passes it. With a budget the plan depends on the machine's
             speed; without one, the same seed gives the same plan.
         target: what is lowered: ``"kl"`` to the dense model (labels are not looked at), ``"loss"`` on the labels, or a
             function ``(outputs, labels) -> (samples, targets)``, lower is better.
         seed: of the split of the samples, and of batches while learning.
-        learn: from the refined mask, learn scores for ``steps`` steps too (``prunekit.search.learn``).
+        learn: before the swaps, learn a mask for ``steps`` steps from the tempered importances of the dense model
+            (``prunekit.search.learn``); swaps go on from the better of that mask and the plan's.
         share: of the number kept that the first round swaps.
         temper: p of ``magnitude^(1-p) × influence^p``, the importance of what may leave.
         nodes: midpoints of the pruning segment for blame.
         importance: target whose per-sample gradients give that influence; by default the pattern's own (margin for
             weights and tiles, loss for channels, heads and blocks; loss where labels are no classes), or ``target`` if it is a
             function.
-        accept_share: of the samples, to accept on.
+        accept: samples of their own to accept on; without them ``accept_share`` of ``batches`` is set apart for that.
         pattern: which swaps are allowed; by the plan's structure when None (``prunekit.search.PATTERNS``).
 
     Returns:
@@ -127,7 +129,7 @@ def refine(
     chosen = get_pattern(plan, layout, device) if pattern is None else pattern(plan, layout, device)
     pairs = list(batches)
     ranking = importance or (_default_importance(chosen, pairs) if isinstance(target, str) else target)
-    objective = make_objective(model, pairs, target, ranking, loss=loss, accept_share=accept_share, seed=seed)
+    objective = make_objective(model, pairs, target, ranking, loss=loss, accept=accept, accept_share=accept_share, seed=seed)
     deadline = math.inf if budget_seconds is None else time.monotonic() + budget_seconds
     factors = chosen.expand(chosen.keep.to(objective.theta.dtype))
     best = _Best(chosen, objective, chosen.keep, objective.on_learn(factors), objective.on_accept(factors))
@@ -136,9 +138,9 @@ def refine(
     ended = "done"
     try:
         if not bool(chosen.keep.all()) and bool(chosen.keep.any()):
-            in_time = _swap(best, rounds, share, temper, nodes, deadline)
-            if learn and in_time:
-                in_time = _learn(best, steps, seed, deadline)
+            in_time = not learn or _learn(best, steps, temper, seed, deadline)
+            if in_time:
+                in_time = _swap(best, rounds, share, temper, nodes, deadline)
             ended = "done" if in_time else "budget"
     except KeyboardInterrupt:
         ended = "interrupted"
@@ -192,8 +194,7 @@ def _swap(best: _Best, rounds: int, share: float, temper: float, nodes: int, dea
             grown = pattern.grow(best.keep, gain.masked_fill(tried, -torch.inf), share)
             if bool((grown == best.keep).all()):
                 return True  # nothing is left to try
-            influence = pattern.influence(objective.ranking, engine, theta * pattern.expand(grown.to(dtype)), objective.labelled)
-            worth = influence.pow(temper) * pattern.magnitude(theta).pow(1 - temper)
+            worth = _worth(best, engine, grown, temper)
             back = grown & ~best.keep
             if best.offer(pattern.select(worth.masked_fill(~grown, -torch.inf)), facts):
                 tried.zero_()
@@ -204,6 +205,14 @@ def _swap(best: _Best, rounds: int, share: float, temper: float, nodes: int, dea
             bar.describe(best.line(f"refine, round {number}"))
             bar.advance()
     return True
+
+
+def _worth(best: _Best, engine: MomentEngine, keep: Tensor, temper: float) -> Tensor:
+    """``magnitude^(1-p) × influence^p`` of every unit in the model that keeps ``keep``, ``(U,)``."""
+    pattern, objective = best.pattern, best.objective
+    present = objective.theta * pattern.expand(keep.to(objective.theta.dtype))
+    influence = pattern.influence(objective.ranking, engine, present, objective.labelled)
+    return influence.pow(temper) * pattern.magnitude(objective.theta).pow(1 - temper)
 
 
 def _gain(best: _Best) -> Tensor:
@@ -218,17 +227,22 @@ def _gain(best: _Best) -> Tensor:
     return gain.detach()
 
 
-def _learn(best: _Best, steps: int, seed: int, deadline: float) -> bool:
+def _learn(best: _Best, steps: int, temper: float, seed: int, deadline: float) -> bool:
     """Learnt masks, judged as they come; False when time ran out."""
+    if time.monotonic() > deadline:
+        return False
+    objective = best.objective
+    engine = choose_engine(objective.ranking, objective.theta, *objective.labelled[0])
+    worth = _worth(best, engine, torch.ones_like(best.keep), temper)
     with Bar("learn", steps) as bar:
         done = 0
-        for step, candidate in learnt_masks(best.pattern, best.objective, best.keep, steps=steps, seed=seed):
+        for step, candidate in learnt_masks(best.pattern, objective, worth, steps=steps, seed=seed):
             best.offer(candidate, {"stage": "learn", "round": step, "ranked": "scores"})
             bar.describe(best.line(f"learn, step {step}"))
             bar.advance(step - done)
             done = step
             if time.monotonic() > deadline:
-                return step == steps
+                return False
     return True
 
 

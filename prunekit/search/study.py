@@ -7,21 +7,21 @@ third set. See ``prunekit.search.summary`` for what a row holds.
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.apply import apply_masks, compensate, masked
-from prunekit.criteria.evidence import Loss
 from prunekit.measure import fidelity, predict, sizes
 from prunekit.plan import GROUPED, Plan, choices
 from prunekit.search.compare import Candidates
 from prunekit.search.finetune import Finetuning, finetune
-from prunekit.search.refine import refine
+from prunekit.search.repair import Material, get_repair
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 
@@ -72,10 +72,15 @@ def fine_tuned(
 ) -> list[dict[str, Any]]:
     """One row: a plan after training on with its masks held; every method gets the same steps, rate and order of samples."""
     plan = bench.candidates.plan(structure, criterion, allocation, sparsity)
+    model = _tuned(bench, plan, how)
+    return [{**_row(bench, plan, criterion, allocation, sparsity, "", model), "method": method, "epochs": how.epochs}]
+
+
+def _tuned(bench: Bench, plan: Plan, how: Finetuning) -> nn.Module:
     model = copy.deepcopy(bench.candidates.model)
     torch.manual_seed(how.seed)  # dropout
     finetune(model, plan, how)
-    return [{**_row(bench, plan, criterion, allocation, sparsity, "", model), "method": method, "epochs": how.epochs}]
+    return model
 
 
 def compensated(
@@ -96,22 +101,35 @@ def compensated(
     return rows
 
 
-def refined(
+def repaired(
     bench: Bench,
     structure: str,
     method: str,
     criterion: str,
     allocation: str,
     sparsity: float,
-    calibration: Batches,
-    loss: Loss,
+    way: str,
+    material: Material,
+    calibration: Batches | None = None,
+    how: Finetuning | None = None,
 ) -> list[dict[str, Any]]:
-    """Two rows: the plan refined on ``calibration``, see ``prunekit.search.refine``, and with its weights compensated too."""
+    """The plan repaired by ``way`` (``prunekit.search.repair``): one row, with the ``seconds`` that took.
+
+    Args:
+        calibration: one row more: with the weights compensated too.
+        how: one row more: after fine-tuning.
+    """
     plan = bench.candidates.plan(structure, criterion, allocation, sparsity)
-    better = refine(plan, bench.candidates.model, calibration, seed=bench.seed, loss=loss)
-    models = {"refined": None, "refined+compensated": _compensated(bench, better, calibration)}
-    rows = {repair: _row(bench, better, criterion, allocation, sparsity, "", model) for repair, model in models.items()}
-    return [{**row, "method": method, "repair": repair} for repair, row in rows.items()]
+    started = time.perf_counter()
+    better = get_repair(way, structure)(plan, bench.candidates.model, material)
+    facts = {"method": method, "seconds": round(time.perf_counter() - started, 2)}
+    row = partial(_row, bench, better, criterion, allocation, sparsity, "")
+    rows = [{**row(), **facts, "repair": way}]
+    if calibration is not None:
+        rows.append({**row(_compensated(bench, better, calibration)), **facts, "repair": f"{way}+compensated"})
+    if how is not None:
+        rows.append({**row(_tuned(bench, better, how)), **facts, "repair": way, "epochs": how.epochs})
+    return rows
 
 
 def _compensated(bench: Bench, plan: Plan, calibration: Batches) -> nn.Module:

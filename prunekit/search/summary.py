@@ -1,9 +1,9 @@
 """What a comparison over seeds shows: areas under curves, the regret of choosing, who is ahead of whom. Pure arithmetic on rows.
 
 A *row* is one pruned model, measured: ``case``, ``seed``, ``structure``, ``criterion``, ``allocation``, ``sparsity``, ``control``
-("" or "shuffled"), ``epochs`` (of fine-tuning, 0 for one-shot), ``repair`` ("", "compensated", "refined" or
-"refined+compensated"; repaired and fine-tuned rows
-name their ``method``), and ``validation`` and ``test``, each with ``accuracy``, ``agreement`` and ``kl``.
+("" or "shuffled"), ``epochs`` (of fine-tuning, 0 for one-shot), ``repair`` ("", "compensated", "refined", another way, or a way
+"+compensated"; repaired and fine-tuned rows name their ``method``), and ``validation`` and ``test``, each with ``accuracy``,
+``agreement`` and ``kl``.
 
 A *variant* is a criterion with an allocation. A *method* is what a reader would call a criterion: a set of variants, of which
 each run takes the one with the largest area on validation data. Nothing is ever chosen on test data, except the best variant in
@@ -167,14 +167,15 @@ def summarise(rows: Sequence[Row], methods: Mapping[str, Sequence[str]]) -> list
 
 
 def after_tuning(rows: Iterable[Row], case: str, structure: str) -> list[dict[str, Any]]:
-    """Fine-tuned rows by method and sparsity, each with ``epochs`` and the ``accuracy`` on test data as ``spread``."""
-    found: dict[tuple[int, str, float], list[float]] = {}
+    """Fine-tuned rows by method, repair and sparsity, each with ``epochs`` and the ``accuracy`` on test data as ``spread``."""
+    found: dict[tuple[int, str, str, float], list[float]] = {}
     for row in rows:
         if (row["case"], row["structure"]) == (case, structure) and row["epochs"]:
-            found.setdefault((row["epochs"], row["method"], row["sparsity"]), []).append(100 * row["test"]["accuracy"])
+            key = row["epochs"], row["method"], row["repair"], row["sparsity"]
+            found.setdefault(key, []).append(100 * row["test"]["accuracy"])
     return [
-        {"epochs": epochs, "method": method, "sparsity": sparsity, "accuracy": spread(values)}
-        for (epochs, method, sparsity), values in sorted(found.items())
+        {"epochs": epochs, "method": method, "repair": repair, "sparsity": sparsity, "accuracy": spread(values)}
+        for (epochs, method, repair, sparsity), values in sorted(found.items())
     ]
 
 
@@ -186,19 +187,19 @@ def after_repair(rows: Iterable[Row], case: str, structure: str) -> dict[str, di
     """
     curves: dict[tuple[str, str], dict[int, Curve]] = {}
     plain: dict[tuple[int, str, str, float], float] = {}
-    variants: dict[tuple[str, str, int], Variant] = {}
+    variants: dict[tuple[str, str, int, float], Variant] = {}
     for row in rows:
         if (row["case"], row["structure"], row["epochs"], row["control"]) != (case, structure, 0, ""):
             continue
         accuracy, variant = row["test"]["accuracy"], (row["criterion"], row["allocation"])
         if row["repair"]:
             curves.setdefault((row["repair"], row["method"]), {}).setdefault(row["seed"], {})[row["sparsity"]] = accuracy
-            variants[row["repair"], row["method"], row["seed"]] = variant
+            variants[row["repair"], row["method"], row["seed"], row["sparsity"]] = variant
         else:
             plain[row["seed"], *variant, row["sparsity"]] = accuracy
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for (repair, method), by_seed in curves.items():
-        keys = [[(s, (seed, *variants[repair, method, seed], s)) for s in curve] for seed, curve in by_seed.items()]
+        keys = [[(s, (seed, *variants[repair, method, seed, s], s)) for s in curve] for seed, curve in by_seed.items()]
         measured = all(key in plain for curve in keys for _, key in curve)
         before = [area({s: plain[key] for s, key in curve}) for curve in keys] if measured else None
         found.setdefault(repair, {})[method] = {

@@ -22,14 +22,16 @@ from prunekit.progress import Bar
 from prunekit.recipe import Finetune, Recipe, Steps, Study
 from prunekit.report import save_figure, study_figure, write_study_page
 from prunekit.search.compare import Candidates
-from prunekit.search.study import Bench, compensated, dense_facts, fine_tuned, one_shot, refined
-from prunekit.search.summary import Runs, area, summarise
+from prunekit.search.repair import Material
+from prunekit.search.study import Bench, compensated, dense_facts, fine_tuned, one_shot, repaired
+from prunekit.search.summary import Runs, Variant, area, summarise
 from prunekit.verbs.run_folder import Run, first_difference
 from prunekit.verbs.scheduling import finetuning_of
 from prunekit.verbs.scoring import score_run
 from prunekit.verbs.training import read_training, train_run
 
 SCHEMA = 1
+AUTO = "auto"
 Tick = Callable[[], None]
 
 
@@ -52,10 +54,16 @@ class Job:
     @property
     def ticks(self) -> int:
         study, again = self.study, self.study.leading + len(self.study.always)
-        tuned = sum(len(s) for s in study.tune.sparsities.values()) * again if study.tune else 0
+        tuned = sum(len(study.tuned_at(structure)) for structure in study.structures) * again
         repaired = len(study.structures) * again if study.compensate else 0
-        refinements = sum(len(study.refined_at(structure)) for structure in study.structures) * again
-        return len(self.names) * len(study.structures) + tuned + repaired + refinements + 1
+        repairs = sum(
+            len(study.refined_at(s)) * len(study.ways_of(s)) * len(self.repaired(s) or range(again)) for s in study.structures
+        )
+        return len(self.names) * len(study.structures) + tuned + repaired + repairs + 1
+
+    def repaired(self, structure: str) -> list[str]:
+        """Methods whose plans are repaired; none for those that are looked at again."""
+        return list(self.study.refine.of.get(structure, ())) if self.study.refine else []
 
 
 def study_run(study: Study, jobs: Sequence[Job], out: Path, processes: int) -> dict[str, Any]:
@@ -185,7 +193,7 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
                 partial(one_shot, bench, structure, name, allocations, sparsities, study.control),
             )
             tick()
-    if study.tune is not None or study.compensate or study.refine:
+    if study.tune is not None or study.compensate or study.refine is not None:
         _again(job, run, bench, rows, data, tick)
     return facts
 
@@ -196,44 +204,75 @@ def _again(job: Job, run: Run, bench: Bench, rows: list[dict[str, Any]], data: d
     here = [{"case": job.case, "seed": job.seed, **row} for row in rows]
     calibration = [run.evidence.samples()]
     how = finetuning_of(run, Steps(finetune=Finetune(epochs=study.tune.epochs))) if study.tune else None
+    material = _material(job, run)
+    learnt_from = {
+        "seed": job.seed,
+        "samples": [sum(len(x) for x, _ in part or ()) for part in (material.learn, material.accept)],
+        "calibration": run.splits["scoring"].digest(),
+        "train": run.splits["train"].digest(),
+    }
     for structure, sparsities in study.structures.items():
         folder = structure.replace(":", "-")
         runs = Runs(here, job.case, structure, {c: expand(c) for c in dict.fromkeys([*study.criteria, *study.always])})
         chosen = {method: variant for method in runs.methods if (variant := runs.chosen(job.seed, method)) is not None}
         order = sorted(chosen, key=lambda m: -area(runs.curve(job.seed, chosen[m], "validation")))
         leading = [m for m in order if m not in study.always][: study.leading]
-        for method in dict.fromkeys([*leading, *(m for m in study.always if m in chosen)]):
-            name, allocation = chosen[method]
-            made_from = {
-                "scores": bench.candidates.scores[name].digest, "structure": structure, "allocation": allocation,
+        looked_at = list(dict.fromkeys([*leading, *(m for m in study.always if m in chosen)]))
+
+        def made_from(method: str, variant: Variant, structure: str = structure) -> dict[str, Any]:
+            return {
+                "scores": bench.candidates.scores[variant[0]].digest, "structure": structure, "allocation": variant[1],
                 "method": method, **data,
             }  # fmt: skip
+
+        for method in looked_at:
+            name, allocation = chosen[method]
             if study.compensate:
                 _cells(
                     job.cells / f"{folder}-compensated" / f"{_method_slug(method)}.json",
-                    {**made_from, "sparsities": sparsities, "calibration": run.splits["scoring"].digest()},
-                    partial(compensated, bench, structure, method, name, allocation, sparsities, calibration),
-                )
-                tick()
-            for sparsity in study.refined_at(structure):
-                _cells(
-                    job.cells / f"{folder}-refined" / f"{_method_slug(method)}-{sparsity:g}.json",
-                    {**made_from, "sparsity": sparsity, "seed": job.seed, "samples": len(calibration[0][0]),
+                    {**made_from(method, chosen[method]), "sparsities": sparsities,
                      "calibration": run.splits["scoring"].digest()},
-                    partial(refined, bench, structure, method, name, allocation, sparsity, calibration, run.recipe.load_loss()),
+                    partial(compensated, bench, structure, method, name, allocation, sparsities, calibration),
                 )  # fmt: skip
                 tick()
-            for sparsity in study.tune.sparsities.get(structure, ()) if study.tune else ():
+            for sparsity in study.tuned_at(structure):
                 assert how is not None
                 _cells(
                     job.cells / f"{folder}-tuned" / f"{_method_slug(method)}-{sparsity:g}.json",
-                    {**made_from, "sparsity": sparsity, "epochs": how.epochs, "train": run.splits["train"].digest()},
+                    {**made_from(method, chosen[method]), "sparsity": sparsity, "epochs": how.epochs,
+                     "train": run.splits["train"].digest()},
                     partial(fine_tuned, bench, structure, method, name, allocation, sparsity, how),
-                )
+                )  # fmt: skip
                 tick()
+        auto = {sparsity: (row["criterion"], row["allocation"]) for sparsity, row in runs.auto(job.seed).items()}
+        for sparsity in study.refined_at(structure):
+            for method in job.repaired(structure) or looked_at:
+                variant = auto[sparsity] if method == AUTO else chosen[method]
+                for way in study.ways_of(structure):
+                    assert study.refine is not None
+                    tuning = how if way in study.refine.tune and sparsity in study.tuned_at(structure) else None
+                    _cells(
+                        job.cells / f"{folder}-{way}" / f"{_method_slug(method)}-{sparsity:g}.json",
+                        {**made_from(method, variant), **learnt_from, "sparsity": sparsity,
+                         "compensate": study.refine.compensate, "epochs": tuning.epochs if tuning else 0},
+                        partial(repaired, bench, structure, method, *variant, sparsity, way, material,
+                                calibration if study.refine.compensate else None, tuning),
+                    )  # fmt: skip
+                    tick()
+
+
+def _material(job: Job, run: Run) -> Material:
+    """What repairs look at: see ``recipe.Repairs.samples``."""
+    samples = job.study.refine.samples if job.study.refine else None
+    learn, accept = [run.evidence.samples()], None
+    if samples is not None:
+        learn, accept = run.batches("train", samples), learn
+    return Material(run.evidence, learn, accept, run.example, job.seed)
 
 
 def _method_slug(method: str) -> str:
+    if method == AUTO:
+        return AUTO
     names = expand(method)
     return score_slug(names[0]) if len(names) == 1 else f"tempered-{score_slug(names[-1])}"
 
@@ -260,11 +299,8 @@ def _rows(job: Job) -> Iterator[dict[str, Any]]:
         for name in job.names:
             for row in checkpoint.read_json(job.cells / folder / f"{score_slug(name)}.json", "cells")["rows"]:
                 yield {"case": job.case, "seed": job.seed, **row}
-        again = [
-            path
-            for kind in ("compensated", "refined", "tuned")
-            for path in sorted((job.cells / f"{folder}-{kind}").glob("*.json"))
-        ]
+        kinds = ["compensated", "tuned", *job.study.ways_of(structure)]
+        again = [path for kind in kinds for path in sorted((job.cells / f"{folder}-{kind}").glob("*.json"))]
         for path in again:
             for row in checkpoint.read_json(path, "cells")["rows"]:
                 if _belongs(row, job.study):
@@ -273,25 +309,27 @@ def _rows(job: Job) -> Iterator[dict[str, Any]]:
 
 def _belongs(row: Mapping[str, Any], study: Study) -> bool:
     """Whether a repaired or fine-tuned row is one that this study asks for: cells of an earlier one may lie there too."""
-    if row["repair"].startswith("refined"):
-        return row["sparsity"] in study.refined_at(row["structure"])
-    if row["repair"]:
+    if row["repair"] == "compensated":
         return study.compensate and row["sparsity"] in study.structures[row["structure"]]
     tune = study.tune
-    return tune is not None and row["epochs"] == tune.epochs and row["sparsity"] in tune.sparsities.get(row["structure"], ())
+    tuned = not row["epochs"] or (
+        tune is not None and row["epochs"] == tune.epochs and row["sparsity"] in study.tuned_at(row["structure"])
+    )
+    return tuned and (not row["repair"] or row["sparsity"] in study.refined_at(row["structure"]))
 
 
 SPLITS, MEASURES = ("validation", "test"), ("accuracy", "agreement", "kl")
 COLUMNS = (
-    "case", "seed", "structure", "criterion", "allocation", "sparsity", "control", "repair", "epochs",
-    "achieved", "achieved_all",
+    "case", "seed", "structure", "criterion", "allocation", "sparsity", "control", "method", "repair", "epochs",
+    "achieved", "achieved_all", "seconds",
     *(f"{split}_{m}" for split in SPLITS for m in MEASURES),
 )  # fmt: skip
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as a line of compare.csv: ``validation_accuracy`` … beside the rest."""
-    return {**row, **{f"{split}_{m}": row[split][m] for split in SPLITS for m in MEASURES}}
+    given = {"method": "", "seconds": "", **row}
+    return {**given, **{f"{split}_{m}": row[split][m] for split in SPLITS for m in MEASURES}}
 
 
 # -- what to do --------------------------------------------------------------------------------------------------

@@ -69,6 +69,7 @@ def test_controls_and_tuned_rows_are_never_chosen() -> None:
         row(0, "a", 0.5, 0.5, 0.5),
         row(0, "a", 0.5, 1.0, 0.2, control="shuffled"),
         row(0, "a", 0.5, 1.0, 0.97, epochs=3, method="a"),
+        row(0, "a", 0.5, 1.0, 0.98, epochs=3, method="a", repair="refined"),
         row(0, "a", 0.5, 1.0, 0.8, repair="compensated", method="a"),
         row(0, "a", 0.5, 1.0, 0.9, repair="refined", method="a"),
     ]
@@ -79,7 +80,10 @@ def test_controls_and_tuned_rows_are_never_chosen() -> None:
     assert entry["repaired"] == {
         "compensated": {"a": {**spread([80.0]), **facts}}, "refined": {"a": {**spread([90.0]), **facts}}
     }  # fmt: skip
-    assert entry["tuned"] == [{"epochs": 3, "method": "a", "sparsity": 0.5, "accuracy": spread([97.0])}]
+    assert entry["tuned"] == [
+        {"epochs": 3, "method": "a", "repair": repair, "sparsity": 0.5, "accuracy": spread([accuracy])}
+        for repair, accuracy in (("", 97.0), ("refined", 98.0))
+    ]
 
 
 def test_one_seed_has_no_spread() -> None:

@@ -1,12 +1,11 @@
 """Edge-popup from magnitude: straight-through scores that know nothing of a mask (Ramanujan et al., arXiv 1911.13299).
 
-Scores start at the magnitudes of a trained model; otherwise it is ``prunekit.search.learn``, with the same steps, and the best
-mask on the accept part is taken.
+Scores start at the magnitudes of a trained model, and gradients are those of the pruned model; otherwise it is
+``prunekit.search.learn``, with the same steps, and the best mask on the accept part is taken.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from prunekit.search.learn import learnt_masks
@@ -16,10 +15,10 @@ from prunekit.search.patterns import Weights
 
 def edge_popup(pattern: Weights, objective: Objective, seed: int = 0, *, steps: int = 300) -> Tensor:
     """The mask of the lowest divergence on the accept part."""
-    everything = torch.ones_like(pattern.keep)  # no head start for anyone
-    keep = pattern.select(pattern.magnitude(objective.theta))
+    size = pattern.magnitude(objective.theta)
+    keep = pattern.select(size)
     lowest = objective.on_accept(pattern.expand(keep.to(objective.theta.dtype)))
-    for _, candidate in learnt_masks(pattern, objective, everything, steps=steps, seed=seed):
+    for _, candidate in learnt_masks(pattern, objective, size, steps=steps, seed=seed, begin=1.0):
         value = objective.on_accept(pattern.expand(candidate.to(objective.theta.dtype)))
         if value < lowest:
             keep, lowest = candidate, value
