@@ -142,7 +142,7 @@ def main() -> int:
         print("After fine-tuning, all the same steps: test accuracy in %, of the criteria that every run looked at\n")
         rows = []
         for e in summary:
-            cells = {(t["method"], t["sparsity"]): t["accuracy"] for t in e["tuned"]}
+            cells = {(t["method"], t["sparsity"]): t["accuracy"] for t in e["tuned"] if not t["repair"]}
             for sparsity in sorted({t["sparsity"] for t in e["tuned"]}):
                 rows.append([f"{name(e)}, {sparsity:g}", *(points(cells.get((m, sparsity))) for m in always)])
         table([f"case, sparsity ({found['study']['tune']['epochs']} epochs)", *always], rows)

@@ -345,7 +345,8 @@ class Refine(_Section):
 
     ``rounds``: of swaps, at most; ``learn``: then learn a mask for ``steps`` steps; ``budget``: stop after so long, such
     as ``60s`` or ``5m``; ``target``: what is lowered, ``kl`` (to the dense model), ``loss``, or ``module:function``;
-    ``samples``: at most so many scoring samples.
+    ``samples``: at most so many training samples to learn from; scoring samples accept. Where a run has no training data, a
+    quarter of its scoring samples accepts, and the rest is learnt from.
     """
 
     rounds: Annotated[int, Field(ge=0, le=10**6)] = 30

@@ -80,6 +80,7 @@ def write_study_page(path: Path, result: Mapping[str, Any], rows: Sequence[Row],
         cases=cases_table(result["runs"]),
         costs=costs_table(result["runs"]),
         summary=result["summary"],
+        tuned_methods=lambda tuned: list(dict.fromkeys((t["method"], t["repair"]) for t in tuned)),
         layers=layers_table(rows, result["summary"], methods),
         picture=inline(study_figure(rows, result["summary"], methods)),
     )
