@@ -194,6 +194,7 @@ def compare(
     structure: Annotated[list[str] | None, typer.Option(help=f"{STRUCTURE_HELP}; repeatable.")] = None,
     allocation: Annotated[list[str] | None, typer.Option(help="global, uniform, …; repeatable.")] = None,
     sparsity: Annotated[list[float] | None, typer.Option(help="Share to remove; repeatable.")] = None,
+    refine: Annotated[bool | None, typer.Option("--refine/--no-refine", help="Repair the best plans too.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of a comparison over runs or of a study.")] = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes, with --out.")] = 1,
     device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
@@ -211,8 +212,8 @@ def compare(
     for share in sparsity or []:
         check_sparsity(share)
     if out is not None:
-        if structure or allocation or sparsity or device or overwrite:
-            raise UsageError("--out takes structures, allocations and sparsities from the study or the runs' recipes")
+        if structure or allocation or sparsity or refine is not None or device or overwrite:
+            raise UsageError("--out takes structures, allocations, sparsities and refine from the study or the runs' recipes")
         _study(runs, out, jobs, output)
         return
     if len(runs) > 1 or runs[0].suffix in (".yaml", ".yml"):
@@ -222,7 +223,7 @@ def compare(
     run = runs[0]
     opened = _open(run, device)
     with output.working(run):
-        result = compare_run(opened, overwrite, structure or [], allocation or [], sparsity or [])
+        result = compare_run(opened, overwrite, structure or [], allocation or [], sparsity or [], refine)
     output.show("compare", result)
     comparison, reused = result
     cells = {"dense": {"accuracy": comparison.dense_accuracy}, "cells": comparison.cells, "cost": comparison.cost}

@@ -8,7 +8,7 @@ from typing import Any
 from prunekit.report.html import write_html
 from prunekit.report.plots import comparison_figure, inline, layers_figure, training_figure
 from prunekit.report.timeline import layer_figures, samples_figure
-from prunekit.search.compare import Comparison, merit
+from prunekit.search.compare import Comparison
 
 
 def write_page(
@@ -59,15 +59,19 @@ def write_page(
 
 
 def accuracy_tables(comparison: Comparison) -> list[dict[str, Any]]:
-    """For each structure: accuracy by criterion and allocation (rows) and sparsity (columns), the best marked."""
+    """For each structure: accuracy by criterion and allocation (rows) and sparsity (columns), the best criterion's marked.
+
+    A row's cells are in the order of ``sparsities``, None where nothing was measured. Repaired plans have a row of their own.
+    """
     tables = []
     for structure in dict.fromkeys(cell["structure"] for cell in comparison.cells):
         cells = [cell for cell in comparison.cells if cell["structure"] == structure]
         sparsities = sorted({cell["sparsity"] for cell in cells})
-        best = {s: max((c for c in cells if c["sparsity"] == s), key=merit) for s in sparsities}
-        rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for cell in sorted(cells, key=lambda c: c["sparsity"]):
-            marked = {**cell, "best": cell is best[cell["sparsity"]]}
-            rows.setdefault((cell["criterion"], cell["allocation"]), []).append(marked)
+        best = [comparison.best(structure, s) for s in sparsities]
+        rows: dict[tuple[str, str], list[dict[str, Any] | None]] = {}
+        for cell in cells:
+            key = ("refined", "of the best") if cell["repair"] else (cell["criterion"], cell["allocation"])
+            place = sparsities.index(cell["sparsity"])
+            rows.setdefault(key, [None] * len(sparsities))[place] = {**cell, "best": cell is best[place]}
         tables.append({"structure": structure, "sparsities": sparsities, "rows": rows})
     return tables

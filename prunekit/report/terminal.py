@@ -82,11 +82,11 @@ def compare(result: tuple[Comparison, bool]) -> None:
     for found in accuracy_tables(comparison):
         table = _table(
             f"compare, {found['structure']}: validation accuracy in % (dense {100 * comparison.dense_accuracy:.1f}; "
-            "* best at that sparsity)",
+            "* best criterion at that sparsity)",
             "criterion", "allocation", *(f"{s:g}" for s in found["sparsities"]),
         )  # fmt: skip
         for (criterion, allocation), cells in found["rows"].items():
-            marks = [f"{100 * c['accuracy']:.1f}{'*' if c['best'] else ' '}" for c in cells]
+            marks = [f"{100 * c['accuracy']:.1f}{'*' if c['best'] else ' '}" if c else "" for c in cells]
             table.add_row(criterion, allocation, *marks)
         _print(table)
     if reused:
