@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prunekit.report.explain_page import Pictures, drawn
 from prunekit.report.html import write_html
 from prunekit.report.plots import comparison_figure, inline, layers_figure, training_figure
 from prunekit.report.timeline import layer_figures, samples_figure
@@ -21,6 +23,7 @@ def write_page(
     scores: list[dict[str, Any]],
     comparison: Comparison | None,
     evaluations: dict[str, dict[str, Any]],
+    repairs: Mapping[str, tuple[dict[str, Any], Pictures]],
     left_out: list[str],
     timeline: dict[str, Any] | None = None,
 ) -> None:
@@ -32,6 +35,7 @@ def write_page(
         trajectory: steps, coordinates, bytes, hash, cost.
         scores: one dict a score file (criterion, digest, seconds).
         evaluations: by pruned model's name, what eval.json holds.
+        repairs: by refined model's name, what ``prunekit.report.removal`` says of it, and images of samples for it.
         left_out: what the run folder holds but the page does not show, and why.
         timeline: see ``prunekit.report.timeline``; None where there is no path or no data.
     """
@@ -50,6 +54,7 @@ def write_page(
         tables=accuracy_tables(comparison) if comparison else [],
         evaluations=evaluations,
         explained=explained,
+        repairs={name: (told, drawn(told, pictures)) for name, (told, pictures) in repairs.items()},
         left_out=left_out,
         timeline=timeline,
         timeline_pictures={k: inline(f) for k, f in layer_figures(timeline).items()} if timeline else {},

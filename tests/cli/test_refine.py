@@ -54,7 +54,25 @@ def test_a_refined_model_is_written_measured_and_explained(cli: Cli, run: Path) 
     assert found["pruned"]["kl"] < base["pruned"]["kl"]
     assert torch.isfinite(model(x)).all()
     assert cli("report", run).code == 0
-    assert "the repair, round by round" in (run / "report.html").read_text()
+    report = (run / "report.html").read_text()
+    assert "the repair, round by round" in report
+    assert report.count("What came back, and the samples that asked for it") == 1
+    told = json.loads(cli("explain", run / "pruned" / "better", "--json").out)
+    sizes = better["refine"]["samples"]
+    assert told["samples"] == sum(sizes.values())
+    for when, mask in (("before", told["before"]), ("after", told["after"])):
+        parts = better["refine"][when]
+        mean = sum(sizes[part] * parts[part] for part in sizes) / told["samples"]
+        assert mask["divergence"] == pytest.approx(mean, rel=1e-4)
+        assert sum(row["blame"] for row in mask["classes"]) + mask["residual"] == pytest.approx(mean, rel=1e-4)
+    assert told["moved"]["back"] == told["moved"]["out"] == better["refine"]["changed"]
+    assert told["refine"]["history"] == plan.history
+    shown = cli("explain", run / "pruned" / "better")
+    assert "asked for by (label)" in shown.out
+    page = (run / "explain" / "pruned-better.html").read_text()
+    assert page.count('alt="Samples that blame it most') == len(told["units"]) > 0
+    two = json.loads(cli("explain", run, "diff", "plain", "better", "--json").out)
+    assert [mask["alone"] for mask in two["masks"]] == [better["refine"]["changed"]] * 2
     one_line(cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "better"), 1, "refine was")
     shown = cli("info", run / "pruned" / "better")
     assert "entries" in shown.out
