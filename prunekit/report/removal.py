@@ -273,7 +273,7 @@ def _units(
 
 
 def _name(layout: Layout, plan: Plan, unit: int, weights: Tensor) -> str:
-    """A group and number inside it, or a weight and its place; a block of weights by its first."""
+    """A group and number inside it, or a weight and its place; a tile of weights by its first."""
     if plan.groups:
         for name, keep in plan.keep.items():
             if unit < len(keep):
@@ -283,4 +283,4 @@ def _name(layout: Layout, plan: Plan, unit: int, weights: Tensor) -> str:
     entry = next(e for e in layout if e.span.start <= int(where[0]) < e.span.stop)
     place = torch.unravel_index(where[0] - entry.span.start, entry.shape)
     text = f"{entry.name}[{','.join(str(int(i)) for i in place)}]"
-    return text if len(where) == 1 else f"{plan.structure} at {text}"
+    return text if len(where) == 1 else f"tile at {text}"

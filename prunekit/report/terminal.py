@@ -281,7 +281,7 @@ def _askers(units: list[dict[str, Any]], what: str, by: str) -> None:
         return
     table = _table("", what, "blame", f"{by} (label)")
     for unit in units:
-        asked = ", ".join(f"{r['index']} ({r['label']}) {r['blame']:.2g}" for r in unit["samples"])
+        asked = ", ".join(f"{r['index']} ({r['label']}) {r['blame']:.2g}" for r in unit["samples"][:4])
         table.add_row(unit["name"], f"{unit['blame']:.4g}", asked)
     _print(table)
 
