@@ -194,6 +194,7 @@ def compare(
     structure: Annotated[list[str] | None, typer.Option(help=f"{STRUCTURE_HELP}; repeatable.")] = None,
     allocation: Annotated[list[str] | None, typer.Option(help="global, uniform, …; repeatable.")] = None,
     sparsity: Annotated[list[float] | None, typer.Option(help="Share to remove; repeatable.")] = None,
+    refine: Annotated[bool | None, typer.Option("--refine/--no-refine", help="Repair the best plans too.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of a comparison over runs or of a study.")] = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes, with --out.")] = 1,
     device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
@@ -211,8 +212,8 @@ def compare(
     for share in sparsity or []:
         check_sparsity(share)
     if out is not None:
-        if structure or allocation or sparsity or device or overwrite:
-            raise UsageError("--out takes structures, allocations and sparsities from the study or the runs' recipes")
+        if structure or allocation or sparsity or refine is not None or device or overwrite:
+            raise UsageError("--out takes structures, allocations, sparsities and refine from the study or the runs' recipes")
         _study(runs, out, jobs, output)
         return
     if len(runs) > 1 or runs[0].suffix in (".yaml", ".yml"):
@@ -222,7 +223,7 @@ def compare(
     run = runs[0]
     opened = _open(run, device)
     with output.working(run):
-        result = compare_run(opened, overwrite, structure or [], allocation or [], sparsity or [])
+        result = compare_run(opened, overwrite, structure or [], allocation or [], sparsity or [], refine)
     output.show("compare", result)
     comparison, reused = result
     cells = {"dense": {"accuracy": comparison.dense_accuracy}, "cells": comparison.cells, "cost": comparison.cost}
@@ -361,22 +362,30 @@ def sensitivity(
     output.finish(result)
 
 
-@app.command(epilog="Example: prunekit explain runs/digits-cnn channel conv2 7; prunekit explain runs/digits-cnn diff channels")
+@app.command(
+    epilog="Example: prunekit explain runs/digits-cnn channel conv2 7; prunekit explain runs/digits-cnn diff channels; "
+    "prunekit explain runs/digits-cnn/pruned/unstructured"
+)
 def explain(
-    run: RunFolder,
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="weight, channel, head, layer, sample or diff.")],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A parameter, group or layer; a sample; a pruned model.")],
-    index: Annotated[str, typer.Argument(metavar="[INDEX]", help="Of a weight (7,3,1,1), channel or head.")] = "",
+    run: Annotated[Path, typer.Argument(metavar="RUN | RUN/pruned/NAME", help="A run, or a pruned model and nothing more.")],
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="weight, channel, head, layer, sample, pruned or diff.")] = "",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A parameter, group or layer; a sample; a pruned model.")] = "",
+    index: Annotated[str, typer.Argument(metavar="[INDEX]", help="Of a weight, channel or head; diff: another model.")] = "",
     split: Annotated[str | None, typer.Option(help="test, validation, scoring; train for a training sample.")] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="At most so many; eval.samples by default.")] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes of a training step; diff: of the pruning.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Of a training step; pruned, diff: of the pruning.")] = None,
     pruned: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Look at this pruned model only; repeatable.")] = None,
     device: Device = None, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Say what a part or sample gave, when, from what data, and what pruning changed; writes a page under RUN/explain."""
+    from prunekit.verbs.evaluating import run_of
     from prunekit.verbs.explaining import explain_run
 
     output = _Out(quiet, as_json)
+    if not what and run.resolve().parent.name == "pruned":
+        run, what, name = run_of(run), "pruned", run.resolve().name
+    if not name:
+        raise UsageError(f"explain {run} {what}".rstrip() + ": of what? Give WHAT and NAME, or RUN/pruned/NAME alone")
     opened = _open(run, device)
     with output.working(run):
         result = explain_run(opened, what, name, index, split=split, samples=samples, nodes=nodes, only=pruned)

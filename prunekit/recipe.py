@@ -10,7 +10,16 @@ from typing import Annotated, Any, Literal, Self
 import torch
 import torch.nn.functional as F
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from torch import Tensor, nn
 
 from prunekit import checkpoint
@@ -51,6 +60,11 @@ def _criterion(value: str) -> str:
     except UsageError as error:
         raise ValueError(str(error)) from None
     return names[0] if len(names) == 1 else value
+
+
+def _switched(value: Any) -> Any:
+    """A section that ``true`` turns on with its defaults, and ``false`` off."""
+    return {} if value is True else None if value is False else value
 
 
 def _structure(value: str) -> str:
@@ -218,12 +232,6 @@ class Score(_Section):
         return value if ":" in value else _known(value, TARGETS, "target")
 
 
-class Compare(_Section):
-    structures: Annotated[list[StructureName], Field(min_length=1)] = ["unstructured", "channels"]
-    allocations: Annotated[list[AllocationName], Field(min_length=1)] = ["global", "uniform", "mean", "lamp"]
-    sparsities: Annotated[list[Share], Field(min_length=1)] = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98]
-
-
 class Attention(_Section):
     """Names of one attention's linear layers, and how many heads they make; ``kv_heads``: fewer with grouped queries.
 
@@ -377,6 +385,28 @@ class Refine(_Section):
         }  # fmt: skip
 
 
+class CompareRefine(Refine):
+    """``sparsities``: of those compared, where the best plan is refined too; null: everywhere."""
+
+    sparsities: list[Share] | None = None
+
+
+class Compare(_Section):
+    """``refine``: also repair the best plan of every structure and sparsity (``true`` takes the defaults)."""
+
+    structures: Annotated[list[StructureName], Field(min_length=1)] = ["unstructured", "channels"]
+    allocations: Annotated[list[AllocationName], Field(min_length=1)] = ["global", "uniform", "mean", "lamp"]
+    sparsities: Annotated[list[Share], Field(min_length=1)] = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98]
+    refine: Annotated[CompareRefine | None, BeforeValidator(_switched)] = None
+
+    @model_validator(mode="after")
+    def _compared(self) -> Compare:
+        for sparsity in (self.refine.sparsities if self.refine else None) or ():
+            if sparsity not in self.sparsities:
+                raise ValueError(f"refine.sparsities has {sparsity:g}, which is none of the sparsities compared")
+        return self
+
+
 class Prune(Steps):
     """One pruned model.
 
@@ -398,7 +428,7 @@ class Prune(Steps):
     ratios: dict[str, Share] = {}
     floor: Share = 0.0
     compensate: bool = False
-    refine: Refine | None = None
+    refine: Annotated[Refine | None, BeforeValidator(_switched)] = None
     squeeze: bool = False
     classes: list[Annotated[int, Field(ge=0, le=10**6)]] = []
     max_params: Large | None = None
@@ -411,11 +441,6 @@ class Prune(Steps):
     @classmethod
     def _named(cls, value: str) -> str:
         return value if value == "auto" else _criterion(value)
-
-    @field_validator("refine", mode="before")
-    @classmethod
-    def _refine(cls, value: Any) -> Any:
-        return {} if value is True else None if value is False else value
 
     @model_validator(mode="after")
     def _repairable(self) -> Prune:

@@ -20,7 +20,7 @@ from prunekit.structure.heads import HEADS, KV_HEADS, WIDTHS
 from prunekit.structure.replacements import REPLACEMENTS
 
 SCHEMA = 1
-KEEP, INDEX = "keep/", "index/"
+KEEP, INDEX, GIVEN = "keep/", "index/", "given/"
 ATTRIBUTES, REPLACE = "attributes", "replace"
 SIZE_ATTRIBUTES = (
     "in_channels", "out_channels", "in_features", "out_features", "num_features", "groups", "num_channels", "num_groups",
@@ -46,6 +46,7 @@ class Plan:
             whether edited.
         modules: group -> ``attributes``, ``<module>:<attribute>`` -> by how much a unit lowers it; and ``replace``,
             module -> kind of what takes its place. See ``prunekit.structure.Group``.
+        given: ``keep`` before ``refine`` changed it; empty for a plan that was not refined.
     """
 
     structure: str
@@ -54,14 +55,15 @@ class Plan:
     shapes: dict[str, tuple[int, ...]]
     provenance: dict[str, Any] = field(default_factory=dict)
     modules: dict[str, dict[str, Any]] = field(default_factory=dict)
+    given: dict[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
-        """Identifies decision and provenance."""
+        """Identifies decision and provenance, and what was refined."""
         facts = {"structure": self.structure, **self.provenance}
         if self.modules:
             facts["modules"] = self.modules
-        return checkpoint.digest({**self.keep, **self.index}, facts)
+        return checkpoint.digest({**self.keep, **self.index, **{GIVEN + name: keep for name, keep in self.given.items()}}, facts)
 
     @cached_property
     def groups(self) -> frozenset[str]:
@@ -82,6 +84,13 @@ class Plan:
     def history(self) -> list[dict[str, Any]]:
         """What ``refine`` did, round by round; empty for a plan that was not refined."""
         return list(self.provenance.get("refine", {}).get("history", []))
+
+    @property
+    def before(self) -> Plan | None:
+        """The decisions that ``refine`` was given; None for a plan that was not refined, or by a prunekit that kept no record."""
+        if not self.given:
+            return None
+        return replace(self, keep=self.given, given={}, provenance={k: v for k, v in self.provenance.items() if k != "refine"})
 
     def kept_indices(self) -> dict[str, Tensor]:
         """``<param>@<axis>`` -> kept indices on that axis, ascending; only axes that lose something, but not all."""
@@ -233,6 +242,8 @@ class Plan:
         lost = sorted(self.groups - self.keep.keys())
         if lost:
             raise ArtifactError(f"{source}: says nothing of {lost[0]}")
+        if self.given and {n: k.shape for n, k in self.given.items()} != {n: k.shape for n, k in self.keep.items()}:
+            raise ArtifactError(f"{source}: what was refined ({GIVEN}) is not of what it keeps ({KEEP})")
         for name, facts in self.modules.items():
             if name not in self.groups or not set(facts) <= {ATTRIBUTES, REPLACE}:
                 raise ArtifactError(f"{source}: modules of {name} are not what a plan holds")
@@ -247,7 +258,10 @@ class Plan:
         return self.structure if "+" not in self.structure else "units"
 
     def save(self, path: str | Path) -> None:
-        """Writes one safetensors file: ``keep/<name>`` (uint8, 1 stays, 0 goes) is what a person may edit."""
+        """Writes one safetensors file: ``keep/<name>`` (uint8, 1 stays, 0 goes) is what a person may edit.
+
+        ``given/<name>``: the same before it was refined.
+        """
         header = {
             "kind": "plan",
             "schema": SCHEMA,
@@ -258,7 +272,8 @@ class Plan:
         }
         if self.modules:
             header["modules"] = self.modules
-        tensors = {KEEP + name: keep.to(torch.uint8) for name, keep in self.keep.items()}
+        decisions = ((KEEP, self.keep), (GIVEN, self.given))
+        tensors = {kind + name: keep.to(torch.uint8) for kind, kept in decisions for name, keep in kept.items()}
         checkpoint.write_tensors(Path(path), {**tensors, **{INDEX + k: v for k, v in self.index.items()}}, header)
 
     @classmethod
@@ -278,19 +293,21 @@ class Plan:
     def _from(cls, path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> Plan:
         if header["schema"] != SCHEMA:
             raise ArtifactError(f"{path}: schema {header['schema']}, this prunekit reads {SCHEMA}")
-        keep = {}
+        decisions: dict[str, dict[str, Tensor]] = {KEEP: {}, GIVEN: {}}
         for key, tensor in tensors.items():
-            if key.startswith(KEEP):
-                if not ((tensor == 0) | (tensor == 1)).all():
-                    raise ArtifactError(f"{path}: {key} must hold 0 and 1 only")
-                keep[key.removeprefix(KEEP)] = tensor.bool()
+            for kind, kept in decisions.items():
+                if key.startswith(kind):
+                    if not ((tensor == 0) | (tensor == 1)).all():
+                        raise ArtifactError(f"{path}: {key} must hold 0 and 1 only")
+                    kept[key.removeprefix(kind)] = tensor.bool()
         plan = cls(
             header["structure"],
-            keep,
+            decisions[KEEP],
             {k.removeprefix(INDEX): v for k, v in tensors.items() if k.startswith(INDEX)},
             {name: tuple(shape) for name, shape in header["shapes"].items()},
             header["provenance"],
             header.get("modules", {}),
+            decisions[GIVEN],
         )
         plan.check(path)
         for key in ("criterion", "allocation", "sparsity", "model", "trajectory"):

@@ -7,11 +7,13 @@ from prunekit.report.explain_page import write_explanation
 from prunekit.report.page import accuracy_tables, write_page
 from prunekit.report.parts import Part, find_part
 from prunekit.report.plots import comparison_figure, save_figure, sensitivity_figure
+from prunekit.report.removal import Damage, explain_removal, explain_removals, flat_mask, units_of
 from prunekit.report.study import study_figure, write_study_page
 from prunekit.report.timeline import timeline
 
 __all__ = [
-    "Part", "PrunedPath", "Training", "View", "account", "accuracy_tables", "comparison_figure", "dense_reconstruction",
-    "explain_diff", "explain_part", "explain_sample", "explain_training_sample", "find_part", "save_figure", "sensitivity_figure",
-    "study_figure", "timeline", "write_explanation", "write_page", "write_study_page",
+    "Damage", "Part", "PrunedPath", "Training", "View", "account", "accuracy_tables", "comparison_figure", "dense_reconstruction",
+    "explain_diff", "explain_part", "explain_removal", "explain_removals", "explain_sample", "explain_training_sample",
+    "find_part", "flat_mask", "save_figure", "sensitivity_figure", "study_figure", "timeline", "units_of", "write_explanation",
+    "write_page", "write_study_page",
 ]  # fmt: skip

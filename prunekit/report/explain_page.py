@@ -15,21 +15,30 @@ from prunekit.report.plots import heat_map, inline
 
 SHOWN = 20  # groups in a plot
 Pictures = Mapping[str, Sequence[tuple[str, Tensor]]]
-"""Place on the page (``sample``, ``raised``, ``lowered``, ``changes``) -> captions and images ``(channels, height, width)``."""
+"""Place on the page (``sample``, ``raised``, ``lowered``, ``changes``, ``unit 0`` …) -> captions and images ``(channels, height,
+
+width)``."""
 
 
 def write_explanation(path: Path, result: Mapping[str, Any], pictures: Pictures) -> None:
-    """Writes the page of an explanation (see ``prunekit.report.explain`` and ``diff``), whole or not at all."""
-    plots = {name: inline(figure) for name, figure in _figures(result).items()}
-    write_html(
-        path,
-        "explain.html.j2",
-        e=result, plots=plots,
-        pictures={place: inline(pictures_figure(shown)) for place, shown in pictures.items()},
-    )  # fmt: skip
+    """Writes the page of an explanation (see ``prunekit.report.explain``, ``diff`` and ``removal``), whole or not at all."""
+    write_html(path, "explain.html.j2", e=result, **drawn(result, pictures))
+
+
+def drawn(result: Mapping[str, Any], pictures: Pictures) -> dict[str, dict[str, str]]:
+    """``plots`` and ``pictures`` of an explanation, by name and place, as data addresses."""
+    return {
+        "plots": {name: inline(figure) for name, figure in _figures(result).items()},
+        "pictures": {place: inline(pictures_figure(shown)) for place, shown in pictures.items()},
+    }
 
 
 def _figures(result: Mapping[str, Any]) -> dict[str, Figure]:
+    if result["what"] == "pruned":
+        found = {"blame": blame_figure({k: m for k in ("before", "after") if (m := result[k]) is not None})}
+        return found | ({"rounds": rounds_figure(result["refine"]["history"])} if result["refine"] else {})
+    if "masks" in result:
+        return {"blame": blame_figure({mask["name"]: mask for mask in result["masks"]})}
     if result["what"] == "diff":
         return {"groups": groups_figure(result)} if result["changes"] else {}
     found = {"steps": steps_figure(result), "classes": classes_figure(result)}
@@ -103,6 +112,55 @@ def groups_figure(result: Mapping[str, Any]) -> Figure:
     panel.axvline(0, color="black", linewidth=0.8)
     panel.set_xlabel("pushed from the dense answer to the pruned one by (mean over changed samples)")
     panel.tick_params(labelsize=8)
+    return figure
+
+
+def rounds_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """Divergence after every round of a refinement, on the samples it learnt from and on those that accepted."""
+    taken = [entry for entry in history if entry["kept"]]
+    figure = Figure(figsize=(7.5, 2.8), layout="constrained")
+    panel = figure.subplots()
+    places = list(range(len(taken)))
+    lines = (("learn", "--", "o", "#D55E00", "samples learnt from"), ("accept", "-", "s", "#0072B2", "samples that accept"))
+    for key, line, marker, colour, label in lines:
+        values = [entry[key] for entry in taken]
+        panel.plot(places, values, linestyle=line, marker=marker, color=colour, markersize=3.5, linewidth=1.4, label=label)
+    stages = {"given": "given", "refine": "{round}", "learn": "learn {round}"}
+    names = [stages.get(entry["stage"], "{stage} {round}").format(**entry) for entry in taken]
+    shown = places[:: max(1, len(places) // 16)]
+    panel.set_xticks(shown, [names[k] for k in shown], fontsize=7, rotation=30, ha="right")
+    if all(entry[key] > 0 for entry in taken for key in ("learn", "accept")):
+        panel.set_yscale("log")
+    panel.set_xlabel("round whose swaps were taken")
+    panel.set_ylabel("divergence")
+    panel.legend(fontsize=8, frameon=False)
+    panel.grid(alpha=0.25)
+    return figure
+
+
+def blame_figure(masks: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Blame by layer, and by class where there are classes: one bar a mask, named by its key."""
+    first = next(iter(masks.values()))
+    kinds = [("layers", "layer"), *([("classes", "class")] if first.get("classes") else [])]
+    rows = {kind: [k for k in range(len(first[kind])) if any(m[kind][k]["blame"] for m in masks.values())] for kind, _ in kinds}
+    figure = Figure(figsize=(7.5, 1.1 + 0.3 * min(SHOWN, max(map(len, rows.values())))), layout="constrained")
+    panels = figure.subplots(1, len(kinds), squeeze=False)[0]
+    width = 0.8 / len(masks)
+    for panel, (kind, key) in zip(panels, kinds, strict=True):
+        sizes = {k: max(abs(m[kind][k]["blame"]) for m in masks.values()) for k in rows[kind]}
+        shown = sorted(sorted(sizes, key=sizes.__getitem__, reverse=True)[:SHOWN])
+        for number, ((name, mask), hatch) in enumerate(zip(masks.items(), ("///", ""), strict=False)):
+            places = [k + (number - (len(masks) - 1) / 2) * width for k in range(len(shown))]
+            colour = ("#E69F00", "#0072B2")[number]
+            panel.barh(places, [mask[kind][k]["blame"] for k in shown], width, color=colour, hatch=hatch, label=name)
+        panel.set_yticks(range(len(shown)), [str(first[kind][k][key]) for k in shown], fontsize=8)
+        panel.set_ylabel(key)
+        panel.invert_yaxis()
+        panel.axvline(0, color="black", linewidth=0.8)
+        panel.set_xlabel("blame, parts of the divergence")
+        panel.grid(alpha=0.25, axis="x")
+    if len(masks) > 1:
+        panels[-1].legend(fontsize=8, frameon=False)
     return figure
 
 

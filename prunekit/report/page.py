@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prunekit.report.explain_page import Pictures, drawn
 from prunekit.report.html import write_html
 from prunekit.report.plots import comparison_figure, inline, layers_figure, training_figure
 from prunekit.report.timeline import layer_figures, samples_figure
-from prunekit.search.compare import Comparison, merit
+from prunekit.search.compare import Comparison
 
 
 def write_page(
@@ -21,6 +23,7 @@ def write_page(
     scores: list[dict[str, Any]],
     comparison: Comparison | None,
     evaluations: dict[str, dict[str, Any]],
+    repairs: Mapping[str, tuple[dict[str, Any], Pictures]],
     left_out: list[str],
     timeline: dict[str, Any] | None = None,
 ) -> None:
@@ -32,6 +35,7 @@ def write_page(
         trajectory: steps, coordinates, bytes, hash, cost.
         scores: one dict a score file (criterion, digest, seconds).
         evaluations: by pruned model's name, what eval.json holds.
+        repairs: by refined model's name, what ``prunekit.report.removal`` says of it, and images of samples for it.
         left_out: what the run folder holds but the page does not show, and why.
         timeline: see ``prunekit.report.timeline``; None where there is no path or no data.
     """
@@ -50,6 +54,7 @@ def write_page(
         tables=accuracy_tables(comparison) if comparison else [],
         evaluations=evaluations,
         explained=explained,
+        repairs={name: (told, drawn(told, pictures)) for name, (told, pictures) in repairs.items()},
         left_out=left_out,
         timeline=timeline,
         timeline_pictures={k: inline(f) for k, f in layer_figures(timeline).items()} if timeline else {},
@@ -59,15 +64,19 @@ def write_page(
 
 
 def accuracy_tables(comparison: Comparison) -> list[dict[str, Any]]:
-    """For each structure: accuracy by criterion and allocation (rows) and sparsity (columns), the best marked."""
+    """For each structure: accuracy by criterion and allocation (rows) and sparsity (columns), the best criterion's marked.
+
+    A row's cells are in the order of ``sparsities``, None where nothing was measured. Repaired plans have a row of their own.
+    """
     tables = []
     for structure in dict.fromkeys(cell["structure"] for cell in comparison.cells):
         cells = [cell for cell in comparison.cells if cell["structure"] == structure]
         sparsities = sorted({cell["sparsity"] for cell in cells})
-        best = {s: max((c for c in cells if c["sparsity"] == s), key=merit) for s in sparsities}
-        rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for cell in sorted(cells, key=lambda c: c["sparsity"]):
-            marked = {**cell, "best": cell is best[cell["sparsity"]]}
-            rows.setdefault((cell["criterion"], cell["allocation"]), []).append(marked)
+        best = [comparison.best(structure, s) for s in sparsities]
+        rows: dict[tuple[str, str], list[dict[str, Any] | None]] = {}
+        for cell in cells:
+            key = ("refined", "of the best") if cell["repair"] else (cell["criterion"], cell["allocation"])
+            place = sparsities.index(cell["sparsity"])
+            rows.setdefault(key, [None] * len(sparsities))[place] = {**cell, "best": cell is best[place]}
         tables.append({"structure": structure, "sparsities": sparsities, "rows": rows})
     return tables

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -27,37 +28,30 @@ STYLES = [
     ((0, (5, 1)), "P", "#E69F00"),
     ((0, (1, 1)), "X", "#000000"),
 ]
+REPAIRED = ("-", "*", "#000000")
 
 
 def comparison_figure(comparison: Comparison) -> Figure:
-    """A panel for every structure × allocation: validation accuracy over achieved sparsity."""
-    structures = _ordered(cell["structure"] for cell in comparison.cells)
-    allocations = _ordered(cell["allocation"] for cell in comparison.cells)
-    criteria = _ordered(cell["criterion"] for cell in comparison.cells)
+    """A panel for every structure × allocation: validation accuracy over achieved sparsity.
+
+    Repaired plans, which start from the best allocation, are one line in every panel of their structure.
+    """
+    own = comparison.unrepaired
+    structures = _ordered(cell["structure"] for cell in own)
+    allocations = _ordered(cell["allocation"] for cell in own)
+    criteria = _ordered(cell["criterion"] for cell in own)
     figure = Figure(figsize=(4.6 * len(allocations), 3.4 * len(structures)), layout="constrained")
     axes = figure.subplots(len(structures), len(allocations), squeeze=False, sharey=True)
     for row, structure in zip(axes, structures, strict=True):
         for panel, allocation in zip(row, allocations, strict=True):
-            if not any((c["structure"], c["allocation"]) == (structure, allocation) for c in comparison.cells):
+            here = [c for c in own if (c["structure"], c["allocation"]) == (structure, allocation)]
+            if not here:
                 panel.set_axis_off()  # N:M is the same in every allocation
                 continue
-            for number, criterion in enumerate(criteria):
-                cells = [
-                    c
-                    for c in comparison.cells
-                    if (c["structure"], c["allocation"], c["criterion"]) == (structure, allocation, criterion)
-                ]
-                line, marker, colour = STYLES[number % len(STYLES)]
-                panel.plot(
-                    [100 * c["achieved"] for c in cells],
-                    [100 * c["accuracy"] for c in cells],
-                    linestyle=line,
-                    marker=marker,
-                    color=colour,
-                    markersize=4.5,
-                    linewidth=1.4,
-                    label=criterion,
-                )
+            for criterion, style in zip(criteria, cycle(STYLES)):
+                _curve(panel, [c for c in here if c["criterion"] == criterion], criterion, style)
+            if repaired := [c for c in comparison.cells if c["repair"] and c["structure"] == structure]:
+                _curve(panel, repaired, "refined, from the best", REPAIRED, linewidth=2.2, markersize=8)
             panel.axhline(100 * comparison.dense_accuracy, color="black", linewidth=0.9, label="dense model")
             panel.set_title(f"{structure}, {allocation}", fontsize=10)
             panel.grid(alpha=0.25)
@@ -69,6 +63,17 @@ def comparison_figure(comparison: Comparison) -> Figure:
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=9, frameon=False)
     return figure
+
+
+def _curve(
+    panel: Any, cells: Sequence[dict[str, Any]], label: str, style: Any, linewidth: float = 1.4, markersize: float = 4.5
+) -> None:
+    line, marker, colour = style
+    cells = sorted(cells, key=lambda c: float(c["achieved"]))
+    x, y = ([100 * c[key] for c in cells] for key in ("achieved", "accuracy"))
+    panel.plot(
+        x, y, linestyle=line, marker=marker, color=colour, linewidth=linewidth, markersize=markersize, label=label
+    )  # fmt: skip
 
 
 def save_figure(figure: Figure, path: Path) -> None:

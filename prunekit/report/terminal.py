@@ -82,11 +82,11 @@ def compare(result: tuple[Comparison, bool]) -> None:
     for found in accuracy_tables(comparison):
         table = _table(
             f"compare, {found['structure']}: validation accuracy in % (dense {100 * comparison.dense_accuracy:.1f}; "
-            "* best at that sparsity)",
+            "* best criterion at that sparsity)",
             "criterion", "allocation", *(f"{s:g}" for s in found["sparsities"]),
         )  # fmt: skip
         for (criterion, allocation), cells in found["rows"].items():
-            marks = [f"{100 * c['accuracy']:.1f}{'*' if c['best'] else ' '}" for c in cells]
+            marks = [f"{100 * c['accuracy']:.1f}{'*' if c['best'] else ' '}" if c else "" for c in cells]
             table.add_row(criterion, allocation, *marks)
         _print(table)
     if reused:
@@ -218,11 +218,72 @@ def sensitivity(result: dict[str, Any]) -> None:
 
 
 def explain(result: dict[str, Any]) -> None:
-    if result["what"] == "diff":
+    if result["what"] == "pruned":
+        _explain_pruned(result)
+    elif "masks" in result:
+        _explain_two(result)
+    elif result["what"] == "diff":
         _explain_diff(result)
     else:
         _explain_one(result)
     print(f"explain: {result['path']} ({result['cost']['seconds']:.1f} s)")
+
+
+def _explain_pruned(result: dict[str, Any]) -> None:
+    before, after, refined = result["before"], result["after"], result["refine"]
+    masks = [("before", before), ("after", after)] if before else [("blame", after)]
+    went = " -> ".join(f"{mask['divergence']:.4g}" for _, mask in masks)
+    print(f"explain: {result['title']}: divergence {went} (KL to the dense model, {result['samples']} {result['split']} samples)")
+    if refined:
+        taken = [f"{e['stage']} {e['round']}: {e['accept']:.3g}" for e in refined["history"] if e["kept"]]
+        few = taken if len(taken) <= 8 else [*taken[:4], "…", *taken[-3:]]
+        print(f"  by round, on samples that accept: {', '.join(few)}")
+    _blamed(masks)
+    if before:
+        moved = result["moved"]
+        told = f"what came back was to blame for {before['part']['blame']:.4g} of {before['blame']:.4g}"
+        print(f"  {moved['back']:,} came back, {moved['out']:,} went ({result['structure']}); {told}")
+    elif refined:
+        print("  the plan's file does not say which mask was refined; prune again to see both")
+    _askers(result["units"], "came back" if before else "removed", "asked for by" if before else "missed by")
+    residuals = " and ".join(f"{mask['residual']:.3g}" for _, mask in masks)
+    print(f"  completeness: residual {residuals}, {result['nodes']} nodes")
+
+
+def _explain_two(result: dict[str, Any]) -> None:
+    first, second = result["masks"]
+    print(
+        f"explain: {result['title']}: divergence {first['divergence']:.4g} and {second['divergence']:.4g} (KL to the dense "
+        f"model, masks alone, {result['samples']} {result['split']} samples)"
+    )
+    _blamed([*((m["name"], m) for m in (first, second)), *((f"{m['name']} alone", m["part"]) for m in (first, second))])
+    alone = ", ".join(f"{mask['name']} alone {mask['alone']:,}" for mask in (first, second))
+    print(f"  both remove {result['both']:,} coordinates, {alone}")
+    for mask in result["masks"]:
+        _askers(mask["units"], f"removed by {mask['name']} alone", "missed by")
+    print(f"  completeness: residual {first['residual']:.3g} and {second['residual']:.3g}, {result['nodes']} nodes")
+
+
+def _blamed(masks: list[tuple[str, dict[str, Any]]]) -> None:
+    """Blame by layer and by class, a column a mask under its head."""
+    for kind, key in (("layers", "layer"), ("classes", "class")):
+        table = _table("", f"blame by {key}", *(head for head, _ in masks))
+        for rows in zip(*(mask.get(kind, ()) for _, mask in masks), strict=True):
+            if any(row["blame"] for row in rows):
+                table.add_row(str(rows[0][key]), *(f"{row['blame']:.4g}" for row in rows))
+        if table.row_count:
+            table.add_row("all", *(f"{mask['blame']:.4g}" for _, mask in masks))
+            _print(table)
+
+
+def _askers(units: list[dict[str, Any]], what: str, by: str) -> None:
+    if not units:
+        return
+    table = _table("", what, "blame", f"{by} (label)")
+    for unit in units:
+        asked = ", ".join(f"{r['index']} ({r['label']}) {r['blame']:.2g}" for r in unit["samples"][:4])
+        table.add_row(unit["name"], f"{unit['blame']:.4g}", asked)
+    _print(table)
 
 
 def _explain_one(result: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ def choose(
     """
     cells = [
         cell
-        for cell in (comparison.cells if comparison else [])
+        for cell in (comparison.unrepaired if comparison else [])
         if cell["structure"] == structure
         and cell["sparsity"] == sparsity
         and cell["allocation"] in allocations

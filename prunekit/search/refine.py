@@ -169,7 +169,7 @@ def refine(
         name: {"back": int((keep & ~plan.keep[name]).sum()), "out": int((plan.keep[name] & ~keep).sum())}
         for name, keep in refined.keep.items()
     }
-    return replace(refined, provenance={**refined.provenance, "refine": facts})
+    return replace(refined, given=dict(plan.keep), provenance={**refined.provenance, "refine": facts})
 
 
 def _swap(best: _Best, rounds: int, share: float, temper: float, nodes: int, deadline: float) -> bool:

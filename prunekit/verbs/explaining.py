@@ -16,22 +16,27 @@ from prunekit.data import Split
 from prunekit.errors import PrunekitError, UsageError, nearest
 from prunekit.plan import Plan
 from prunekit.report import (
+    Damage,
     PrunedPath,
     Training,
     View,
     explain_diff,
     explain_part,
+    explain_removal,
+    explain_removals,
     explain_sample,
     explain_training_sample,
     find_part,
+    flat_mask,
+    units_of,
     write_explanation,
 )
 from prunekit.report.explain import JUMP_NODES
 from prunekit.trajectory import Continued, Segment
 from prunekit.verbs.evaluating import child_of, open_pruned
-from prunekit.verbs.run_folder import Run
+from prunekit.verbs.run_folder import EVAL_BATCH, Run
 
-KINDS = ("weight", "channel", "head", "layer", "sample", "diff")
+KINDS = ("weight", "channel", "head", "layer", "sample", "pruned", "diff")
 JUDGED = ("test", "validation", "scoring")
 EVALUATIONS = 64  # nodes along the whole path at least
 DIFF_SAMPLES = 64  # changed samples that are blamed one by one
@@ -52,10 +57,12 @@ def explain_run(
 
     Args:
         kind: one of ``KINDS``; ``name`` and ``index`` say which: a parameter and one number an axis, a group and a unit, a
-            layer, a sample's number, a pruned model.
-        split: whose samples are looked at; for ``sample``, the one that it belongs to. ``test`` by default.
-        samples: at most so many; the recipe's ``eval.samples`` by default (``diff``: all are compared, so many are blamed).
-        nodes: of a step of training, one by default unless there are few; of the pruning for ``diff``.
+            layer, a sample's number, a pruned model (``diff``: or two).
+        split: whose samples are looked at; for ``sample``, the one that it belongs to. ``test`` by default, for ``pruned``
+            those that refining looked at: ``scoring``.
+        samples: at most so many; the recipe's ``eval.samples`` by default (``diff``: all are compared, so many are blamed;
+            ``pruned``: as many as refining looked at, or else ``score.samples``).
+        nodes: of a step of training, one by default unless there are few; of the pruning for ``pruned`` and ``diff``.
         only: names of pruned models to look at; all of the run's by default.
 
     Raises:
@@ -66,13 +73,17 @@ def explain_run(
     if kind not in KINDS:
         raise UsageError(f"explain {kind!r}: there is no such thing to explain; {nearest(kind, list(KINDS))}")
     allowed = (*JUDGED, "train") if kind == "sample" else JUDGED
-    split = split or "test"
+    split = split or ("scoring" if kind == "pruned" else "test")
     if split not in allowed:
         raise UsageError(f"--split is {split!r}; {nearest(split, list(allowed))}")
-    if len(run.trajectory) == 0:
+    if len(run.trajectory) == 0 and not (kind == "pruned" or (kind == "diff" and index)):  # those need the dense weights alone
         raise PrunekitError(f"{run.path}: has one checkpoint and so no training path; explain needs one")
     started = time.perf_counter()
-    if kind == "diff":
+    if kind == "pruned":
+        result = explain_pruned(run, _nothing(index, name), split, samples, nodes)
+    elif kind == "diff" and index:
+        result = _two(run, name, index, split, samples, nodes)
+    elif kind == "diff":
         result = _diff(run, _nothing(index, name), split, DIFF_SAMPLES if samples is None else samples, nodes)
     else:
         paths = [pruned_path(run, n)[0] for n in _pruned(run, only)]
@@ -91,7 +102,7 @@ def explain_run(
     }
     result["cost"] = {"seconds": round(time.perf_counter() - started, 3)}
     page = run.path / "explain" / f"{_slug(kind, name, index, split)}.html"
-    write_explanation(page, result, _pictures(run, result))
+    write_explanation(page, result, pictures_of(run, result))
     return {**result, "path": str(page)}
 
 
@@ -109,10 +120,8 @@ def pruned_path(run: Run, name: str) -> tuple[PrunedPath, Plan]:
     if manifest.facts.get("finetune"):
         child = child_of(run, folder, plan, pruned)
         jumps = (Continued(run.trajectory, child).joint, *(s for s in child.segments() if s.jump))
-    masks = plan.masks()
-    keep = torch.cat([masks[e.name].flatten() if e.name in masks else torch.ones(e.size, dtype=torch.bool) for e in layout])
     units = {group: decision for group, decision in plan.keep.items() if group in plan.groups}
-    return PrunedPath(name, keep, units, jumps, end), plan
+    return PrunedPath(name, flat_mask(plan, layout), units, jumps, end), plan
 
 
 def _pruned(run: Run, only: Sequence[str] | None) -> list[str]:
@@ -162,6 +171,48 @@ def _diff(run: Run, name: str, split: str, limit: int, nodes: int | None) -> dic
     return explain_diff(run.model, run.trajectory, path, plan, x, y, limit=limit, nodes=nodes or JUMP_NODES, device=run.device)
 
 
+def explain_pruned(
+    run: Run, name: str, split: str = "scoring", samples: int | None = None, nodes: int | None = None
+) -> dict[str, Any]:
+    """What a pruned model's mask is to blame for, see ``prunekit.report.removal``: on the samples that refining looked at.
+
+    Raises:
+        UsageError: the run has no such pruned model.
+        ArtifactError: it is damaged, or was made from another model than this run's.
+    """
+    _pruned(run, [name])
+    _, plan, _ = open_pruned(run, run.path / "pruned" / name)
+    looked_at = plan.provenance.get("refine", {}).get("samples", {})
+    damage, indices = _damage(run, split, samples or sum(looked_at.values()) or run.recipe.score.samples, nodes, _classes(plan))
+    return {**explain_removal(damage, name, plan, indices), "split": split}
+
+
+def _two(run: Run, first: str, second: str, split: str, samples: int | None, nodes: int | None) -> dict[str, Any]:
+    plans = {}
+    for name in _pruned(run, [first, second]):
+        _, plans[name], _ = open_pruned(run, run.path / "pruned" / name)
+    if len(plans) == 1:
+        raise UsageError(f"diff {first} {second}: a pruned model does not differ from itself")
+    damage, indices = _damage(run, split, samples or run.recipe.eval.samples, nodes)
+    return explain_removals(damage, (first, plans[first]), (second, plans[second]), indices)
+
+
+def _classes(plan: Plan) -> list[int]:
+    """What the model was pruned for; empty for all."""
+    return list(plan.provenance.get("request", {}).get("classes", ()))
+
+
+def _damage(run: Run, split: str, limit: int, nodes: int | None, classes: Sequence[int] = ()) -> tuple[Damage, list[int]]:
+    """The first ``limit`` samples of a split, of some classes only, and their numbers in it."""
+    pairs = list(run.splits[split].batches(EVAL_BATCH, None if classes else limit))
+    x, y = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+    indices = torch.arange(len(x))
+    if classes:
+        indices = torch.isin(y, torch.tensor(classes)).nonzero()[:limit, 0]
+    damage = Damage(run.model, run.trajectory, x[indices], y[indices], nodes or JUMP_NODES, run.device)
+    return damage, indices.tolist()
+
+
 def _number(run: Run, text: str, split: str) -> int:
     size = len(run.splits[split])
     if not text.isdecimal() or int(text) >= size:
@@ -182,7 +233,7 @@ def _slug(kind: str, name: str, index: str, split: str) -> str:
     return "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", part) for part in parts)
 
 
-def _pictures(run: Run, result: dict[str, Any]) -> dict[str, list[tuple[str, Tensor]]]:
+def pictures_of(run: Run, result: dict[str, Any]) -> dict[str, list[tuple[str, Tensor]]]:
     """Inputs to show, by place on the page, with captions; empty where the data are no images."""
     train, own = run.splits["train"], run.splits[result["split"]]
     found: dict[str, list[tuple[str, Tensor]]] = {}
@@ -191,7 +242,11 @@ def _pictures(run: Run, result: dict[str, Any]) -> dict[str, list[tuple[str, Ten
         found[side] = _captioned(train, [(r["index"], f"{r['index']}: {r['label']}\n{r['score']:+.3g}") for r in rows])
     if result["what"] == "sample":
         found["sample"] = _captioned(own, [(int(result["name"]), f"label {result['label']}")])
-    if result["what"] == "diff":
+    for number, unit in enumerate(units_of(result)):
+        found[f"unit {number}"] = _captioned(
+            own, [(r["index"], f"{r['index']}: {r['label']}\n{r['blame']:.3g}") for r in unit["samples"]]
+        )
+    if "changes" in result:
         rows = result["changes"][:24]
         found["changes"] = _captioned(
             own, [(r["index"], f"{r['index']}: {r['label']}\n{r['dense']} → {r['pruned']}") for r in rows]

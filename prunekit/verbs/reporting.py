@@ -13,7 +13,7 @@ from prunekit.recipe import Recipe
 from prunekit.report import timeline, write_page
 from prunekit.search import Comparison
 from prunekit.verbs.evaluating import evaluate, read_evaluation
-from prunekit.verbs.explaining import view_of
+from prunekit.verbs.explaining import explain_pruned, pictures_of, view_of
 from prunekit.verbs.probe import probe_structures
 from prunekit.verbs.pruning import prune_run
 from prunekit.verbs.run_folder import Run, load_splits
@@ -21,6 +21,7 @@ from prunekit.verbs.scoring import compare_run, score_run
 from prunekit.verbs.training import read_training, train_run
 
 Announce = Callable[[str], None]
+REPAIR_NODES = 8  # as refining itself; explain takes more
 
 
 def report_run(run: Run) -> tuple[Path, list[str]]:
@@ -53,6 +54,11 @@ def report_run(run: Run) -> tuple[Path, list[str]]:
             left_out.append(f"{path}: made from another trajectory")
         elif found is not None:
             evaluations[path.parent.name] = found
+    repairs = {}
+    for name in [name for name, found in evaluations.items() if found.get("refine")]:
+        told = kept(run.path / "pruned" / name, partial(explain_pruned, run, name, nodes=REPAIR_NODES))
+        if told is not None:
+            repairs[name] = told, pictures_of(run, told)
     page = run.path / "report.html"
     write_page(
         page,
@@ -68,6 +74,7 @@ def report_run(run: Run) -> tuple[Path, list[str]]:
         scores=[{"criterion": s.criterion, "digest": s.digest, "seconds": s.cost.get("seconds", 0.0)} for s in scores],
         comparison=comparison,
         evaluations=evaluations,
+        repairs=repairs,
         left_out=left_out,
         timeline=_timeline(run),
     )

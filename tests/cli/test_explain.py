@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from prunekit.apply import masked
 from prunekit.criteria import Scores, score
+from prunekit.measure import divergence
 from prunekit.plan import Plan
 from prunekit.verbs.run_folder import Run
 from tests.cli.conftest import Cli
@@ -20,6 +22,8 @@ EXPLAINED = {
     "weight conv2.weight 1,3,1,1": ("weight-conv2.weight-1_3_1_1", "weight conv2.weight[1,3,1,1]"),
     "sample 12": ("sample-test-12", "test sample 12"),
     "diff small": ("diff-small", "dense against small"),
+    "diff loose small": ("diff-loose-small", "loose against small"),
+    "pruned loose": ("pruned-loose", "what loose removes"),
 }
 
 
@@ -43,7 +47,7 @@ def test_text_json_and_page(cli: Cli, run: Path, asked: str) -> None:
     assert result["made_from"]["trajectory"] == Run(run).trajectory.hash
     assert Path(result["path"]) == page
     assert page.is_file()
-    if not asked.startswith("diff"):
+    if not asked.startswith(("diff", "pruned")):
         assert "second moments were not recorded" in result["training"]["note"]
         assert result["certificate"]["mean_error"] > 0
         assert "training samples: left out" in shown.out
@@ -96,7 +100,11 @@ def test_with_second_moments_training_samples_are_shown(cli: Cli, run: Path, tmp
         ("sample 1 --split tset", "did you mean test?"),
         ("layer conv1 --split train", "--split is 'train'"),
         ("diff smal", "did you mean small?"),
-        ("diff small 3", "leave '3' out"),
+        ("diff small lose", "did you mean loose?"),
+        ("diff small small", "does not differ from itself"),
+        ("pruned smal", "did you mean small?"),
+        ("pruned small 3", "leave '3' out"),
+        ("channel", "of what? Give WHAT and NAME"),
         ("layer conv1 --pruned lose", "did you mean loose?"),
     ],
 )
@@ -106,6 +114,34 @@ def test_bad_names_are_one_line_with_near_names(cli: Cli, finished: Path, asked:
     assert message in done.err
     assert done.err.count("\n") == 1
     assert not (finished / "explain").exists()
+
+
+def test_a_pruned_models_folder_is_enough(cli: Cli, run: Path, tmp_path: Path) -> None:
+    short = cli("explain", run / "pruned" / "small", "--json")
+    assert short.code == 0, short.err
+    found, long = json.loads(short.out), json.loads(cli("explain", run, "pruned", "small", "--json").out)
+    assert found | {"cost": 0} == long | {"cost": 0}
+    assert (found["split"], found["samples"]) == ("scoring", 24)
+    model, plan = Run(run).model, Plan.load(run / "pruned" / "small" / "plan.safetensors")
+    x, _ = Run(run).splits["scoring"].batch(range(24))
+    with torch.no_grad():
+        assert found["after"]["divergence"] == pytest.approx(divergence(masked(model, plan)(x), model(x)), rel=1e-4)
+    assert abs(found["after"]["residual"]) < 0.05 * found["after"]["divergence"]
+    gone = {f"{name} {unit}" for name, keep in plan.keep.items() for unit in (~keep).nonzero().flatten().tolist()}
+    assert {unit["name"] for unit in found["units"]} <= gone
+    for asked in (("explain", run), ("explain", tmp_path), ("explain", run / "pruned" / "none")):
+        done = cli(*asked)
+        assert (done.code, done.err.count("\n")) == (2, 1), done.err
+
+
+def test_a_model_for_some_classes_is_blamed_on_their_samples(cli: Cli, run: Path) -> None:
+    assert cli("prune", run, "-c", "magnitude", "-s", 0.8, "--classes", "3,5", "--refine", "--name", "two").code == 0
+    found = json.loads(cli("explain", run / "pruned" / "two", "--json").out)
+    scoring = Run(run).splits["scoring"]
+    samples = [row for unit in found["units"] for row in unit["samples"]]
+    assert [row["class"] for row in found["after"]["classes"]] == [3, 5]
+    assert samples
+    assert all(int(scoring.batch([row["index"]])[1]) == row["label"] in (3, 5) for row in samples)
 
 
 def test_what_cannot_be_explained(cli: Cli, run: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from prunekit.data import digits
 from prunekit.recipe import Prune
 from prunekit.verbs.pruning import prune_run
 from prunekit.verbs.run_folder import Run
+from prunekit.verbs.scoring import compare_run
 from tests.cli.conftest import RECIPE, Cli
 from tests.cli.test_bad_input import one_line
 from tests.cli.test_pipeline import small_cnn
@@ -51,7 +54,25 @@ def test_a_refined_model_is_written_measured_and_explained(cli: Cli, run: Path) 
     assert found["pruned"]["kl"] < base["pruned"]["kl"]
     assert torch.isfinite(model(x)).all()
     assert cli("report", run).code == 0
-    assert "the repair, round by round" in (run / "report.html").read_text()
+    report = (run / "report.html").read_text()
+    assert "the repair, round by round" in report
+    assert report.count("What came back, and the samples that asked for it") == 1
+    told = json.loads(cli("explain", run / "pruned" / "better", "--json").out)
+    sizes = better["refine"]["samples"]
+    assert told["samples"] == sum(sizes.values())
+    for when, mask in (("before", told["before"]), ("after", told["after"])):
+        parts = better["refine"][when]
+        mean = sum(sizes[part] * parts[part] for part in sizes) / told["samples"]
+        assert mask["divergence"] == pytest.approx(mean, rel=1e-4)
+        assert sum(row["blame"] for row in mask["classes"]) + mask["residual"] == pytest.approx(mean, rel=1e-4)
+    assert told["moved"]["back"] == told["moved"]["out"] == better["refine"]["changed"]
+    assert told["refine"]["history"] == plan.history
+    shown = cli("explain", run / "pruned" / "better")
+    assert "asked for by (label)" in shown.out
+    page = (run / "explain" / "pruned-better.html").read_text()
+    assert page.count('alt="Samples that blame it most') == len(told["units"]) > 0
+    two = json.loads(cli("explain", run, "diff", "plain", "better", "--json").out)
+    assert [mask["alone"] for mask in two["masks"]] == [better["refine"]["changed"]] * 2
     one_line(cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "better"), 1, "refine was")
     shown = cli("info", run / "pruned" / "better")
     assert "entries" in shown.out
@@ -170,6 +191,50 @@ def test_recipes_can_ask_for_it(cli: Cli, tmp_path: Path) -> None:
     assert {e["stage"] for e in history} == {"given", "refine"}
 
 
+def test_compare_has_a_line_of_refined_plans(cli: Cli, run: Path) -> None:
+    grid = ("--sparsity", 0.8, "--sparsity", 0.9, "--structure", "unstructured", "--overwrite")
+    plain = json.loads(cli("compare", run, *grid, "--json").out)
+    assert {c["repair"] for c in plain["cells"]} == {""}
+    (run / "recipe.yaml").write_text(
+        (run / "recipe.yaml").read_text().replace("  refine: null", "  refine: {sparsities: [0.9], learn: false}", 1)
+    )
+    one_line(cli("compare", run, *grid[:-1]), 1, "refine was None")
+    done = cli("compare", run, *grid)
+    assert done.code == 0, done.err
+    assert done.out.count("\nrefined    of the best ") == 1
+    found = json.loads((run / "compare.json").read_text())
+    *others, line = found["cells"]
+    assert others == plain["cells"]
+    assert (line["repair"], line["sparsity"]) == ("refined", 0.9)
+    best = max((c for c in others if c["sparsity"] == 0.9), key=lambda c: c["accuracy"])
+    assert (line["criterion"], line["allocation"]) == (best["criterion"], best["allocation"])
+    assert line["kl"] < best["kl"]
+    rows = list(csv.DictReader((run / "compare.csv").open()))
+    assert [row["repair"] for row in rows] == [c["repair"] for c in found["cells"]]
+    auto = cli("prune", run, "-s", 0.9, "--name", "chosen", "--json")
+    assert (json.loads(auto.out)["criterion"], json.loads(auto.out)["allocation"]) == (best["criterion"], best["allocation"])
+    assert cli("report", run).code == 0
+    assert "<td>refined</td><td>of the best</td>" in (run / "report.html").read_text()
+    # the same options give the plan that the line was measured with
+    same = prune_run(Run(run), Prune.of({"name": "same", "sparsity": 0.9, "refine": {"learn": False}}, "test"))
+    assert same["validation_accuracy"] == pytest.approx(line["accuracy"])
+    everywhere = json.loads(cli("compare", run, *grid, "--refine", "--sparsity", 0.5, "--json").out)["cells"]
+    assert [c["sparsity"] for c in everywhere if c["repair"]] == [0.9]
+    without = json.loads(cli("compare", run, *grid, "--no-refine", "--json").out)
+    assert without["cells"] == plain["cells"]
+
+
+def test_ctrl_c_ends_a_comparison(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    before = (run / "compare.json").read_bytes()
+    monkeypatch.setattr(sys.modules["prunekit.search.refine"], "blame", stop)
+    with pytest.raises(KeyboardInterrupt):
+        compare_run(Run(run), True, ["unstructured"], ["global"], [0.9], True)
+    assert (run / "compare.json").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -199,3 +264,12 @@ def test_bad_recipes(cli: Cli, tmp_path: Path, refine: dict, said: str) -> None:
     recipe["prune"][0]["refine"] = refine
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
     one_line(cli("train", tmp_path / "r.yaml", "--out", tmp_path / "run"), 2, "prune.0.refine", said)
+    recipe = {**yaml.safe_load(RECIPE), "compare": {"refine": refine}}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    one_line(cli("train", tmp_path / "r.yaml", "--out", tmp_path / "run"), 2, "compare.refine", said)
+
+
+def test_a_line_is_refined_where_something_is_compared(cli: Cli, tmp_path: Path) -> None:
+    recipe = {**yaml.safe_load(RECIPE), "compare": {"sparsities": [0.5], "refine": {"sparsities": [0.6]}}}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    one_line(cli("train", tmp_path / "r.yaml", "--out", tmp_path / "run"), 2, "refine.sparsities has 0.6")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from functools import partial
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from prunekit import ArtifactError, Plan, UsageError, make_plan
+from prunekit import ArtifactError, Plan, UsageError, make_plan, refine
 from prunekit.criteria import model_digest
 from prunekit.plan import ALLOCATIONS
 from prunekit.plan.allocation import Request, share
 from prunekit.plan.unstructured import unstructured_masks
 from prunekit.trajectory import Layout
+from tests.conftest import tiny_data
 from tests.structure_models import HANDLED, IMAGES, random_scores
 
 
@@ -96,6 +98,36 @@ def test_saved_plans_come_back(tmp_path: Path, structure: str) -> None:
     assert back.digest == plan.digest
     assert not back.provenance.get("edited")
     assert {k: v.tolist() for k, v in back.masks().items()} == {k: v.tolist() for k, v in plan.masks().items()}
+
+
+@pytest.mark.parametrize("structure", ["unstructured", "channels"])
+def test_what_a_refined_plan_was_given_comes_back(tmp_path: Path, structure: str) -> None:
+    model, path = HANDLED["residual"](), tmp_path / "plan.safetensors"
+    plan = make_plan(random_scores(model), model, IMAGES, sparsity=0.5, structure=structure)
+    assert plan.before is None
+    x, y = tiny_data(24)
+    refined = refine(plan, model, [(x, y)], rounds=3, learn=False)
+    again = refine(refined, model, [(x, y)], rounds=3, learn=False, seed=1)
+    for first, made in ((plan, refined), (refined, again)):
+        made.save(path)
+        back = Plan.load(path)
+        assert back.digest == made.digest
+        assert back.before is not None
+        assert back.before.keep.keys() == first.keep.keys()
+        assert all(torch.equal(back.before.keep[n], k) for n, k in first.keep.items())
+        assert {n: m.tolist() for n, m in back.before.masks().items()} == {n: m.tolist() for n, m in first.masks().items()}
+    assert refined.before is not None
+    assert refined.before.digest == plan.digest == refined.provenance["refine"]["from"]
+    name = next(iter(plan.keep))
+    edit(path, f"given/{name}", (~again.given[name]).to(torch.uint8))
+    assert Plan.load(path).provenance["edited"]
+    edit(path, f"given/{name}", torch.ones(1, dtype=torch.uint8))
+    with pytest.raises(ArtifactError, match="what was refined"):
+        Plan.load(path)
+    older = dataclasses.replace(refined, given={})  # as prunekit wrote them before there was a record
+    older.save(path)
+    assert Plan.load(path).digest == older.digest
+    assert Plan.load(path).before is None
 
 
 def edit(path: Path, name: str, value: torch.Tensor) -> None:
