@@ -61,7 +61,7 @@ def explain_run(
         split: whose samples are looked at; for ``sample``, the one that it belongs to. ``test`` by default, for ``pruned``
             those that refining looked at: ``scoring``.
         samples: at most so many; the recipe's ``eval.samples`` by default (``diff``: all are compared, so many are blamed;
-            ``pruned``: as many as refining looked at, or else ``score.samples``).
+            ``pruned``: ``score.samples``).
         nodes: of a step of training, one by default unless there are few; of the pruning for ``pruned`` and ``diff``.
         only: names of pruned models to look at; all of the run's by default.
 
@@ -174,7 +174,7 @@ def _diff(run: Run, name: str, split: str, limit: int, nodes: int | None) -> dic
 def explain_pruned(
     run: Run, name: str, split: str = "scoring", samples: int | None = None, nodes: int | None = None
 ) -> dict[str, Any]:
-    """What a pruned model's mask is to blame for, see ``prunekit.report.removal``: on the samples that refining looked at.
+    """What a pruned model's mask is to blame for, on scoring samples, which accept refined plans (``prunekit.report.removal``).
 
     Raises:
         UsageError: the run has no such pruned model.
@@ -182,8 +182,7 @@ def explain_pruned(
     """
     _pruned(run, [name])
     _, plan, _ = open_pruned(run, run.path / "pruned" / name)
-    looked_at = plan.provenance.get("refine", {}).get("samples", {})
-    damage, indices = _damage(run, split, samples or sum(looked_at.values()) or run.recipe.score.samples, nodes, _classes(plan))
+    damage, indices = _damage(run, split, samples or run.recipe.score.samples, nodes, _classes(plan))
     return {**explain_removal(damage, name, plan, indices), "split": split}
 
 

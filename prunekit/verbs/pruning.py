@@ -16,10 +16,11 @@ from prunekit.criteria import Scores, expand, model_digest
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.measure import accuracy, predict
 from prunekit.plan import GROUPED, Plan, asked_sparsity, make_plan
-from prunekit.recipe import Prune, Refine, Steps
-from prunekit.search import Candidates, Comparison, Given, choose, refine
+from prunekit.recipe import Prune, Steps
+from prunekit.search import Candidates, Comparison, Given, choose
 from prunekit.trajectory import Trajectory
 from prunekit.verbs.budgets import within_budget
+from prunekit.verbs.refining import refining, refining_request
 from prunekit.verbs.run_folder import PROBLEM, Run, reusable
 from prunekit.verbs.scheduling import planner_for, prune_in_steps
 from prunekit.verbs.scoring import comparison_inputs, score_run
@@ -56,7 +57,7 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
         **({"squeeze": True} if wanted.squeeze else {}),
     }
     if wanted.refine is not None:
-        request["refine"] = {**wanted.refine.model_dump(mode="json"), "data": run.splits["scoring"].digest()}
+        request["refine"] = refining_request(run, wanted.refine)
     folder = run.path / "pruned" / wanted.name
     if reusable(folder, _made_from(folder, dry_run), request, overwrite):
         return {**_summary(folder, Plan.load(folder / "plan.safetensors")), "reused": True}
@@ -85,7 +86,7 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
 
     def plan_at(chosen: Mapping[str, Any], sparsity: float) -> Plan:
         plan = made_at(chosen, sparsity)
-        return plan if wanted.refine is None else _refined(run, plan, wanted.refine)
+        return plan if wanted.refine is None else refining(run, wanted.refine)(plan)
 
     facts: dict[str, Any] = {}
     if budget[0]:  # a repair keeps sizes, so only accuracy has to be measured with it
@@ -107,15 +108,6 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
         plan.save(folder / "plan.safetensors")
         return {**_summary(folder, plan), **facts, "dry_run": True, "reused": False}
     return _write(run, plan, folder, facts)
-
-
-def _refined(run: Run, plan: Plan, options: Refine) -> Plan:
-    loss = run.recipe.load_loss()
-    try:
-        batches = run.batches("scoring", options.samples)
-        return refine(plan, run.model.to(run.device), batches, seed=run.recipe.seed, loss=loss, **options.options())
-    finally:
-        run.model.cpu()
 
 
 def _for_classes(run: Run, classes: Sequence[int], names: Sequence[str], overwrite: bool) -> Run:

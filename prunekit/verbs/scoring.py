@@ -24,9 +24,10 @@ from prunekit.criteria import (
 )
 from prunekit.errors import PrunekitError
 from prunekit.plan import Plan
-from prunekit.recipe import CompareRefine, Refine
+from prunekit.recipe import CompareRefine
 from prunekit.report import comparison_figure, save_figure
-from prunekit.search import Comparison, compare, refine
+from prunekit.search import Comparison, compare
+from prunekit.verbs.refining import refining, refining_request
 from prunekit.verbs.run_folder import Run, recorded_inputs, reusable
 
 
@@ -131,14 +132,14 @@ def compare_run(
     """Writes compare.json, compare.csv and compare.png from every score file of the run; empty lists mean the recipe's.
 
     Args:
-        refined: whether the best plans are refined on scoring samples and measured too, as ``compare.refine`` in the recipe
+        refined: whether the best plans are refined and measured too, as ``compare.refine`` in the recipe
             says (its defaults, where it says nothing); None leaves that to the recipe as well.
 
     Returns:
         the comparison, and whether it was there already.
     """
     options = run.recipe.compare
-    refining = None if refined is False else options.refine or (CompareRefine() if refined else None)
+    asked = None if refined is False else options.refine or (CompareRefine() if refined else None)
     scores = run.all_scores()
     grid: dict[str, Any] = {
         "structures": list(structures or options.structures),
@@ -149,7 +150,7 @@ def compare_run(
         "scores": {name: s.digest for name, s in scores.items()},
         "validation": run.splits["validation"].digest(),
         **grid,
-        **({"refine": {**refining.model_dump(mode="json"), "data": run.splits["scoring"].digest()}} if refining else {}),
+        **({"refine": refining_request(run, asked)} if asked else {}),
     }
     path = run.path / "compare.json"
     if reusable(path, comparison_inputs(run), made_from, overwrite):
@@ -163,8 +164,8 @@ def compare_run(
         run.batches("validation"),
         made_from=made_from,
         attention=run.recipe.structure.mappings(),
-        repair=_repair(run, refining) if refining else None,
-        repair_at=refining.sparsities if refining else None,
+        repair=_whole(refining(run, asked)) if asked else None,
+        repair_at=asked.sparsities if asked else None,
         **grid,
     )
     run.model.cpu()
@@ -174,19 +175,16 @@ def compare_run(
     return made, False
 
 
-def _repair(run: Run, options: Refine) -> Callable[[Plan], Plan]:
-    """``refine`` as the recipe asks for it, on the run's model."""
-    batches = run.batches("scoring", options.samples)
+def _whole(refined: Callable[[Plan], Plan]) -> Callable[[Plan], Plan]:
+    """A plan is worth keeping half refined; a line of a comparison is not."""
 
-    def repaired(plan: Plan) -> Plan:
-        better = refine(
-            plan, run.model, batches, seed=run.recipe.seed, loss=run.recipe.load_loss(), **options.options()
-        )  # fmt: skip
+    def whole(plan: Plan) -> Plan:
+        better = refined(plan)
         if better.provenance["refine"]["ended"] == "interrupted":
-            raise KeyboardInterrupt  # a plan is worth keeping half refined, a line of a comparison is not
+            raise KeyboardInterrupt
         return better
 
-    return repaired
+    return whole
 
 
 def _write_views(run: Run, comparison: Comparison) -> None:

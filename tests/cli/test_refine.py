@@ -59,7 +59,7 @@ def test_a_refined_model_is_written_measured_and_explained(cli: Cli, run: Path) 
     assert report.count("What came back, and the samples that asked for it") == 1
     told = json.loads(cli("explain", run / "pruned" / "better", "--json").out)
     sizes = better["refine"]["samples"]
-    assert told["samples"] == sum(sizes.values())
+    assert told["samples"] == sizes["accept"]
     for when, mask in (("before", told["before"]), ("after", told["after"])):
         parts = better["refine"][when]
         mean = sum(sizes[part] * parts[part] for part in sizes) / told["samples"]
@@ -184,7 +184,7 @@ def test_recipes_can_ask_for_it(cli: Cli, tmp_path: Path) -> None:
     done = cli("run", tmp_path / "r.yaml", "--out", tmp_path / "run", "--json", "--quiet")
     assert done.code == 0, done.err
     first, second = json.loads(done.out)["prune"]
-    assert first["refine"]["samples"] == {"learn": 120, "accept": 40}
+    assert first["refine"]["samples"] == {"learn": 1000, "accept": 24}  # of the training data; the scoring samples
     assert second["refine"] is None
     assert second["squeezed"] is None
     history = Plan.load(tmp_path / "run" / "pruned" / "a" / "plan.safetensors").history

@@ -141,7 +141,7 @@ def test_runs_that_are_there_already(run: Path, cli: Cli, tmp_path: Path) -> Non
         (("[magnitude, random", "[magnitud, random"), "magnitude"),
         (("structures:", "structure:"), "not a recipe key"),
         (("small: small.yaml", "'../up': small.yaml"), "use letters"),
-        (("tune:", "refine: true\n#"), "refine needs refine_sparsities"),
+        (("tune:", "refine: true\n#"), "refine needs refine.sparsities"),
     ],
 )
 def test_a_study_that_makes_no_sense(study: Path, cli: Cli, tmp_path: Path, change: tuple[str, str], said: str) -> None:
