@@ -1,65 +1,187 @@
-"""Tables of docs/refine.md from the result of `prunekit compare recipes/refine.yaml --out DIR`.
+"""Tables of docs/refine.md and the goals set for refining, from `prunekit compare recipes/refine.yaml --out DIR`.
 
-python benchmarks/refine_tables.py DIR
+    python benchmarks/refine_tables.py DIR
+
+A figure is the mean over the sparsities, in points, and its standard deviation over seeds; differences are paired by seed.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import statistics
 import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 MARGIN = "(target=margin,aggregation=l2)"
+RIVALS = ("rescored", "edge-popup", "gumbel-gates", "layer-swaps", "dsnot", "integrated-gradients", "tempered")
+
+Row = Mapping[str, str]
+Seeds = dict[str, float]
+"""Seed -> mean over the sparsities."""
 
 
-def points(found: dict[str, Any]) -> str:
-    return f"{found['mean']:.1f} ± {found['std']:.1f}"
+def means(rows: Iterable[Row], measure: str = "test_accuracy", scale: float = 100) -> Seeds:
+    """Over every sparsity of each seed; rows are of one variant."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(row["seed"], []).append(scale * float(row[measure]))
+    return {seed: statistics.fmean(values) for seed, values in sorted(found.items())}
 
 
-def main() -> None:
-    found = json.loads((Path(sys.argv[1]) / "compare.json").read_text(encoding="utf-8"))
-    print("| case | dense | magnitude | best unrefined, in hindsight | compensated | **refined** | refined, compensated |")
-    print("|---|---|---|---|---|---|---|")
-    leads: dict[str, list[float]] = {}
-    for e in sorted(found["summary"], key=lambda e: list(found["study"]["structures"]).index(e["structure"])):
-        repaired, best = e["repaired"], e["auto"]["hindsight"]
-        runs = [run for run in found["runs"] if run["case"] == e["case"]]
-        dense = statistics.fmean(100 * run["dense"]["test"]["accuracy"] for run in runs)
-        named = ", ".join(best["variant"]).replace(MARGIN, "ₘ")
-        repairs = [points(repaired[r]["magnitude"]) for r in ("compensated", "refined", "refined+compensated")]
-        print(f"| {e['case']}, {e['structure']} | {dense:.1f} | {points(e['methods']['magnitude'])} | {named}: {points(best)} | "
-              f"{repairs[0]} | **{repairs[1]}** | {repairs[2]} |")  # fmt: skip
-        leads.setdefault(e["structure"], []).append(repaired["refined"]["magnitude"]["mean"] - best["mean"])
+def points(values: Iterable[float], form: str = ".1f") -> str:
+    listed = list(values)
+    if not listed:
+        return ""
+    spread = f" ± {statistics.stdev(listed):{form}}" if len(listed) > 1 else ""
+    return f"{statistics.fmean(listed):{form}}{spread}"
+
+
+def ahead(ours: Seeds, theirs: Seeds) -> list[float]:
+    return [ours[seed] - theirs[seed] for seed in ours]
+
+
+def behind(difference: Sequence[float]) -> bool:
+    """By more than a standard deviation of the paired difference."""
+    return statistics.fmean(difference) < -(statistics.stdev(difference) if len(difference) > 1 else 0)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
     print()
-    for structure, values in leads.items():
-        listed = ", ".join(f"{value:+.1f}" for value in values)
-        print(f"refined, ahead of the best unrefined in hindsight, {structure}: {listed}; mean {statistics.fmean(values):+.1f}")
-    by_mean(Path(sys.argv[1]))
 
 
-def by_mean(folder: Path) -> None:
-    """The same by mean accuracy over the sparsities, unstructured: variants with every sparsity, best in hindsight."""
-    with (folder / "compare.csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["structure"] == "unstructured"]
-    leads, levels = [], []
-    for case in dict.fromkeys(row["case"] for row in rows):
-        means: dict[tuple[str, str, str], list[float]] = {}
-        for row in rows:
-            if row["case"] == case:
-                key = row["repair"], row["criterion"], row["allocation"]
-                means.setdefault(key, []).append(100 * float(row["test_accuracy"]))
-        best = max(statistics.fmean(values) for (repair, _, _), values in means.items() if not repair)
-        refined = statistics.fmean(value for (repair, _, _), values in means.items() if repair == "refined" for value in values)
-        leads.append(refined - best)
-        levels.append((refined, best))
+class Results:
+    """Rows of compare.csv by what they are."""
+
+    def __init__(self, folder: Path) -> None:
+        with (folder / "compare.csv").open(newline="", encoding="utf-8") as file:
+            self.rows = [row for row in csv.DictReader(file) if not row["control"]]
+        self.cases = list(dict.fromkeys(row["case"] for row in self.rows))
+
+    def repaired(self, case: str, structure: str, way: str, tuned: bool = False) -> list[Row]:
+        """Repaired by ``way``, of the method that repairs were made of; fine-tuned or not."""
+        return [
+            row for row in self.rows
+            if (row["case"], row["structure"], row["repair"]) == (case, structure, way) and (row["epochs"] != "0") == tuned
+        ]  # fmt: skip
+
+    def method(self, case: str, structure: str, name: str, repair: str, tuned: bool = False) -> list[Row]:
+        return [row for row in self.repaired(case, structure, repair, tuned) if row["method"] == name]
+
+    def plain(self, case: str, structure: str) -> dict[str, list[Row]]:
+        """Unrefined one-shot plans by variant: criterion, allocation."""
+        found: dict[str, list[Row]] = {}
+        for row in self.repaired(case, structure, ""):
+            found.setdefault(f"{row['criterion'].replace(MARGIN, 'ₘ')}, {row['allocation']}", []).append(row)
+        longest = max(len(rows) for rows in found.values())
+        return {name: rows for name, rows in found.items() if len(rows) == longest}
+
+    def best(self, case: str, structure: str) -> tuple[str, Seeds]:
+        """The unrefined variant with the largest mean on test data: nobody could have known."""
+        found = {name: means(rows) for name, rows in self.plain(case, structure).items()}
+        name = max(found, key=lambda n: statistics.fmean(found[n].values()))
+        return name, found[name]
+
+
+def one_shot(results: Results, structure: str, rivals: Sequence[str], missed: list[str], goal: float, least: float) -> None:
+    """Refined against the best unrefined one and every rival."""
+    rivals = [r for r in rivals if any(results.repaired(case, structure, r) for case in results.cases)]
+    lines, leads = [], []
+    for case in results.cases:
+        ours = means(results.repaired(case, structure, "refined"))
+        name, best = results.best(case, structure)
+        both = means(results.repaired(case, structure, "refined+compensated"))
+        alone = means(results.method(case, structure, "magnitude", "compensated"))
+        others = {rival: means(results.repaired(case, structure, rival)) for rival in rivals}
+        line = [case, f"{name}: {points(best.values())}", *(points(o.values()) for o in others.values())]
+        lines.append([*line, f"**{points(ours.values())}**", points(alone.values()), points(both.values())])
+        unrefined = [best, *([others["rescored"]] if "rescored" in others else [])]
+        lead = min((ahead(ours, other) for other in unrefined), key=statistics.fmean)
+        leads.append(statistics.fmean(lead))
+        if leads[-1] < least:
+            missed.append(f"{structure}, {case}: {leads[-1]:+.1f} ahead of the best unrefined, not {least:g}")
+        for rival, other in others.items():
+            if other and behind(ahead(ours, other)):
+                missed.append(f"{structure}, {case}: behind {rival} by {points(ahead(other, ours))}")
+    print(f"{structure}, one-shot, accuracy in %\n")
+    table(
+        ["case", "best unrefined, in hindsight", *rivals, "**refined**", "magnitude, compensated", "refined, compensated"], lines
+    )
     listed = ", ".join(f"{lead:+.1f}" for lead in leads)
-    ours, theirs = (statistics.fmean(level[i] for level in levels) for i in (0, 1))
-    print(f"by mean accuracy, unstructured: refined {ours:.1f}, best unrefined {theirs:.1f}; ahead by {listed}; "
-          f"mean {statistics.fmean(leads):+.1f}")  # fmt: skip
+    print(f"ahead of the best unrefined (rescored among them): {listed}; mean {statistics.fmean(leads):+.1f}\n")
+    if statistics.fmean(leads) < goal:
+        missed.append(f"{structure}: {statistics.fmean(leads):+.1f} on average ahead of the best unrefined, not {goal:g}")
+
+
+def tuned(results: Results, missed: list[str]) -> None:
+    """After fine-tuning as long as the dense training."""
+    columns: dict[str, Callable[[str], list[Row]]] = {
+        "magnitude": lambda case: results.method(case, "unstructured", "magnitude", "", True),
+        "lamp": lambda case: results.method(case, "unstructured", "lamp", "", True),
+        **{
+            way: (lambda case, way=way: results.repaired(case, "unstructured", way, True))  # type: ignore[misc]
+            for way in ("rescored", "edge-popup", "refined")
+        },
+    }
+    lines, last = [], {name: [] for name in columns}  # type: ignore[var-annotated]
+    for case in results.cases:
+        rows = {name: found(case) for name, found in columns.items()}
+        sparsest = max(float(row["sparsity"]) for row in rows["refined"])
+        whole = {name: means(found) for name, found in rows.items()}
+        end = {name: means(row for row in found if float(row["sparsity"]) == sparsest) for name, found in rows.items()}
+        lines.append([case, *(f"{points(whole[n].values())} ({points(end[n].values())})" for n in columns)])
+        for name in columns:
+            last[name].append(statistics.fmean(end[name].values()))
+        for name in ("magnitude", "lamp"):
+            if statistics.fmean(ahead(whole["refined"], whole[name])) <= 0:
+                missed.append(f"fine-tuned, {case}: not ahead of {name}")
+        if behind(ahead(whole["refined"], whole["rescored"])):
+            missed.append(f"fine-tuned, {case}: behind rescored by {points(ahead(whole['rescored'], whole['refined']))}")
+    print("unstructured, fine-tuned as long as the dense training: mean over sparsities (at the highest), accuracy in %\n")
+    table(["case", *columns], lines)
+    at_end = {name: statistics.fmean(values) for name, values in last.items()}
+    print("at the highest sparsity, mean over cases: " + ", ".join(f"{n} {v:.1f}" for n, v in at_end.items()) + "\n")
+    if max(at_end, key=lambda n: at_end[n]) != "refined":
+        missed.append("fine-tuned: not ahead of all at the highest sparsity")
+
+
+def two_of_four(results: Results, missed: list[str]) -> None:
+    """KL to the dense model on test data."""
+    kl = {"magnitude": [], "wanda": [], "refined": [], "refined+compensated": []}  # type: ignore[var-annotated]
+    lines = []
+    for case in results.cases:
+        plain = results.plain(case, "2:4")
+        found = {
+            "magnitude": means(plain["magnitude, global"], "test_kl", 1),
+            "wanda": means(plain["wanda, global"], "test_kl", 1),
+            "refined": means(results.repaired(case, "2:4", "refined"), "test_kl", 1),
+            "refined+compensated": means(results.repaired(case, "2:4", "refined+compensated"), "test_kl", 1),
+        }
+        for name, values in found.items():
+            kl[name].append(statistics.fmean(values.values()))
+        accuracy = means(results.repaired(case, "2:4", "refined"))
+        lines.append([case, *(points(v.values(), ".3f") for v in found.values()), points(accuracy.values())])
+    print("2:4, KL(dense ‖ pruned) on test data\n")
+    table(["case", *kl, "accuracy of refined, %"], lines)
+    mean = {name: statistics.fmean(values) for name, values in kl.items()}
+    print("mean over cases: " + ", ".join(f"{name} {value:.3f}" for name, value in mean.items()) + "\n")
+    for name in ("magnitude", "wanda"):
+        if mean["refined"] > mean[name] / 2:
+            missed.append(f"2:4: divergence {mean['refined'] / mean[name]:.2f} of {name}'s, not 0.5")
+
+
+def main() -> int:
+    results, missed = Results(Path(sys.argv[1])), list[str]()
+    one_shot(results, "unstructured", RIVALS, missed, goal=15, least=4)
+    tuned(results, missed)
+    one_shot(results, "channels", ("rescored",), missed, goal=5, least=0)
+    two_of_four(results, missed)
+    print("goals missed:", *(missed or ["none"]), sep="\n- ")
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
