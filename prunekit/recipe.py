@@ -339,14 +339,20 @@ class Steps(_Section):
         return self.finetune or Finetune()
 
 
+TRY_FOR = "30s"
+"""How long criterion auto tries to refine by itself."""
+
+
 class Refine(_Section):
     """Repair of the plan by the blame of what it removed (docs/refine.md). ``refine: true`` takes these defaults.
 
+    ``when``: ``always``; ``better``: only if the pruned model is better for it on validation data; ``never`` (``refine: false``).
     ``rounds``: of swaps, at most; ``learn``: then learn a mask for ``steps`` steps; ``budget``: stop after so long, such
     as ``60s`` or ``5m``; ``target``: what is lowered, ``kl`` (to the dense model), ``loss``, or ``module:function``;
     ``samples``: at most so many scoring samples.
     """
 
+    when: Literal["always", "better", "never"] = "always"
     rounds: Annotated[int, Field(ge=0, le=10**6)] = 30
     learn: bool = True
     steps: Count = 300
@@ -383,7 +389,8 @@ class Prune(Steps):
     MACs, bytes, measured milliseconds, points of validation accuracy) finds it. ``allocation``: null leaves the choice to
     ``auto`` (among the recipe's), else means ``global``. ``ratios``, ``floor``: see ``make_plan``. ``compensate``: kept weights
     make up for removed ones, layer by layer, on the scoring samples. ``refine``: repair the plan before anything else happens;
-    ``squeeze``: take out the channels that a mask left without inputs or readers.
+    null lets ``auto`` try it, for ``TRY_FOR`` at most, where it makes one plan. ``squeeze``: take out the channels that a mask
+    left without inputs or readers.
     ``classes``: keep what serves these classes: scores are made from their scoring samples (of the target ``outputs``, from
     their outputs), and every choice on validation data is made on their samples.
     """
@@ -413,7 +420,7 @@ class Prune(Steps):
     @field_validator("refine", mode="before")
     @classmethod
     def _refine(cls, value: Any) -> Any:
-        return {} if value is True else None if value is False else value
+        return {"when": "always" if value else "never"} if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _repairable(self) -> Prune:
@@ -421,9 +428,17 @@ class Prune(Steps):
             raise ValueError(f"squeeze is for plans of masks; {self.structure} are cut out as they are")
         if self.squeeze and self.request():
             raise ValueError("squeeze is for pruning at once; leave out schedule, finetune, rewind and recalibrate")
-        if self.refine is not None and self.schedule.name != "one-shot":
+        if self.repair is not None and self.schedule.name != "one-shot":
             raise ValueError(f"refine repairs a plan that is made at once; schedule {self.schedule.name} makes it on the way")
         return self
+
+    @property
+    def repair(self) -> Refine | None:
+        """The refinement that is asked for, or that auto tries unasked where one plan is made; None for none."""
+        if self.refine is not None:
+            return None if self.refine.when == "never" else self.refine
+        tries = self.criterion == "auto" and self.schedule.name == "one-shot" and self.max_accuracy_drop is None
+        return Refine(when="better", budget=TRY_FOR) if tries else None
 
     @field_validator("classes")
     @classmethod

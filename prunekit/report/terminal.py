@@ -126,14 +126,15 @@ def prune(result: dict[str, Any]) -> None:
     if result["by_auto"] and result["criterion"] == "random":
         print("  random did best on validation data: so much removed at once, no criterion knows better than chance here")
     if refined := result["refine"]:
-        ends = {"done": "", "budget": ", until the budget was spent", "interrupted": ", interrupted: the best so far"}
         before, after = refined["before"]["accept"], refined["after"]["accept"]
         print(
             f"  refined: divergence {before:.4g} -> {after:.4g} on samples of their own, {refined['changed']:,} of "
-            f"{refined['kept']:,} kept are others than before{ends[refined['ended']]}"
+            f"{refined['kept']:,} kept are others than before{_ENDS[refined['ended']]}"
         )
         if "note" in refined:
             print(f"  {refined['note']}")
+    if tried := result["refine_tried"]:
+        print(f"  {_tried(tried)}")
     if squeezed := result["squeezed"]:
         listed = ", ".join(f"{name} {count}" for name, count in squeezed["removed"].items()) or "none"
         print(f"  squeezed: channels taken out: {listed}")
@@ -161,6 +162,21 @@ def prune(result: dict[str, Any]) -> None:
         _print(table)
     for name, reason in result["refused"].items():
         print(f"  left whole: {name}: {reason}")
+
+
+def _tried(tried: dict[str, Any]) -> str:
+    """One line on a refinement that was to be taken only if it is better."""
+    if "why" in tried:
+        return f"refine not tried: {tried['why']}"
+    before, after = tried["unrefined"], tried["refined"]
+    told = f"accuracy {before['accuracy']:.2%} -> {after['accuracy']:.2%}, agreement {before['agreement']:.2%} -> "
+    told += f"{after['agreement']:.2%}, KL {before['kl']:.4f} -> {after['kl']:.4f}"
+    if tried["kept"]:
+        return f"refine tried: taken, better on validation data ({told})"
+    return f"refine tried: not taken, no better on validation data ({told}){_ENDS[tried['ended']]}"
+
+
+_ENDS = {"done": "", "budget": ", until the budget was spent", "interrupted": ", interrupted: the best so far"}
 
 
 def evaluate(result: tuple[str, dict[str, Any]]) -> None:

@@ -89,7 +89,7 @@ def _by_accuracy(run: Run, wanted: Prune, drop: float, choose: Choose, plan: Mak
             return measure(masked(run.model, plan(chosen, sparsity)), sparsity)
         options = {"ratios": wanted.ratios, "floor": wanted.floor, "attention": run.recipe.structure.mappings()}
         planner = planner_for(run, chosen["scores"], wanted.structure, chosen["allocation"], wanted, options)
-        if wanted.refine is not None:
+        if wanted.repair is not None:
             planner = Given(run.evidence, plan(chosen, sparsity))
         torch.manual_seed(run.recipe.seed if how is None else how.seed)
         schedule = Schedule(**wanted.schedule.model_dump())

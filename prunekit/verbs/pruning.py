@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from prunekit import checkpoint
-from prunekit.apply import Manifest, prune, save, squeeze
+from prunekit.apply import Manifest, compensate, masked, prune, save, squeeze
 from prunekit.criteria import Scores, expand, model_digest
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
-from prunekit.measure import accuracy, predict
+from prunekit.measure import accuracy, fidelity, predict
 from prunekit.plan import GROUPED, Plan, asked_sparsity, make_plan
 from prunekit.recipe import Prune, Refine, Steps
 from prunekit.search import Candidates, Comparison, Given, choose, refine
+from prunekit.search.compare import merit
 from prunekit.trajectory import Trajectory
 from prunekit.verbs.budgets import within_budget
 from prunekit.verbs.run_folder import PROBLEM, Run, reusable
@@ -55,8 +56,11 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
         **({"compensate": checkpoint.digest(dict(zip("xy", run.evidence.samples(), strict=True)))} if wanted.compensate else {}),
         **({"squeeze": True} if wanted.squeeze else {}),
     }
-    if wanted.refine is not None:
-        request["refine"] = {**wanted.refine.model_dump(mode="json"), "data": run.splits["scoring"].digest()}
+    repair = wanted.repair
+    if repair is not None:
+        request["refine"] = {**repair.model_dump(mode="json"), "data": run.splits["scoring"].digest()}
+        if repair.when == "better":
+            request["refine"]["judged_on"] = run.splits["validation"].digest()
     folder = run.path / "pruned" / wanted.name
     if reusable(folder, _made_from(folder, dry_run), request, overwrite):
         return {**_summary(folder, Plan.load(folder / "plan.safetensors")), "reused": True}
@@ -85,7 +89,12 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
 
     def plan_at(chosen: Mapping[str, Any], sparsity: float) -> Plan:
         plan = made_at(chosen, sparsity)
-        return plan if wanted.refine is None else _refined(run, plan, wanted.refine)
+        if repair is None:
+            return plan
+        plan, ended = _repaired(run, plan, repair, wanted.compensate)
+        if ended == "interrupted":
+            request["refine"]["ended"] = ended  # so that it is not taken for what was asked
+        return plan
 
     facts: dict[str, Any] = {}
     if budget[0]:  # a repair keeps sizes, so only accuracy has to be measured with it
@@ -93,9 +102,7 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
     else:
         sparsity = asked_sparsity(structure, wanted.sparsity)
     chosen = choose_at(sparsity)
-    plan = plan_at(chosen, sparsity) if wanted.refine is not None or not wanted.request() or dry_run else None
-    if plan is not None and plan.provenance.get("refine", {}).get("ended") == "interrupted":
-        request["refine"]["ended"] = "interrupted"  # so that it is not taken for what was asked
+    plan = plan_at(chosen, sparsity) if repair is not None or not wanted.request() or dry_run else None
     if wanted.request() and not dry_run:
         by_scores = partial(planner_for, run, chosen["scores"], structure, chosen["allocation"], wanted, options)
         planner = by_scores() if plan is None else Given(run.evidence, plan)
@@ -107,6 +114,44 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
         plan.save(folder / "plan.safetensors")
         return {**_summary(folder, plan), **facts, "dry_run": True, "reused": False}
     return _write(run, plan, folder, facts)
+
+
+def _repaired(run: Run, plan: Plan, options: Refine, compensating: bool) -> tuple[Plan, str]:
+    """The refined plan; where it is only to be ``better``, the one whose model is better on validation data, which says so.
+
+    Args:
+        compensating: judge the models after compensation, as they will be written; training comes later and is not waited for.
+
+    Returns:
+        the plan, and how refining ended; "" where it was not tried.
+    """
+    judged = options.when == "better"
+
+    def noted(plan: Plan, kept: bool, **facts: Any) -> Plan:
+        return replace(plan, provenance={**plan.provenance, "refine_tried": {"kept": kept, **facts}})
+
+    if judged and all(bool(keep.all()) for keep in plan.keep.values()):
+        return noted(plan, False, why="nothing is removed"), ""
+    try:
+        refined = _refined(run, plan, options)
+    except UsageError as error:
+        if not judged:
+            raise
+        return noted(plan, False, why=str(error)), ""
+    ended = refined.provenance["refine"]["ended"]
+    if not judged:
+        return refined, ended
+    before, after = (_on_validation(run, each, compensating) for each in (plan, refined))
+    better = merit(after) > merit(before)
+    return noted(refined if better else plan, better, unrefined=before, refined=after, ended=ended), ended
+
+
+def _on_validation(run: Run, plan: Plan, compensating: bool) -> dict[str, float]:
+    """Fidelity of the plan's model on validation data."""
+    batches = run.batches("validation")
+    dense, labels = predict(run.model, batches)
+    weights = compensate(run.model, plan.masks(), [run.evidence.samples()]) if compensating else run.model
+    return fidelity(predict(masked(weights, plan), batches)[0], labels, dense)
 
 
 def _refined(run: Run, plan: Plan, options: Refine) -> Plan:
@@ -269,6 +314,7 @@ def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
         "classes": plan.provenance.get("request", {}).get("classes", []),
         "edited": bool(plan.provenance.get("edited")),
         "refine": {k: v for k, v in refined.items() if k not in ("history", "options")} if refined else None,
+        "refine_tried": plan.provenance.get("refine_tried"),
         "squeezed": Manifest.load(manifest).facts.get("squeezed") if manifest.exists() else None,
         "layers": plan.counts(),
         "groups": {n: {"total": len(k), "kept": int(k.sum())} for n, k in plan.keep.items() if n in plan.groups},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ from safetensors.torch import load_file
 import prunekit
 from prunekit import Plan
 from prunekit.data import digits
+from prunekit.measure import fidelity, predict
 from prunekit.recipe import Prune
+from prunekit.search.compare import merit
+from prunekit.verbs import pruning
 from prunekit.verbs.pruning import prune_run
 from prunekit.verbs.run_folder import Run
 from tests.cli.conftest import RECIPE, Cli
@@ -158,22 +162,132 @@ def test_recipes_can_ask_for_it(cli: Cli, tmp_path: Path) -> None:
     recipe["prune"] = [
         {"name": "a", "criterion": "magnitude", "sparsity": 0.9, "refine": {"rounds": 4, "learn": False}, "squeeze": True},
         {"name": "b", "criterion": "magnitude", "sparsity": 0.9, "refine": False},
+        {"name": "c", "sparsity": 0.9},
+        {"name": "d", "sparsity": 0.9, "refine": False},
     ]
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
     done = cli("run", tmp_path / "r.yaml", "--out", tmp_path / "run", "--json", "--quiet")
     assert done.code == 0, done.err
-    first, second = json.loads(done.out)["prune"]
+    first, second, tried, plain = json.loads(done.out)["prune"]
     assert first["refine"]["samples"] == {"learn": 120, "accept": 40}
     assert second["refine"] is None
     assert second["squeezed"] is None
+    assert tried["refine_tried"]["refined"]
+    assert plain["refine"] is plain["refine_tried"] is None
+    assert cli("run", tmp_path / "r.yaml", "--out", tmp_path / "run").out.count("prune: ") == 4  # and nothing was refused
     history = Plan.load(tmp_path / "run" / "pruned" / "a" / "plan.safetensors").history
     assert {e["stage"] for e in history} == {"given", "refine"}
+
+
+def by_auto(cli: Cli, run: Path, name: str, *more: object) -> tuple[dict, Plan, str]:
+    """What prune --criterion auto said, the plan it wrote, and what it prints when it is asked again."""
+    asked = ("prune", run, "--name", name, *more)
+    done = cli(*asked, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["by_auto"]
+    again = cli(*asked)
+    assert again.code == 0, again.err
+    assert "(unchanged, reused)" in again.out
+    assert json.loads(cli(*asked, "--json").out)["refine_tried"] == found["refine_tried"]
+    return found, Plan.load(run / "pruned" / name / "plan.safetensors"), again.out
+
+
+def merits(run: Path, name: str) -> dict[str, float]:
+    """Fidelity on validation data of the model that was written."""
+    opened = Run(run)
+    dense, labels = predict(opened.model, opened.batches("validation"))
+    outputs, _ = predict(prunekit.load(run / "pruned" / name, small_cnn), opened.batches("validation"))
+    return fidelity(outputs, labels, dense)
+
+
+@pytest.mark.parametrize("options", [("-s", 0.8), ("-s", 0.6, "--structure", "channels"), ("--structure", "2:4"),
+                                     ("-s", 0.6, "--structure", "channels", "--compensate")])  # fmt: skip
+def test_auto_takes_the_better_of_refined_and_unrefined_on_validation_data(
+    cli: Cli, run: Path, options: tuple[object, ...]
+) -> None:
+    """Of the models as they are written: figures in the result are those of the files, also after compensation."""
+    plain, unrefined, said = by_auto(cli, run, "plain", *options, "--no-refine")
+    assert plain["refine"] is plain["refine_tried"] is None
+    assert "refine" not in said
+    found, plan, said = by_auto(cli, run, "tried", *options)
+    tried = found["refine_tried"]
+    assert tried["unrefined"] == pytest.approx(merits(run, "plain"), abs=1e-6)
+    assert tried["kept"] == (merit(tried["refined"]) > merit(tried["unrefined"]))
+    assert merits(run, "tried") == pytest.approx(tried["refined" if tried["kept"] else "unrefined"], abs=1e-6)
+    assert (found["refine"] is not None) == tried["kept"]
+    assert found["achieved"] == plain["achieved"]
+    same = all(torch.equal(unrefined.keep[name], keep) for name, keep in plan.keep.items())
+    assert same == (not tried["kept"])
+    assert ("refine tried: taken" if tried["kept"] else "refine tried: not taken") in said
+    done = cli("prune", run, "--name", "tried", *options, "--no-refine")
+    one_line(done, 1, "refine was", "--overwrite")
+
+
+def test_auto_keeps_the_unrefined_plan_where_the_refined_one_is_no_better(
+    cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def worse(run: Run, plan: Plan, *others: object) -> Plan:
+        """Everything that stays is in the first layer's place: nobody's idea of a better plan."""
+        count = sum(int(k.sum()) for k in plan.keep.values())
+        flat = torch.arange(sum(k.numel() for k in plan.keep.values())) < count
+        parts = flat.split([k.numel() for k in plan.keep.values()])
+        keep = {name: part.view(plan.keep[name].shape) for (name, part) in zip(plan.keep, parts, strict=True)}
+        return replace(plan, keep=keep, provenance={**plan.provenance, "refine": {"ended": "done"}})
+
+    monkeypatch.setattr(pruning, "_refined", worse)
+    found, plan, said = by_auto(cli, run, "same", "-s", 0.5)
+    assert not found["refine_tried"]["kept"]
+    assert found["refine"] is None
+    assert plan.history == []
+    assert merits(run, "same") == pytest.approx(found["refine_tried"]["unrefined"], abs=1e-6)
+    assert "refine tried: not taken, no better on validation data" in said
+
+
+def test_auto_says_why_it_did_not_try_to_refine(cli: Cli, run: Path) -> None:
+    found, _, said = by_auto(cli, run, "whole", "-s", 0)
+    assert found["refine"] is None
+    assert found["refine_tried"] == {"kept": False, "why": "nothing is removed"}
+    assert "refine not tried: nothing is removed" in said
+    few = {"sparsity": 0.5, "refine": {"when": "better", "samples": 1}}
+    told = prune_run(Run(run), Prune.of({**few, "name": "few"}, "test"))["refine_tried"]
+    assert not told["kept"]
+    assert "two samples at least" in told["why"]
+
+
+def test_auto_refines_unasked_where_one_plan_is_made(cli: Cli, run: Path) -> None:
+    """Not in schedules and searches over many plans, not for a named criterion; fine-tuned models hold the tried masks."""
+    searched = by_auto(cli, run, "searched", "--max-accuracy-drop", 60)[0]
+    in_steps = by_auto(cli, run, "steps", "-s", 0.5, "--schedule", "iterative", "--rounds", 2)[0]
+    assert searched["refine_tried"] is in_steps["refine_tried"] is None
+    assert pruned(cli, run, "named")["refine_tried"] is None
+    forced = by_auto(cli, run, "forced", "-s", 0.8, "--refine")[0]
+    assert forced["refine"] is not None
+    assert forced["refine_tried"] is None  # it was asked for, so nothing is chosen
+    by_size, plan, _ = by_auto(cli, run, "sized", "--max-params", 700)
+    assert by_size["refine_tried"]["refined"]
+    tuned, held, _ = by_auto(cli, run, "tuned", "--max-params", 700, "--finetune", 1)
+    assert tuned["refine_tried"] == by_size["refine_tried"]
+    assert all(torch.equal(held.keep[n], k) for n, k in plan.keep.items())
+
+
+def test_the_budget_of_a_try_can_be_set(cli: Cli, run: Path) -> None:
+    found, plan, said = by_auto(cli, run, "hurried", "-s", 0.8, "--refine-budget", "0s")
+    assert found["refine_tried"]["ended"] == "budget"
+    assert not found["refine_tried"]["kept"]  # no round was made, so it is the same plan
+    assert plan.provenance["request"]["refine"]["budget"] == "0s"
+    assert plan.provenance["request"]["refine"]["when"] == "better"
+    assert "until the budget was spent" in said
+    one_line(cli("prune", run, "--name", "hurried", "-s", 0.8), 1, "refine.budget was '0s', is now '30s'")
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("-s", 0.5, "--refine-budget", "60s"), "--refine-budget without --refine"),
+        (("-c", "magnitude", "-s", 0.5, "--refine-budget", "60s"), "--refine-budget without --refine"),
+        (("-s", 0.5, "--no-refine", "--refine-budget", "60s"), "--refine-budget with --no-refine"),
+        (("-s", 0.5, "--refine-budget", "soon"), "'soon' is no length of time"),
+        (("--apply", "plan.safetensors", "--refine-budget", "60s"), "--apply takes a finished plan"),
         (("-s", 0.5, "--refine", "--refine-budget", "soon"), "'soon' is no length of time"),
         (("-s", 0.5, "--structure", "channels", "--squeeze"), "squeeze is for plans of masks"),
         (("--apply", "plan.safetensors", "--refine"), "--apply takes a finished plan"),
@@ -192,6 +306,7 @@ def test_wrong_use(cli: Cli, finished: Path, arguments: tuple[object, ...], said
         ({"budget": "later"}, "no length of time"),
         ({"target": "kll"}, "did you mean kl"),
         ({"rounds": -1}, "rounds is -1"),
+        ({"when": "often"}, "when is 'often'"),
     ],
 )
 def test_bad_recipes(cli: Cli, tmp_path: Path, refine: dict, said: str) -> None:
