@@ -20,7 +20,7 @@ from prunekit.imports import call, load_object
 from prunekit.kernel import RULES, SHARES, TARGETS
 from prunekit.plan import ALLOCATIONS, GROUPED, asked_sparsity, check_structure
 from prunekit.search.objective import OBJECTIVES
-from prunekit.search.schedule import SCHEDULES, SPACINGS
+from prunekit.search.schedule import SCHEDULES, SPACINGS, check_steps
 from prunekit.structure import implied_sparsity
 from prunekit.training import AUGMENTATIONS, Augment
 
@@ -388,9 +388,9 @@ class Prune(Steps):
     the best of what it stands for. ``sparsity``: share to remove; N:M says it itself, and a budget (one of ``max_…``: parameters,
     MACs, bytes, measured milliseconds, points of validation accuracy) finds it. ``allocation``: null leaves the choice to
     ``auto`` (among the recipe's), else means ``global``. ``ratios``, ``floor``: see ``make_plan``. ``compensate``: kept weights
-    make up for removed ones, layer by layer, on the scoring samples. ``refine``: repair the plan before anything else happens;
-    null lets ``auto`` try it, for ``TRY_FOR`` at most, where it makes one plan. ``squeeze``: take out the channels that a mask
-    left without inputs or readers.
+    make up for removed ones, layer by layer, on the scoring samples. ``refine``: repair the plan before anything else happens,
+    in a schedule every round's plan; null lets ``auto`` try it, for ``TRY_FOR`` at most, where it makes one plan. ``squeeze``:
+    take out the channels that a mask left without inputs or readers.
     ``classes``: keep what serves these classes: scores are made from their scoring samples (of the target ``outputs``, from
     their outputs), and every choice on validation data is made on their samples.
     """
@@ -428,8 +428,10 @@ class Prune(Steps):
             raise ValueError(f"squeeze is for plans of masks; {self.structure} are cut out as they are")
         if self.squeeze and self.request():
             raise ValueError("squeeze is for pruning at once; leave out schedule, finetune, rewind and recalibrate")
-        if self.repair is not None and self.schedule.name != "one-shot":
-            raise ValueError(f"refine repairs a plan that is made at once; schedule {self.schedule.name} makes it on the way")
+        try:
+            check_steps(self.structure, self.schedule.name)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
         return self
 
     @property

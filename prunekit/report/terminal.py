@@ -127,8 +127,9 @@ def prune(result: dict[str, Any]) -> None:
         print("  random did best on validation data: so much removed at once, no criterion knows better than chance here")
     if refined := result["refine"]:
         before, after = refined["before"]["accept"], refined["after"]["accept"]
+        where = ", last round" if len(result.get("rounds", ())) > 1 else ""
         print(
-            f"  refined: divergence {before:.4g} -> {after:.4g} on samples of their own, {refined['changed']:,} of "
+            f"  refined{where}: divergence {before:.4g} -> {after:.4g} on samples of their own, {refined['changed']:,} of "
             f"{refined['kept']:,} kept are others than before{_ENDS[refined['ended']]}"
         )
         if "note" in refined:
@@ -142,6 +143,8 @@ def prune(result: dict[str, Any]) -> None:
             print(f"  {name}: {why}")
     for number, found in enumerate(result.get("rounds", ()), 1):
         told = f"  round {number}: removed {found['sparsity']:.4f}"
+        if repaired := found.get("refined"):
+            told += f", divergence {repaired['before']['accept']:.4g} -> {repaired['after']['accept']:.4g} by refining"
         if "accuracy" in found:
             told += f", validation accuracy {found['accuracy_pruned']:.2%}"
             told += f", after {found['steps']} steps {found['accuracy']:.2%}" if found["steps"] else ""

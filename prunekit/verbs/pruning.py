@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from prunekit import checkpoint
 from prunekit.apply import Manifest, compensate, masked, prune, save, squeeze
@@ -17,8 +17,9 @@ from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.measure import accuracy, fidelity, predict
 from prunekit.plan import GROUPED, Plan, asked_sparsity, make_plan
 from prunekit.recipe import Prune, Refine, Steps
-from prunekit.search import Candidates, Comparison, Given, choose, refine
+from prunekit.search import Candidates, Comparison, Given, Planner, choose, refine
 from prunekit.search.compare import merit
+from prunekit.search.planner import MakePattern
 from prunekit.trajectory import Trajectory
 from prunekit.verbs.budgets import within_budget
 from prunekit.verbs.run_folder import PROBLEM, Run, reusable
@@ -87,28 +88,32 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
             **options,
         )
 
-    def plan_at(chosen: Mapping[str, Any], sparsity: float) -> Plan:
-        plan = made_at(chosen, sparsity)
+    def repaired(plan: Plan, model: nn.Module, pattern: MakePattern | None = None) -> Plan:
         if repair is None:
             return plan
-        plan, ended = _repaired(run, plan, repair, wanted.compensate)
+        plan, ended = _repaired(run, plan, repair, wanted.compensate, model, pattern)
         if ended == "interrupted":
             request["refine"]["ended"] = ended  # so that it is not taken for what was asked
         return plan
 
+    def plan_at(chosen: Mapping[str, Any], sparsity: float) -> Plan:
+        return repaired(made_at(chosen, sparsity), run.model)
+
+    def planner_at(chosen: Mapping[str, Any]) -> Planner:
+        how = None if repair is None else repaired
+        return planner_for(run, chosen["scores"], structure, chosen["allocation"], wanted, options, how)
+
     facts: dict[str, Any] = {}
     if budget[0]:  # a repair keeps sizes, so only accuracy has to be measured with it
-        sparsity, facts = within_budget(run, wanted, choose_at, plan_at if budget[0] == "max_accuracy_drop" else made_at)
+        made = plan_at if budget[0] == "max_accuracy_drop" else made_at
+        sparsity, facts = within_budget(run, wanted, choose_at, made, planner_at)
     else:
         sparsity = asked_sparsity(structure, wanted.sparsity)
     chosen = choose_at(sparsity)
-    plan = plan_at(chosen, sparsity) if repair is not None or not wanted.request() or dry_run else None
     if wanted.request() and not dry_run:
-        by_scores = partial(planner_for, run, chosen["scores"], structure, chosen["allocation"], wanted, options)
-        planner = by_scores() if plan is None else Given(run.evidence, plan)
-        done = prune_in_steps(run, folder, planner, sparsity, wanted, training, request, facts)
+        done = prune_in_steps(run, folder, planner_at(chosen), sparsity, wanted, training, request, facts)
         return {**_summary(folder, Plan.load(folder / "plan.safetensors")), **done, "reused": False}
-    assert plan is not None
+    plan = plan_at(chosen, sparsity)
     plan.provenance["request"] = request
     if dry_run:
         plan.save(folder / "plan.safetensors")
@@ -116,11 +121,15 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
     return _write(run, plan, folder, facts)
 
 
-def _repaired(run: Run, plan: Plan, options: Refine, compensating: bool) -> tuple[Plan, str]:
+def _repaired(
+    run: Run, plan: Plan, options: Refine, compensating: bool, model: nn.Module, pattern: MakePattern | None
+) -> tuple[Plan, str]:
     """The refined plan; where it is only to be ``better``, the one whose model is better on validation data, which says so.
 
     Args:
         compensating: judge the models after compensation, as they will be written; training comes later and is not waited for.
+        model: that the plan was made for: the dense one, or the one in work where a schedule prunes it further.
+        pattern: as in ``prunekit.refine``.
 
     Returns:
         the plan, and how refining ended; "" where it was not tried.
@@ -133,7 +142,7 @@ def _repaired(run: Run, plan: Plan, options: Refine, compensating: bool) -> tupl
     if judged and all(bool(keep.all()) for keep in plan.keep.values()):
         return noted(plan, False, why="nothing is removed"), ""
     try:
-        refined = _refined(run, plan, options)
+        refined = _refined(run, plan, options, model, pattern)
     except UsageError as error:
         if not judged:
             raise
@@ -141,26 +150,26 @@ def _repaired(run: Run, plan: Plan, options: Refine, compensating: bool) -> tupl
     ended = refined.provenance["refine"]["ended"]
     if not judged:
         return refined, ended
-    before, after = (_on_validation(run, each, compensating) for each in (plan, refined))
+    before, after = (_on_validation(run, each, compensating, model) for each in (plan, refined))
     better = merit(after) > merit(before)
     return noted(refined if better else plan, better, unrefined=before, refined=after, ended=ended), ended
 
 
-def _on_validation(run: Run, plan: Plan, compensating: bool) -> dict[str, float]:
-    """Fidelity of the plan's model on validation data."""
+def _on_validation(run: Run, plan: Plan, compensating: bool, model: nn.Module) -> dict[str, float]:
+    """Fidelity of the plan's model on validation data, held against the dense one."""
     batches = run.batches("validation")
     dense, labels = predict(run.model, batches)
-    weights = compensate(run.model, plan.masks(), [run.evidence.samples()]) if compensating else run.model
+    weights = compensate(model, plan.masks(), [run.evidence.samples()]) if compensating else model
     return fidelity(predict(masked(weights, plan), batches)[0], labels, dense)
 
 
-def _refined(run: Run, plan: Plan, options: Refine) -> Plan:
+def _refined(run: Run, plan: Plan, options: Refine, model: nn.Module, pattern: MakePattern | None) -> Plan:
     loss = run.recipe.load_loss()
     try:
         batches = run.batches("scoring", options.samples)
-        return refine(plan, run.model.to(run.device), batches, seed=run.recipe.seed, loss=loss, **options.options())
+        return refine(plan, model.to(run.device), batches, seed=run.recipe.seed, loss=loss, pattern=pattern, **options.options())
     finally:
-        run.model.cpu()
+        model.cpu()
 
 
 def _for_classes(run: Run, classes: Sequence[int], names: Sequence[str], overwrite: bool) -> Run:

@@ -141,6 +141,54 @@ def test_an_accuracy_budget_is_searched_with_refined_plans(cli: Cli, tmp_path: P
     assert 100 * (dense - small) == pytest.approx(better["reached"], abs=1e-3)
 
 
+@pytest.mark.parametrize("structure", ["unstructured", "channels"])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ("--schedule", "iterative", "--rounds", 3),
+        ("--schedule", "iterative", "--rounds", 2, "--finetune", 1),
+        ("--schedule", "gradual", "--rounds", 2, "--finetune", 1),
+    ],
+)
+def test_every_round_of_a_schedule_is_refined(cli: Cli, run: Path, structure: str, steps: tuple[object, ...]) -> None:
+    asked = (*steps, "--structure", structure)
+    plain = pruned(cli, run, "plain", *asked)
+    found = pruned(cli, run, "better", *asked, "--refine")
+    assert found["achieved"] == pytest.approx(plain["achieved"], abs=0 if structure == "unstructured" else 0.05)
+    assert len(found["rounds"]) == len(plain["rounds"])
+    for told, unrefined in zip(found["rounds"], plain["rounds"], strict=True):
+        assert told["refined"]["after"]["accept"] <= told["refined"]["before"]["accept"]
+        assert told["refined"]["ended"] == "done"
+        if structure == "unstructured":
+            assert told["sparsity"] == unrefined["sparsity"]
+        assert "refined" not in unrefined
+    assert any(told["refined"]["changed"] for told in found["rounds"])
+    plan = Plan.load(run / "pruned" / "better" / "plan.safetensors")
+    assert plan.provenance["refine"]["after"] == found["rounds"][-1]["refined"]["after"]
+    model = prunekit.load(run / "pruned" / "better", small_cnn)
+    if structure == "unstructured":
+        assert all(not model.get_parameter(name)[~mask].any() for name, mask in plan.masks().items())
+    again = cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "better", *asked, "--refine")
+    assert "(unchanged, reused)" in again.out
+    one_line(cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "better", *asked), 1, "refine was")
+    assert cli("eval", run / "pruned" / "better").code == 0
+    shown = cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "shown", *asked, "--refine").out
+    assert shown.count(", divergence ") == len(found["rounds"])
+    files = [load_file(run / "pruned" / name / "model.safetensors") for name in ("better", "shown")]
+    assert all(torch.equal(files[0][name], tensor) for name, tensor in files[1].items())
+
+
+def test_schedules_refine_what_auto_chose_only_when_asked(cli: Cli, run: Path) -> None:
+    """With --refine-budget alone every round is tried, and what is better on validation data is kept."""
+    steps = ("-s", 0.8, "--schedule", "iterative", "--rounds", 2)
+    assert by_auto(cli, run, "plain", *steps)[0]["refine_tried"] is None
+    tried = by_auto(cli, run, "tried", *steps, "--refine-budget", "60s")[0]
+    assert tried["refine_tried"]["kept"] == (merit(tried["refine_tried"]["refined"]) > merit(tried["refine_tried"]["unrefined"]))
+    assert merits(run, "tried") == pytest.approx(
+        tried["refine_tried"]["refined" if tried["refine_tried"]["kept"] else "unrefined"], abs=1e-6
+    )
+
+
 @pytest.mark.parametrize("structure", ["2:4", "block:2x2"])
 def test_patterns_are_refined_and_squeezed(cli: Cli, run: Path, structure: str) -> None:
     share = () if structure == "2:4" else ("-s", 0.9)
@@ -291,7 +339,6 @@ def test_the_budget_of_a_try_can_be_set(cli: Cli, run: Path) -> None:
         (("-s", 0.5, "--refine", "--refine-budget", "soon"), "'soon' is no length of time"),
         (("-s", 0.5, "--structure", "channels", "--squeeze"), "squeeze is for plans of masks"),
         (("--apply", "plan.safetensors", "--refine"), "--apply takes a finished plan"),
-        (("-s", 0.5, "--refine", "--schedule", "iterative"), "refine repairs a plan that is made at once"),
         (("-s", 0.5, "--squeeze", "--finetune", 1), "squeeze is for pruning at once"),
     ],
 )
