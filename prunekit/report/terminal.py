@@ -184,21 +184,25 @@ _ENDS = {"done": "", "budget": ", until the budget was spent", "interrupted": ",
 
 def evaluate(result: tuple[str, dict[str, Any]]) -> None:
     name, e = result
-    table = _table(f"eval: {name}, {e['test_samples']} test samples{_again(e['reused'])}", "", "dense", "pruned")
-    dense, pruned = e["dense"], e["pruned"]
-    table.add_row("accuracy", f"{dense['accuracy']:.2%}", f"{pruned['accuracy']:.2%}")
-    table.add_row("agreement with dense", "", f"{pruned['agreement']:.2%}")
-    table.add_row("KL to dense (nats)", "", f"{pruned['kl']:.4f}")
-    table.add_row("sparsity, prunable / all", "", f"{e['sparsity']['prunable']:.4f} / {e['sparsity']['all']:.4f}")
+    others = {"before squeezing": e["masked"]} if "masked" in e else {}
+    small = {**others, "pruned": e["pruned"]}
+    models = {"dense": e["dense"], **small}
+    between = [""] * len(others)
+    table = _table(f"eval: {name}, {e['test_samples']} test samples{_again(e['reused'])}", "", *models)
+    table.add_row("accuracy", *(f"{found['accuracy']:.2%}" for found in models.values()))
+    table.add_row("agreement with dense", "", *(f"{found['agreement']:.2%}" for found in small.values()))
+    table.add_row("KL to dense (nats)", "", *(f"{found['kl']:.4f}" for found in small.values()))
+    table.add_row("sparsity, prunable / all", "", *between, f"{e['sparsity']['prunable']:.4f} / {e['sparsity']['all']:.4f}")
     if asked := e.get("asked_classes"):
         for key, what in (("on_classes", f"accuracy on classes {', '.join(map(str, asked['classes']))}"),
                           ("on_others", "accuracy on the others")):  # fmt: skip
             if key in asked:
-                table.add_row(what, f"{asked[key]['dense']:.2%}", f"{asked[key]['accuracy']:.2%}")
+                table.add_row(what, f"{asked[key]['dense']:.2%}", *between, f"{asked[key]['accuracy']:.2%}")
     for key, label in SIZES.items():
-        table.add_row(label, f"{dense[key]:,}", f"{pruned[key]:,}")
+        table.add_row(label, *(f"{found[key]:,}" for found in models.values()))
     for size, times in e["latency"]["batches"].items():
-        table.add_row(f"latency, batch {size} (ms)", f"{times['dense_ms']:.2f}", f"{times['pruned_ms']:.2f}")
+        measured = ("dense_ms", *(["masked_ms"] if others else []), "pruned_ms")
+        table.add_row(f"latency, batch {size} (ms)", *(f"{times[key]:.2f}" for key in measured))
     _print(table)
     if refined := e.get("refine"):
         before, after = refined["before"]["accept"], refined["after"]["accept"]

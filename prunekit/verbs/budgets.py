@@ -120,12 +120,14 @@ def _macs(run: Run) -> Callable[[Plan], float]:
 
 
 def _bytes(run: Run) -> Callable[[Plan], float]:
-    def written(plan: Plan) -> int:
-        state, _ = checkpoint.unique_state(_small(run, plan).state_dict())
-        header = json.dumps({"kind": "model", "plan": plan.digest}, sort_keys=True)  # as ``apply.save`` writes it
-        return len(safetensors.torch.save(state, {checkpoint.HEADER: header}))
+    return lambda plan: file_size(_small(run, plan), plan)
 
-    return written
+
+def file_size(model: nn.Module, plan: Plan) -> int:
+    """Bytes of the model.safetensors that ``apply.save`` would write."""
+    state, _ = checkpoint.unique_state({name: tensor.cpu() for name, tensor in model.state_dict().items()})
+    header = json.dumps({"kind": "model", "plan": plan.digest}, sort_keys=True)
+    return len(safetensors.torch.save(state, {checkpoint.HEADER: header}))
 
 
 def _latency(run: Run) -> Callable[[Plan], float]:

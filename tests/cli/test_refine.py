@@ -96,6 +96,35 @@ def test_a_squeezed_model_loads_and_is_measured(cli: Cli, run: Path) -> None:
     assert found["kernel"]["pruned"]["mean_error"] < 0.1
 
 
+@pytest.mark.parametrize("more", [(), ("--compensate",)])
+def test_eval_measures_a_squeezed_model_before_and_after(cli: Cli, run: Path, more: tuple[str, ...]) -> None:
+    """The masked figures are those of the same pruning without --squeeze: a file of the dense model's shapes."""
+    asked = ("prune", run, "-c", "magnitude", "-s", 0.97, *more)
+    for name, options in (("masked", ()), ("tight", ("--squeeze",))):
+        assert cli(*asked, "--name", name, *options).code == 0
+    found = json.loads(cli("eval", run / "pruned" / "tight", "--json").out)
+    base = json.loads(cli("eval", run / "pruned" / "masked", "--json").out)
+    before, after = found["masked"], found["pruned"]
+    for key in ("parameters", "nonzero", "macs", "accuracy", "agreement", "kl"):
+        assert before[key] == pytest.approx(base["pruned"][key], abs=1e-9), key
+    assert abs(before["bytes"] - (run / "pruned" / "masked" / "model.safetensors").stat().st_size) <= 8  # the plan's own digest
+    assert before["accuracy"] == after["accuracy"]
+    assert before["kl"] == pytest.approx(after["kl"], abs=1e-4)
+    for key in ("parameters", "macs", "bytes"):
+        assert after[key] < before[key]
+    assert base["latency"]["batches"].keys() == found["latency"]["batches"].keys()
+    for times in found["latency"]["batches"].values():
+        assert min(times["dense_ms"], times["masked_ms"], times["pruned_ms"]) > 0
+        assert times["ratio"] == times["pruned_ms"] / times["dense_ms"]
+    assert "masked" not in base
+    assert all("masked_ms" not in times for times in base["latency"]["batches"].values())
+    shown = cli("eval", run / "pruned" / "tight").out
+    assert "before squeezing" in shown
+    assert f"{before['parameters']:,}" in shown
+    assert "before squeezing" not in cli("eval", run / "pruned" / "masked").out
+    assert cli("report", run).code == 0
+
+
 def test_a_refined_plan_is_compensated_within_its_budget_or_fine_tuned(cli: Cli, run: Path) -> None:
     def made(name: str, *more: object) -> tuple[dict, Plan, dict]:
         done = cli("prune", run, "-c", "magnitude", "--max-params", 700, "--refine", "--name", name, "--json", *more)
