@@ -146,7 +146,7 @@ def _repaired(
     except UsageError as error:
         if not judged:
             raise
-        return noted(plan, False, why=str(error)), ""
+        return noted(plan, False, why=str(error).removeprefix("refine: ")), ""
     ended = refined.provenance["refine"]["ended"]
     if not judged:
         return refined, ended

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 import prunekit
-from prunekit import Plan
+from prunekit import Plan, UsageError
 from prunekit.data import digits
 from prunekit.measure import fidelity, predict
 from prunekit.recipe import Prune
@@ -321,15 +321,20 @@ def test_auto_keeps_the_unrefined_plan_where_the_refined_one_is_no_better(
     assert "refine tried: not taken, no better on validation data" in said
 
 
-def test_auto_says_why_it_did_not_try_to_refine(cli: Cli, run: Path) -> None:
+def test_auto_says_why_it_did_not_try_to_refine(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found, _, said = by_auto(cli, run, "whole", "-s", 0)
     assert found["refine"] is None
     assert found["refine_tried"] == {"kept": False, "why": "nothing is removed"}
     assert "refine not tried: nothing is removed" in said
-    few = {"sparsity": 0.5, "refine": {"when": "better", "samples": 1}}
-    told = prune_run(Run(run), Prune.of({**few, "name": "few"}, "test"))["refine_tried"]
-    assert not told["kept"]
-    assert "two samples at least" in told["why"]
+
+    def refused(*_: object, **__: object) -> Plan:
+        raise UsageError("refine: such plans cannot be refined")
+
+    monkeypatch.setattr(pruning, "refine", refused)
+    found, _, said = by_auto(cli, run, "refused", "-s", 0.5)
+    assert found["refine_tried"] == {"kept": False, "why": "such plans cannot be refined"}
+    assert found["achieved"] == 0.5
+    one_line(cli("prune", run, "-s", 0.5, "--name", "asked", "--refine"), 2, "such plans cannot be refined")
 
 
 def test_auto_refines_unasked_where_one_plan_is_made(cli: Cli, run: Path) -> None:
