@@ -266,8 +266,10 @@ def prune(
     compensate: Annotated[bool, typer.Option("--compensate", help="Let kept weights make up for removed ones.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write and print the plan only.")] = False,
     apply: Annotated[Path | None, typer.Option("--apply", help="Apply this plan file instead of making one.")] = None,
-    refine: Annotated[bool, typer.Option("--refine/--no-refine", help="Repair the plan by blame (docs/refine.md).")] = False,
-    refine_budget: Annotated[str | None, typer.Option(help="Stop refining after this long, such as 60s.")] = None,
+    refine: Annotated[
+        bool | None, typer.Option("--refine/--no-refine", help="Repair the plan by blame; auto tries it (docs/refine.md).")
+    ] = None,
+    refine_budget: Annotated[str | None, typer.Option(help="Stop refining after so long, such as 60s; auto's try: 30s.")] = None,
     squeeze: Annotated[bool, typer.Option("--squeeze", help="Take out channels that an unstructured mask emptied.")] = False,
     schedule: Annotated[str, typer.Option(help="one-shot, iterative, or gradual (while it fine-tunes).")] = "one-shot",
     rounds: Annotated[int | None, typer.Option(min=1, help="iterative, gradual: how many prunings.")] = None,
@@ -294,12 +296,15 @@ def prune(
     }  # fmt: skip
     how_much = {k: v for k, v in {"sparsity": sparsity, **budgets}.items() if v is not None}
     if apply is not None and (
-        how_much or dry_run or refine or allocation or compensate or classes or ratio or floor or criterion != "auto"
-        or structure != "unstructured"
+        how_much or dry_run or refine or refine_budget or allocation or compensate or classes or ratio or floor
+        or criterion != "auto" or structure != "unstructured"
     ):  # fmt: skip
         raise UsageError("--apply takes a finished plan: leave out the options that make one, such as --sparsity and --refine")
-    if refine_budget is not None and not refine:
-        raise UsageError("--refine-budget without --refine")
+    if refine_budget is not None and refine is None and criterion != "auto":
+        raise UsageError("--refine-budget without --refine; unasked, only criterion auto tries to refine")
+    if refine_budget is not None and refine is False:
+        raise UsageError("--refine-budget with --no-refine: leave one of them out")
+    repair = refine if refine_budget is None else {"when": "always" if refine else "better", "budget": refine_budget}
     steps = _steps(schedule, rounds, every, finetune, lr, distill, temperature, rewind, recalibrate)
     if apply is None:
         check_structure(structure)
@@ -311,8 +316,7 @@ def prune(
             {
                 **steps.model_dump(mode="json"), **how_much, "name": name or f"{structure.replace(':', '-')}-{label}",
                 "criterion": criterion, "structure": structure, "allocation": allocation, "ratios": _ratios(ratio or []),
-                "floor": floor, "compensate": compensate, "refine": {"budget": refine_budget} if refine else None,
-                "squeeze": squeeze,
+                "floor": floor, "compensate": compensate, "refine": repair, "squeeze": squeeze,
                 "classes": _numbers(classes, "--classes"),
             },
             "prune",

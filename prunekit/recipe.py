@@ -30,7 +30,7 @@ from prunekit.kernel import RULES, SHARES, TARGETS
 from prunekit.plan import ALLOCATIONS, GROUPED, asked_sparsity, check_structure
 from prunekit.search.objective import OBJECTIVES
 from prunekit.search.repair import get_repair
-from prunekit.search.schedule import SCHEDULES, SPACINGS
+from prunekit.search.schedule import SCHEDULES, SPACINGS, check_steps
 from prunekit.structure import implied_sparsity
 from prunekit.training import AUGMENTATIONS, Augment
 
@@ -348,13 +348,16 @@ class Steps(_Section):
         return self.finetune or Finetune()
 
 
-class Refine(_Section):
-    """Repair of the plan by the blame of what it removed (docs/refine.md). ``refine: true`` takes these defaults.
+TRY_FOR = "60s"
+"""How long criterion auto tries to refine by itself."""
 
-    ``rounds``: of swaps, at most; ``learn``: then learn a mask for ``steps`` steps; ``budget``: stop after so long, such
-    as ``60s`` or ``5m``; ``target``: what is lowered, ``kl`` (to the dense model), ``loss``, or ``module:function``;
-    ``samples``: at most so many training samples to learn from; scoring samples accept. Where a run has no training data, a
-    quarter of its scoring samples accepts, and the rest is learnt from.
+
+class Refinement(_Section):
+    """How a plan is repaired by the blame of what it removed (docs/refine.md).
+
+    ``learn``: learn a mask for ``steps`` steps first; ``rounds``: of swaps, at most; ``budget``: stop after so long, such as
+    ``60s`` or ``5m``; ``target``: what is lowered, ``kl`` (to the dense model), ``loss``, or ``module:function``; ``samples``: at
+    most so many training samples to learn from; the scoring samples accept.
     """
 
     rounds: Annotated[int, Field(ge=0, le=10**6)] = 30
@@ -385,7 +388,16 @@ class Refine(_Section):
         }  # fmt: skip
 
 
-class CompareRefine(Refine):
+class Refine(Refinement):
+    """``when``: ``always``; ``better``: only if the pruned model is better for it on validation data; ``never``. ``true`` and
+
+    ``false`` are short for the first and the last.
+    """
+
+    when: Literal["always", "better", "never"] = "always"
+
+
+class CompareRefine(Refinement):
     """``sparsities``: of those compared, where the best plan is refined too; null: everywhere."""
 
     sparsities: list[Share] | None = None
@@ -414,8 +426,9 @@ class Prune(Steps):
     the best of what it stands for. ``sparsity``: share to remove; N:M says it itself, and a budget (one of ``max_…``: parameters,
     MACs, bytes, measured milliseconds, points of validation accuracy) finds it. ``allocation``: null leaves the choice to
     ``auto`` (among the recipe's), else means ``global``. ``ratios``, ``floor``: see ``make_plan``. ``compensate``: kept weights
-    make up for removed ones, layer by layer, on the scoring samples. ``refine``: repair the plan before anything else happens;
-    ``squeeze``: take out the channels that a mask left without inputs or readers.
+    make up for removed ones, layer by layer, on the scoring samples. ``refine``: repair the plan before anything else happens,
+    in a schedule every round's plan; null lets ``auto`` try it, for ``TRY_FOR`` at most, where it makes one plan. ``squeeze``:
+    take out the channels that a mask left without inputs or readers.
     ``classes``: keep what serves these classes: scores are made from their scoring samples (of the target ``outputs``, from
     their outputs), and every choice on validation data is made on their samples.
     """
@@ -428,7 +441,7 @@ class Prune(Steps):
     ratios: dict[str, Share] = {}
     floor: Share = 0.0
     compensate: bool = False
-    refine: Annotated[Refine | None, BeforeValidator(_switched)] = None
+    refine: Refine | None = None
     squeeze: bool = False
     classes: list[Annotated[int, Field(ge=0, le=10**6)]] = []
     max_params: Large | None = None
@@ -442,15 +455,30 @@ class Prune(Steps):
     def _named(cls, value: str) -> str:
         return value if value == "auto" else _criterion(value)
 
+    @field_validator("refine", mode="before")
+    @classmethod
+    def _refine(cls, value: Any) -> Any:
+        return {"when": "always" if value else "never"} if isinstance(value, bool) else value
+
     @model_validator(mode="after")
     def _repairable(self) -> Prune:
         if self.squeeze and self.structure in GROUPED:
             raise ValueError(f"squeeze is for plans of masks; {self.structure} are cut out as they are")
         if self.squeeze and self.request():
             raise ValueError("squeeze is for pruning at once; leave out schedule, finetune, rewind and recalibrate")
-        if self.refine is not None and self.schedule.name != "one-shot":
-            raise ValueError(f"refine repairs a plan that is made at once; schedule {self.schedule.name} makes it on the way")
+        try:
+            check_steps(self.structure, self.schedule.name)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
         return self
+
+    @property
+    def repair(self) -> Refine | None:
+        """The refinement that is asked for, or that auto tries unasked where one plan is made; None for none."""
+        if self.refine is not None:
+            return None if self.refine.when == "never" else self.refine
+        tries = self.criterion == "auto" and self.schedule.name == "one-shot" and self.max_accuracy_drop is None
+        return Refine(when="better", budget=TRY_FOR) if tries else None
 
     @field_validator("classes")
     @classmethod
@@ -542,12 +570,7 @@ class Study(_Section):
     always: list[CriterionName] = ["magnitude", "random"]
     compensate: bool = False
     tune: Tuning | None = None
-    refine: Repairs | None = None
-
-    @field_validator("refine", mode="before")
-    @classmethod
-    def _defaults(cls, value: Any) -> Any:
-        return {True: {}, False: None}[value] if isinstance(value, bool) else value
+    refine: Annotated[Repairs | None, BeforeValidator(_switched)] = None
 
     @field_validator("seeds")
     @classmethod

@@ -126,14 +126,16 @@ def prune(result: dict[str, Any]) -> None:
     if result["by_auto"] and result["criterion"] == "random":
         print("  random did best on validation data: so much removed at once, no criterion knows better than chance here")
     if refined := result["refine"]:
-        ends = {"done": "", "budget": ", until the budget was spent", "interrupted": ", interrupted: the best so far"}
         before, after = refined["before"]["accept"], refined["after"]["accept"]
+        where = ", last round" if len(result.get("rounds", ())) > 1 else ""
         print(
-            f"  refined: divergence {before:.4g} -> {after:.4g} on samples of their own, {refined['changed']:,} of "
-            f"{refined['kept']:,} kept are others than before{ends[refined['ended']]}"
+            f"  refined{where}: divergence {before:.4g} -> {after:.4g} on samples of their own, {refined['changed']:,} of "
+            f"{refined['kept']:,} kept are others than before{_ENDS[refined['ended']]}"
         )
         if "note" in refined:
             print(f"  {refined['note']}")
+    if tried := result["refine_tried"]:
+        print(f"  {_tried(tried)}")
     if squeezed := result["squeezed"]:
         listed = ", ".join(f"{name} {count}" for name, count in squeezed["removed"].items()) or "none"
         print(f"  squeezed: channels taken out: {listed}")
@@ -141,6 +143,8 @@ def prune(result: dict[str, Any]) -> None:
             print(f"  {name}: {why}")
     for number, found in enumerate(result.get("rounds", ()), 1):
         told = f"  round {number}: removed {found['sparsity']:.4f}"
+        if repaired := found.get("refined"):
+            told += f", divergence {repaired['before']['accept']:.4g} -> {repaired['after']['accept']:.4g} by refining"
         if "accuracy" in found:
             told += f", validation accuracy {found['accuracy_pruned']:.2%}"
             told += f", after {found['steps']} steps {found['accuracy']:.2%}" if found["steps"] else ""
@@ -163,23 +167,42 @@ def prune(result: dict[str, Any]) -> None:
         print(f"  left whole: {name}: {reason}")
 
 
+def _tried(tried: dict[str, Any]) -> str:
+    """One line on a refinement that was to be taken only if it is better."""
+    if "why" in tried:
+        return f"refine not tried: {tried['why']}"
+    before, after = tried["unrefined"], tried["refined"]
+    told = f"accuracy {before['accuracy']:.2%} -> {after['accuracy']:.2%}, agreement {before['agreement']:.2%} -> "
+    told += f"{after['agreement']:.2%}, KL {before['kl']:.4f} -> {after['kl']:.4f}"
+    if tried["kept"]:
+        return f"refine tried: taken, better on validation data ({told})"
+    return f"refine tried: not taken, no better on validation data ({told}){_ENDS[tried['ended']]}"
+
+
+_ENDS = {"done": "", "budget": ", until the budget was spent", "interrupted": ", interrupted: the best so far"}
+
+
 def evaluate(result: tuple[str, dict[str, Any]]) -> None:
     name, e = result
-    table = _table(f"eval: {name}, {e['test_samples']} test samples{_again(e['reused'])}", "", "dense", "pruned")
-    dense, pruned = e["dense"], e["pruned"]
-    table.add_row("accuracy", f"{dense['accuracy']:.2%}", f"{pruned['accuracy']:.2%}")
-    table.add_row("agreement with dense", "", f"{pruned['agreement']:.2%}")
-    table.add_row("KL to dense (nats)", "", f"{pruned['kl']:.4f}")
-    table.add_row("sparsity, prunable / all", "", f"{e['sparsity']['prunable']:.4f} / {e['sparsity']['all']:.4f}")
+    others = {"before squeezing": e["masked"]} if "masked" in e else {}
+    small = {**others, "pruned": e["pruned"]}
+    models = {"dense": e["dense"], **small}
+    between = [""] * len(others)
+    table = _table(f"eval: {name}, {e['test_samples']} test samples{_again(e['reused'])}", "", *models)
+    table.add_row("accuracy", *(f"{found['accuracy']:.2%}" for found in models.values()))
+    table.add_row("agreement with dense", "", *(f"{found['agreement']:.2%}" for found in small.values()))
+    table.add_row("KL to dense (nats)", "", *(f"{found['kl']:.4f}" for found in small.values()))
+    table.add_row("sparsity, prunable / all", "", *between, f"{e['sparsity']['prunable']:.4f} / {e['sparsity']['all']:.4f}")
     if asked := e.get("asked_classes"):
         for key, what in (("on_classes", f"accuracy on classes {', '.join(map(str, asked['classes']))}"),
                           ("on_others", "accuracy on the others")):  # fmt: skip
             if key in asked:
-                table.add_row(what, f"{asked[key]['dense']:.2%}", f"{asked[key]['accuracy']:.2%}")
+                table.add_row(what, f"{asked[key]['dense']:.2%}", *between, f"{asked[key]['accuracy']:.2%}")
     for key, label in SIZES.items():
-        table.add_row(label, f"{dense[key]:,}", f"{pruned[key]:,}")
+        table.add_row(label, *(f"{found[key]:,}" for found in models.values()))
     for size, times in e["latency"]["batches"].items():
-        table.add_row(f"latency, batch {size} (ms)", f"{times['dense_ms']:.2f}", f"{times['pruned_ms']:.2f}")
+        measured = ("dense_ms", *(["masked_ms"] if others else []), "pruned_ms")
+        table.add_row(f"latency, batch {size} (ms)", *(f"{times[key]:.2f}" for key in measured))
     _print(table)
     if refined := e.get("refine"):
         before, after = refined["before"]["accept"], refined["after"]["accept"]

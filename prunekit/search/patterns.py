@@ -90,6 +90,10 @@ class Limits:
         self.tight = bool(tight.all())
         self.open = ((self.high > 0) & (self.counts[pool] > 0))[part]
 
+    def close(self, units: Tensor) -> None:
+        """These units, none of them kept now, are never taken, ``(U,)`` boolean."""
+        self.open = self.open & ~units
+
     @classmethod
     def one(cls, keep: Tensor, part: Tensor) -> Limits:
         """Every part keeps as many as now."""
@@ -102,6 +106,7 @@ class Limits:
 
         Units of minus infinity are left out as long as the others hold a set that is allowed.
         """
+        worth = worth.masked_fill(~self.open, -torch.inf)
         order = torch.sort(worth, descending=True, stable=True).indices
         place = ranks(order, self.part)
         forced = place < self.low[self.part]
@@ -428,3 +433,11 @@ def get_pattern(plan: Plan, layout: Layout, device: torch.device) -> Pattern:
     if pattern.kind == "nm":
         return Runs(plan, layout, device, pattern.second)
     return Tiles(plan, layout, device, pattern.first, pattern.second)
+
+
+def pattern_inside(before: Plan, plan: Plan, layout: Layout, device: torch.device) -> Pattern:
+    """The pattern of a plan that was made inside ``before``, of the same structure: what that removed stays away."""
+    pattern, earlier = get_pattern(plan, layout, device), get_pattern(before, layout, device)
+    assert isinstance(pattern, _Limited)
+    pattern.limits.close(~earlier.keep)
+    return pattern

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,11 @@ from torch import Tensor, nn
 
 from prunekit.criteria import Evidence, Scores, compose, get_criterion, model_digest, parse, score_evidence
 from prunekit.plan import GROUPED, Plan, make_plan
-from prunekit.trajectory import Continued, Trajectory, load_into
+from prunekit.search.patterns import Pattern, pattern_inside
+from prunekit.trajectory import Continued, Layout, Trajectory, load_into
+
+MakePattern = Callable[[Plan, Layout, torch.device], Pattern]
+Repair = Callable[[Plan, nn.Module, MakePattern | None], Plan]
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class Planner:
         scores: the dense model's, by the criterion that all rounds use.
         example_inputs: one or two samples, for structures that need the model traced.
         options: further ones of ``make_plan``: ``ratios``, ``floor``, ``attention``.
+        repair: refines every plan, ``(plan, model, pattern) -> plan``: ``model`` is the one in work, that the plan prunes;
+            ``pattern`` holds swaps inside the plan before (None for the first), see ``prunekit.refine``.
     """
 
     def __init__(
@@ -78,8 +84,9 @@ class Planner:
         allocation: str,
         example_inputs: Tensor | None = None,
         options: Mapping[str, Any] | None = None,
+        repair: Repair | None = None,
     ) -> None:
-        self.evidence, self.first, self.options = evidence, scores, dict(options or {})
+        self.evidence, self.first, self.options, self.repair = evidence, scores, dict(options or {}), repair
         self.structure, self.allocation, self.example_inputs = structure, allocation, example_inputs
         self.rescored = 0
 
@@ -119,7 +126,9 @@ class Planner:
         plan.provenance["scores"] = scores.digest
         if before is not None:
             plan = replace(plan, keep={name: keep & before.keep[name] for name, keep in plan.keep.items()})
-        return plan
+        if self.repair is None:
+            return plan
+        return self.repair(plan, present, None if before is None else partial(pattern_inside, before))
 
     def _scores(self, present: nn.Module, child: Trajectory | None) -> Scores:
         now = model_digest(present)
@@ -154,7 +163,7 @@ class Given(Planner):
     of_path = False
 
     def __init__(self, evidence: Evidence, plan: Plan) -> None:
-        self.evidence, self.given = evidence, plan
+        self.evidence, self.given, self.structure = evidence, plan, plan.structure
 
     def plan(self, model: nn.Module, sparsity: float, before: Plan | None = None, child: Trajectory | None = None) -> Plan:
         return self.given

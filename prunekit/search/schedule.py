@@ -25,6 +25,7 @@ from prunekit.errors import PrunekitError, UsageError, nearest
 from prunekit.plan import Plan
 from prunekit.search.finetune import Finetuning, Tuner, forget
 from prunekit.search.planner import Planner
+from prunekit.structure import implied_sparsity
 from prunekit.trajectory import Trajectory, load_into, parent_facts
 
 SCHEDULES = ("one-shot", "iterative", "gradual")
@@ -81,6 +82,17 @@ class Schedule:
         return [1 - (1 - sparsity) ** part for part in parts[:-1]] + [sparsity]
 
 
+def check_steps(structure: str, schedule: str) -> None:
+    """Raises UsageError for a structure that cannot go in several prunings."""
+    if schedule == "one-shot":
+        return
+    implied = implied_sparsity(structure)
+    if implied is not None:
+        raise UsageError(
+            f"{structure} removes {implied:g} of every run at once, so there are no steps to take; leave schedule {schedule} out"
+        )
+
+
 def cubic(sparsity: float, pruning: int, prunings: int) -> float:
     """``s_f + (s_0 - s_f) (1 - j/n)³`` with ``s_0 = 0``: equation 1 of arXiv 1710.01878, after pruning ``j`` of ``n``."""
     return sparsity - sparsity * (1 - pruning / prunings) ** 3
@@ -94,7 +106,8 @@ class Pruned:
         model: dense-shaped, what ``plan`` removes at exactly 0.
         plan: of the dense model: its provenance names the dense weights.
         rounds: one dict a round: ``asked``, ``sparsity``, ``steps``, ``seed``, ``seconds``; with ``measure``
-            ``accuracy_pruned`` and ``accuracy`` (before and after fine-tuning).
+            ``accuracy_pruned`` and ``accuracy`` (before and after fine-tuning); of a refined plan ``refined``: divergences
+            ``before`` and ``after``, units ``changed``, how it ``ended``.
     """
 
     model: nn.Module
@@ -133,6 +146,7 @@ def prune_by_schedule(
     """
     schedule = schedule or Schedule()
     schedule.check(None if how is None else how.steps)
+    check_steps(planner.structure, schedule.name)
     trajectory = planner.evidence.trajectory
     if rewind is not None:
         if how is None or schedule.name == "gradual":
@@ -286,6 +300,8 @@ class _Work:
         facts: dict[str, Any] = {"asked": asked, "sparsity": self.plan.sparsity()["prunable"], "steps": steps}
         if pruned is not None:
             facts |= {"accuracy_pruned": pruned, "accuracy": self._accuracy()}
+        if refined := self.plan.provenance.get("refine"):
+            facts["refined"] = {key: refined[key] for key in ("before", "after", "changed", "ended")}
         self.rounds.append({**facts, "seed": seed, "seconds": round(now - self._started, 3)})
         self._started = now
 

@@ -17,21 +17,23 @@ from prunekit.errors import PrunekitError, UsageError
 from prunekit.measure import latencies, predict, sizes
 from prunekit.plan import Plan
 from prunekit.recipe import Prune
-from prunekit.search import Given, Schedule, prune_by_schedule
+from prunekit.search import Planner, Schedule, prune_by_schedule
 from prunekit.search.budget import least, most
 from prunekit.verbs.run_folder import Run
-from prunekit.verbs.scheduling import finetuning_of, planner_for
+from prunekit.verbs.scheduling import finetuning_of
 
 Choose = Callable[[float], Mapping[str, Any]]
 MakePlan = Callable[[Mapping[str, Any], float], Plan]
+MakePlanner = Callable[[Mapping[str, Any]], Planner]
 
 
-def within_budget(run: Run, wanted: Prune, choose: Choose, plan: MakePlan) -> tuple[float, dict[str, Any]]:
+def within_budget(run: Run, wanted: Prune, choose: Choose, plan: MakePlan, planner: MakePlanner) -> tuple[float, dict[str, Any]]:
     """The sparsity that the budget of ``wanted`` comes to.
 
     Args:
         choose: sparsity -> criterion, allocation and scores there.
         plan: of these, at a sparsity.
+        planner: of these, for pruning in steps.
 
     Returns:
         sparsity, and for the record the budget, what was reached, and in which unit.
@@ -42,7 +44,7 @@ def within_budget(run: Run, wanted: Prune, choose: Choose, plan: MakePlan) -> tu
     """
     name, budget = wanted.budget
     if name == "max_accuracy_drop":
-        return _by_accuracy(run, wanted, budget, choose, plan)
+        return _by_accuracy(run, wanted, budget, choose, plan, planner)
     size: Callable[[Plan], float]
     if name == "max_params":
         size = partial(_parameters, run)
@@ -66,7 +68,9 @@ def within_budget(run: Run, wanted: Prune, choose: Choose, plan: MakePlan) -> tu
     return sparsity, {"budget": {name: budget}, "reached": reached}
 
 
-def _by_accuracy(run: Run, wanted: Prune, drop: float, choose: Choose, plan: MakePlan) -> tuple[float, dict[str, Any]]:
+def _by_accuracy(
+    run: Run, wanted: Prune, drop: float, choose: Choose, plan: MakePlan, planner: MakePlanner
+) -> tuple[float, dict[str, Any]]:
     """The smallest model whose drop holds with a standard error to spare.
 
     The search takes the luckiest of many models, so the drop that it sees on validation data is less than what follows on
@@ -87,13 +91,10 @@ def _by_accuracy(run: Run, wanted: Prune, drop: float, choose: Choose, plan: Mak
         chosen = choose(sparsity)
         if not wanted.request():
             return measure(masked(run.model, plan(chosen, sparsity)), sparsity)
-        options = {"ratios": wanted.ratios, "floor": wanted.floor, "attention": run.recipe.structure.mappings()}
-        planner = planner_for(run, chosen["scores"], wanted.structure, chosen["allocation"], wanted, options)
-        if wanted.refine is not None:
-            planner = Given(run.evidence, plan(chosen, sparsity))
         torch.manual_seed(run.recipe.seed if how is None else how.seed)
         schedule = Schedule(**wanted.schedule.model_dump())
-        return measure(prune_by_schedule(run.model, planner, sparsity, schedule, how=how, rewind=wanted.rewind).model, sparsity)
+        done = prune_by_schedule(run.model, planner(chosen), sparsity, schedule, how=how, rewind=wanted.rewind)
+        return measure(done.model, sparsity)
 
     found = most(at, -drop)
     if found is None:
@@ -119,12 +120,14 @@ def _macs(run: Run) -> Callable[[Plan], float]:
 
 
 def _bytes(run: Run) -> Callable[[Plan], float]:
-    def written(plan: Plan) -> int:
-        state, _ = checkpoint.unique_state(_small(run, plan).state_dict())
-        header = json.dumps({"kind": "model", "plan": plan.digest}, sort_keys=True)  # as ``apply.save`` writes it
-        return len(safetensors.torch.save(state, {checkpoint.HEADER: header}))
+    return lambda plan: file_size(_small(run, plan), plan)
 
-    return written
+
+def file_size(model: nn.Module, plan: Plan) -> int:
+    """Bytes of the model.safetensors that ``apply.save`` would write."""
+    state, _ = checkpoint.unique_state({name: tensor.cpu() for name, tensor in model.state_dict().items()})
+    header = json.dumps({"kind": "model", "plan": plan.digest}, sort_keys=True)
+    return len(safetensors.torch.save(state, {checkpoint.HEADER: header}))
 
 
 def _latency(run: Run) -> Callable[[Plan], float]:

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from prunekit import checkpoint
-from prunekit.apply import Manifest, dense_state, load
+from prunekit.apply import Manifest, dense_state, load, prune
 from prunekit.criteria import model_digest
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.kernel import ModelFunction
@@ -19,6 +19,7 @@ from prunekit.measure import accuracy, fidelity, latencies, machine, predict, si
 from prunekit.plan import Plan
 from prunekit.report import account, dense_reconstruction
 from prunekit.trajectory import Continued, Trajectory
+from prunekit.verbs.budgets import file_size
 from prunekit.verbs.run_folder import Run, recorded_inputs, reusable
 
 SCHEMA = 1
@@ -86,6 +87,7 @@ def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
     if reusable(path, recorded_inputs(path, lambda p: read_evaluation(p)["made_from"]), made_from, overwrite):
         return {**read_evaluation(path), "reused": True}
     started = time.perf_counter()
+    unsqueezed = _unsqueezed(run, plan) if manifest.facts.get("squeezed") else None
     dense = run.model.to(run.device)
     pruned.to(run.device)
     batches = run.batches("test")
@@ -107,10 +109,16 @@ def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
         },
         **_on_classes(plan, dense_outputs, pruned_outputs, labels),
         "layers": plan.counts(),
-        "latency": _latency(run, dense, pruned),
+        "latency": _latency(run, dense, pruned, unsqueezed),
         "refine": _refinement(plan),
         "kernel": _kernel(run, plan, pruned, child, manifest.kept),
     }
+    if unsqueezed is not None:
+        result["masked"] = {
+            **fidelity(predict(unsqueezed, batches)[0], labels, dense_outputs),
+            **sizes(unsqueezed, one),
+            "bytes": file_size(unsqueezed, plan),
+        }
     result["cost"] = {"seconds": round(time.perf_counter() - started, 3)}
     run.model.cpu()
     checkpoint.write_json(path, result)
@@ -131,15 +139,24 @@ def _on_classes(plan: Plan, dense: torch.Tensor, pruned: torch.Tensor, labels: t
     return {"asked_classes": found}
 
 
-def _latency(run: Run, dense: torch.nn.Module, pruned: torch.nn.Module) -> dict[str, Any]:
+def _unsqueezed(run: Run, plan: Plan) -> torch.nn.Module:
+    """The masked model that a squeezed one was made of, made again."""
+    request = plan.provenance.get("request", {})
+    calibration = None
+    if request.get("compensate"):
+        looked_at = run.restricted(request["classes"]) if request.get("classes") else run
+        calibration = [looked_at.evidence.samples()]
+    return prune(run.model, plan, calibration=calibration).to(run.device)
+
+
+def _latency(run: Run, dense: torch.nn.Module, pruned: torch.nn.Module, unsqueezed: torch.nn.Module | None) -> dict[str, Any]:
     batches = {}
     test = run.splits["test"]
     for size in run.recipe.eval.latency_batches:
         x = test.batch([i % len(test) for i in range(size)])[0].to(run.device)
-        medians = latencies({"dense": dense, "pruned": pruned}, x)
+        medians = latencies({"dense": dense, "pruned": pruned, **({"masked": unsqueezed} if unsqueezed is not None else {})}, x)
         batches[str(size)] = {
-            "dense_ms": medians["dense"],
-            "pruned_ms": medians["pruned"],
+            **{f"{name}_ms": median for name, median in medians.items()},
             "ratio": medians["pruned"] / medians["dense"],
         }
     return {"machine": machine(), "batches": batches}

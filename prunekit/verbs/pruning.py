@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from prunekit import checkpoint
 from prunekit.apply import Manifest, prune, save, squeeze
@@ -17,10 +17,11 @@ from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.measure import accuracy, predict
 from prunekit.plan import GROUPED, Plan, asked_sparsity, make_plan
 from prunekit.recipe import Prune, Steps
-from prunekit.search import Candidates, Comparison, Given, choose
+from prunekit.search import Candidates, Comparison, Given, Planner, choose
+from prunekit.search.planner import MakePattern
 from prunekit.trajectory import Trajectory
 from prunekit.verbs.budgets import within_budget
-from prunekit.verbs.refining import refining, refining_request
+from prunekit.verbs.refining import better_plan, refining_request
 from prunekit.verbs.run_folder import PROBLEM, Run, reusable
 from prunekit.verbs.scheduling import planner_for, prune_in_steps
 from prunekit.verbs.scoring import comparison_inputs, score_run
@@ -56,8 +57,9 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
         **({"compensate": checkpoint.digest(dict(zip("xy", run.evidence.samples(), strict=True)))} if wanted.compensate else {}),
         **({"squeeze": True} if wanted.squeeze else {}),
     }
-    if wanted.refine is not None:
-        request["refine"] = refining_request(run, wanted.refine)
+    repair = wanted.repair
+    if repair is not None:
+        request["refine"] = refining_request(run, repair)
     folder = run.path / "pruned" / wanted.name
     if reusable(folder, _made_from(folder, dry_run), request, overwrite):
         return {**_summary(folder, Plan.load(folder / "plan.safetensors")), "reused": True}
@@ -84,25 +86,32 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
             **options,
         )
 
+    def repaired(plan: Plan, model: nn.Module, pattern: MakePattern | None = None) -> Plan:
+        if repair is None:
+            return plan
+        plan, ended = better_plan(run, plan, repair, wanted.compensate, model, pattern)
+        if ended == "interrupted":
+            request["refine"]["ended"] = ended  # so that it is not taken for what was asked
+        return plan
+
     def plan_at(chosen: Mapping[str, Any], sparsity: float) -> Plan:
-        plan = made_at(chosen, sparsity)
-        return plan if wanted.refine is None else refining(run, wanted.refine)(plan)
+        return repaired(made_at(chosen, sparsity), run.model)
+
+    def planner_at(chosen: Mapping[str, Any]) -> Planner:
+        how = None if repair is None else repaired
+        return planner_for(run, chosen["scores"], structure, chosen["allocation"], wanted, options, how)
 
     facts: dict[str, Any] = {}
     if budget[0]:  # a repair keeps sizes, so only accuracy has to be measured with it
-        sparsity, facts = within_budget(run, wanted, choose_at, plan_at if budget[0] == "max_accuracy_drop" else made_at)
+        made = plan_at if budget[0] == "max_accuracy_drop" else made_at
+        sparsity, facts = within_budget(run, wanted, choose_at, made, planner_at)
     else:
         sparsity = asked_sparsity(structure, wanted.sparsity)
     chosen = choose_at(sparsity)
-    plan = plan_at(chosen, sparsity) if wanted.refine is not None or not wanted.request() or dry_run else None
-    if plan is not None and plan.provenance.get("refine", {}).get("ended") == "interrupted":
-        request["refine"]["ended"] = "interrupted"  # so that it is not taken for what was asked
     if wanted.request() and not dry_run:
-        by_scores = partial(planner_for, run, chosen["scores"], structure, chosen["allocation"], wanted, options)
-        planner = by_scores() if plan is None else Given(run.evidence, plan)
-        done = prune_in_steps(run, folder, planner, sparsity, wanted, training, request, facts)
+        done = prune_in_steps(run, folder, planner_at(chosen), sparsity, wanted, training, request, facts)
         return {**_summary(folder, Plan.load(folder / "plan.safetensors")), **done, "reused": False}
-    assert plan is not None
+    plan = plan_at(chosen, sparsity)
     plan.provenance["request"] = request
     if dry_run:
         plan.save(folder / "plan.safetensors")
@@ -261,6 +270,7 @@ def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
         "classes": plan.provenance.get("request", {}).get("classes", []),
         "edited": bool(plan.provenance.get("edited")),
         "refine": {k: v for k, v in refined.items() if k not in ("history", "options")} if refined else None,
+        "refine_tried": plan.provenance.get("refine_tried"),
         "squeezed": Manifest.load(manifest).facts.get("squeezed") if manifest.exists() else None,
         "layers": plan.counts(),
         "groups": {n: {"total": len(k), "kept": int(k.sum())} for n, k in plan.keep.items() if n in plan.groups},

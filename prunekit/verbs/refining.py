@@ -3,38 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
+from prunekit.apply import compensate, masked
+from prunekit.errors import UsageError
+from prunekit.measure import fidelity, predict
 from prunekit.plan import Plan
-from prunekit.recipe import Refine
+from prunekit.recipe import Refine, Refinement
 from prunekit.search import refine
+from prunekit.search.compare import merit
+from prunekit.search.planner import MakePattern
 from prunekit.verbs.run_folder import Run
 
 
-def refining(run: Run, options: Refine) -> Callable[[Plan], Plan]:
-    """``prunekit.refine`` as the recipe asks for it, computed on the run's device."""
+def refining(run: Run, options: Refinement) -> Callable[..., Plan]:
+    """``(plan, model=the dense one, pattern=None) -> plan``: ``prunekit.refine`` as asked for, computed on the run's device."""
     learn = run.batches("train", options.samples)
     accept = run.batches("scoring", run.recipe.score.samples)
 
-    def refined(plan: Plan) -> Plan:
-        place = next(run.model.parameters()).device
+    def refined(plan: Plan, model: nn.Module | None = None, pattern: MakePattern | None = None) -> Plan:
+        chosen = run.model if model is None else model
+        place = next(chosen.parameters()).device
         try:
             return refine(
                 plan,
-                run.model.to(run.device),
+                chosen.to(run.device),
                 learn,
                 accept=accept,
                 seed=run.recipe.seed,
                 loss=run.recipe.load_loss(),
+                pattern=pattern,
                 **options.options(),
             )
         finally:
-            run.model.to(place)
+            chosen.to(place)
 
     return refined
 
 
-def refining_request(run: Run, options: Refine) -> dict[str, Any]:
+def refining_request(run: Run, options: Refinement) -> dict[str, Any]:
     """What decides a refined plan, for reuse."""
-    data = {name: run.splits[name].digest() for name in ("train", "scoring")}
-    return {**options.model_dump(mode="json"), "data": data}
+    splits = ["train", "scoring", *(["validation"] if isinstance(options, Refine) and options.when == "better" else [])]
+    return {**options.model_dump(mode="json"), "data": {name: run.splits[name].digest() for name in splits}}
+
+
+def better_plan(
+    run: Run, plan: Plan, options: Refine, compensating: bool, model: nn.Module, pattern: MakePattern | None
+) -> tuple[Plan, str]:
+    """The refined plan; where it is only to be ``better``, the one whose model is better on validation data, which says so.
+
+    Args:
+        compensating: judge the models after compensation, as they will be written; training comes later and is not waited for.
+        model: that the plan was made for: the dense one, or the one in work where a schedule prunes it further.
+        pattern: as in ``prunekit.refine``.
+
+    Returns:
+        the plan, and how refining ended; "" where it was not tried.
+    """
+    judged = options.when == "better"
+
+    def noted(plan: Plan, kept: bool, **facts: Any) -> Plan:
+        return replace(plan, provenance={**plan.provenance, "refine_tried": {"kept": kept, **facts}})
+
+    if judged and all(bool(keep.all()) for keep in plan.keep.values()):
+        return noted(plan, False, why="nothing is removed"), ""
+    try:
+        refined = refining(run, options)(plan, model, pattern)
+    except UsageError as error:
+        if not judged:
+            raise
+        return noted(plan, False, why=str(error).removeprefix("refine: ")), ""
+    ended = refined.provenance["refine"]["ended"]
+    if not judged:
+        return refined, ended
+    before, after = (_on_validation(run, each, compensating, model) for each in (plan, refined))
+    better = merit(after) > merit(before)
+    return noted(refined if better else plan, better, unrefined=before, refined=after, ended=ended), ended
+
+
+def _on_validation(run: Run, plan: Plan, compensating: bool, model: nn.Module) -> dict[str, float]:
+    """Fidelity of the plan's model on validation data, held against the dense one."""
+    batches = run.batches("validation")
+    dense, labels = predict(run.model, batches)
+    weights = compensate(model, plan.masks(), [run.evidence.samples()]) if compensating else model
+    return fidelity(predict(masked(weights, plan), batches)[0], labels, dense)

@@ -21,6 +21,7 @@ from prunekit.measure import accuracy, predict
 from prunekit.plan import GROUPED
 from prunekit.recipe import Steps
 from prunekit.search import Finetuning, Planner, Schedule, cut, leaves, prune_by_schedule
+from prunekit.search.planner import Repair
 from prunekit.training import Distillation, batches_per_epoch, recalibrate
 from prunekit.verbs.run_folder import EVAL_BATCH, Run, first_difference
 
@@ -98,18 +99,25 @@ def prune_in_steps(
 
 
 def planner_for(
-    run: Run, scores: Scores, structure: str, allocation: str, steps: Steps, options: Mapping[str, Any] | None = None
+    run: Run,
+    scores: Scores,
+    structure: str,
+    allocation: str,
+    steps: Steps,
+    options: Mapping[str, Any] | None = None,
+    repair: Repair | None = None,
 ) -> Planner:
     """Plans by ``scores`` of the dense model, and by new ones in later rounds.
 
     Args:
         options: further ones of ``make_plan``.
+        repair: refines every plan, see ``Planner``.
 
     Raises:
         ArtifactError: later rounds could not score as ``scores`` were made.
     """
     evidence = run.evidence if steps.schedule.name == "one-shot" else _evidence(run, scores)
-    return Planner(evidence, scores, structure, allocation, run.example if structure in GROUPED else None, options)
+    return Planner(evidence, scores, structure, allocation, run.example if structure in GROUPED else None, options, repair)
 
 
 def finetuning_of(run: Run, steps: Steps) -> Finetuning:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,12 @@ import yaml
 from safetensors.torch import load_file
 
 import prunekit
-from prunekit import Plan
+from prunekit import Plan, UsageError
 from prunekit.data import digits
+from prunekit.measure import fidelity, predict
 from prunekit.recipe import Prune
+from prunekit.search.compare import merit
+from prunekit.verbs import refining as verbs_refining
 from prunekit.verbs.pruning import prune_run
 from prunekit.verbs.run_folder import Run
 from prunekit.verbs.scoring import compare_run
@@ -112,6 +116,35 @@ def test_a_squeezed_model_loads_and_is_measured(cli: Cli, run: Path) -> None:
     assert found["kernel"]["pruned"]["mean_error"] < 0.1
 
 
+@pytest.mark.parametrize("more", [(), ("--compensate",)])
+def test_eval_measures_a_squeezed_model_before_and_after(cli: Cli, run: Path, more: tuple[str, ...]) -> None:
+    """The masked figures are those of the same pruning without --squeeze: a file of the dense model's shapes."""
+    asked = ("prune", run, "-c", "magnitude", "-s", 0.97, *more)
+    for name, options in (("masked", ()), ("tight", ("--squeeze",))):
+        assert cli(*asked, "--name", name, *options).code == 0
+    found = json.loads(cli("eval", run / "pruned" / "tight", "--json").out)
+    base = json.loads(cli("eval", run / "pruned" / "masked", "--json").out)
+    before, after = found["masked"], found["pruned"]
+    for key in ("parameters", "nonzero", "macs", "accuracy", "agreement", "kl"):
+        assert before[key] == pytest.approx(base["pruned"][key], abs=1e-9), key
+    assert abs(before["bytes"] - (run / "pruned" / "masked" / "model.safetensors").stat().st_size) <= 8  # the plan's own digest
+    assert before["accuracy"] == after["accuracy"]
+    assert before["kl"] == pytest.approx(after["kl"], abs=1e-4)
+    for key in ("parameters", "macs", "bytes"):
+        assert after[key] < before[key]
+    assert base["latency"]["batches"].keys() == found["latency"]["batches"].keys()
+    for times in found["latency"]["batches"].values():
+        assert min(times["dense_ms"], times["masked_ms"], times["pruned_ms"]) > 0
+        assert times["ratio"] == times["pruned_ms"] / times["dense_ms"]
+    assert "masked" not in base
+    assert all("masked_ms" not in times for times in base["latency"]["batches"].values())
+    shown = cli("eval", run / "pruned" / "tight").out
+    assert "before squeezing" in shown
+    assert f"{before['parameters']:,}" in shown
+    assert "before squeezing" not in cli("eval", run / "pruned" / "masked").out
+    assert cli("report", run).code == 0
+
+
 def test_a_refined_plan_is_compensated_within_its_budget_or_fine_tuned(cli: Cli, run: Path) -> None:
     def made(name: str, *more: object) -> tuple[dict, Plan, dict]:
         done = cli("prune", run, "-c", "magnitude", "--max-params", 700, "--refine", "--name", name, "--json", *more)
@@ -157,6 +190,54 @@ def test_an_accuracy_budget_is_searched_with_refined_plans(cli: Cli, tmp_path: P
     assert 100 * (dense - small) == pytest.approx(better["reached"], abs=1e-3)
 
 
+@pytest.mark.parametrize("structure", ["unstructured", "channels"])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ("--schedule", "iterative", "--rounds", 3),
+        ("--schedule", "iterative", "--rounds", 2, "--finetune", 1),
+        ("--schedule", "gradual", "--rounds", 2, "--finetune", 1),
+    ],
+)
+def test_every_round_of_a_schedule_is_refined(cli: Cli, run: Path, structure: str, steps: tuple[object, ...]) -> None:
+    asked = (*steps, "--structure", structure)
+    plain = pruned(cli, run, "plain", *asked)
+    found = pruned(cli, run, "better", *asked, "--refine")
+    assert found["achieved"] == pytest.approx(plain["achieved"], abs=0 if structure == "unstructured" else 0.05)
+    assert len(found["rounds"]) == len(plain["rounds"])
+    for told, unrefined in zip(found["rounds"], plain["rounds"], strict=True):
+        assert told["refined"]["after"]["accept"] <= told["refined"]["before"]["accept"]
+        assert told["refined"]["ended"] == "done"
+        if structure == "unstructured":
+            assert told["sparsity"] == unrefined["sparsity"]
+        assert "refined" not in unrefined
+    assert any(told["refined"]["changed"] for told in found["rounds"])
+    plan = Plan.load(run / "pruned" / "better" / "plan.safetensors")
+    assert plan.provenance["refine"]["after"] == found["rounds"][-1]["refined"]["after"]
+    model = prunekit.load(run / "pruned" / "better", small_cnn)
+    if structure == "unstructured":
+        assert all(not model.get_parameter(name)[~mask].any() for name, mask in plan.masks().items())
+    again = cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "better", *asked, "--refine")
+    assert "(unchanged, reused)" in again.out
+    one_line(cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "better", *asked), 1, "refine was")
+    assert cli("eval", run / "pruned" / "better").code == 0
+    shown = cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "shown", *asked, "--refine").out
+    assert shown.count(", divergence ") == len(found["rounds"])
+    files = [load_file(run / "pruned" / name / "model.safetensors") for name in ("better", "shown")]
+    assert all(torch.equal(files[0][name], tensor) for name, tensor in files[1].items())
+
+
+def test_schedules_refine_what_auto_chose_only_when_asked(cli: Cli, run: Path) -> None:
+    """With --refine-budget alone every round is tried, and what is better on validation data is kept."""
+    steps = ("-s", 0.8, "--schedule", "iterative", "--rounds", 2)
+    assert by_auto(cli, run, "plain", *steps)[0]["refine_tried"] is None
+    tried = by_auto(cli, run, "tried", *steps, "--refine-budget", "60s")[0]
+    assert tried["refine_tried"]["kept"] == (merit(tried["refine_tried"]["refined"]) > merit(tried["refine_tried"]["unrefined"]))
+    assert merits(run, "tried") == pytest.approx(
+        tried["refine_tried"]["refined" if tried["refine_tried"]["kept"] else "unrefined"], abs=1e-6
+    )
+
+
 @pytest.mark.parametrize("structure", ["2:4", "block:2x2"])
 def test_patterns_are_refined_and_squeezed(cli: Cli, run: Path, structure: str) -> None:
     share = () if structure == "2:4" else ("-s", 0.9)
@@ -178,14 +259,19 @@ def test_recipes_can_ask_for_it(cli: Cli, tmp_path: Path) -> None:
     recipe["prune"] = [
         {"name": "a", "criterion": "magnitude", "sparsity": 0.9, "refine": {"rounds": 4, "learn": False}, "squeeze": True},
         {"name": "b", "criterion": "magnitude", "sparsity": 0.9, "refine": False},
+        {"name": "c", "sparsity": 0.9},
+        {"name": "d", "sparsity": 0.9, "refine": False},
     ]
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
     done = cli("run", tmp_path / "r.yaml", "--out", tmp_path / "run", "--json", "--quiet")
     assert done.code == 0, done.err
-    first, second = json.loads(done.out)["prune"]
+    first, second, tried, plain = json.loads(done.out)["prune"]
     assert first["refine"]["samples"] == {"learn": 1000, "accept": 24}  # of the training data; the scoring samples
     assert second["refine"] is None
     assert second["squeezed"] is None
+    assert tried["refine_tried"]["refined"]
+    assert plain["refine"] is plain["refine_tried"] is None
+    assert cli("run", tmp_path / "r.yaml", "--out", tmp_path / "run").out.count("prune: ") == 4  # and nothing was refused
     history = Plan.load(tmp_path / "run" / "pruned" / "a" / "plan.safetensors").history
     assert {e["stage"] for e in history} == {"given", "refine"}
 
@@ -234,14 +320,123 @@ def test_ctrl_c_ends_a_comparison(run: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (run / "compare.json").read_bytes() == before
 
 
+def by_auto(cli: Cli, run: Path, name: str, *more: object) -> tuple[dict, Plan, str]:
+    """What prune --criterion auto said, the plan it wrote, and what it prints when it is asked again."""
+    asked = ("prune", run, "--name", name, *more)
+    done = cli(*asked, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["by_auto"]
+    again = cli(*asked)
+    assert again.code == 0, again.err
+    assert "(unchanged, reused)" in again.out
+    assert json.loads(cli(*asked, "--json").out)["refine_tried"] == found["refine_tried"]
+    return found, Plan.load(run / "pruned" / name / "plan.safetensors"), again.out
+
+
+def merits(run: Path, name: str) -> dict[str, float]:
+    """Fidelity on validation data of the model that was written."""
+    opened = Run(run)
+    dense, labels = predict(opened.model, opened.batches("validation"))
+    outputs, _ = predict(prunekit.load(run / "pruned" / name, small_cnn), opened.batches("validation"))
+    return fidelity(outputs, labels, dense)
+
+
+@pytest.mark.parametrize("options", [("-s", 0.8), ("-s", 0.6, "--structure", "channels"), ("--structure", "2:4"),
+                                     ("-s", 0.6, "--structure", "channels", "--compensate")])  # fmt: skip
+def test_auto_takes_the_better_of_refined_and_unrefined_on_validation_data(
+    cli: Cli, run: Path, options: tuple[object, ...]
+) -> None:
+    """Of the models as they are written: figures in the result are those of the files, also after compensation."""
+    plain, unrefined, said = by_auto(cli, run, "plain", *options, "--no-refine")
+    assert plain["refine"] is plain["refine_tried"] is None
+    assert "refine" not in said
+    found, plan, said = by_auto(cli, run, "tried", *options)
+    tried = found["refine_tried"]
+    assert tried["unrefined"] == pytest.approx(merits(run, "plain"), abs=1e-6)
+    assert tried["kept"] == (merit(tried["refined"]) > merit(tried["unrefined"]))
+    assert merits(run, "tried") == pytest.approx(tried["refined" if tried["kept"] else "unrefined"], abs=1e-6)
+    assert (found["refine"] is not None) == tried["kept"]
+    assert found["achieved"] == plain["achieved"]
+    same = all(torch.equal(unrefined.keep[name], keep) for name, keep in plan.keep.items())
+    assert same == (not tried["kept"])
+    assert ("refine tried: taken" if tried["kept"] else "refine tried: not taken") in said
+    done = cli("prune", run, "--name", "tried", *options, "--no-refine")
+    one_line(done, 1, "refine was", "--overwrite")
+
+
+def test_auto_keeps_the_unrefined_plan_where_the_refined_one_is_no_better(
+    cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def worse(plan: Plan, *_: object, **__: object) -> Plan:
+        """Everything that stays is in the first layer's place: nobody's idea of a better plan."""
+        count = sum(int(k.sum()) for k in plan.keep.values())
+        flat = torch.arange(sum(k.numel() for k in plan.keep.values())) < count
+        parts = flat.split([k.numel() for k in plan.keep.values()])
+        keep = {name: part.view(plan.keep[name].shape) for (name, part) in zip(plan.keep, parts, strict=True)}
+        return replace(plan, keep=keep, provenance={**plan.provenance, "refine": {"ended": "done"}})
+
+    monkeypatch.setattr(verbs_refining, "refine", worse)
+    found, plan, said = by_auto(cli, run, "same", "-s", 0.5)
+    assert not found["refine_tried"]["kept"]
+    assert found["refine"] is None
+    assert plan.history == []
+    assert merits(run, "same") == pytest.approx(found["refine_tried"]["unrefined"], abs=1e-6)
+    assert "refine tried: not taken, no better on validation data" in said
+
+
+def test_auto_says_why_it_did_not_try_to_refine(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _, said = by_auto(cli, run, "whole", "-s", 0)
+    assert found["refine"] is None
+    assert found["refine_tried"] == {"kept": False, "why": "nothing is removed"}
+    assert "refine not tried: nothing is removed" in said
+
+    def refused(*_: object, **__: object) -> Plan:
+        raise UsageError("refine: such plans cannot be refined")
+
+    monkeypatch.setattr(verbs_refining, "refine", refused)
+    found, _, said = by_auto(cli, run, "refused", "-s", 0.5)
+    assert found["refine_tried"] == {"kept": False, "why": "such plans cannot be refined"}
+    assert found["achieved"] == 0.5
+    one_line(cli("prune", run, "-s", 0.5, "--name", "asked", "--refine"), 2, "such plans cannot be refined")
+
+
+def test_auto_refines_unasked_where_one_plan_is_made(cli: Cli, run: Path) -> None:
+    """Not in schedules and searches over many plans, not for a named criterion; fine-tuned models hold the tried masks."""
+    searched = by_auto(cli, run, "searched", "--max-accuracy-drop", 60)[0]
+    in_steps = by_auto(cli, run, "steps", "-s", 0.5, "--schedule", "iterative", "--rounds", 2)[0]
+    assert searched["refine_tried"] is in_steps["refine_tried"] is None
+    assert pruned(cli, run, "named")["refine_tried"] is None
+    forced = by_auto(cli, run, "forced", "-s", 0.8, "--refine")[0]
+    assert forced["refine"] is not None
+    assert forced["refine_tried"] is None  # it was asked for, so nothing is chosen
+    by_size, plan, _ = by_auto(cli, run, "sized", "--max-params", 700)
+    assert by_size["refine_tried"]["refined"]
+    tuned, held, _ = by_auto(cli, run, "tuned", "--max-params", 700, "--finetune", 1)
+    assert tuned["refine_tried"] == by_size["refine_tried"]
+    assert all(torch.equal(held.keep[n], k) for n, k in plan.keep.items())
+
+
+def test_the_budget_of_a_try_can_be_set(cli: Cli, run: Path) -> None:
+    found, plan, said = by_auto(cli, run, "hurried", "-s", 0.8, "--refine-budget", "0s")
+    assert found["refine_tried"]["ended"] == "budget"
+    assert not found["refine_tried"]["kept"]  # no round was made, so it is the same plan
+    assert plan.provenance["request"]["refine"]["budget"] == "0s"
+    assert plan.provenance["request"]["refine"]["when"] == "better"
+    assert "until the budget was spent" in said
+    one_line(cli("prune", run, "--name", "hurried", "-s", 0.8), 1, "refine.budget was '0s', is now '60s'")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("-s", 0.5, "--refine-budget", "60s"), "--refine-budget without --refine"),
+        (("-c", "magnitude", "-s", 0.5, "--refine-budget", "60s"), "--refine-budget without --refine"),
+        (("-s", 0.5, "--no-refine", "--refine-budget", "60s"), "--refine-budget with --no-refine"),
+        (("-s", 0.5, "--refine-budget", "soon"), "'soon' is no length of time"),
+        (("--apply", "plan.safetensors", "--refine-budget", "60s"), "--apply takes a finished plan"),
         (("-s", 0.5, "--refine", "--refine-budget", "soon"), "'soon' is no length of time"),
         (("-s", 0.5, "--structure", "channels", "--squeeze"), "squeeze is for plans of masks"),
         (("--apply", "plan.safetensors", "--refine"), "--apply takes a finished plan"),
-        (("-s", 0.5, "--refine", "--schedule", "iterative"), "refine repairs a plan that is made at once"),
         (("-s", 0.5, "--squeeze", "--finetune", 1), "squeeze is for pruning at once"),
     ],
 )
@@ -266,6 +461,16 @@ def test_bad_recipes(cli: Cli, tmp_path: Path, refine: dict, said: str) -> None:
     recipe = {**yaml.safe_load(RECIPE), "compare": {"refine": refine}}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
     one_line(cli("train", tmp_path / "r.yaml", "--out", tmp_path / "run"), 2, "compare.refine", said)
+
+
+def test_when_is_for_pruned_models(cli: Cli, tmp_path: Path) -> None:
+    recipe = yaml.safe_load(RECIPE)
+    recipe["prune"][0]["refine"] = {"when": "often"}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    one_line(cli("train", tmp_path / "r.yaml", "--out", tmp_path / "run"), 2, "prune.0.refine.when is 'often'")
+    recipe = {**yaml.safe_load(RECIPE), "compare": {"refine": {"when": "better"}}}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    one_line(cli("train", tmp_path / "r.yaml", "--out", tmp_path / "run"), 2, "compare.refine.when is not a recipe key")
 
 
 def test_a_line_is_refined_where_something_is_compared(cli: Cli, tmp_path: Path) -> None:

@@ -76,6 +76,22 @@ def test_round_trip(scored: Path, cli: Cli, name: str) -> None:
     assert cli("report", scored).code == 0
 
 
+@pytest.mark.parametrize("refined", [(), ("--refine",)])
+def test_runs_keep_their_number_through_fine_tuning(scored: Path, cli: Cli, refined: tuple[str, ...]) -> None:
+    """N:M goes at once, which is no schedule of several prunings, and is held while the rest trains."""
+    name = "-".join(("nm", *refined))
+    asked = ("prune", scored, "-c", "magnitude", "--structure", "2:4", "--finetune", 1, "--recalibrate", "--name", name, *refined)
+    done = cli(*asked)
+    assert done.code == 0, done.err
+    model = prunekit.load(scored / "pruned" / name, small_cnn)
+    for parameter, mask in _masks(scored / "pruned" / name).items():
+        kept = mask.flatten(1)[:, : mask[0].numel() // 4 * 4].unflatten(1, (-1, 4)).sum(2)
+        assert (kept == 2).all()
+        assert not model.get_parameter(parameter)[mask == 0].any()
+    assert "reused" in cli(*asked).out
+    assert cli("eval", scored / "pruned" / name).code == 0
+
+
 def test_an_edited_plan_can_be_fine_tuned(scored: Path, cli: Cli) -> None:
     plain = ("prune", scored, "-c", "magnitude", "-s", 0.5, "--structure", "channels", "--name", "edited")
     assert cli(*plain, "--dry-run").code == 0
@@ -222,6 +238,8 @@ def test_interrupted_fine_tuning_leaves_nothing(scored: Path, cli: Cli, monkeypa
         (["--rewind", 24], "training has steps 0 to 23"),
         (["--rewind", 99], "keeps no state 99"),
         (["--rewind", 3, "--lr", 0.1], "leave out finetune.lr"),
+        (["--schedule", "iterative", "--structure", "2:4"], "2:4 removes 0.5 of every run at once"),
+        (["--schedule", "gradual", "--finetune", 1, "--structure", "1:4"], "leave schedule gradual out"),
         (["--dry-run", "--schedule", "iterative"], "--dry-run shows a plan that is made at once"),
     ],
 )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from prunekit import Plan, UsageError, make_plan
 from prunekit.kernel import ModelFunction, blame, divergence
 from prunekit.kernel.gradients import choose_engine
-from prunekit.search.patterns import Groups, Limits, Pattern, Runs, get_pattern
+from prunekit.search.patterns import Groups, Limits, Pattern, Runs, get_pattern, pattern_inside
 from prunekit.structure import GROUPED
 from prunekit.trajectory import Layout, Segment
 from tests.conftest import tiny_data
@@ -74,6 +74,24 @@ def test_counts_stay_exact_after_any_swap(kind: str, number: int, sparsity: floa
         holds(kind, plan, pattern, new)
         keep, gain, worth = new, worth, gain
     holds(kind, plan, pattern, pattern.select(worth))  # as learning does, from all
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "across" not in kind])
+@settings(max_examples=15, deadline=None)
+@given(sparsity=st.floats(0.3, 0.9), seed=st.integers(0, 50), share=st.floats(0, 1))
+def test_what_an_earlier_plan_removed_stays_away(kind: str, sparsity: float, seed: int, share: float) -> None:
+    """However much it would gain and be worth."""
+    model, plan, pattern = pattern_of(kind, MODELS.get(kind, ["flattened"])[0], sparsity, seed % 3)
+    generator = torch.Generator().manual_seed(seed)
+    alive = pattern.keep | (torch.rand(pattern.keep.shape, generator=generator) < 0.5)
+    inside = pattern_inside(pattern.plan(alive), plan, Layout.of(model), CPU)
+    gain, worth = (torch.rand(alive.shape, generator=generator).double() + 9 * ~alive for _ in range(2))
+    grown = inside.grow(inside.keep, gain, share)
+    assert not (grown & ~alive).any()
+    for worths in (worth.masked_fill(~grown, -torch.inf), worth):
+        chosen = inside.select(worths)
+        assert not (chosen & ~alive).any()
+        holds(kind, plan, inside, chosen)
 
 
 def holds(kind: str, plan: Plan, pattern: Pattern, keep: Tensor) -> None:

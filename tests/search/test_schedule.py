@@ -17,7 +17,7 @@ from prunekit import Plan, Trajectory, UsageError
 from prunekit.apply import apply_masks
 from prunekit.criteria import Evidence, model_digest, score_evidence
 from prunekit.kernel import ModelFunction, reconstruct
-from prunekit.search import Finetuning, Planner, Pruned, Schedule, cut, finetune, prune_by_schedule
+from prunekit.search import Finetuning, Planner, Pruned, Schedule, cut, finetune, prune_by_schedule, refine
 from prunekit.search.planner import _Shrinking
 from prunekit.search.schedule import cubic
 from prunekit.training import recalibrate, train
@@ -73,11 +73,15 @@ class Watching(Planner):
 
 
 def planner(
-    dense: tuple[nn.Module, Trajectory], criterion: str, structure: str = "unstructured", allocation: str = "global"
+    dense: tuple[nn.Module, Trajectory],
+    criterion: str,
+    structure: str = "unstructured",
+    allocation: str = "global",
+    **more: object,
 ) -> Watching:
     model, trajectory = dense
     evidence = Evidence(trajectory, model, PRUNABLE, X[:6], Y[:6])
-    return Watching(evidence, score_evidence(evidence, criterion), structure, allocation, X[:2])
+    return Watching(evidence, score_evidence(evidence, criterion), structure, allocation, X[:2], **more)
 
 
 def nested(plans: list[Plan]) -> bool:
@@ -177,6 +181,65 @@ def test_rounds_score_the_model_as_it_is_by_then(dense) -> None:
     dense_scores = found.first.importance
     stale = torch.cat([torch.where(found.plans[0].keep[n], dense_scores[n], -1.0).flatten() for n in PRUNABLE])
     assert not torch.equal(stale.sort(stable=True).indices, flat.sort(stable=True).indices)
+
+
+STEPPED = {
+    "rounds": (Schedule("iterative", 3), {}),
+    "tuned": (Schedule("iterative", 3), {"how": how()}),
+    "gradual": (Schedule("gradual", 3), {"how": how()}),
+    "rewound": (Schedule("iterative", 3), {"how": how(), "rewind": 5}),
+}
+
+
+@pytest.mark.parametrize("structure", ["unstructured", "channels", "block:3x1"])
+@pytest.mark.parametrize("steps", STEPPED)
+def test_every_round_is_refined_inside_the_round_before(dense, steps: str, structure: str) -> None:
+    """From the model as it is by then; what went earlier stays away; counts are those of unrefined rounds."""
+    seen: list[tuple[Plan, nn.Module, Plan]] = []
+
+    def repair(plan: Plan, model: nn.Module, pattern: object) -> Plan:
+        found = refine(plan, model, [(X, Y)], pattern=pattern, rounds=4, steps=10)
+        seen.append((plan, copy.deepcopy(model), found))
+        return found
+
+    schedule, options = STEPPED[steps]
+    found = planner(dense, "random", structure, repair=repair)
+    done = prune_by_schedule(dense[0], found, 0.7, schedule, **options)
+    assert [after for _, _, after in seen] == found.plans
+    assert nested(found.plans)
+    changed = any(not torch.equal(after.keep[n], before.keep[n]) for before, _, after in seen for n in after.keep)
+    assert changed == (structure != "channels")  # three channels leave little choice
+    for number, (before, model, after) in enumerate(seen):
+        count = [sum(int(k.sum()) for k in p.keep.values()) for p in (before, after)]
+        assert count[0] == count[1]
+        if structure == "unstructured":
+            assert count[0] == 39 - round(schedule.sparsities(0.7)[number] * 39)
+        facts = after.provenance["refine"]
+        assert facts["after"]["accept"] <= facts["before"]["accept"]
+        assert torch.equal(found.states[number], found.evidence.layout.flatten(dict(model.named_parameters())))
+        assert done.rounds[number]["refined"] == {k: facts[k] for k in ("before", "after", "changed", "ended")}
+    named = dict(done.model.named_parameters())
+    assert all(not named[name][~mask].any() for name, mask in done.plan.masks().items())
+    assert all(torch.equal(done.plan.keep[n], k) for n, k in seen[-1][2].keep.items())
+
+
+def test_refined_rounds_hold_ratios_and_floor(dense) -> None:
+    def repair(plan: Plan, model: nn.Module, pattern: object) -> Plan:
+        return refine(plan, model, [(X, Y)], pattern=pattern, rounds=4, steps=10)
+
+    found = planner(dense, "random", options={"ratios": {"conv.weight": 0.5}, "floor": 0.2}, repair=repair)
+    done = prune_by_schedule(dense[0], found, 0.6, Schedule("iterative", 1))
+    assert int(done.plan.keep["conv.weight"].sum()) == 27 - round(0.5 * 27)
+    found = planner(dense, "random", options={"floor": 0.25}, repair=repair)
+    prune_by_schedule(dense[0], found, 0.7, Schedule("iterative", 3))
+    for plan in found.plans:
+        assert all(int(keep.sum()) >= 0.25 * keep.numel() for keep in plan.keep.values())
+
+
+@pytest.mark.parametrize("schedule", [Schedule("iterative", 2), Schedule("iterative", 1), Schedule("gradual", 2)])
+def test_runs_cannot_be_pruned_in_steps(dense, schedule: Schedule) -> None:
+    with pytest.raises(UsageError, match=r"2:4 removes 0\.5 of every run at once"):
+        prune_by_schedule(dense[0], planner(dense, "magnitude", "2:4"), 0.5, schedule, how=how())
 
 
 def test_a_path_criterion_without_fine_tuning_keeps_its_scores(dense) -> None:
