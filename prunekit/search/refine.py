@@ -180,7 +180,7 @@ def _swap(best: _Best, rounds: int, share: float, temper: float, nodes: int, dea
         for number in range(1, rounds + 1):
             if time.monotonic() > deadline:
                 return False
-            ranked = "blame" if number % 2 else "gain"
+            ranked = _ranking(number)
             facts: dict[str, Any] = {"stage": "refine", "round": number, "ranked": ranked, "share": share}
             if ranked == "blame":
                 pruned = theta * pattern.expand(best.keep.to(dtype))
@@ -204,6 +204,11 @@ def _swap(best: _Best, rounds: int, share: float, temper: float, nodes: int, dea
             bar.describe(best.line(f"refine, round {number}"))
             bar.advance()
     return True
+
+
+def _ranking(number: int) -> str:
+    """What ranks the removed units in a round (the ablation of benchmarks/refine.py puts others in its place)."""
+    return "blame" if number % 2 else "gain"
 
 
 def _gain(best: _Best) -> Tensor:

@@ -97,3 +97,14 @@ def test_rescoring_takes_one_gradient_a_sample_and_step() -> None:
     with counted(objective.ranking.model) as found:
         rescored(Weights(plan, Layout.of(model), torch.device("cpu")), objective, steps=7)
     assert found.gradients == 7 * sum(len(x) for x, _ in objective.learn) + 4
+
+
+def test_rescoring_costs_the_gradients_of_thirty_rounds() -> None:
+    model, batches = trained("flattened")
+    plan = make_plan(random_scores(model), model, sparsity=0.6)
+    with counted(model) as refined:
+        done = refine(plan, model, batches, learn=False)
+    assert done.history[-1]["round"] == 30
+    with counted(model) as found:
+        rescored(Weights(plan, Layout.of(model), torch.device("cpu")), make_objective(model, batches, "kl", "margin"))
+    assert found.gradients == refined.gradients
