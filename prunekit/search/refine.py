@@ -182,7 +182,7 @@ def _swap(best: _Best, rounds: int, share: float, temper: float, nodes: int, dea
         for number in range(1, rounds + 1):
             if time.monotonic() > deadline:
                 return False
-            ranked = "blame" if number % 2 else "gain"
+            ranked = _ranking(number)
             facts: dict[str, Any] = {"stage": "refine", "round": number, "ranked": ranked, "share": share}
             if ranked == "blame":
                 pruned = theta * pattern.expand(best.keep.to(dtype))
@@ -213,6 +213,11 @@ def _worth(best: _Best, engine: MomentEngine, keep: Tensor, temper: float) -> Te
     present = objective.theta * pattern.expand(keep.to(objective.theta.dtype))
     influence = pattern.influence(objective.ranking, engine, present, objective.labelled)
     return influence.pow(temper) * pattern.magnitude(objective.theta).pow(1 - temper)
+
+
+def _ranking(number: int) -> str:
+    """What ranks the removed units in a round (the ablation of benchmarks/refine.py puts others in its place)."""
+    return "blame" if number % 2 else "gain"
 
 
 def _gain(best: _Best) -> Tensor:

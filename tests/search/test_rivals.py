@@ -15,9 +15,11 @@ from prunekit import make_plan
 from prunekit.search.objective import Objective, make_objective
 from prunekit.search.patterns import Weights
 from prunekit.search.rivals import RIVALS
+from prunekit.search.rivals.dsnot import dsnot, grow_and_prune
 from prunekit.search.rivals.integrated_gradients import integrated_gradients
-from prunekit.search.rivals.layer_swaps import _second_moments, layer_swaps, swap_rows
+from prunekit.search.rivals.layer_swaps import layer_swaps, swap_rows
 from prunekit.search.rivals.rescored import rescored, tempered
+from prunekit.search.rivals.row_wise import Inputs, inputs_of
 from prunekit.trajectory import Layout
 from tests.search.test_refine import trained
 from tests.structure_models import random_scores
@@ -137,6 +139,61 @@ def test_layer_swaps_lower_each_layers_own_error() -> None:
         assert errors[1] < errors[0]
         assert torch.equal(before[weight].flatten(1).sum(1), after[weight].flatten(1).sum(1))
     removed = (model.conv.weight * ~after["conv.weight"]).flatten(1)
-    moment = _second_moments(objective)["conv.weight"]
+    moment = inputs_of(objective)["conv.weight"].gram
     whole = float((F.conv2d(x, model.conv.weight * ~after["conv.weight"], padding=1)).square().sum())
     assert float(((removed @ moment) * removed).sum()) == pytest.approx(whole, rel=1e-9)
+
+
+def cycled(w: list[float], keep: list[bool], a: Tensor, cycles: int) -> list[bool]:
+    """DSnoT of one row, as the paper words it."""
+    mean, variance, norm = a.mean(0).tolist(), a.var(0, correction=0).tolist(), a.norm(dim=0).tolist()
+    keep = list(keep)
+    for _ in range(cycles):
+        error = sum(w[k] * mean[k] for k in range(len(w)) if not keep[k])
+        if abs(error) <= 0.1:
+            return keep
+        sign = 1 if error > 0 else -1
+        removed = [k for k in range(len(w)) if not keep[k] and sign * w[k] * mean[k] > 0]
+        kept = [k for k in range(len(w)) if keep[k] and sign * w[k] * mean[k] < 0]
+        if not removed or not kept:
+            return keep
+        keep[max(removed, key=lambda k: sign * w[k] * mean[k] / variance[k])] = True
+        keep[min(kept, key=lambda k: abs(w[k]) * norm[k])] = False
+    return keep
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 1000), inputs=st.integers(2, 9), kept=st.integers(0, 9), cycles=st.sampled_from([1, 2, 50]))
+def test_dsnot_of_a_row_is_the_papers_rule(seed: int, inputs: int, kept: int, cycles: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    w, a = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((4, inputs), (20, inputs)))
+    a += 0.5
+    keep = torch.stack([torch.randperm(inputs, generator=generator) < kept for _ in range(4)])
+    found = grow_and_prune(w, keep, Inputs(len(a), a.sum(0), a.t() @ a), cycles)
+    assert found.tolist() == [cycled(*row, a, cycles) for row in zip(w.tolist(), keep.tolist(), strict=True)]
+    assert torch.equal(found.sum(1), keep.sum(1))
+
+
+def test_dsnot_looks_at_the_inputs_of_every_layer() -> None:
+    model, pattern, objective = setting("flattened")
+    before, after = pattern.plan(pattern.keep).keep, pattern.plan(dsnot(pattern, objective)).keep
+    x = torch.cat([x for x, _ in objective.learn])
+    patches = F.unfold(x, 3, padding=1).transpose(1, 2).flatten(0, 1)
+    hidden = F.relu(model.conv(x)).flatten(1)
+    changed = 0
+    for name, a in {"conv": patches, "hidden": hidden, "out": F.relu(model.hidden(hidden))}.items():
+        weight = model.get_submodule(name).weight.detach().flatten(1)
+        keep, found = (masks[f"{name}.weight"].flatten(1) for masks in (before, after))
+        expected = [cycled(*row, a.detach(), 50) for row in zip(weight.tolist(), keep.tolist(), strict=True)]
+        assert found.tolist() == expected
+        changed += int((found != keep).sum())
+    assert changed
+
+
+def test_inputs_of_a_layer_are_its_inputs_statistics() -> None:
+    _, _, objective = setting("multilayer")
+    x = torch.cat([x for x, _ in objective.learn]).flatten(1)
+    found = inputs_of(objective)["one.weight"]
+    torch.testing.assert_close(found.mean, x.mean(0))
+    torch.testing.assert_close(found.variance, x.var(0, correction=0))
+    torch.testing.assert_close(found.norm, x.norm(dim=0))

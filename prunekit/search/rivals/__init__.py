@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prunekit.search.objective import Objective
 from prunekit.search.patterns import Weights
+from prunekit.search.rivals.dsnot import dsnot
 from prunekit.search.rivals.edge_popup import edge_popup
 from prunekit.search.rivals.gumbel_gates import gumbel_gates
 from prunekit.search.rivals.integrated_gradients import integrated_gradients
@@ -24,6 +25,7 @@ RIVALS: dict[str, Rival] = {
     "tempered": tempered,
     "rescored": rescored,
     "integrated-gradients": integrated_gradients,
+    "dsnot": dsnot,
     "layer-swaps": layer_swaps,
     "edge-popup": edge_popup,
     "gumbel-gates": gumbel_gates,

@@ -2,7 +2,7 @@
 
 Steps remove the same share of what is left each time (de Jorge et al., arXiv 2006.09081); importances are those of the
 model as it is by then. Each step costs one per-sample pass; ``STEPS`` gives it the gradient evaluations of 30 rounds of
-refining (15 of 8 blame nodes, 15 of one gain, 30 importances).
+refining (15 of 8 blame nodes, 15 of one gain, 30 importances), as ``prunekit.search.rivals.evaluations`` counts them too.
 """
 
 from __future__ import annotations

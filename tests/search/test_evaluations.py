@@ -1,0 +1,110 @@
+"""Evaluations are counted as by hand, through functional calls, torch.func and batched backward passes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prunekit import make_plan, refine
+from prunekit.kernel import ModelFunction, blame, mean_gradient, mean_value, second_moments
+from prunekit.kernel.gradients import VmapGradients
+from prunekit.kernel.layerwise import LayerwiseGradients
+from prunekit.search.objective import make_objective
+from prunekit.search.patterns import Weights
+from prunekit.search.rivals.evaluations import counted
+from prunekit.search.rivals.rescored import rescored
+from prunekit.trajectory import Layout, Segment
+from tests.search.test_refine import Batches, trained
+from tests.structure_models import random_scores
+
+SAMPLES, CLASSES = 96, 4
+
+
+def made(target: str) -> tuple[ModelFunction, Tensor, Batches]:
+    model, batches = trained("flattened")
+    layout = Layout.of(model)
+    theta = layout.flatten({name: p.detach() for name, p in model.named_parameters()})
+    return ModelFunction(model, layout, target=target), theta, batches
+
+
+def test_means_take_one_gradient_a_sample_whatever_the_targets() -> None:
+    function, theta, batches = made("outputs")
+    with counted(function.model) as found:
+        mean_gradient(function, theta, batches)
+        assert (found.gradients, found.forwards) == (SAMPLES, 0)
+        mean_value(function, theta, batches)
+    assert (found.gradients, found.forwards) == (SAMPLES, SAMPLES)
+
+
+def test_blame_takes_a_gradient_a_node_and_looks_at_both_ends() -> None:
+    function, theta, batches = made("margin")
+    with counted(function.model) as found:
+        blame(function, Segment(0, theta, theta / 2, torch.zeros_like(theta)), batches, nodes=3)
+    assert (found.gradients, found.forwards) == (3 * SAMPLES, 2 * SAMPLES)
+
+
+@pytest.mark.parametrize(("target", "targets"), [("margin", 1), ("outputs", CLASSES)])
+@pytest.mark.parametrize("engine", [LayerwiseGradients, VmapGradients])
+def test_moments_take_a_gradient_a_sample_and_target(engine: type, target: str, targets: int) -> None:
+    function, theta, batches = made(target)
+    uncounted = second_moments(function, theta, batches, engine(function))
+    with counted(function.model) as found:
+        moments = second_moments(function, theta, batches, engine(function))
+    assert torch.equal(uncounted, moments)
+    assert found.gradients == SAMPLES * targets
+    assert found.forwards == (len(batches) if engine is VmapGradients else 0)  # one sample a batch, to see the targets
+
+
+class Linear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(1))
+
+
+def test_gradients_taken_by_hand() -> None:
+    model = Linear(16, 3)
+    x = torch.randn(5, 1, 4, 4)
+    with counted(model) as found:
+        out = model(x)
+        torch.autograd.grad(out.sum(), model.weight, retain_graph=True)
+        torch.autograd.grad(out, [model.weight], torch.eye(3)[:, None].expand(3, 5, 3), is_grads_batched=True)
+        model(x)
+        torch.func.jacrev(lambda one: model(one[None])[0])(x[0])
+    assert (found.gradients, found.forwards) == (5 + 3 * 5 + 3, 5)
+    model(x).sum().backward()
+    assert (found.gradients, found.forwards) == (23, 5)  # outside
+
+
+def test_a_refinement_costs_what_its_rounds_say() -> None:
+    model, batches = trained("flattened")
+    plan = make_plan(random_scores(model), model, sparsity=0.6)
+    with counted(model) as found:
+        done = refine(plan, model, batches, rounds=6, learn=False, nodes=8)
+    learn = done.provenance["refine"]["samples"]["learn"]
+    rounds = len(done.history) - 1
+    assert rounds == 6
+    choosing = 2 * 2  # the engine is chosen by comparing two on two samples, after a look at the targets
+    assert found.gradients == learn * (3 * 8 + 3 + 6) + choosing
+    judged = SAMPLES * (1 + rounds)
+    dense = SAMPLES + learn  # its outputs, and J there
+    assert found.forwards == judged + dense + 3 * 2 * learn + 2
+
+
+def test_rescoring_takes_one_gradient_a_sample_and_step() -> None:
+    model, batches = trained("flattened")
+    plan = make_plan(random_scores(model), model, sparsity=0.6)
+    objective = make_objective(model, batches, "kl", "margin")
+    with counted(objective.ranking.model) as found:
+        rescored(Weights(plan, Layout.of(model), torch.device("cpu")), objective, steps=7)
+    assert found.gradients == 7 * sum(len(x) for x, _ in objective.learn) + 4
+
+
+def test_rescoring_costs_the_gradients_of_thirty_rounds() -> None:
+    model, batches = trained("flattened")
+    plan = make_plan(random_scores(model), model, sparsity=0.6)
+    with counted(model) as refined:
+        done = refine(plan, model, batches, learn=False)
+    assert done.history[-1]["round"] == 30
+    with counted(model) as found:
+        rescored(Weights(plan, Layout.of(model), torch.device("cpu")), make_objective(model, batches, "kl", "margin"))
+    assert found.gradients == refined.gradients
