@@ -7,7 +7,7 @@ method costs is counted in passes: evaluations over the number of samples to lea
     OMP_NUM_THREADS=1 python benchmarks/refine.py [--seeds 0 1] [--samples 500] [--methods magnitude refine] [--seconds 600]
     OMP_NUM_THREADS=1 python benchmarks/refine.py --ablation --seeds 0 1 2
 
---ablation takes refine's swaps apart instead (no learning): what ranks, nodes, the mask it starts from, scoring samples.
+--ablation takes refine apart instead: its stages alone, what ranks, nodes, where each starts, scoring samples.
 Every finished cell is a line of --out, and a later call goes on from there.
 """
 
@@ -133,6 +133,13 @@ def swapped(by: str, case: Case, batches: Batches, sparsity: float) -> Plan:
         return repaired(case, batches, sparsity, learn=False)
 
 
+def learnt_at_the_end(case: Case, batches: Batches, sparsity: float) -> Plan:
+    """Learnt with gradients of the pruned model alone, never on the way to it."""
+    room = importlib.import_module("prunekit.search.refine")
+    with patch.object(room, "learnt_masks", partial(room.learnt_masks, begin=1.0)):
+        return repaired(case, batches, sparsity, rounds=0)
+
+
 METHODS: dict[str, Callable[[Case, Batches, float], Plan]] = {
     "magnitude": magnitude,
     **{name: partial(rival, name) for name in RIVALS},
@@ -141,6 +148,8 @@ METHODS: dict[str, Callable[[Case, Batches, float], Plan]] = {
     "refine+learn": repaired,
 }
 PARTS: dict[str, Callable[[Case, Batches, float], Plan]] = {
+    "learn at the end": learnt_at_the_end,
+    "learn from magnitude": partial(repaired, rounds=0, temper=0.0),
     "random swaps": partial(swapped, "random"),
     "blame only": partial(swapped, "blame"),
     "gain only": partial(swapped, "gain"),
@@ -149,9 +158,19 @@ PARTS: dict[str, Callable[[Case, Batches, float], Plan]] = {
     "start influence": partial(repaired, learn=False, start=influence),
     **{f"refine, {share:g}": partial(repaired, learn=False, share=share) for share in (0.06, 0.15, 0.25)},
 }
-"""``refine`` with one thing changed: both in turn, 8 nodes, from magnitude, and 0.1 of the kept weights swapped at first."""
+"""Learning, or swaps (``learn=False``), with one thing changed.
+
+Swaps: blame and gain in turn, 8 nodes, from magnitude, and 0.1 of the kept weights swapped at first.
+"""
 ABLATION: dict[str, tuple[str, int]] = {
-    "**refine**: blame and gain in turn, 8 nodes, from magnitude, 500 samples": ("refine", 500),
+    "**learn, then swap**, 500 samples": ("refine+learn", 500),
+    "128 samples": ("refine+learn", 128),
+    "32 samples": ("refine+learn", 32),
+    "**learn** alone: along the path, from tempered importances": ("learn", 500),
+    "gradients of the pruned model alone (t = 1)": ("learn at the end", 500),
+    "from magnitude": ("learn from magnitude", 500),
+    "from magnitude, t = 1 (edge-popup)": ("edge-popup", 500),
+    "**swap** alone: blame and gain in turn, 8 nodes, from magnitude": ("refine", 500),
     "blame only": ("blame only", 500),
     "gain only": ("gain only", 500),
     "random weights come back": ("random swaps", 500),
@@ -159,8 +178,8 @@ ABLATION: dict[str, tuple[str, int]] = {
     "1 node": ("nodes 1", 500),
     "from tempered Taylor": ("start tempered", 500),
     "from influence": ("start influence", 500),
-    "128 scoring samples": ("refine", 128),
-    "32 scoring samples": ("refine", 32),
+    "128 samples, swap alone": ("refine", 128),
+    "32 samples, swap alone": ("refine", 32),
     "no swap: magnitude": ("magnitude", 500),
     "no swap: tempered Taylor": ("tempered", 500),
     "no swap: influence": ("influence", 500),
