@@ -62,9 +62,11 @@ class Pattern(Protocol):
 
 def best(worth: Tensor, count: int) -> Tensor:
     """The ``count`` largest, ties by position, as a mask."""
-    keep = torch.zeros(len(worth), dtype=torch.bool, device=worth.device)
-    keep[torch.sort(worth, descending=True, stable=True).indices[:count]] = True
-    return keep
+    if count <= 0:
+        return torch.zeros(len(worth), dtype=torch.bool, device=worth.device)
+    least = worth.kthvalue(len(worth) - count + 1).values  # a selection: sorting all takes several times as long
+    above, level = worth > least, worth == least
+    return above | (level & (level.cumsum(0) <= count - above.sum()))
 
 
 class Limits:
@@ -107,6 +109,8 @@ class Limits:
         Units of minus infinity are left out as long as the others hold a set that is allowed.
         """
         worth = worth.masked_fill(~self.open, -torch.inf)
+        if self.tight and len(self.low) == 1:
+            return best(worth, int(self.low))
         order = torch.sort(worth, descending=True, stable=True).indices
         place = ranks(order, self.part)
         forced = place < self.low[self.part]
@@ -163,7 +167,7 @@ class Weights(_Limited):
         lost = [name for name in self.names if name not in entries]
         if lost:
             raise UsageError(f"refine: {lost[0]} is not a trained parameter of this model")
-        self.places = torch.cat([torch.arange(layout.total, device=device)[entries[n].span] for n in self.names])
+        self.places = torch.cat([torch.arange(entries[n].span.start, entries[n].span.stop, device=device) for n in self.names])
         self.keep = torch.cat([plan.keep[n].flatten() for n in self.names]).to(device)
         self.count = int(self.keep.sum())
         self.limits = self._limits(device)
