@@ -1,6 +1,6 @@
 """Tables of docs/refine.md and the goals set for refining, from `prunekit compare recipes/refine.yaml --out DIR`.
 
-    python benchmarks/refine_tables.py DIR
+    python benchmarks/refine_tables.py DIR [PICTURE.png]
 
 A figure is the mean over the sparsities, in points, and its standard deviation over seeds; differences are paired by seed.
 """
@@ -12,6 +12,11 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from prunekit.report import save_figure
+from prunekit.report.plots import STYLES
 
 MARGIN = "(target=margin,aggregation=l2)"
 RIVALS = ("rescored", "edge-popup", "gumbel-gates", "layer-swaps", "dsnot", "integrated-gradients", "tempered")
@@ -173,8 +178,37 @@ def two_of_four(results: Results, missed: list[str]) -> None:
             missed.append(f"2:4: divergence {mean['refined'] / mean[name]:.2f} of {name}'s, not 0.5")
 
 
+def picture(results: Results, path: Path) -> None:
+    """Single weights, one-shot: test accuracy over sparsity, mean over seeds; a panel a case."""
+    figure = Figure(figsize=(11, 6.4), layout="constrained")
+    panels = figure.subplots(2, -(-len(results.cases) // 2), sharex=True, sharey=True).flatten()
+    for panel, case in zip(panels, results.cases, strict=False):
+        name, _ = results.best(case, "unstructured")
+        curves = {
+            "magnitude, global": results.plain(case, "unstructured")["magnitude, global"],
+            "best unrefined, in hindsight": results.plain(case, "unstructured")[name],
+            **{way: results.repaired(case, "unstructured", way) for way in ("rescored", "edge-popup", "refined")},
+        }
+        for number, (label, rows) in enumerate(curves.items()):
+            x = sorted({float(row["sparsity"]) for row in rows})
+            y = [statistics.fmean(100 * float(r["test_accuracy"]) for r in rows if float(r["sparsity"]) == s) for s in x]
+            line, marker, colour = ("-", "*", "black") if label == "refined" else STYLES[number]
+            panel.plot(
+                [100 * s for s in x], y, linestyle=line, marker=marker, color=colour, label=label, markersize=5,
+                linewidth=2.2 if label == "refined" else 1.3,
+            )  # fmt: skip
+        panel.set_title(case, fontsize=10)
+        panel.grid(alpha=0.25)
+    figure.supxlabel("weights removed (%)", fontsize=10)
+    figure.supylabel("test accuracy (%)", fontsize=10)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False)
+    save_figure(figure, path)
+
+
 def main() -> int:
     results, missed = Results(Path(sys.argv[1])), list[str]()
+    if len(sys.argv) > 2:
+        picture(results, Path(sys.argv[2]))
     one_shot(results, "unstructured", RIVALS, missed, goal=15, least=4)
     tuned(results, missed)
     one_shot(results, "channels", ("rescored",), missed, goal=5, least=0)
