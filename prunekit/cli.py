@@ -269,7 +269,7 @@ def prune(
     refine: Annotated[
         bool | None, typer.Option("--refine/--no-refine", help="Repair the plan by blame; auto tries it (docs/refine.md).")
     ] = None,
-    refine_budget: Annotated[str | None, typer.Option(help="Stop refining after so long, such as 60s; auto's try: 30s.")] = None,
+    refine_budget: Annotated[str | None, typer.Option(help="Stop refining after so long, such as 60s; auto's try: 60s.")] = None,
     squeeze: Annotated[bool, typer.Option("--squeeze", help="Take out channels that an unstructured mask emptied.")] = False,
     schedule: Annotated[str, typer.Option(help="one-shot, iterative, or gradual (while it fine-tunes).")] = "one-shot",
     rounds: Annotated[int | None, typer.Option(min=1, help="iterative, gradual: how many prunings.")] = None,
@@ -299,7 +299,7 @@ def prune(
         how_much or dry_run or refine or refine_budget or allocation or compensate or classes or ratio or floor
         or criterion != "auto" or structure != "unstructured"
     ):  # fmt: skip
-        raise UsageError("--apply takes a finished plan: leave out the options that make one, such as --sparsity and --refine")
+        raise UsageError("--apply takes a finished plan: leave out --dry-run and what makes one, such as --sparsity and --refine")
     if refine_budget is not None and refine is None and criterion != "auto":
         raise UsageError("--refine-budget without --refine; unasked, only criterion auto tries to refine")
     if refine_budget is not None and refine is False:

@@ -589,9 +589,32 @@ class Study(_Section):
 
     @model_validator(mode="after")
     def _refinable(self) -> Study:
-        if self.refine and not any(self.refined_at(structure) for structure in self.structures):
-            raise ValueError("refine needs refine.sparsities or tune.sparsities of one of the structures")
+        if self.refine is not None:
+            self._check_repairs(self.refine)
         return self
+
+    def _check_repairs(self, refine: Repairs) -> None:
+        if not any((refine.sparsities or (self.tune.sparsities if self.tune else {})).values()):
+            raise ValueError("refine needs refine.sparsities or tune.sparsities of one of the structures")
+        known = {*self.criteria, *self.always, "auto"}
+        for structure in {*refine.ways, *refine.of, *(refine.sparsities or {})}:
+            if structure not in self.structures:
+                raise ValueError(f"refine names {structure}, which is none of the structures compared")
+        for method in (m for methods in refine.of.values() for m in methods):
+            if method not in known:
+                raise ValueError(f"refine.of names {method}, which is none of the criteria compared")
+        for structure, compared in self.structures.items():
+            ways = self.ways_of(structure)
+            if len(set(ways)) < len(ways):
+                raise ValueError(f"refine.ways of {structure} names one twice")
+            extra = sorted(set(self.refined_at(structure)) - set(compared))
+            if extra and refine.sparsities is not None:
+                raise ValueError(f"refine.sparsities has {extra[0]:g}, which is none of the sparsities compared for {structure}")
+            if extra and "auto" in refine.of.get(structure, ()):
+                raise ValueError(f"refine.of auto needs {extra[0]:g} among the sparsities compared for {structure}")
+        unused = sorted(set(refine.tune) - {way for structure in self.structures for way in self.ways_of(structure)})
+        if unused:
+            raise ValueError(f"refine.tune names {unused[0]}, which is none of the ways")
 
     def refined_at(self, structure: str) -> list[float]:
         """Sparsities at which plans are repaired too."""

@@ -206,7 +206,7 @@ def evaluate(result: tuple[str, dict[str, Any]]) -> None:
     _print(table)
     if refined := e.get("refine"):
         before, after = refined["before"]["accept"], refined["after"]["accept"]
-        print(f"refined: divergence {before:.4g} -> {after:.4g} in {len(refined['rounds'])} steps")
+        print(f"refined: divergence {before:.4g} -> {after:.4g}")
     kernel = e["kernel"]
     if kernel is None:
         print("kernel: this run has one checkpoint, so there is no path to rebuild the model from")

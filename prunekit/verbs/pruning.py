@@ -90,6 +90,8 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
         if repair is None:
             return plan
         plan, ended = better_plan(run, plan, repair, wanted.compensate, model, pattern)
+        if ended == "interrupted" and wanted.schedule.name != "one-shot":
+            raise KeyboardInterrupt  # of a schedule nothing is worth keeping before its last round
         if ended == "interrupted":
             request["refine"]["ended"] = ended  # so that it is not taken for what was asked
         return plan
@@ -249,7 +251,11 @@ def _made_from(folder: Path, dry_run: bool) -> dict[str, Any] | None:
         if (folder / "plan.safetensors").exists() and not (folder / "prunekit.json").exists():
             return {PROBLEM: f"it holds a plan that was not applied yet (--apply {folder / 'plan.safetensors'})"}
         return {PROBLEM: str(error)}
-    return {PROBLEM: "its plan was edited by hand"} if found.get("edited") else {**found.get("request", {}), **trained}
+    if found.get("edited"):
+        return {PROBLEM: "its plan was edited by hand"}
+    if found.get("request", {}).get("refine", {}).get("ended") == "interrupted":
+        return {PROBLEM: "refining was interrupted"}
+    return {**found.get("request", {}), **trained}
 
 
 def _summary(folder: Path, plan: Plan) -> dict[str, Any]:

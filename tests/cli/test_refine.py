@@ -477,3 +477,18 @@ def test_a_line_is_refined_where_something_is_compared(cli: Cli, tmp_path: Path)
     recipe = {**yaml.safe_load(RECIPE), "compare": {"sparsities": [0.5], "refine": {"sparsities": [0.6]}}}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
     one_line(cli("train", tmp_path / "r.yaml", "--out", tmp_path / "run"), 2, "refine.sparsities has 0.6")
+
+
+def test_ctrl_c_ends_a_schedule_and_an_interrupted_model_is_not_reused(
+    cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(plan: Plan, *_: object, **__: object) -> Plan:
+        return replace(plan, provenance={**plan.provenance, "refine": {"ended": "interrupted", "changed": 0, "history": []}})
+
+    monkeypatch.setattr(verbs_refining, "refine", stopped)
+    steps = ("--schedule", "iterative", "--rounds", 2, "--refine")
+    assert cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "steps", *steps).code == 130
+    assert not (run / "pruned" / "steps").exists()
+    prune_run(Run(run), Prune.of({"name": "one", "criterion": "magnitude", "sparsity": 0.8, "refine": True}, "test"))
+    done = cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "one", "--refine")
+    one_line(done, 1, "refining was interrupted", "--overwrite")

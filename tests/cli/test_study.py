@@ -142,6 +142,11 @@ def test_runs_that_are_there_already(run: Path, cli: Cli, tmp_path: Path) -> Non
         (("structures:", "structure:"), "not a recipe key"),
         (("small: small.yaml", "'../up': small.yaml"), "use letters"),
         (("tune:", "refine: true\n#"), "refine needs refine.sparsities"),
+        (("tune:", "refine: {sparsities: {unstructured: [0.42]}}\ntune:"), "refine.sparsities has 0.42"),
+        (("tune:", "refine: {sparsities: {'4:8': [0.5]}}\ntune:"), "refine names 4:8"),
+        (("tune:", "refine: {of: {unstructured: [lamp]}}\ntune:"), "refine.of names lamp"),
+        (("tune:", "refine: {tune: [rescored]}\ntune:"), "refine.tune names rescored"),
+        (("tune:", "refine: {ways: {channels: [edge-popup]}}\ntune:"), "'edge-popup' does not exist for channels"),
     ],
 )
 def test_a_study_that_makes_no_sense(study: Path, cli: Cli, tmp_path: Path, change: tuple[str, str], said: str) -> None:
