@@ -131,7 +131,7 @@ def rounds_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
     panel.set_xticks(shown, [names[k] for k in shown], fontsize=7, rotation=30, ha="right")
     if all(entry[key] > 0 for entry in taken for key in ("learn", "accept")):
         panel.set_yscale("log")
-    panel.set_xlabel("round whose swaps were taken")
+    panel.set_xlabel("step of learning, or round of swaps, whose mask was taken")
     panel.set_ylabel("divergence")
     panel.legend(fontsize=8, frameon=False)
     panel.grid(alpha=0.25)

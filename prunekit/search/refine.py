@@ -1,8 +1,9 @@
 """Explain the pruning, then repair it: the removed weights that pruning's damage is due to come back, others leave.
 
 Pruning is one straight segment of the path, so the divergence it causes is, exactly, a sum over what it removed
-(``prunekit.kernel.blame``). A round gives the most-blamed units back, drops as many of the least important ones of the
-model as it is then, and is kept if the divergence falls on samples of their own. No weight changes.
+(``prunekit.kernel.blame``). A mask is learnt along that segment (``prunekit.search.learn``). Then a round gives the
+most-blamed units back, drops as many of the least important ones of the model as it is then, and is kept if the divergence
+falls on samples of their own. No weight changes.
 """
 
 from __future__ import annotations

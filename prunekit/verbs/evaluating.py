@@ -17,7 +17,7 @@ from prunekit.errors import ArtifactError, UsageError
 from prunekit.kernel import ModelFunction
 from prunekit.measure import accuracy, fidelity, latencies, machine, predict, sizes
 from prunekit.plan import Plan
-from prunekit.report import account, dense_reconstruction
+from prunekit.report import account, dense_reconstruction, flat_mask
 from prunekit.trajectory import Continued, Trajectory
 from prunekit.verbs.budgets import file_size
 from prunekit.verbs.run_folder import Run, recorded_inputs, reusable
@@ -203,8 +203,7 @@ def _kernel(
         function, trajectory, x, y, run.path / "reconstruction.safetensors",
         rule=options.rule, nodes=options.nodes, tolerance=options.tolerance, stride=options.stride,
     )  # fmt: skip
-    masks = plan.masks()
-    mask = torch.cat([masks[e.name].flatten() if e.name in masks else torch.ones(e.size, dtype=torch.bool) for e in layout])
+    mask = flat_mask(plan, layout)
     state = layout.flatten({k: v.cpu() for k, v in dense_state(pruned.cpu(), plan, kept or None).items()})
     return account(
         function, trajectory, dense, state, mask, x, y, tolerance=options.tolerance, stride=options.stride, child=child,
