@@ -128,9 +128,10 @@ def tuned(results: Results, missed: list[str]) -> None:
         "lamp": lambda case: results.method(case, "unstructured", "lamp", "", True),
         **{
             way: (lambda case, way=way: results.repaired(case, "unstructured", way, True))  # type: ignore[misc]
-            for way in ("rescored", "edge-popup", "refined")
+            for way in ("rescored", "edge-popup", "refined", "refined again")
         },
     }
+    columns = {name: found for name, found in columns.items() if name != "refined again" or any(map(found, results.cases))}
     lines, last = [], {name: [] for name in columns}  # type: ignore[var-annotated]
     for case in results.cases:
         rows = {name: found(case) for name, found in columns.items()}

@@ -270,6 +270,9 @@ def prune(
         bool | None, typer.Option("--refine/--no-refine", help="Repair the plan by blame; auto tries it (docs/refine.md).")
     ] = None,
     refine_budget: Annotated[str | None, typer.Option(help="Stop refining after so long, such as 60s; auto's try: 60s.")] = None,
+    refine_again: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Refine and fine-tune so many times more; implies --refine.")
+    ] = None,
     squeeze: Annotated[bool, typer.Option("--squeeze", help="Take out channels that an unstructured mask emptied.")] = False,
     schedule: Annotated[str, typer.Option(help="one-shot, iterative, or gradual (while it fine-tunes).")] = "one-shot",
     rounds: Annotated[int | None, typer.Option(min=1, help="iterative, gradual: how many prunings.")] = None,
@@ -296,15 +299,20 @@ def prune(
     }  # fmt: skip
     how_much = {k: v for k, v in {"sparsity": sparsity, **budgets}.items() if v is not None}
     if apply is not None and (
-        how_much or dry_run or refine or refine_budget or allocation or compensate or classes or ratio or floor
+        how_much or dry_run or refine or refine_budget or refine_again or allocation or compensate or classes or ratio or floor
         or criterion != "auto" or structure != "unstructured"
     ):  # fmt: skip
         raise UsageError("--apply takes a finished plan: leave out --dry-run and what makes one, such as --sparsity and --refine")
+    if refine_again and refine is False:
+        raise UsageError("--refine-again with --no-refine: leave one of them out")
+    refine = True if refine_again else refine
     if refine_budget is not None and refine is None and criterion != "auto":
         raise UsageError("--refine-budget without --refine; unasked, only criterion auto tries to refine")
     if refine_budget is not None and refine is False:
         raise UsageError("--refine-budget with --no-refine: leave one of them out")
-    repair = refine if refine_budget is None else {"when": "always" if refine else "better", "budget": refine_budget}
+    repair: bool | dict[str, Any] | None = refine
+    if refine_budget is not None or refine_again:
+        repair = {"when": "always" if refine else "better", "budget": refine_budget, "again": refine_again or 0}
     steps = _steps(schedule, rounds, every, finetune, lr, distill, temperature, rewind, recalibrate)
     if apply is None:
         check_structure(structure)

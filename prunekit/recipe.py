@@ -30,7 +30,7 @@ from prunekit.kernel import RULES, SHARES, TARGETS
 from prunekit.plan import ALLOCATIONS, GROUPED, asked_sparsity, check_structure
 from prunekit.search.objective import OBJECTIVES
 from prunekit.search.repair import get_repair
-from prunekit.search.schedule import SCHEDULES, SPACINGS, check_steps
+from prunekit.search.schedule import SCHEDULES, SPACINGS, check_again, check_steps
 from prunekit.structure import implied_sparsity
 from prunekit.training import AUGMENTATIONS, Augment
 
@@ -391,10 +391,18 @@ class Refinement(_Section):
 class Refine(Refinement):
     """``when``: ``always``; ``better``: only if the pruned model is better for it on validation data; ``never``. ``true`` and
 
-    ``false`` are short for the first and the last.
+    ``false`` are short for the first and the last. ``again``: so many times more after fine-tuning, each followed by as much
+    fine-tuning (docs/schedules.md).
     """
 
     when: Literal["always", "better", "never"] = "always"
+    again: Annotated[int, Field(ge=0, le=1000)] = 0
+
+    @model_validator(mode="after")
+    def _whole(self) -> Refine:
+        if self.again and self.when != "always":
+            raise ValueError(f"again goes with when: always, not {self.when}: what comes back is not tried, but trained")
+        return self
 
 
 class CompareRefine(Refinement):
@@ -468,6 +476,10 @@ class Prune(Steps):
             raise ValueError("squeeze is for pruning at once; leave out schedule, finetune, rewind and recalibrate")
         try:
             check_steps(self.structure, self.schedule.name)
+            if self.refine is not None and self.refine.again:
+                check_again(self.schedule.name, self.finetune is not None, self.rewind is not None)
+                if self.max_accuracy_drop is not None:
+                    raise UsageError("refining again is for a given size; with max_accuracy_drop every try would train so often")
         except UsageError as error:
             raise ValueError(str(error)) from None
         return self
@@ -529,7 +541,8 @@ class Repairs(_Section):
     sparsity the plan that does best on validation data; null: those that are looked at again; ``sparsities``: by structure, null:
     those of ``tune``; ``samples``: of the training data, to learn from, accepted on the scoring samples; null: a quarter
     of the scoring samples accepts, the rest is learnt from; ``compensate``: also with their weights compensated; ``tune``:
-    the ways that are compared after fine-tuning too, where ``tune`` of the study says.
+    the ways that are compared after fine-tuning too, where ``tune`` of the study says; ``again``: refined plans also refined so
+    many times again within that fine-tuning, its epochs split into ``again + 1`` runs (``refined again``).
     """
 
     ways: dict[StructureName, list[str]] = {}
@@ -538,6 +551,13 @@ class Repairs(_Section):
     samples: Count | None = None
     compensate: bool = True
     tune: list[str] = []
+    again: Annotated[int, Field(ge=0, le=1000)] = 0
+
+    @model_validator(mode="after")
+    def _tuned(self) -> Repairs:
+        if self.again and "refined" not in self.tune:
+            raise ValueError("refine.again compares after fine-tuning; name refined in refine.tune too")
+        return self
 
     @model_validator(mode="after")
     def _known(self) -> Repairs:
@@ -612,6 +632,8 @@ class Study(_Section):
                 raise ValueError(f"refine.sparsities has {extra[0]:g}, which is none of the sparsities compared for {structure}")
             if extra and "auto" in refine.of.get(structure, ()):
                 raise ValueError(f"refine.of auto needs {extra[0]:g} among the sparsities compared for {structure}")
+        if refine.again and self.tune is not None and self.tune.epochs <= refine.again:
+            raise ValueError(f"refine.again is {refine.again}, tune.epochs {self.tune.epochs}; each run needs an epoch")
         unused = sorted(set(refine.tune) - {way for structure in self.structures for way in self.ways_of(structure)})
         if unused:
             raise ValueError(f"refine.tune names {unused[0]}, which is none of the ways")
@@ -626,6 +648,12 @@ class Study(_Section):
     def ways_of(self, structure: str) -> list[str]:
         """How its plans are repaired."""
         return [] if self.refine is None else list(self.refine.ways.get(structure, ["refined"]))
+
+    def refined_again_at(self, structure: str) -> list[float]:
+        """Sparsities at which what was refined and fine-tuned is refined again."""
+        if self.refine is None or not self.refine.again or "refined" not in self.ways_of(structure):
+            return []
+        return [s for s in self.refined_at(structure) if s in self.tuned_at(structure)]
 
     def tuned_at(self, structure: str) -> list[float]:
         """Sparsities at which plans are fine-tuned."""

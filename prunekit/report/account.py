@@ -161,10 +161,10 @@ def _fit(rebuilt: Tensor, model: Tensor) -> dict[str, Any]:
 def _kept_alone(
     function: ModelFunction, trajectory: Trajectory, path: Continued | None, mask: Tensor, x: Tensor, y: Tensor, stride: int
 ) -> Tensor:
-    """The masked kernel machine along the whole path; the joining piece moves only what is masked.
+    """The masked kernel machine along the whole path, without the joining piece where that moves only what is masked.
 
-    Fine-tuning after the last pruning moves kept weights alone, so there the machine's terms are the change of ``f``
-    itself, which needs no derivatives.
+    It moves what stays in the end where that was removed first and came back later. Fine-tuning after the last change of the
+    mask moves kept weights alone, so there the machine's terms are the change of ``f`` itself, which needs no derivatives.
     """
     if path is None:
         with Bar("masked kernel machine (steps)", -(-trajectory.pieces // stride)) as bar:
@@ -172,7 +172,8 @@ def _kept_alone(
     child, gone = path.child, mask == 0
     before = [n for n, s in enumerate(child.segments(stride), 1) if s.update[gone].any()]
     last = before[-1] if before else 0
-    pieces = chain(trajectory.segments(stride, until=path.branch), islice(child.segments(stride), last))
+    joint = [path.joint] if path.joint.update[~gone].any() else []
+    pieces = chain(trajectory.segments(stride, until=path.branch), joint, islice(child.segments(stride), last))
     first = next(pieces, None)
     begin, end = path.joint.end, child.state(-1)
     for segment in islice(child.segments(stride), last):
@@ -182,7 +183,7 @@ def _kept_alone(
         with torch.no_grad():
             x, y = x.to(function.device), y.to(function.device)
             return function(path.joint.start.to(function.device), x, y) + tail
-    with Bar("masked kernel machine (steps)", -(-trajectory.pieces_until(path.branch) // stride) + last) as bar:
+    with Bar("masked kernel machine (steps)", -(-trajectory.pieces_until(path.branch) // stride) + len(joint) + last) as bar:
         return masked_machine(function, chain([first], pieces), mask, x, y, tick=bar.advance) + tail
 
 

@@ -159,6 +159,7 @@ def explain_removal(damage: Damage, name: str, plan: Plan, indices: Sequence[int
         "before": None if before is None else _told(damage, before),
         "after": _told(damage, after),
         "refine": plan.provenance.get("refine"),
+        "refined_again": len(plan.provenance.get("refine_again", ())),
         "moved": None,
         "units": [],
     }

@@ -127,13 +127,16 @@ def prune(result: dict[str, Any]) -> None:
         print("  random did best on validation data: so much removed at once, no criterion knows better than chance here")
     if refined := result["refine"]:
         before, after = refined["before"]["accept"], refined["after"]["accept"]
-        where = ", last round" if len(result.get("rounds", ())) > 1 else ""
+        many = sum("again" not in found for found in result.get("rounds", ())) > 1
+        where = ", last round" if many else ""
         print(
             f"  refined{where}: divergence {before:.4g} -> {after:.4g} on samples of their own, {refined['changed']:,} of "
             f"{refined['kept']:,} kept are others than before{_ENDS[refined['ended']]}"
         )
         if "note" in refined:
             print(f"  {refined['note']}")
+    for number, refined in enumerate(result["refined_again"], 1):
+        print(f"  {_refined_again(number, refined)}")
     if tried := result["refine_tried"]:
         print(f"  {_tried(tried)}")
     if squeezed := result["squeezed"]:
@@ -142,7 +145,7 @@ def prune(result: dict[str, Any]) -> None:
         for name, why in squeezed["left"].items():
             print(f"  {name}: {why}")
     for number, found in enumerate(result.get("rounds", ()), 1):
-        told = f"  round {number}: removed {found['sparsity']:.4f}"
+        told = f"  round {number}{', refined again' if 'again' in found else ''}: removed {found['sparsity']:.4f}"
         if repaired := found.get("refined"):
             told += f", divergence {repaired['before']['accept']:.4g} -> {repaired['after']['accept']:.4g} by refining"
         if "accuracy" in found:
@@ -165,6 +168,16 @@ def prune(result: dict[str, Any]) -> None:
         _print(table)
     for name, reason in result["refused"].items():
         print(f"  left whole: {name}: {reason}")
+
+
+def _refined_again(number: int, refined: dict[str, Any]) -> str:
+    """One line on a refinement after fine-tuning."""
+    before, after = refined["before"]["accept"], refined["after"]["accept"]
+    back, out = (sum(moved[way] for moved in refined["moved"].values()) for way in ("back", "out"))
+    return (
+        f"refined again after fine-tuning ({number}): divergence {before:.4g} -> {after:.4g}, {back:,} came back, {out:,} went"
+        f"{_ENDS[refined['ended']]}"
+    )
 
 
 def _tried(tried: dict[str, Any]) -> str:
@@ -252,6 +265,9 @@ def explain(result: dict[str, Any]) -> None:
     print(f"explain: {result['path']} ({result['cost']['seconds']:.1f} s)")
 
 
+REFINED_AGAIN = "refined again after fine-tuning: here the last mask too is one of the dense weights, so not of the model itself"
+
+
 def _explain_pruned(result: dict[str, Any]) -> None:
     before, after, refined = result["before"], result["after"], result["refine"]
     masks = [("before", before), ("after", after)] if before else [("blame", after)]
@@ -261,6 +277,8 @@ def _explain_pruned(result: dict[str, Any]) -> None:
         taken = [f"{e['stage']} {e['round']}: {e['accept']:.3g}" for e in refined["history"] if e["kept"]]
         few = taken if len(taken) <= 8 else [*taken[:4], "…", *taken[-3:]]
         print(f"  by round, on samples that accept: {', '.join(few)}")
+    if result["refined_again"]:
+        print(f"  {REFINED_AGAIN}")
     _blamed(masks)
     if before:
         moved = result["moved"]

@@ -6,7 +6,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -134,6 +134,7 @@ class Tuner:
         self,
         seed: int | None = None,
         *,
+        epochs: int | None = None,
         begin: int = 0,
         end: int | None = None,
         after_step: Callable[[int], None] = lambda steps: None,
@@ -142,9 +143,10 @@ class Tuner:
         """Trains through the epochs once, with the schedule from its beginning; momenta go on from an earlier run.
 
         Args:
+            epochs: instead of ``how``'s.
             begin, end: only these steps, of the order of samples and of the schedule as of all.
         """
-        how = self.how
+        how = self.how if epochs is None else replace(self.how, epochs=epochs)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate
             group.pop("initial_lr", None)
@@ -163,15 +165,35 @@ class Tuner:
 
     def shrink(self, masks: Mapping[str, Tensor]) -> None:
         """Goes on with smaller masks. What they remove is zeroed, its optimizer state as well: one piece of the path."""
-        self._masks.update(masks)
-        self.set(lambda: apply_masks(self.model, self._masks))
-        named = dict(self.model.named_parameters())
-        for name, mask in self._masks.items():
-            if name not in named:
-                continue  # a buffer
-            for value in self.optimizer.state.get(named[name], {}).values():
-                if isinstance(value, Tensor) and value.shape == mask.shape:
-                    value.mul_(mask.to(value.device, value.dtype))
+        self.swap({**self._masks, **masks}, {})
+
+    def swap(self, masks: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+        """Goes on with other masks: one piece of the path.
+
+        What comes back takes its value from ``values`` (0 where they have none), what goes is zeroed; the optimizer's state
+        of both is emptied. Tensors that ``masks`` do not name are whole from now on.
+        """
+        named: dict[str, Tensor] = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        old: dict[str, Tensor] = {}
+        for name in {**self._masks, **masks}:
+            whole = torch.ones(named[name].shape, dtype=torch.bool)
+            old[name] = self._masks.get(name, whole).cpu()
+            self._masks[name] = masks.get(name, whole).cpu()
+
+        @torch.no_grad()
+        def change() -> None:
+            for name, value in values.items():
+                if name in old:
+                    back = (self._masks[name] & ~old[name]).to(named[name].device)
+                    named[name].copy_(torch.where(back, value.to(named[name]), named[name]))
+
+        self.set(change)
+        parameters = dict(self.model.named_parameters())
+        for name in old.keys() & parameters.keys():  # a buffer has no state
+            stayed = self._masks[name] & old[name]
+            for state in self.optimizer.state.get(parameters[name], {}).values():
+                if isinstance(state, Tensor) and state.shape == stayed.shape:
+                    state.mul_(stayed.to(state.device, state.dtype))
 
     def set(self, change: Callable[[], object]) -> None:
         """Lets ``change`` set the weights or statistics; masks are put back after it."""

@@ -56,6 +56,7 @@ def make_objective(
     accept: Iterable[tuple[Tensor, Tensor]] | None = None,
     accept_share: float = 0.25,
     seed: int = 0,
+    reference: nn.Module | None = None,
 ) -> Objective:
     """Splits the samples and runs the dense model once.
 
@@ -65,9 +66,10 @@ def make_objective(
         ranking: a target; a name from ``prunekit.kernel.TARGETS`` or a function. ``"loss"`` means ``loss``.
         loss: mean loss.
         accept: samples that masks are accepted on; None takes ``accept_share`` of ``batches``, in (0, 1), for that.
+        reference: whose outputs are to be stayed close to; None for those of ``model`` itself.
 
     Raises:
-        UsageError: unknown target, a share out of range, or no samples for one of the parts.
+        UsageError: unknown target, a share out of range, no samples for one of the parts, or a reference of other tensors.
         PrunekitError: J is not finite for the dense model.
     """
     if isinstance(target, str) and target not in OBJECTIVES:
@@ -77,8 +79,8 @@ def make_objective(
     device = next(model.parameters()).device
     layout = Layout.of(model)
     fixed = fixed_state(model, layout)
-    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    theta = layout.flatten({name: tensor.detach() for name, tensor in named.items()})
+    theta = _flat(model, layout)
+    close_to = theta if reference is None else _flat(reference, layout).to(device)
     given = [(x.to(device), y.to(device)) for x, y in batches]
     if accept is None:
         learn, judged = _split(given, accept_share, seed)
@@ -90,7 +92,7 @@ def make_objective(
     per_sample = from_loss(loss)
     if target == "kl":
         outputs = ModelFunction(model, layout, fixed, lambda out, labels: out, device)
-        learn, judged = ([(x, _log_probs(outputs, theta, x, y)) for x, y in part] for part in (learn, judged))
+        learn, judged = ([(x, _log_probs(outputs, close_to, x, y)) for x, y in part] for part in (learn, judged))
         function = ModelFunction(model, layout, fixed, divergence, device)
     else:
         function = ModelFunction(model, layout, fixed, per_sample if isinstance(target, str) else target, device)
@@ -100,6 +102,13 @@ def make_objective(
     if not torch.tensor(at_dense).isfinite():
         raise PrunekitError(f"refine: the target is {at_dense} for the dense model")
     return made
+
+
+def _flat(model: nn.Module, layout: Layout) -> Tensor:
+    if Layout.of(model) != layout:
+        raise UsageError("refine: the reference's tensors are not those of the model")
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return layout.flatten({name: tensor.detach() for name, tensor in named.items()})
 
 
 @torch.no_grad()

@@ -87,6 +87,7 @@ def refine(
     accept: Iterable[tuple[Tensor, Tensor]] | None = None,
     accept_share: float = 0.25,
     pattern: Callable[[Plan, Layout, torch.device], Pattern] | None = None,
+    reference: nn.Module | None = None,
 ) -> Plan:
     """The plan with as many units kept, but better ones; never worse than ``plan`` on the samples it is accepted on.
 
@@ -110,6 +111,9 @@ def refine(
             function.
         accept: samples of their own to accept on; without them ``accept_share`` of ``batches`` is set apart for that.
         pattern: which swaps are allowed; by the plan's structure when None (``prunekit.search.PATTERNS``).
+        reference: stay close to this model's outputs instead of ``model``'s own: the dense one, where ``model`` has the kept
+            weights as they were trained since (``prunekit.search.again``). Then ``J`` is not 0 at ``model``; sums of blame
+            are what the mask adds.
 
     Returns:
         A plan whose ``history`` tells every round: ``learn`` and ``accept`` divergence, units ``swapped``, ``ranked`` by
@@ -130,7 +134,9 @@ def refine(
     chosen = get_pattern(plan, layout, device) if pattern is None else pattern(plan, layout, device)
     pairs = list(batches)
     ranking = importance or (_default_importance(chosen, pairs) if isinstance(target, str) else target)
-    objective = make_objective(model, pairs, target, ranking, loss=loss, accept=accept, accept_share=accept_share, seed=seed)
+    objective = make_objective(
+        model, pairs, target, ranking, loss=loss, accept=accept, accept_share=accept_share, seed=seed, reference=reference
+    )
     deadline = math.inf if budget_seconds is None else time.monotonic() + budget_seconds
     factors = chosen.expand(chosen.keep.to(objective.theta.dtype))
     best = _Best(chosen, objective, chosen.keep, objective.on_learn(factors), objective.on_accept(factors))

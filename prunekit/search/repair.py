@@ -52,7 +52,16 @@ class Material:
 Repair = Callable[[Plan, nn.Module, Material], Plan]
 
 
-def _refined(plan: Plan, model: nn.Module, material: Material, *, rounds: int = 30, learn: bool = True) -> Plan:
+def refine_plan(
+    plan: Plan,
+    model: nn.Module,
+    material: Material,
+    *,
+    rounds: int = 30,
+    learn: bool = True,
+    reference: nn.Module | None = None,
+) -> Plan:
+    """``prunekit.refine`` with what a repair may look at."""
     return refine(
         plan,
         model,
@@ -62,6 +71,7 @@ def _refined(plan: Plan, model: nn.Module, material: Material, *, rounds: int = 
         learn=learn,
         seed=material.seed,
         loss=material.evidence.loss,
+        reference=reference,
     )
 
 
@@ -85,9 +95,9 @@ def _rescored_units(plan: Plan, model: nn.Module, material: Material) -> Plan:
 
 
 COMMON: dict[str, Repair] = {
-    "refined": _refined,
-    "swapped": partial(_refined, learn=False),
-    "learnt": partial(_refined, rounds=0),
+    "refined": refine_plan,
+    "swapped": partial(refine_plan, learn=False),
+    "learnt": partial(refine_plan, rounds=0),
 }
 """Of every structure."""
 

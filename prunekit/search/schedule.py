@@ -5,7 +5,8 @@
   lottery ticket, Frankle & Carbin 2019, arXiv 1803.03635, and Frankle et al. 2020, arXiv 1903.01611).
 - ``gradual``: while it fine-tunes, along a cubic (Zhu & Gupta 2017, arXiv 1710.01878).
 
-Masks only shrink, and the asked sparsity is what holds at the end.
+Masks only shrink, and the asked sparsity is what holds at the end. Refined again after fine-tuning (``prunekit.search.again``), a
+mask changes, but keeps its size.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from prunekit.apply import apply_masks, prune
 from prunekit.criteria import model_digest
 from prunekit.errors import PrunekitError, UsageError, nearest
 from prunekit.plan import Plan
+from prunekit.search.again import Again, refine_again
 from prunekit.search.finetune import Finetuning, Tuner, forget
 from prunekit.search.planner import Planner
 from prunekit.structure import implied_sparsity
@@ -93,6 +95,16 @@ def check_steps(structure: str, schedule: str) -> None:
         )
 
 
+def check_again(schedule: str, trains: bool, rewinds: bool) -> None:
+    """Raises UsageError where nothing that was fine-tuned can be refined again."""
+    if rewinds:
+        raise UsageError("refining again goes on from fine-tuned weights, rewinding from early ones; leave one of them out")
+    if schedule == "gradual":
+        raise UsageError("refining again follows the last round of schedule one-shot or iterative, not gradual")
+    if not trains:
+        raise UsageError("refining again is for what was fine-tuned; give finetune (--finetune EPOCHS)")
+
+
 def cubic(sparsity: float, pruning: int, prunings: int) -> float:
     """``s_f + (s_0 - s_f) (1 - j/n)³`` with ``s_0 = 0``: equation 1 of arXiv 1710.01878, after pruning ``j`` of ``n``."""
     return sparsity - sparsity * (1 - pruning / prunings) ** 3
@@ -107,7 +119,8 @@ class Pruned:
         plan: of the dense model: its provenance names the dense weights.
         rounds: one dict a round: ``asked``, ``sparsity``, ``steps``, ``seed``, ``seconds``; with ``measure``
             ``accuracy_pruned`` and ``accuracy`` (before and after fine-tuning); of a refined plan ``refined``: divergences
-            ``before`` and ``after``, units ``changed``, how it ``ended``.
+            ``before`` and ``after``, units ``changed``, how it ``ended``; of a round that refined again also ``again``, its
+            number. In such a round ``accuracy_pruned`` is of the new mask before it is trained.
     """
 
     model: nn.Module
@@ -127,6 +140,7 @@ def prune_by_schedule(
     recalibrate: Callable[[nn.Module], object] | None = None,
     folder: Path | None = None,
     measure: Callable[[nn.Module], float] | None = None,
+    again: Again | None = None,
 ) -> Pruned:
     """Prunes ``model`` (left as it is) along a schedule.
 
@@ -139,6 +153,8 @@ def prune_by_schedule(
         folder: where fine-tuning steps are recorded, as a child of the planner's trajectory. With ``rewind`` only the last
             round's are: the earlier ones chose masks, but no weight of the final model comes from them.
         measure: validation accuracy of a model.
+        again: after the last round, refine and fine-tune so many times more; the mask keeps its size, but all that was ever
+            removed may come back, with its dense value.
 
     Raises:
         UsageError: a schedule or step that does not exist.
@@ -154,7 +170,9 @@ def prune_by_schedule(
         trajectory.pieces_until(rewind)
         if not 0 <= rewind < how.steps:
             raise UsageError(f"rewind is {rewind}; training has steps 0 to {how.steps - 1}")
-    work = _Work(copy.deepcopy(model), planner, sparsity, schedule, how, recalibrate, folder, measure)
+    if again is not None and again.rounds:
+        check_again(schedule.name, how is not None, rewind is not None)
+    work = _Work(copy.deepcopy(model), planner, sparsity, schedule, how, recalibrate, folder, measure, again, model)
     if schedule.name == "gradual":
         plan = work.gradual()
     elif how is None:
@@ -194,6 +212,8 @@ class _Work:
     recalibrate: Callable[[nn.Module], object] | None
     folder: Path | None
     measure: Callable[[nn.Module], float] | None
+    again: Again | None
+    dense: nn.Module
 
     def __post_init__(self) -> None:
         self.targets = self.schedule.sparsities(self.sparsity)
@@ -220,13 +240,28 @@ class _Work:
                     self.plan = self.planner.plan(self.model, target, self.plan, self._child(tuner))
                     tuner.shrink(self.plan.masks())
                     tuner.set(self._recalibrate)
-                pruned = self._accuracy()
-                seed = tuner.how.seed + number
-                tuner.run(seed, stage=self._stage(number))
-                if number == len(self.targets) - 1:
-                    tuner.set(self._recalibrate)
-                self._note(target, pruned, tuner.how.steps, seed)
+                self._train(tuner, number, self._accuracy(), target)
+            for number in range(len(self.targets), self._trainings):
+                self._refine_again(tuner)
+                tuner.set(self._recalibrate)
+                self._train(tuner, number, self._accuracy(), self.targets[-1])
         return self._done()
+
+    def _train(self, tuner: Tuner, number: int, pruned: float | None, target: float) -> None:
+        seed = tuner.how.seed + number
+        tuner.run(seed, stage=self._stage(number))
+        if number == self._trainings - 1:
+            tuner.set(self._recalibrate)
+        self._note(target, pruned, tuner.how.steps, seed, max(0, number - len(self.targets) + 1))
+
+    def _refine_again(self, tuner: Tuner) -> None:
+        assert self.plan is not None
+        assert self.again is not None
+        self.plan = refine_again(tuner, self.plan, self.dense, self.again.refined)
+
+    @property
+    def _trainings(self) -> int:
+        return len(self.targets) + (self.again.rounds if self.again else 0)
 
     def rewound(self, step: int, end: int | None) -> Plan:
         """Every round starts at the same early weights; the last one's recording is kept."""
@@ -282,7 +317,7 @@ class _Work:
         return tuner.so_far() if self.planner.of_path else None
 
     def _stage(self, number: int) -> str:
-        many = len(self.targets)
+        many = self._trainings
         return "fine-tune" if many == 1 else f"fine-tune (round {number + 1} of {many})"
 
     def _recalibrate(self) -> None:
@@ -294,13 +329,16 @@ class _Work:
     def _accuracy(self, model: nn.Module | None = None) -> float | None:
         return None if self.measure is None else self.measure(self.model if model is None else model)
 
-    def _note(self, asked: float, pruned: float | None, steps: int = 0, seed: int | None = None) -> None:
+    def _note(self, asked: float, pruned: float | None, steps: int = 0, seed: int | None = None, again: int = 0) -> None:
         assert self.plan is not None
         now = time.perf_counter()
         facts: dict[str, Any] = {"asked": asked, "sparsity": self.plan.sparsity()["prunable"], "steps": steps}
         if pruned is not None:
             facts |= {"accuracy_pruned": pruned, "accuracy": self._accuracy()}
-        if refined := self.plan.provenance.get("refine"):
+        refined = self.plan.provenance["refine_again"][-1] if again else self.plan.provenance.get("refine")
+        if again:
+            facts["again"] = again
+        if refined:
             facts["refined"] = {key: refined[key] for key in ("before", "after", "changed", "ended")}
         self.rounds.append({**facts, "seed": seed, "seconds": round(now - self._started, 3)})
         self._started = now

@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from prunekit.apply import apply_masks, compensate, masked
 from prunekit.measure import fidelity, predict, sizes
 from prunekit.plan import GROUPED, Plan, choices
+from prunekit.search.again import refine_again
 from prunekit.search.compare import Candidates
-from prunekit.search.finetune import Finetuning, finetune
-from prunekit.search.repair import Material, get_repair
+from prunekit.search.finetune import Finetuning, Tuner, finetune
+from prunekit.search.repair import Material, get_repair, refine_plan
 
 Batches = Sequence[tuple[Tensor, Tensor]]
+REFINED_AGAIN = "refined again"
 
 
 @dataclass
@@ -130,6 +132,51 @@ def repaired(
     if how is not None:
         rows.append({**row(_tuned(bench, better, how)), **facts, "repair": way, "epochs": how.epochs})
     return rows
+
+
+def refined_again(
+    bench: Bench,
+    structure: str,
+    method: str,
+    criterion: str,
+    allocation: str,
+    sparsity: float,
+    material: Material,
+    how: Finetuning,
+    again: int,
+) -> list[dict[str, Any]]:
+    """One row: refined, and ``again`` times again within the fine-tuning, whose epochs are split into runs.
+
+    As many steps as every other fine-tuned row has, the rate's schedule anew in every run.
+    """
+    dense = bench.candidates.model
+    started = time.perf_counter()
+    plan = get_repair("refined", structure)(bench.candidates.plan(structure, criterion, allocation, sparsity), dense, material)
+    seconds = time.perf_counter() - started
+
+    def refined(plan: Plan, base: nn.Module, reference: nn.Module) -> Plan:
+        nonlocal seconds
+        started = time.perf_counter()
+        found = refine_plan(plan, base, material, reference=reference)
+        seconds += time.perf_counter() - started
+        return found
+
+    first, *later = split(how.epochs, again + 1)
+    model = copy.deepcopy(dense)
+    torch.manual_seed(how.seed)  # dropout
+    with Tuner(model, plan.masks(), how, None, {}) as tuner:
+        tuner.run(epochs=first)
+        for number, epochs in enumerate(later, 1):
+            plan = refine_again(tuner, plan, dense, refined)
+            tuner.run(how.seed + number, epochs=epochs)
+    row = _row(bench, plan, criterion, allocation, sparsity, "", model)
+    facts = {"method": method, "seconds": round(seconds, 2), "epochs": how.epochs, "again": again}
+    return [{**row, **facts, "repair": REFINED_AGAIN}]
+
+
+def split(epochs: int, runs: int) -> list[int]:
+    """As even as whole numbers are; the later the longer."""
+    return [epochs * (number + 1) // runs - epochs * number // runs for number in range(runs)]
 
 
 def _compensated(bench: Bench, plan: Plan, calibration: Batches) -> nn.Module:

@@ -23,7 +23,7 @@ from prunekit.recipe import Finetune, Recipe, Steps, Study
 from prunekit.report import save_figure, study_figure, write_study_page
 from prunekit.search.compare import Candidates
 from prunekit.search.repair import Material
-from prunekit.search.study import Bench, compensated, dense_facts, fine_tuned, one_shot, repaired
+from prunekit.search.study import REFINED_AGAIN, Bench, compensated, dense_facts, fine_tuned, one_shot, refined_again, repaired
 from prunekit.search.summary import Runs, Variant, area, summarise
 from prunekit.verbs.run_folder import Run, first_difference
 from prunekit.verbs.scheduling import finetuning_of
@@ -32,6 +32,7 @@ from prunekit.verbs.training import read_training, train_run
 
 SCHEMA = 1
 AUTO = "auto"
+AGAIN_FOLDER = REFINED_AGAIN.replace(" ", "-")
 Tick = Callable[[], None]
 
 
@@ -57,7 +58,9 @@ class Job:
         tuned = sum(len(study.tuned_at(structure)) for structure in study.structures) * again
         repaired = len(study.structures) * again if study.compensate else 0
         repairs = sum(
-            len(study.refined_at(s)) * len(study.ways_of(s)) * len(self.repaired(s) or range(again)) for s in study.structures
+            (len(study.refined_at(s)) * len(study.ways_of(s)) + len(study.refined_again_at(s)))
+            * len(self.repaired(s) or range(again))
+            for s in study.structures
         )
         return len(self.names) * len(study.structures) + tuned + repaired + repairs + 1
 
@@ -259,6 +262,16 @@ def _again(job: Job, run: Run, bench: Bench, rows: list[dict[str, Any]], data: d
                                 calibration if study.refine.compensate else None, tuning),
                     )  # fmt: skip
                     tick()
+                if sparsity in study.refined_again_at(structure):
+                    assert how is not None
+                    assert study.refine is not None
+                    again = study.refine.again
+                    _cells(
+                        job.cells / f"{folder}-{AGAIN_FOLDER}" / f"{_method_slug(method)}-{sparsity:g}-{again}.json",
+                        {**made_from(method, variant), **learnt_from, "sparsity": sparsity, "epochs": how.epochs, "again": again},
+                        partial(refined_again, bench, structure, method, *variant, sparsity, material, how, again),
+                    )
+                    tick()
 
 
 def _material(job: Job, run: Run) -> Material:
@@ -299,7 +312,7 @@ def _rows(job: Job) -> Iterator[dict[str, Any]]:
         for name in job.names:
             for row in checkpoint.read_json(job.cells / folder / f"{score_slug(name)}.json", "cells")["rows"]:
                 yield {"case": job.case, "seed": job.seed, **row}
-        kinds = ["compensated", "tuned", *job.study.ways_of(structure)]
+        kinds = ["compensated", "tuned", *job.study.ways_of(structure), AGAIN_FOLDER]
         again = [path for kind in kinds for path in sorted((job.cells / f"{folder}-{kind}").glob("*.json"))]
         for path in again:
             for row in checkpoint.read_json(path, "cells")["rows"]:
@@ -311,6 +324,8 @@ def _belongs(row: Mapping[str, Any], study: Study) -> bool:
     """Whether a repaired or fine-tuned row is one that this study asks for: cells of an earlier one may lie there too."""
     if row["repair"] == "compensated":
         return study.compensate and row["sparsity"] in study.structures[row["structure"]]
+    if row["repair"] == REFINED_AGAIN and (study.refine is None or row["again"] != study.refine.again):
+        return False
     tune = study.tune
     tuned = not row["epochs"] or (
         tune is not None and row["epochs"] == tune.epochs and row["sparsity"] in study.tuned_at(row["structure"])

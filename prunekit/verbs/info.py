@@ -93,10 +93,16 @@ def _folder(path: Path) -> dict[str, Any]:
 
 def _brief(provenance: dict[str, Any]) -> dict[str, Any]:
     """A refined plan's history is long: how many entries it has."""
-    refined = provenance.get("refine")
-    if refined is None:
-        return provenance
-    return {**provenance, "refine": {**refined, "history": f"{len(refined['history'])} entries"}}
+
+    def brief(refined: dict[str, Any]) -> dict[str, Any]:
+        return {**refined, "history": f"{len(refined['history'])} entries"}
+
+    found = dict(provenance)
+    if "refine" in found:
+        found["refine"] = brief(found["refine"])
+    if "refine_again" in found:
+        found["refine_again"] = [brief(refined) for refined in found["refine_again"]]
+    return found
 
 
 def _criterion(name: str) -> str:

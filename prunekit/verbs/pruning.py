@@ -21,7 +21,7 @@ from prunekit.search import Candidates, Comparison, Given, Planner, choose
 from prunekit.search.planner import MakePattern
 from prunekit.trajectory import Trajectory
 from prunekit.verbs.budgets import within_budget
-from prunekit.verbs.refining import better_plan, refining_request
+from prunekit.verbs.refining import better_plan, refining_again, refining_request
 from prunekit.verbs.run_folder import PROBLEM, Run, reusable
 from prunekit.verbs.scheduling import planner_for, prune_in_steps
 from prunekit.verbs.scoring import comparison_inputs, score_run
@@ -65,6 +65,8 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
         return {**_summary(folder, Plan.load(folder / "plan.safetensors")), "reused": True}
     if dry_run and wanted.schedule.name != "one-shot":
         raise UsageError(f"--dry-run shows a plan that is made at once; schedule {wanted.schedule.name} makes it on the way")
+    if dry_run and repair is not None and repair.again:
+        raise UsageError("--dry-run shows a plan that is made at once; refining again changes it after fine-tuning")
     refuse_foreign(folder)
     options: dict[str, Any] = {"ratios": wanted.ratios, "floor": wanted.floor, "attention": run.recipe.structure.mappings()}
 
@@ -90,7 +92,7 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
         if repair is None:
             return plan
         plan, ended = better_plan(run, plan, repair, wanted.compensate, model, pattern)
-        if ended == "interrupted" and wanted.schedule.name != "one-shot":
+        if ended == "interrupted" and (wanted.schedule.name != "one-shot" or repair.again):
             raise KeyboardInterrupt  # of a schedule nothing is worth keeping before its last round
         if ended == "interrupted":
             request["refine"]["ended"] = ended  # so that it is not taken for what was asked
@@ -111,7 +113,8 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
         sparsity = asked_sparsity(structure, wanted.sparsity)
     chosen = choose_at(sparsity)
     if wanted.request() and not dry_run:
-        done = prune_in_steps(run, folder, planner_at(chosen), sparsity, wanted, training, request, facts)
+        again = None if repair is None else refining_again(run, repair)
+        done = prune_in_steps(run, folder, planner_at(chosen), sparsity, wanted, training, request, facts, again)
         return {**_summary(folder, Plan.load(folder / "plan.safetensors")), **done, "reused": False}
     plan = plan_at(chosen, sparsity)
     plan.provenance["request"] = request
@@ -275,10 +278,15 @@ def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
         "by_auto": plan.provenance.get("request", {}).get("criterion") == "auto",
         "classes": plan.provenance.get("request", {}).get("classes", []),
         "edited": bool(plan.provenance.get("edited")),
-        "refine": {k: v for k, v in refined.items() if k not in ("history", "options")} if refined else None,
+        "refine": _brief(refined) if refined else None,
+        "refined_again": [_brief(facts) for facts in plan.provenance.get("refine_again", ())],
         "refine_tried": plan.provenance.get("refine_tried"),
         "squeezed": Manifest.load(manifest).facts.get("squeezed") if manifest.exists() else None,
         "layers": plan.counts(),
         "groups": {n: {"total": len(k), "kept": int(k.sum())} for n, k in plan.keep.items() if n in plan.groups},
         "refused": dict(plan.provenance.get("refused", {})),
     }
+
+
+def _brief(refined: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in refined.items() if k not in ("history", "options")}

@@ -13,18 +13,23 @@ from prunekit.errors import UsageError
 from prunekit.measure import fidelity, predict
 from prunekit.plan import Plan
 from prunekit.recipe import Refine, Refinement
-from prunekit.search import refine
+from prunekit.search import Again, refine
 from prunekit.search.compare import merit
 from prunekit.search.planner import MakePattern
 from prunekit.verbs.run_folder import Run
 
 
 def refining(run: Run, options: Refinement) -> Callable[..., Plan]:
-    """``(plan, model=the dense one, pattern=None) -> plan``: ``prunekit.refine`` as asked for, computed on the run's device."""
+    """``prunekit.refine`` as asked for, computed on the run's device.
+
+    Its arguments: a plan, the model that it was made for (the dense one by default), ``refine``'s ``pattern`` and ``reference``.
+    """
     learn = run.batches("train", options.samples)
     accept = run.batches("scoring", run.recipe.score.samples)
 
-    def refined(plan: Plan, model: nn.Module | None = None, pattern: MakePattern | None = None) -> Plan:
+    def refined(
+        plan: Plan, model: nn.Module | None = None, pattern: MakePattern | None = None, reference: nn.Module | None = None
+    ) -> Plan:
         chosen = run.model if model is None else model
         place = next(chosen.parameters()).device
         try:
@@ -36,6 +41,7 @@ def refining(run: Run, options: Refinement) -> Callable[..., Plan]:
                 seed=run.recipe.seed,
                 loss=run.recipe.load_loss(),
                 pattern=pattern,
+                reference=reference,
                 **options.options(),
             )
         finally:
@@ -44,10 +50,31 @@ def refining(run: Run, options: Refinement) -> Callable[..., Plan]:
     return refined
 
 
+def refining_again(run: Run, options: Refine) -> Again | None:
+    """What ``prune_by_schedule`` takes to refine again; None where it is not asked for.
+
+    Ctrl-C ends the command: what a search has found by then is not worth training on unasked.
+    """
+    if not options.again:
+        return None
+    refined = refining(run, options)
+
+    def again(plan: Plan, base: nn.Module, dense: nn.Module) -> Plan:
+        found = refined(plan, base, reference=dense)
+        if found.provenance["refine"]["ended"] == "interrupted":
+            raise KeyboardInterrupt
+        return found
+
+    return Again(options.again, again)
+
+
 def refining_request(run: Run, options: Refinement) -> dict[str, Any]:
     """What decides a refined plan, for reuse."""
     splits = ["train", "scoring", *(["validation"] if isinstance(options, Refine) and options.when == "better" else [])]
-    return {**options.model_dump(mode="json"), "data": {name: run.splits[name].digest() for name in splits}}
+    asked = options.model_dump(mode="json")
+    if not asked.get("again"):
+        asked.pop("again", None)  # plans from before it could be asked for are still what they were
+    return {**asked, "data": {name: run.splits[name].digest() for name in splits}}
 
 
 def better_plan(

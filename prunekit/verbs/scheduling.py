@@ -20,7 +20,7 @@ from prunekit.imports import load_object
 from prunekit.measure import accuracy, predict
 from prunekit.plan import GROUPED
 from prunekit.recipe import Steps
-from prunekit.search import Finetuning, Planner, Schedule, cut, leaves, prune_by_schedule
+from prunekit.search import Again, Finetuning, Planner, Schedule, cut, leaves, prune_by_schedule
 from prunekit.search.planner import Repair
 from prunekit.training import Distillation, batches_per_epoch, recalibrate
 from prunekit.verbs.run_folder import EVAL_BATCH, Run, first_difference
@@ -35,6 +35,7 @@ def prune_in_steps(
     request: Mapping[str, Any],
     made_for: Mapping[str, Any] | None = None,
     found: Mapping[str, Any] | None = None,
+    again: Again | None = None,
 ) -> dict[str, Any]:
     """Writes ``folder``, whole or not at all: the pruned model, and in ``trajectory/`` its fine-tuning steps.
 
@@ -42,6 +43,7 @@ def prune_in_steps(
         request: what of training and schedule decides the result, for reuse.
         made_for: what the plan says that it was made for; None for a plan that says it already.
         found: further facts for the manifest.
+        again: refine what was fine-tuned again.
 
     Returns:
         the facts that its manifest tells.
@@ -74,6 +76,7 @@ def prune_in_steps(
             recalibrate=measured_anew if steps.recalibrate else None,
             folder=None if how is None else temporary / "trajectory",
             measure=on_validation if run.recipe.data is not None else None,
+            again=again,
         )
         if made_for is not None:
             done.plan.provenance["request"] = dict(made_for)
@@ -81,7 +84,7 @@ def prune_in_steps(
         facts: dict[str, Any] = {
             **(found or {}),
             "request": dict(request),
-            "schedule": {**steps.schedule.model_dump(mode="json"), "rounds": len(done.rounds)},
+            "schedule": {**steps.schedule.model_dump(mode="json"), "rounds": sum("again" not in r for r in done.rounds)},
             "finetune": None if how is None else _told(steps, how, done.rounds),
             "rewind": steps.rewind,
             "recalibrated": norms[-1] if norms else None,

@@ -227,6 +227,45 @@ def test_every_round_of_a_schedule_is_refined(cli: Cli, run: Path, structure: st
     assert all(torch.equal(files[0][name], tensor) for name, tensor in files[1].items())
 
 
+@pytest.mark.parametrize("structure", ["unstructured", "channels"])
+@pytest.mark.parametrize("steps", [(), ("--schedule", "iterative", "--rounds", 2)])
+def test_what_was_fine_tuned_is_refined_again(cli: Cli, run: Path, structure: str, steps: tuple[object, ...]) -> None:
+    asked = ("--structure", structure, *steps, "--finetune", 2)
+    once = pruned(cli, run, "once", *asked, "--refine")
+    found = pruned(cli, run, "again", *asked, "--refine-again", 2)
+    folder = run / "pruned" / "again"
+    assert found["achieved"] == once["achieved"]
+    assert found["refine"] == once["refine"]  # what was before fine-tuning is told as before
+    rounds = found["rounds"][len(once["rounds"]) :]
+    assert [told["again"] for told in rounds] == [1, 2]
+    assert [told["refined"]["after"] for told in rounds] == [facts["after"] for facts in found["refined_again"]]
+    assert all(told["refined"]["after"]["accept"] <= told["refined"]["before"]["accept"] for told in rounds)
+    assert found["finetune"]["steps"] == sum(told["steps"] for told in found["rounds"])
+    assert found["schedule"]["rounds"] == len(once["rounds"])
+    plan = Plan.load(folder / "plan.safetensors")
+    if structure == "unstructured":
+        assert any(told["refined"]["changed"] for told in rounds)
+        weights = load_file(folder / "model.safetensors")
+        assert all(not weights[name][~mask].any() for name, mask in plan.masks().items())
+    again = cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "again", *asked, "--refine-again", 2)
+    assert "(unchanged, reused)" in again.out
+    assert again.out.count("refined again after fine-tuning (") == 2
+    changed = ("--name", "again", *asked, "--refine-again", 1)
+    one_line(cli("prune", run, "-c", "magnitude", "-s", 0.8, *changed), 1, "refine.again was 2, is now 1")
+    measured = json.loads(cli("eval", folder, "--json").out)
+    pruned_kernel = measured["kernel"]["pruned"]
+    assert pruned_kernel["by_layer_residual"] < 0.02 * max(pruned_kernel["mean_change"], 1e-3)
+    assert pruned_kernel["argmax_agreement"] > 0.9
+    told = json.loads(cli("explain", folder, "--json").out)
+    assert told["refined_again"] == 2
+    assert "refined again after fine-tuning" in cli("explain", folder).out
+    assert cli("explain", run, "diff", "again").code == 0
+    facts = json.loads(cli("info", folder / "plan.safetensors", "--json").out)["made_from"]
+    lengths = [len(each["history"]) for each in plan.provenance["refine_again"]]
+    assert [each["history"] for each in facts["refine_again"]] == [f"{length} entries" for length in lengths]
+    assert cli("report", run).code == 0
+
+
 def test_schedules_refine_what_auto_chose_only_when_asked(cli: Cli, run: Path) -> None:
     """With --refine-budget alone every round is tried, and what is better on validation data is kept."""
     steps = ("-s", 0.8, "--schedule", "iterative", "--rounds", 2)
@@ -432,6 +471,13 @@ def test_the_budget_of_a_try_can_be_set(cli: Cli, run: Path) -> None:
     [
         (("-c", "magnitude", "-s", 0.5, "--refine-budget", "60s"), "--refine-budget without --refine"),
         (("-s", 0.5, "--no-refine", "--refine-budget", "60s"), "--refine-budget with --no-refine"),
+        (("-s", 0.5, "--no-refine", "--refine-again", 1), "--refine-again with --no-refine"),
+        (("-s", 0.5, "--refine-again", 1), "give finetune"),
+        (("-s", 0.5, "--refine-again", 1, "--rewind", 3), "rewinding from early ones"),
+        (("-s", 0.5, "--refine-again", 1, "--schedule", "gradual", "--finetune", 1), "not gradual"),
+        (("-s", 0.5, "--refine-again", 1, "--finetune", 1, "--dry-run"), "--dry-run shows a plan"),
+        (("--max-accuracy-drop", 1, "--refine-again", 1, "--finetune", 1), "for a given size"),
+        (("--apply", "plan.safetensors", "--finetune", 1, "--refine-again", 1), "--apply takes a finished plan"),
         (("-s", 0.5, "--refine-budget", "soon"), "'soon' is no length of time"),
         (("--apply", "plan.safetensors", "--refine-budget", "60s"), "--apply takes a finished plan"),
         (("-s", 0.5, "--refine", "--refine-budget", "soon"), "'soon' is no length of time"),
@@ -489,6 +535,9 @@ def test_ctrl_c_ends_a_schedule_and_an_interrupted_model_is_not_reused(
     steps = ("--schedule", "iterative", "--rounds", 2, "--refine")
     assert cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "steps", *steps).code == 130
     assert not (run / "pruned" / "steps").exists()
+    again = ("--finetune", 1, "--refine-again", 1)
+    assert cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "again", *again).code == 130
+    assert not (run / "pruned" / "again").exists()
     prune_run(Run(run), Prune.of({"name": "one", "criterion": "magnitude", "sparsity": 0.8, "refine": True}, "test"))
     done = cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "one", "--refine")
     one_line(done, 1, "refining was interrupted", "--overwrite")

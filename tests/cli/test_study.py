@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from prunekit.search.study import split
 from prunekit.search.summary import area
 from prunekit.verbs.run_folder import Run
 from tests.cli.conftest import RECIPE, Cli
@@ -115,6 +116,37 @@ def test_finished_cells_are_kept_and_damaged_ones_measured_again(study: Path, cl
     assert (out / "compare.csv").read_text() == first
 
 
+def test_asking_for_refined_again_measures_nothing_else(study: Path, cli: Cli, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    text = STUDY.replace("seeds: [0, 1]", "seeds: [0]").replace("epochs: 1", "epochs: 3")
+    study.write_text(text + "refine: {tune: [refined]}\n")
+    assert cli("compare", study, "--out", out).code == 0
+    first = (out / "compare.csv").read_text()
+    cells = {p: p.stat().st_mtime_ns for p in (out / "cells").rglob("*.json")}
+    study.write_text(text + "refine: {tune: [refined], again: 1}\n")
+    assert cli("compare", study, "--out", out).code == 0
+    assert all(p.stat().st_mtime_ns == time for p, time in cells.items())
+    second = (out / "compare.csv").read_text()
+    more = set(second.splitlines()) - set(first.splitlines())
+    assert set(first.splitlines()) <= set(second.splitlines())
+    rows = [dict(zip(first.splitlines()[0].split(","), line, strict=True)) for line in csv.reader(more)]
+    tuned = [r for r in csv.DictReader(second.splitlines()) if r["repair"] == "refined" and r["epochs"] == "3"]
+    assert len(rows) == len(tuned) > 0
+    assert {(r["repair"], r["epochs"]) for r in rows} == {("refined again", "3")}
+    assert [r["achieved"] for r in rows] == [r["achieved"] for r in tuned]
+    study.write_text(text + "refine: {tune: [refined]}\n")
+    assert cli("compare", study, "--out", out).code == 0
+    assert (out / "compare.csv").read_text() == first
+
+
+@pytest.mark.parametrize(("epochs", "runs"), [(25, 2), (25, 1), (3, 3), (10, 4)])
+def test_epochs_are_split_without_loss(epochs: int, runs: int) -> None:
+    parts = split(epochs, runs)
+    assert (len(parts), sum(parts)) == (runs, epochs)
+    assert min(parts) >= 1
+    assert max(parts) - min(parts) <= 1
+
+
 def test_processes_give_the_same_rows(study: Path, cli: Cli, tmp_path: Path) -> None:
     assert cli("compare", study, "--out", tmp_path / "one").code == 0
     done = cli("compare", study, "--out", tmp_path / "two", "--jobs", 2)
@@ -146,6 +178,8 @@ def test_runs_that_are_there_already(run: Path, cli: Cli, tmp_path: Path) -> Non
         (("tune:", "refine: {sparsities: {'4:8': [0.5]}}\ntune:"), "refine names 4:8"),
         (("tune:", "refine: {of: {unstructured: [lamp]}}\ntune:"), "refine.of names lamp"),
         (("tune:", "refine: {tune: [rescored]}\ntune:"), "refine.tune names rescored"),
+        (("tune:", "refine: {again: 1}\ntune:"), "name refined in refine.tune too"),
+        (("tune:", "refine: {tune: [refined], again: 1}\ntune:"), "each run needs an epoch"),
         (("tune:", "refine: {ways: {channels: [edge-popup]}}\ntune:"), "'edge-popup' does not exist for channels"),
     ],
 )
