@@ -150,6 +150,7 @@ def tuned(results: Results, missed: list[str]) -> None:
     table(["case", *columns], lines)
     at_end = {name: statistics.fmean(values) for name, values in last.items()}
     print("at the highest sparsity, mean over cases: " + ", ".join(f"{n} {v:.1f}" for n, v in at_end.items()) + "\n")
+    at_end.pop("refined again", None)  # ours as well
     if max(at_end, key=lambda n: at_end[n]) != "refined":
         missed.append("fine-tuned: not ahead of all at the highest sparsity")
 

@@ -219,7 +219,8 @@ def evaluate(result: tuple[str, dict[str, Any]]) -> None:
     _print(table)
     if refined := e.get("refine"):
         before, after = refined["before"]["accept"], refined["after"]["accept"]
-        print(f"refined: divergence {before:.4g} -> {after:.4g}")
+        later = [f"{a['before']['accept']:.4g} -> {a['after']['accept']:.4g}" for a in refined.get("again", ())]
+        print(f"refined: divergence {'; after fine-tuning '.join([f'{before:.4g} -> {after:.4g}', *later])}")
     kernel = e["kernel"]
     if kernel is None:
         print("kernel: this run has one checkpoint, so there is no path to rebuild the model from")

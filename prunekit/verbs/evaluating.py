@@ -163,13 +163,15 @@ def _latency(run: Run, dense: torch.nn.Module, pruned: torch.nn.Module, unsqueez
 
 
 def _refinement(plan: Plan) -> dict[str, Any] | None:
-    """Divergence by round, of the masks that were taken; None for a plan that was not refined."""
+    """Divergence by round, of the masks that were taken, and of later refinements; None for a plan that was not refined."""
     facts = plan.provenance.get("refine")
     if facts is None:
         return None
     keys = ("stage", "round", "learn", "accept", "swapped")
     rounds = [{key: entry[key] for key in keys} for entry in facts["history"] if entry["kept"]]
-    return {**{key: facts[key] for key in ("target", "samples", "before", "after", "changed", "ended")}, "rounds": rounds}
+    told = ("target", "samples", "before", "after", "changed", "ended")
+    again = [{key: later[key] for key in told} for later in plan.provenance.get("refine_again", ())]
+    return {**{key: facts[key] for key in told}, "rounds": rounds, **({"again": again} if again else {})}
 
 
 def child_of(run: Run, folder: Path, plan: Plan, pruned: torch.nn.Module) -> Trajectory:

@@ -253,6 +253,7 @@ def test_what_was_fine_tuned_is_refined_again(cli: Cli, run: Path, structure: st
     changed = ("--name", "again", *asked, "--refine-again", 1)
     one_line(cli("prune", run, "-c", "magnitude", "-s", 0.8, *changed), 1, "refine.again was 2, is now 1")
     measured = json.loads(cli("eval", folder, "--json").out)
+    assert [each["after"] for each in measured["refine"]["again"]] == [facts["after"] for facts in found["refined_again"]]
     pruned_kernel = measured["kernel"]["pruned"]
     assert pruned_kernel["by_layer_residual"] < 0.02 * max(pruned_kernel["mean_change"], 1e-3)
     assert pruned_kernel["argmax_agreement"] > 0.9
@@ -264,6 +265,7 @@ def test_what_was_fine_tuned_is_refined_again(cli: Cli, run: Path, structure: st
     lengths = [len(each["history"]) for each in plan.provenance["refine_again"]]
     assert [each["history"] for each in facts["refine_again"]] == [f"{length} entries" for length in lengths]
     assert cli("report", run).code == 0
+    assert (run / "report.html").read_text().count("Refined again after fine-tuning (") == 2
 
 
 def test_schedules_refine_what_auto_chose_only_when_asked(cli: Cli, run: Path) -> None:
