@@ -143,6 +143,33 @@ def test_eval_measures_a_squeezed_model_before_and_after(cli: Cli, run: Path, mo
     assert f"{before['parameters']:,}" in shown
     assert "before squeezing" not in cli("eval", run / "pruned" / "masked").out
     assert cli("report", run).code == 0
+    page = (run / "report.html").read_text()
+    assert "tight: before and after squeezing" in page
+    assert "masked: before and after squeezing" not in page
+    for key in ("parameters", "macs", "bytes"):
+        cells = "".join(f"<td>{found[part][key]:,}</td>" for part in ("dense", "masked", "pruned"))
+        assert cells in page, key
+    for times in found["latency"]["batches"].values():
+        assert "".join(f"<td>{times[f'{part}_ms']:.2f}</td>" for part in ("dense", "masked", "pruned")) in page
+
+
+def test_an_evaluation_without_the_figures_before_squeezing_is_made_anew(cli: Cli, run: Path) -> None:
+    """As prunekit wrote it before it measured them; one that is damaged is refused."""
+    assert cli("prune", run, "-c", "magnitude", "-s", 0.97, "--name", "tight", "--squeeze").code == 0
+    folder = run / "pruned" / "tight"
+    found = json.loads(cli("eval", folder, "--json").out)
+    old = {key: value for key, value in found.items() if key not in ("masked", "reused")}
+    for times in old["latency"]["batches"].values():
+        del times["masked_ms"]
+    (folder / "eval.json").write_text(json.dumps(old))
+    assert cli("report", run).code == 0
+    assert "before and after squeezing" not in (run / "report.html").read_text()
+    again = json.loads(cli("eval", folder, "--json").out)
+    assert not again["reused"]
+    assert again["masked"] == found["masked"]
+    assert json.loads(cli("eval", folder, "--json").out)["reused"]
+    (folder / "eval.json").write_text(json.dumps({**old, "masked": found["masked"]}))
+    one_line(cli("eval", folder), 1, "eval.json", "no 'masked_ms'", "--overwrite")
 
 
 def test_a_refined_plan_is_compensated_within_its_budget_or_fine_tuned(cli: Cli, run: Path) -> None:
