@@ -1,7 +1,7 @@
 """Ways to a better mask of the same size, from a plan: a plain dict from name to function, for comparisons.
 
-``refined`` is ``prunekit.refine``; ``swapped`` and ``learnt`` are its two stages alone; ``rescored`` of channels makes its own
-plan in rounds, as it does of single weights; the others are the rivals, which take single weights only.
+``refined`` is ``prunekit.refine``; ``swapped`` and ``learnt`` are its two stages alone; ``rescored`` of units makes its own
+plan in rounds, at refine's cost or in ten; the others are the rivals, which take single weights only.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ def _by_rival(plan: Plan, model: nn.Module, material: Material, *, name: str) ->
     return pattern.plan(RIVALS[name](pattern, objective, material.seed))
 
 
-def _rescored_units(plan: Plan, model: nn.Module, material: Material) -> Plan:
+def _rescored_units(plan: Plan, model: nn.Module, material: Material, *, most: int | None = None) -> Plan:
     """As many units of the same structure and allocation, by scores made anew in every round.
 
-    A round costs one gradient of every sample to learn from; there are as many as ``refine`` takes of them, but none that
-    could not remove a unit.
+    A round costs one gradient of every sample to learn from; there are as many as ``refine`` takes of them, or ``most``, but
+    none that could not remove a unit.
     """
     x, y = (torch.cat([pair[i] for pair in material.learn]) for i in (0, 1))
     evidence = replace(material.evidence, x=x, y=y)
@@ -85,7 +85,7 @@ def _rescored_units(plan: Plan, model: nn.Module, material: Material) -> Plan:
     scores = compose(spec, {part.text: score_evidence(evidence, part.text) for part in spec.singles})
     planner = Planner(evidence, scores, plan.structure, plan.provenance["allocation"], material.example)
     gone = sum(int((~keep).sum()) for keep in plan.keep.values())
-    schedule = Schedule("iterative", rounds=max(1, min(gone, equal_cost())))
+    schedule = Schedule("iterative", rounds=max(1, min(gone, most or equal_cost())))
     return prune_by_schedule(model, planner, plan.provenance["sparsity"], schedule).plan
 
 
@@ -114,7 +114,7 @@ def get_repair(name: str, structure: str) -> Repair:
     if structure == "unstructured":
         known = REPAIRS
     elif structure in GROUPED:
-        known["rescored"] = _rescored_units
+        known |= {"rescored": _rescored_units, "rescored-10": partial(_rescored_units, most=10)}
     if name not in known:
         raise UsageError(f"repair {name!r} does not exist for {structure}; {nearest(name, list(known))}")
     return known[name]
