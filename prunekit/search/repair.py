@@ -1,7 +1,7 @@
 """Ways to a better mask of the same size, from a plan: a plain dict from name to function, for comparisons.
 
-``refined`` is ``prunekit.refine``; ``swapped`` and ``learnt`` are its two stages alone; ``rescored`` of channels makes its own
-plan in ten rounds; the others are the rivals, which take single weights only.
+``refined`` is ``prunekit.refine``; ``swapped`` and ``learnt`` are its two stages alone; ``rescored`` of units makes its own
+plan in rounds, at refine's cost or in ten; the others are the rivals, which take single weights only.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from prunekit.search.patterns import Weights
 from prunekit.search.planner import Planner
 from prunekit.search.refine import refine
 from prunekit.search.rivals import RIVALS
+from prunekit.search.rivals.rescored import equal_cost
 from prunekit.search.schedule import Schedule, prune_by_schedule
 from prunekit.trajectory import Layout
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 
 RESCORED = "magnitude^0.5*taylor(target=margin,aggregation=l2)^0.5"
-ROUNDS = 10
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,19 @@ def _by_rival(plan: Plan, model: nn.Module, material: Material, *, name: str) ->
     return pattern.plan(RIVALS[name](pattern, objective, material.seed))
 
 
-def _rescored_units(plan: Plan, model: nn.Module, material: Material) -> Plan:
-    """As many units of the same structure and allocation, by scores made anew in each of ten rounds."""
+def _rescored_units(plan: Plan, model: nn.Module, material: Material, *, most: int | None = None) -> Plan:
+    """As many units of the same structure and allocation, by scores made anew in every round.
+
+    A round costs one gradient of every sample to learn from; there are as many as ``refine`` takes of them, or ``most``, but
+    none that could not remove a unit.
+    """
     x, y = (torch.cat([pair[i] for pair in material.learn]) for i in (0, 1))
     evidence = replace(material.evidence, x=x, y=y)
     spec = parse(RESCORED)
     scores = compose(spec, {part.text: score_evidence(evidence, part.text) for part in spec.singles})
     planner = Planner(evidence, scores, plan.structure, plan.provenance["allocation"], material.example)
-    schedule = Schedule("iterative", rounds=ROUNDS)
+    gone = sum(int((~keep).sum()) for keep in plan.keep.values())
+    schedule = Schedule("iterative", rounds=max(1, min(gone, most or equal_cost())))
     return prune_by_schedule(model, planner, plan.provenance["sparsity"], schedule).plan
 
 
@@ -104,6 +109,11 @@ COMMON: dict[str, Repair] = {
 REPAIRS: dict[str, Repair] = {**COMMON, **{name: partial(_by_rival, name=name) for name in RIVALS}}
 
 
+def settings(name: str) -> dict[str, int]:
+    """What decides a way's masks beside plan, model and material: a finished study measures it again when that changes."""
+    return {"gradients": equal_cost()} if name == "rescored" else {}
+
+
 def get_repair(name: str, structure: str) -> Repair:
     """The way ``name`` to repair plans of ``structure``.
 
@@ -114,7 +124,7 @@ def get_repair(name: str, structure: str) -> Repair:
     if structure == "unstructured":
         known = REPAIRS
     elif structure in GROUPED:
-        known["rescored"] = _rescored_units
+        known |= {"rescored": _rescored_units, "rescored-10": partial(_rescored_units, most=10)}
     if name not in known:
         raise UsageError(f"repair {name!r} does not exist for {structure}; {nearest(name, list(known))}")
     return known[name]

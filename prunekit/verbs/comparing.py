@@ -22,7 +22,7 @@ from prunekit.progress import Bar
 from prunekit.recipe import Finetune, Recipe, Steps, Study
 from prunekit.report import save_figure, study_figure, write_study_page
 from prunekit.search.compare import Candidates
-from prunekit.search.repair import Material
+from prunekit.search.repair import Material, settings
 from prunekit.search.study import REFINED_AGAIN, Bench, compensated, dense_facts, fine_tuned, one_shot, refined_again, repaired
 from prunekit.search.summary import Runs, Variant, area, summarise
 from prunekit.verbs.run_folder import Run, first_difference
@@ -256,7 +256,7 @@ def _again(job: Job, run: Run, bench: Bench, rows: list[dict[str, Any]], data: d
                     tuning = how if way in study.refine.tune and sparsity in study.tuned_at(structure) else None
                     _cells(
                         job.cells / f"{folder}-{way}" / f"{_method_slug(method)}-{sparsity:g}.json",
-                        {**made_from(method, variant), **learnt_from, "sparsity": sparsity,
+                        {**made_from(method, variant), **learnt_from, **settings(way), "sparsity": sparsity,
                          "compensate": study.refine.compensate, "epochs": tuning.epochs if tuning else 0},
                         partial(repaired, bench, structure, method, *variant, sparsity, way, material,
                                 calibration if study.refine.compensate else None, tuning),

@@ -84,10 +84,13 @@ def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
         "child": None if child is None else child.hash,
     }
     path = folder / "eval.json"
+    squeezed = bool(manifest.facts.get("squeezed"))
     if reusable(path, recorded_inputs(path, lambda p: read_evaluation(p)["made_from"]), made_from, overwrite):
-        return {**read_evaluation(path), "reused": True}
+        found = read_evaluation(path)
+        if "masked" in found or not squeezed:  # older files do not say what a squeezed model was before: measured anew
+            return {**found, "reused": True}
     started = time.perf_counter()
-    unsqueezed = _unsqueezed(run, plan) if manifest.facts.get("squeezed") else None
+    unsqueezed = _unsqueezed(run, plan) if squeezed else None
     dense = run.model.to(run.device)
     pruned.to(run.device)
     batches = run.batches("test")
@@ -217,12 +220,13 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     """Raises ArtifactError when eval.json is missing, damaged, or lacks what tables and pages show of it."""
     found = checkpoint.read_json(path, "evaluation")
     with checkpoint.reading(path, "evaluation"):
-        for part in ("dense", "pruned"):
+        small = ["pruned", *(["masked"] if "masked" in found else [])]
+        for part in ("dense", *small):
             _ = [float(found[part][key]) for key in ("accuracy", "parameters", "nonzero", "macs", "bytes")]
-        _ = float(found["pruned"]["agreement"]), float(found["pruned"]["kl"]), found["test_samples"]
+        _ = [(float(found[part]["agreement"]), float(found[part]["kl"])) for part in small], found["test_samples"]
         _ = float(found["sparsity"]["prunable"]), float(found["sparsity"]["all"]), found["latency"]["machine"]
         _ = [found["made_from"][key] for key in ("criterion", "allocation", "structure", "weights")]
-        _ = [(float(t["dense_ms"]), float(t["pruned_ms"])) for t in found["latency"]["batches"].values()]
+        _ = [float(t[f"{part}_ms"]) for t in found["latency"]["batches"].values() for part in ("dense", *small)]
         _ = [(c["kept"] / c["total"]) for c in found["layers"].values()]
         if found["kernel"] is not None:
             for part in ("dense", "pruned", "masked_machine"):

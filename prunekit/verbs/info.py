@@ -69,10 +69,11 @@ def _folder(path: Path) -> dict[str, Any]:
             "cost": trajectory.header.get("cost", {}),
         }
     if (path / "prunekit.json").exists():
-        content = _json(path / "prunekit.json")
-        return {"kind": "pruned", "path": str(path), "structure": content["structure"], "plan": content["plan"],
-                "made_from": _brief(content["provenance"]), **content["facts"],
-                "files": {p.name: p.stat().st_size for p in sorted(path.iterdir())}}  # fmt: skip
+        with checkpoint.reading(path / "prunekit.json", "manifest"):
+            content = _json(path / "prunekit.json")
+            return {"kind": "pruned", "path": str(path), "structure": content["structure"], "plan": content["plan"],
+                    "made_from": _brief(content["provenance"]), **content["facts"],
+                    "files": {p.name: p.stat().st_size for p in sorted(path.iterdir())}}  # fmt: skip
     if (path / "recipe.yaml").exists():
         recipe = Recipe.load(path / "recipe.yaml")
         return {
@@ -94,7 +95,9 @@ def _folder(path: Path) -> dict[str, Any]:
 def _brief(provenance: dict[str, Any]) -> dict[str, Any]:
     """A refined plan's history is long: how many entries it has."""
 
-    def brief(refined: dict[str, Any]) -> dict[str, Any]:
+    def brief(refined: Any) -> dict[str, Any]:
+        if not isinstance(refined, dict):
+            raise TypeError(f"refine is {refined!r}; it holds what refining did")
         return {**refined, "history": f"{len(refined['history'])} entries"}
 
     found = dict(provenance)

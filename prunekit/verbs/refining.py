@@ -106,6 +106,8 @@ def better_plan(
     ended = refined.provenance["refine"]["ended"]
     if not judged:
         return refined, ended
+    if ended == "budget" and len(refined.history) == 1:  # the given mask is all there is
+        return noted(plan, False, why=f"the budget of {options.budget} was spent before there was a mask to try"), ""
     before, after = (_on_validation(run, each, compensating, model) for each in (plan, refined))
     better = merit(after) > merit(before)
     return noted(refined if better else plan, better, unrefined=before, refined=after, ended=ended), ended

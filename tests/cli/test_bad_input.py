@@ -186,6 +186,15 @@ def test_json_artifacts_with_wrong_content(run: Path, cli: Cli) -> None:
     one_line(cli("info", run / "pruned" / "small" / "x"), 1, "no such file")
 
 
+@pytest.mark.parametrize("refine", ["yes", 3, [], {"history": 2}, {}])
+def test_info_names_a_manifest_that_was_damaged_by_hand(run: Path, cli: Cli, refine: object) -> None:
+    path = run / "pruned" / "loose" / "prunekit.json"
+    content = json.loads(path.read_text())
+    content["provenance"]["refine"] = refine
+    path.write_text(json.dumps(content))
+    one_line(cli("info", path.parent), 1, f"{path}: not a whole manifest")
+
+
 def test_two_writers_in_one_folder(run: Path, cli: Cli) -> None:
     from prunekit.checkpoint import locked
 

@@ -143,6 +143,33 @@ def test_eval_measures_a_squeezed_model_before_and_after(cli: Cli, run: Path, mo
     assert f"{before['parameters']:,}" in shown
     assert "before squeezing" not in cli("eval", run / "pruned" / "masked").out
     assert cli("report", run).code == 0
+    page = (run / "report.html").read_text()
+    assert "tight: before and after squeezing" in page
+    assert "masked: before and after squeezing" not in page
+    for key in ("parameters", "macs", "bytes"):
+        cells = "".join(f"<td>{found[part][key]:,}</td>" for part in ("dense", "masked", "pruned"))
+        assert cells in page, key
+    for times in found["latency"]["batches"].values():
+        assert "".join(f"<td>{times[f'{part}_ms']:.2f}</td>" for part in ("dense", "masked", "pruned")) in page
+
+
+def test_an_evaluation_without_the_figures_before_squeezing_is_made_anew(cli: Cli, run: Path) -> None:
+    """As prunekit wrote it before it measured them; one that is damaged is refused."""
+    assert cli("prune", run, "-c", "magnitude", "-s", 0.97, "--name", "tight", "--squeeze").code == 0
+    folder = run / "pruned" / "tight"
+    found = json.loads(cli("eval", folder, "--json").out)
+    old = {key: value for key, value in found.items() if key not in ("masked", "reused")}
+    for times in old["latency"]["batches"].values():
+        del times["masked_ms"]
+    (folder / "eval.json").write_text(json.dumps(old))
+    assert cli("report", run).code == 0
+    assert "before and after squeezing" not in (run / "report.html").read_text()
+    again = json.loads(cli("eval", folder, "--json").out)
+    assert not again["reused"]
+    assert again["masked"] == found["masked"]
+    assert json.loads(cli("eval", folder, "--json").out)["reused"]
+    (folder / "eval.json").write_text(json.dumps({**old, "masked": found["masked"]}))
+    one_line(cli("eval", folder), 1, "eval.json", "no 'masked_ms'", "--overwrite")
 
 
 def test_a_refined_plan_is_compensated_within_its_budget_or_fine_tuned(cli: Cli, run: Path) -> None:
@@ -459,12 +486,13 @@ def test_auto_refines_unasked_where_one_plan_is_made(cli: Cli, run: Path) -> Non
 
 
 def test_the_budget_of_a_try_can_be_set(cli: Cli, run: Path) -> None:
+    why = "the budget of 0s was spent before there was a mask to try"
     found, plan, said = by_auto(cli, run, "hurried", "-s", 0.8, "--refine-budget", "0s")
-    assert found["refine_tried"]["ended"] == "budget"
-    assert not found["refine_tried"]["kept"]  # no round was made, so it is the same plan
+    assert found["refine"] is None
+    assert found["refine_tried"] == {"kept": False, "why": why}
     assert plan.provenance["request"]["refine"]["budget"] == "0s"
     assert plan.provenance["request"]["refine"]["when"] == "better"
-    assert "until the budget was spent" in said
+    assert f"refine not tried: {why}" in said
     one_line(cli("prune", run, "--name", "hurried", "-s", 0.8), 1, "refine.budget was '0s', is now '60s'")
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from prunekit import make_plan, refine
+from prunekit import Recorder, Trajectory, make_plan, refine
+from prunekit.criteria import Evidence
 from prunekit.kernel import ModelFunction, blame, mean_gradient, mean_value, second_moments
 from prunekit.kernel.gradients import VmapGradients
 from prunekit.kernel.layerwise import LayerwiseGradients
 from prunekit.search.objective import make_objective
 from prunekit.search.patterns import Weights
+from prunekit.search.repair import REPAIRS, Material, get_repair, settings
 from prunekit.search.rivals.evaluations import counted
-from prunekit.search.rivals.rescored import rescored
+from prunekit.search.rivals.rescored import equal_cost, rescored
 from prunekit.trajectory import Layout, Segment
 from tests.search.test_refine import Batches, trained
 from tests.structure_models import random_scores
@@ -99,12 +103,47 @@ def test_rescoring_takes_one_gradient_a_sample_and_step() -> None:
     assert found.gradients == 7 * sum(len(x) for x, _ in objective.learn) + 4
 
 
-def test_rescoring_costs_the_gradients_of_thirty_rounds() -> None:
+@pytest.mark.parametrize("samples", [96, 3 * 256])
+def test_rescoring_costs_the_gradients_of_refining(samples: int) -> None:
+    """By the defaults of both, also where a step of learning sees one batch of several."""
     model, batches = trained("flattened")
+    x, y = (torch.cat([pair[i] for pair in batches]).repeat(samples // SAMPLES, *(1,) * (d - 1)) for i, d in ((0, 4), (1, 1)))
+    learn, accept = [(x, y)], batches
     plan = make_plan(random_scores(model), model, sparsity=0.6)
     with counted(model) as refined:
-        done = refine(plan, model, batches, learn=False)
+        done = refine(plan, model, learn, accept=accept)
     assert done.history[-1]["round"] == 30
     with counted(model) as found:
-        rescored(Weights(plan, Layout.of(model), torch.device("cpu")), make_objective(model, batches, "kl", "margin"))
-    assert found.gradients == refined.gradients
+        rescored(
+            Weights(plan, Layout.of(model), torch.device("cpu")), make_objective(model, learn, "kl", "margin", accept=accept)
+        )
+    choosing = 2 * 2  # of an engine, see above: refining looks twice
+    assert found.gradients - choosing == refined.gradients - 2 * choosing
+    assert (found.gradients - choosing) % samples == 0
+
+
+@pytest.mark.parametrize("way", ["rescored", "rescored-10"])
+def test_rescoring_units_takes_a_gradient_a_round(way: str, tmp_path: Path) -> None:
+    """As many rounds as refining takes gradients, or ten, but no more than there are units to remove."""
+    model, batches = trained("flattened")
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    with Recorder(tmp_path / "t", model, optimizer):
+        model(batches[0][0]).sum().backward()
+        optimizer.step()
+    evidence = Evidence(Trajectory(tmp_path / "t"), model, ("conv.weight", "hidden.weight", "out.weight"), *batches[0])
+    x = batches[0][0]
+    plan = make_plan(random_scores(model), model, x[:2], sparsity=0.98, structure="channels", allocation="uniform")
+    gone = sum(int((~keep).sum()) for keep in plan.keep.values())
+    assert 10 < gone < equal_cost()
+    rounds = gone if way == "rescored" else 10
+    with counted(model) as found:
+        again = get_repair(way, "channels")(plan, model, Material(evidence, batches[:2], batches[2:], x[:2], 0))
+    samples = sum(len(x) for x, _ in batches[:2])
+    choosing = 2 * 2  # of an engine, in every round
+    assert found.gradients == rounds * (samples + choosing)
+    assert {n: int(k.sum()) for n, k in again.keep.items()} == {n: int(k.sum()) for n, k in plan.keep.items()}
+
+
+def test_only_what_rescoring_gets_is_part_of_its_key() -> None:
+    assert settings("rescored") == {"gradients": equal_cost()}
+    assert not any(settings(name) for name in REPAIRS if name != "rescored")

@@ -1,11 +1,13 @@
 """Rescoring while the mask shrinks: tempered per-sample importance, once or in steps (as SNIP became FORCE and SynFlow).
 
 Steps remove the same share of what is left each time (de Jorge et al., arXiv 2006.09081); importances are those of the
-model as it is by then. Each step costs one per-sample pass; ``STEPS`` gives it the gradient evaluations of 30 rounds of
-refining (15 of 8 blame nodes, 15 of one gain, 30 importances), as ``prunekit.search.rivals.evaluations`` counts them too.
+model as it is by then. Each step costs one gradient of every sample to learn from, and by default there are as many steps as
+``refine`` takes such gradients by its own defaults: rivals at equal cost, as ``prunekit.search.rivals.evaluations`` counts it.
 """
 
 from __future__ import annotations
+
+import inspect
 
 import torch
 from torch import Tensor
@@ -13,8 +15,8 @@ from torch import Tensor
 from prunekit.kernel.gradients import choose_engine
 from prunekit.search.objective import Objective
 from prunekit.search.patterns import Weights, best
+from prunekit.search.refine import refine
 
-STEPS = 165
 TEMPER = 0.5
 
 
@@ -23,10 +25,11 @@ def tempered(pattern: Weights, objective: Objective, seed: int = 0) -> Tensor:
     return rescored(pattern, objective, seed, steps=1)
 
 
-def rescored(pattern: Weights, objective: Objective, seed: int = 0, *, steps: int = STEPS) -> Tensor:
-    """The mask after ``steps`` steps from the dense model to the pattern's count."""
+def rescored(pattern: Weights, objective: Objective, seed: int = 0, *, steps: int | None = None) -> Tensor:
+    """The mask after ``steps`` steps from the dense model to the pattern's count; None: ``equal_cost``."""
     theta = objective.theta
     engine = choose_engine(objective.ranking, theta, *objective.labelled[0])
+    steps = equal_cost(len(objective.learn)) if steps is None else steps
     keep = torch.ones_like(pattern.keep)
     for step in range(1, steps + 1):
         now = theta * pattern.expand(keep.to(theta.dtype))
@@ -36,3 +39,15 @@ def rescored(pattern: Weights, objective: Objective, seed: int = 0, *, steps: in
         count = pattern.count if step == steps else max(pattern.count, round(share * len(keep)))
         keep = best(worth.masked_fill(~keep, -torch.inf), count)
     return keep
+
+
+def equal_cost(batches: int = 1) -> int:
+    """Gradients of every sample to learn from that ``refine`` takes by its defaults, learning and all rounds of swaps.
+
+    Learning: the importances that scores start at, and a gradient a step (of one of the ``batches`` where there are more than
+    two). Swaps: importances in every round; blame's nodes in every odd one, one gradient of the gain in every even one.
+    """
+    defaults = {name: option.default for name, option in inspect.signature(refine).parameters.items()}
+    rounds, nodes, steps = (int(defaults[name]) for name in ("rounds", "nodes", "steps"))
+    learning = 1 + (steps if batches <= 2 else round(steps / batches))
+    return learning + rounds + (rounds + 1) // 2 * nodes + rounds // 2
