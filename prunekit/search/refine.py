@@ -197,7 +197,7 @@ def _swap(best: _Best, rounds: int, share: float, temper: float, nodes: int, dea
                 return True  # nothing is left to try
             worth = _worth(best, engine, grown, temper)
             back = grown & ~best.keep
-            if best.offer(pattern.select(worth.masked_fill(~grown, -torch.inf)), facts):
+            if best.offer(pattern.exchange(worth, grown, gain), facts):
                 tried.zero_()
             else:
                 share *= SHRINK

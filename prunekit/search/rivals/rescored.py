@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from prunekit.kernel.gradients import choose_engine
+from prunekit.search.limits import best
 from prunekit.search.objective import Objective
-from prunekit.search.patterns import Weights, best
+from prunekit.search.patterns import Weights
 
 STEPS = 165
 TEMPER = 0.5
