@@ -28,10 +28,9 @@ from prunekit.trajectory import Layout, Segment
 
 
 class Pattern(Protocol):
-    """``keep``: the plan's own choice, boolean ``(U,)``; ``importance``: the target whose gradients rank what goes."""
+    """``keep``: the plan's own choice, boolean ``(U,)``."""
 
     keep: Tensor
-    importance: str
 
     def expand(self, units: Tensor) -> Tensor:
         """Factors of the model's coordinates, ``(U,) -> (P,)``; differentiable."""
@@ -93,8 +92,6 @@ def decided(plan: Plan, name: str) -> tuple[bool, float]:
 
 class Weights(_Limited):
     """Single weights, anywhere: the number kept in all stays, and what the plan's ratios and floor say of its layers."""
-
-    importance = "margin"
 
     def __init__(self, plan: Plan, layout: Layout, device: torch.device) -> None:
         entries = {entry.name: entry for entry in layout.parameters}
@@ -175,8 +172,6 @@ class Tiles(_Limited):
     Layers that the plan's ratios decide, and with a floor all layers, keep their own number.
     """
 
-    importance = "margin"
-
     def __init__(self, plan: Plan, layout: Layout, device: torch.device, rows: int, columns: int) -> None:
         self._weights = Weights(plan, layout, device)
         self._plan, self._shape = plan, (rows, columns)
@@ -234,8 +229,6 @@ class Groups(_Limited):
         across: between groups too: never more weights than the plan keeps, and no unit fits any more. Groups that a ratio
             decides keep their number; of the others a floor's share stays, one unit at least.
     """
-
-    importance = "loss"
 
     def __init__(self, plan: Plan, layout: Layout, device: torch.device, across: bool = True) -> None:
         self._plan, self._layout = plan, layout

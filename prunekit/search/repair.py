@@ -68,7 +68,7 @@ def _refined(plan: Plan, model: nn.Module, material: Material, *, rounds: int = 
 def _by_rival(plan: Plan, model: nn.Module, material: Material, *, name: str) -> Plan:
     pattern = Weights(plan, Layout.of(model), next(model.parameters()).device)
     objective = make_objective(
-        model, material.learn, "kl", pattern.importance, loss=material.evidence.loss, accept=material.accept, seed=material.seed
+        model, material.learn, "kl", "margin", loss=material.evidence.loss, accept=material.accept, seed=material.seed
     )
     return pattern.plan(RIVALS[name](pattern, objective, material.seed))
 
