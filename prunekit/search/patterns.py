@@ -21,16 +21,16 @@ from prunekit.kernel.blame import Batches
 from prunekit.kernel.gradients import MomentEngine
 from prunekit.plan import Plan
 from prunekit.plan.plan import REPLACE
+from prunekit.search.limits import Allowance, Limits, Sizes, ranks
 from prunekit.structure import GROUPED, pattern_of
 from prunekit.structure.groups import SKIP
 from prunekit.trajectory import Layout, Segment
 
 
 class Pattern(Protocol):
-    """``keep``: the plan's own choice, boolean ``(U,)``; ``importance``: the target whose gradients rank what goes."""
+    """``keep``: the plan's own choice, boolean ``(U,)``."""
 
     keep: Tensor
-    importance: str
 
     def expand(self, units: Tensor) -> Tensor:
         """Factors of the model's coordinates, ``(U,) -> (P,)``; differentiable."""
@@ -48,7 +48,7 @@ class Pattern(Protocol):
     """Units kept in all."""
 
     def select(self, worth: Tensor) -> Tensor:
-        """The most valuable allowed set of as many units as the plan keeps, ``(U,)`` boolean."""
+        """The most valuable allowed set of as many units, or weights in units, as the plan keeps, ``(U,)`` boolean."""
 
     def grow(self, keep: Tensor, gain: Tensor, share: float) -> Tensor:
         """``keep`` and the removed units that gain most: ``share`` of the number kept, one at least, as far as allowed.
@@ -56,81 +56,14 @@ class Pattern(Protocol):
         A unit whose gain is minus infinity stays away.
         """
 
+    def exchange(self, worth: Tensor, grown: Tensor, gain: Tensor) -> Tensor:
+        """The most valuable allowed set among ``grown``, ``(U,)`` boolean.
+
+        Where that cannot fill the room (a large unit left, small ones came), those with the most ``gain`` do.
+        """
+
     def plan(self, keep: Tensor) -> Plan:
         """The plan with these units kept."""
-
-
-def best(worth: Tensor, count: int) -> Tensor:
-    """The ``count`` largest, ties by position, as a mask."""
-    if count <= 0:
-        return torch.zeros(len(worth), dtype=torch.bool, device=worth.device)
-    least = worth.kthvalue(len(worth) - count + 1).values  # a selection: sorting all takes several times as long
-    above, level = worth > least, worth == least
-    return above | (level & (level.cumsum(0) <= count - above.sum()))
-
-
-class Limits:
-    """How many units stay where: of every *part* between ``low`` and ``high``, of every *pool* of parts exactly as now.
-
-    Args:
-        keep: the plan's choice, ``(U,)``.
-        part: of every unit, a number from 0, ``(U,)``.
-        low: of every part, how many stay at least; what is above the number kept now is lowered to it.
-        high: at most.
-        pool: of every part, a number from 0.
-    """
-
-    def __init__(self, keep: Tensor, part: Tensor, low: Tensor, high: Tensor, pool: Tensor) -> None:
-        self.part, self.pool = part, pool
-        now, self.sizes = (torch.bincount(part, weights, len(low)).long() for weights in (keep.double(), None))
-        self.low, self.high = torch.minimum(low, now), torch.maximum(high, now).minimum(self.sizes)
-        self.counts = torch.zeros(int(pool.max()) + 1, dtype=torch.long, device=part.device).index_add_(0, pool, now)
-        free = torch.zeros_like(self.counts).index_add_(0, pool, self.high - self.low)
-        apart = torch.bincount(pool, minlength=len(self.counts)) > 1
-        tight = (self.low == self.high) | ((free == 0) | ~apart)[pool]
-        self.low, self.high = (torch.where(tight, now, limit) for limit in (self.low, self.high))
-        self.tight = bool(tight.all())
-        self.open = ((self.high > 0) & (self.counts[pool] > 0))[part]
-
-    def close(self, units: Tensor) -> None:
-        """These units, none of them kept now, are never taken, ``(U,)`` boolean."""
-        self.open = self.open & ~units
-
-    @classmethod
-    def one(cls, keep: Tensor, part: Tensor) -> Limits:
-        """Every part keeps as many as now."""
-        parts = int(part.max()) + 1 if len(part) else 1
-        now = torch.bincount(part, keep.double(), parts).long()
-        return cls(keep, part, now, now, torch.arange(parts, device=part.device))
-
-    def select(self, worth: Tensor) -> Tensor:
-        """The most valuable allowed set, ``(U,)`` boolean; ties by position.
-
-        Units of minus infinity are left out as long as the others hold a set that is allowed.
-        """
-        worth = worth.masked_fill(~self.open, -torch.inf)
-        if self.tight and len(self.low) == 1:
-            return best(worth, int(self.low))
-        order = torch.sort(worth, descending=True, stable=True).indices
-        place = ranks(order, self.part)
-        forced = place < self.low[self.part]
-        if self.tight:
-            return forced
-        barred = place >= self.high[self.part]
-        turn = torch.where(forced, 0, torch.where(barred, 2, 1))
-        order = order[torch.sort(turn[order], stable=True).indices]
-        pool = self.pool[self.part]
-        return (ranks(order, pool) < self.counts[pool]) & ~barred
-
-
-def ranks(order: Tensor, part: Tensor) -> Tensor:
-    """Place of every unit inside its part, in that order, ``(U,)``."""
-    order = order[torch.sort(part[order], stable=True).indices]
-    sizes = torch.bincount(part)
-    first = sizes.cumsum(0) - sizes
-    places = torch.empty_like(order)
-    places[order] = torch.arange(len(order), device=order.device) - first[part[order]]
-    return places
 
 
 class _Limited:
@@ -138,14 +71,16 @@ class _Limited:
 
     keep: Tensor
     count: int
-    limits: Limits
+    limits: Limits | Allowance
 
     def select(self, worth: Tensor) -> Tensor:
         return self.limits.select(worth)
 
     def grow(self, keep: Tensor, gain: Tensor, share: float) -> Tensor:
-        gain = gain.masked_fill(keep | ~self.limits.open, -torch.inf)
-        return keep | best(gain, min(max(1, int(share * self.count)), int((gain > -torch.inf).sum())))
+        return self.limits.grow(keep, gain, share)
+
+    def exchange(self, worth: Tensor, grown: Tensor, gain: Tensor) -> Tensor:
+        return self.limits.exchange(worth, grown, gain)
 
 
 def decided(plan: Plan, name: str) -> tuple[bool, float]:
@@ -157,8 +92,6 @@ def decided(plan: Plan, name: str) -> tuple[bool, float]:
 
 class Weights(_Limited):
     """Single weights, anywhere: the number kept in all stays, and what the plan's ratios and floor say of its layers."""
-
-    importance = "margin"
 
     def __init__(self, plan: Plan, layout: Layout, device: torch.device) -> None:
         entries = {entry.name: entry for entry in layout.parameters}
@@ -239,8 +172,6 @@ class Tiles(_Limited):
     Layers that the plan's ratios decide, and with a floor all layers, keep their own number.
     """
 
-    importance = "margin"
-
     def __init__(self, plan: Plan, layout: Layout, device: torch.device, rows: int, columns: int) -> None:
         self._weights = Weights(plan, layout, device)
         self._plan, self._shape = plan, (rows, columns)
@@ -290,20 +221,16 @@ def _signed(function: ModelFunction, theta: Tensor, batches: Batches) -> Iterato
 
 
 class Groups(_Limited):
-    """Whole units: channels, heads, blocks. Units change places inside their group, so that every tensor keeps its size.
+    """Whole units: channels, heads, blocks.
 
     Whole blocks, each of them alone in its group, change places with blocks of tensors of the same shapes.
 
     Args:
-        across: between groups too: the number of units in all stays, and every group keeps at least half of its uniform
-            share (or what the plan leaves it, if that is less): a layer that dies has no gradients that could bring it back.
+        across: between groups too: never more weights than the plan keeps, and no unit fits any more. Groups that a ratio
+            decides keep their number; of the others a floor's share stays, one unit at least.
     """
 
-    importance = "loss"
-
-    def __init__(self, plan: Plan, layout: Layout, device: torch.device, across: bool = False) -> None:
-        if across and (plan.provenance.get("ratios") or plan.provenance.get("floor")):
-            raise UsageError("refine: swaps across layers would not hold the plan's ratios and floor")
+    def __init__(self, plan: Plan, layout: Layout, device: torch.device, across: bool = True) -> None:
         self._plan, self._layout = plan, layout
         self.names = list(plan.keep)
         self.sizes = [len(plan.keep[n]) for n in self.names]
@@ -327,12 +254,16 @@ class Groups(_Limited):
             assert along is not None
             along[index.flatten().to(device)] = units.repeat_interleave(index.shape[1]).to(device)
 
-    def _limits(self, device: torch.device, across: bool) -> Limits:
+    def _limits(self, device: torch.device, across: bool) -> Limits | Allowance:
         sizes = torch.tensor(self.sizes, device=device)
         part = torch.arange(len(sizes), device=device).repeat_interleave(sizes)
-        if across:
-            low = (self.count / len(self.keep) * sizes / 2).long().clamp_min(1)
-            return Limits(self.keep, part, low, sizes, torch.zeros_like(sizes))
+        if across and not any(self._whole(name) for name in self.names):
+            now = torch.bincount(part, self.keep.double(), len(sizes)).long()
+            decisions = [decided(self._plan, name) for name in self.names]
+            fixed = torch.tensor([ratio for ratio, _ in decisions], device=device)
+            floor = torch.tensor([max(1, ceil(f * n)) for (_, f), n in zip(decisions, self.sizes, strict=True)], device=device)
+            low, high = torch.where(fixed, now, floor), torch.where(fixed, now, sizes)
+            return Allowance(self.keep, part, low, high, Sizes(self._plan, self.names))
         kinds: dict[Any, int] = {}
         for name in self.names:
             kinds.setdefault(self._kind(name), len(kinds))
@@ -410,6 +341,8 @@ class Groups(_Limited):
         for part in _signed(function, theta, batches):
             signed = self._sums({n: t for n, t in part.items() if n in self._units and n in parameters})
             total += signed.square().sum((0, 1))
+        if isinstance(self.limits, Allowance):
+            total = total / self.limits.cost.to(total.dtype)
         return total.sqrt()
 
     def plan(self, keep: Tensor) -> Plan:
@@ -421,12 +354,18 @@ PATTERNS: dict[str, Callable[[Plan, Layout, torch.device], Pattern]] = {"unstruc
 """By the plan's structure; N:M takes ``Runs``, blocks ``Tiles``. A new structure adds its class here."""
 
 
-def get_pattern(plan: Plan, layout: Layout, device: torch.device) -> Pattern:
+def get_pattern(plan: Plan, layout: Layout, device: torch.device, across: bool = True) -> Pattern:
     """The pattern of a plan's structure.
+
+    Args:
+        across: whether channels and heads change places between layers too, see ``Groups``; where not, every tensor keeps its
+            size, and with it MACs, bytes and latency.
 
     Raises:
         UsageError: the structure has none.
     """
+    if plan.structure in GROUPED:
+        return Groups(plan, layout, device, across)
     if plan.structure in PATTERNS:
         return PATTERNS[plan.structure](plan, layout, device)
     if "+" in plan.structure:
@@ -439,9 +378,9 @@ def get_pattern(plan: Plan, layout: Layout, device: torch.device) -> Pattern:
     return Tiles(plan, layout, device, pattern.first, pattern.second)
 
 
-def pattern_inside(before: Plan, plan: Plan, layout: Layout, device: torch.device) -> Pattern:
+def pattern_inside(before: Plan, plan: Plan, layout: Layout, device: torch.device, across: bool = True) -> Pattern:
     """The pattern of a plan that was made inside ``before``, of the same structure: what that removed stays away."""
-    pattern, earlier = get_pattern(plan, layout, device), get_pattern(before, layout, device)
+    pattern, earlier = get_pattern(plan, layout, device, across), get_pattern(before, layout, device, across)
     assert isinstance(pattern, _Limited)
     pattern.limits.close(~earlier.keep)
     return pattern

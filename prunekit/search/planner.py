@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from prunekit.criteria import Evidence, Scores, compose, get_criterion, model_digest, parse, score_evidence
 from prunekit.plan import GROUPED, Plan, make_plan
 from prunekit.search.patterns import Pattern, pattern_inside
-from prunekit.trajectory import Continued, Layout, Trajectory, load_into
+from prunekit.trajectory import Continued, Trajectory, load_into
 
-MakePattern = Callable[[Plan, Layout, torch.device], Pattern]
+MakePattern = Callable[..., Pattern]
+"""``(plan, layout, device, across=True) -> pattern``, as ``prunekit.search.patterns.get_pattern``."""
 Repair = Callable[[Plan, nn.Module, MakePattern | None], Plan]
 
 

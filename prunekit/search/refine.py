@@ -106,9 +106,8 @@ def refine(
         share: of the number kept that the first round swaps.
         temper: p of ``magnitude^(1-p) × influence^p``, the importance of what may leave.
         nodes: midpoints of the pruning segment for blame.
-        importance: target whose per-sample gradients give that influence; by default the pattern's own (margin for
-            weights and tiles, loss for channels, heads and blocks; loss where labels are no classes), or ``target`` if it is a
-            function.
+        importance: target whose per-sample gradients give that influence; by default the margin, the loss where labels are
+            no classes, or ``target`` if it is a function.
         accept: samples of their own to accept on; without them ``accept_share`` of ``batches`` is set apart for that.
         pattern: which swaps are allowed; by the plan's structure when None (``prunekit.search.PATTERNS``).
         reference: stay close to this model's outputs instead of ``model``'s own: the dense one, where ``model`` has the kept
@@ -133,7 +132,7 @@ def refine(
     layout = Layout.of(model)
     chosen = get_pattern(plan, layout, device) if pattern is None else pattern(plan, layout, device)
     pairs = list(batches)
-    ranking = importance or (_default_importance(chosen, pairs) if isinstance(target, str) else target)
+    ranking = importance or (_default_importance(pairs) if isinstance(target, str) else target)
     objective = make_objective(
         model, pairs, target, ranking, loss=loss, accept=accept, accept_share=accept_share, seed=seed, reference=reference
     )
@@ -203,7 +202,7 @@ def _swap(best: _Best, rounds: int, share: float, temper: float, nodes: int, dea
                 return True  # nothing is left to try
             worth = _worth(best, engine, grown, temper)
             back = grown & ~best.keep
-            if best.offer(pattern.select(worth.masked_fill(~grown, -torch.inf)), facts):
+            if best.offer(pattern.exchange(worth, grown, gain), facts):
                 tried.zero_()
             else:
                 share *= SHRINK
@@ -258,9 +257,9 @@ def _learn(best: _Best, steps: int, temper: float, seed: int, deadline: float) -
     return True
 
 
-def _default_importance(pattern: Pattern, batches: list[tuple[Tensor, Tensor]]) -> str:
-    """The pattern's own target, but the loss where labels are no classes to have a margin."""
-    return pattern.importance if all(y.dtype == torch.int64 for _, y in batches) else "loss"
+def _default_importance(batches: list[tuple[Tensor, Tensor]]) -> str:
+    """The margin, but the loss where labels are no classes to have one."""
+    return "margin" if all(y.dtype == torch.int64 for _, y in batches) else "loss"
 
 
 def _parted(before: tuple[float, float], after: tuple[float, float]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,7 @@ def refine_plan(
 def _by_rival(plan: Plan, model: nn.Module, material: Material, *, name: str) -> Plan:
     pattern = Weights(plan, Layout.of(model), next(model.parameters()).device)
     objective = make_objective(
-        model, material.learn, "kl", pattern.importance, loss=material.evidence.loss, accept=material.accept, seed=material.seed
+        model, material.learn, "kl", "margin", loss=material.evidence.loss, accept=material.accept, seed=material.seed
     )
     return pattern.plan(RIVALS[name](pattern, objective, material.seed))
 
@@ -109,9 +110,13 @@ COMMON: dict[str, Repair] = {
 REPAIRS: dict[str, Repair] = {**COMMON, **{name: partial(_by_rival, name=name) for name in RIVALS}}
 
 
-def settings(name: str) -> dict[str, int]:
+def settings(name: str, structure: str) -> dict[str, Any]:
     """What decides a way's masks beside plan, model and material: a finished study measures it again when that changes."""
-    return {"gradients": equal_cost()} if name == "rescored" else {}
+    if name == "rescored":
+        return {"gradients": equal_cost()}
+    if name in COMMON and structure in GROUPED:
+        return {"across": True, "importance": "margin"}
+    return {}
 
 
 def get_repair(name: str, structure: str) -> Repair:

@@ -256,7 +256,7 @@ def _again(job: Job, run: Run, bench: Bench, rows: list[dict[str, Any]], data: d
                     tuning = how if way in study.refine.tune and sparsity in study.tuned_at(structure) else None
                     _cells(
                         job.cells / f"{folder}-{way}" / f"{_method_slug(method)}-{sparsity:g}.json",
-                        {**made_from(method, variant), **learnt_from, **settings(way), "sparsity": sparsity,
+                        {**made_from(method, variant), **learnt_from, **settings(way, structure), "sparsity": sparsity,
                          "compensate": study.refine.compensate, "epochs": tuning.epochs if tuning else 0},
                         partial(repaired, bench, structure, method, *variant, sparsity, way, material,
                                 calibration if study.refine.compensate else None, tuning),

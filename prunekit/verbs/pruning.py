@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from prunekit.measure import accuracy, predict
 from prunekit.plan import GROUPED, Plan, asked_sparsity, make_plan
 from prunekit.recipe import Prune, Steps
 from prunekit.search import Candidates, Comparison, Given, Planner, choose
+from prunekit.search.patterns import get_pattern
 from prunekit.search.planner import MakePattern
 from prunekit.trajectory import Trajectory
 from prunekit.verbs.budgets import within_budget
@@ -88,9 +90,13 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
             **options,
         )
 
+    sized = budget[0] in ("max_macs", "max_bytes", "max_latency_ms")  # these follow from every tensor's size
+
     def repaired(plan: Plan, model: nn.Module, pattern: MakePattern | None = None) -> Plan:
         if repair is None:
             return plan
+        if sized:
+            pattern = partial(pattern or get_pattern, across=False)
         plan, ended = better_plan(run, plan, repair, wanted.compensate, model, pattern)
         if ended == "interrupted" and (wanted.schedule.name != "one-shot" or repair.again):
             raise KeyboardInterrupt  # of a schedule nothing is worth keeping before its last round
@@ -106,14 +112,14 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
         return planner_for(run, chosen["scores"], structure, chosen["allocation"], wanted, options, how)
 
     facts: dict[str, Any] = {}
-    if budget[0]:  # a repair keeps sizes, so only accuracy has to be measured with it
+    if budget[0]:  # a repair keeps what the others measure, so only accuracy has to be measured with it
         made = plan_at if budget[0] == "max_accuracy_drop" else made_at
         sparsity, facts = within_budget(run, wanted, choose_at, made, planner_at)
     else:
         sparsity = asked_sparsity(structure, wanted.sparsity)
     chosen = choose_at(sparsity)
     if wanted.request() and not dry_run:
-        again = None if repair is None else refining_again(run, repair)
+        again = None if repair is None else refining_again(run, repair, partial(get_pattern, across=False) if sized else None)
         done = prune_in_steps(run, folder, planner_at(chosen), sparsity, wanted, training, request, facts, again)
         return {**_summary(folder, Plan.load(folder / "plan.safetensors")), **done, "reused": False}
     plan = plan_at(chosen, sparsity)

@@ -50,7 +50,7 @@ def refining(run: Run, options: Refinement) -> Callable[..., Plan]:
     return refined
 
 
-def refining_again(run: Run, options: Refine) -> Again | None:
+def refining_again(run: Run, options: Refine, pattern: MakePattern | None = None) -> Again | None:
     """What ``prune_by_schedule`` takes to refine again; None where it is not asked for.
 
     Ctrl-C ends the command: what a search has found by then is not worth training on unasked.
@@ -60,7 +60,7 @@ def refining_again(run: Run, options: Refine) -> Again | None:
     refined = refining(run, options)
 
     def again(plan: Plan, base: nn.Module, dense: nn.Module) -> Plan:
-        found = refined(plan, base, reference=dense)
+        found = refined(plan, base, pattern, reference=dense)
         if found.provenance["refine"]["ended"] == "interrupted":
             raise KeyboardInterrupt
         return found

@@ -42,6 +42,26 @@ def test_macs_and_bytes(run: Path, cli: Cli) -> None:
     assert found["budget"] == {"max_bytes": 4000}
 
 
+@pytest.mark.parametrize("budget", ["--max-macs", "--max-bytes", "--max-params"])
+def test_budgets_hold_for_refined_channels(run: Path, cli: Cli, budget: str) -> None:
+    """Channels change places between layers only where what is measured depends on their number of weights alone."""
+    from prunekit import load
+
+    opened = Run(run)
+    macs = sizes(opened.model, opened.example[:1])["macs"]
+    limit = {"--max-macs": macs // 2, "--max-bytes": 4000, "--max-params": 900}[budget]
+    options = ("--structure", "channels", "--refine", "--refine-budget", "1s")
+    pruned(run, cli, budget, limit, *options)
+    folder = run / "pruned" / "fits"
+    small = load(folder, opened.new_model)
+    reached = {
+        "--max-macs": sizes(small, opened.example[:1])["macs"],
+        "--max-bytes": (folder / "model.safetensors").stat().st_size,
+        "--max-params": sum(p.numel() for p in small.parameters()),
+    }
+    assert 0.7 * limit < reached[budget] <= limit
+
+
 def test_latency_is_measured(run: Path, cli: Cli) -> None:
     found = pruned(run, cli, "--max-latency-ms", 1000, "--structure", "channels")
     assert found["budget"] == {"max_latency_ms": 1000}

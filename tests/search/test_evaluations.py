@@ -145,5 +145,5 @@ def test_rescoring_units_takes_a_gradient_a_round(way: str, tmp_path: Path) -> N
 
 
 def test_only_what_rescoring_gets_is_part_of_its_key() -> None:
-    assert settings("rescored") == {"gradients": equal_cost()}
-    assert not any(settings(name) for name in REPAIRS if name != "rescored")
+    assert settings("rescored", "unstructured") == {"gradients": equal_cost()}
+    assert not any(settings(name, "unstructured") for name in REPAIRS if name != "rescored")

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from prunekit.kernel.gradients import choose_engine
+from prunekit.search.limits import best
 from prunekit.search.objective import Objective
-from prunekit.search.patterns import Weights, best
+from prunekit.search.patterns import Weights
 from prunekit.search.refine import refine
 
 TEMPER = 0.5
