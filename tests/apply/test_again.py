@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from prunekit import ArtifactError, Plan, UsageError, hold_masks, load, make_plan, masked, prune, save
+from prunekit import ArtifactError, Plan, UsageError, hold_masks, load, make_plan, masked, prune, refine, save
 from prunekit.apply import dense_state
+from tests.search.test_refine import trained
 from tests.structure_models import ATTENTIVE, HANDLED, IMAGES, STACKED, random_scores
 
 MODELS: dict[str, Callable[[], nn.Module]] = {**HANDLED, **ATTENTIVE, **STACKED}
@@ -73,6 +74,32 @@ def test_three_times(tmp_path: Path) -> None:
     assert plan is not None
     x = torch.randn(5, 1, 4, 4)
     torch.testing.assert_close(masked(dense, plan)(x), model(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("second", ["2:4", "unstructured"])
+def test_the_second_plan_is_refined_inside_the_first(second: str) -> None:
+    """On the model that the first one left: both patterns stay exact, and the small model is what comes closer."""
+    dense, batches = trained("flattened")
+    one = make_plan(random_scores(dense), dense, IMAGES, sparsity=0.4, structure="channels", allocation="uniform")
+    small = prune(dense, one, IMAGES).eval()
+    two = make_plan(random_scores(small, seed=1), small, sparsity=None if second == "2:4" else 0.5, structure=second)
+    better = refine(two, small, batches, rounds=12, learn=False)
+    given, both = one.then(two), one.then(better)
+    facts = better.provenance["refine"]
+    assert facts["changed"]
+    assert facts["after"]["accept"] < facts["before"]["accept"]
+    for name in one.keep:
+        assert torch.equal(both.keep[name], one.keep[name])
+    for name, mask in both.masks().items():
+        assert not (mask & ~one.masks().get(name, mask)).any()
+    assert both.sparsity() == pytest.approx(given.sparsity())
+    if second == "2:4":
+        for keep in better.keep.values():
+            whole = keep.flatten(1)[:, : keep[0].numel() // 4 * 4]
+            assert (whole.unflatten(1, (-1, 4)).sum(2) == 2).all()
+    x = torch.randn(9, 1, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(prune(small, better)(x), masked(dense, both)(x), atol=1e-5, rtol=1e-5)
 
 
 def test_a_plan_for_another_model_is_no_second_one() -> None:
