@@ -14,7 +14,7 @@ demo: .venv/installed
 	.venv/bin/python -m prunekit run recipes/digits-cnn.yaml --out runs/digits-cnn
 
 test: .venv/installed-test
-	.venv/bin/python -m pytest -n auto
+	.venv/bin/python -m pytest -n auto --dist worksteal
 
 lint: .venv/installed-dev
 	.venv/bin/python -m ruff check .
