@@ -99,6 +99,17 @@ def test_a_study_from_one_command(study: Path, cli: Cli, tmp_path: Path) -> None
     assert "tempered(taylor)" in page
     assert "With the plan refined" in page
     assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
+    # an earlier prunekit kept a compensated row beside its repair's: the repair is taken from there, that row is not
+    first = (out / "compare.csv").read_text()
+    older = sorted((out / "cells").rglob("unstructured-refined/*.json"))
+    assert older
+    for path in older:
+        cell = json.loads(path.read_text())
+        path.write_text(json.dumps({**cell, "rows": [*cell["rows"], {**cell["rows"][0], "repair": "refined+compensated"}]}))
+    written = {p: p.stat().st_mtime_ns for p in (out / "cells").rglob("*.json")}
+    assert cli("compare", study, "--out", out).code == 0
+    assert (out / "compare.csv").read_text() == first
+    assert written == {p: p.stat().st_mtime_ns for p in (out / "cells").rglob("*.json")}
 
 
 def test_finished_cells_are_kept_and_damaged_ones_measured_again(study: Path, cli: Cli, tmp_path: Path) -> None:
