@@ -434,7 +434,8 @@ class Prune(Steps):
     the best of what it stands for. ``sparsity``: share to remove; N:M says it itself, and a budget (one of ``max_…``: parameters,
     MACs, bytes, measured milliseconds, points of validation accuracy) finds it. ``allocation``: null leaves the choice to
     ``auto`` (among the recipe's), else means ``global``. ``ratios``, ``floor``: see ``make_plan``. ``compensate``: kept weights
-    make up for removed ones, layer by layer, on the scoring samples. ``refine``: repair the plan before anything else happens,
+    make up for removed ones, computed from training samples and judged on the scoring samples.
+    ``refine``: repair the plan before anything else happens,
     in a schedule every round's plan; null lets ``auto`` try it, for ``TRY_FOR`` at most, where it makes one plan. ``squeeze``:
     take out the channels that a mask left without inputs or readers.
     ``classes``: keep what serves these classes: scores are made from their scoring samples (of the target ``outputs``, from

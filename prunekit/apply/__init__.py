@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from prunekit.apply.compensate import compensate
+from prunekit.apply.layerwise import layerwise
 from prunekit.apply.manifest import Manifest, dense_state, load, save
 from prunekit.apply.masks import apply_masks, hold_masks
 from prunekit.apply.squeeze import Squeezed, squeeze
@@ -17,8 +18,8 @@ from prunekit.errors import ArtifactError, UsageError
 from prunekit.plan import Plan
 
 __all__ = [
-    "Manifest", "Squeezed", "apply_masks", "compensate", "dense_state", "hold_masks", "load", "masked", "prune", "save",
-    "squeeze",
+    "Manifest", "Squeezed", "apply_masks", "compensate", "dense_state", "hold_masks", "layerwise", "load", "masked", "prune",
+    "save", "squeeze",
 ]  # fmt: skip
 
 
@@ -28,6 +29,8 @@ def prune(
     example_inputs: Tensor | None = None,
     *,
     calibration: Iterable[tuple[Tensor, Tensor]] | None = None,
+    accept: Iterable[tuple[Tensor, Tensor]] | None = None,
+    seed: int = 0,
 ) -> nn.Module:
     """A pruned copy of ``model``: masked where the plan decides on weights, truly smaller where it decides on units.
 
@@ -36,6 +39,8 @@ def prune(
         example_inputs: one or two samples, needed where units go, to check the result.
         calibration: samples ``(inputs, labels)`` on which the kept weights make up for the removed ones, see ``compensate``;
             None leaves them as they are.
+        accept: samples of their own to judge that on; None sets every fourth of ``calibration`` apart.
+        seed: of compensation.
 
     Raises:
         ArtifactError: the plan was made for other weights; both hashes are in the message.
@@ -45,7 +50,7 @@ def prune(
     if plan.provenance["model"] != found:
         raise ArtifactError(f"the plan was made for model {plan.provenance['model']}, this model is {found}")
     if calibration is not None:
-        model = compensate(model, plan.masks(), calibration)
+        model = compensate(model, plan.masks(), calibration, accept=accept, seed=seed)
     if not plan.smaller:
         return masked(model, plan)
     if example_inputs is None:

@@ -1,155 +1,159 @@
-"""Kept weights that make up for removed ones, layer by layer: exact least squares on the layers' own inputs."""
+"""Kept weights that make up for removed ones: least squares on every layer's outputs, then on the network's."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from prunekit.apply.gauss_newton import Distance, Referred, descend
+from prunekit.apply.layerwise import layerwise
 from prunekit.apply.masks import apply_masks
-from prunekit.criteria.layer_inputs import LAYERS, Layer, layers_of, watching
-from prunekit.errors import UsageError, nearest
+from prunekit.errors import UsageError
+from prunekit.kernel import ModelFunction
+from prunekit.progress import Bar
+from prunekit.trajectory import Layout
+from prunekit.trajectory.layout import fixed_state
 
-INPUTS = ("dense", "pruned")
+SAMPLES_AT_A_TIME = 256
+LENGTHS = (0.25, 0.5, 0.75, 1.0)
+Batches = Sequence[tuple[Tensor, Tensor]]
 
 
-@torch.no_grad()
 def compensate(
     model: nn.Module,
     masks: Mapping[str, Tensor],
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
-    inputs: str = "pruned",
-    damping: float = 0.01,
+    accept: Iterable[tuple[Tensor, Tensor]] | None = None,
+    rounds: int = 3,
+    steps: int = 10,
+    damping: float = 0.1,
+    seed: int = 0,
 ) -> nn.Module:
-    """A masked copy of ``model`` whose kept weights minimise each layer's squared output error on ``batches``.
+    """A masked copy of ``model`` whose kept parameters bring its outputs back to ``model``'s, never further away on ``accept``.
 
-    For every output of a Linear, Conv1d or Conv2d layer: ``min_v Σ (w·x - v·x̃)²`` over ``v`` that is 0 where the mask removes,
-    ``w`` the dense weights and ``x`` the dense model's inputs, a constant 1 for the bias among them. With ``x̃ = x`` this is
-    ``v_K = w_K + H_KK⁻¹ H_KR w_R``, ``H = Σ x xᵀ``, ``K`` what stays and ``R`` what goes: Optimal Brain Surgeon for a whole set
-    at once, the problem that SparseGPT (arXiv 2301.00774) solves approximately. Where there are several minima, the one
-    nearest to ``w`` is taken. Masked parameters of other layers are masked only.
+    First the kept weights of every layer keep that layer's outputs (``layerwise``), as far along, from the masked weights to
+    those, as helps the *network's* outputs. That is much for a mask that was made layer by layer or by size, and little or
+    nothing for a refined one, which keeps the network's outputs without keeping any layer's: pulling one layer back breaks what
+    the others rely on. So then all kept parameters together take ``rounds`` Gauss-Newton steps on the network's outputs
+    (``prunekit.apply.gauss_newton``): Optimal Brain Surgeon's problem (Hassibi & Stork 1992) for a whole set and to second order
+    in the outputs, solved without its matrix. Both are computed on ``batches`` and judged on ``accept``: divergence
+    KL(dense ‖ pruned) where labels are classes (int64), else squared error; labels themselves are not looked at.
 
-    One factorisation of a ``|K| × |K|`` matrix an output, or one a layer where all outputs keep the same (channels).
+    Costs a factorisation an output and two forward passes a layer for the first, and for the second, a round, ``steps`` products
+    (one derivative forward, one backward: five forward passes of ``batches``) and three gradients: with the defaults about 60
+    gradients of every sample.
 
     Args:
-        model: the weights that ``masks`` were made for; left as it is.
+        model: the weights that ``masks`` were made for; left as it is. It is computed with on its own device.
         masks: by parameter or buffer name, True stays: ``Plan.masks()``.
-        batches: calibration samples as ``(inputs, labels)``; labels are not looked at.
-        inputs: ``pruned``: ``x̃`` is what the compensated layers before it send, so that later layers make up for earlier
-            ones' errors too; two forward passes a layer. ``dense``: ``x̃ = x``, one forward pass in all.
-        damping: adds ``damping × mean diagonal of H × |v - w|²``. With 0 the layer's error on ``batches`` is the least that
-            the mask allows; a little helps where samples are few.
+        batches: samples ``(inputs, labels)`` to compute from.
+        accept: samples of their own to judge on; None sets every fourth of ``batches`` apart for that.
+        rounds: of Gauss-Newton; 0 leaves the layers' least squares alone.
+        steps: of conjugate gradients a round.
+        damping: of the first round, over the mean curvature.
+        seed: of the draws that the preconditioner is estimated from.
 
     Raises:
         ArtifactError: a mask names no parameter or buffer of the model, or has another shape.
-        UsageError: ``inputs`` or ``damping`` is out of range.
+        UsageError: an option is out of range, or there are no samples for one of the parts.
     """
-    if damping < 0:
-        raise UsageError(f"damping is {damping}; it must be at least 0")
-    if inputs not in INPUTS:
-        raise UsageError(f"inputs {inputs!r} does not exist; {nearest(inputs, list(INPUTS))}")
+    for name, value, least in (("rounds", rounds, 0), ("steps", steps, 1), ("damping", damping, 0)):
+        if value < least:
+            raise UsageError(f"compensate: {name} is {value}; it must be at least {least}")
+    device = next(model.parameters()).device
+    learn, judged = _parts([(x.to(device), y.to(device)) for x, y in batches], accept, device)
+    dense = copy.deepcopy(model).eval()
+    classes = all(y.dtype == torch.int64 for _, y in learn)
     result = copy.deepcopy(model)
     apply_masks(result, masks)
-    dense, pruned = copy.deepcopy(model).eval(), copy.deepcopy(result).eval()
-    device = next(dense.parameters()).device
-    samples = [x.to(device) for x, _ in batches]
-    modules = dict(dense.named_modules())
-    named = [n for n in masks if n.endswith("weight") and isinstance(modules.get(n.rpartition(".")[0]), LAYERS)]
-    layers, theirs = layers_of(dense, named, "compensation"), layers_of(pruned, named, "compensation")
-    grams = _grams(dense, layers, samples)
-    final, following = dict(result.named_parameters()), dict(pruned.named_parameters())
-    for name, gram in grams.items():  # in the order of the forward pass
-        if bool(masks[name].all()) and inputs == "dense":
-            continue
-        cross = gram
-        if inputs == "pruned":
-            gram, cross = _pair(dense, pruned, name, layers[name], theirs[name], samples)
-        bias_name = f"{name.removesuffix('weight')}bias"
-        layer = layers[name]
-        keep = masks[name].to(device).bool()
-        bias_keep = masks.get(bias_name, torch.ones(len(keep), dtype=torch.bool)).to(device).bool()
-        weight, offset = _solve(layer, gram, cross, keep, bias_keep, damping)
-        for parameters in (final, following):
-            parameters[name].copy_(weight.view(keep.shape))
-            if layer.bias is not None:
-                parameters[bias_name].copy_(offset)
+    solved = layerwise(model, masks, learn)
+    layout = Layout.of(model)
+    outputs = ModelFunction(solved, layout, fixed_state(solved, layout), lambda out, _: out, device)
+    with torch.no_grad():
+        referred, judging = ([(x, dense(x)) for x, _ in part] for part in (learn, judged))
+    distance = Distance(outputs, classes and referred[0][1].dim() > 1 and referred[0][1].shape[-1] > 1)
+    theta = _along(distance, _flat(result, layout), _flat(solved, layout), judging)
+    if distance.value(theta, judging) > 0:
+        theta = _descended(distance, theta, _free(layout, masks, theta), referred, judging, rounds, steps, damping, seed)
+    final, found = dict(result.named_parameters()), layout.views(theta)
+    with torch.no_grad():
+        for entry in layout.parameters:
+            final[entry.name].copy_(found[entry.name])
     return result
 
 
-def _with_one(inputs: Tensor) -> Tensor:
-    """A last input that is always 1: the bias's."""
-    return torch.cat([inputs, inputs.new_ones(*inputs.shape[:2], 1)], 2)
+def _along(distance: Distance, masked: Tensor, solved: Tensor, judging: Referred) -> Tensor:
+    """The point from ``masked`` to ``solved`` that is best on ``judging``; of equals the nearest to ``masked``."""
+    points = [masked, *(torch.lerp(masked, solved, length) for length in LENGTHS[:-1]), solved]
+    return min(points, key=lambda theta: distance.value(theta, judging))
 
 
-def _grams(model: nn.Module, layers: Mapping[str, Layer], samples: list[Tensor]) -> dict[str, Tensor]:
-    """``Σ x xᵀ``, ``(groups, d + 1, d + 1)``, in the order in which the layers are reached."""
-    found: dict[str, Tensor] = {}
-
-    def add(name: str, inputs: Tensor) -> None:
-        x = _with_one(inputs)
-        gram = x.transpose(1, 2) @ x
-        found[name] = found[name] + gram if name in found else gram
-
-    with watching(layers, add):
-        for x in samples:
-            model(x)
-    return found
-
-
-def _pair(
-    dense: nn.Module, pruned: nn.Module, name: str, mine: Layer, other: Layer, samples: list[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """``Σ x̃ x̃ᵀ`` and ``Σ x̃ xᵀ`` of one layer; ``x̃`` is what reaches it in ``pruned``."""
-    seen: list[Tensor] = []
-    size = mine.weight[0].numel() + 1
-    gram = torch.zeros(getattr(mine, "groups", 1), size, size, dtype=torch.float64, device=mine.weight.device)
-    cross = torch.zeros_like(gram)
-
-    def add(_: str, inputs: Tensor) -> None:
-        x = _with_one(inputs)
-        gram.baddbmm_(x.transpose(1, 2), x)
-        cross.baddbmm_(x.transpose(1, 2), seen.pop(0))
-
-    with watching({name: mine}, lambda _, inputs: seen.append(_with_one(inputs))), watching({name: other}, add):
-        for x in samples:
-            dense(x)
-            pruned(x)
-    return gram, cross
+def _descended(
+    distance: Distance,
+    theta: Tensor,
+    free: Tensor,
+    learn: Referred,
+    judging: Referred,
+    rounds: int,
+    steps: int,
+    damping: float,
+    seed: int,
+) -> Tensor:
+    """``theta`` after the Gauss-Newton rounds; where the model has no derivatives for them, as it is, which is said."""
+    try:
+        with Bar("compensate", rounds) as bar:
+            made = descend(distance, theta, free, learn, judging, rounds=rounds, steps=steps, damping=damping, seed=seed)
+            for better, value in made:
+                theta = better
+                bar.describe(f"compensate: divergence {value:.4g}")
+                bar.advance()
+    except (NotImplementedError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        said = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        warnings.warn(
+            f"compensate: layer by layer only, since this model cannot be differentiated forward ({said})", stacklevel=3
+        )
+    return theta
 
 
-def _solve(layer: Layer, gram: Tensor, cross: Tensor, keep: Tensor, bias_keep: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """Compensated weight rows ``(outputs, d)`` and biases ``(outputs,)``, float64."""
-    size = gram.shape[1] - 1
-    bias = layer.weight.new_zeros(len(keep)) if layer.bias is None else layer.bias
-    if layer.bias is None:
-        bias_keep = torch.zeros_like(bias_keep)
-    rows = torch.cat([layer.weight.reshape(-1, size), bias[:, None]], 1).double()
-    keeps = torch.cat([keep.reshape(-1, size), bias_keep[:, None]], 1)
-    solved = rows * keeps
-    each = len(rows) // len(gram)
-    for group in range(len(gram)):
-        mine = slice(group * each, (group + 1) * each)
-        level = damping * gram[group].diagonal()[:-1].mean()
-        damped = gram[group] + level * torch.eye(size + 1, dtype=gram.dtype, device=gram.device)
-        patterns, which = torch.unique(keeps[mine], dim=0, return_inverse=True)
-        for number, kept in enumerate(patterns):
-            if bool(kept.any()):
-                those = torch.arange(len(rows), device=rows.device)[mine][which == number]
-                old = rows[those]
-                lacking = old @ cross[group].T[:, kept] - old[:, kept] @ gram[group][kept][:, kept]
-                change = _divide(damped[kept][:, kept], lacking.T).T
-                solved[those] = torch.zeros_like(old).masked_scatter(kept.expand_as(old), old[:, kept] + change)
-    return solved[:, :-1], solved[:, -1]
+def _parts(
+    batches: Batches, accept: Iterable[tuple[Tensor, Tensor]] | None, device: torch.device
+) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
+    """Samples to compute from and samples to judge on, at most ``SAMPLES_AT_A_TIME`` in a batch."""
+    if accept is not None:
+        parts = [batches, [(x.to(device), y.to(device)) for x, y in accept]]
+    else:
+        apart, begin = [], 0
+        for x, _ in batches:
+            apart.append(torch.arange(begin, begin + len(x)) % 4 == 1)
+            begin += len(x)
+        parts = [
+            [(x[where], y[where]) for (x, y), where in zip(batches, chosen, strict=True)]
+            for chosen in ([~one for one in apart], apart)
+        ]
+    learn, judged = (
+        [pair for x, y in part if len(x) for pair in zip(x.split(SAMPLES_AT_A_TIME), y.split(SAMPLES_AT_A_TIME), strict=True)]
+        for part in parts
+    )
+    if not learn or not judged:
+        raise UsageError("compensate needs samples to compute from and samples to judge on; one of them has none")
+    return learn, judged
 
 
-def _divide(matrix: Tensor, right: Tensor) -> Tensor:
-    """``matrix⁻¹ right`` for a symmetric matrix without negative eigenvalues; the smallest solution where it is singular."""
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    diagonal = factor.diagonal()
-    if int(info) == 0 and float(diagonal.min()) > 1e-6 * float(diagonal.max()):
-        return torch.cholesky_solve(right, factor)
-    inverse: Tensor = torch.linalg.pinv(matrix, hermitian=True)
-    return inverse @ right
+def _flat(model: nn.Module, layout: Layout) -> Tensor:
+    return layout.flatten({**dict(model.named_parameters()), **dict(model.named_buffers())})
+
+
+def _free(layout: Layout, masks: Mapping[str, Tensor], theta: Tensor) -> Tensor:
+    """1 for parameters that stay, 0 for what the masks remove and for buffers, ``(P,)``."""
+    free = torch.zeros_like(theta)
+    for entry in layout.parameters:
+        kept = masks.get(entry.name)
+        free[entry.span] = 1 if kept is None else kept.reshape(-1).bool().to(free)
+    return free

@@ -10,7 +10,7 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,6 +26,8 @@ from prunekit.search.repair import Material, get_repair, refine_plan
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 REFINED_AGAIN = "refined again"
+Calibration = tuple[Batches, Batches]
+"""What weights are compensated from, and judged on."""
 
 
 @dataclass
@@ -92,9 +94,9 @@ def compensated(
     criterion: str,
     allocation: str,
     sparsities: Sequence[float],
-    calibration: Batches,
+    calibration: Calibration,
 ) -> list[dict[str, Any]]:
-    """One row a sparsity: the kept weights make up for the removed ones by least squares, see ``prunekit.apply.compensate``."""
+    """One row a sparsity: the kept weights make up for the removed ones, see ``prunekit.apply.compensate``."""
     rows = []
     for sparsity in sparsities:
         plan = bench.candidates.plan(structure, criterion, allocation, sparsity)
@@ -103,35 +105,41 @@ def compensated(
     return rows
 
 
-def repaired(
-    bench: Bench,
-    structure: str,
-    method: str,
-    criterion: str,
-    allocation: str,
-    sparsity: float,
-    way: str,
-    material: Material,
-    calibration: Batches | None = None,
-    how: Finetuning | None = None,
-) -> list[dict[str, Any]]:
-    """The plan repaired by ``way`` (``prunekit.search.repair``): one row, with the ``seconds`` that took.
+@dataclass
+class Repaired:
+    """A plan repaired by ``way`` (``prunekit.search.repair``), made when its first row is measured, and once."""
 
-    Args:
-        calibration: one row more: with the weights compensated too.
-        how: one row more: after fine-tuning.
-    """
-    plan = bench.candidates.plan(structure, criterion, allocation, sparsity)
-    started = time.perf_counter()
-    better = get_repair(way, structure)(plan, bench.candidates.model, material)
-    facts = {"method": method, "seconds": round(time.perf_counter() - started, 2)}
-    row = partial(_row, bench, better, criterion, allocation, sparsity, "")
-    rows = [{**row(), **facts, "repair": way}]
-    if calibration is not None:
-        rows.append({**row(_compensated(bench, better, calibration)), **facts, "repair": f"{way}+compensated"})
-    if how is not None:
-        rows.append({**row(_tuned(bench, better, how)), **facts, "repair": way, "epochs": how.epochs})
-    return rows
+    bench: Bench
+    structure: str
+    method: str
+    criterion: str
+    allocation: str
+    sparsity: float
+    way: str
+    material: Material
+
+    def rows(self, how: Finetuning | None = None) -> list[dict[str, Any]]:
+        """One row, with the ``seconds`` that the repair took; with ``how`` one more, after fine-tuning."""
+        rows = [self._row(self.way)]
+        if how is not None:
+            rows.append({**self._row(self.way, _tuned(self.bench, self._made[0], how)), "epochs": how.epochs})
+        return rows
+
+    def compensated(self, calibration: Calibration) -> list[dict[str, Any]]:
+        """One row: the repaired plan with its weights compensated too."""
+        return [self._row(f"{self.way}+compensated", _compensated(self.bench, self._made[0], calibration))]
+
+    @cached_property
+    def _made(self) -> tuple[Plan, float]:
+        plan = self.bench.candidates.plan(self.structure, self.criterion, self.allocation, self.sparsity)
+        started = time.perf_counter()
+        better = get_repair(self.way, self.structure)(plan, self.bench.candidates.model, self.material)
+        return better, round(time.perf_counter() - started, 2)
+
+    def _row(self, repair: str, model: nn.Module | None = None) -> dict[str, Any]:
+        plan, seconds = self._made
+        row = _row(self.bench, plan, self.criterion, self.allocation, self.sparsity, "", model)
+        return {**row, "method": self.method, "seconds": seconds, "repair": repair}
 
 
 def refined_again(
@@ -179,9 +187,9 @@ def split(epochs: int, runs: int) -> list[int]:
     return [epochs * (number + 1) // runs - epochs * number // runs for number in range(runs)]
 
 
-def _compensated(bench: Bench, plan: Plan, calibration: Batches) -> nn.Module:
-    masks = plan.masks()
-    model = compensate(bench.candidates.model, masks, calibration)
+def _compensated(bench: Bench, plan: Plan, calibration: Calibration) -> nn.Module:
+    masks, (learn, accept) = plan.masks(), calibration
+    model = compensate(bench.candidates.model, masks, learn, accept=accept, seed=bench.seed)
     apply_masks(model, masks)
     return model
 

@@ -23,8 +23,9 @@ from prunekit.recipe import Finetune, Recipe, Steps, Study
 from prunekit.report import save_figure, study_figure, write_study_page
 from prunekit.search.compare import Candidates
 from prunekit.search.repair import Material, settings
-from prunekit.search.study import REFINED_AGAIN, Bench, compensated, dense_facts, fine_tuned, one_shot, refined_again, repaired
+from prunekit.search.study import REFINED_AGAIN, Bench, Repaired, compensated, dense_facts, fine_tuned, one_shot, refined_again
 from prunekit.search.summary import Runs, Variant, area, summarise
+from prunekit.verbs.compensating import calibration, compensation_request
 from prunekit.verbs.run_folder import Run, first_difference
 from prunekit.verbs.scheduling import finetuning_of
 from prunekit.verbs.scoring import score_run
@@ -205,7 +206,7 @@ def _again(job: Job, run: Run, bench: Bench, rows: list[dict[str, Any]], data: d
     """Repairs and fine-tunes the leading methods' plans and some others': leading on validation data, as all choices are."""
     study = job.study
     here = [{"case": job.case, "seed": job.seed, **row} for row in rows]
-    calibration = [run.evidence.samples()]
+    given, compensation = calibration(run), compensation_request(run)
     how = finetuning_of(run, Steps(finetune=Finetune(epochs=study.tune.epochs))) if study.tune else None
     material = _material(job, run)
     learnt_from = {
@@ -233,9 +234,8 @@ def _again(job: Job, run: Run, bench: Bench, rows: list[dict[str, Any]], data: d
             if study.compensate:
                 _cells(
                     job.cells / f"{folder}-compensated" / f"{_method_slug(method)}.json",
-                    {**made_from(method, chosen[method]), "sparsities": sparsities,
-                     "calibration": run.splits["scoring"].digest()},
-                    partial(compensated, bench, structure, method, name, allocation, sparsities, calibration),
+                    {**made_from(method, chosen[method]), "sparsities": sparsities, "compensate": compensation},
+                    partial(compensated, bench, structure, method, name, allocation, sparsities, given),
                 )  # fmt: skip
                 tick()
             for sparsity in study.tuned_at(structure):
@@ -254,13 +254,20 @@ def _again(job: Job, run: Run, bench: Bench, rows: list[dict[str, Any]], data: d
                 for way in study.ways_of(structure):
                     assert study.refine is not None
                     tuning = how if way in study.refine.tune and sparsity in study.tuned_at(structure) else None
+                    repaired = Repaired(bench, structure, method, *variant, sparsity, way, material)
+                    file = f"{_method_slug(method)}-{sparsity:g}.json"
+                    asked = {**made_from(method, variant), **learnt_from, **settings(way, structure), "sparsity": sparsity}
                     _cells(
-                        job.cells / f"{folder}-{way}" / f"{_method_slug(method)}-{sparsity:g}.json",
-                        {**made_from(method, variant), **learnt_from, **settings(way, structure), "sparsity": sparsity,
-                         "compensate": study.refine.compensate, "epochs": tuning.epochs if tuning else 0},
-                        partial(repaired, bench, structure, method, *variant, sparsity, way, material,
-                                calibration if study.refine.compensate else None, tuning),
-                    )  # fmt: skip
+                        job.cells / f"{folder}-{way}" / file,
+                        {**asked, "epochs": tuning.epochs if tuning else 0},
+                        partial(repaired.rows, tuning),
+                    )
+                    if study.refine.compensate:
+                        _cells(
+                            job.cells / f"{folder}-{way}-compensated" / file,
+                            {**asked, "compensate": compensation},
+                            partial(repaired.compensated, given),
+                        )
                     tick()
                 if sparsity in study.refined_again_at(structure):
                     assert how is not None
@@ -312,7 +319,8 @@ def _rows(job: Job) -> Iterator[dict[str, Any]]:
         for name in job.names:
             for row in checkpoint.read_json(job.cells / folder / f"{score_slug(name)}.json", "cells")["rows"]:
                 yield {"case": job.case, "seed": job.seed, **row}
-        kinds = ["compensated", "tuned", *job.study.ways_of(structure), AGAIN_FOLDER]
+        ways = job.study.ways_of(structure)
+        kinds = ["compensated", "tuned", *ways, *(f"{way}-compensated" for way in ways), AGAIN_FOLDER]
         again = [path for kind in kinds for path in sorted((job.cells / f"{folder}-{kind}").glob("*.json"))]
         for path in again:
             for row in checkpoint.read_json(path, "cells")["rows"]:
@@ -325,6 +333,8 @@ def _belongs(row: Mapping[str, Any], study: Study) -> bool:
     if row["repair"] == "compensated":
         return study.compensate and row["sparsity"] in study.structures[row["structure"]]
     if row["repair"] == REFINED_AGAIN and (study.refine is None or row["again"] != study.refine.again):
+        return False
+    if row["repair"].endswith("+compensated") and not (study.refine and study.refine.compensate):
         return False
     tune = study.tune
     tuned = not row["epochs"] or (

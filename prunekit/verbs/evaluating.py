@@ -20,6 +20,7 @@ from prunekit.plan import Plan
 from prunekit.report import account, dense_reconstruction, flat_mask
 from prunekit.trajectory import Continued, Trajectory
 from prunekit.verbs.budgets import file_size
+from prunekit.verbs.compensating import calibration
 from prunekit.verbs.run_folder import Run, recorded_inputs, reusable
 
 SCHEMA = 1
@@ -145,11 +146,10 @@ def _on_classes(plan: Plan, dense: torch.Tensor, pruned: torch.Tensor, labels: t
 def _unsqueezed(run: Run, plan: Plan) -> torch.nn.Module:
     """The masked model that a squeezed one was made of, made again."""
     request = plan.provenance.get("request", {})
-    calibration = None
+    learn, accept = None, None
     if request.get("compensate"):
-        looked_at = run.restricted(request["classes"]) if request.get("classes") else run
-        calibration = [looked_at.evidence.samples()]
-    return prune(run.model, plan, calibration=calibration).to(run.device)
+        learn, accept = calibration(run.restricted(request["classes"]) if request.get("classes") else run)
+    return prune(run.model, plan, calibration=learn, accept=accept, seed=run.recipe.seed).to(run.device)
 
 
 def _latency(run: Run, dense: torch.nn.Module, pruned: torch.nn.Module, unsqueezed: torch.nn.Module | None) -> dict[str, Any]:

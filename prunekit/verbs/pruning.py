@@ -23,6 +23,7 @@ from prunekit.search.patterns import get_pattern
 from prunekit.search.planner import MakePattern
 from prunekit.trajectory import Trajectory
 from prunekit.verbs.budgets import within_budget
+from prunekit.verbs.compensating import calibration, compensation_request
 from prunekit.verbs.refining import better_plan, refining_again, refining_request
 from prunekit.verbs.run_folder import PROBLEM, Run, reusable
 from prunekit.verbs.scheduling import planner_for, prune_in_steps
@@ -56,7 +57,7 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
         **({"floor": wanted.floor} if wanted.floor else {}),
         **({budget[0]: budget[1]} if budget[0] else {}),
         **training,
-        **({"compensate": checkpoint.digest(dict(zip("xy", run.evidence.samples(), strict=True)))} if wanted.compensate else {}),
+        **({"compensate": compensation_request(run)} if wanted.compensate else {}),
         **({"squeeze": True} if wanted.squeeze else {}),
     }
     repair = wanted.repair
@@ -206,11 +207,9 @@ def refuse_foreign(folder: Path) -> None:
 def _write(run: Run, plan: Plan, folder: Path, found: Mapping[str, Any] | None = None) -> dict[str, Any]:
     refuse_foreign(folder)
     example = run.example if plan.smaller else None
-    calibration = None
     request = plan.provenance.get("request", {})
-    if request.get("compensate"):
-        calibration = [run.evidence.samples()]
-    small = prune(run.model, plan, example, calibration=calibration)
+    learn, accept = calibration(run) if request.get("compensate") else (None, None)
+    small = prune(run.model, plan, example, calibration=learn, accept=accept, seed=run.recipe.seed)
     squeezed = None
     if request.get("squeeze"):
         samples = run.batches("validation") if run.recipe.data is not None else None

@@ -16,6 +16,7 @@ from prunekit.recipe import Refine, Refinement
 from prunekit.search import Again, refine
 from prunekit.search.compare import merit
 from prunekit.search.planner import MakePattern
+from prunekit.verbs.compensating import calibration
 from prunekit.verbs.run_folder import Run
 
 
@@ -117,5 +118,8 @@ def _on_validation(run: Run, plan: Plan, compensating: bool, model: nn.Module) -
     """Fidelity of the plan's model on validation data, held against the dense one."""
     batches = run.batches("validation")
     dense, labels = predict(run.model, batches)
-    weights = compensate(model, plan.masks(), [run.evidence.samples()]) if compensating else model
+    weights = model
+    if compensating:
+        learn, accept = calibration(run)
+        weights = compensate(model, plan.masks(), learn, accept=accept, seed=run.recipe.seed)
     return fidelity(predict(masked(weights, plan), batches)[0], labels, dense)

@@ -1,163 +1,228 @@
-"""Compensated weights against plain least squares on the layers' inputs."""
+"""Compensated weights: judged on samples of their own, closer to the dense model's outputs, zeros in place."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from prunekit import ArtifactError, UsageError, make_plan, score
-from prunekit.apply import apply_masks, compensate, load, masked, prune, save
+from prunekit.apply import compensate, layerwise, load, prune, save
+from prunekit.apply.gauss_newton import Distance, _solved, descend
+from prunekit.kernel import ModelFunction
+from prunekit.trajectory import Layout
 from tests.conftest import record, tiny_data
 
 
-def net() -> nn.Module:
+class Sequences(nn.Module):
+    """``(samples, 1, 4, 4) -> (samples, 4, 3)``: scores of three classes at four positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm, self.out = nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.out(torch.tanh(self.norm(self.inner(x.squeeze(1)))))
+        return found
+
+
+def vectors() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 7), nn.Tanh(), nn.Linear(7, 4))
+
+
+def by_hand(outputs: Tensor, wanted: Tensor, classes: bool) -> Tensor:
+    """The mean distance, from its definition."""
+    if not classes:
+        return (outputs - wanted).square().mean() / 2
+    p, q = wanted.softmax(-1), outputs.softmax(-1)
+    return (p * (p / q).log()).sum(-1).mean()
+
+
+def posed(
+    build: Callable[[], nn.Module], classes: bool
+) -> tuple[Distance, Tensor, list[tuple[Tensor, Tensor]], Callable[..., Any]]:
+    """A distance, weights away from where it is 0, batches with the first model's outputs, and the model as a function."""
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(24, 9),
-        nn.ReLU(), nn.Linear(9, 4),
-    ).double()  # fmt: skip
-
-
-def inputs_of(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for name, layer in model.named_children():
-        found[f"{name}.weight"] = x.detach()
-        x = layer(x)
-    return found
-
-
-def random_masks(model: nn.Module, keep: float) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    return {n: torch.rand(p.shape, generator=generator) < keep for n, p in model.named_parameters() if p.dim() > 1}
-
-
-def by_hand(layer: nn.Module, mask: Tensor, given: Tensor, wanted: Tensor) -> tuple[Tensor, float, bool]:
-    """Least squares over the kept weights, then the bias; its squared error; and whether there is one solution only."""
-    shapes = {name: p.shape for name, p in layer.named_parameters()}
+    model = build().double()
+    layout = Layout.of(model)
+    x = tiny_data(11, torch.float64)[0]
+    batches = [(part, model(part).detach()) for part in x.split(6)]
+    theta = layout.flatten(dict(model.named_parameters()))
+    theta = theta + 0.3 * torch.randn(theta.shape, dtype=theta.dtype)
 
     def outputs(flat: Tensor) -> Tensor:
-        pieces = flat.split([s.numel() for s in shapes.values()])
-        state = {n: t.view(s) for (n, s), t in zip(shapes.items(), pieces, strict=True)}
-        return torch.func.functional_call(layer, state, (given,)).detach().flatten()
+        return torch.func.functional_call(model, layout.views(flat), (x,))
 
-    free = torch.cat([mask.flatten(), torch.ones(shapes["bias"].numel(), dtype=torch.bool)])
-    basis = torch.stack([outputs(unit) for unit in torch.eye(len(free)).double()[free]], 1)
-    best = torch.linalg.lstsq(basis, wanted.flatten()[:, None], driver="gelsd").solution[:, 0]
-    error = float((basis @ best - wanted.flatten()).square().sum())
-    return best, error, int(torch.linalg.matrix_rank(basis)) == len(best)
+    return Distance(ModelFunction(model, layout, target=lambda out, _: out), classes), theta, batches, outputs
 
 
-@pytest.mark.parametrize("inputs", ["dense", "pruned"])
-@pytest.mark.parametrize("samples", [3, 60])
-@pytest.mark.parametrize("keep", [0.2, 0.7])
-def test_error_is_the_least_that_the_mask_allows(samples: int, keep: float, inputs: str) -> None:
-    model = net()
-    x, y = tiny_data(samples, torch.float64)
-    masks = random_masks(model, keep)
-    found = compensate(model, masks, [(x[:2], y[:2]), (x[2:], y[2:])], inputs=inputs, damping=0)
-    uncompensated = net()
-    apply_masks(uncompensated, masks)
-    dense = inputs_of(model, x)
-    sent = dense if inputs == "dense" else inputs_of(found, x)
-    unique = 0
-    for name, given in dense.items():
-        if name not in masks:
-            continue
-        number = int(name.split(".")[0])
-        wanted = model[number](given).detach()
-        solved, plain = found[number], uncompensated[number]
-        assert not solved.weight[~masks[name]].any()
-        best, least, one = by_hand(model[number], masks[name], sent[name], wanted)
-        with torch.no_grad():
-            reached = float((solved(sent[name]) - wanted).square().sum())
-            assert reached <= float((plain(sent[name]) - wanted).square().sum()) * (1 + 1e-9) + 1e-12
-        assert reached == pytest.approx(least, rel=1e-6, abs=1e-9)
-        if one:
-            unique += 1
-            kept = torch.cat([solved.weight[masks[name]], solved.bias]).detach()
-            torch.testing.assert_close(kept, best, atol=1e-7, rtol=1e-6)
-    assert unique >= (2 if samples == 60 else 0)
+CASES = [(vectors, True), (vectors, False), (Sequences, True), (Sequences, False)]
 
 
-@pytest.mark.parametrize("inputs", ["dense", "pruned"])
-def test_nothing_removed_changes_nothing(inputs: str) -> None:
-    model = net()
-    everything = {n: torch.ones_like(p, dtype=torch.bool) for n, p in model.named_parameters()}
-    found = compensate(model, everything, [tiny_data(5, torch.float64)], inputs=inputs)
-    for before, after in zip(model.parameters(), found.parameters(), strict=True):
-        torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize(("build", "classes"), CASES)
+def test_value_gradient_and_curvature_are_those_of_the_definition(build: Callable[[], nn.Module], classes: bool) -> None:
+    distance, theta, batches, outputs = posed(build, classes)
+    wanted = torch.cat([w for _, w in batches])
+    assert distance.value(theta, batches) == pytest.approx(float(by_hand(outputs(theta), wanted, classes)), rel=1e-10)
+    gradient = torch.autograd.functional.jacobian(lambda t: by_hand(outputs(t), wanted, classes), theta)
+    torch.testing.assert_close(distance.gradient(theta, batches), gradient)
+    jacobian = torch.autograd.functional.jacobian(outputs, theta).flatten(0, -2)
+    here = outputs(theta).detach()
+    inner = torch.autograd.functional.hessian(lambda o: by_hand(o, wanted, classes), here).reshape(here.numel(), -1)
+    exact = jacobian.T @ inner @ jacobian
+    direction = torch.randn(theta.shape, dtype=theta.dtype)
+    torch.testing.assert_close(distance.product(theta, direction, batches), exact @ direction)
+    generator, engine = torch.Generator().manual_seed(1), distance.engine(theta, batches)
+    draws = torch.stack([distance.diagonal(theta, batches, engine, generator) for _ in range(400)])
+    error = draws.std(0) / 400**0.5
+    assert ((draws.mean(0) - exact.diagonal()).abs() <= 5 * error + 1e-12).all()
 
 
-@pytest.mark.parametrize("inputs", ["dense", "pruned"])
-def test_a_channel_plan_is_compensated_with_its_zeros_in_place(tmp_path: Path, inputs: str) -> None:
+@pytest.mark.parametrize(("build", "classes"), CASES)
+def test_the_step_solves_what_is_free_and_leaves_the_rest(build: Callable[[], nn.Module], classes: bool) -> None:
+    distance, theta, batches, _ = posed(build, classes)
+    free = (torch.rand(theta.shape, generator=torch.Generator().manual_seed(2)) < 0.4).to(theta)
+    gradient = distance.gradient(theta, batches) * free
+    some = free.nonzero()[:, 0]
+    matrix = torch.stack([distance.product(theta, unit, batches)[some] for unit in torch.eye(len(theta)).double()[some]])
+    exact = torch.linalg.solve(matrix + 0.05 * torch.eye(len(some)).double(), -gradient[some])
+    found = _solved(distance, theta, free, batches, gradient, torch.rand(theta.shape).double(), 0.05, 200)
+    torch.testing.assert_close(found[some], exact, rtol=1e-6, atol=1e-8)
+    assert not found[free == 0].any()
+
+
+def test_rounds_never_raise_the_distance_on_the_samples_that_judge() -> None:
+    distance, theta, batches, _ = posed(vectors, True)
+    before = [distance.value(theta, batches[1:])]
+    for better, value in descend(
+        distance, theta, torch.ones_like(theta), batches[:1], batches[1:], rounds=6, steps=5, damping=0.1, seed=0
+    ):
+        assert value == distance.value(better, batches[1:]) <= before[-1]
+        before.append(value)
+    assert len(before) == 7
+    assert before[-1] < before[0]
+
+
+def pruned(tmp_path: Path, structure: str) -> tuple[nn.Module, dict[str, Tensor], Tensor, Tensor]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)).double()
-    x, y = tiny_data(40, torch.float64)
+    x, y = tiny_data(80, torch.float64)
     trajectory = record(tmp_path / "t", model, torch.optim.SGD(model.parameters(), lr=0.1), data=(x, y))
-    plan = make_plan(score(trajectory, model, criterion="magnitude"), model, x[:1], sparsity=0.5, structure="channels")
+    plan = make_plan(score(trajectory, model, criterion="magnitude"), model, x[:1], sparsity=0.7, structure=structure)
+    return model, dict(plan.masks()), x, y
+
+
+@pytest.mark.parametrize("structure", ["unstructured", "channels", "2:4"])
+def test_never_further_away_where_it_is_judged_and_zeros_in_place(tmp_path: Path, structure: str) -> None:
+    model, masks, x, y = pruned(tmp_path, structure) if structure != "2:4" else pruned_nm(tmp_path)
     before = [p.clone() for p in model.parameters()]
     model.train()
-    found, plain = compensate(model, plan.masks(), [(x, y)], inputs=inputs), masked(model, plan)
+    learn, accept = [(x[:30], y[:30]), (x[30:60], y[30:60])], [(x[60:], y[60:])]
+    found = compensate(model, masks, learn, accept=accept)
+    again = compensate(model, masks, learn, accept=accept)
     assert found.training
-    for name, mask in plan.masks().items():
-        assert not dict(found.named_parameters())[name][~mask.bool()].any()
-    assert (found(x) - model(x)).square().sum() < (plain(x) - model(x)).square().sum()
+    assert all(torch.equal(p, q) for p, q in zip(found.parameters(), again.parameters(), strict=True))
     assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+    named = dict(found.named_parameters())
+    assert all(not named[name][~mask.bool()].any() for name, mask in masks.items())
+    plain = compensate(model, masks, learn, accept=accept, rounds=0)
+
+    def divergence(other: nn.Module) -> float:
+        with torch.no_grad():
+            return float(by_hand(other(x[60:]), model(x[60:]), True))
+
+    state = {name: p * masks.get(name, torch.ones_like(p)) for name, p in model.named_parameters()}
+    start = float(by_hand(torch.func.functional_call(model, state, (x[60:],)), model(x[60:]), True).detach())
+    assert divergence(found) < divergence(plain) <= start + 1e-12
 
 
-def test_an_output_without_weights_becomes_its_mean() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4)).double()
-    x, y = tiny_data(40, torch.float64)
-    mask = torch.ones(4, 16, dtype=torch.bool)
-    mask[1] = False
-    found = compensate(model, {"1.weight": mask}, [(x, y)], damping=0)
-    expected = model(x).detach()
-    expected[:, 1] = expected[:, 1].mean()
-    torch.testing.assert_close(found(x).detach(), expected)
+def pruned_nm(tmp_path: Path) -> tuple[nn.Module, dict[str, Tensor], Tensor, Tensor]:
+    model, masks, x, y = pruned(tmp_path, "unstructured")
+    halves = {name: torch.arange(mask.numel()).view(mask.shape) % 4 < 2 for name, mask in masks.items()}
+    return model, halves, x, y
 
 
-def test_layers_called_twice_and_without_bias() -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner, self.out = nn.Linear(16, 16, bias=False), nn.Linear(16, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.out(torch.tanh(self.inner(torch.tanh(self.inner(x.flatten(1))))))
-
+def test_one_layer_reaches_the_least_squares_of_its_outputs() -> None:
+    """Labels that are no classes: squared error, whose minimum for one linear layer is plain least squares."""
     torch.manual_seed(0)
-    model = Twice().double()
-    x, y = tiny_data(60, torch.float64)
-    mask = torch.rand(16, 16) < 0.5
-    found = compensate(model, {"inner.weight": mask}, [(x, y)], inputs="dense", damping=0)
-    once = x.flatten(1)
-    given = torch.cat([once, torch.tanh(model.inner(once))]).detach()
-    for row in range(16):
-        best = torch.linalg.lstsq(given[:, mask[row]], given @ model.inner.weight[row].detach()[:, None]).solution[:, 0]
-        torch.testing.assert_close(found.inner.weight[row][mask[row]].detach(), best)
-    assert torch.equal(found.out.weight, model.out.weight)
-    assert compensate(model, {"inner.weight": mask}, [(x, y)], inputs="pruned").inner.bias is None
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double()
+    x = tiny_data(60, torch.float64)[0]
+    y = torch.randn(60, 3, dtype=torch.float64)
+    mask = torch.rand(3, 16) < 0.4
+    found = compensate(model, {"1.weight": mask}, [(x, y)], accept=[(x, y)], rounds=8, steps=60)
+    given = torch.cat([x.flatten(1), torch.ones(60, 1, dtype=torch.float64)], 1)
+    for row in range(3):
+        kept = torch.cat([mask[row], torch.ones(1, dtype=torch.bool)])
+        best = torch.linalg.lstsq(given[:, kept], model(x)[:, row : row + 1].detach()).solution[:, 0]
+        solved = torch.cat([found[1].weight[row], found[1].bias[row : row + 1]]).detach()
+        torch.testing.assert_close(solved[kept], best, rtol=1e-4, atol=1e-5)
 
 
-def test_damping_holds_weights_back() -> None:
-    model = net()
-    x, y = tiny_data(60, torch.float64)
-    masks = random_masks(model, 0.5)
-    dense = dict(model.named_parameters())["5.weight"].detach()[masks["5.weight"]]
-    moves = []
-    for damping in (0.0, 0.1, 1.0):
-        found = dict(compensate(model, masks, [(x, y)], inputs="dense", damping=damping).named_parameters())["5.weight"].detach()
-        moves.append(float((found[masks["5.weight"]] - dense).norm()))
-    assert moves[0] > moves[1] > moves[2] > 0
-    with pytest.raises(UsageError, match="damping is -1"):
-        compensate(model, masks, [(x, y)], damping=-1.0)
-    with pytest.raises(UsageError, match="did you mean pruned"):
-        compensate(model, masks, [(x, y)], inputs="prune")
+def test_what_the_output_does_not_need_is_left_alone() -> None:
+    """A mask that keeps the network's outputs exactly, and not its layers': least squares on the layers would move weights."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, 4)).double()
+    with torch.no_grad():
+        model[3].weight[:, 2] = 0
+    x, y = tiny_data(40, torch.float64)
+    mask = torch.ones(6, 16, dtype=torch.bool)
+    mask[2] = False
+    by_layer = layerwise(model, {"1.weight": mask}, [(x, y)])
+    assert not torch.equal(by_layer[1].bias, model[1].bias)
+    found = compensate(model, {"1.weight": mask}, [(x, y)])
+    assert torch.equal(found[1].bias, model[1].bias)
+    assert torch.equal(found[1].weight, model[1].weight * mask)
+
+
+def test_options_out_of_range_and_samples_that_lack_are_refused() -> None:
+    model = vectors()
+    x, y = tiny_data(8)
+    masks = {"1.weight": torch.ones(7, 16)}
+    for option, value in (("rounds", -1), ("steps", 0), ("damping", -1.0)):
+        with pytest.raises(UsageError, match=f"{option} is {value}"):
+            compensate(model, masks, [(x, y)], **{option: value})  # type: ignore[arg-type]
+    for batches, accept in (([], None), ([(x[:1], y[:1])], None), ([(x, y)], [])):
+        with pytest.raises(UsageError, match="samples to judge on"):
+            compensate(model, masks, batches, accept=accept)
     with pytest.raises(ArtifactError, match="mask nowhere"):
         compensate(model, {"nowhere": torch.ones(2)}, [(x, y)])
+
+
+class Backward(torch.autograd.Function):
+    """A function with a derivative backward and none forward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient * 2
+
+
+def test_a_model_without_forward_derivatives_is_compensated_by_layer() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.out = nn.Linear(16, 12), nn.Linear(12, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.out(Backward.apply(torch.relu(self.inner(x.flatten(1)))))
+            return found
+
+    torch.manual_seed(0)
+    model = Odd().double()
+    x, y = tiny_data(60, torch.float64)
+    masks = {"inner.weight": torch.rand(12, 16) < 0.5}
+    with pytest.warns(UserWarning, match="layer by layer only"):
+        found = compensate(model, masks, [(x, y)])
+    with pytest.warns(UserWarning, match="layer by layer only"):
+        only = compensate(model, masks, [(x, y)], rounds=0)
+    assert all(torch.equal(p, q) for p, q in zip(found.parameters(), only.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("structure", ["unstructured", "channels"])

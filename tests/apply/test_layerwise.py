@@ -1,0 +1,160 @@
+"""Layer-wise compensated weights against plain least squares on the layers' inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prunekit import ArtifactError, UsageError, make_plan, score
+from prunekit.apply import apply_masks, layerwise, masked
+from tests.conftest import record, tiny_data
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(24, 9),
+        nn.ReLU(), nn.Linear(9, 4),
+    ).double()  # fmt: skip
+
+
+def inputs_of(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name, layer in model.named_children():
+        found[f"{name}.weight"] = x.detach()
+        x = layer(x)
+    return found
+
+
+def random_masks(model: nn.Module, keep: float) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return {n: torch.rand(p.shape, generator=generator) < keep for n, p in model.named_parameters() if p.dim() > 1}
+
+
+def by_hand(layer: nn.Module, mask: Tensor, given: Tensor, wanted: Tensor) -> tuple[Tensor, float, bool]:
+    """Least squares over the kept weights, then the bias; its squared error; and whether there is one solution only."""
+    shapes = {name: p.shape for name, p in layer.named_parameters()}
+
+    def outputs(flat: Tensor) -> Tensor:
+        pieces = flat.split([s.numel() for s in shapes.values()])
+        state = {n: t.view(s) for (n, s), t in zip(shapes.items(), pieces, strict=True)}
+        return torch.func.functional_call(layer, state, (given,)).detach().flatten()
+
+    free = torch.cat([mask.flatten(), torch.ones(shapes["bias"].numel(), dtype=torch.bool)])
+    basis = torch.stack([outputs(unit) for unit in torch.eye(len(free)).double()[free]], 1)
+    best = torch.linalg.lstsq(basis, wanted.flatten()[:, None], driver="gelsd").solution[:, 0]
+    error = float((basis @ best - wanted.flatten()).square().sum())
+    return best, error, int(torch.linalg.matrix_rank(basis)) == len(best)
+
+
+@pytest.mark.parametrize("inputs", ["dense", "pruned"])
+@pytest.mark.parametrize("samples", [3, 60])
+@pytest.mark.parametrize("keep", [0.2, 0.7])
+def test_error_is_the_least_that_the_mask_allows(samples: int, keep: float, inputs: str) -> None:
+    model = net()
+    x, y = tiny_data(samples, torch.float64)
+    masks = random_masks(model, keep)
+    found = layerwise(model, masks, [(x[:2], y[:2]), (x[2:], y[2:])], inputs=inputs, damping=0)
+    uncompensated = net()
+    apply_masks(uncompensated, masks)
+    dense = inputs_of(model, x)
+    sent = dense if inputs == "dense" else inputs_of(found, x)
+    unique = 0
+    for name, given in dense.items():
+        if name not in masks:
+            continue
+        number = int(name.split(".")[0])
+        wanted = model[number](given).detach()
+        solved, plain = found[number], uncompensated[number]
+        assert not solved.weight[~masks[name]].any()
+        best, least, one = by_hand(model[number], masks[name], sent[name], wanted)
+        with torch.no_grad():
+            reached = float((solved(sent[name]) - wanted).square().sum())
+            assert reached <= float((plain(sent[name]) - wanted).square().sum()) * (1 + 1e-9) + 1e-12
+        assert reached == pytest.approx(least, rel=1e-6, abs=1e-9)
+        if one:
+            unique += 1
+            kept = torch.cat([solved.weight[masks[name]], solved.bias]).detach()
+            torch.testing.assert_close(kept, best, atol=1e-7, rtol=1e-6)
+    assert unique >= (2 if samples == 60 else 0)
+
+
+@pytest.mark.parametrize("inputs", ["dense", "pruned"])
+def test_nothing_removed_changes_nothing(inputs: str) -> None:
+    model = net()
+    everything = {n: torch.ones_like(p, dtype=torch.bool) for n, p in model.named_parameters()}
+    found = layerwise(model, everything, [tiny_data(5, torch.float64)], inputs=inputs)
+    for before, after in zip(model.parameters(), found.parameters(), strict=True):
+        torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("inputs", ["dense", "pruned"])
+def test_a_channel_plan_is_compensated_with_its_zeros_in_place(tmp_path: Path, inputs: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)).double()
+    x, y = tiny_data(40, torch.float64)
+    trajectory = record(tmp_path / "t", model, torch.optim.SGD(model.parameters(), lr=0.1), data=(x, y))
+    plan = make_plan(score(trajectory, model, criterion="magnitude"), model, x[:1], sparsity=0.5, structure="channels")
+    before = [p.clone() for p in model.parameters()]
+    model.train()
+    found, plain = layerwise(model, plan.masks(), [(x, y)], inputs=inputs), masked(model, plan)
+    assert found.training
+    for name, mask in plan.masks().items():
+        assert not dict(found.named_parameters())[name][~mask.bool()].any()
+    assert (found(x) - model(x)).square().sum() < (plain(x) - model(x)).square().sum()
+    assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+
+
+def test_an_output_without_weights_becomes_its_mean() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4)).double()
+    x, y = tiny_data(40, torch.float64)
+    mask = torch.ones(4, 16, dtype=torch.bool)
+    mask[1] = False
+    found = layerwise(model, {"1.weight": mask}, [(x, y)], damping=0)
+    expected = model(x).detach()
+    expected[:, 1] = expected[:, 1].mean()
+    torch.testing.assert_close(found(x).detach(), expected)
+
+
+def test_layers_called_twice_and_without_bias() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.out = nn.Linear(16, 16, bias=False), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch.tanh(self.inner(torch.tanh(self.inner(x.flatten(1))))))
+
+    torch.manual_seed(0)
+    model = Twice().double()
+    x, y = tiny_data(60, torch.float64)
+    mask = torch.rand(16, 16) < 0.5
+    found = layerwise(model, {"inner.weight": mask}, [(x, y)], inputs="dense", damping=0)
+    once = x.flatten(1)
+    given = torch.cat([once, torch.tanh(model.inner(once))]).detach()
+    for row in range(16):
+        best = torch.linalg.lstsq(given[:, mask[row]], given @ model.inner.weight[row].detach()[:, None]).solution[:, 0]
+        torch.testing.assert_close(found.inner.weight[row][mask[row]].detach(), best)
+    assert torch.equal(found.out.weight, model.out.weight)
+    assert layerwise(model, {"inner.weight": mask}, [(x, y)], inputs="pruned").inner.bias is None
+
+
+def test_damping_holds_weights_back() -> None:
+    model = net()
+    x, y = tiny_data(60, torch.float64)
+    masks = random_masks(model, 0.5)
+    dense = dict(model.named_parameters())["5.weight"].detach()[masks["5.weight"]]
+    moves = []
+    for damping in (0.0, 0.1, 1.0):
+        found = dict(layerwise(model, masks, [(x, y)], inputs="dense", damping=damping).named_parameters())["5.weight"].detach()
+        moves.append(float((found[masks["5.weight"]] - dense).norm()))
+    assert moves[0] > moves[1] > moves[2] > 0
+    with pytest.raises(UsageError, match="damping is -1"):
+        layerwise(model, masks, [(x, y)], damping=-1.0)
+    with pytest.raises(UsageError, match="did you mean pruned"):
+        layerwise(model, masks, [(x, y)], inputs="prune")
+    with pytest.raises(ArtifactError, match="mask nowhere"):
+        layerwise(model, {"nowhere": torch.ones(2)}, [(x, y)])
