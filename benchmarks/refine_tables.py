@@ -98,11 +98,9 @@ def one_shot(results: Results, structure: str, rivals: Sequence[str], missed: li
     for case in results.cases:
         ours = means(results.repaired(case, structure, "refined"))
         name, best = results.best(case, structure)
-        both = means(results.repaired(case, structure, "refined+compensated"))
-        alone = means(results.method(case, structure, "magnitude", "compensated"))
         others = {rival: means(results.repaired(case, structure, rival)) for rival in rivals}
         line = [case, f"{name}: {points(best.values())}", *(points(o.values()) for o in others.values())]
-        lines.append([*line, f"**{points(ours.values())}**", points(alone.values()), points(both.values())])
+        lines.append([*line, f"**{points(ours.values())}**"])
         unrefined = [best, *(others[way] for way in ("rescored", "rescored-10") if others.get(way))]
         lead = min((ahead(ours, other) for other in unrefined), key=statistics.fmean)
         leads.append(statistics.fmean(lead))
@@ -112,9 +110,7 @@ def one_shot(results: Results, structure: str, rivals: Sequence[str], missed: li
             if other and behind(ahead(ours, other)):
                 missed.append(f"{structure}, {case}: behind {rival} by {points(ahead(other, ours))}")
     print(f"{structure}, one-shot, accuracy in %\n")
-    table(
-        ["case", "best unrefined, in hindsight", *rivals, "**refined**", "magnitude, compensated", "refined, compensated"], lines
-    )
+    table(["case", "best unrefined, in hindsight", *rivals, "**refined**"], lines)
     listed = ", ".join(f"{lead:+.1f}" for lead in leads)
     print(f"ahead of the best unrefined (rescored among them): {listed}; mean {statistics.fmean(leads):+.1f}\n")
     if statistics.fmean(leads) < goal:
@@ -157,7 +153,7 @@ def tuned(results: Results, missed: list[str]) -> None:
 
 def two_of_four(results: Results, missed: list[str]) -> None:
     """KL to the dense model on test data."""
-    kl = {"magnitude": [], "wanda": [], "refined": [], "refined+compensated": []}  # type: ignore[var-annotated]
+    kl = {"magnitude": [], "wanda": [], "refined": []}  # type: ignore[var-annotated]
     lines = []
     for case in results.cases:
         plain = results.plain(case, "2:4")
@@ -165,7 +161,6 @@ def two_of_four(results: Results, missed: list[str]) -> None:
             "magnitude": means(plain["magnitude, global"], "test_kl", 1),
             "wanda": means(plain["wanda, global"], "test_kl", 1),
             "refined": means(results.repaired(case, "2:4", "refined"), "test_kl", 1),
-            "refined+compensated": means(results.repaired(case, "2:4", "refined+compensated"), "test_kl", 1),
         }
         for name, values in found.items():
             kl[name].append(statistics.fmean(values.values()))

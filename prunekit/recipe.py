@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -571,13 +571,17 @@ class Repairs(_Section):
         return self
 
 
+LAYERS: Final = "layers"
+
+
 class Study(_Section):
     """A comparison over cases and seeds: ``prunekit compare STUDY --out DIR``.
 
     ``cases``: name -> recipe, its path relative to the study's file; ``criteria``: each one line of the result, ``tempered(...)``
     the best of the compositions that it stands for on validation data; ``control``: also plans shuffled within layers;
     ``samples``: scoring samples. The ``leading`` criteria on validation data and those in ``always`` are compared again with
-    their weights compensated (``compensate``), after fine-tuning (``tune``), and with their plans repaired (``refine``).
+    their weights compensated (``compensate``; ``layers``: by every layer's outputs alone), after fine-tuning (``tune``), and with
+    their plans repaired (``refine``).
     """
 
     cases: Annotated[dict[str, str], Field(min_length=1)]
@@ -589,7 +593,7 @@ class Study(_Section):
     samples: Count = 160
     leading: Annotated[int, Field(ge=0)] = 3
     always: list[CriterionName] = ["magnitude", "random"]
-    compensate: bool = False
+    compensate: bool | Literal["layers"] = False
     tune: Tuning | None = None
     refine: Annotated[Repairs | None, BeforeValidator(_switched)] = None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.apply import apply_masks, compensate, masked
+from prunekit.apply import apply_masks, masked
 from prunekit.measure import fidelity, predict, sizes
 from prunekit.plan import GROUPED, Plan, choices
 from prunekit.search.again import refine_again
@@ -26,8 +26,8 @@ from prunekit.search.repair import Material, get_repair, refine_plan
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 REFINED_AGAIN = "refined again"
-Calibration = tuple[Batches, Batches]
-"""What weights are compensated from, and judged on."""
+Compensate = Callable[[nn.Module, Mapping[str, Tensor]], nn.Module]
+"""``(model, masks)`` -> a copy whose kept weights make up for the removed ones."""
 
 
 @dataclass
@@ -94,13 +94,13 @@ def compensated(
     criterion: str,
     allocation: str,
     sparsities: Sequence[float],
-    calibration: Calibration,
+    how: Compensate,
 ) -> list[dict[str, Any]]:
-    """One row a sparsity: the kept weights make up for the removed ones, see ``prunekit.apply.compensate``."""
+    """One row a sparsity: the kept weights make up for the removed ones."""
     rows = []
     for sparsity in sparsities:
         plan = bench.candidates.plan(structure, criterion, allocation, sparsity)
-        row = _row(bench, plan, criterion, allocation, sparsity, "", _compensated(bench, plan, calibration))
+        row = _row(bench, plan, criterion, allocation, sparsity, "", _compensated(bench, plan, how))
         rows.append({**row, "method": method, "repair": "compensated"})
     return rows
 
@@ -125,9 +125,9 @@ class Repaired:
             rows.append({**self._row(self.way, _tuned(self.bench, self._made[0], how)), "epochs": how.epochs})
         return rows
 
-    def compensated(self, calibration: Calibration) -> list[dict[str, Any]]:
+    def compensated(self, how: Compensate) -> list[dict[str, Any]]:
         """One row: the repaired plan with its weights compensated too."""
-        return [self._row(f"{self.way}+compensated", _compensated(self.bench, self._made[0], calibration))]
+        return [self._row(f"{self.way}+compensated", _compensated(self.bench, self._made[0], how))]
 
     @cached_property
     def _made(self) -> tuple[Plan, float]:
@@ -187,9 +187,9 @@ def split(epochs: int, runs: int) -> list[int]:
     return [epochs * (number + 1) // runs - epochs * number // runs for number in range(runs)]
 
 
-def _compensated(bench: Bench, plan: Plan, calibration: Calibration) -> nn.Module:
-    masks, (learn, accept) = plan.masks(), calibration
-    model = compensate(bench.candidates.model, masks, learn, accept=accept, seed=bench.seed)
+def _compensated(bench: Bench, plan: Plan, how: Compensate) -> nn.Module:
+    masks = plan.masks()
+    model = how(bench.candidates.model, masks)
     apply_masks(model, masks)
     return model
 

@@ -19,13 +19,13 @@ from prunekit.errors import ArtifactError, UsageError
 from prunekit.imports import load_object, use_working_folder
 from prunekit.measure import machine
 from prunekit.progress import Bar
-from prunekit.recipe import Finetune, Recipe, Steps, Study
+from prunekit.recipe import LAYERS, Finetune, Recipe, Steps, Study
 from prunekit.report import save_figure, study_figure, write_study_page
 from prunekit.search.compare import Candidates
 from prunekit.search.repair import Material, settings
 from prunekit.search.study import REFINED_AGAIN, Bench, Repaired, compensated, dense_facts, fine_tuned, one_shot, refined_again
 from prunekit.search.summary import Runs, Variant, area, summarise
-from prunekit.verbs.compensating import calibration, compensation_request
+from prunekit.verbs.compensating import compensator
 from prunekit.verbs.run_folder import Run, first_difference
 from prunekit.verbs.scheduling import finetuning_of
 from prunekit.verbs.scoring import score_run
@@ -206,7 +206,8 @@ def _again(job: Job, run: Run, bench: Bench, rows: list[dict[str, Any]], data: d
     """Repairs and fine-tunes the leading methods' plans and some others': leading on validation data, as all choices are."""
     study = job.study
     here = [{"case": job.case, "seed": job.seed, **row} for row in rows]
-    given, compensation = calibration(run), compensation_request(run)
+    compensating, compensation = compensator(run, study.compensate == LAYERS, job.seed)
+    repairing, repaired_from = compensator(run, False, job.seed)
     how = finetuning_of(run, Steps(finetune=Finetune(epochs=study.tune.epochs))) if study.tune else None
     material = _material(job, run)
     learnt_from = {
@@ -234,8 +235,8 @@ def _again(job: Job, run: Run, bench: Bench, rows: list[dict[str, Any]], data: d
             if study.compensate:
                 _cells(
                     job.cells / f"{folder}-compensated" / f"{_method_slug(method)}.json",
-                    {**made_from(method, chosen[method]), "sparsities": sparsities, "compensate": compensation},
-                    partial(compensated, bench, structure, method, name, allocation, sparsities, given),
+                    {**made_from(method, chosen[method]), "sparsities": sparsities, **compensation},
+                    partial(compensated, bench, structure, method, name, allocation, sparsities, compensating),
                 )  # fmt: skip
                 tick()
             for sparsity in study.tuned_at(structure):
@@ -265,8 +266,8 @@ def _again(job: Job, run: Run, bench: Bench, rows: list[dict[str, Any]], data: d
                     if study.refine.compensate:
                         _cells(
                             job.cells / f"{folder}-{way}-compensated" / file,
-                            {**asked, "compensate": compensation},
-                            partial(repaired.compensated, given),
+                            {**asked, **repaired_from},
+                            partial(repaired.compensated, repairing),
                         )
                     tick()
                 if sparsity in study.refined_again_at(structure):
@@ -331,7 +332,7 @@ def _rows(job: Job) -> Iterator[dict[str, Any]]:
 def _belongs(row: Mapping[str, Any], study: Study) -> bool:
     """Whether a repaired or fine-tuned row is one that this study asks for: cells of an earlier one may lie there too."""
     if row["repair"] == "compensated":
-        return study.compensate and row["sparsity"] in study.structures[row["structure"]]
+        return bool(study.compensate) and row["sparsity"] in study.structures[row["structure"]]
     if row["repair"] == REFINED_AGAIN and (study.refine is None or row["again"] != study.refine.again):
         return False
     if row["repair"].endswith("+compensated") and not (study.refine and study.refine.compensate):

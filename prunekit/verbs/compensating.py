@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunekit import checkpoint
+from prunekit.apply import compensate, layerwise
 from prunekit.verbs.run_folder import Run
 
 SAMPLES = 1000
@@ -25,3 +27,18 @@ def compensation_request(run: Run) -> dict[str, Any]:
     """What decides compensated weights, for reuse."""
     scoring = checkpoint.digest(dict(zip("xy", run.evidence.samples(), strict=True)))
     return {"train": run.splits["train"].digest(), "samples": SAMPLES, "scoring": scoring}
+
+
+def compensator(
+    run: Run, layers: bool, seed: int
+) -> tuple[Callable[[nn.Module, Mapping[str, Tensor]], nn.Module], dict[str, Any]]:
+    """``(model, masks)`` -> compensated model, and what decides it.
+
+    Args:
+        layers: by every layer's outputs alone, computed from the scoring samples (``prunekit.apply.layerwise``).
+    """
+    if layers:
+        facts = {"calibration": run.splits["scoring"].digest()}
+        return partial(layerwise, batches=[run.evidence.samples()]), facts
+    learn, accept = calibration(run)
+    return partial(compensate, batches=learn, accept=accept, seed=seed), {"compensate": compensation_request(run)}

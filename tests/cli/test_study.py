@@ -101,6 +101,27 @@ def test_a_study_from_one_command(study: Path, cli: Cli, tmp_path: Path) -> None
     assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_compensation_by_layers_alone(study: Path, cli: Cli, tmp_path: Path) -> None:
+    """Other rows than with the network's outputs, in cells that are measured again when the other is asked for."""
+    short = (
+        STUDY.replace("seeds: [0, 1]", "seeds: [0]").replace('"tempered(taylor)"', "taylor").replace("leading: 1", "leading: 0")
+    )
+    out, found = tmp_path / "out", {}
+    for how in ("layers", "true"):
+        study.write_text(short.replace("compensate: true", f"compensate: {how}").replace("tune:", "# tune:"))
+        done = cli("compare", study, "--out", out)
+        assert done.code == 0, done.err
+        with (out / "compare.csv").open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["repair"] == "compensated"]
+        found[how] = [row["validation_kl"] for row in rows]
+    assert len(found["layers"]) == len(found["true"]) == 3
+    assert found["layers"] != found["true"]
+    study.write_text(short.replace("compensate: true", "compensate: layer"))
+    done = cli("compare", study, "--out", out)
+    assert done.code == 2
+    assert "compensate" in done.err
+
+
 def test_finished_cells_are_kept_and_damaged_ones_measured_again(study: Path, cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "out"
     study.write_text(STUDY.replace("seeds: [0, 1]", "seeds: [0]"))
