@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunekit.apply.masks import apply_masks
 from prunekit.criteria.layer_inputs import LAYERS, Layer, layers_of, watching
-from prunekit.errors import UsageError, nearest
+from prunekit.errors import NonFiniteError, UsageError, nearest
 
 INPUTS = ("dense", "pruned")
 
@@ -30,7 +30,7 @@ def layerwise(
     ``w`` the dense weights and ``x`` the dense model's inputs, a constant 1 for the bias among them. With ``x̃ = x`` this is
     ``v_K = w_K + H_KK⁻¹ H_KR w_R``, ``H = Σ x xᵀ``, ``K`` what stays and ``R`` what goes: Optimal Brain Surgeon for a whole set
     at once, the problem that SparseGPT (arXiv 2301.00774) solves approximately. Where there are several minima, the one
-    nearest to ``w`` is taken. Masked parameters of other layers are masked only.
+    nearest to ``w`` is taken. Masked parameters of other layers are masked only, and a frozen bias stays as it is.
 
     One factorisation of a ``|K| × |K|`` matrix an output, or one a layer where all outputs keep the same (channels).
 
@@ -45,6 +45,7 @@ def layerwise(
 
     Raises:
         ArtifactError: a mask names no parameter or buffer of the model, or has another shape.
+        NonFiniteError: what reaches a layer is NaN or Inf.
         UsageError: ``inputs`` or ``damping`` is out of range.
     """
     if damping < 0:
@@ -67,6 +68,8 @@ def layerwise(
         cross = gram
         if inputs == "pruned":
             gram, cross = _pair(dense, pruned, name, layers[name], theirs[name], samples)
+        if not bool(gram.isfinite().all() and cross.isfinite().all()):
+            raise NonFiniteError(f"{name}: its layer's inputs are NaN or Inf for some of the samples; look at the data")
         bias_name = f"{name.removesuffix('weight')}bias"
         layer = layers[name]
         keep = masks[name].to(device).bool()
@@ -74,7 +77,7 @@ def layerwise(
         weight, offset = _solve(layer, gram, cross, keep, bias_keep, damping)
         for parameters in (final, following):
             parameters[name].copy_(weight.view(keep.shape))
-            if layer.bias is not None:
+            if _trains_bias(layer):
                 parameters[bias_name].copy_(offset)
     return result
 
@@ -123,9 +126,9 @@ def _pair(
 def _solve(layer: Layer, gram: Tensor, cross: Tensor, keep: Tensor, bias_keep: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     """Compensated weight rows ``(outputs, d)`` and biases ``(outputs,)``, float64."""
     size = gram.shape[1] - 1
-    bias = layer.weight.new_zeros(len(keep)) if layer.bias is None else layer.bias
-    if layer.bias is None:
-        bias_keep = torch.zeros_like(bias_keep)
+    bias = layer.bias
+    if bias is None or not _trains_bias(layer):  # then both sides of the error have the same, which drops out
+        bias, bias_keep = layer.weight.new_zeros(len(keep)), torch.zeros_like(bias_keep)
     rows = torch.cat([layer.weight.reshape(-1, size), bias[:, None]], 1).double()
     keeps = torch.cat([keep.reshape(-1, size), bias_keep[:, None]], 1)
     solved = rows * keeps
@@ -143,6 +146,10 @@ def _solve(layer: Layer, gram: Tensor, cross: Tensor, keep: Tensor, bias_keep: T
                 change = _divide(damped[kept][:, kept], lacking.T).T
                 solved[those] = torch.zeros_like(old).masked_scatter(kept.expand_as(old), old[:, kept] + change)
     return solved[:, :-1], solved[:, -1]
+
+
+def _trains_bias(layer: Layer) -> bool:
+    return layer.bias is not None and layer.bias.requires_grad
 
 
 def _divide(matrix: Tensor, right: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunekit import ArtifactError, UsageError, make_plan, score
+from prunekit import ArtifactError, NonFiniteError, UsageError, make_plan, score
 from prunekit.apply import apply_masks, layerwise, masked
 from tests.conftest import record, tiny_data
 
@@ -158,3 +158,28 @@ def test_damping_holds_weights_back() -> None:
         layerwise(model, masks, [(x, y)], inputs="prune")
     with pytest.raises(ArtifactError, match="mask nowhere"):
         layerwise(model, {"nowhere": torch.ones(2)}, [(x, y)])
+
+
+def test_frozen_biases_stay_and_the_weights_make_up_for_what_is_left() -> None:
+    model, (x, y) = net(), tiny_data(60, torch.float64)
+    for name in ("0.bias", "5.bias"):
+        model.get_parameter(name).requires_grad_(False)
+    masks = random_masks(model, 0.4)
+    found = layerwise(model, masks, [(x, y)], damping=0)
+    for name in ("0.bias", "5.bias"):
+        assert torch.equal(found.get_parameter(name), model.get_parameter(name))
+    given, first, mask = x.detach(), model.get_submodule("0"), masks["0.weight"]
+    columns = nn.functional.unfold(given, 3, padding=1).transpose(1, 2).flatten(0, 1)
+    for row, kept, solved in zip(*(t.flatten(1) for t in (first.weight, mask, found.get_parameter("0.weight"))), strict=True):
+        best = torch.linalg.lstsq(columns[:, kept], columns @ row[:, None], driver="gelsd").solution[:, 0]
+        assert torch.allclose(solved[kept], best)
+        assert bool((solved[~kept] == 0).all())
+
+
+@pytest.mark.parametrize("inputs", ["dense", "pruned"])
+def test_inputs_that_are_no_numbers_are_refused(inputs: str) -> None:
+    model, (x, y) = net(), tiny_data(8, torch.float64)
+    x = x.clone()
+    x[3, 0, 1, 1] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"0\.weight"):
+        layerwise(model, random_masks(model, 0.5), [(x, y)], inputs=inputs)
