@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prunekit.kernel import ModelFunction
+from prunekit.kernel import ModelFunction, divergence
 from prunekit.kernel.gradients import MomentEngine, choose_engine
 
 Referred = Sequence[tuple[Tensor, Tensor]]
@@ -42,8 +42,7 @@ class Distance:
         """The sum over samples of their distances, from outputs."""
         if not self.classes:
             return 0.5 * (found - wanted).square().flatten(1).mean(1).sum()
-        p, q = F.log_softmax(wanted, -1), F.log_softmax(found, -1)
-        return (p.exp() * (p - q)).sum(-1).reshape(len(p), -1).mean(1).sum()
+        return divergence(found, F.log_softmax(wanted, -1)).sum()
 
     @torch.no_grad()
     def value(self, theta: Tensor, batches: Referred) -> float:
@@ -137,7 +136,7 @@ def descend(
         level = damping * float((diagonal * free).sum() / free.sum().clamp_min(1))
         change = _solved(distance, theta, free, learn, gradient, diagonal, level, steps)
         tried = [(distance.value(theta + step * change, accept), step) for step in STEPS]
-        value, step = min(tried)
+        value, step = min(((value, step) for value, step in tried if not math.isnan(value)), default=(math.inf, 0.0))
         if value < reached:
             theta, reached, damping = theta + step * change, value, damping / RELAX
         else:

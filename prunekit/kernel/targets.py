@@ -40,9 +40,12 @@ def divergence(out: Tensor, reference: Tensor) -> Tensor:
     """KL(reference ‖ model) per sample in nats, the mean over positions for sequences: ``(samples, 1)``.
 
     Args:
-        reference: another model's log-probabilities, of ``out``'s shape, where other targets take labels.
+        reference: another model's log-probabilities, of ``out``'s shape, where other targets take labels. A class that it rules
+            out (minus infinity) adds nothing.
     """
-    kl = (reference.exp() * (reference - F.log_softmax(out, -1))).sum(-1)
+    out_of_it = reference == -torch.inf
+    found = F.log_softmax(out, -1).masked_fill(out_of_it, 0)
+    kl = (reference.exp() * (reference.masked_fill(out_of_it, 0) - found)).sum(-1)
     return kl.reshape(len(out), -1).mean(1, keepdim=True)
 
 

@@ -139,6 +139,8 @@ def prune(result: dict[str, Any]) -> None:
         print(f"  {_refined_again(number, refined)}")
     if tried := result["refine_tried"]:
         print(f"  {_tried(tried)}")
+    if result["compensation_note"]:
+        print(f"  compensated {result['compensation_note']}")
     if squeezed := result["squeezed"]:
         listed = ", ".join(f"{name} {count}" for name, count in squeezed["removed"].items()) or "none"
         print(f"  squeezed: channels taken out: {listed}")

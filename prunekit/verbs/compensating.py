@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunekit import checkpoint
-from prunekit.apply import compensate, layerwise
+from prunekit.apply import compensate, layerwise, prune
+from prunekit.plan import Plan
 from prunekit.verbs.run_folder import Run
 
 SAMPLES = 1000
@@ -21,6 +23,22 @@ Batches = Sequence[tuple[Tensor, Tensor]]
 def calibration(run: Run) -> tuple[Batches, Batches]:
     """What ``prunekit.apply.compensate`` looks at: samples to compute from, and samples to judge on."""
     return run.batches("train", SAMPLES), [run.evidence.samples()]
+
+
+def pruned_as_asked(run: Run, plan: Plan, example: Tensor | None = None) -> tuple[nn.Module, str]:
+    """The plan's pruned model, compensated if the plan asks for that, and what there is to say of it.
+
+    A plan for some classes is compensated on their samples.
+    """
+    request = plan.provenance.get("request", {})
+    if not request.get("compensate"):
+        return prune(run.model, plan, example), ""
+    learn, accept = calibration(run.restricted(request["classes"]) if request.get("classes") else run)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model = prune(run.model, plan, example, calibration=learn, accept=accept, seed=run.recipe.seed)
+    notes = [str(w.message) for w in said if str(w.message).startswith("compensate: ")]
+    return model, notes[0].removeprefix("compensate: ") if notes else ""
 
 
 def compensation_request(run: Run) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from prunekit import checkpoint
-from prunekit.apply import Manifest, dense_state, load, prune
+from prunekit.apply import Manifest, dense_state, load
 from prunekit.criteria import model_digest
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.kernel import ModelFunction
@@ -20,7 +20,7 @@ from prunekit.plan import Plan
 from prunekit.report import account, dense_reconstruction, flat_mask
 from prunekit.trajectory import Continued, Trajectory
 from prunekit.verbs.budgets import file_size
-from prunekit.verbs.compensating import calibration
+from prunekit.verbs.compensating import pruned_as_asked
 from prunekit.verbs.run_folder import Run, recorded_inputs, reusable
 
 SCHEMA = 1
@@ -145,11 +145,7 @@ def _on_classes(plan: Plan, dense: torch.Tensor, pruned: torch.Tensor, labels: t
 
 def _unsqueezed(run: Run, plan: Plan) -> torch.nn.Module:
     """The masked model that a squeezed one was made of, made again."""
-    request = plan.provenance.get("request", {})
-    learn, accept = None, None
-    if request.get("compensate"):
-        learn, accept = calibration(run.restricted(request["classes"]) if request.get("classes") else run)
-    return prune(run.model, plan, calibration=learn, accept=accept, seed=run.recipe.seed).to(run.device)
+    return pruned_as_asked(run, plan)[0].to(run.device)
 
 
 def _latency(run: Run, dense: torch.nn.Module, pruned: torch.nn.Module, unsqueezed: torch.nn.Module | None) -> dict[str, Any]:

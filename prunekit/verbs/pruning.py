@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from prunekit import checkpoint
-from prunekit.apply import Manifest, prune, save, squeeze
+from prunekit.apply import Manifest, save, squeeze
 from prunekit.criteria import Scores, expand, model_digest
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.measure import accuracy, predict
@@ -23,7 +23,7 @@ from prunekit.search.patterns import get_pattern
 from prunekit.search.planner import MakePattern
 from prunekit.trajectory import Trajectory
 from prunekit.verbs.budgets import within_budget
-from prunekit.verbs.compensating import calibration, compensation_request
+from prunekit.verbs.compensating import compensation_request, pruned_as_asked
 from prunekit.verbs.refining import better_plan, refining_again, refining_request
 from prunekit.verbs.run_folder import PROBLEM, Run, reusable
 from prunekit.verbs.scheduling import planner_for, prune_in_steps
@@ -208,14 +208,15 @@ def _write(run: Run, plan: Plan, folder: Path, found: Mapping[str, Any] | None =
     refuse_foreign(folder)
     example = run.example if plan.smaller else None
     request = plan.provenance.get("request", {})
-    learn, accept = calibration(run) if request.get("compensate") else (None, None)
-    small = prune(run.model, plan, example, calibration=learn, accept=accept, seed=run.recipe.seed)
+    small, note = pruned_as_asked(run, plan, example)
     squeezed = None
     if request.get("squeeze"):
         samples = run.batches("validation") if run.recipe.data is not None else None
         squeezed = squeeze(small, plan, run.example, samples, run.recipe.structure.mappings())
         small = squeezed.model
     facts: dict[str, Any] = dict(found or {})
+    if note:
+        facts["compensation_note"] = note
     if run.recipe.data is not None:
         facts["validation_accuracy"] = accuracy(*predict(small, run.batches("validation")))
     save(small, plan, folder, facts, squeezed)
@@ -269,7 +270,7 @@ def _made_from(folder: Path, dry_run: bool) -> dict[str, Any] | None:
 def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
     reached = plan.sparsity()
     refined = plan.provenance.get("refine")
-    manifest = folder / "prunekit.json"
+    facts = Manifest.load(folder / "prunekit.json").facts if (folder / "prunekit.json").exists() else {}
     return {
         "name": folder.name,
         "path": str(folder),
@@ -286,7 +287,8 @@ def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
         "refine": _brief(refined) if refined else None,
         "refined_again": [_brief(facts) for facts in plan.provenance.get("refine_again", ())],
         "refine_tried": plan.provenance.get("refine_tried"),
-        "squeezed": Manifest.load(manifest).facts.get("squeezed") if manifest.exists() else None,
+        "compensation_note": facts.get("compensation_note"),
+        "squeezed": facts.get("squeezed"),
         "layers": plan.counts(),
         "groups": {n: {"total": len(k), "kept": int(k.sum())} for n, k in plan.keep.items() if n in plan.groups},
         "refused": dict(plan.provenance.get("refused", {})),

@@ -238,3 +238,17 @@ def test_prune_with_calibration_samples_is_the_compensated_model(tmp_path: Path,
     back = load(tmp_path / "pruned", lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)).double())
     assert torch.equal(back(x), pruned(x))
     assert sum(int((p != 0).sum()) for p in pruned.parameters()) <= sum(p.numel() for p in model.parameters()) - 128 * 0.4
+
+
+def test_where_the_whole_step_is_not_a_number_a_shorter_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    distance, theta, batches, _ = posed(vectors, True)
+    plain, steps = Distance.value, iter([False, True])  # where it starts, then the whole step
+
+    def overflowing(self: Distance, theta: Tensor, samples: Any) -> float:
+        return float("nan") if next(steps, False) else plain(self, theta, samples)
+
+    monkeypatch.setattr(Distance, "value", overflowing)
+    ((better, value),) = descend(
+        distance, theta, torch.ones_like(theta), batches, batches, rounds=1, steps=5, damping=0.1, seed=0
+    )
+    assert value == plain(distance, better, batches) < plain(distance, theta, batches)

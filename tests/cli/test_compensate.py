@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -51,3 +52,17 @@ def test_the_recipe_can_ask_for_it(run: Path, cli: Cli, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     assert json.loads(done.out)["prune"][0]["compensated"]
     assert "compensate" in json.loads((tmp_path / "other/pruned/p/prunekit.json").read_text())["provenance"]["request"]
+
+
+def test_layers_alone_are_said(run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model without forward derivatives gets half of it; reused, it still says so."""
+
+    def impossible(*args: object, **options: object) -> None:
+        raise NotImplementedError("no forward derivative of aten::odd")
+
+    monkeypatch.setattr(importlib.import_module("prunekit.apply.compensate"), "descend", impossible)
+    asked = ("prune", run, "-c", "magnitude", "-s", 0.6, "--name", "half", "--compensate")
+    for _ in range(2):
+        done = cli(*asked)
+        assert done.code == 0, done.err
+        assert "compensated layer by layer only, since this model cannot be differentiated forward (no forward der" in done.out

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from prunekit.errors import UsageError
-from prunekit.kernel import from_loss, get_target
+from prunekit.kernel import divergence, from_loss, get_target
 
 OUT = torch.tensor([[1.0, 3.0, 2.0], [0.0, -1.0, 4.0]])
 LABELS = torch.tensor([2, 2])
@@ -31,3 +31,16 @@ def test_any_mean_loss_becomes_a_target() -> None:
 def test_unknown_target_is_refused() -> None:
     with pytest.raises(UsageError, match="did you mean margin"):
         get_target("margins")
+
+
+def test_divergence_counts_no_class_that_the_reference_rules_out() -> None:
+    torch.manual_seed(0)
+    reference, out = torch.randn(2, 3, 4, dtype=torch.float64), torch.randn(2, 3, 4, dtype=torch.float64)
+    for ruled_out in (reference, out):
+        ruled_out[..., 1] = -torch.inf
+    out.requires_grad_()
+    found = divergence(out, F.log_softmax(reference, -1))
+    kept = [0, 2, 3]
+    p, q = (F.softmax(t[..., kept], -1) for t in (reference, out))
+    torch.testing.assert_close(found[:, 0], (p * (p / q).log()).sum(-1).mean(1))
+    assert torch.autograd.grad(found.sum(), out)[0].isfinite().all()
