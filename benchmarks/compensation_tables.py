@@ -28,6 +28,7 @@ def main() -> int:
     runs = json.loads((folder / "compare.json").read_text(encoding="utf-8"))["runs"]
     for structure in dict.fromkeys(row["structure"] for row in results.rows):
         lines, kl = [], {name: [] for name in COLUMNS}  # type: ignore[var-annotated]
+        trained = any(results.repaired(case, structure, "refined", tuned=True) for case in results.cases)
         for case in results.cases:
             line = [case]
             for name, repair in COLUMNS.items():
@@ -37,12 +38,13 @@ def main() -> int:
                     rows = [row for row in rows if (row["criterion"], row["allocation"]) == ("magnitude", one)]
                 line.append(points(means(rows).values()))
                 kl[name].append(statistics.fmean(means(rows, "test_kl", 1).values()))
-            tuned = points(means(results.repaired(case, structure, "refined", tuned=True)).values())
+            if trained:
+                line.append(points(means(results.repaired(case, structure, "refined", tuned=True)).values()))
             dense = [100 * run["dense"]["test"]["accuracy"] for run in runs if run["case"] == case]
-            lines.append([*line, tuned, points(dense)])
+            lines.append([*line, points(dense)])
         sparsities = sorted({float(row["sparsity"]) for row in results.rows if row["structure"] == structure})
         print(f"{structure}, {', '.join(f'{s:g}' for s in sparsities)}\n")
-        table(["case", *COLUMNS, "refined, fine-tuned", "dense"], lines)
+        table(["case", *COLUMNS, *(["refined, fine-tuned"] if trained else []), "dense"], lines)
         print("KL, mean over cases: " + ", ".join(f"{name} {statistics.fmean(values):.3f}" for name, values in kl.items()) + "\n")
     return 0
 
