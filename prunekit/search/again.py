@@ -53,7 +53,7 @@ def refine_again(tuner: Tuner, plan: Plan, dense: nn.Module, refined: RefineFrom
     """
     base = returning(tuner.model, dense, plan)
     facts = {key: value for key, value in plan.provenance.items() if key != "refine"}
-    found = refined(replace(plan, given={}, provenance={**facts, "model": model_digest(base)}), base, dense)
+    found = refined(replace(plan, provenance={**facts, "model": model_digest(base)}), base, dense)
     tuner.swap(found.masks(), _tensors(dense))
     told = {**found.provenance["refine"], "from": plan.digest}
     return replace(

@@ -147,12 +147,14 @@ class Allowance:
         part: the group of every unit, ``(U,)``.
         low, high: how many units of every part stay at least, and at most.
         sizes: weights by units kept.
+        given: the choice whose weights count instead of ``keep``'s, which fills their room only nearly, ``(U,)``.
     """
 
-    def __init__(self, keep: Tensor, part: Tensor, low: Tensor, high: Tensor, sizes: Sizes) -> None:
-        now = torch.bincount(part, keep.double(), len(low)).long()
+    def __init__(self, keep: Tensor, part: Tensor, low: Tensor, high: Tensor, sizes: Sizes, given: Tensor | None = None) -> None:
+        now, first = (torch.bincount(part, k.double(), len(low)).long() for k in (keep, keep if given is None else given))
         self.part, self.low, self.high = part, torch.minimum(low, now), torch.maximum(high, now)
-        self.sizes, self.most = sizes, sizes(now.tolist())
+        self.sizes = sizes
+        self.most = tuple(map(max, sizes(now.tolist()), sizes(first.tolist())))
         self.open = (self.high > 0)[part]
         share = float(keep.double().mean())
         cost = torch.tensor(sizes.costs(share), dtype=torch.float64, device=part.device).clamp_min(1)[part]

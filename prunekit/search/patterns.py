@@ -263,7 +263,10 @@ class Groups(_Limited):
             fixed = torch.tensor([ratio for ratio, _ in decisions], device=device)
             floor = torch.tensor([max(1, ceil(f * n)) for (_, f), n in zip(decisions, self.sizes, strict=True)], device=device)
             low, high = torch.where(fixed, now, floor), torch.where(fixed, now, sizes)
-            return Allowance(self.keep, part, low, high, Sizes(self._plan, self.names))
+            plan = self._plan
+            refined = plan.given and not plan.provenance.get("edited")  # again and again, it would shrink by what does not fit
+            given = torch.cat([plan.given[n] for n in self.names]).to(device) if refined else None
+            return Allowance(self.keep, part, low, high, Sizes(plan, self.names), given)
         kinds: dict[Any, int] = {}
         for name in self.names:
             kinds.setdefault(self._kind(name), len(kinds))

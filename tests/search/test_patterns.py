@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
 from math import prod
@@ -261,6 +262,26 @@ def test_a_large_unit_leaves_for_many_small_ones() -> None:
     for group, kept in enumerate(counts):
         assert all(kept[group] >= other[group] for other in counts)
     assert len({sum(kept) for kept in counts}) > 1
+
+
+def test_refined_again_and_again_a_plan_does_not_shrink() -> None:
+    """The room is that of the plan which was refined first, unless somebody edited it since."""
+    model, plan, pattern = pattern_of("channels", "flattened", 0.5)
+    smaller = pattern.plan(pattern.keep & (torch.arange(len(pattern.keep)) % 3 > 0))
+    worth = torch.linspace(1, 0, len(pattern.keep), dtype=torch.float64)
+    for refined, room in ((smaller, smaller), (replace(smaller, given=plan.keep), plan)):
+        again = get_pattern(refined, Layout.of(model), CPU)
+        assert again.limits.most == weights_touched(room)
+        found = again.plan(again.select(worth))
+        assert all(now <= then for now, then in zip(weights(found), weights(room), strict=True))
+    edited = replace(smaller, given=plan.keep, provenance={**smaller.provenance, "edited": True})
+    assert get_pattern(edited, Layout.of(model), CPU).limits.most == weights_touched(smaller)
+
+
+def weights_touched(plan: Plan) -> tuple[int, int]:
+    """Prunable weights and parameters that stay, of the tensors that lose some; every tensor of this net but one does."""
+    untouched = prod(plan.shapes["out.bias"])
+    return weights(plan)[0], weights(plan)[1] - untouched
 
 
 def test_what_has_no_swaps_is_refused() -> None:
