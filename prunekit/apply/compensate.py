@@ -78,7 +78,7 @@ def compensate(
         referred, judging = ([(x, dense(x)) for x, _ in part] for part in (learn, judged))
     distance = Distance(outputs, classes and referred[0][1].dim() > 1 and referred[0][1].shape[-1] > 1)
     theta = _along(distance, _flat(result, layout), _flat(solved, layout), judging)
-    if distance.value(theta, judging) > 0:
+    if rounds and distance.value(theta, judging) > 0:
         theta = _descended(distance, theta, _free(layout, masks, theta), referred, judging, rounds, steps, damping, seed)
     final, found = dict(result.named_parameters()), layout.views(theta)
     with torch.no_grad():
@@ -105,21 +105,31 @@ def _descended(
     seed: int,
 ) -> Tensor:
     """``theta`` after the Gauss-Newton rounds; where the model has no derivatives for them, as it is, which is said."""
+    if lacking := _lacking(distance, theta, learn):
+        warnings.warn(
+            f"compensate: layer by layer only, since this model cannot be differentiated forward ({lacking})", stacklevel=3
+        )
+        return theta
+    with Bar("compensate", rounds) as bar:
+        made = descend(distance, theta, free, learn, judging, rounds=rounds, steps=steps, damping=damping, seed=seed)
+        for better, value in made:
+            theta = better
+            bar.describe(f"compensate: divergence {value:.4g}")
+            bar.advance()
+    return theta
+
+
+def _lacking(distance: Distance, theta: Tensor, learn: Referred) -> str:
+    """What torch says of a derivative that the model has none of, tried on two samples; "" where it has all."""
+    few = [(learn[0][0][:2], learn[0][1][:2])]
     try:
-        with Bar("compensate", rounds) as bar:
-            made = descend(distance, theta, free, learn, judging, rounds=rounds, steps=steps, damping=damping, seed=seed)
-            for better, value in made:
-                theta = better
-                bar.describe(f"compensate: divergence {value:.4g}")
-                bar.advance()
-    except (NotImplementedError, RuntimeError) as error:
+        distance.product(theta, theta, few)
+        distance.diagonal(theta, few, distance.engine(theta, few), torch.Generator())
+    except RuntimeError as error:  # NotImplementedError is one
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        said = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        warnings.warn(
-            f"compensate: layer by layer only, since this model cannot be differentiated forward ({said})", stacklevel=3
-        )
-    return theta
+        return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+    return ""
 
 
 def _parts(

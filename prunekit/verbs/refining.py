@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from prunekit.apply import compensate, masked
+from prunekit.apply import masked
 from prunekit.errors import UsageError
 from prunekit.measure import fidelity, predict
 from prunekit.plan import Plan
@@ -16,7 +16,7 @@ from prunekit.recipe import Refine, Refinement
 from prunekit.search import Again, refine
 from prunekit.search.compare import merit
 from prunekit.search.planner import MakePattern
-from prunekit.verbs.compensating import calibration
+from prunekit.verbs.compensating import compensator
 from prunekit.verbs.run_folder import Run
 
 
@@ -118,8 +118,5 @@ def _on_validation(run: Run, plan: Plan, compensating: bool, model: nn.Module) -
     """Fidelity of the plan's model on validation data, held against the dense one."""
     batches = run.batches("validation")
     dense, labels = predict(run.model, batches)
-    weights = model
-    if compensating:
-        learn, accept = calibration(run)
-        weights = compensate(model, plan.masks(), learn, accept=accept, seed=run.recipe.seed)
+    weights = compensator(run, False, run.recipe.seed)[0](model, plan.masks()) if compensating else model
     return fidelity(predict(masked(weights, plan), batches)[0], labels, dense)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import yaml
 from safetensors.torch import load_file
 
 from prunekit import Plan
+from prunekit.kernel import ModelFunction
 from tests.cli.conftest import Cli
 
 
@@ -60,7 +60,7 @@ def test_layers_alone_are_said(run: Path, cli: Cli, monkeypatch: pytest.MonkeyPa
     def impossible(*args: object, **options: object) -> None:
         raise NotImplementedError("no forward derivative of aten::odd")
 
-    monkeypatch.setattr(importlib.import_module("prunekit.apply.compensate"), "descend", impossible)
+    monkeypatch.setattr(ModelFunction, "directional", impossible)
     asked = ("prune", run, "-c", "magnitude", "-s", 0.6, "--name", "half", "--compensate")
     for _ in range(2):
         done = cli(*asked)

@@ -234,7 +234,8 @@ def test_a_runs_own_comparison_is_not_replaced(study: Path, run: Path, cli: Cli)
 def test_ctrl_c_stops_the_workers_and_says_one_line(study: Path, tmp_path: Path) -> None:
     study.write_text(STUDY.replace("seeds: [0, 1]", "seeds: [0, 1, 2, 3, 4, 5]"))
     command = [sys.executable, "-m", "prunekit", "compare", str(study), "--out", str(tmp_path / "out"), "--jobs", "2", "-q"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 - a job in the background of a shell ignores it
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "out").glob("runs/*/trajectory")) and time.monotonic() < deadline:
         time.sleep(0.1)
