@@ -9,7 +9,6 @@ falls on samples of their own. No weight changes.
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from prunekit.kernel import blame
 from prunekit.kernel.gradients import MomentEngine, choose_engine
 from prunekit.plan import Plan
 from prunekit.progress import Bar
+from prunekit.search.deadline import Deadline, OutOfTime
 from prunekit.search.learn import learnt_masks, mask_gradient
 from prunekit.search.objective import Objective, make_objective
 from prunekit.search.patterns import Pattern, get_pattern
@@ -99,8 +99,9 @@ def refine(
             ``DataLoader``.
         task: what the model is for, a name from ``prunekit.task.TASKS`` or a ``Task``; None where samples leave no doubt.
         rounds: of swaps, at most. Fewer when there is nothing left to try.
-        budget_seconds: stops after the round or step that passes it. With a budget the plan depends on the machine's
-            speed; without one, the same seed gives the same plan.
+        budget_seconds: stops at the first evaluation of the model that ends after so long, start-up included (the dense
+            outputs, and how good the plan is); what was being tried then is left. With a budget the plan depends on the
+            machine's speed; without one, the same seed gives the same plan.
         target: what is lowered: ``"kl"``, the task's divergence from the dense model (KL of classes, squared distance of
             numbers; labels are not looked at), ``"loss"`` on the labels, or a function ``(outputs, labels) -> (samples,
             targets)``, lower is better.
@@ -130,6 +131,7 @@ def refine(
         UsageError: an option out of range, too few samples, or a structure that cannot be refined.
     """
     _check(rounds, share, temper, nodes, steps, budget_seconds)
+    deadline = Deadline(budget_seconds)
     found = model_digest(model)
     if plan.provenance["model"] != found:
         raise ArtifactError(f"the plan was made for model {plan.provenance['model']}, this model is {found}")
@@ -141,11 +143,13 @@ def refine(
     objective = make_objective(
         model, samples or (), target, ranking, task=kind, accept=accept, accept_share=accept_share, seed=seed, reference=reference
     )
-    deadline = math.inf if budget_seconds is None else time.monotonic() + budget_seconds
     factors = chosen.expand(chosen.keep.to(objective.theta.dtype))
     best = _Best(chosen, objective, chosen.keep, objective.on_learn(factors), objective.on_accept(factors))
     start = (best.learn, best.accept)
     best.history.append({"stage": "given", "round": 0, "learn": best.learn, "accept": best.accept, "swapped": 0, "kept": True})
+    best.objective = replace(
+        objective, function=deadline.watched(objective.function), ranking=deadline.watched(objective.ranking)
+    )
     ended = "done"
     try:
         if not bool(chosen.keep.all()) and bool(chosen.keep.any()):
@@ -153,6 +157,8 @@ def refine(
             if in_time:
                 in_time = _swap(best, rounds, share, temper, nodes, deadline)
             ended = "done" if in_time else "budget"
+    except OutOfTime:
+        ended = "budget"
     except KeyboardInterrupt:
         ended = "interrupted"
     counts = [part.samples for part in (objective.learn, objective.accept)]
@@ -183,7 +189,7 @@ def refine(
     return replace(refined, given=dict(plan.keep), provenance={**refined.provenance, "refine": facts})
 
 
-def _swap(best: _Best, rounds: int, share: float, temper: float, nodes: int, deadline: float) -> bool:
+def _swap(best: _Best, rounds: int, share: float, temper: float, nodes: int, deadline: Deadline) -> bool:
     """The rounds of give back and drop; False when time ran out."""
     pattern, objective = best.pattern, best.objective
     theta, dtype = objective.theta, objective.theta.dtype
@@ -191,7 +197,7 @@ def _swap(best: _Best, rounds: int, share: float, temper: float, nodes: int, dea
     tried = torch.zeros_like(best.keep)  # single units that did not help, since the mask last changed
     with Bar("refine", rounds) as bar:
         for number in range(1, rounds + 1):
-            if time.monotonic() > deadline:
+            if deadline.passed:
                 return False
             ranked = _ranking(number)
             facts: dict[str, Any] = {"stage": "refine", "round": number, "ranked": ranked, "share": share}
@@ -241,9 +247,9 @@ def _gain(best: _Best) -> Tensor:
     return gain.detach()
 
 
-def _learn(best: _Best, steps: int, temper: float, seed: int, deadline: float) -> bool:
+def _learn(best: _Best, steps: int, temper: float, seed: int, deadline: Deadline) -> bool:
     """Learnt masks, judged as they come; False when time ran out."""
-    if time.monotonic() > deadline:
+    if deadline.passed:
         return False
     objective = best.objective
     engine = choose_engine(objective.ranking, objective.theta, *objective.labelled[0])
@@ -255,7 +261,7 @@ def _learn(best: _Best, steps: int, temper: float, seed: int, deadline: float) -
             bar.describe(best.line(f"learn, step {step}"))
             bar.advance(step - done)
             done = step
-            if time.monotonic() > deadline:
+            if deadline.passed:
                 return False
     return True
 
