@@ -43,7 +43,7 @@ from prunekit.criteria.scores import Scores
 from prunekit.criteria.spec import Single, Spec
 from prunekit.errors import PrunekitError, UsageError, nearest
 from prunekit.kernel import SHARES, Target, get_rule, get_target
-from prunekit.structure.prunable import prunable_parameters
+from prunekit.structure.prunable import kept_layers, prunable_parameters
 from prunekit.trajectory import Trajectory
 
 __all__ = [
@@ -135,6 +135,7 @@ def score(
     target: str | Target = "outputs",
     loss: Loss = F.cross_entropy,
     ignore: Iterable[str] = (),
+    include: Iterable[str] = (),
     seed: int = 0,
     device: torch.device | str = "cpu",
     **options: Any,
@@ -148,7 +149,9 @@ def score(
         criterion: a name from ``CRITERIA``, with options or composed: see ``prunekit.criteria.spec``.
         target: what influence explains, a name from ``prunekit.kernel.TARGETS`` or a function.
         loss: mean loss, for criteria that look at it.
-        ignore: shell-style patterns of parameters that may not be pruned.
+        ignore: shell-style patterns of parameters that may not be pruned; a layer that one covers whole (``0.*``) loses nothing,
+            whatever is cut.
+        include: patterns of parameters to prune that are no layer's weights, see ``prunekit.structure.roles``.
         seed: for ``random``.
         options: how influence looks at the path: ``nodes``, ``rule``, ``early``, ``tolerance``, ``stride``, ``share``,
             ``aggregation``, ``phase``, ``memory``; see ``Evidence``.
@@ -159,12 +162,14 @@ def score(
         NonFiniteError: NaN or Inf in the trajectory or in the scores.
     """
     trajectory.layout.check(model)
-    prunable = tuple(prunable_parameters(trajectory.layout, list(ignore)))
+    ignored = list(ignore)
+    prunable = tuple(prunable_parameters(model, trajectory.layout, ignored, list(include)))
     pairs = list(batches)
     x = torch.cat([pair[0] for pair in pairs]) if pairs else None
     y = torch.cat([pair[1] for pair in pairs]) if pairs else None
     where = torch.device(device)
-    evidence = Evidence(trajectory, model, prunable, x, y, loss, target, seed, **options, device=where)
+    kept = tuple(kept_layers(model, ignored))
+    evidence = Evidence(trajectory, model, prunable, x, y, loss, target, seed, **options, device=where, kept=kept)
     check_options(evidence)
     wanted = parse(criterion)
     return compose(wanted, {part.text: score_evidence(evidence, part.text) for part in wanted.singles})
@@ -230,6 +235,7 @@ def provenance(evidence: Evidence, criterion: str) -> dict[str, Any]:
         "trajectory": evidence.trajectory.hash,
         "model": state_digest(evidence.state),
         "prunable": list(evidence.prunable),
+        **({"kept": list(evidence.kept)} if evidence.kept else {}),
     }
     if chosen.needs_data:
         x, y = evidence.samples()
