@@ -184,9 +184,13 @@ class Train(_Section):
 
 
 class Prunable(_Section):
-    """``ignore``: shell-style patterns of parameter names that may not be pruned."""
+    """``ignore``: shell-style patterns of parameter names that may not be pruned; ``include``: of parameters that may be, though
+
+    they are no layer's weights, such as ``positions``.
+    """
 
     ignore: list[str] = []
+    include: list[str] = []
 
 
 class Score(_Section):

@@ -41,7 +41,7 @@ from prunekit.criteria.scores import Scores
 from prunekit.criteria.spec import Single, Spec
 from prunekit.errors import PrunekitError, UsageError, nearest
 from prunekit.kernel import SHARES, get_rule
-from prunekit.structure.prunable import prunable_parameters
+from prunekit.structure.prunable import kept_layers, prunable_parameters
 from prunekit.task import Target, Task
 from prunekit.task.losses import CROSS_ENTROPY
 from prunekit.task.settle import settle
@@ -137,6 +137,7 @@ def score(
     target: str | Target | None = None,
     loss: Any = None,
     ignore: Iterable[str] = (),
+    include: Iterable[str] = (),
     seed: int = 0,
     device: torch.device | str = "cpu",
     **options: Any,
@@ -152,7 +153,9 @@ def score(
         task: what the model is for, a name from ``prunekit.task.TASKS`` or a ``Task``; None where samples leave no doubt.
         target: what influence explains, a name that the task has or a function; the task's own when None.
         loss: ``(outputs, labels) -> scalar``, for criteria that look at it; the task's own when None.
-        ignore: shell-style patterns of parameters that may not be pruned.
+        ignore: shell-style patterns of parameters that may not be pruned; a layer that one covers whole (``0.*``) loses nothing,
+            whatever is cut.
+        include: patterns of parameters to prune that are no layer's weights, see ``prunekit.structure.roles``.
         seed: for ``random``.
         options: how influence looks at the path: ``nodes``, ``rule``, ``early``, ``tolerance``, ``stride``, ``share``,
             ``aggregation``, ``phase``, ``memory``; see ``Evidence``.
@@ -163,11 +166,13 @@ def score(
         NonFiniteError: NaN or Inf in the trajectory or in the scores.
     """
     trajectory.layout.check(model)
-    prunable = tuple(prunable_parameters(trajectory.layout, list(ignore)))
+    ignored = list(ignore)
+    prunable = tuple(prunable_parameters(model, trajectory.layout, ignored, list(include)))
+    kept = tuple(kept_layers(model, ignored))
     where = torch.device(device)
     kind, data = settle(model, batches, task, loss)
     explained = kind.target if target is None else target
-    evidence = Evidence(trajectory, model, prunable, data, kind, explained, seed, **options, device=where)
+    evidence = Evidence(trajectory, model, prunable, data, kind, explained, seed, **options, device=where, kept=kept)
     check_options(evidence)
     wanted = parse(criterion)
     return compose(wanted, {part.text: score_evidence(evidence, part.text) for part in wanted.singles})
@@ -233,6 +238,7 @@ def provenance(evidence: Evidence, criterion: str) -> dict[str, Any]:
         "trajectory": evidence.trajectory.hash,
         "model": state_digest(evidence.state),
         "prunable": list(evidence.prunable),
+        **({"kept": list(evidence.kept)} if evidence.kept else {}),
     }
     if chosen.needs_data:
         samples = evidence.samples()

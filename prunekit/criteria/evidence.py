@@ -38,6 +38,7 @@ class Evidence:
             what a path contributed is always about the path's own end.
         classes: outputs that the target ``outputs`` is restricted to; empty for all. The samples are the caller's to choose.
         memory: bytes for scores in work.
+        kept: layers that lose nothing, whatever is cut: see ``prunekit.structure.kept_layers``.
         options: what the criterion's own name says, ``name(key=value)``; those that are fields here are set already.
         partial: where finished chunks are kept until all are done; ``partial_key``: what they are made from.
     """
@@ -60,6 +61,7 @@ class Evidence:
     at: Tensor | None = None
     classes: tuple[int, ...] = ()
     memory: int = MEMORY
+    kept: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
     partial: Path | None = None
     partial_key: dict[str, Any] | None = None

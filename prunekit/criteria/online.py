@@ -20,7 +20,7 @@ from prunekit.errors import PrunekitError
 from prunekit.kernel import Contribution, ModelFunction, get_rule, targets_of
 from prunekit.kernel.attribution import MEMORY
 from prunekit.kernel.gradients import GradientEngine, choose_engine
-from prunekit.structure.prunable import prunable_parameters
+from prunekit.structure.prunable import kept_layers, prunable_parameters
 from prunekit.task import Target, Task, get_task
 from prunekit.trajectory.describe import describe_optimizer, flat_second_moments, group_options, without_gradient
 from prunekit.trajectory.layout import Layout, fixed_state
@@ -43,7 +43,7 @@ class OnlineInfluence:
         task: what the model is for.
         nodes, rule: quadrature of a step.
         aggregation: see ``AGGREGATIONS``.
-        ignore: patterns of parameters that may not be pruned.
+        ignore, include: as in ``score``.
         memory: bytes that the signed scores, ``samples × targets × P`` numbers, may take.
 
     Raises:
@@ -63,11 +63,13 @@ class OnlineInfluence:
         rule: str = "midpoint",
         aggregation: str = "l1",
         ignore: Sequence[str] = (),
+        include: Sequence[str] = (),
         memory: int = MEMORY,
     ) -> None:
         self.model, self.optimizer, self.x, self.y = model, optimizer, x, y
         self.layout = Layout.of(model)
-        self.prunable = tuple(prunable_parameters(self.layout, list(ignore)))
+        self.prunable = tuple(prunable_parameters(model, self.layout, list(ignore), list(include)))
+        self.kept = kept_layers(model, list(ignore))
         self.quadrature = get_rule(rule, nodes)
         device = next(model.parameters()).device
         self.function = ModelFunction(model, self.layout, fixed_state(model, self.layout), target, device, task=get_task(task))
@@ -141,6 +143,7 @@ class OnlineInfluence:
             "trajectory": f"online-{self._hash.hexdigest()[:25]}",
             "model": state_digest(self._theta),
             "prunable": list(self.prunable),
+            **({"kept": self.kept} if self.kept else {}),
             "samples": samples,
             "data": digest_of_tensors((self.x, self.y)),
             **self.facts,

@@ -28,7 +28,7 @@ def probe(recipe: Recipe, model: nn.Module, splits: dict[str, Split]) -> None:
     bad = next((e.name for e in layout if "@" in e.name or "|" in e.name), None)
     if bad is not None:
         raise UsageError(f"model.factory: the parameter name {bad!r} holds '@' or '|', which score files use as separators")
-    prunable_parameters(layout, recipe.prunable.ignore)
+    prunable_parameters(model, layout, recipe.prunable.ignore, recipe.prunable.include)
     recipe.load_target()
     loss = recipe.load_loss()
     for name, split in splits.items():

@@ -17,7 +17,7 @@ from prunekit.data import Split, as_splits
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.imports import call
 from prunekit.recipe import Recipe, check_device
-from prunekit.structure import prunable_parameters
+from prunekit.structure import kept_layers, prunable_parameters
 from prunekit.trajectory import Trajectory, load_into
 
 EVAL_BATCH = 256
@@ -116,7 +116,8 @@ class Run:
         if recipe.data is not None:
             pairs = self.batches("scoring", recipe.score.samples)
             x, y = torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
-        prunable = tuple(prunable_parameters(self.trajectory.layout, recipe.prunable.ignore))
+        wanted = recipe.prunable
+        prunable = tuple(prunable_parameters(self.model, self.trajectory.layout, wanted.ignore, wanted.include))
         return Evidence(
             self.trajectory,
             self.model,
@@ -128,6 +129,7 @@ class Run:
             recipe.seed,
             **recipe.score.options(),
             classes=self.classes,
+            kept=tuple(kept_layers(self.model, wanted.ignore)),
             device=self.device,
         )
 

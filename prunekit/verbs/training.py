@@ -97,7 +97,7 @@ def import_run(recipe: Recipe, weights: Sequence[Path], out: Path, overwrite: bo
         raise UsageError("import needs at least one --weights file")
     recipe.may_save(out / "recipe.yaml")
     model = recipe.build_model()
-    prunable_parameters(Layout.of(model), recipe.prunable.ignore)
+    prunable_parameters(model, Layout.of(model), recipe.prunable.ignore, recipe.prunable.include)
     recipe.load_loss()
     provenance = {
         "recipe": json.loads(json.dumps(recipe.training_facts())),
