@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import nn
@@ -18,6 +17,8 @@ from prunekit.criteria import model_digest
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.plan import Plan
 from prunekit.task import Task
+from prunekit.trajectory.bare import bare
+from prunekit.trajectory.copies import copied
 
 __all__ = [
     "Manifest", "Squeezed", "apply_masks", "compensate", "dense_state", "hold_masks", "layerwise", "load", "masked", "prune",
@@ -38,7 +39,8 @@ def prune(
     """A pruned copy of ``model``: masked where the plan decides on weights, truly smaller where it decides on units.
 
     Args:
-        model: the weights that the plan was made for; left as they are.
+        model: the weights that the plan was made for, in wrappers (DDP, torch.compile) or without; left as they are. The copy
+            is in none.
         example_inputs: one or two samples, needed where units go, to check the result.
         calibration: samples ``(inputs, labels)`` on which the kept weights make up for the removed ones, see ``compensate``;
             None leaves them as they are.
@@ -50,6 +52,7 @@ def prune(
         ArtifactError: the plan was made for other weights; both hashes are in the message.
         StructureError: surgery did not give the masked model's outputs.
     """
+    model = bare(model)
     found = model_digest(model)
     if plan.provenance["model"] != found:
         raise ArtifactError(f"the plan was made for model {plan.provenance['model']}, this model is {found}")
@@ -64,6 +67,6 @@ def prune(
 
 def masked(model: nn.Module, plan: Plan) -> nn.Module:
     """A dense copy of ``model`` with everything that the plan removes set to 0; it computes what the smaller model does."""
-    copied = copy.deepcopy(model)
-    apply_masks(copied, plan.masks())
-    return copied
+    result = copied(model)
+    apply_masks(result, plan.masks())
+    return result
