@@ -182,11 +182,8 @@ def _in_memory(source: Any) -> bool:
     if isinstance(source, Mapping):
         return bool(source) and all(isinstance(value, Tensor) for value in source.values())
     if isinstance(source, tuple | list) and len(source) == 2:
-        return (
-            isinstance(source, tuple)
-            and _all_tensors(source[0])
-            and _all_tensors(source[1])
-            or all(isinstance(part, Tensor) for part in source)
+        return (isinstance(source, tuple) and _all_tensors(source[0]) and _all_tensors(source[1])) or all(
+            isinstance(part, Tensor) for part in source
         )
     return False
 
