@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from prunekit.batch import to
 from prunekit.criteria.evidence import Criterion, Evidence, Found
 from prunekit.criteria.layer_inputs import Moments, check_seen, collecting, layers_of
 

@@ -75,5 +75,5 @@ def check_same_twice(first: Batch, again: Batch) -> None:
         other = b.get(name)
         if other is None or other.shape != tensor.shape or not torch.equal(tensor.nan_to_num(), other.nan_to_num()):
             raise UsageError(
-                f"data: {name} differs when the same samples are read twice; random changes belong into the recipe's train.augment"
+                f"data: {name} differs when the same samples are read twice; random changes belong into train.augment"
             )

@@ -62,7 +62,8 @@ class Split:
             self._check_held(self.held)
         elif isinstance(source, str | bytes | Mapping | list | tuple) or not is_dataset(source):
             raise UsageError(
-                f"data: a split must be (inputs, labels), a mapping of tensors or a map-style dataset, not {type(source).__name__}"
+                f"data: a split must be (inputs, labels), a mapping of tensors, or a map-style dataset, not "
+                f"{type(source).__name__}"
             )
         self._source = source
         if len(self) == 0:

@@ -31,8 +31,8 @@ from prunekit.task.task import TARGET_NAMES, Target, Task
 
 __all__ = [
     "TARGET_NAMES", "TASKS", "Binary", "CausalLM", "Classification", "Heads", "Loss", "MaskedLM", "Measure", "MultiLabel",
-    "Places", "Regression", "Segmentation", "Seq2SeqLM", "Target", "Task", "TokenClassification", "Unlabelled", "as_loss", "get_task",
-    "guess_task",
+    "Places", "Regression", "Segmentation", "Seq2SeqLM", "Target", "Task", "TokenClassification", "Unlabelled", "as_loss",
+    "get_task", "guess_task",
 ]  # fmt: skip
 
 TASKS: dict[str, Callable[..., Task]] = {

@@ -155,7 +155,8 @@ class Classification(Task):
             raise UsageError(f"data: labels of the {where} are {_of(labels)}; cross_entropy needs class indices, int64")
         if outputs.dim() == 2 and labels.shape != outputs.shape[:1]:
             raise UsageError(
-                f"data: labels of the {where} are {_of(labels)}; outputs {tuple(outputs.shape)} need one class index a sample, int64"
+                f"data: labels of the {where} are {_of(labels)}; outputs {tuple(outputs.shape)} need one class index a sample, "
+                "int64"
             )
         classes = self._last(outputs, labels).shape[-1]
         inside = labels[labels != self.ignore_index]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +98,13 @@ def evaluate(model: nn.Module, samples: Samples, task: Task, references: Referen
     return Evaluation(measures, {name: torch.cat(parts) for name, parts in found.items()}, count)
 
 
-def merit(task: Task, figures: dict[str, float], names: Sequence[str] | None = None) -> tuple[float, ...]:
+def measures_told(task: Task) -> list[dict[str, Any]]:
+    """What artifacts say of a task's measures: ``name``, ``better``, ``unit``, and whether they are ``close``ness."""
+    told = [(measure, False) for measure in task.measures] + [(measure, True) for measure in task.closeness]
+    return [{"name": m.name, "better": m.better, "unit": m.unit, "close": close} for m, close in told]
+
+
+def merit(task: Task, figures: Mapping[str, float]) -> tuple[float, ...]:
     """What makes one model better than another: the first measure, then closeness to the dense model, each in its direction."""
     order = (*task.measures[:1], *task.closeness)
     return tuple(measure.sign * figures[measure.name] for measure in order)

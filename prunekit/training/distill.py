@@ -15,8 +15,8 @@ from prunekit.task.evaluation import run
 class Distillation:
     """``(1 - weight) × loss + weight × T² KL(softmax(teacher / T) ‖ softmax(student / T))``, the mean over the batch.
 
-    ``T²`` keeps the soft term's gradients as large as the hard one's, whatever the temperature (section 2 of the paper). For other
-    tasks than classes the task's own divergence takes KL's place (of numbers ``T`` cancels).
+    ``T²`` keeps the soft term's gradients as large as the hard one's, whatever the temperature (section 2 of the paper). For
+    other tasks than classes the task's own divergence takes KL's place (of numbers ``T`` cancels).
 
     Attributes:
         teacher: left as it is; run in evaluation mode.
