@@ -15,6 +15,7 @@ from prunekit import Plan
 from prunekit.errors import ArtifactError
 from prunekit.report import accuracy_tables, comparison_figure
 from prunekit.search import Candidates, Comparison, choose, compare, refine
+from prunekit.search.compare import FACTS
 from prunekit.task import Classification
 from prunekit.task.evaluation import merit
 from tests.search.test_refine import Batches, trained
