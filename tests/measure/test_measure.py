@@ -32,15 +32,6 @@ def test_sizes_of_known_layers() -> None:
     assert found == {"parameters": 54 + 245, "nonzero": 36 + 245, "macs": 16 * 54 + 240}
 
 
-def test_predict_keeps_the_mode() -> None:
-    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(3, 2)).train()
-    x = torch.randn(6, 3)
-    outputs, labels = predict(model, [(x[:4], torch.zeros(4)), (x[4:], torch.ones(2))])
-    assert model.training
-    assert torch.equal(outputs, model.eval()(x))
-    assert labels.tolist() == [0, 0, 0, 0, 1, 1]
-
-
 def test_latencies_name_the_machine_and_tell_models_apart() -> None:
     models = {"one": nn.Linear(4, 4), "many": nn.Sequential(*[nn.Linear(256, 256) for _ in range(30)])}
     x = torch.randn(2, 256)
