@@ -38,6 +38,11 @@ SHARED = re.compile(
     r"_?(adaptive_)?(max|avg)_pool(\d)d(_with_indices)?|_?upsample_\w+?(\d)d(_aa)?"
     r"|(reflection|replication)_pad(\d)d|grid_sampler_(\d)d"
 )
+ELEMENTWISE = ("hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu", "celu", "selu", "silu", "mish", "gelu", "softplus",
+               "log_sigmoid_forward", "relu6", "threshold", "softshrink", "hardshrink", "clamp", "dropout", "native_dropout",
+               "rrelu_with_noise", "_prelu_kernel", "masked_fill", "where", "addcmul", "addcdiv", "lerp", "nan_to_num", "fill",
+               "complex", "real", "_conj", "floor_divide", "copy")  # fmt: skip
+"""Pointwise operations that torch does not always mark as such."""
 COUNTING = ("mean", "var", "var_mean", "std", "std_mean", "norm", "linalg_vector_norm", "logsumexp", "median", "prod")
 REDUCING = (*COUNTING, "sum", "amax", "amin", "max", "min", "any", "all", "nansum")
 KEEPING = ("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", "cumsum", "cumprod", "logcumsumexp", "sort")
@@ -53,6 +58,8 @@ def rule_of(name: str, pointwise: bool) -> Any:
         return _reduced
     if name in KEEPING:
         return _normalised
+    if name in ELEMENTWISE:
+        return _pointwise
     if SHARED.fullmatch(name):
         return _pooled
     if pointwise:
@@ -82,6 +89,14 @@ def _reshaped(trace: Reading, args: Sequence[Any], options: dict[str, Any], out:
             if len(support(turned)) > len(support(layer)):
                 trace.splits.append(turned)
     return found
+
+
+def _strided(trace: Reading, args: Sequence[Any], options: dict[str, Any], out: Tensor) -> Layers:
+    if tuple(out.shape) == tuple(args[0].shape):
+        return trace.of(args[0])  # only the order in memory differs
+    for layer in trace.of(args[0]):
+        trace.slots.hold(layer, f"{trace.where()} looks at its channels with other strides")
+    return given(out.shape)
 
 
 def _sliced(trace: Reading, args: Sequence[Any], options: dict[str, Any], out: Tensor) -> Layers:
@@ -299,13 +314,13 @@ def _attended(trace: Reading, args: Sequence[Any], options: dict[str, Any], out:
 RULES: dict[str, Any] = {
     **dict.fromkeys(MOVES, _moved),
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy"), _reshaped),
-    "slice": _sliced, "select": _selected, "constant_pad_nd": _padded, "cat": _concatenated, "stack": _stacked,
+    "as_strided": _strided, "slice": _sliced, "select": _selected, "constant_pad_nd": _padded, "cat": _concatenated, "stack": _stacked,
     "convolution": convolved, "_convolution": convolved, "mm": matrix, "bmm": matrix, "mv": matrix, "dot": matrix,
     "vdot": matrix, "addmm": added_matrix, "baddbmm": added_matrix, "addmv": added_matrix, "linear": linear,
     "native_batch_norm": batch_normed, "_native_batch_norm_legit": batch_normed, "cudnn_batch_norm": batch_normed,
     "_native_batch_norm_legit_no_training": lambda trace, args, options, out: batch_normed(trace, args[:5], options, out),
     "native_group_norm": group_normed, "native_layer_norm": layer_normed, "_weight_norm_interface": weight_normed,
-    "embedding": _embedded, "glu": _gated, "copy_": _copied, "index_select": _picked, "gather": _picked, "index": _indexed,
+    "embedding": _embedded, "_embedding_bag": _embedded, "_embedding_bag_forward_only": _embedded, "glu": _gated, "copy_": _copied, "index_select": _picked, "gather": _picked, "index": _indexed,
     "_scaled_dot_product_flash_attention_for_cpu": _attended, "_scaled_dot_product_efficient_attention": _attended,
     "_scaled_dot_product_flash_attention": _attended,
 }  # fmt: skip

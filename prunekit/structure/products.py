@@ -21,7 +21,7 @@ def convolved(trace: Reading, args: Sequence[Any], options: dict[str, Any], out:
     sent = by_channel(trace, source, 1)
     ins, outs = (by_channel(trace, weight, axis) for axis in (inward, outward))
     why = f"{where} reads what is no layer's output"
-    if sent is None and ins is not None:
+    if sent is None and ins is not None and trace.of(source):
         slots.hold(ins, why)
     elif sent is not None and ins is None and inside > 1:
         slots.hold(sent, f"{where} has a weight that is computed from others")
@@ -33,7 +33,8 @@ def convolved(trace: Reading, args: Sequence[Any], options: dict[str, Any], out:
     if groups > 1 and inside == 1:  # depthwise: a channel's outputs leave with it
         if sent is not None:
             slots.unite(result.view(groups, outside), sent[:, None], why)
-        else:
+            result = torch.maximum(result, sent.repeat_interleave(outside))
+        elif trace.of(source):
             slots.hold(result, why)
         if transposed and outside > 1 and outs is not None:
             slots.hold(outs, f"{where} uses one weight for all groups")
@@ -68,7 +69,7 @@ def _multiplied(trace: Reading, first: Layers, second: Layers, sizes: tuple[int,
             else:
                 found.append(layer.narrow(k, 0, 1).expand(*shape))
     inner = [*sides[0], *sides[1]]
-    if bool(sides[0]) != bool(sides[1]):
+    if bool(sides[0]) != bool(sides[1]) and first and second:  # what has no labels at all is a constant
         for layer in inner:
             trace.slots.hold(layer, why)
     for layer in inner[1:]:

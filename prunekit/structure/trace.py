@@ -83,9 +83,10 @@ class Trace(TorchDispatchMode):
             self._labels[tensor] = layers
         for name, module in self.model.named_modules():
             if isinstance(module, nn.MultiheadAttention | NarrowAttention):
-                for parameter in module.parameters():
+                for short, parameter in module.named_parameters():
                     for layer in self.of(parameter):
-                        self.slots.hold(layer, f"{name} is a {type(module).__name__}, whose width stays")
+                        inner = not short.startswith("out_proj") and 0 in support(layer)  # heads, which go by themselves
+                        self.slots.hold(layer, SILENT if inner else f"{name} is a MultiheadAttention, whose width stays")
 
     @torch.no_grad()
     def read(self, inputs: Inputs) -> None:
@@ -172,7 +173,7 @@ class Trace(TorchDispatchMode):
                 hook.remove()
 
     def _count(self, name: str, module: nn.Module, args: Any) -> None:
-        if isinstance(module, nn.RNNBase):
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
             self._count_recurrent(name, module)
         attribute = next((COUNTED[kind.__name__] for kind in type(module).__mro__ if kind.__name__ in COUNTED), None)
         groups = getattr(module, "groups", 1) if isinstance(getattr(module, "in_channels", None), int) else 1
@@ -192,20 +193,20 @@ class Trace(TorchDispatchMode):
                     numbers = self._counted(f"{name}:num_groups", module.num_groups)
                     self.slots.unite(channels.view(module.num_groups, -1), numbers[:, None], name)
 
-    def _count_recurrent(self, name: str, module: nn.RNNBase) -> None:
+    def _count_recurrent(self, name: str, module: nn.RNNBase | nn.RNNCellBase) -> None:
         """All layers and directions have as many hidden units."""
         prefix = f"{name}." if name else ""
         hidden = self._counted(f"{name}:hidden_size", module.hidden_size)
         for short, parameter in module.named_parameters():
             layers = self.of(parameter)
-            if module.proj_size:
+            if getattr(module, "proj_size", 0):
                 for layer in layers:
                     self.slots.hold(layer, f"{prefix}{short}: a recurrent layer with proj_size is left whole")
             elif short.startswith("weight_hh"):
                 gates = parameter.shape[0] // module.hidden_size
                 self.slots.unite(layers[0][:, 0].view(gates, -1) if len(layers) == 2 else hidden, hidden, name)
                 self.slots.unite(layers[-1][0] if len(layers) == 2 else hidden, hidden, name)
-            elif short.startswith("weight_ih_l0") and module.input_size > 1:
+            elif short in ("weight_ih", "weight_ih_l0", "weight_ih_l0_reverse") and module.input_size > 1:
                 self.slots.unite(layers[-1][0], self._counted(f"{name}:input_size", module.input_size), name)
 
     def _counted(self, key: str, size: int) -> Tensor:
