@@ -112,7 +112,7 @@ class OnlineInfluence:
         recursion = Recursion(self.layout, self._description, [step], True, self._counts)
         share = torch.zeros_like(before)
         moments = None
-        if recursion.rule is not None and recursion.rule.second_moments:
+        if any(rule is not None and rule.second_moments for rule in recursion.rules):
             moments = flat_second_moments(self.model, optimizer, self.layout.parameters, torch.empty_like(before))
         recursion.regularisation(0, before, moments, self._running, share)
         for name in (n for group in self._description["groups"] for n in group["parameters"] if n not in missing):

@@ -3,10 +3,11 @@
 from prunekit.trajectory.continued import Continued, parent_facts
 from prunekit.trajectory.imported import load_into, write_checkpoints
 from prunekit.trajectory.layout import Entry, Layout
-from prunekit.trajectory.recorder import Recorder, disk_needed
+from prunekit.trajectory.recorder import Recorder
 from prunekit.trajectory.replay import replay
 from prunekit.trajectory.rules import StepLog
 from prunekit.trajectory.trajectory import Segment, Trajectory
+from prunekit.trajectory.writer import disk_needed
 
 __all__ = [
     "Continued", "Entry", "Layout", "Recorder", "Segment", "StepLog", "Trajectory", "disk_needed", "load_into", "parent_facts",
