@@ -91,8 +91,8 @@ def unmaskable(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
             mask = (torch.arange(parameter.numel(), device=parameter.device) % 2 == 0).view(parameter.shape)
             before = parameter.detach().clone()
             try:
-                with torch.no_grad():
-                    parameter.fill_(1.0).mul_(mask)
+                with torch.no_grad():  # numbers without any pattern, half of them removed
+                    parameter.copy_(torch.rand(parameter.shape, generator=torch.Generator().manual_seed(0)) + 0.5).mul_(mask)
                 fault = _fault(one.value(), mask, one)
             finally:
                 with torch.no_grad():

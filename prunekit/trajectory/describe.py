@@ -89,3 +89,9 @@ def flat_second_moments(model: nn.Module, optimizer: torch.optim.Optimizer, entr
         if v is not None:
             out[entry.span].copy_(v.reshape(-1))
     return out
+
+
+def skipped(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the step that just ended did nothing: a GradScaler leaves it to fused kernels to skip where they find Inf."""
+    found = getattr(optimizer, "found_inf", None)
+    return isinstance(found, Tensor) and bool(found.item())

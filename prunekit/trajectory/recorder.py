@@ -18,7 +18,7 @@ from prunekit import checkpoint
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.trajectory import snapshot
 from prunekit.trajectory.bare import bare, bare_optimizers
-from prunekit.trajectory.describe import describe_optimizers, flat_second_moments, group_options
+from prunekit.trajectory.describe import describe_optimizers, flat_second_moments, group_options, skipped
 from prunekit.trajectory.layout import Layout, fixed_state, named_tensors, path_dtype
 from prunekit.trajectory.notes import Notes
 from prunekit.trajectory.rules import optimizer_parts
@@ -318,7 +318,7 @@ class Recorder:
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         number = next(i for i, one in enumerate(self.optimizers) if one is optimizer)
         line, random, behind = self._notes.of_step(number, self._lines)
-        if _skipped(optimizer):
+        if skipped(optimizer):
             return
         line["groups"] = [
             {k: v for k, v in group_options(group).items() if k == "lr" or start.get(k) != v}
@@ -385,9 +385,3 @@ class Recorder:
         snapshot.add_schedule(self._snapshot, self.optimizers, self.scheduler)
         self._writer.put_snapshot(self._snapshot)
         self._snapshot = None
-
-
-def _skipped(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the step that just ended did nothing: a GradScaler leaves it to fused kernels to skip where they find Inf."""
-    found = getattr(optimizer, "found_inf", None)
-    return isinstance(found, Tensor) and bool(found.item())
