@@ -89,7 +89,7 @@ def _in_process(name: str) -> dict[str, dict[str, object]]:
                 command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, errors="replace"
             )
             noise: list[str] = []
-            threading.Thread(target=lambda p=process: noise.extend(p.stderr or ()), daemon=True).start()
+            threading.Thread(target=lambda p=process, n=noise: n.extend(p.stderr or ()), daemon=True).start()
             reason = ""
             while left:
                 line, hung = _line(process, STEP_SECONDS)
