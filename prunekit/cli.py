@@ -121,7 +121,8 @@ def import_(
     model_args: Annotated[str, typer.Option(metavar="JSON", help="The factory's keyword arguments.")] = "{}",
     data: Annotated[str | None, typer.Option(help="Import path of a data factory, module:function.")] = None,
     data_args: Annotated[str, typer.Option(metavar="JSON", help="The data factory's keyword arguments.")] = "{}",
-    loss: Annotated[str, typer.Option(help="cross_entropy, or the import path of a mean loss.")] = "cross_entropy",
+    task: Annotated[str | None, typer.Option(help="What the model is for: regression, causal_lm, … or module:task.")] = None,
+    loss: Annotated[str | None, typer.Option(help="Import path of a loss; the task's own by default.")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Pattern of parameters not to prune; repeatable.")] = None,
     seed: Seed = None, device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -130,7 +131,8 @@ def import_(
 
     content: dict[str, Any] = {
         "model": {"factory": model, "args": _json_object(model_args, "--model-args")},
-        "loss": loss,
+        **({} if task is None else {"task": task}),
+        **({} if loss is None else {"loss": loss}),
         "prunable": {"ignore": ignore or []},
     }
     if data is not None:
@@ -226,7 +228,7 @@ def compare(
         result = compare_run(opened, overwrite, structure or [], allocation or [], sparsity or [], refine)
     output.show("compare", result)
     comparison, reused = result
-    cells = {"dense": {"accuracy": comparison.dense_accuracy}, "cells": comparison.cells, "cost": comparison.cost}
+    cells = {"dense": comparison.dense, "cells": comparison.cells, "cost": comparison.cost}
     output.finish({"path": str(run / "compare.json"), **cells, "reused": reused})
 
 
@@ -261,6 +263,7 @@ def prune(
     max_bytes: Annotated[int | None, typer.Option(help="Instead: size of model.safetensors.")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="Instead: measured, at the last eval.latency_batches.")] = None,
     max_accuracy_drop: Annotated[float | None, typer.Option(help="Instead: points of validation accuracy to lose.")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="Instead: what the task's first measure may lose, in its unit.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the pruned model: RUN/pruned/NAME.")] = None,
     classes: Annotated[str | None, typer.Option(metavar="3,5", help="Keep what serves these classes, judged on them.")] = None,
     compensate: Annotated[bool, typer.Option("--compensate", help="Let kept weights make up for removed ones.")] = False,
@@ -295,7 +298,7 @@ def prune(
         _check_name(name)
     budgets = {
         "max_params": max_params, "max_macs": max_macs, "max_bytes": max_bytes, "max_latency_ms": max_latency_ms,
-        "max_accuracy_drop": max_accuracy_drop,
+        "max_accuracy_drop": max_accuracy_drop, "max_drop": max_drop,
     }  # fmt: skip
     how_much = {k: v for k, v in {"sparsity": sparsity, **budgets}.items() if v is not None}
     if apply is not None and (

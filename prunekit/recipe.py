@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 import torch
-import torch.nn.functional as F
 import yaml
 from pydantic import (
     AfterValidator,
@@ -20,18 +19,19 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from torch import Tensor, nn
+from torch import nn
 
 from prunekit import checkpoint
 from prunekit.criteria import AGGREGATIONS, DEFAULT, expand
 from prunekit.errors import UsageError, nearest
 from prunekit.imports import call, load_object
-from prunekit.kernel import RULES, SHARES, TARGETS
+from prunekit.kernel import RULES, SHARES
 from prunekit.plan import ALLOCATIONS, GROUPED, asked_sparsity, check_structure
 from prunekit.search.objective import OBJECTIVES
 from prunekit.search.repair import get_repair
 from prunekit.search.schedule import SCHEDULES, SPACINGS, check_again, check_steps
 from prunekit.structure import implied_sparsity
+from prunekit.task import TARGET_NAMES, TASKS, Task, get_task
 from prunekit.training import AUGMENTATIONS, Augment
 
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -39,8 +39,10 @@ Count = Annotated[int, Field(ge=1, le=10**6)]
 Large = Annotated[int, Field(ge=1, le=10**15)]
 Nodes = Annotated[int, Field(ge=1, le=10**4)]
 Positive = Annotated[float, Field(gt=0, le=10**6, allow_inf_nan=False)]
+CLASS_TASKS = (None, "classification", "segmentation", "token_classification", "causal_lm", "masked_lm", "seq2seq")
 RESOLVED = "# The resolved recipe of this run: every value, defaults included.\n"
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": F.cross_entropy}
+OWN_LOSSES = ("cross_entropy", "task")
+"""Losses by name: both are the task's own, ``cross_entropy`` of tasks with classes."""
 
 
 def _known(value: str, known: Any, what: str) -> str:
@@ -153,13 +155,13 @@ class Record(_Section):
 
 
 class Watch(_Section):
-    """Accuracies on training and validation data ``every`` so many epochs, kept in train.json.
+    """The task's first measure on training and validation data ``every`` so many epochs, kept in train.json.
 
-    ``until``: training ends early once both are at least this share.
+    ``until``: training ends early once both are at least this good (a share, of accuracy).
     """
 
     every: Count = 10
-    until: Annotated[float, Field(gt=0, le=1)] | None = None
+    until: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
 class Train(_Section):
@@ -184,9 +186,13 @@ class Train(_Section):
 
 
 class Prunable(_Section):
-    """``ignore``: shell-style patterns of parameter names that may not be pruned."""
+    """``ignore``: shell-style patterns of parameter names that may not be pruned; ``include``: of parameters that may be, though
+
+    they are no layer's weights, such as ``positions``.
+    """
 
     ignore: list[str] = []
+    include: list[str] = []
 
 
 class Score(_Section):
@@ -199,7 +205,7 @@ class Score(_Section):
     """
 
     criteria: Annotated[list[CriterionName], Field(min_length=1)] = list(DEFAULT)
-    target: str = "outputs"
+    target: str | None = None
     samples: Count = 160
     share: Annotated[str, _one_of(SHARES, "share")] = "kernel"
     aggregation: Annotated[str, _one_of(AGGREGATIONS, "aggregation")] = "l1"
@@ -228,8 +234,8 @@ class Score(_Section):
 
     @field_validator("target")
     @classmethod
-    def _target(cls, value: str) -> str:
-        return value if ":" in value else _known(value, TARGETS, "target")
+    def _target(cls, value: str | None) -> str | None:
+        return value if value is None or ":" in value else _known(value, TARGET_NAMES, "target")
 
 
 class Attention(_Section):
@@ -263,7 +269,9 @@ class Structure(_Section):
         return [spec.model_dump() for spec in self.attention]
 
 
-BUDGETS = ("max_params", "max_macs", "max_bytes", "max_latency_ms", "max_accuracy_drop")
+BUDGETS = ("max_params", "max_macs", "max_bytes", "max_latency_ms", "max_accuracy_drop", "max_drop")
+DROPS = ("max_accuracy_drop", "max_drop")
+"""Budgets of what the task's first measure may lose on validation data."""
 
 
 class Distill(_Section):
@@ -432,7 +440,8 @@ class Prune(Steps):
 
     ``criterion``: a name, or ``auto``: the criterion and allocation that do best on validation data there; ``tempered(...)`` is
     the best of what it stands for. ``sparsity``: share to remove; N:M says it itself, and a budget (one of ``max_…``: parameters,
-    MACs, bytes, measured milliseconds, points of validation accuracy) finds it. ``allocation``: null leaves the choice to
+    MACs, bytes, measured milliseconds, points of validation accuracy, or ``max_drop``: what the task's first measure may lose
+    there, in its unit) finds it. ``allocation``: null leaves the choice to
     ``auto`` (among the recipe's), else means ``global``. ``ratios``, ``floor``: see ``make_plan``. ``compensate``: kept weights
     make up for removed ones, computed from training samples and judged on the scoring samples.
     ``refine``: repair the plan before anything else happens,
@@ -458,6 +467,7 @@ class Prune(Steps):
     max_bytes: Large | None = None
     max_latency_ms: Positive | None = None
     max_accuracy_drop: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
+    max_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
     @field_validator("criterion")
     @classmethod
@@ -703,6 +713,10 @@ class Eval(_Section):
 class Recipe(_Section):
     """A whole run. Keys that are not here are refused.
 
+    ``task``: what the model is for, a name from ``prunekit.task.TASKS``, or a mapping of its ``name`` and options, or a
+    ``factory`` (``module:task``) and its ``args``; null where data and model leave no doubt. ``loss``: ``cross_entropy``,
+    ``task`` (the task's own), or ``module:function``.
+
     ``threads``: that torch computes with; null leaves it to torch. Small models are as fast with one, and keep their
     speed when other programs want the processor too.
     """
@@ -712,6 +726,7 @@ class Recipe(_Section):
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     model: Factory
     data: Data | None = None
+    task: str | dict[str, Any] | None = None
     loss: str = "cross_entropy"
     train: Train = Train()
     prunable: Prunable = Prunable()
@@ -724,7 +739,29 @@ class Recipe(_Section):
     @field_validator("loss")
     @classmethod
     def _loss(cls, value: str) -> str:
-        return value if ":" in value else _known(value, LOSSES, "loss")
+        return value if ":" in value else _known(value, OWN_LOSSES, "loss")
+
+    @field_validator("task")
+    @classmethod
+    def _task(cls, value: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+        name = value.get("name", value.get("factory")) if isinstance(value, dict) else value
+        if isinstance(value, dict) and (not isinstance(name, str) or ("name" in value) == ("factory" in value)):
+            raise ValueError("give name (of a task) with its options, or factory (module:task) with its args")
+        if isinstance(value, dict) and "factory" in value and (unknown := set(value) - {"factory", "args"}):
+            raise ValueError(f"{sorted(unknown)[0]} is not a key of it; factory goes with args alone")
+        if isinstance(name, str) and ":" not in name:
+            _known(name, TASKS, "task")
+        return value
+
+    @model_validator(mode="after")
+    def _loss_of_task(self) -> Recipe:
+        if "loss" not in self.model_fields_set and self.task is not None and not self._has_classes():
+            object.__setattr__(self, "loss", "task")
+        return self
+
+    def _has_classes(self) -> bool:
+        name = self.task.get("name") if isinstance(self.task, dict) else self.task
+        return name in CLASS_TASKS
 
     @field_validator("device")
     @classmethod
@@ -783,12 +820,42 @@ class Recipe(_Section):
             return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         return None
 
-    def load_loss(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """The mean loss ``(outputs, labels) -> scalar``."""
-        if self.loss in LOSSES:
-            return LOSSES[self.loss]
-        found: Callable[[Tensor, Tensor], Tensor] = load_object(self.loss, "loss")
+    def load_loss(self) -> Callable[..., Any] | None:
+        """The user's loss ``(outputs, labels) -> scalar``; None for the task's own."""
+        if self.loss in OWN_LOSSES:
+            return None
+        found: Callable[..., Any] = load_object(self.loss, "loss")
         return found
+
+    def load_task(self) -> Task:
+        """What the model is for, with the recipe's loss; classification where the recipe does not say.
+
+        Raises:
+            UsageError: there is no such task, or it is none.
+        """
+        loss = self.load_loss()
+        if isinstance(self.task, str) and ":" in self.task:
+            return self._own_task(load_object(self.task, "task"), {}, loss)
+        if isinstance(self.task, dict) and "factory" in self.task:
+            return self._own_task(load_object(self.task["factory"], "task.factory"), self.task.get("args", {}), loss)
+        if isinstance(self.task, dict):
+            options = {key: value for key, value in self.task.items() if key != "name"}
+            return get_task(self.task["name"], loss, **options)
+        return get_task(self.task, loss)
+
+    def _own_task(self, found: Any, arguments: dict[str, Any], loss: Any) -> Task:
+        """A task of the user's: a class, a function that makes one, or one that is made."""
+        name = self.task if isinstance(self.task, str) else "task.factory"
+        if not isinstance(found, Task):
+            try:
+                found = found(**arguments)
+            except UsageError:
+                raise
+            except Exception as error:  # the user's own
+                raise UsageError(f"task: {name} failed: {type(error).__name__}: {error}") from error
+        if not isinstance(found, Task):
+            raise UsageError(f"task: {name} gave a {type(found).__name__}, not a prunekit.Task")
+        return found if loss is None else found.with_loss(loss)
 
     def load_augment(self) -> Augment | None:
         """What changes the training inputs; None for nothing."""
@@ -799,12 +866,15 @@ class Recipe(_Section):
         return found
 
     def load_target(self) -> Any:
-        """A target's name, or the user's function."""
-        return load_object(self.score.target, "score.target") if ":" in self.score.target else self.score.target
+        """A target's name, or the user's function; None for the task's own."""
+        target = self.score.target
+        return load_object(target, "score.target") if target is not None and ":" in target else target
 
     def training_facts(self) -> dict[str, Any]:
         """The part that decides the trajectory."""
-        facts = self.model_dump(mode="json", include={"seed", "device", "threads", "model", "data", "loss", "train"})
+        facts = self.model_dump(mode="json", include={"seed", "device", "threads", "model", "data", "task", "loss", "train"})
+        if self.task is None:
+            del facts["task"]  # recordings that are older than this key stay what they were
         if self.data is not None:
             del facts["data"]["path"]  # the samples themselves are among what a recording is made from
         if not self.train.drop_last:
@@ -845,7 +915,7 @@ class Recipe(_Section):
         content = read_yaml(path)
         recipe = cls.of(content, path)
         if resolved:
-            lost = [key for key in cls.model_fields if key not in content]
+            lost = [key for key in cls.model_fields if key not in content and key != "task"]
             if lost:
                 raise UsageError(f"{path}: not whole, it lacks {', '.join(lost)}; run train or import again")
         return recipe

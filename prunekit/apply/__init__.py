@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from prunekit.apply.compensate import compensate
 from prunekit.apply.layerwise import layerwise
@@ -13,9 +12,13 @@ from prunekit.apply.manifest import Manifest, dense_state, load, save
 from prunekit.apply.masks import apply_masks, hold_masks
 from prunekit.apply.squeeze import Squeezed, squeeze
 from prunekit.apply.surgery import cut_units
+from prunekit.batch import Inputs
 from prunekit.criteria import model_digest
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.plan import Plan
+from prunekit.task import Task
+from prunekit.trajectory.bare import bare
+from prunekit.trajectory.copies import copied
 
 __all__ = [
     "Manifest", "Squeezed", "apply_masks", "compensate", "dense_state", "hold_masks", "layerwise", "load", "masked", "prune",
@@ -26,31 +29,35 @@ __all__ = [
 def prune(
     model: nn.Module,
     plan: Plan,
-    example_inputs: Tensor | None = None,
+    example_inputs: Inputs | None = None,
     *,
-    calibration: Iterable[tuple[Tensor, Tensor]] | None = None,
-    accept: Iterable[tuple[Tensor, Tensor]] | None = None,
+    calibration: Any = None,
+    accept: Any = None,
     seed: int = 0,
+    task: str | Task | None = None,
 ) -> nn.Module:
     """A pruned copy of ``model``: masked where the plan decides on weights, truly smaller where it decides on units.
 
     Args:
-        model: the weights that the plan was made for; left as they are.
+        model: the weights that the plan was made for, in wrappers (DDP, torch.compile) or without; left as they are. The copy
+            is in none.
         example_inputs: one or two samples, needed where units go, to check the result.
         calibration: samples ``(inputs, labels)`` on which the kept weights make up for the removed ones, see ``compensate``;
             None leaves them as they are.
         accept: samples of their own to judge that on; None sets every fourth of ``calibration`` apart.
         seed: of compensation.
+        task: what the model is for, for compensation.
 
     Raises:
         ArtifactError: the plan was made for other weights; both hashes are in the message.
         StructureError: surgery did not give the masked model's outputs.
     """
+    model = bare(model)
     found = model_digest(model)
     if plan.provenance["model"] != found:
         raise ArtifactError(f"the plan was made for model {plan.provenance['model']}, this model is {found}")
     if calibration is not None:
-        model = compensate(model, plan.masks(), calibration, accept=accept, seed=seed)
+        model = compensate(model, plan.masks(), calibration, accept=accept, seed=seed, task=task)
     if not plan.smaller:
         return masked(model, plan)
     if example_inputs is None:
@@ -60,6 +67,6 @@ def prune(
 
 def masked(model: nn.Module, plan: Plan) -> nn.Module:
     """A dense copy of ``model`` with everything that the plan removes set to 0; it computes what the smaller model does."""
-    copied = copy.deepcopy(model)
-    apply_masks(copied, plan.masks())
-    return copied
+    result = copied(model)
+    apply_masks(result, plan.masks())
+    return result

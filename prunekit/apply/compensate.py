@@ -4,35 +4,39 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.apply.gauss_newton import Distance, Referred, descend
+from prunekit.apply.gauss_newton import Distance, descend
 from prunekit.apply.layerwise import layerwise
 from prunekit.apply.masks import apply_masks
+from prunekit.data import Samples
 from prunekit.errors import UsageError
 from prunekit.kernel import ModelFunction
 from prunekit.progress import Bar
+from prunekit.task import Task, get_task
+from prunekit.task.referenced import Referenced
 from prunekit.trajectory import Layout
 from prunekit.trajectory.layout import fixed_state
 
 SAMPLES_AT_A_TIME = 256
 LENGTHS = (0.25, 0.5, 0.75, 1.0)
-Batches = Sequence[tuple[Tensor, Tensor]]
 
 
 def compensate(
     model: nn.Module,
     masks: Mapping[str, Tensor],
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Any,
     *,
-    accept: Iterable[tuple[Tensor, Tensor]] | None = None,
+    accept: Any = None,
     rounds: int = 3,
     steps: int = 10,
     damping: float = 0.1,
     seed: int = 0,
+    task: str | Task | None = None,
 ) -> nn.Module:
     """A masked copy of ``model`` whose kept parameters bring its outputs back to ``model``'s, never further away on ``accept``.
 
@@ -41,8 +45,8 @@ def compensate(
     nothing for a refined one, which keeps the network's outputs without keeping any layer's: pulling one layer back breaks what
     the others rely on. So then all kept parameters together take ``rounds`` Gauss-Newton steps on the network's outputs
     (``prunekit.apply.gauss_newton``): Optimal Brain Surgeon's problem (Hassibi & Stork 1992) for a whole set and to second order
-    in the outputs, solved without its matrix. Both are computed on ``batches`` and judged on ``accept``: divergence
-    KL(dense ‖ pruned) where labels are classes (int64), else squared error; labels themselves are not looked at.
+    in the outputs, solved without its matrix. Both are computed on ``batches`` and judged on ``accept`` by the task's divergence
+    from the dense model; labels say no more than which places count.
 
     Costs a factorisation an output and two forward passes a layer for the first, and for the second, a round, ``steps`` products
     (one derivative forward, one backward: five forward passes of ``batches``) and three gradients: with the defaults about 60
@@ -51,12 +55,13 @@ def compensate(
     Args:
         model: the weights that ``masks`` were made for; left as it is. It is computed with on its own device.
         masks: by parameter or buffer name, True stays: ``Plan.masks()``.
-        batches: samples ``(inputs, labels)`` to compute from.
+        batches: samples ``(inputs, labels)`` to compute from; a data set, a ``DataLoader``, or batches.
         accept: samples of their own to judge on; None sets every fourth of ``batches`` apart for that.
         rounds: of Gauss-Newton; 0 leaves the layers' least squares alone.
         steps: of conjugate gradients a round.
         damping: of the first round, over the mean curvature.
         seed: of the draws that the preconditioner is estimated from.
+        task: what the model is for, a name from ``prunekit.task.TASKS`` or a ``Task``.
 
     Raises:
         ArtifactError: a mask names no parameter or buffer of the model, or has another shape.
@@ -66,17 +71,15 @@ def compensate(
         if value < least:
             raise UsageError(f"compensate: {name} is {value}; it must be at least {least}")
     device = next(model.parameters()).device
-    learn, judged = _parts([(x.to(device), y.to(device)) for x, y in batches], accept, device)
-    dense = copy.deepcopy(model).eval()
-    classes = all(y.dtype == torch.int64 for _, y in learn)
+    kind = get_task(task)
+    learn, judged = _parts(Samples.of(batches, kind.batch), None if accept is None else Samples.of(accept, kind.batch))
     result = copy.deepcopy(model)
     apply_masks(result, masks)
     solved = layerwise(model, masks, learn)
     layout = Layout.of(model)
-    outputs = ModelFunction(solved, layout, fixed_state(solved, layout), lambda out, _: out, device)
-    with torch.no_grad():
-        referred, judging = ([(x, dense(x)) for x, _ in part] for part in (learn, judged))
-    distance = Distance(outputs, classes and referred[0][1].dim() > 1 and referred[0][1].shape[-1] > 1)
+    rows = ModelFunction(solved, layout, fixed_state(solved, layout), lambda out, _: out.reshape(len(out), -1), device, task=kind)
+    distance = Distance(rows, kind, copy.deepcopy(model).eval())
+    referred, judging = distance.referenced(learn), distance.referenced(judged)
     theta = _along(distance, _flat(result, layout), _flat(solved, layout), judging)
     if rounds and distance.value(theta, judging) > 0:
         theta = _descended(distance, theta, _free(layout, masks, theta), referred, judging, rounds, steps, damping, seed)
@@ -87,7 +90,7 @@ def compensate(
     return result
 
 
-def _along(distance: Distance, masked: Tensor, solved: Tensor, judging: Referred) -> Tensor:
+def _along(distance: Distance, masked: Tensor, solved: Tensor, judging: Referenced) -> Tensor:
     """The point from ``masked`` to ``solved`` that is best on ``judging``; of equals the nearest to ``masked``."""
     points = [masked, *(torch.lerp(masked, solved, length) for length in LENGTHS[:-1]), solved]
     return min(points, key=lambda theta: distance.value(theta, judging))
@@ -97,8 +100,8 @@ def _descended(
     distance: Distance,
     theta: Tensor,
     free: Tensor,
-    learn: Referred,
-    judging: Referred,
+    learn: Referenced,
+    judging: Referenced,
     rounds: int,
     steps: int,
     damping: float,
@@ -119,9 +122,9 @@ def _descended(
     return theta
 
 
-def _lacking(distance: Distance, theta: Tensor, learn: Referred) -> str:
+def _lacking(distance: Distance, theta: Tensor, learn: Referenced) -> str:
     """What torch says of a derivative that the model has none of, tried on two samples; "" where it has all."""
-    few = [(learn[0][0][:2], learn[0][1][:2])]
+    few = distance.referenced(learn.source.first(2))
     try:
         distance.product(theta, theta, few)
         distance.diagonal(theta, few, distance.engine(theta, few), torch.Generator())
@@ -132,26 +135,14 @@ def _lacking(distance: Distance, theta: Tensor, learn: Referred) -> str:
     return ""
 
 
-def _parts(
-    batches: Batches, accept: Iterable[tuple[Tensor, Tensor]] | None, device: torch.device
-) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
+def _parts(samples: Samples, accept: Samples | None) -> tuple[Samples, Samples]:
     """Samples to compute from and samples to judge on, at most ``SAMPLES_AT_A_TIME`` in a batch."""
-    if accept is not None:
-        parts = [batches, [(x.to(device), y.to(device)) for x, y in accept]]
-    else:
-        apart, begin = [], 0
-        for x, _ in batches:
-            apart.append(torch.arange(begin, begin + len(x)) % 4 == 1)
-            begin += len(x)
-        parts = [
-            [(x[where], y[where]) for (x, y), where in zip(batches, chosen, strict=True)]
-            for chosen in ([~one for one in apart], apart)
-        ]
-    learn, judged = (
-        [pair for x, y in part if len(x) for pair in zip(x.split(SAMPLES_AT_A_TIME), y.split(SAMPLES_AT_A_TIME), strict=True)]
-        for part in parts
-    )
-    if not learn or not judged:
+    parts = (samples, accept)
+    if accept is None:
+        apart = torch.arange(len(samples)) % 4 == 1
+        parts = samples.where(~apart), samples.where(apart)
+    learn, judged = (part.bounded(SAMPLES_AT_A_TIME) for part in parts if part is not None)
+    if not len(learn) or not len(judged):
         raise UsageError("compensate needs samples to compute from and samples to judge on; one of them has none")
     return learn, judged
 

@@ -7,18 +7,18 @@ derivative forward and one backward (Schraudolph 2002; Martens 2010, "Deep learn
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from prunekit.kernel import ModelFunction, divergence
+from prunekit.batch import Inputs, Labels, call
+from prunekit.data import Samples
+from prunekit.kernel import ModelFunction
 from prunekit.kernel.gradients import MomentEngine, choose_engine
-
-Referred = Sequence[tuple[Tensor, Tensor]]
-"""Batches of inputs and the dense model's outputs for them."""
+from prunekit.task import Task
+from prunekit.task.referenced import Referenced
 
 POWER = 0.75  # of the preconditioner (Martens 2010, section 4.7)
 STEPS = (1.0, 0.5, 0.25, 0.125)
@@ -27,89 +27,87 @@ RELAX = 4.0  # damping falls by this factor after a round that helped, and rises
 
 @dataclass(frozen=True)
 class Distance:
-    """``J(θ)``: how far the model's outputs are from the dense model's, in the mean over samples and positions.
+    """``J(θ)``: the task's divergence of the model's outputs from the dense model's, in the mean over samples.
+
+    ``KL(dense ‖ model)`` where outputs are scores of classes, else the squared difference (``Task.divergence``).
 
     Attributes:
-        outputs: the model's outputs as they come.
-        classes: whether the last axis holds scores of classes. Then J is ``KL(softmax(dense) ‖ softmax(model))``, else half the
-            mean squared difference.
+        outputs: the model's outputs, every sample's in one row.
+        task: what the outputs mean.
+        dense: gives the outputs to stay close to, and their shape.
     """
 
     outputs: ModelFunction
-    classes: bool
+    task: Task
+    dense: nn.Module
 
-    def of(self, found: Tensor, wanted: Tensor) -> Tensor:
-        """The sum over samples of their distances, from outputs."""
-        if not self.classes:
-            return 0.5 * (found - wanted).square().flatten(1).mean(1).sum()
-        return divergence(found, F.log_softmax(wanted, -1)).sum()
+    def referenced(self, samples: Samples) -> Referenced:
+        """Samples beside the dense model's outputs for them."""
+
+        def reference(x: Inputs, y: Labels) -> Tensor:
+            return self.task.reference(self.task.outputs(call(self.dense, x)))
+
+        return Referenced(samples, reference, self.outputs.device)
+
+    def _shaped(self, rows: Tensor, labels: Labels) -> Tensor:
+        """Outputs as the task knows them, of the shape of the dense model's."""
+        return rows.view(len(rows), *labels[0].shape[1:])
+
+    def divergences(self, rows: Tensor, labels: Labels) -> Tensor:
+        """``(samples, 1)`` from outputs in rows."""
+        return self.task.divergence(self._shaped(rows, labels), labels)
 
     @torch.no_grad()
-    def value(self, theta: Tensor, batches: Referred) -> float:
-        """``J(θ)`` on samples; 0 for a divergence that rounding alone can make."""
-        total = sum(float(self.of(self.outputs(theta, x, wanted), wanted)) for x, wanted in batches)
-        mean = total / sum(len(x) for x, _ in batches)
-        return 0.0 if self.classes and mean <= torch.finfo(theta.dtype).eps else mean
+    def value(self, theta: Tensor, batches: Referenced) -> float:
+        """``J(θ)`` on samples; 0 for one that rounding alone can make."""
+        total = sum(float(self.divergences(self.outputs(theta, x, y), y).sum()) for x, y in batches)
+        mean = total / batches.samples
+        return 0.0 if mean <= torch.finfo(theta.dtype).eps else mean
 
-    def gradient(self, theta: Tensor, batches: Referred) -> Tensor:
+    def gradient(self, theta: Tensor, batches: Referenced) -> Tensor:
         """``∂J/∂θ``, ``(P,)``."""
         total = torch.zeros_like(theta)
-        for x, wanted in batches:
-            at = theta.clone().requires_grad_()
-            total += torch.autograd.grad(self.of(self.outputs(at, x, wanted), wanted), at)[0]
-        return total / sum(len(x) for x, _ in batches)
+        along = self.outputs.narrowed(slice(None))
+        along.target = lambda out, labels: self.task.divergence(out, labels)
+        for x, y in batches:
+            total += along.gradient(theta, x, y)[1]
+        return total / batches.samples
 
-    def curved(self, found: Tensor, direction: Tensor) -> Tensor:
-        """``H u``, ``H`` the second derivative of a sample's distance in the model's outputs ``found``."""
-        if not self.classes:
-            return direction / direction[0].numel()
-        p = F.softmax(found, -1)
-        curved: Tensor = p * (direction - (p * direction).sum(-1, keepdim=True))
-        return curved / found[0, ..., 0].numel()
-
-    def drawn(self, found: Tensor, generator: torch.Generator) -> Tensor:
-        """A random ``u`` of the outputs' shape with ``E[u uᵀ] = H``: Jᵀu squared is the diagonal of the curvature in the mean."""
-        if not self.classes:
-            signs = torch.randint(2, found.shape, generator=generator).to(found) * 2 - 1
-            return signs / math.sqrt(found[0].numel())
-        p = F.softmax(found, -1)
-        labels = torch.multinomial(p.reshape(-1, p.shape[-1]).cpu(), 1, generator=generator).view(p.shape[:-1]).to(p.device)
-        return (F.one_hot(labels, p.shape[-1]) - p) / math.sqrt(found[0, ..., 0].numel())
-
-    def product(self, theta: Tensor, direction: Tensor, batches: Referred) -> Tensor:
+    def product(self, theta: Tensor, direction: Tensor, batches: Referenced) -> Tensor:
         """``Jᵀ H J v`` in the mean over samples, ``(P,)``: the Gauss-Newton matrix times ``direction``."""
         total = torch.zeros_like(theta)
-        for x, wanted in batches:
-            _, moved = self.outputs.directional(theta, direction, x, wanted)
-            at = theta.clone().requires_grad_()
-            found = self.outputs(at, x, wanted)
-            total += torch.autograd.grad(found, at, self.curved(found.detach(), moved))[0]
-        return total / sum(len(x) for x, _ in batches)
+        for x, y in batches:
+            found, moved = self.outputs.directional(theta, direction, x, y)
+            curved = self.task.curved(self._shaped(found, y), y, self._shaped(moved, y))
+            total += self.outputs.gradient(theta, x, y, curved.reshape(found.shape))[1]
+        return total / batches.samples
 
-    def diagonal(self, theta: Tensor, batches: Referred, engine: MomentEngine, generator: torch.Generator) -> Tensor:
-        """An unbiased estimate of that matrix's diagonal, one draw a sample, ``(P,)``."""
+    def diagonal(self, theta: Tensor, batches: Referenced, engine: MomentEngine, generator: torch.Generator) -> Tensor:
+        """An unbiased estimate of that matrix's diagonal, one draw a sample, ``(P,)``: ``E[(Jᵀu)²]`` with ``E[u uᵀ] = H``."""
         total = torch.zeros_like(theta)
         parts = self.outputs.layout.views(total)
-        for x, wanted in batches:
+        for x, y in batches:
             with torch.no_grad():
-                drawn = self.drawn(self.outputs(theta, x, wanted), generator)
+                found = self.outputs(theta, x, y)
+                drawn = self.task.drawn(self._shaped(found, y), y, generator).reshape(found.shape)
             for name, squares in engine.squares(theta, x, drawn).items():
                 parts[name].add_(squares)
-        return total / sum(len(x) for x, _ in batches)
+        return total / batches.samples
 
-    def engine(self, theta: Tensor, batches: Referred) -> MomentEngine:
+    def engine(self, theta: Tensor, batches: Referenced) -> MomentEngine:
         """Gives the squares of per-sample gradients that ``diagonal`` adds up."""
         along = self.outputs.narrowed(slice(None))
-        along.target = lambda out, drawn: (out * drawn).flatten(1).sum(1, keepdim=True)
-        return choose_engine(along, theta, *batches[0])
+        along.target = lambda out, drawn: (out.reshape(drawn.shape) * drawn).sum(1, keepdim=True)
+        x, y = batches.few()
+        return choose_engine(along, theta, x, self.outputs(theta, x, y).detach())
 
 
 def descend(
     distance: Distance,
     theta: Tensor,
     free: Tensor,
-    learn: Referred,
-    accept: Referred,
+    learn: Referenced,
+    accept: Referenced,
     *,
     rounds: int,
     steps: int,
@@ -148,7 +146,7 @@ def _solved(
     distance: Distance,
     theta: Tensor,
     free: Tensor,
-    learn: Referred,
+    learn: Referenced,
     gradient: Tensor,
     diagonal: Tensor,
     level: float,

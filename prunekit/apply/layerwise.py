@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.apply.masks import apply_masks
+from prunekit.batch import call, to
 from prunekit.criteria.layer_inputs import LAYERS, Layer, layers_of, watching
+from prunekit.data import Samples
 from prunekit.errors import NonFiniteError, UsageError, nearest
+from prunekit.task import Task, get_task
 
 INPUTS = ("dense", "pruned")
 
@@ -19,10 +23,11 @@ INPUTS = ("dense", "pruned")
 def layerwise(
     model: nn.Module,
     masks: Mapping[str, Tensor],
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Any,
     *,
     inputs: str = "pruned",
     damping: float = 0.01,
+    task: str | Task | None = None,
 ) -> nn.Module:
     """A masked copy of ``model`` whose kept weights minimise each layer's squared output error on ``batches``.
 
@@ -40,6 +45,7 @@ def layerwise(
         batches: calibration samples as ``(inputs, labels)``; labels are not looked at.
         inputs: ``pruned``: ``x̃`` is what the compensated layers before it send, so that later layers make up for earlier
             ones' errors too; two forward passes a layer. ``dense``: ``x̃ = x``, one forward pass in all.
+        task: says what of a batch is the model's input.
         damping: adds ``damping × mean diagonal of H × |v - w|²``. With 0 the layer's error on ``batches`` is the least that
             the mask allows; a little helps where samples are few.
 
@@ -56,7 +62,7 @@ def layerwise(
     apply_masks(result, masks)
     dense, pruned = copy.deepcopy(model).eval(), copy.deepcopy(result).eval()
     device = next(dense.parameters()).device
-    samples = [x.to(device) for x, _ in batches]
+    samples = Samples.of(batches, get_task(task).batch)
     modules = dict(dense.named_modules())
     named = [n for n in masks if n.endswith("weight") and isinstance(modules.get(n.rpartition(".")[0]), LAYERS)]
     layers, theirs = layers_of(dense, named, "compensation"), layers_of(pruned, named, "compensation")
@@ -87,9 +93,10 @@ def _with_one(inputs: Tensor) -> Tensor:
     return torch.cat([inputs, inputs.new_ones(*inputs.shape[:2], 1)], 2)
 
 
-def _grams(model: nn.Module, layers: Mapping[str, Layer], samples: list[Tensor]) -> dict[str, Tensor]:
+def _grams(model: nn.Module, layers: Mapping[str, Layer], samples: Samples) -> dict[str, Tensor]:
     """``Σ x xᵀ``, ``(groups, d + 1, d + 1)``, in the order in which the layers are reached."""
     found: dict[str, Tensor] = {}
+    device = next(model.parameters()).device
 
     def add(name: str, inputs: Tensor) -> None:
         x = _with_one(inputs)
@@ -97,14 +104,12 @@ def _grams(model: nn.Module, layers: Mapping[str, Layer], samples: list[Tensor])
         found[name] = found[name] + gram if name in found else gram
 
     with watching(layers, add):
-        for x in samples:
-            model(x)
+        for x, _ in samples:
+            call(model, to(x, device))
     return found
 
 
-def _pair(
-    dense: nn.Module, pruned: nn.Module, name: str, mine: Layer, other: Layer, samples: list[Tensor]
-) -> tuple[Tensor, Tensor]:
+def _pair(dense: nn.Module, pruned: nn.Module, name: str, mine: Layer, other: Layer, samples: Samples) -> tuple[Tensor, Tensor]:
     """``Σ x̃ x̃ᵀ`` and ``Σ x̃ xᵀ`` of one layer; ``x̃`` is what reaches it in ``pruned``."""
     seen: list[Tensor] = []
     size = mine.weight[0].numel() + 1
@@ -117,9 +122,10 @@ def _pair(
         cross.baddbmm_(x.transpose(1, 2), seen.pop(0))
 
     with watching({name: mine}, lambda _, inputs: seen.append(_with_one(inputs))), watching({name: other}, add):
-        for x in samples:
-            dense(x)
-            pruned(x)
+        for x, _ in samples:
+            x = to(x, mine.weight.device)
+            call(dense, x)
+            call(pruned, x)
     return gram, cross
 
 

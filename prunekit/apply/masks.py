@@ -11,6 +11,10 @@ from torch import Tensor, nn
 
 from prunekit.errors import ArtifactError
 from prunekit.plan import Plan
+from prunekit.trajectory.bare import bare, bare_optimizers
+from prunekit.trajectory.derived import check_derived, refresh
+from prunekit.trajectory.describe import refuse_strangers
+from prunekit.trajectory.layout import named_tensors
 
 
 @torch.no_grad()
@@ -19,28 +23,48 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 
     Raises:
         ArtifactError: a mask names no parameter or buffer of the model, or has another shape.
+        StructureError: a mask is on a parametrised weight, and the weight that is computed from it is not finite (weight_norm
+            of a row without weights) or not 0 where the mask removes it.
     """
-    named: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    zero(named_tensors(model), masks)
+    check_derived(model, masks)
+    refresh(model)
+
+
+def zero(named: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    """The same on tensors by name, without looking at weights that are computed from them."""
     for name, mask in masks.items():
         tensor = named.get(name)
         if tensor is None:
             raise ArtifactError(f"mask {name}: the model has no such parameter")
         if tensor.shape != mask.shape:
             raise ArtifactError(f"mask {name}: shape {tuple(mask.shape)}, the parameter's is {tuple(tensor.shape)}")
-        tensor.mul_(mask.to(tensor.device, tensor.dtype))
+        if tensor.element_size() == 1 and tensor.is_floating_point():  # float8 has no arithmetic of its own
+            tensor.view(torch.uint8).mul_(mask.to(tensor.device, torch.uint8))
+        else:
+            tensor.mul_(mask.to(tensor.device, tensor.dtype))
 
 
 @contextmanager
-def hold_masks(model: nn.Module, plan: Plan | Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def hold_masks(model: nn.Module, plan: Plan | Mapping[str, Tensor], optimizer: Any) -> Iterator[None]:
     """Keeps removed weights at exactly 0 while ``optimizer`` trains ``model``, whatever loop does it.
 
     They are zeroed now and after every step. Enter it before a ``Recorder``, so that states are recorded with the
     masks in place.
 
     Args:
+        model: in its wrappers (DDP, torch.compile) or without.
         plan: a plan, or masks by parameter name (True stays). On a model that a plan has cut already, single weights
             that it removes are held; units are gone.
+        optimizer: a torch optimizer, one in a wrapper of accelerate's or Lightning's, or a list of several.
+
+    Raises:
+        UsageError: an optimizer holds parameters that are not the model's.
+        ArtifactError, StructureError: the masks do not fit the model, see ``apply_masks``.
     """
+    model, optimizers = bare(model), bare_optimizers(optimizer)
+    for one in optimizers:
+        refuse_strangers(model, one)
     if isinstance(plan, Plan):
         dense = all(plan.shapes.get(name) == tuple(p.shape) for name, p in model.named_parameters())
         masks: Mapping[str, Tensor] = plan.masks() if dense and not plan.skipped() else plan.weight_masks()
@@ -48,11 +72,13 @@ def hold_masks(model: nn.Module, plan: Plan | Mapping[str, Tensor], optimizer: t
         masks = plan
     apply_masks(model, masks)
 
+    @torch.no_grad()
     def after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        apply_masks(model, masks)
+        zero(named_tensors(model), masks)
 
-    hook = optimizer.register_step_post_hook(after_step)
+    hooks = [one.register_step_post_hook(after_step) for one in optimizers]
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()

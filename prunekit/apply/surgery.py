@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import Tensor, nn
 
 from prunekit.apply.masks import apply_masks
 from prunekit.errors import ArtifactError
 from prunekit.plan import Plan
 from prunekit.structure.cut import cut, same_as_masked, values_without
+from prunekit.trajectory.copies import copied
 
 
 def cut_units(model: nn.Module, plan: Plan, example_inputs: Tensor) -> nn.Module:
@@ -19,9 +18,9 @@ def cut_units(model: nn.Module, plan: Plan, example_inputs: Tensor) -> nn.Module
         ArtifactError: the plan names modules or sizes that the model does not have.
         StructureError: the small model's outputs are not the masked dense model's.
     """
-    masked = copy.deepcopy(model).cpu()
+    masked = copied(model).cpu()
     apply_masks(masked, plan.masks())
-    small = copy.deepcopy(masked)
+    small = copied(masked)
     try:
         cut(small, plan.kept_indices(), values_without(small, plan.lowered()), plan.replaced())
     except (ValueError, AttributeError, IndexError) as error:

@@ -14,10 +14,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from prunekit import checkpoint
 from prunekit.criteria import (
     fisher,
     gradient,
@@ -36,14 +34,17 @@ from prunekit.criteria import (
 )
 from prunekit.criteria.aggregations import AGGREGATIONS
 from prunekit.criteria.compose import compose, temper
-from prunekit.criteria.evidence import Criterion, Evidence, Loss
+from prunekit.criteria.evidence import Criterion, Evidence
 from prunekit.criteria.identity import model_digest, state_digest
 from prunekit.criteria.online import OnlineInfluence
 from prunekit.criteria.scores import Scores
 from prunekit.criteria.spec import Single, Spec
 from prunekit.errors import PrunekitError, UsageError, nearest
-from prunekit.kernel import SHARES, Target, get_rule, get_target
-from prunekit.structure.prunable import prunable_parameters
+from prunekit.kernel import SHARES, get_rule
+from prunekit.structure.prunable import kept_layers, prunable_parameters
+from prunekit.task import Target, Task
+from prunekit.task.losses import CROSS_ENTROPY
+from prunekit.task.settle import settle
 from prunekit.trajectory import Trajectory
 
 __all__ = [
@@ -129,12 +130,14 @@ def _looking(evidence: Evidence, text: str) -> tuple[str, Criterion, Evidence]:
 def score(
     trajectory: Trajectory,
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]] = (),
+    batches: Any = (),
     criterion: str = "influence",
     *,
-    target: str | Target = "outputs",
-    loss: Loss = F.cross_entropy,
+    task: str | Task | None = None,
+    target: str | Target | None = None,
+    loss: Any = None,
     ignore: Iterable[str] = (),
+    include: Iterable[str] = (),
     seed: int = 0,
     device: torch.device | str = "cpu",
     **options: Any,
@@ -144,11 +147,15 @@ def score(
     Args:
         trajectory: the recorded path.
         model: the recorded architecture; its own weights are not used.
-        batches: scoring samples as ``(inputs, labels)``.
+        batches: scoring samples: batches ``(inputs, labels)`` or mappings with labels among them, a data set, or a
+            ``DataLoader``, which are read batch by batch.
         criterion: a name from ``CRITERIA``, with options or composed: see ``prunekit.criteria.spec``.
-        target: what influence explains, a name from ``prunekit.kernel.TARGETS`` or a function.
-        loss: mean loss, for criteria that look at it.
-        ignore: shell-style patterns of parameters that may not be pruned.
+        task: what the model is for, a name from ``prunekit.task.TASKS`` or a ``Task``; None where samples leave no doubt.
+        target: what influence explains, a name that the task has or a function; the task's own when None.
+        loss: ``(outputs, labels) -> scalar``, for criteria that look at it; the task's own when None.
+        ignore: shell-style patterns of parameters that may not be pruned; a layer that one covers whole (``0.*``) loses nothing,
+            whatever is cut.
+        include: patterns of parameters to prune that are no layer's weights, see ``prunekit.structure.roles``.
         seed: for ``random``.
         options: how influence looks at the path: ``nodes``, ``rule``, ``early``, ``tolerance``, ``stride``, ``share``,
             ``aggregation``, ``phase``, ``memory``; see ``Evidence``.
@@ -159,12 +166,13 @@ def score(
         NonFiniteError: NaN or Inf in the trajectory or in the scores.
     """
     trajectory.layout.check(model)
-    prunable = tuple(prunable_parameters(trajectory.layout, list(ignore)))
-    pairs = list(batches)
-    x = torch.cat([pair[0] for pair in pairs]) if pairs else None
-    y = torch.cat([pair[1] for pair in pairs]) if pairs else None
+    ignored = list(ignore)
+    prunable = tuple(prunable_parameters(model, trajectory.layout, ignored, list(include)))
+    kept = tuple(kept_layers(model, ignored))
     where = torch.device(device)
-    evidence = Evidence(trajectory, model, prunable, x, y, loss, target, seed, **options, device=where)
+    kind, data = settle(model, batches, task, loss)
+    explained = kind.target if target is None else target
+    evidence = Evidence(trajectory, model, prunable, data, kind, explained, seed, **options, device=where, kept=kept)
     check_options(evidence)
     wanted = parse(criterion)
     return compose(wanted, {part.text: score_evidence(evidence, part.text) for part in wanted.singles})
@@ -179,7 +187,7 @@ def check_options(evidence: Evidence) -> None:
         if value not in known:
             raise UsageError(f"{what} {value!r} does not exist; {nearest(value, known)}")
     get_rule(evidence.rule, evidence.nodes)
-    get_target(evidence.target)
+    evidence.task.get_target(evidence.target)
     if evidence.early is not None and not (evidence.early[0] >= 1 and evidence.early[1] >= 1):
         raise UsageError(f"early is {evidence.early}; it must be (steps, nodes), each at least 1")
     if evidence.tolerance is not None and not evidence.tolerance > 0:
@@ -230,10 +238,13 @@ def provenance(evidence: Evidence, criterion: str) -> dict[str, Any]:
         "trajectory": evidence.trajectory.hash,
         "model": state_digest(evidence.state),
         "prunable": list(evidence.prunable),
+        **({"kept": list(evidence.kept)} if evidence.kept else {}),
     }
     if chosen.needs_data:
-        x, y = evidence.samples()
-        facts |= {"samples": len(x), "data": checkpoint.digest({"x": x, "y": y})}
+        samples = evidence.samples()
+        facts |= {"samples": len(samples), "data": samples.digest()}
+        if evidence.task.facts():
+            facts["task"] = evidence.task.facts()
     if chosen.needs_path:
         facts |= {
             "stride": evidence.stride,
@@ -250,10 +261,10 @@ def provenance(evidence: Evidence, criterion: str) -> dict[str, Any]:
             "tolerance": evidence.tolerance,
             "memory": evidence.memory,
         }
-        if evidence.target == "loss" and evidence.loss is not F.cross_entropy:
-            facts["loss"] = _named(evidence.loss)
+        if evidence.target == "loss" and evidence.task.loss.path != CROSS_ENTROPY:
+            facts["loss"] = evidence.task.loss.path
     elif chosen.needs_data:
-        facts["loss"] = _named(evidence.loss)
+        facts["loss"] = evidence.task.loss.path
         if "target" in evidence.options:
             facts["target"] = evidence.options["target"]
     if chosen.needs_data and evidence.classes:

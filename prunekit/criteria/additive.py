@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from prunekit import checkpoint
 from prunekit.criteria.aggregations import AGGREGATIONS
+from prunekit.data import Samples
 from prunekit.errors import ArtifactError
-from prunekit.kernel import Contribution
+from prunekit.kernel import Contribution, ModelFunction, attribute
+from prunekit.kernel.attribution import chunks
+from prunekit.trajectory import Segment
 
 SECONDS_BETWEEN_SAVES = 10.0
+AXES = 256 * 2**20  # bytes of axis sums that a score file holds; of more samples evenly spaced ones are kept
+
+
+def contributions(
+    function: ModelFunction,
+    samples: Samples,
+    targets: int,
+    segments: Callable[[], Iterable[Segment]],
+    skip: int,
+    memory: int,
+    **options: Any,
+) -> Iterator[Contribution]:
+    """``prunekit.kernel.attribute`` over samples that are fetched batch by batch, without the first ``skip`` chunks."""
+    begin = 0
+    element = torch.finfo(torch.float32).bits // 8
+    for number, group in enumerate(samples.groups):
+        here = len(chunks(len(group), targets, function.layout.total * element, memory))
+        if skip < here:
+            for part in attribute(function, segments, *samples.batch(number), memory=memory, skip=skip, **options):
+                where = slice(begin + part.samples.start, begin + part.samples.stop)
+                yield Contribution(where, part.targets, part.scores)
+        skip, begin = max(0, skip - here), begin + len(group)
 
 
 @dataclass
@@ -23,13 +49,15 @@ class Collected:
     """Running sums over chunks; every aggregation is a function of something that adds up.
 
     ``sums``: per prunable parameter, of what the aggregation adds up (``Aggregation.each``); ``axes``: signed axis sums of
-    every chunk, in order; ``count``: samples × targets; ``chunks``: how many are in.
+    every chunk, in order; ``count``: samples × targets; ``chunks``: how many are in; ``spacing``: every so many samples have
+    their axis sums kept (0 before any chunk).
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     axes: dict[str, Tensor] = field(default_factory=dict)
     count: int = 0
     chunks: int = 0
+    spacing: int = 0
 
 
 def collect(
@@ -49,7 +77,8 @@ def collect(
         made_from: what they are made from; kept chunks of something else are ignored.
 
     Returns:
-        importance of the prunable parameters, and ``<param>@<axis>`` -> ``(samples, targets, axis size)`` of all.
+        importance of the prunable parameters, and ``<param>@<axis>`` -> ``(samples, targets, axis size)`` of all parameters;
+        of samples whose sums would take more than ``AXES`` bytes, every second, third … alone.
     """
     so_far = _load(partial, made_from)
     saved = time.monotonic()
@@ -64,7 +93,18 @@ def collect(
     return {name: finish(total, so_far.count) for name, total in so_far.sums.items()}, so_far.axes
 
 
+def _spacing(part: Contribution, shape: tuple[int, int]) -> int:
+    """Every how many samples axis sums are kept."""
+    each = sum(size * signed.element_size() for signed in part.scores.values() for size in signed.shape[2:4])
+    return max(1, -(-each * shape[0] * shape[1] // AXES))
+
+
 def _add(so_far: Collected, part: Contribution, shape: tuple[int, int], prunable: tuple[str, ...], aggregation: str) -> None:
+    if not so_far.spacing:
+        so_far.spacing = _spacing(part, shape)
+    spacing = so_far.spacing
+    first = -part.samples.start % spacing  # of this chunk, the first sample that is kept
+    rows = slice((part.samples.start + first) // spacing, (part.samples.stop - 1) // spacing + 1)
     for name, signed in part.scores.items():
         if name in prunable:
             found = AGGREGATIONS[aggregation].each(signed).sum((0, 1)).cpu()
@@ -75,15 +115,21 @@ def _add(so_far: Collected, part: Contribution, shape: tuple[int, int], prunable
             along = (signed.sum(others) if others else signed).cpu()
             key = f"{name}@{axis - 2}"
             if key not in so_far.axes:
-                so_far.axes[key] = along.new_zeros(*shape, along.shape[2])
-            so_far.axes[key][part.samples, part.targets] = along
+                so_far.axes[key] = along.new_zeros(-(-shape[0] // spacing), shape[1], along.shape[2])
+            so_far.axes[key][rows, part.targets] = along[first::spacing]
     so_far.count += next(iter(part.scores.values())).shape[:2].numel()
     so_far.chunks += 1
 
 
 def _save(partial: Path, so_far: Collected, made_from: dict[str, Any] | None) -> None:
     tensors = {f"sum|{k}": v for k, v in so_far.sums.items()} | {f"axis|{k}": v for k, v in so_far.axes.items()}
-    header = {"kind": "partial scores", "made_from": made_from, "count": so_far.count, "chunks": so_far.chunks}
+    header = {
+        "kind": "partial scores",
+        "made_from": made_from,
+        "count": so_far.count,
+        "chunks": so_far.chunks,
+        "spacing": so_far.spacing,
+    }
     checkpoint.write_tensors(partial, tensors, header)
 
 
@@ -99,4 +145,4 @@ def _load(partial: Path | None, made_from: dict[str, Any] | None) -> Collected:
         return Collected()
     sums = {k.removeprefix("sum|"): v for k, v in tensors.items() if k.startswith("sum|")}
     axes = {k.removeprefix("axis|"): v for k, v in tensors.items() if k.startswith("axis|")}
-    return Collected(sums, axes, header["count"], header["chunks"])
+    return Collected(sums, axes, header["count"], header["chunks"], header.get("spacing", 1))

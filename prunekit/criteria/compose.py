@@ -45,7 +45,7 @@ def compose(spec: Single | Product | Rank, singles: Mapping[str, Scores]) -> Sco
         facts["group"] = "rank"
         _check_same(spec.text, parts)
         importance = mean_ranks([{name: part.importance[name] for name in parts[0].importance} for part in parts])
-    facts |= {key: parts[0].provenance[key] for key in SAME}
+    facts |= {key: parts[0].provenance[key] for key in (*SAME, "kept") if key in parts[0].provenance}
     facts["parts"] = [{"criterion": part.criterion, "digest": part.digest} for part in parts]
     return Scores(_compact(importance, parts[0]), {}, facts, _findings(parts), _cost(spec, singles), parts)
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunekit.batch import Batch, Labels, to
 from prunekit.criteria.scores import Scores
+from prunekit.data import Samples
 from prunekit.errors import PrunekitError
-from prunekit.kernel import ModelFunction, Target, from_loss
+from prunekit.kernel import ModelFunction
 from prunekit.kernel.attribution import MEMORY
-from prunekit.kernel.targets import outputs
+from prunekit.task import Classification, Target, Task
 from prunekit.trajectory import Layout, Trajectory
-
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,8 @@ class Evidence:
     """A trained model, its path, scoring samples, and how to look at them.
 
     Attributes:
+        data: scoring samples; None where a run has none.
+        task: what the model is for, its loss included.
         nodes, rule: quadrature of a piece of the path; one midpoint is the default for ranking weights.
         early: ``(steps, nodes)`` for the first steps, where Adam moves furthest; None for no difference.
         tolerance: instead, halve pieces until each interval's sum is within this much, per sample (fidelity).
@@ -37,6 +38,7 @@ class Evidence:
             what a path contributed is always about the path's own end.
         classes: outputs that the target ``outputs`` is restricted to; empty for all. The samples are the caller's to choose.
         memory: bytes for scores in work.
+        kept: layers that lose nothing, whatever is cut: see ``prunekit.structure.kept_layers``.
         options: what the criterion's own name says, ``name(key=value)``; those that are fields here are set already.
         partial: where finished chunks are kept until all are done; ``partial_key``: what they are made from.
     """
@@ -44,9 +46,8 @@ class Evidence:
     trajectory: Trajectory
     model: nn.Module
     prunable: tuple[str, ...]
-    x: Tensor | None = None
-    y: Tensor | None = None
-    loss: Loss = F.cross_entropy
+    data: Samples | None = None
+    task: Task = field(default_factory=Classification)
     target: str | Target = "outputs"
     seed: int = 0
     nodes: int = 1
@@ -60,6 +61,7 @@ class Evidence:
     at: Tensor | None = None
     classes: tuple[int, ...] = ()
     memory: int = MEMORY
+    kept: tuple[str, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
     partial: Path | None = None
     partial_key: dict[str, Any] | None = None
@@ -78,31 +80,86 @@ class Evidence:
         """The weights to score by name."""
         return self.layout.views(self.state)
 
-    def samples(self) -> tuple[Tensor, Tensor]:
-        """Scoring samples and labels.
+    def samples(self) -> Samples:
+        """Scoring samples ``(inputs, labels)``, batch by batch.
 
         Raises:
             PrunekitError: none were given.
         """
-        if self.x is None or self.y is None:
+        if self.data is None:
             raise PrunekitError(
                 "gradients need scoring samples, and this run has no data: import the model again "
                 "with --data my_module:data --overwrite"
             )
-        return self.x, self.y
+        return self.data
 
     def function(self, target: str | Target | None = None) -> ModelFunction:
-        """The model with ``target`` (the evidence's own by default; ``loss``: of each sample) as a function of its weights."""
-        wanted = self.target if target is None else target
-        if wanted == "loss":
-            wanted = from_loss(self.loss)
-        if wanted == "outputs" and self.classes:
-            wanted = _only(self.classes)
-        return ModelFunction(self.model, self.layout, self.trajectory.fixed, wanted, self.device)
+        """The model with ``target`` (the evidence's own by default) as a function of its weights."""
+        wanted = self.task.get_target(self.target if target is None else target)
+        if (self.target if target is None else target) == "outputs" and self.classes:
+            wanted = _only(self.classes, wanted)
+        return ModelFunction(self.model, self.layout, self.trajectory.fixed, wanted, self.device, task=self.task)
+
+    def explained(self, target: str | Target | None = None) -> tuple[ModelFunction, Samples]:
+        """``function(target)``, and the scoring samples as it takes them.
+
+        The target ``loss`` is each sample's part in the loss of all scoring samples: the mean of these parts is that loss,
+        whatever class weights or ignored places it has (``prunekit.task.losses``).
+
+        Raises:
+            UsageError: the loss mixes its batch.
+        """
+        wanted, samples = self.target if target is None else target, self.samples()
+        if wanted != "loss":
+            return self.function(wanted), samples
+        self.task.get_target("loss")
+        loss = self.task.loss
+        if loss.weights is not None:
+            total = sum(float(loss.weights(labels).double().sum()) for _, labels in samples)
+            scale = len(samples) / max(total, 1e-30)
+            if scale == 1:
+                return self.function(lambda out, labels: loss.of_each(out, labels)[:, None]), samples
+            return self.function(lambda out, labels: loss.of_each(out, labels)[:, None] * scale), samples
+        factors = torch.cat([loss.factors(out, to(labels, out.device)).cpu() for out, labels in self._outputs()])
+        if bool((factors == 1).all()):
+            return self.function(lambda out, labels: loss.of_each(out, labels)[:, None]), samples
+        weighted = self.function(lambda out, both: (loss.of_each(out, both[0]) * both[1])[:, None])
+        return weighted, samples.beside(factors)
+
+    def _outputs(self) -> Iterator[tuple[Tensor, Labels]]:
+        found: list[Tensor] = []
+
+        def note(out: Tensor, labels: Labels) -> Tensor:
+            found.append(out)
+            return out.reshape(len(out), -1)
+
+        function = self.function(note)
+        theta = self.state.to(function.device)
+        for x, y in self.samples():
+            with torch.no_grad():
+                function(theta, to(x, function.device), y)
+            yield found.pop(), y
+
+    def batch_losses(self) -> tuple[ModelFunction, Iterator[tuple[Batch, float]]]:
+        """The batch's loss as a function ``(1, 1)``, and batches with what each counts in the mean over all samples."""
+        loss, samples = self.task.loss, self.samples()
+        function = self.function(lambda out, labels: loss.batch(out, labels).reshape(1, 1))
+
+        def weight(labels: Labels, count: int) -> float:
+            return float(count) if loss.weights is None else float(loss.weights(labels).double().sum())
+
+        def parts() -> Iterator[tuple[Batch, float]]:
+            counts = [len(group) for group in samples.groups]
+            total = sum(weight(labels, count) for (_, labels), count in zip(samples, counts, strict=True))
+            for (inputs, labels), count in zip(samples, counts, strict=True):
+                moved = to(inputs, function.device), to(labels, function.device)
+                yield moved, weight(labels, count) / max(total, 1e-30)
+
+        return function, parts()
 
 
-def _only(classes: tuple[int, ...]) -> Target:
-    return lambda out, labels: outputs(out, labels)[:, classes]
+def _only(classes: tuple[int, ...], whole: Target) -> Target:
+    return lambda out, labels: whole(out, labels)[:, classes]
 
 
 @dataclass(frozen=True)

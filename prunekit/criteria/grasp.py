@@ -12,32 +12,37 @@ import torch
 from torch import Tensor
 
 from prunekit.criteria.evidence import Criterion, Evidence, Found
-from prunekit.criteria.gradient import mean_loss
 from prunekit.criteria.signed import shifted
-
-BATCH = 256
+from prunekit.errors import PrunekitError
 
 
 def _grasp(evidence: Evidence) -> Found:
     gradient = _derivative(evidence, None)
     product = _derivative(evidence, gradient)
-    return shifted(evidence.layout, evidence.state * product, evidence.prunable, 3 * len(evidence.samples()[0]))
+    return shifted(evidence.layout, evidence.state * product, evidence.prunable, 3 * len(evidence.samples()))
 
 
 def _derivative(evidence: Evidence, direction: Tensor | None) -> Tensor:
     """The mean loss's gradient, or with a ``direction`` v its Hessian's product ``H v``, ``(P,)``; parameters only."""
-    loss, x, y = mean_loss(evidence)
-    theta = evidence.state.clone().to(x.device).requires_grad_()
+    function, batches = evidence.batch_losses()
+    theta = evidence.state.clone().to(function.device).requires_grad_()
     total = torch.zeros_like(theta)
     moves = torch.zeros_like(theta)
     for entry in evidence.layout.parameters:
         moves[entry.span] = 1  # buffers are coordinates of the path, but no loss is minimised over them
-    for begin in range(0, len(x), BATCH):
-        part = slice(begin, begin + BATCH)
-        value = loss(theta, x[part], y[part]) * (len(x[part]) / len(x))
-        (slope,) = torch.autograd.grad(value, theta, create_graph=direction is not None)
-        if direction is not None:
-            (slope,) = torch.autograd.grad(slope @ direction.to(x.device), theta)
+    for (x, y), share in batches:
+        value = function(theta, x, y).sum() * share
+        try:
+            (slope,) = torch.autograd.grad(value, theta, create_graph=direction is not None)
+            if direction is not None:
+                (slope,) = torch.autograd.grad(slope @ direction.to(theta.device), theta)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise PrunekitError(
+                "grasp needs second derivatives of the loss, which this model does not have (an autograd function of its own, a "
+                "recurrent or fused layer); take another criterion"
+            ) from error
         total += slope.detach() * moves
     return total.cpu()
 

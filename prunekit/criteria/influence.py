@@ -13,46 +13,43 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from prunekit.criteria.additive import collect
+from prunekit.batch import Inputs, Labels
+from prunekit.criteria.additive import collect, contributions
 from prunekit.criteria.evidence import Criterion, Evidence, Found
-from prunekit.kernel import Contribution, ModelFunction, attribute, score_error
+from prunekit.kernel import Contribution, ModelFunction, looked_at, score_error, targets_of
 from prunekit.progress import Bar
 from prunekit.trajectory import Segment
 
 
 def _influence(evidence: Evidence) -> Found:
-    x, y = evidence.samples()
-    function = evidence.function()
-    with torch.no_grad():
-        targets = function(
-            evidence.trajectory.state(-1).to(function.device), x[:1].to(function.device), y[:1].to(function.device)
-        )
-    error = _error(evidence, function, x, y)
+    function, samples = evidence.explained()
+    targets = targets_of(function, evidence.trajectory.state(-1), *samples.rows(0, 1))
+    few = samples.take(looked_at(len(samples)))
+    error = _error(evidence, function, *few.rows(0, len(few)))
     gradients: list[int] = []
 
     def parts(skip: int) -> Iterator[Contribution]:
         pieces = -(-evidence.trajectory.pieces // evidence.stride)
-        with Bar("influence (samples × steps)", len(x) * pieces) as bar:
-            yield from attribute(
+        with Bar("influence (samples × steps)", len(samples) * pieces) as bar:
+            yield from contributions(
                 function,
+                samples,
+                targets,
                 lambda: _segments(evidence),
-                x,
-                y,
+                skip,
+                evidence.memory,
                 nodes=evidence.nodes,
                 rule=evidence.rule,
                 early=evidence.early,
                 tolerance=evidence.tolerance,
                 share=evidence.share,
-                memory=evidence.memory,
-                skip=skip,
                 tick=bar.advance,
                 evaluated=gradients.append,
             )
 
     importance, axes = collect(
-        parts, (len(x), targets.shape[1]), evidence.prunable, evidence.aggregation, evidence.partial, evidence.partial_key
+        parts, (len(samples), targets), evidence.prunable, evidence.aggregation, evidence.partial, evidence.partial_key
     )
     return Found(importance, axes, {"error": error}, sum(gradients))
 
@@ -67,7 +64,7 @@ def _segments(evidence: Evidence) -> Iterable[Segment]:
         yield Segment(len(trajectory), last, last, zero, 0, trajectory.surviving_start())
 
 
-def _error(evidence: Evidence, function: ModelFunction, x: Tensor, y: Tensor) -> dict[str, float]:
+def _error(evidence: Evidence, function: ModelFunction, x: Inputs, y: Labels) -> dict[str, float]:
     share = "kernel" if evidence.share == "survival" else evidence.share  # the same integrals, on unweighted steps
     return score_error(
         function,

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit import checkpoint
+from prunekit.batch import Inputs, Labels, size
 from prunekit.criteria.additive import collect
 from prunekit.criteria.identity import state_digest
 from prunekit.criteria.scores import Scores
+from prunekit.data.identity import digest_of_tensors
 from prunekit.errors import PrunekitError
-from prunekit.kernel import Contribution, ModelFunction, Target, get_rule
+from prunekit.kernel import Contribution, ModelFunction, get_rule, targets_of
 from prunekit.kernel.attribution import MEMORY
 from prunekit.kernel.gradients import GradientEngine, choose_engine
-from prunekit.structure.prunable import prunable_parameters
+from prunekit.structure.prunable import kept_layers, prunable_parameters
+from prunekit.task import Target, Task, get_task
 from prunekit.trajectory.describe import describe_optimizer, flat_second_moments, group_options, without_gradient
 from prunekit.trajectory.layout import Layout, fixed_state
 from prunekit.trajectory.rules import Recursion, StepLog
@@ -38,9 +40,10 @@ class OnlineInfluence:
         model, optimizer: as for ``Recorder``.
         x, y: scoring samples and labels.
         target: what is explained, as in ``score``.
+        task: what the model is for.
         nodes, rule: quadrature of a step.
         aggregation: see ``AGGREGATIONS``.
-        ignore: patterns of parameters that may not be pruned.
+        ignore, include: as in ``score``.
         memory: bytes that the signed scores, ``samples × targets × P`` numbers, may take.
 
     Raises:
@@ -51,22 +54,25 @@ class OnlineInfluence:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        x: Tensor,
-        y: Tensor,
+        x: Inputs,
+        y: Labels,
         target: str | Target = "outputs",
         *,
+        task: str | Task | None = None,
         nodes: int = 1,
         rule: str = "midpoint",
         aggregation: str = "l1",
         ignore: Sequence[str] = (),
+        include: Sequence[str] = (),
         memory: int = MEMORY,
     ) -> None:
         self.model, self.optimizer, self.x, self.y = model, optimizer, x, y
         self.layout = Layout.of(model)
-        self.prunable = tuple(prunable_parameters(self.layout, list(ignore)))
+        self.prunable = tuple(prunable_parameters(model, self.layout, list(ignore), list(include)))
+        self.kept = kept_layers(model, list(ignore))
         self.quadrature = get_rule(rule, nodes)
         device = next(model.parameters()).device
-        self.function = ModelFunction(model, self.layout, fixed_state(model, self.layout), target, device)
+        self.function = ModelFunction(model, self.layout, fixed_state(model, self.layout), target, device, task=get_task(task))
         self.facts: dict[str, Any] = {
             "target": target if isinstance(target, str) else getattr(target, "__qualname__", "user's function"),
             "rule": rule, "nodes": nodes, "aggregation": aggregation, "share": "kernel",
@@ -84,15 +90,14 @@ class OnlineInfluence:
             state = self.optimizer.state.get(parameter, {})
             if "step" in state or "momentum_buffer" in state:
                 self._counts[name] = int(state.get("step", 1))
-        with torch.no_grad():
-            targets = self.function(self._theta, self.x[:1], self.y[:1]).shape[1]
-        needed = len(self.x) * targets * self.layout.total * self._theta.element_size()
+        targets, samples = targets_of(self.function, self._theta, self.x, self.y), size(self.x)
+        needed = samples * targets * self.layout.total * self._theta.element_size()
         if needed > self._memory:
             raise PrunekitError(
-                f"online scores of {len(self.x)} samples × {targets} targets take {needed / 2**20:.0f} MiB, memory is "
+                f"online scores of {samples} samples × {targets} targets take {needed / 2**20:.0f} MiB, memory is "
                 f"{self._memory / 2**20:.0f} MiB; give fewer samples or one target, raise memory, or record and score later"
             )
-        self.total = {e.name: self._theta.new_zeros(len(self.x), targets, *e.shape) for e in self.layout.parameters}
+        self.total = {e.name: self._theta.new_zeros(samples, targets, *e.shape) for e in self.layout.parameters}
         self._started = time.perf_counter()
         self._hook = self.optimizer.register_step_post_hook(self._after_step)
         return self
@@ -127,9 +132,10 @@ class OnlineInfluence:
 
         ``provenance["trajectory"]`` is a hash of the states seen, for which no trajectory exists.
         """
-        whole = slice(0, len(self.x))
+        samples = size(self.x)
+        whole = slice(0, samples)
         part = Contribution(whole, slice(0, next(iter(self.total.values())).shape[1]), self.total)
-        shape = (len(self.x), part.targets.stop)
+        shape = (samples, part.targets.stop)
         importance, axes = collect(lambda skip: [part], shape, self.prunable, self.facts["aggregation"])
         facts = {
             "criterion": "influence",
@@ -137,8 +143,9 @@ class OnlineInfluence:
             "trajectory": f"online-{self._hash.hexdigest()[:25]}",
             "model": state_digest(self._theta),
             "prunable": list(self.prunable),
-            "samples": len(self.x),
-            "data": checkpoint.digest({"x": self.x, "y": self.y}),
+            **({"kept": self.kept} if self.kept else {}),
+            "samples": samples,
+            "data": digest_of_tensors((self.x, self.y)),
             **self.facts,
         }
         uncovered = {n: count for n, v in importance.items() if (count := int((v == 0).sum()))}

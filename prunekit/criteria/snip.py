@@ -13,7 +13,7 @@ from prunekit.criteria.gradient import mean_loss_gradient
 def _snip(evidence: Evidence) -> Found:
     weights, gradient = evidence.weights(), mean_loss_gradient(evidence)
     importance = {name: (weights[name] * gradient[name]).abs() for name in evidence.prunable}
-    return Found(importance, gradient_evaluations=len(evidence.samples()[0]))
+    return Found(importance, gradient_evaluations=len(evidence.samples()))
 
 
 CRITERION = Criterion(_snip, "connection sensitivity |θ·g| (SNIP, arXiv 1810.02340)", needs_data=True, group="l1")

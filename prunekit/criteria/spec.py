@@ -29,7 +29,8 @@ from typing import Any
 
 from prunekit.criteria.aggregations import AGGREGATIONS
 from prunekit.errors import UsageError, nearest
-from prunekit.kernel import SHARES, TARGETS
+from prunekit.kernel import SHARES
+from prunekit.task import TARGET_NAMES
 
 TEMPERS = ("0", "0.1", "0.25", "0.5", "0.75", "1")
 """The exponents p that ``tempered`` tries: 0 is magnitude alone, 1 the criterion alone."""
@@ -287,7 +288,7 @@ def _plain(number: Decimal) -> str:
 
 
 OPTIONS: dict[str, Callable[[str], str]] = {
-    "target": _one_of(TARGETS),
+    "target": _one_of(TARGET_NAMES),
     "share": _one_of(SHARES),
     "aggregation": _one_of(AGGREGATIONS),
     "nodes": _count,

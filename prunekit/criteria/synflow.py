@@ -16,6 +16,7 @@ from types import MethodType
 import torch
 from torch import Tensor, nn
 
+from prunekit.batch import described, leaves, mapped, to
 from prunekit.criteria.evidence import Criterion, Evidence, Found
 from prunekit.errors import PrunekitError
 
@@ -23,9 +24,9 @@ NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.instancenorm._Instan
 
 
 def _synflow(evidence: Evidence) -> Found:
-    x, y = evidence.samples()
-    if not x.is_floating_point():
-        raise PrunekitError(f"synflow feeds ones in place of real inputs, and this model takes {x.dtype} inputs")
+    x, y = evidence.samples().rows(0, 1)
+    if not all(tensor.is_floating_point() for tensor in leaves(x)):
+        raise PrunekitError(f"synflow feeds ones in place of real inputs, and this model takes {described(x)}")
     function = evidence.function("outputs")
     function.model.double()
     for module in function.model.modules():
@@ -39,8 +40,8 @@ def _synflow(evidence: Evidence) -> Found:
         if entry.kind == "buffer" and entry.name.endswith(("running_mean", "running_var")):
             views[entry.name].fill_(float(entry.name.endswith("running_var")))
     theta = theta.to(function.device).requires_grad_()
-    ones = torch.ones(1, *x.shape[1:], dtype=torch.float64, device=function.device)
-    (slope,) = torch.autograd.grad(function(theta, ones, y[:1].to(function.device)).sum(), theta)
+    ones = mapped(x, lambda tensor: torch.ones(tensor.shape, dtype=torch.float64, device=function.device))
+    (slope,) = torch.autograd.grad(function(theta, ones, to(y, function.device)).sum(), theta)
     flow = evidence.layout.views((theta.detach() * slope).abs().cpu())
     if not any(bool(flow[name].any()) for name in evidence.prunable):
         raise PrunekitError("synflow: no flow reaches any weight of this model; see the notes on norms and activations")

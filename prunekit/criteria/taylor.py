@@ -13,9 +13,9 @@ from collections.abc import Iterator
 
 import torch
 
-from prunekit.criteria.additive import collect
+from prunekit.criteria.additive import collect, contributions
 from prunekit.criteria.evidence import Criterion, Evidence, Found
-from prunekit.kernel import Contribution, attribute
+from prunekit.kernel import Contribution, targets_of
 from prunekit.progress import Bar
 from prunekit.trajectory import Segment
 
@@ -24,32 +24,30 @@ def first_order(evidence: Evidence, target: str, aggregation: str) -> Found:
     """Signed scores ``-θ_i ∂_i f(x)``, what removing a weight adds to ``f`` in first order, aggregated.
 
     Args:
-        target: a name from ``prunekit.kernel.TARGETS``; ``loss`` is the evidence's own.
+        target: a name that the task has; ``loss`` is the task's own.
         aggregation: a name from ``AGGREGATIONS``.
     """
-    x, y = evidence.samples()
-    function = evidence.function(target)
+    function, samples = evidence.explained(target)
     theta = evidence.state
-    with torch.no_grad():
-        targets = function(theta.to(function.device), x[:1].to(function.device), y[:1].to(function.device)).shape[1]
+    targets = targets_of(function, theta, *samples.rows(0, 1))
     to_zero = Segment(0, theta, torch.zeros_like(theta), torch.zeros_like(theta))
     gradients: list[int] = []
 
     def parts(skip: int) -> Iterator[Contribution]:
-        with Bar("first order (samples)", len(x)) as bar:
-            yield from attribute(
+        with Bar("first order (samples)", len(samples)) as bar:
+            yield from contributions(
                 function,
+                samples,
+                targets,
                 lambda: [to_zero],
-                x,
-                y,
+                skip,
+                evidence.memory,
                 rule="left",
-                memory=evidence.memory,
-                skip=skip,
                 tick=bar.advance,
                 evaluated=gradients.append,
             )
 
-    importance, axes = collect(parts, (len(x), targets), evidence.prunable, aggregation)
+    importance, axes = collect(parts, (len(samples), targets), evidence.prunable, aggregation)
     return Found(importance, axes, gradient_evaluations=sum(gradients))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from prunekit.batch import to
 from prunekit.criteria.evidence import Criterion, Evidence, Found
 from prunekit.criteria.layer_inputs import Moments, check_seen, collecting, layers_of
 
@@ -21,13 +22,11 @@ def input_moments(evidence: Evidence, what: str) -> dict[str, Moments]:
     Raises:
         PrunekitError: a prunable parameter is not a Linear or convolution weight, or no input reached it.
     """
-    x, y = evidence.samples()
     function = evidence.function("outputs")
     theta = evidence.state.to(function.device)
     with torch.no_grad(), collecting(layers_of(function.model, evidence.prunable, what)) as moments:
-        for begin in range(0, len(x), BATCH):
-            part = slice(begin, begin + BATCH)
-            function(theta, x[part].to(function.device), y[part].to(function.device))
+        for x, y in evidence.samples():
+            function(theta, to(x, function.device), to(y, function.device))
     check_seen(moments, evidence.prunable, what)
     return {name: Moments(found.gram.cpu()) for name, found in moments.items()}
 

@@ -2,70 +2,147 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, default_collate
 
 from prunekit import checkpoint
-from prunekit.errors import UsageError
+from prunekit.batch import Batch, described, leaves, named, size, taken
+from prunekit.data.identity import check_same_twice, digest_of_batches, digest_of_tensors
+from prunekit.data.samples import EVAL_BATCH, Samples
+from prunekit.errors import PrunekitError, UsageError
 
 SPLITS = ("train", "validation", "test", "scoring")
 """What each is for: learning; every choice (compare, auto); the final figures; scores. They must be disjoint."""
+EXTRAS = ("collate", "fingerprint")
+"""What a data factory may return beside the splits."""
+Normal = Callable[[Any], Batch]
+
+
+def pair(given: Any) -> Batch:
+    """The batch ``(inputs, labels)`` of a pair."""
+    return given[0], given[1]
 
 
 class Split:
-    """One set of samples: a pair of tensors, or a map-style dataset of ``(input, label)`` items."""
+    """One set of samples: tensors that have one row a sample, a map-style data set, or a ``DataLoader`` over one.
 
-    def __init__(self, source: Any) -> None:
-        self.pair: tuple[Tensor, Tensor] | None = None
-        if isinstance(source, Sequence) and len(source) == 2 and all(isinstance(t, Tensor) for t in source):
-            if any(t.dim() == 0 for t in source) or len(source[0]) != len(source[1]):
-                raise UsageError(
-                    f"data: inputs {tuple(source[0].shape)} and labels {tuple(source[1].shape)} are not one each a sample"
-                )
-            self.pair = (source[0], source[1])
-        elif isinstance(source, str | bytes | Mapping | list | tuple) or not (
-            hasattr(source, "__len__") and hasattr(source, "__getitem__")
-        ):
-            raise UsageError(f"data: a split must be (inputs, labels) or a map-style dataset, not {type(source).__name__}")
+    Args:
+        source: ``(inputs, labels)`` or a mapping of the model's arguments with labels among them, all of tensors with samples on
+            the first axis; or a data set with ``len`` and indexing (``torch.utils.data``, ``datasets.Dataset``); or a loader,
+            whose data set and ``collate_fn`` are taken.
+        normal: makes ``(inputs, labels)`` of what collating gives, see ``prunekit.task.Task.batch``.
+        collate: makes a batch of a list of items; torch's own when None.
+        fingerprint: stands for the samples' content where hashing all of them takes too long. It must change when they do.
+
+    Raises:
+        UsageError: it is none of these, or empty.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        normal: Normal = pair,
+        collate: Callable[[list[Any]], Any] | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
+        self.normal, self.fingerprint = normal, fingerprint
+        self._order: list[int] | None = None
+        if is_loader(source):
+            collate = collate or source.collate_fn
+            self._order = _order(source)
+            source = source.dataset
+        self.collate = collate or collate_items
+        self.held: Batch | None = None
+        if collate is None and _in_memory(source):
+            self.held = normal(source)
+            self._check_held(self.held)
+        elif isinstance(source, str | bytes | Mapping | list | tuple) or not is_dataset(source):
+            raise UsageError(
+                f"data: a split must be (inputs, labels), a mapping of tensors, or a map-style dataset, not "
+                f"{type(source).__name__}"
+            )
         self._source = source
         if len(self) == 0:
             raise UsageError("data: a split is empty")
 
+    def _check_held(self, held: Batch) -> None:
+        inputs, labels = held
+        found = [*leaves(inputs), *leaves(labels)]
+        if any(t.dim() == 0 or len(t) != len(found[0]) for t in found):
+            raise UsageError(f"data: inputs {described(inputs)} and labels {described(labels)} are not one each a sample")
+
+    @property
+    def pair(self) -> tuple[Tensor, Tensor] | None:
+        """Inputs and labels, where they are one tensor each and lie in memory."""
+        if self.held is not None and isinstance(self.held[0], Tensor) and isinstance(self.held[1], Tensor):
+            return self.held[0], self.held[1]
+        return None
+
     def __len__(self) -> int:
-        return len(self.pair[0]) if self.pair else len(self._source)
+        if self.held is not None:
+            return size(self.held[0])
+        return len(self._source) if self._order is None else len(self._order)
 
-    def batch(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """``(inputs (k, ...), labels (k, ...))`` of the samples at ``indices``."""
-        if self.pair:
-            where = torch.as_tensor(indices)
-            return self.pair[0][where], self.pair[1][where]
+    def batch(self, indices: Sequence[int] | Tensor) -> Batch:
+        """``(inputs, labels)`` of the samples at ``indices``, in that order.
+
+        Raises:
+            UsageError: the data set or its collating fails, or does not give as many samples.
+        """
+        if self.held is not None:
+            return taken(self.held, torch.as_tensor(indices))
+        where = [int(i) if self._order is None else self._order[int(i)] for i in indices]
         try:
-            inputs, labels = default_collate([self._source[int(i)] for i in indices])
+            found = self.normal(self.collate([self._source[i] for i in where]))
+        except PrunekitError:
+            raise
         except Exception as error:  # the user's own data set
-            raise UsageError(f"data: reading samples {list(indices)[:3]}… failed: {type(error).__name__}: {error}") from error
-        if not isinstance(inputs, Tensor) or not isinstance(labels, Tensor):
-            raise UsageError("data: a sample must be (input, label), both tensors or numbers")
-        return inputs, labels
+            raise UsageError(
+                f"data: reading samples {where[:3]}… failed: {type(error).__name__}: {' '.join(str(error).split())}"
+            ) from error
+        _check(found, len(where))
+        return found
 
-    def batches(self, size: int, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def samples(self, most: int = EVAL_BATCH) -> Samples:
+        """All of them, ``most`` in a batch, fetched when they are looked at."""
+        groups = [range(begin, min(begin + most, len(self))) for begin in range(0, len(self), most)]
+        return Samples(self.batch, groups, self.digest)
+
+    def batches(self, size: int, limit: int | None = None) -> Iterator[Batch]:
         """The samples in order, ``size`` at a time, at most ``limit`` of them."""
-        total = len(self) if limit is None else min(limit, len(self))
-        for begin in range(0, total, size):
-            yield self.batch(range(begin, min(begin + size, total)))
+        yield from self.samples(size).first(limit)
+
+    @property
+    def identity(self) -> str:
+        """How ``digest`` knows the samples: ``content`` (all are hashed) or ``fingerprint`` (the user's, or the data set's)."""
+        return "content" if self._fingerprint() is None else "fingerprint"
+
+    def _fingerprint(self) -> str | None:
+        return self.fingerprint if self.held is None else None
 
     def digest(self) -> str:
-        """Identifies the samples; of a dataset, its length and 64 samples spread over it, the last included."""
-        last = len(self) - 1
-        x, y = self.pair if self.pair else self.batch(sorted({round(i * last / 63) for i in range(64)}))
-        return checkpoint.digest({"x": x, "y": y}, {"samples": len(self)})
+        """Identifies the samples: a hash of them all, or of the fingerprint that stands for them.
+
+        Raises:
+            UsageError: the data set gives other samples when it is read twice.
+        """
+        if self.held is not None:
+            return digest_of_tensors(self.held, {"samples": len(self)})
+        mark = self._fingerprint()
+        if mark is not None:
+            return checkpoint.digest({}, {"fingerprint": mark, "samples": len(self)})
+        few = range(min(4, len(self)))
+        check_same_twice(self.batch(few), self.batch(few))
+        whole = self.samples()
+        return digest_of_batches(whole, len(whole.groups))
 
 
-def as_splits(found: Any, factory: str) -> dict[str, Split]:
-    """Checks what a data factory returned: a mapping with the four ``SPLITS``.
+def as_splits(found: Any, factory: str, normal: Normal = pair) -> dict[str, Split]:
+    """Checks what a data factory returned: a mapping with the four ``SPLITS``, and perhaps ``collate`` and ``fingerprint``.
 
     Raises:
         UsageError: names the missing split or the unfit value.
@@ -75,4 +152,80 @@ def as_splits(found: Any, factory: str) -> dict[str, Split]:
     missing = [name for name in SPLITS if name not in found]
     if missing:
         raise UsageError(f"{factory}: lacks the splits {', '.join(missing)}; it has {', '.join(map(str, found))}")
-    return {name: Split(found[name]) for name in SPLITS}
+    collate, mark = found.get("collate"), found.get("fingerprint")
+    if collate is not None and not callable(collate):
+        raise UsageError(f"{factory}: collate is {type(collate).__name__}; it must make a batch of a list of items")
+    if mark is not None and not isinstance(mark, str):
+        raise UsageError(f"{factory}: fingerprint is {type(mark).__name__}; it must be text that changes when the data do")
+    return {name: Split(found[name], normal, collate, None if mark is None else f"{name}|{mark}") for name in SPLITS}
+
+
+def is_loader(source: Any) -> bool:
+    """Whether it is a ``DataLoader`` whose samples can be fetched by index."""
+    return isinstance(source, DataLoader) and is_dataset(source.dataset)
+
+
+def is_dataset(source: Any) -> bool:
+    """Whether it has samples by index: ``len`` and ``[]``, and is no plain container."""
+    plain = isinstance(source, str | bytes | Mapping | list | tuple | Tensor)
+    return not plain and hasattr(source, "__len__") and hasattr(source, "__getitem__")
+
+
+def _order(loader: DataLoader[Any]) -> list[int] | None:
+    """Which samples a loader gives; None for all."""
+    sampler = loader.sampler
+    chosen = getattr(sampler, "indices", None)  # SubsetRandomSampler
+    return None if chosen is None else sorted(int(i) for i in chosen)
+
+
+def _in_memory(source: Any) -> bool:
+    """Whether it is a nest of tensors, ``(inputs, labels)`` or a mapping."""
+    if isinstance(source, Mapping):
+        return bool(source) and all(isinstance(value, Tensor) for value in source.values())
+    if isinstance(source, tuple | list) and len(source) == 2:
+        return (isinstance(source, tuple) and _all_tensors(source[0]) and _all_tensors(source[1])) or all(
+            isinstance(part, Tensor) for part in source
+        )
+    return False
+
+
+def _all_tensors(nest: Any) -> bool:
+    if isinstance(nest, Tensor) or nest is None:
+        return True
+    if isinstance(nest, Mapping):
+        return bool(nest) and all(map(_all_tensors, nest.values()))
+    return isinstance(nest, tuple | list) and bool(nest) and all(map(_all_tensors, nest))
+
+
+def collate_items(items: list[Any]) -> Any:
+    """A batch of items, as torch collates them; lists of numbers in a mapping become tensors first.
+
+    Raises:
+        UsageError: an item holds text, or lists of different lengths.
+    """
+    first = items[0]
+    if not isinstance(first, Mapping):
+        return default_collate(items)
+    batch: dict[str, Tensor] = {}
+    for key in first:
+        column = [item[key] for item in items]
+        if isinstance(column[0], str | bytes | None.__class__):
+            raise UsageError(
+                f"data: column {key!r} holds {type(column[0]).__name__}; leave it out (remove_columns), or give collate"
+            )
+        values = [torch.as_tensor(value) for value in column]
+        if len({value.shape for value in values}) > 1:
+            raise UsageError(f"data: column {key!r} has rows of different lengths; give a collate that pads them")
+        batch[key] = torch.stack(values)
+    return batch
+
+
+def _check(found: Batch, samples: int) -> None:
+    inputs, labels = found
+    if not named(inputs):
+        raise UsageError(f"data: a batch's inputs are {type(inputs).__name__}, without a tensor")
+    if size(inputs) != samples:
+        raise UsageError(f"data: collating {samples} samples gave inputs {described(inputs)}")
+    for tensor in leaves(labels):
+        if tensor.dim() and len(tensor) != samples:
+            raise UsageError(f"data: collating {samples} samples gave labels {described(labels)}")

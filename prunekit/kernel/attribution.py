@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunekit.batch import Inputs, Labels, size, take, to
 from prunekit.errors import PrunekitError
 from prunekit.kernel.bisection import bisect
 from prunekit.kernel.function import ModelFunction
@@ -49,8 +50,8 @@ class Contribution:
 def attribute(
     function: ModelFunction,
     segments: Callable[[], Iterable[Segment]],
-    x: Tensor,
-    y: Tensor,
+    x: Inputs,
+    y: Labels,
     *,
     nodes: int = 1,
     rule: str = "midpoint",
@@ -81,25 +82,34 @@ def attribute(
     """
     later, first_steps = get_rule(rule, nodes), 0 if early is None else early[0]
     earlier = later if early is None else get_rule(rule, early[1])
-    x, y = x.to(function.device), y.to(function.device)
+    x, y = to(x, function.device), to(y, function.device)
+    count = size(x)
     first = next(iter(segments()), None)
-    if first is None or not len(x):
+    if first is None or not count:
         return
     state = first.end.to(function.device)
-    with torch.no_grad():
-        targets = function(state, x[:1], y[:1]).shape[1]
+    targets = targets_of(function, state, x, y)
     engine = choose_engine(function, state, x, y)
     entries = function.layout.parameters
-    for samples, columns in chunks(len(x), targets, function.layout.total * state.element_size(), memory)[skip:]:
+    for samples, columns in chunks(count, targets, function.layout.total * state.element_size(), memory)[skip:]:
         narrow = function if columns == slice(0, targets) else function.narrowed(columns)
         one = engine if narrow is function else choose_engine(narrow, state, x, y)
-        size = (samples.stop - samples.start, columns.stop - columns.start)
-        total = {e.name: state.new_zeros(*size, *e.shape) for e in entries}
+        rows = samples.stop - samples.start
+        total = {e.name: state.new_zeros(rows, columns.stop - columns.start, *e.shape) for e in entries}
+        part = take(x, samples, count), take(y, samples, count)
         for segment in segments():
             quadrature = earlier if segment.index < first_steps else later
-            _add(narrow, one, segment, SHARES[share](segment), x[samples], y[samples], quadrature, tolerance, total, evaluated)
-            tick(size[0])
+            _add(narrow, one, segment, SHARES[share](segment), *part, quadrature, tolerance, total, evaluated)
+            tick(rows)
         yield Contribution(samples, columns, total)
+
+
+@torch.no_grad()
+def targets_of(function: ModelFunction, state: Tensor, x: Inputs, y: Labels) -> int:
+    """How many targets a sample has."""
+    one = slice(0, 1)
+    part = to(take(x, one), function.device), to(take(y, one, size(x)), function.device)
+    return function(state.to(function.device), *part).shape[1]
 
 
 def chunks(samples: int, targets: int, bytes_each: int, memory: int) -> list[tuple[slice, slice]]:
@@ -132,42 +142,47 @@ def _add(
     engine: GradientEngine,
     segment: Segment,
     moved: Tensor,
-    x: Tensor,
-    y: Tensor,
+    x: Inputs,
+    y: Labels,
     quadrature: list[tuple[float, float]],
     tolerance: float | None,
     total: dict[str, Tensor],
     evaluated: Callable[[int], None],
 ) -> None:
     """One piece's scores, added to ``total``."""
-    targets = next(iter(total.values())).shape[1]
+    samples, targets = next(iter(total.values())).shape[:2]
     start, end, moved = (v.to(function.device) for v in (segment.start, segment.end, moved))
     views = function.layout.views
     if tolerance is None:
         for node, weight in quadrature:
             scale = views(moved * weight if weight != 1 else moved)
             engine.accumulate(torch.lerp(start, end, node), x, y, scale, total)
-            evaluated(len(x) * targets)
+            evaluated(samples * targets)
         return
     with torch.no_grad():
         f_begin, f_end = function(start, x, y), function(end, x, y)
     for piece in bisect(function, start, end, x, y, f_begin, f_end, tolerance):
         theta, scale = torch.lerp(start, end, piece.node), views(moved * piece.weight)
         evaluated(len(piece.who) * targets)
-        if len(piece.who) == len(x):
+        if len(piece.who) == samples:
             engine.accumulate(theta, x, y, scale, total)
             continue
         part = {name: t.new_zeros(len(piece.who), *t.shape[1:]) for name, t in total.items()}
-        engine.accumulate(theta, x[piece.who], y[piece.who], scale, part)
+        engine.accumulate(theta, take(x, piece.who, samples), take(y, piece.who, samples), scale, part)
         for name, t in total.items():
             t.index_add_(0, piece.who, part[name])
+
+
+def looked_at(count: int, samples: int = 8) -> list[int]:
+    """Which of ``count`` samples stand for all where errors are estimated: spread evenly."""
+    return list(range(count))[:: max(1, count // samples)][:samples]
 
 
 def score_error(
     function: ModelFunction,
     segments: Callable[[], Iterable[Segment]],
-    x: Tensor,
-    y: Tensor,
+    x: Inputs,
+    y: Labels,
     *,
     nodes: int,
     rule: str,
@@ -185,7 +200,9 @@ def score_error(
         with twice the nodes, I', and with the asked ones, I; ``weight_p95``: the 95th percentile of
         ``|I'_i - I_i| / I'_i`` over weights that matter (above the mean); ``samples``, ``pieces``: how many were looked at.
     """
-    every = list(range(len(x)))[:: max(1, len(x) // samples)][:samples]
+    count = size(x)
+    every = looked_at(count, samples)
+    some_x, some_y = take(x, every, count), take(y, every, count)
     all_pieces = sum(1 for _ in segments())
     chosen = set(list(range(all_pieces))[:: max(1, all_pieces // pieces)][:pieces])
 
@@ -195,7 +212,7 @@ def score_error(
     found = []
     for factor in (1, 2):
         sooner = None if early is None else (early[0], factor * early[1])
-        parts = attribute(function, some, x[every], y[every], nodes=factor * nodes, rule=rule, early=sooner, share=share)
+        parts = attribute(function, some, some_x, some_y, nodes=factor * nodes, rule=rule, early=sooner, share=share)
         importance = [torch.cat([t.abs().sum((0, 1)).flatten() for t in p.scores.values()]) for p in parts]
         found.append(torch.stack(importance).sum(0).double())
     coarse, fine = found

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunekit.batch import Inputs, Labels, size, take
 from prunekit.kernel.function import ModelFunction
 
 DEPTH = 12  # halvings at most
@@ -31,8 +32,8 @@ def bisect(
     function: ModelFunction,
     theta: Tensor,
     end: Tensor,
-    x: Tensor,
-    y: Tensor,
+    x: Inputs,
+    y: Labels,
     f_begin: Tensor,
     f_end: Tensor,
     tolerance: float,
@@ -58,14 +59,17 @@ def bisect(
     def misses(slope: Tensor, length: float, f_low: Tensor, f_high: Tensor) -> Tensor:
         return (slope * length - (f_high - f_low)).abs().amax(1) > tolerance
 
-    everyone = torch.arange(len(x), device=x.device)
+    samples = size(x)
+    everyone = torch.arange(samples, device=f_begin.device)
     pending = [(0.0, 1.0, everyone, f_begin, f_end, DEPTH)]
     while pending:
         low, high, who, f_low, f_high, left = pending.pop()
         middle, length = (low + high) / 2, high - low
-        f_middle, slope = function.directional(torch.lerp(theta, end, middle), direction, x[who], y[who])
+        f_middle, slope = function.directional(
+            torch.lerp(theta, end, middle), direction, take(x, who, samples), take(y, who, samples)
+        )
         spent(len(who))
-        off = misses(slope, length, f_low, f_high) if left else torch.zeros(len(who), dtype=torch.bool, device=x.device)
+        off = misses(slope, length, f_low, f_high) if left else torch.zeros(len(who), dtype=torch.bool, device=f_begin.device)
         if not off.all():
             yield Accepted(middle, length, who[~off], slope[~off])
         for begin, finish, f_first, f_last in ((low, middle, f_low, f_middle), (middle, high, f_middle, f_high)):

@@ -10,19 +10,28 @@ Pruning is the segment from the dense weights to the masked ones (``D_i = -θ_i`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from prunekit.batch import Batch, Inputs, Labels, size, to
 from prunekit.kernel.function import ModelFunction
 from prunekit.kernel.gradients import MomentEngine, choose_engine
 from prunekit.kernel.quadrature import get_rule
 from prunekit.trajectory.trajectory import Segment
 
-Batches = Sequence[tuple[Tensor, Tensor]]
-"""Inputs and labels (or whatever the function's target takes in their place), on the function's device."""
+
+class Batches(Protocol):
+    """Inputs and labels (or whatever the function's target takes in their place), as often as they are looked at."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> Batch: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -51,20 +60,36 @@ def blame(function: ModelFunction, segment: Segment, batches: Batches, *, nodes:
 @torch.no_grad()
 def mean_value(function: ModelFunction, theta: Tensor, batches: Batches) -> float:
     """``J(θ)``: the mean over all samples of their targets' sum."""
-    total = sum(float(function(theta, x, y).double().sum()) for x, y in batches)
-    return total / sum(len(x) for x, _ in batches)
+    total, samples = 0.0, 0
+    for x, y in batches:
+        total += float(function(theta, to(x, function.device), to(y, function.device)).double().sum())
+        samples += size(x)
+    return total / samples
+
+
+def samples_in(batches: Batches) -> int:
+    """How many samples the batches hold."""
+    known = getattr(batches, "samples", None)
+    return known if isinstance(known, int) else sum(size(x) for x, _ in batches)
 
 
 def mean_gradient(function: ModelFunction, theta: Tensor, batches: Batches) -> tuple[float, Tensor]:
     """``J(θ)`` and its gradient ``(P,)``; one batch's activations are held at a time."""
-    theta = theta.detach().requires_grad_()
-    samples = sum(len(x) for x, _ in batches)
+    samples = samples_in(batches)
     value, gradient = 0.0, torch.zeros_like(theta)
     for x, y in batches:
-        part = function(theta, x, y).sum() / samples
-        gradient.add_(torch.autograd.grad(part, theta)[0])
-        value += float(part.detach())
-    return value, gradient.detach()
+        values, part = mean_of_batch(function, theta, x, y, samples)
+        gradient.add_(part)
+        value += values
+    return value, gradient
+
+
+def mean_of_batch(function: ModelFunction, theta: Tensor, x: Inputs, y: Labels, samples: int) -> tuple[float, Tensor]:
+    """One batch's part of the mean over ``samples``, and its gradient ``(P,)``."""
+    x, y = to(x, function.device), to(y, function.device)
+    share = theta.new_full((), 1 / samples)
+    values, gradient = function.gradient(theta, x, y, share)
+    return float(values.sum() / samples), gradient
 
 
 def second_moments(function: ModelFunction, theta: Tensor, batches: Batches, engine: MomentEngine | None = None) -> Tensor:
@@ -77,10 +102,10 @@ def second_moments(function: ModelFunction, theta: Tensor, batches: Batches, eng
         engine: from ``choose_engine(function, …)``, to choose it only once.
     """
     if engine is None:
-        engine = choose_engine(function, theta, *batches[0])
+        engine = choose_engine(function, theta, *to(batches[0], function.device))
     total = torch.zeros_like(theta)
     views = function.layout.views(total)
     for x, y in batches:
-        for name, squares in engine.squares(theta, x, y).items():
+        for name, squares in engine.squares(theta, to(x, function.device), to(y, function.device)).items():
             views[name].add_(squares)
     return total

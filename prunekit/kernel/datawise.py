@@ -11,18 +11,20 @@ ExPLAIND's data-wise kernel (arXiv 2505.20076) for any optimizer that has a rule
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunekit.batch import Batch, Inputs, Labels, size, take, to
 from prunekit.errors import PrunekitError, UsageError
 from prunekit.kernel.function import ModelFunction
 from prunekit.kernel.gradients import GradientEngine, choose_engine
 from prunekit.kernel.quadrature import get_rule
-from prunekit.kernel.targets import from_loss
+from prunekit.task.losses import Loss, as_loss
 from prunekit.trajectory.rules import StepLog
 from prunekit.trajectory.trajectory import Trajectory
 
@@ -59,10 +61,10 @@ class DataScores:
 def data_scores(
     function: ModelFunction,
     trajectory: Trajectory,
-    x: Tensor,
-    y: Tensor,
-    batch: Callable[..., tuple[Tensor, Tensor]],
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    x: Inputs,
+    y: Labels,
+    batch: Callable[..., Batch],
+    loss: Any = None,
     *,
     aggregate: bool | Tensor = False,
     only: Tensor | None = None,
@@ -80,7 +82,7 @@ def data_scores(
     Args:
         batch: ``batch(indices)`` -> training inputs and labels as the step saw them; called as
             ``batch(indices, seed)`` where the recorder noted an augmentation seed.
-        loss: the mean loss that was trained on.
+        loss: what was trained on, ``(outputs, labels) -> scalar``; the function's task's own when None.
         aggregate: explain ``Σ_x Σ_c f_c(x)`` alone; samples and targets are then 1. Weights ``(queries, samples, targets)``
             explain that many weighted sums, in the place of targets; a sample without weight in one costs nothing there.
         only: flat mask ``(P,)``: what training samples did through these coordinates; None for all.
@@ -92,10 +94,10 @@ def data_scores(
     Raises:
         PrunekitError: batches were not recorded, the path skips states, or the optimizer has no rule (or lacks second
             moments); the message says what to do.
-        UsageError: ``count`` is too small.
+        UsageError: ``count`` is too small, or the loss mixes the samples of a batch.
     """
     check_data_scores(trajectory)
-    x, y = x.to(function.device), y.to(function.device)
+    x, y = to(x, function.device), to(y, function.device)
     quadrature = get_rule(rule, nodes)
     layout = function.layout
     start, end = trajectory.state(0).to(function.device), trajectory.state(-1).to(function.device)
@@ -106,7 +108,7 @@ def data_scores(
     first = _summed(first, weights)
     samples, targets = first.shape
     moving = torch.ones_like(start) if only is None else only.to(start)
-    products = _Products(function, loss, batch, moving)
+    products = _Products(function, function.task.loss if loss is None else as_loss(loss), batch, moving)
     value = start.new_zeros(samples, targets, layout.total)  # V
     last_seen = max((k for s in range(len(trajectory)) for b in trajectory.step(s).batches or () for k in b), default=-1)
     if count is not None and count <= last_seen:
@@ -145,8 +147,8 @@ def _advance(
     value: Tensor,
     theta: Tensor,
     after: Tensor,
-    x: Tensor,
-    y: Tensor,
+    x: Inputs,
+    y: Labels,
     quadrature: list[tuple[float, float]],
     moving: Tensor,
 ) -> Tensor:
@@ -186,33 +188,36 @@ class _Summed:
         self.function = function
         self.queries = [(who := row.any(1).nonzero()[:, 0], row[who]) for row in weights]
 
-    def accumulate(self, theta: Tensor, x: Tensor, y: Tensor, scale: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+    def accumulate(self, theta: Tensor, x: Inputs, y: Labels, scale: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
         for number, (who, weight) in enumerate(self.queries):
             if not len(who):
                 continue
-            with torch.enable_grad():
-                leaf = theta.detach().requires_grad_()
-                value = (self.function(leaf, x[who], y[who]) * weight).sum()
-                gradient = self.function.layout.views(torch.autograd.grad(value, leaf)[0])
+            samples = size(x)
+            found = self.function.gradient(theta, take(x, who, samples), take(y, who, samples), weight)[1]
+            gradient = self.function.layout.views(found)
             for name, total in into.items():
                 total[:, number].addcmul_(gradient[name], scale[name])
 
 
 class _Products:
-    """``-c ∇l_k · part / |micro-batch|`` for every sample of a step; ``part`` is 0 outside ``moving``."""
+    """``-c ∇l_k · part / |micro-batch|`` for every sample of a step; ``part`` is 0 outside ``moving``.
 
-    def __init__(
-        self,
-        function: ModelFunction,
-        loss: Callable[[Tensor, Tensor], Tensor],
-        batch: Callable[..., tuple[Tensor, Tensor]],
-        moving: Tensor,
-    ) -> None:
-        self.batch = batch
+    ``l_k`` is the sample's single loss times its factor in the batch's (``prunekit.task.losses``).
+    """
+
+    def __init__(self, function: ModelFunction, loss: Loss, batch: Callable[..., Batch], moving: Tensor) -> None:
+        self.batch, self.loss = batch, loss
         self.entries = [e for e in function.layout.parameters if bool(moving[e.span].any())]
         self.function = ModelFunction(
-            function.model, function.layout, target=from_loss(loss), device=function.device, training=True
+            function.model,
+            function.layout,
+            target=lambda out, labels: loss.of_each(out, labels)[:, None],
+            device=function.device,
+            training=True,
+            task=function.task,
         )
+        self.whole = copy.copy(self.function)
+        self.whole.target = lambda out, labels: out.reshape(len(out), -1)
         self.separable = not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in function.model.modules())
         self.replays = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in function.model.modules())
         self._engine: GradientEngine | None = None
@@ -222,33 +227,54 @@ class _Products:
         for number, (indices, weight, seed) in enumerate(zip(step.batches or (), step.weights, step.seeds, strict=True)):
             where = torch.tensor(indices)
             x, y = self.batch(where) if seed is None else self.batch(where, seed)
-            x, y = x.to(theta.device), y.to(theta.device)
+            x, y = to(x, theta.device), to(y, theta.device)
             state = random[number] if random else None
             found = self._directional(theta, x, y, part, state) if self._mixes() else self._gradients(theta, x, y, part)
             factor = step.gradient_scale * weight / len(indices)
-            yield where, found * -factor
+            found = found * -factor
+            factors = self._factors(theta, x, y, state)
+            yield where, found if factors is None else found * factors[:, None, None].to(found)
+
+    def _factors(self, theta: Tensor, x: Inputs, y: Labels, random: Tensor | None) -> Tensor | None:
+        """What each sample's single loss counts in the batch's mean; None where all count the same."""
+        if self.loss.weights is not None:
+            known = self.loss.known_factors(y)
+            return None if bool((known == 1).all()) else known
+        factors: list[Tensor] = []
+
+        def note(out: Tensor, labels: Labels) -> Tensor:
+            factors.append(self.loss.factors(out, labels))
+            return out.reshape(len(out), -1)
+
+        self.whole.target = note
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            if random is not None:
+                torch.set_rng_state(random)
+            self.whole(theta, x, y)
+        return None if bool((factors[0] == 1).all()) else factors[0]
 
     def _mixes(self) -> bool:
         """Samples of a batch share statistics or one stream of random numbers: the batch must be run as a whole."""
         return not self.separable or self.replays
 
-    def _gradients(self, theta: Tensor, x: Tensor, y: Tensor, part: Tensor) -> Tensor:
+    def _gradients(self, theta: Tensor, x: Inputs, y: Labels, part: Tensor) -> Tensor:
         """By per-sample gradients and one matrix product: P multiply-adds per pair, fewer than a forward pass."""
         layout = self.function.layout
         if self._engine is None:
             self._engine = choose_engine(self.function, theta, x, y)
         ones = layout.views(torch.ones_like(theta))
         rows = []
-        size = max(1, GRADIENT_BYTES // (theta.element_size() * layout.total))
-        for begin in range(0, len(x), size):
-            piece = slice(begin, begin + size)
-            flat = theta.new_zeros(len(x[piece]), layout.total)
+        samples = size(x)
+        most = max(1, GRADIENT_BYTES // (theta.element_size() * layout.total))
+        for begin in range(0, samples, most):
+            piece = slice(begin, min(begin + most, samples))
+            flat = theta.new_zeros(piece.stop - begin, layout.total)
             into = {e.name: flat[:, e.span].view(len(flat), 1, *e.shape) for e in self.entries}
-            self._engine.accumulate(theta, x[piece], y[piece], ones, into)
+            self._engine.accumulate(theta, take(x, piece, samples), take(y, piece, samples), ones, into)
             rows.append(flat @ part.flatten(0, 1).T)
-        return torch.cat(rows).view(len(x), *part.shape[:2])
+        return torch.cat(rows).view(samples, *part.shape[:2])
 
-    def _directional(self, theta: Tensor, x: Tensor, y: Tensor, part: Tensor, random: Tensor | None) -> Tensor:
+    def _directional(self, theta: Tensor, x: Inputs, y: Labels, part: Tensor, random: Tensor | None) -> Tensor:
         """By one forward-mode pass per target over the whole batch, in training mode, random numbers replayed."""
         columns = []
         for direction in part.flatten(0, 1):
@@ -256,7 +282,7 @@ class _Products:
                 if random is not None:
                     torch.set_rng_state(random)
                 columns.append(self.function.directional(theta, direction, x, y)[1][:, 0])
-        return torch.stack(columns, 1).view(len(x), *part.shape[:2])
+        return torch.stack(columns, 1).view(size(x), *part.shape[:2])
 
 
 def check_data_scores(trajectory: Trajectory) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from prunekit.kernel.targets import Target, get_target
+from prunekit.batch import Inputs, Labels, arguments, size, take
+from prunekit.errors import UsageError
+from prunekit.task import Target, Task, get_task
 from prunekit.trajectory.layout import Layout
 
 
@@ -22,9 +26,10 @@ class ModelFunction:
         model: its own weights do not matter, except the parts outside ``layout`` and ``fixed``.
         layout: the path's coordinates.
         fixed: tensors beside the path (frozen parameters, integer buffers) by name.
-        target: a name from ``TARGETS`` or a function ``(outputs, labels) -> (samples, targets)``.
+        target: a name that ``task`` has, or a function ``(outputs, labels) -> (samples, targets)``.
         device: where to compute.
         training: run it as in training (dropout, a batch's own statistics) instead of evaluation mode.
+        task: which of the model's answers counts; classification when None.
     """
 
     def __init__(
@@ -35,9 +40,12 @@ class ModelFunction:
         target: str | Target = "outputs",
         device: torch.device | str = "cpu",
         training: bool = False,
+        task: Task | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.model = copy.deepcopy(model).train(training).requires_grad_(False).to(self.device)
+        if any(t.dtype in (torch.float16, torch.bfloat16) for t in self.model.state_dict().values()):
+            self.model.float()  # the path is in single precision, and so is what is computed along it
         for module in self.model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
                 if training:
@@ -47,7 +55,9 @@ class ModelFunction:
                     module.forward = MethodType(_normalise, module)  # type: ignore[method-assign]
         if fixed:
             self.model.load_state_dict(dict(fixed), strict=False)
-        self.layout, self.target = layout, get_target(target)
+        self.layout, self.task = layout, get_task(task)
+        self.target = self.task.get_target(target)
+        self._forward: bool | None = None  # whether this model has forward mode; tried once
 
     def narrowed(self, targets: slice) -> ModelFunction:
         """The same function with some of its targets only; the model is shared."""
@@ -55,21 +65,130 @@ class ModelFunction:
         other.target = lambda out, labels: whole(out, labels)[:, targets]
         return other
 
-    def __call__(self, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def __call__(self, theta: Tensor, x: Inputs, y: Labels) -> Tensor:
         """Target values ``(samples, targets)`` at the flat state ``theta`` ``(P,)``."""
         return self.named(self.layout.views(theta), x, y)
 
-    def named(self, state: Mapping[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+    def named(self, state: Mapping[str, Tensor], x: Inputs, y: Labels) -> Tensor:
         """The same, from tensors by name."""
-        with sdpa_kernel(SDPBackend.MATH):  # fused attention has neither forward mode nor per-sample gradients
-            return self.target(functional_call(self.model, dict(state), (x,)), y)
+        with plain_kernels():
+            positional, keywords = arguments(x)
+            return self._target(functional_call(self.model, dict(state), positional, keywords), y)
+
+    def _target(self, answer: Any, y: Labels) -> Tensor:
+        outputs = self.task.outputs(answer)
+        found = self.target(outputs, y)
+        if not isinstance(found, Tensor) or found.dim() != 2:
+            what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise UsageError(f"target: must be (samples, targets) for outputs {tuple(outputs.shape)}, it is {what}")
+        return found
 
     @torch.no_grad()
-    def directional(self, theta: Tensor, direction: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Values and derivative along ``direction`` ``(P,)``, both ``(samples, targets)``: forward mode, no Jacobian."""
+    def directional(self, theta: Tensor, direction: Tensor, x: Inputs, y: Labels) -> tuple[Tensor, Tensor]:
+        """Values and derivative along ``direction`` ``(P,)``, both ``(samples, targets)``: forward mode, no Jacobian.
+
+        Where a model has no forward mode (an autograd function of its own), or one that plain autograd does not confirm on the
+        first samples, a backward pass a sample and target takes its place.
+        """
+        if self._forward is None:
+            self._forward = self._has_forward_mode(theta, direction, x, y)
+        return self._jvp(theta, direction, x, y) if self._forward else self._by_gradients(theta, direction, x, y)
+
+    def _jvp(self, theta: Tensor, direction: Tensor, x: Inputs, y: Labels) -> tuple[Tensor, Tensor]:
         views = self.layout.views
         found = jvp(lambda state: self.named(state, x, y), (views(theta),), (views(direction),))
         return found[0], found[1]
+
+    def _by_gradients(self, theta: Tensor, direction: Tensor, x: Inputs, y: Labels) -> tuple[Tensor, Tensor]:
+        """By reverse mode; a batch whose samples may share statistics (training mode) is run as a whole."""
+        samples, views = size(x), self.layout.views(direction)
+        together = samples if self.model.training else 1
+        values, slopes = [], []
+        with self.at(theta) as leaves:
+            for begin in range(0, samples, together):
+                where = slice(begin, begin + together)
+                found = self.here(take(x, where), take(y, where, samples))
+                values.append(found.detach())
+                slope = torch.zeros_like(found)
+                for place in range(found.numel() if found.requires_grad else 0):
+                    one = torch.autograd.grad(found.view(-1)[place], list(leaves.values()), retain_graph=True, allow_unused=True)
+                    parts = [(g * views[name]).sum() for name, g in zip(leaves, one, strict=True) if g is not None]
+                    slope.view(-1)[place] = torch.stack(parts).sum() if parts else 0.0
+                slopes.append(slope.detach())
+        return torch.cat(values), torch.cat(slopes)
+
+    def _has_forward_mode(self, theta: Tensor, direction: Tensor, x: Inputs, y: Labels) -> bool:
+        samples = size(x)
+        few = slice(0, min(2, samples))
+        part = take(x, few), take(y, few, samples)
+        devices = [self.device] if self.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices=devices):
+                found = self._jvp(theta, direction, *part)[1]
+        except Exception:  # whatever torch or the model says to forward mode: the slow way is there
+            return False
+        with torch.random.fork_rng(devices=devices):
+            expected = self._by_gradients(theta, direction, *part)[1]
+        return torch.allclose(found, expected, rtol=1e-2, atol=1e-4 * float(expected.abs().max() + 1e-6))
+
+    @contextmanager
+    def at(self, theta: Tensor) -> Iterator[dict[str, Tensor]]:
+        """The private model itself at ``theta``: name -> leaf that requires a gradient, of every coordinate.
+
+        Weights are in the modules' own parameters, not in place of them: a layer that is run again in the backward pass
+        (checkpointing), or that keeps lists of its weights (recurrent layers), sees the same ones.
+        """
+        parameters, leaves, places = dict(self.model.named_parameters()), {}, []
+        views = self.layout.views(theta.detach())
+        with torch.no_grad():
+            for entry in self.layout:
+                value = views[entry.name]
+                if entry.kind == "parameter":
+                    parameter = parameters[entry.name]
+                    parameter.data.copy_(value)
+                    leaves[entry.name] = parameter.requires_grad_(True)
+                    continue
+                owner, _, short = entry.name.rpartition(".")
+                module = self.model.get_submodule(owner)
+                places.append((module, short, module._buffers[short]))
+                module._buffers[short] = leaves[entry.name] = value.clone().requires_grad_(True)
+        try:
+            with torch.enable_grad(), plain_kernels():
+                yield leaves
+        finally:
+            for module, short, buffer in places:
+                module._buffers[short] = buffer
+            for entry in self.layout.parameters:
+                parameters[entry.name].requires_grad_(False)
+
+    def here(self, x: Inputs, y: Labels) -> Tensor:
+        """Target values of the private model as it is, inside ``at``."""
+        positional, keywords = arguments(x)
+        return self._target(self.model(*positional, **keywords), y)
+
+    def gradient(self, theta: Tensor, x: Inputs, y: Labels, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Values ``(samples, targets)``, and the gradient ``(P,)`` of their sum, or of ``Σ weights · values``."""
+        with self.at(theta) as leaves:
+            values = self.here(x, y)
+            total = values.sum() if weights is None else (values * weights).sum()
+            found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+        flat = torch.zeros_like(theta.detach())
+        for entry, part in zip(self.layout, found, strict=True):
+            if part is not None:
+                flat[entry.span] = part.reshape(-1)
+        return values.detach(), flat
+
+
+@contextmanager
+def plain_kernels() -> Iterator[None]:
+    """Without fused attention and torch's fused encoder layers, which have neither forward mode nor per-sample gradients."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _normalise(module: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Gradients of every target of every sample: the general way, which any model takes, and the choice between ways."""
+"""Gradients of every target of every sample: one by one, which any model takes, faster ways, and the choice between them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
+from prunekit.batch import Inputs, Labels, by_sample, mapped, size, take
 from prunekit.kernel.function import ModelFunction
 
 MEMORY = 256 * 2**20  # bytes of per-sample gradients that ``squares`` holds at a time
@@ -17,7 +18,7 @@ MEMORY = 256 * 2**20  # bytes of per-sample gradients that ``squares`` holds at 
 class GradientEngine(Protocol):
     """Adds ``scale * gradient`` to an accumulator without the caller ever holding the gradients."""
 
-    def accumulate(self, theta: Tensor, x: Tensor, y: Tensor, scale: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+    def accumulate(self, theta: Tensor, x: Inputs, y: Labels, scale: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
         """``into[name] += scale[name] * ∂ target / ∂ name`` at ``theta``, elementwise.
 
         Args:
@@ -31,66 +32,132 @@ class GradientEngine(Protocol):
 class MomentEngine(GradientEngine, Protocol):
     """Gives second moments of per-sample gradients too."""
 
-    def squares(self, theta: Tensor, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def squares(self, theta: Tensor, x: Inputs, y: Labels) -> dict[str, Tensor]:
         """``Σ (∂ target / ∂ name)²`` over samples and targets, each of its parameter's shape."""
 
 
-class VmapGradients:
-    """Reverse mode per target under ``torch.func.vmap`` over samples; works for every differentiable model."""
+class _Squares:
+    """Second moments of an engine that only accumulates, a block of samples at a time."""
 
-    def __init__(self, function: ModelFunction) -> None:
-        self.function = function
+    function: ModelFunction
 
-    def accumulate(self, theta: Tensor, x: Tensor, y: Tensor, scale: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
-        state = self.function.layout.views(theta)
-        wanted = {name: state[name] for name in into}
-        rest = {name: value for name, value in state.items() if name not in into}
+    def accumulate(self, theta: Tensor, x: Inputs, y: Labels, scale: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+        raise AssertionError("an engine has its own")
 
-        def one(parameters: dict[str, Tensor], sample: Tensor, label: Tensor) -> Tensor:
-            return self.function.named({**rest, **parameters}, sample[None], label[None])[0]
-
-        jacobian = vmap(jacrev(one), in_dims=(None, 0, 0), randomness="different")(wanted, x, y)
-        for name, total in into.items():
-            total.addcmul_(jacobian[name].detach(), scale[name])
-
-    def squares(self, theta: Tensor, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def squares(self, theta: Tensor, x: Inputs, y: Labels) -> dict[str, Tensor]:
         entries = self.function.layout.parameters
         ones = self.function.layout.views(torch.ones_like(theta))
+        samples = size(x)
         with torch.no_grad():
-            targets = self.function(theta, x[:1], y[:1]).shape[1]
+            targets = self.function(theta, take(x, slice(0, 1)), take(y, slice(0, 1), samples)).shape[1]
         block = max(1, MEMORY // (2 * targets * sum(e.size for e in entries) * theta.element_size()))
         total = {e.name: theta.new_zeros(e.shape) for e in entries}
-        for i in range(0, len(x), block):
-            part = x[i : i + block]
-            gradients = {e.name: theta.new_zeros(len(part), targets, *e.shape) for e in entries}
-            self.accumulate(theta, part, y[i : i + block], ones, gradients)
+        for begin in range(0, samples, block):
+            where = slice(begin, min(begin + block, samples))
+            count = where.stop - begin
+            gradients = {e.name: theta.new_zeros(count, targets, *e.shape) for e in entries}
+            self.accumulate(theta, take(x, where), take(y, where, samples), ones, gradients)
             for name, gradient in gradients.items():
                 total[name].add_(gradient.square_().sum((0, 1)))
         return total
 
 
-def choose_engine(function: ModelFunction, theta: Tensor, x: Tensor, y: Tensor) -> MomentEngine:
-    """The layer-wise engine when it gives this model's gradients, else the general one.
+class OneByOne(_Squares):
+    """Plain autograd, one sample and target after another. It takes every model that autograd takes, and is the truth here."""
 
-    Layer hooks miss weights that are used outside their own layer's forward (tied through a function, say), so
-    the choice is made by comparing both on two samples at ``theta``, not by trusting layer types. It is one or the
+    def __init__(self, function: ModelFunction) -> None:
+        self.function = function
+
+    def accumulate(self, theta: Tensor, x: Inputs, y: Labels, scale: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+        samples = size(x)
+        with self.function.at(theta) as leaves:
+            wanted = [leaves[name] for name in into]
+            for k in range(samples):
+                where = slice(k, k + 1)
+                values = self.function.here(take(x, where), take(y, where, samples))[0]
+                for number, value in enumerate(values):
+                    if not value.requires_grad:
+                        continue
+                    last = number + 1 == len(values)
+                    found = torch.autograd.grad(value, wanted, retain_graph=not last, allow_unused=True)
+                    for (name, total), gradient in zip(into.items(), found, strict=True):
+                        if gradient is not None:
+                            total[k, number].addcmul_(gradient, scale[name])
+
+
+class VmapGradients(_Squares):
+    """Reverse mode per target under ``torch.func.vmap`` over samples, for models without data-dependent branches."""
+
+    def __init__(self, function: ModelFunction) -> None:
+        self.function = function
+
+    def accumulate(self, theta: Tensor, x: Inputs, y: Labels, scale: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+        state = self.function.layout.views(theta)
+        wanted = {name: state[name] for name in into}
+        rest = {name: value for name, value in state.items() if name not in into}
+        samples = size(x)
+        axes = by_sample(x, samples), by_sample(y, samples)
+
+        def one(parameters: dict[str, Tensor], sample: Inputs, label: Labels) -> Tensor:
+            sample, label = _with_axis(sample, axes[0]), _with_axis(label, axes[1])
+            return self.function.named({**rest, **parameters}, sample, label)[0]
+
+        jacobian = vmap(jacrev(one), in_dims=(None, *axes), randomness="different")(wanted, mapped(x, _same), mapped(y, _same))
+        for name, total in into.items():
+            total.addcmul_(jacobian[name].detach(), scale[name])
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _with_axis(nest: Inputs, axes: object) -> Inputs:
+    """One sample's nest with its axis of samples back, where it had one."""
+    if isinstance(nest, Tensor):
+        return nest if axes is None else nest[None]
+    if isinstance(nest, Mapping):
+        assert isinstance(axes, Mapping)
+        return {key: _with_axis(value, axes[key]) for key, value in nest.items()}
+    if isinstance(nest, tuple | list):
+        assert isinstance(axes, tuple | list)
+        parts = [_with_axis(value, axis) for value, axis in zip(nest, axes, strict=True)]
+        return type(nest)(*parts) if hasattr(nest, "_fields") else type(nest)(parts)
+    return nest
+
+
+def choose_engine(function: ModelFunction, theta: Tensor, x: Inputs, y: Labels) -> MomentEngine:
+    """The fastest engine that gives this model's gradients: by layers, by ``vmap``, or one sample after another.
+
+    Each is compared with plain autograd on two samples at ``theta``, so none is trusted: layer hooks miss weights that are used
+    outside their own layer's forward, and ``vmap`` takes neither every operation nor a model's own branches. It is one or the
     other: a second pass for the few parameters that layers miss costs as much as the general engine for all.
     """
     from prunekit.kernel.layerwise import LayerwiseGradients
 
-    general, fast = VmapGradients(function), LayerwiseGradients(function)
-    if not fast.covers_all:
-        return general
-    x, y = x[:2], y[:2]
-    targets = function(theta, x, y).shape[1]
+    samples = size(x)
+    two = slice(0, min(2, samples))
+    x, y = take(x, two), take(y, two, samples)
+    truth = OneByOne(function)
+    with torch.no_grad():
+        targets = function(theta, x, y).shape[1]
     ones = function.layout.views(torch.ones_like(theta))
-    expected, found = ({e.name: theta.new_zeros(len(x), targets, *e.shape) for e in function.layout.parameters} for _ in range(2))
-    general.accumulate(theta, x, y, ones, expected)
-    try:
-        fast.accumulate(theta, x, y, ones, found)
-    except (RuntimeError, IndexError, ValueError, AssertionError):  # what a model says to shapes it does not expect
-        return general
-    for name, right in expected.items():
-        if not torch.allclose(right, found[name], rtol=1e-3, atol=1e-5 * float(right.abs().max() + 1)):
-            return general
-    return fast
+
+    def gradients(engine: GradientEngine) -> dict[str, Tensor]:
+        found = {e.name: theta.new_zeros(two.stop, targets, *e.shape) for e in function.layout.parameters}
+        engine.accumulate(theta, x, y, ones, found)
+        return found
+
+    expected = gradients(truth)
+    fast = LayerwiseGradients(function)
+    for engine in (fast, VmapGradients(function)):
+        if engine is fast and not fast.covers_all:
+            continue
+        try:
+            found = gradients(engine)
+        except Exception:  # whatever an engine or a model under it says to what it does not take: the next one is tried
+            continue
+        if all(
+            torch.allclose(expected[n], found[n], rtol=1e-3, atol=1e-5 * float(expected[n].abs().max() + 1)) for n in expected
+        ):
+            return engine
+    return truth

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunekit.batch import Inputs, Labels, size
 from prunekit.kernel.function import ModelFunction
 
 BLOCK = 2**20  # bytes of a layer's gradients held at a time: they are added while still in the processor's cache
@@ -37,18 +38,18 @@ class LayerwiseGradients:
         self._parts: dict[nn.Module, dict[str, str]] = {}
         for module in function.model.modules():
             parts = {short: names[id(p)] for short, p in module.named_parameters(recurse=False) if names[id(p)] in trained}
-            if type(module) in LAYERS and parts:
+            if rule_of(module) is not None and parts:
                 self._parts[module] = parts
         in_layers = {name for parts in self._parts.values() for name in parts.values()}
         self._bare = [e.name for e in function.layout.parameters if e.name not in in_layers and e.shape[:1] == (1,)]
         self.covers_all = in_layers.union(self._bare) >= trained
         self._shared: dict[nn.Module, bool] = {}
 
-    def accumulate(self, theta: Tensor, x: Tensor, y: Tensor, scale: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
+    def accumulate(self, theta: Tensor, x: Inputs, y: Labels, scale: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> None:
         for name, gradient in self._gradients(theta, x, y, set(into)):
             gradient.add(into[name], scale[name])
 
-    def squares(self, theta: Tensor, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def squares(self, theta: Tensor, x: Inputs, y: Labels) -> dict[str, Tensor]:
         found: dict[str, list[Product | Rows | Whole]] = {}
         for name, gradient in self._gradients(theta, x, y, {e.name for e in self.function.layout.parameters}):
             found.setdefault(name, []).append(gradient)
@@ -58,31 +59,32 @@ class LayerwiseGradients:
             if len(gradients) == 1:
                 gradients[0].add_squares(total[name])
                 continue
-            samples = len(x)  # a layer called more than once: its gradients add up before they are squared
+            samples = size(x)  # a layer called more than once: its gradients add up before they are squared
             whole = theta.new_zeros(samples, gradients[0].targets(total[name].shape), *total[name].shape)
             for gradient in gradients:
                 gradient.add(whole, one.expand(total[name].shape))
             total[name].add_(whole.square_().sum((0, 1)))
         return total
 
-    def _gradients(self, theta: Tensor, x: Tensor, y: Tensor, wanted: set[str]) -> Iterator[tuple[str, Product | Rows | Whole]]:
+    def _gradients(self, theta: Tensor, x: Inputs, y: Labels, wanted: set[str]) -> Iterator[tuple[str, Product | Rows | Whole]]:
         """One for every call of a layer; nothing is multiplied out yet."""
         calls: list[tuple[nn.Module, Tensor, Any]] = []
+        samples = size(x)
 
-        def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            a = inputs[0].detach()
-            if type(layer) is nn.Embedding and self._shared.setdefault(layer, a.shape[0] != len(x)):
-                a, output = _per_sample(a, len(x)), _per_sample(output, len(x))  # positions, the same for all samples
+        def note(layer: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> Tensor | None:
+            a = (given[0] if given else next(iter(named.values()))).detach()
+            if type(layer) is nn.Embedding and self._shared.setdefault(layer, a.shape[0] != samples):
+                a, output = _per_sample(a, samples), _per_sample(output, samples)  # positions, the same for all samples
             leaf = not output.requires_grad
             if leaf:  # the first layers: nothing before them needs a gradient, the graph begins here
                 output = output.detach().requires_grad_()
-            keep = KEPT.get(type(layer))
+            keep = kept_of(layer)
             calls.append((layer, a if keep is None else keep(layer, a), torch.autograd.graph.get_gradient_edge(output)))
             return output.clone() if leaf else None  # an in-place activation may not touch a leaf
 
         state = self.function.layout.views(theta)
-        bare = {name: _per_sample(state[name], len(x)).detach().requires_grad_() for name in self._bare if name in wanted}
-        hooks = [layer.register_forward_hook(note) for layer in self._parts]
+        bare = {name: _per_sample(state[name], samples).detach().requires_grad_() for name in self._bare if name in wanted}
+        hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in self._parts]
         try:
             with torch.enable_grad():
                 values = self.function.named({**state, **bare}, x, y)
@@ -93,15 +95,17 @@ class LayerwiseGradients:
         for (layer, a, _), delta in zip(calls, deltas, strict=False):
             if delta is None:
                 continue
-            if len(a) != len(x):  # positions folded into the first axis
-                a, delta = a.unflatten(0, (len(x), -1)), delta.unflatten(0, (len(x), -1)).transpose(1, 2)
-            gradients = LAYERS[type(layer)](layer, a, delta)
+            if len(a) != samples:  # positions folded into the first axis
+                a, delta = a.unflatten(0, (samples, -1)), delta.unflatten(0, (samples, -1)).transpose(1, 2)
+            rule = rule_of(layer)
+            assert rule is not None
+            gradients = rule(layer, a, delta)
             for short, name in self._parts[layer].items():
                 if name in wanted:
                     yield name, gradients[short]
         for name, delta in zip(bare, deltas[len(calls) :], strict=True):
             if delta is not None:
-                yield name, Whole(delta.reshape(len(x), values.shape[1], *state[name].shape))
+                yield name, Whole(delta.reshape(samples, values.shape[1], *state[name].shape))
 
 
 def _per_sample(shared: Tensor, samples: int) -> Tensor:
@@ -269,6 +273,26 @@ def _layer_norm(layer: Any, a: Tensor, delta: Tensor) -> Gradients:
     return {"weight": Whole((delta * a).sum(2)), "bias": Whole(delta.sum(2))}
 
 
+def _transposed_linear(layer: Any, a: Tensor, delta: Tensor) -> Gradients:
+    """A linear layer that holds its weight as ``(inputs, outputs)``, as transformers' Conv1D does."""
+    n, targets = delta.shape[:2]
+    a = a.reshape(n, 1, -1, a.shape[-1])
+    delta = delta.reshape(n, targets, -1, delta.shape[-1])
+    return {"weight": Whole(a.transpose(2, 3) @ delta), "bias": Whole(delta.sum(2))}
+
+
+def _root_mean_square(layer: Any, a: Tensor) -> Tensor:
+    """The input over its root mean square, as norms without a mean have it; their ε goes by several names."""
+    epsilon = next((getattr(layer, name) for name in ("variance_epsilon", "eps", "epsilon") if hasattr(layer, name)), 1e-6)
+    found: Tensor = a * (a.square().mean(-1, keepdim=True) + epsilon).rsqrt()
+    return found
+
+
+def _scale(layer: Any, a: Tensor, delta: Tensor) -> Gradients:
+    n, targets, width = *delta.shape[:2], a.shape[-1]
+    return {"weight": Whole((delta.reshape(n, targets, -1, width) * a.reshape(n, 1, -1, width)).sum(2))}
+
+
 def _channel_norm(layer: Any, a: Tensor, delta: Tensor) -> Gradients:
     a, delta = a[:, None].flatten(3) if a.dim() > 2 else a[:, None, :, None], delta.reshape(*delta.shape[:3], -1)
     return {"weight": Whole((delta * a).sum(3)), "bias": Whole(delta.sum(3))}
@@ -280,7 +304,7 @@ def _batch_normalised(layer: Any, a: Tensor) -> Tensor:
     return normalised
 
 
-LAYERS: dict[type[nn.Module], Rule] = {
+LAYERS: dict[type[nn.Module] | str, Rule] = {
     nn.Linear: _linear,
     nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,
@@ -291,14 +315,38 @@ LAYERS: dict[type[nn.Module], Rule] = {
     nn.BatchNorm1d: _channel_norm,
     nn.BatchNorm2d: _channel_norm,
     nn.BatchNorm3d: _channel_norm,
+    "Conv1D": _transposed_linear,
+    "RMSNorm": _scale,
+    "T5LayerNorm": _scale,
 }
+"""By type, or by the end of a class's name, for layers of libraries that are not imported here. What a rule gives is compared
+with plain autograd before it is used, so a class of the same name that does something else costs time and no more."""
 
-KEPT: dict[type[nn.Module], Callable[[Any, Tensor], Tensor]] = {
+KEPT: dict[type[nn.Module] | str, Callable[[Any, Tensor], Tensor]] = {
     nn.LayerNorm: lambda layer, a: F.layer_norm(a, layer.normalized_shape, eps=layer.eps),
     nn.RMSNorm: lambda layer, a: F.rms_norm(a, layer.normalized_shape, eps=layer.eps),
     nn.GroupNorm: lambda layer, a: F.group_norm(a, layer.num_groups, eps=layer.eps),
     nn.BatchNorm1d: _batch_normalised,
     nn.BatchNorm2d: _batch_normalised,
     nn.BatchNorm3d: _batch_normalised,
+    "RMSNorm": _root_mean_square,
+    "T5LayerNorm": _root_mean_square,
 }
 """What a layer's rule needs of its input, where that is not the input itself."""
+
+
+def rule_of(layer: nn.Module) -> Rule | None:
+    """The rule of a layer's type, or of the end of its name."""
+    return _entry(LAYERS, layer)
+
+
+def kept_of(layer: nn.Module) -> Callable[[Any, Tensor], Tensor] | None:
+    """What the layer's rule needs of its input; None for the input itself."""
+    return _entry(KEPT, layer)
+
+
+def _entry(table: dict[type[nn.Module] | str, Any], layer: nn.Module) -> Any:
+    kind = type(layer)
+    if kind in table or kind.__module__.startswith("torch.nn."):
+        return table.get(kind)
+    return next((rule for name, rule in table.items() if isinstance(name, str) and kind.__name__.endswith(name)), None)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunekit.batch import Inputs, Labels, size, to
 from prunekit.kernel.bisection import bisect
 from prunekit.kernel.function import ModelFunction
 from prunekit.kernel.quadrature import get_rule
@@ -42,8 +43,8 @@ class Reconstruction:
 def reconstruct(
     function: ModelFunction,
     segments: Iterable[Segment],
-    x: Tensor,
-    y: Tensor,
+    x: Inputs,
+    y: Labels,
     *,
     tolerance: float | None = 1e-3,
     nodes: int = 1,
@@ -60,7 +61,7 @@ def reconstruct(
         jumps: tolerance, beside a fixed rule, of pieces in which weights were set.
         tick: called once per piece; ``within``: called with the samples' share of a piece that is done.
     """
-    x, y = x.to(function.device), y.to(function.device)
+    x, y = to(x, function.device), to(y, function.device)
     start = rebuilt = value = None
     residuals: list[Tensor] = []
     evaluations = 0
@@ -84,7 +85,7 @@ def reconstruct(
             for node, weight in quadrature:
                 slope = function.directional(torch.lerp(theta, end, node), end - theta, x, y)[1]
                 change += weight * slope.double()
-            spend(len(quadrature) * len(x))
+            spend(len(quadrature) * size(x))
         else:
             change = torch.zeros_like(rebuilt)
             for piece in bisect(function, theta, end, x, y, value, after, allowed, spend):
@@ -102,8 +103,8 @@ def masked_machine(
     function: ModelFunction,
     segments: Iterable[Segment],
     mask: Tensor,
-    x: Tensor,
-    y: Tensor,
+    x: Inputs,
+    y: Labels,
     *,
     nodes: int = 1,
     rule: str = "midpoint",
@@ -119,7 +120,7 @@ def masked_machine(
     Returns:
         ``(samples, targets)``.
     """
-    x, y, mask = x.to(function.device), y.to(function.device), mask.to(function.device)
+    x, y, mask = to(x, function.device), to(y, function.device), mask.to(function.device)
     total = None
     for segment in segments:
         theta, end = segment.start.to(function.device), segment.end.to(function.device)
@@ -135,12 +136,12 @@ def masked_machine(
     return total.float()
 
 
-def shares_by_layer(function: ModelFunction, segment: Segment, x: Tensor, y: Tensor, nodes: int = 32) -> dict[str, Tensor]:
+def shares_by_layer(function: ModelFunction, segment: Segment, x: Inputs, y: Labels, nodes: int = 32) -> dict[str, Tensor]:
     """How much of a piece's change came through each layer: ``layer name -> (samples, targets)``.
 
     They sum to the change of ``f`` up to quadrature. Layers that the piece does not move are left out.
     """
-    x, y = x.to(function.device), y.to(function.device)
+    x, y = to(x, function.device), to(y, function.device)
     theta, end = segment.start.to(function.device), segment.end.to(function.device)
     directions: dict[str, Tensor] = {}
     for entry in function.layout:

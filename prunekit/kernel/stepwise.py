@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from prunekit.batch import Inputs, Labels, to
 from prunekit.kernel.attribution import SHARES
 from prunekit.kernel.function import ModelFunction
 from prunekit.kernel.quadrature import get_rule
@@ -17,8 +18,8 @@ from prunekit.trajectory.trajectory import Segment
 def step_scores(
     function: ModelFunction,
     segments: Iterable[Segment],
-    x: Tensor,
-    y: Tensor,
+    x: Inputs,
+    y: Labels,
     *,
     share: str = "kernel",
     only: Tensor | None = None,
@@ -34,7 +35,7 @@ def step_scores(
             sum of their parameter-wise scores; None for all.
         tick: called once per piece.
     """
-    x, y = x.to(function.device), y.to(function.device)
+    x, y = to(x, function.device), to(y, function.device)
     rows = []
     for segment in segments:
         start, end, moved = (v.to(function.device) for v in (segment.start, segment.end, SHARES[share](segment)))
@@ -57,8 +58,8 @@ def layers_of(layout: Layout) -> dict[str, list[slice]]:
 def layer_step_scores(
     function: ModelFunction,
     segments: Iterable[Segment],
-    x: Tensor,
-    y: Tensor,
+    x: Inputs,
+    y: Labels,
     weights: Tensor,
     *,
     shares: tuple[str, ...] = ("kernel", "regularisation"),
@@ -76,15 +77,13 @@ def layer_step_scores(
         shares: as in ``attribute``.
         tick: called once per piece.
     """
-    x, y, weights = x.to(function.device), y.to(function.device), weights.to(function.device)
+    x, y, weights = to(x, function.device), to(y, function.device), weights.to(function.device)
     layers, rows = layers_of(function.layout), []
     for segment in segments:
         start, end = segment.start.to(function.device), segment.end.to(function.device)
         slope = torch.zeros_like(start)
         for node, weight in get_rule(rule, nodes):
-            with torch.enable_grad():
-                leaf = torch.lerp(start, end, node).requires_grad_()
-                slope += weight * torch.autograd.grad((function(leaf, x, y) * weights).sum(), leaf)[0]
+            slope += weight * function.gradient(torch.lerp(start, end, node), x, y, weights)[1]
         moved = [SHARES[share](segment).to(slope) * slope for share in shares]
         sums = [torch.stack([torch.stack([v[span].sum() for span in spans]).sum() for spans in layers.values()]) for v in moved]
         rows.append(torch.stack(sums))

@@ -1,7 +1,8 @@
-"""Accuracy, agreement, KL, sizes, MACs, latency. Knows no other room."""
+"""Figures of models: what a measure is, accuracy, agreement, KL, sizes, MACs, latency. Knows no room but ``batch``."""
 
-from prunekit.measure.fidelity import accuracy, agreement, divergence, fidelity, predict
+from prunekit.measure.classes import accuracy, agreement, divergence
 from prunekit.measure.latency import latencies, machine
+from prunekit.measure.measure import Measure
 from prunekit.measure.size import sizes
 
-__all__ = ["accuracy", "agreement", "divergence", "fidelity", "latencies", "machine", "predict", "sizes"]
+__all__ = ["Measure", "accuracy", "agreement", "divergence", "latencies", "machine", "sizes"]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
 from prunekit.criteria import Scores, model_digest
 from prunekit.errors import ArtifactError, UsageError
-from prunekit.plan.allocation import ALLOCATIONS, Importances, Request, get_allocation, share
-from prunekit.plan.channels import channel_keeps, prunable_groups
-from prunekit.plan.patterns import block_masks, nm_mask
-from prunekit.plan.plan import ATTRIBUTES, REPLACE, Plan
+from prunekit.plan.allocation import ALLOCATIONS, Importances, Request, get_allocation, share, with_directions
+from prunekit.plan.channels import channel_keeps, protected, prunable_groups
+from prunekit.plan.patterns import as_stored, block_masks, nm_mask, outputs_first
+from prunekit.plan.plan import ATTRIBUTES, OUTPUTS, REPLACE, Plan
 from prunekit.plan.unstructured import unstructured_masks
 from prunekit.structure import (
     GROUPED,
@@ -24,6 +25,7 @@ from prunekit.structure import (
     pattern_of,
 )
 from prunekit.structure.heads import Mappings
+from prunekit.structure.roles import weight_roles
 
 __all__ = [
     "ALLOCATIONS", "GROUPED", "STRUCTURES", "Plan", "asked_sparsity", "check_sparsity", "check_structure", "choices", "make_plan",
@@ -108,6 +110,9 @@ def plan_from(
     axes = {group.name: shapes.get(f"{group.name}.weight", (group.size,)) for group in groups}
     request = Request(sparsity, {**shapes, **axes}, ratios or {}, floor)
     ranks: Importances = {}
+    roles = weight_roles(model)
+    turned = {name: roles[name].output for name in prunable if name in roles and roles[name].output}
+    directions = {name: roles[name].output for name in prunable if name in roles and roles[name].direction}
 
     def transform(importance: Importances) -> Importances:
         if not ratios and not floor:
@@ -115,13 +120,16 @@ def plan_from(
         ranks.update(share(importance, shared_by, request))
         return dict(ranks)
 
+    def directed(importance: Importances, rows: bool = False) -> Importances:
+        return with_directions(transform(importance), dict.fromkeys(directions, 0) if rows else directions)
+
     weights = {name: scores.importance[name] for name in prunable}
     pattern = pattern_of(structure)
     index: dict[str, Tensor] = {}
     modules: dict[str, dict[str, Mapping[str, object]]] = {}
     refused = dict(getattr(groups, "refused", {}))
     if structure in GROUPED:
-        groups, unscored = prunable_groups(groups, prunable)
+        groups, unscored = prunable_groups(groups, prunable, protected(model, prunable, scores.provenance.get("kept", ())))
         refused |= unscored
         if not groups:
             raise UsageError(f"{structure}: nothing that can be cut may be pruned; see prunable.ignore")
@@ -131,13 +139,16 @@ def plan_from(
             if group.attributes or group.replace:
                 modules[group.name] = {ATTRIBUTES: group.attributes, REPLACE: group.replace}
     elif pattern is None:
-        keep = unstructured_masks(weights, sparsity, transform)
+        keep = unstructured_masks(weights, sparsity, directed)
     elif pattern.kind == "nm":
         if ratios or floor:
             raise UsageError(f"{structure} keeps the same share everywhere; leave ratios and floor out")
-        keep = {name: nm_mask(values, pattern.first, pattern.second) for name, values in weights.items()}
+        rows = outputs_first(weights, turned)
+        keep = as_stored({name: nm_mask(values, pattern.first, pattern.second) for name, values in rows.items()}, turned)
     else:
-        keep = block_masks(weights, pattern, sparsity, transform, scores.provenance["group"])
+        sharing = partial(directed, rows=True)
+        rows = outputs_first(weights, turned)
+        keep = as_stored(block_masks(rows, pattern, sparsity, sharing, scores.provenance["group"]), turned)
     _check_decided(keep, ranks)
     provenance = {
         "criterion": scores.criterion,
@@ -150,6 +161,7 @@ def plan_from(
         "buffers": list(buffers),
         **({"ratios": dict(ratios)} if ratios else {}),
         **({"floor": floor} if floor else {}),
+        **({OUTPUTS: turned} if turned and pattern is not None else {}),
     }
     if refused:
         provenance["refused"] = refused

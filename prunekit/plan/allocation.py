@@ -120,6 +120,20 @@ def share(importance: Importances, allocation: Allocation, request: Request) -> 
     return ranks
 
 
+def with_directions(comparable: Importances, outputs: Mapping[str, int]) -> Importances:
+    """The same, but the most important entry of every output of these layers is never removed.
+
+    Args:
+        outputs: by layer, the axis of its outputs. Layers are those whose weights are divided by their norm.
+    """
+    found = dict(comparable)
+    for name, axis in outputs.items():
+        values = comparable[name].movedim(axis, 0).double().clone()
+        rows = values.flatten(1)
+        found[name] = rows.scatter(1, rows.argmax(1, keepdim=True), torch.inf).view(values.shape).movedim(0, axis)
+    return found
+
+
 def _check(importance: Importances, request: Request) -> None:
     if not 0 <= request.floor < 1:
         raise UsageError(f"floor is {request.floor}; it must be at least 0 and below 1 (the share of every layer that stays)")

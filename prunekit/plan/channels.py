@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunekit.criteria.scores import Scores
 from prunekit.plan.allocation import Sharing
 from prunekit.structure import Group
+from prunekit.structure.roles import weight_roles
 
 STACK = "layers"
 """Name under which whole blocks compete: each is alone in its group, so they are one layer to an allocation."""
@@ -62,11 +63,43 @@ def channel_keeps(
     return keep
 
 
-def prunable_groups(groups: Sequence[Group], prunable: Sequence[str]) -> tuple[list[Group], dict[str, str]]:
-    """Groups that hold at least one weight that may be pruned, and the others with the reason."""
+Protected = Callable[[Group], str | None]
+"""Name of a parameter of the group that may lose nothing; None when there is none."""
+
+
+def protected(model: nn.Module, prunable: Sequence[str], kept: Sequence[str]) -> Protected:
+    """What is ignored, seen from a group: layers in ``kept`` lose nothing, weights that may not be pruned lose no outputs.
+
+    Args:
+        prunable: names of weights that may be pruned. A frozen weight may be cut with what surrounds it.
+        kept: layers that a pattern of ``prunable.ignore`` covers whole.
+    """
     may = set(prunable)
-    kept = [group for group in groups if any(_split(member)[0] in may for member in group.members)]
-    return kept, {group.name: "none of its weights may be pruned" for group in groups if group not in kept}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    held = {name: role for name, role in weight_roles(model).items() if name in trained and name not in may}
+
+    def find(group: Group) -> str | None:
+        for member in group.members:
+            name, axis = _split(member)
+            if name.rpartition(".")[0] in kept or (name in held and (group.whole or axis == held[name].output)):
+                return name
+        return None
+
+    return find
+
+
+def prunable_groups(groups: Sequence[Group], prunable: Sequence[str], ignored: Protected) -> tuple[list[Group], dict[str, str]]:
+    """Groups that hold at least one weight that may be pruned and nothing that is ignored, and the others with the reason."""
+    may = set(prunable)
+    kept, refused = [], {}
+    for group in groups:
+        if not any(_split(member)[0] in may for member in group.members):
+            refused[group.name] = "none of its weights may be pruned"
+        elif (name := ignored(group)) is not None:
+            refused[group.name] = f"{name} is ignored (prunable.ignore) and would lose something with it"
+        else:
+            kept.append(group)
+    return kept, refused
 
 
 def _comparable(scores: Scores, groups: Sequence[Group], allocation: Sharing) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -10,6 +11,20 @@ from torch import Tensor
 
 from prunekit.plan.allocation import Sharing
 from prunekit.structure import Pattern
+
+
+def outputs_first(weights: Mapping[str, Tensor], axes: Mapping[str, int]) -> dict[str, Tensor]:
+    """Views whose first axis is the outputs'.
+
+    Args:
+        axes: of weights whose outputs are on another axis than the first, that axis.
+    """
+    return {name: values.movedim(axes[name], 0) if name in axes else values for name, values in weights.items()}
+
+
+def as_stored(weights: Mapping[str, Tensor], axes: Mapping[str, int]) -> dict[str, Tensor]:
+    """The way back from ``outputs_first``."""
+    return {name: values.movedim(0, axes[name]).contiguous() if name in axes else values for name, values in weights.items()}
 
 
 def nm_mask(importance: Tensor, stay: int, of: int) -> Tensor:

@@ -22,6 +22,8 @@ from prunekit.structure.replacements import REPLACEMENTS
 SCHEMA = 1
 KEEP, INDEX, GIVEN = "keep/", "index/", "given/"
 ATTRIBUTES, REPLACE = "attributes", "replace"
+OUTPUTS = "outputs"
+"""In a plan's provenance: axis of the outputs of weights where that is not the first one (patterns run along inputs)."""
 SIZE_ATTRIBUTES = (
     "in_channels", "out_channels", "in_features", "out_features", "num_features", "groups", "num_channels", "num_groups",
     "num_parameters", "embedding_dim", *HEADS, *KV_HEADS, *WIDTHS,
@@ -79,6 +81,10 @@ class Plan:
     def masking(self) -> bool:
         """Whether single weights inside kept tensors go."""
         return any(name not in self.groups for name in self.keep)
+
+    def outputs(self, name: str) -> int:
+        """The axis of a weight's outputs, along which its patterns do not run."""
+        return int(self.provenance.get(OUTPUTS, {}).get(name, 0))
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -237,7 +243,8 @@ class Plan:
                 raise ArtifactError(f"{source}: {name} has shape {tuple(keep.shape)}, expected {tuple(expected)}")
             if unit and not keep.any() and SKIP not in self.modules.get(name, {}).get(REPLACE, {}).values():
                 raise ArtifactError(f"{source}: {name} would lose all of its {len(keep)} {self._units()}; keep one at least")
-            if not unit and pattern is not None and (fault := pattern_fault(keep, pattern)) is not None:
+            rows = keep if unit else keep.movedim(self.outputs(name), 0)
+            if not unit and pattern is not None and (fault := pattern_fault(rows, pattern)) is not None:
                 raise ArtifactError(f"{source}: {name} {fault}; its structure is {self.structure}")
         lost = sorted(self.groups - self.keep.keys())
         if lost:

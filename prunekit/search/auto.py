@@ -7,7 +7,8 @@ from typing import Any
 
 from prunekit.plan import choices
 from prunekit.progress import track
-from prunekit.search.compare import Candidates, Comparison, merit
+from prunekit.search.compare import Candidates, Comparison
+from prunekit.task.evaluation import merit
 
 
 def choose(
@@ -24,7 +25,7 @@ def choose(
     """
     cells = [
         cell
-        for cell in (comparison.unrepaired if comparison else [])
+        for cell in (comparison.unrepaired if comparison and comparison.fits(candidates.task) else [])
         if cell["structure"] == structure
         and cell["sparsity"] == sparsity
         and cell["allocation"] in allocations
@@ -36,4 +37,4 @@ def choose(
             candidates.cell(structure, criterion, allocation, sparsity)
             for criterion, allocation in track(wanted, "auto (candidates)", len(wanted))
         ]
-    return max(cells, key=merit)
+    return max(cells, key=lambda cell: merit(candidates.task, cell))

@@ -4,45 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from prunekit import checkpoint
 from prunekit.apply import masked
 from prunekit.criteria import Scores
+from prunekit.data import Samples
 from prunekit.errors import ArtifactError
-from prunekit.measure import accuracy, fidelity, predict
 from prunekit.plan import GROUPED, Plan, choices, plan_from
 from prunekit.progress import Bar
 from prunekit.structure import Group, find_groups, implied_sparsity
 from prunekit.structure.heads import Mappings
+from prunekit.task import Task, get_task
+from prunekit.task.evaluation import References, evaluate, merit
 
 SCHEMA = 1
 REFINED = "refined"
-COLUMNS = (
-    "structure", "criterion", "allocation", "sparsity", "repair", "achieved", "achieved_all", "accuracy", "agreement", "kl"
-)  # fmt: skip
+FACTS = ("structure", "criterion", "allocation", "sparsity", "repair", "achieved", "achieved_all")
+"""What a cell is; the figures of the task's measures follow."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One row a cell (``COLUMNS``), the dense model's validation accuracy, and what it was made from.
+    """One row a cell (``FACTS`` and figures), the dense model's figures on validation data, and what it was made from.
 
     A cell's ``repair`` is empty, or ``refined``: what ``refine`` made of the best plan there, which has that criterion and
     allocation. Choices are made among the others.
     """
 
     cells: list[dict[str, Any]]
-    dense_accuracy: float
+    dense: dict[str, float]
     made_from: dict[str, Any]
     cost: dict[str, Any]
 
-    def best(self, structure: str, sparsity: float) -> dict[str, Any] | None:
-        """The cell with the highest accuracy there (ties: agreement, then KL, then order); None if there is none."""
+    def best(self, structure: str, sparsity: float, task: Task) -> dict[str, Any] | None:
+        """The cell that does best there by ``prunekit.task.merit`` (ties: order); None if there is none."""
         cells = [c for c in self.unrepaired if c["structure"] == structure and c["sparsity"] == sparsity]
-        return max(cells, key=merit) if cells else None
+        return max(cells, key=lambda cell: merit(task, cell)) if cells else None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """``FACTS`` and the names of the figures."""
+        return (*FACTS, *(key for key in self.cells[0] if key not in FACTS)) if self.cells else FACTS
 
     @property
     def unrepaired(self) -> list[dict[str, Any]]:
@@ -51,7 +58,7 @@ class Comparison:
 
     def csv(self) -> str:
         """The cells as comma-separated values, one row each."""
-        return checkpoint.csv_text(COLUMNS, self.cells)
+        return checkpoint.csv_text(self.columns, self.cells)
 
     def save(self, path: Path) -> None:
         """Writes ``path`` as JSON."""
@@ -61,7 +68,7 @@ class Comparison:
                 "schema": SCHEMA,
                 "kind": "comparison",
                 "made_from": self.made_from,
-                "dense": {"accuracy": self.dense_accuracy},
+                "dense": self.dense,
                 "cells": self.cells,
                 "cost": self.cost,
             },
@@ -76,17 +83,24 @@ class Comparison:
                 raise ArtifactError(f"{path}: schema {found['schema']}, this prunekit reads {SCHEMA}")
             for cell in found["cells"]:
                 cell.setdefault("repair", "")  # a file that is older than this column holds criteria alone
-                [cell[column] for column in COLUMNS]
+                [cell[column] for column in FACTS]
                 if cell["repair"] not in ("", REFINED):
                     raise ValueError(f"a cell's repair is {cell['repair']!r}")
             if all(cell["repair"] for cell in found["cells"]):
                 raise ValueError("no cells")
-            return cls(found["cells"], float(found["dense"]["accuracy"]), dict(found["made_from"]), dict(found["cost"]))
+            names = [key for key in found["cells"][0] if key not in FACTS]
+            if (
+                not names
+                or not found["dense"]
+                or any(float(cell[name]) != cell[name] for cell in found["cells"] for name in names)
+            ):
+                raise ValueError("cells without figures")
+            dense = {str(name): float(value) for name, value in found["dense"].items()}
+            return cls(found["cells"], dense, dict(found["made_from"]), dict(found["cost"]))
 
-
-def merit(cell: Mapping[str, Any]) -> tuple[float, float, float]:
-    """What makes one cell better than another: accuracy, then agreement with the dense model, then lower KL."""
-    return cell["accuracy"], cell["agreement"], -cell["kl"]
+    def fits(self, task: Task) -> bool:
+        """Whether it holds the figures that ``task`` chooses by."""
+        return {measure.name for measure in (*task.measures, *task.closeness)} <= set(self.columns)
 
 
 class Candidates:
@@ -96,15 +110,27 @@ class Candidates:
         self,
         model: nn.Module,
         scores: Mapping[str, Scores],
-        batches: Sequence[tuple[Tensor, Tensor]],
+        batches: Any,
         structures: Sequence[str],
         attention: Mappings = (),
+        task: str | Task | None = None,
     ) -> None:
-        self.model, self.scores, self.batches = model, scores, batches
+        self.model, self.scores, self.task = model, scores, get_task(task)
+        self.samples = Samples.of(batches, self.task.batch)
+        example = self.samples.rows(0, min(2, len(self.samples)))[0]
         self.groups: dict[str, Sequence[Group]] = {
-            name: find_groups(name, model, batches[0][0][:2], attention) for name in structures if name in GROUPED
+            name: find_groups(name, model, example, attention) for name in structures if name in GROUPED
         }
-        self.dense, self.labels = predict(model, batches)
+        self.references = References(model, self.samples, self.task)
+
+    @cached_property
+    def dense(self) -> dict[str, float]:
+        """The dense model's own figures."""
+        return evaluate(self.model, self.samples, self.task).figures() if self.task.measures else self.measured(self.model)
+
+    def measured(self, model: nn.Module) -> dict[str, float]:
+        """A model's figures, closeness to the dense one among them."""
+        return evaluate(model, self.samples, self.task, self.references).figures()
 
     def plan(self, structure: str, criterion: str, allocation: str, sparsity: float) -> Plan:
         return plan_from(self.scores[criterion], self.model, self.groups.get(structure, ()), sparsity, structure, allocation)
@@ -119,7 +145,6 @@ class Candidates:
         return self._measured(repair(self.plan(cell["structure"], *how)), *how, repair=REFINED)
 
     def _measured(self, plan: Plan, criterion: str, allocation: str, sparsity: float, repair: str = "") -> dict[str, Any]:
-        outputs, labels = predict(masked(self.model, plan), self.batches)
         reached = plan.sparsity()
         return {
             "structure": plan.structure,
@@ -129,14 +154,14 @@ class Candidates:
             "repair": repair,
             "achieved": reached["prunable"],
             "achieved_all": reached["all"],
-            **fidelity(outputs, labels, self.dense),
+            **self.measured(masked(self.model, plan)),
         }
 
 
 def compare(
     model: nn.Module,
     scores: Mapping[str, Scores],
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Any,
     *,
     structures: Sequence[str],
     allocations: Sequence[str],
@@ -145,6 +170,7 @@ def compare(
     attention: Mappings = (),
     repair: Callable[[Plan], Plan] | None = None,
     repair_at: Sequence[float] | None = None,
+    task: str | Task | None = None,
 ) -> Comparison:
     """Measures every criterion × allocation × sparsity of every structure on ``batches`` (validation data).
 
@@ -152,22 +178,23 @@ def compare(
         model: the dense model that ``scores`` were made from.
         scores: by criterion name.
         repair: of every structure and sparsity the best cell's plan is also measured after this; see ``prunekit.refine``.
+        task: what the model is for; its first measure decides.
         repair_at: only at these sparsities (N:M always); None for all.
     """
-    candidates = Candidates(model, scores, batches, structures, attention)
+    candidates = Candidates(model, scores, batches, structures, attention, task)
     grid = [(s, c, a, p) for s in structures for c in scores for a, p in choices(s, allocations, sparsities)]
     again = [
         (s, p)
         for s, p in dict.fromkeys((s, p) for s, _, _, p in grid)
         if repair is not None and (repair_at is None or p in repair_at or implied_sparsity(s) is not None)
     ]
-    found = Comparison([], accuracy(candidates.dense, candidates.labels), dict(made_from or {}), {})
+    found = Comparison([], candidates.dense, dict(made_from or {}), {})
     with Bar("compare (cells)", len(grid) + len(again)) as bar:
         for structure, criterion, allocation, sparsity in grid:
             found.cells.append(candidates.cell(structure, criterion, allocation, sparsity))
             bar.advance()
         for structure, sparsity in again:
-            best = found.best(structure, sparsity)
+            best = found.best(structure, sparsity, candidates.task)
             assert best is not None
             assert repair is not None
             found.cells.append(candidates.repaired(best, repair))

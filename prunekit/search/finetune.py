@@ -12,15 +12,15 @@ from types import TracebackType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunekit.apply import apply_masks, hold_masks
 from prunekit.errors import UsageError
 from prunekit.plan import Plan
+from prunekit.task import Classification, Task
 from prunekit.training.augment import Augment
 from prunekit.training.distill import Distillation
-from prunekit.training.loop import Batch, batches_per_epoch, train
+from prunekit.training.loop import Fetch, batches_per_epoch, train
 from prunekit.trajectory import Recorder, Trajectory, parent_facts
 
 
@@ -33,7 +33,7 @@ class Finetuning:
         samples: how many training samples there are.
         optimizer: makes the optimizer for a model.
         scheduler: ``(optimizer, steps)`` -> a schedule that is stepped after every step; None for a constant rate.
-        loss: mean loss ``(outputs, labels) -> scalar``.
+        task: what the model is for, its loss included; classification when None.
         epochs, batch_size: of one round.
         seed: of the order of samples.
         drop_last, augment: see ``prunekit.training.train``.
@@ -41,11 +41,11 @@ class Finetuning:
         record: options of the ``Recorder`` (``every``, ``second_moments``).
     """
 
-    batch: Batch
+    batch: Fetch
     samples: int
     optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     scheduler: Callable[[torch.optim.Optimizer, int], Any] = lambda optimizer, steps: None
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+    task: Task = field(default_factory=Classification)
     epochs: int = 10
     batch_size: int = 64
     seed: int = 0
@@ -157,7 +157,7 @@ class Tuner:
                 for _ in range(begin):
                     scheduler.step()
         return train(
-            self.model, self.optimizer, scheduler, how.loss, how.batch, how.samples,
+            self.model, self.optimizer, scheduler, how.task, how.batch, how.samples,
             epochs=how.epochs, batch_size=how.batch_size, seed=how.seed if seed is None else seed, recorder=self._recorder,
             device=how.device, drop_last=how.drop_last, augment=how.augment, begin=begin, end=end, distill=how.distill,
             after_step=after_step, stage=stage,

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from prunekit.batch import Inputs, Labels
+from prunekit.kernel import samples_in
 from prunekit.search.objective import Objective
 from prunekit.search.patterns import Pattern
 
@@ -42,7 +44,7 @@ def learnt_masks(
             deviation would put kept and removed ones out of each other's reach).
         begin: t of the first step; 1 is edge-popup.
     """
-    theta, function = objective.theta, objective.function
+    theta = objective.theta
     scale = torch.maximum(worth.std(correction=0), NORMAL * worth.mean()).clamp_min(1e-30)
     scores = worth / scale
     optimizer = torch.optim.Adam([scores], lr=lr)
@@ -54,12 +56,19 @@ def learnt_masks(
         mask = torch.lerp(torch.ones_like(kept), kept, t).requires_grad_()
         one = [objective.learn[int(torch.randint(len(objective.learn), (1,), generator=generator))]]
         batches = objective.learn if few else one
-        samples = sum(len(x) for x, _ in batches)
+        samples = samples_in(batches)
         gradient = torch.zeros_like(mask)
         for x, y in batches:
-            value = function(theta * pattern.expand(mask), x, y).sum() / samples
-            gradient += torch.autograd.grad(value, mask)[0]
+            gradient += mask_gradient(objective, pattern, mask, x, y, samples)
         scores.grad = gradient
         optimizer.step()
         if step % every == 0 or step == steps:
             yield step, pattern.select(scores)
+
+
+def mask_gradient(objective: Objective, pattern: Pattern, mask: Tensor, x: Inputs, y: Labels, samples: int) -> Tensor:
+    """One batch's part of ``∂J/∂mask`` ``(U,)``, ``J`` the mean over ``samples``; ``mask`` requires a gradient."""
+    point = objective.theta * pattern.expand(mask)
+    share = point.new_full((), 1 / samples)
+    gradient = objective.function.gradient(point.detach(), x, y, share)[1]
+    return torch.autograd.grad(point, mask, gradient)[0]

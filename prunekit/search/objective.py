@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunekit.criteria.evidence import Loss
+from prunekit.batch import Inputs, Labels
+from prunekit.data import Samples, learn_and_accept
 from prunekit.errors import PrunekitError, UsageError, nearest
-from prunekit.kernel import ModelFunction, Target, divergence, from_loss, mean_value
-from prunekit.kernel.blame import Batches
+from prunekit.kernel import ModelFunction, mean_value
+from prunekit.task import Target, Task
+from prunekit.task.referenced import Referenced
 from prunekit.trajectory import Layout
 from prunekit.trajectory.layout import fixed_state
 
@@ -34,9 +35,9 @@ class Objective:
 
     function: ModelFunction
     theta: Tensor
-    learn: Batches
-    accept: Batches
-    labelled: Batches
+    learn: Referenced
+    accept: Referenced
+    labelled: Referenced
     ranking: ModelFunction
 
     def on_learn(self, factors: Tensor) -> float:
@@ -48,12 +49,12 @@ class Objective:
 
 def make_objective(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Any,
     target: str | Target,
     ranking: str | Target,
     *,
-    loss: Loss = F.cross_entropy,
-    accept: Iterable[tuple[Tensor, Tensor]] | None = None,
+    task: Task,
+    accept: Any = None,
     accept_share: float = 0.25,
     seed: int = 0,
     reference: nn.Module | None = None,
@@ -61,10 +62,9 @@ def make_objective(
     """Splits the samples and runs the dense model once.
 
     Args:
-        target: ``"kl"`` (to the dense model's outputs; labels are not looked at), ``"loss"`` on the labels, or a
-            function ``(outputs, labels) -> (samples, targets)`` whose sum over targets is lowered.
-        ranking: a target; a name from ``prunekit.kernel.TARGETS`` or a function. ``"loss"`` means ``loss``.
-        loss: mean loss.
+        target: ``"kl"`` (the task's divergence from the dense model's outputs; of labels only which places count is looked at),
+            ``"loss"`` on the labels, or a function ``(outputs, labels) -> (samples, targets)`` whose sum over targets is lowered.
+        ranking: a target that the task has, or a function.
         accept: samples that masks are accepted on; None takes ``accept_share`` of ``batches``, in (0, 1), for that.
         reference: whose outputs are to be stayed close to; None for those of ``model`` itself.
 
@@ -81,27 +81,54 @@ def make_objective(
     fixed = fixed_state(model, layout)
     theta = _flat(model, layout)
     close_to = theta if reference is None else _flat(reference, layout).to(device)
-    given = [(x.to(device), y.to(device)) for x, y in batches]
+    given = Samples.of(batches, task.batch)
     if accept is None:
-        learn, judged = _split(given, accept_share, seed)
+        if len(given) < 2:
+            raise UsageError(f"refine needs two samples at least, one to learn from and one to accept on; it got {len(given)}")
+        parts = learn_and_accept(given, accept_share, seed)
     else:
-        learn, judged = _bounded(given), _bounded([(x.to(device), y.to(device)) for x, y in accept])
-        if not learn or not judged:
+        parts = given, Samples.of(accept, task.batch)
+        if not len(parts[0]) or not len(parts[1]):
             raise UsageError("refine needs samples to learn from and samples to accept on; one of them has none")
-    labelled = learn
-    per_sample = from_loss(loss)
+    learn, judged = (part.bounded(SAMPLES_AT_A_TIME) for part in parts)
+    labelled = Referenced(learn, None, device)
+
+    def function_of(wanted: str | Target) -> ModelFunction:
+        return ModelFunction(model, layout, fixed, wanted, device, task=task)
+
     if target == "kl":
-        outputs = ModelFunction(model, layout, fixed, lambda out, labels: out, device)
-        learn, judged = ([(x, _log_probs(outputs, close_to, x, y)) for x, y in part] for part in (learn, judged))
-        function = ModelFunction(model, layout, fixed, divergence, device)
+        reference_of = _reference(function_of(_as_they_are), close_to, task)
+        objective = function_of(task.divergence)
+        referenced = [Referenced(part, reference_of, device) for part in (learn, judged)]
     else:
-        function = ModelFunction(model, layout, fixed, per_sample if isinstance(target, str) else target, device)
-    ranked = ModelFunction(model, layout, fixed, per_sample if ranking == "loss" else ranking, device)
-    made = Objective(function, theta, learn, judged, labelled, ranked)
+        objective = function_of(target)
+        referenced = [labelled, Referenced(judged, None, device)]
+    made = Objective(objective, theta, referenced[0], referenced[1], labelled, function_of(ranking))
     at_dense = made.on_learn(torch.ones_like(theta))
     if not torch.tensor(at_dense).isfinite():
         raise PrunekitError(f"refine: the target is {at_dense} for the dense model")
     return made
+
+
+def _as_they_are(outputs: Tensor, labels: Labels) -> Tensor:
+    return outputs.reshape(len(outputs), -1)
+
+
+def _reference(function: ModelFunction, theta: Tensor, task: Task) -> Any:
+    """``(inputs, labels) -> reference`` of the model at ``theta``, of the shape of its outputs."""
+    found: list[Tensor] = []
+
+    def note(outputs: Tensor, labels: Labels) -> Tensor:
+        found.append(task.reference(outputs))
+        return _as_they_are(outputs, labels)
+
+    function.target = note
+
+    def reference(x: Inputs, y: Labels) -> Tensor:
+        function(theta, x, y)
+        return found.pop()
+
+    return reference
 
 
 def _flat(model: nn.Module, layout: Layout) -> Tensor:
@@ -109,32 +136,3 @@ def _flat(model: nn.Module, layout: Layout) -> Tensor:
         raise UsageError("refine: the reference's tensors are not those of the model")
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return layout.flatten({name: tensor.detach() for name, tensor in named.items()})
-
-
-@torch.no_grad()
-def _log_probs(function: ModelFunction, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return F.log_softmax(function(theta, x, y), -1)
-
-
-def _split(batches: Sequence[tuple[Tensor, Tensor]], share: float, seed: int) -> tuple[Batches, Batches]:
-    """Learn and accept parts, at most ``SAMPLES_AT_A_TIME`` in a batch."""
-    total = sum(len(x) for x, _ in batches)
-    if total < 2:
-        raise UsageError(f"refine needs two samples at least, one to learn from and one to accept on; it got {total}")
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-    accepted = torch.zeros(total, dtype=torch.bool)
-    accepted[order[: min(max(1, round(share * total)), total - 1)]] = True
-    parts: tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]] = ([], [])
-    begin = 0
-    for x, y in batches:
-        here = accepted[begin : begin + len(x)].to(x.device)
-        begin += len(x)
-        for part, where in zip(parts, (~here, here), strict=True):
-            part.append((x[where], y[where]))
-    return _bounded(parts[0]), _bounded(parts[1])
-
-
-def _bounded(batches: Batches) -> Batches:
-    """At most ``SAMPLES_AT_A_TIME`` in a batch, and none that is empty."""
-    size = SAMPLES_AT_A_TIME
-    return [part for x, y in batches if len(x) for part in zip(x.split(size), y.split(size), strict=True)]

@@ -134,12 +134,14 @@ class Weights(_Limited):
         return replace(self._plan, keep={n: p.view(self._plan.keep[n].shape) for n, p in zip(self.names, parts, strict=True)})
 
 
-def _numbered(shape: tuple[int, ...], rows: int, columns: int) -> tuple[Tensor, int]:
-    """Number of the tile that each weight lies in, ``shape``, and how many tiles there are; what follows axis 0 is one row."""
+def _numbered(plan: Plan, name: str, rows: int, columns: int) -> tuple[Tensor, int]:
+    """Number of the tile that each weight lies in, its shape, and how many tiles there are; an output's weights are one row."""
+    axis = plan.outputs(name)
+    shape = plan.keep[name].movedim(axis, 0).shape
     height, width = shape[0], torch.Size(shape[1:]).numel()
     across = -(-width // columns)
     number = (torch.arange(height) // rows * across)[:, None] + torch.arange(width) // columns
-    return number.view(shape), -(-height // rows) * across
+    return number.view(shape).movedim(0, axis), -(-height // rows) * across
 
 
 class Runs(Weights):
@@ -154,7 +156,7 @@ class Runs(Weights):
     def _limits(self, device: torch.device) -> Limits:
         parts, first = [], 0
         for name in self.names:
-            number, count = _numbered(tuple(self._plan.keep[name].shape), 1, self._size)
+            number, count = _numbered(self._plan, name, 1, self._size)
             parts.append(number.flatten() + first)
             first += count
         return Limits.one(self.keep, torch.cat(parts).to(device))
@@ -177,7 +179,7 @@ class Tiles(_Limited):
         self._plan, self._shape = plan, (rows, columns)
         tiles, first, fixed = [], 0, []
         for number, name in enumerate(self._weights.names):
-            tile, count = _numbered(tuple(plan.keep[name].shape), rows, columns)
+            tile, count = _numbered(plan, name, rows, columns)
             tiles.append(tile.flatten() + first)
             fixed += [1 + number if any(decided(plan, name)) else 0] * count
             first += count

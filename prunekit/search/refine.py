@@ -9,26 +9,26 @@ falls on samples of their own. No weight changes.
 from __future__ import annotations
 
 import math
-import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunekit.criteria import model_digest
-from prunekit.criteria.evidence import Loss
 from prunekit.errors import ArtifactError, UsageError
-from prunekit.kernel import Target, blame
+from prunekit.kernel import blame
 from prunekit.kernel.gradients import MomentEngine, choose_engine
 from prunekit.plan import Plan
 from prunekit.progress import Bar
-from prunekit.search.learn import learnt_masks
+from prunekit.search.deadline import Deadline, OutOfTime
+from prunekit.search.learn import learnt_masks, mask_gradient
 from prunekit.search.objective import Objective, make_objective
 from prunekit.search.patterns import Pattern, get_pattern
+from prunekit.task import Target, Task
+from prunekit.task.settle import settle
 from prunekit.trajectory import Layout, Segment
 
 SHRINK = 0.6  # of the share that is swapped, after a round that did not help
@@ -71,8 +71,9 @@ class _Best:
 def refine(
     plan: Plan,
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Any,
     *,
+    task: str | Task | None = None,
     rounds: int = 30,
     budget_seconds: float | None = None,
     target: str | Target = "kl",
@@ -83,8 +84,8 @@ def refine(
     temper: float = 0.5,
     nodes: int = 8,
     importance: str | Target | None = None,
-    loss: Loss = F.cross_entropy,
-    accept: Iterable[tuple[Tensor, Tensor]] | None = None,
+    loss: Any = None,
+    accept: Any = None,
     accept_share: float = 0.25,
     pattern: Callable[[Plan, Layout, torch.device], Pattern] | None = None,
     reference: nn.Module | None = None,
@@ -94,20 +95,25 @@ def refine(
     Args:
         plan: made for ``model``; any criterion, also edited or refined before.
         model: the trained dense model; left as it is. It is computed with on its own device.
-        batches: samples as ``(inputs, labels)`` to learn from.
+        batches: samples to learn from: batches ``(inputs, labels)`` or mappings with labels among them, a data set, or a
+            ``DataLoader``.
+        task: what the model is for, a name from ``prunekit.task.TASKS`` or a ``Task``; None where samples leave no doubt.
         rounds: of swaps, at most. Fewer when there is nothing left to try.
-        budget_seconds: stops after the round or step that passes it. With a budget the plan depends on the machine's
-            speed; without one, the same seed gives the same plan.
-        target: what is lowered: ``"kl"`` to the dense model (labels are not looked at), ``"loss"`` on the labels, or a
-            function ``(outputs, labels) -> (samples, targets)``, lower is better.
+        budget_seconds: stops at the first evaluation of the model that ends after so long, start-up included (the dense
+            outputs, and how good the plan is); what was being tried then is left. With a budget the plan depends on the
+            machine's speed; without one, the same seed gives the same plan.
+        target: what is lowered: ``"kl"``, the task's divergence from the dense model (KL of classes, squared distance of
+            numbers; labels are not looked at), ``"loss"`` on the labels, or a function ``(outputs, labels) -> (samples,
+            targets)``, lower is better.
         seed: of the split of the samples, and of batches while learning.
         learn: before the swaps, learn a mask for ``steps`` steps from the tempered importances of the dense model
             (``prunekit.search.learn``); swaps go on from the better of that mask and the plan's.
         share: of the number kept that the first round swaps.
         temper: p of ``magnitude^(1-p) × influence^p``, the importance of what may leave.
         nodes: midpoints of the pruning segment for blame.
-        importance: target whose per-sample gradients give that influence; by default the margin, the loss where labels are
-            no classes, or ``target`` if it is a function.
+        importance: target whose per-sample gradients give that influence; by default the margin, where the task has one,
+            or ``target`` if it is a function.
+        loss: for the target ``"loss"``; the task's own when None.
         accept: samples of their own to accept on; without them ``accept_share`` of ``batches`` is set apart for that.
         pattern: which swaps are allowed; by the plan's structure when None (``prunekit.search.PATTERNS``).
         reference: stay close to this model's outputs instead of ``model``'s own: the dense one, where ``model`` has the kept
@@ -125,22 +131,25 @@ def refine(
         UsageError: an option out of range, too few samples, or a structure that cannot be refined.
     """
     _check(rounds, share, temper, nodes, steps, budget_seconds)
+    deadline = Deadline(budget_seconds)
     found = model_digest(model)
     if plan.provenance["model"] != found:
         raise ArtifactError(f"the plan was made for model {plan.provenance['model']}, this model is {found}")
     device = next(model.parameters()).device
     layout = Layout.of(model)
     chosen = get_pattern(plan, layout, device) if pattern is None else pattern(plan, layout, device)
-    pairs = list(batches)
-    ranking = importance or (_default_importance(pairs) if isinstance(target, str) else target)
+    kind, samples = settle(model, batches, task, loss)
+    ranking = importance or (kind.importance() if isinstance(target, str) else target)
     objective = make_objective(
-        model, pairs, target, ranking, loss=loss, accept=accept, accept_share=accept_share, seed=seed, reference=reference
+        model, samples or (), target, ranking, task=kind, accept=accept, accept_share=accept_share, seed=seed, reference=reference
     )
-    deadline = math.inf if budget_seconds is None else time.monotonic() + budget_seconds
     factors = chosen.expand(chosen.keep.to(objective.theta.dtype))
     best = _Best(chosen, objective, chosen.keep, objective.on_learn(factors), objective.on_accept(factors))
     start = (best.learn, best.accept)
     best.history.append({"stage": "given", "round": 0, "learn": best.learn, "accept": best.accept, "swapped": 0, "kept": True})
+    best.objective = replace(
+        objective, function=deadline.watched(objective.function), ranking=deadline.watched(objective.ranking)
+    )
     ended = "done"
     try:
         if not bool(chosen.keep.all()) and bool(chosen.keep.any()):
@@ -148,13 +157,15 @@ def refine(
             if in_time:
                 in_time = _swap(best, rounds, share, temper, nodes, deadline)
             ended = "done" if in_time else "budget"
+    except OutOfTime:
+        ended = "budget"
     except KeyboardInterrupt:
         ended = "interrupted"
-    samples = [sum(len(x) for x, _ in part) for part in (objective.learn, objective.accept)]
+    counts = [part.samples for part in (objective.learn, objective.accept)]
     options = {"rounds": rounds, "learn": learn, "steps": steps, "share": share, "temper": temper, "nodes": nodes, "seed": seed}
     facts: dict[str, Any] = {
         "target": target if isinstance(target, str) else getattr(target, "__name__", type(target).__name__),
-        "samples": {"learn": samples[0], "accept": samples[1]},
+        "samples": {"learn": counts[0], "accept": counts[1]},
         "before": {"learn": start[0], "accept": start[1]},
         "after": {"learn": best.learn, "accept": best.accept},
         "changed": int((best.keep & ~chosen.keep).sum()),
@@ -166,7 +177,7 @@ def refine(
     }
     if _parted(start, (best.learn, best.accept)):
         facts["note"] = (
-            f"the mask fits the {samples[0]} samples it learnt from (divergence {best.learn:.3g}) much better than others "
+            f"the mask fits the {counts[0]} samples it learnt from (divergence {best.learn:.3g}) much better than others "
             f"({best.accept:.3g}); more scoring samples would help"
         )
         warnings.warn(f"refine: {facts['note']}", stacklevel=2)
@@ -178,7 +189,7 @@ def refine(
     return replace(refined, given=dict(plan.keep), provenance={**refined.provenance, "refine": facts})
 
 
-def _swap(best: _Best, rounds: int, share: float, temper: float, nodes: int, deadline: float) -> bool:
+def _swap(best: _Best, rounds: int, share: float, temper: float, nodes: int, deadline: Deadline) -> bool:
     """The rounds of give back and drop; False when time ran out."""
     pattern, objective = best.pattern, best.objective
     theta, dtype = objective.theta, objective.theta.dtype
@@ -186,7 +197,7 @@ def _swap(best: _Best, rounds: int, share: float, temper: float, nodes: int, dea
     tried = torch.zeros_like(best.keep)  # single units that did not help, since the mask last changed
     with Bar("refine", rounds) as bar:
         for number in range(1, rounds + 1):
-            if time.monotonic() > deadline:
+            if deadline.passed:
                 return False
             ranked = _ranking(number)
             facts: dict[str, Any] = {"stage": "refine", "round": number, "ranked": ranked, "share": share}
@@ -230,17 +241,15 @@ def _gain(best: _Best) -> Tensor:
     """How much J falls, to first order at the pruned model, when a unit returns: ``-∂J/∂m``, ``(U,)``."""
     pattern, objective = best.pattern, best.objective
     mask = best.keep.to(objective.theta.dtype).requires_grad_()
-    samples = sum(len(x) for x, _ in objective.learn)
     gain = torch.zeros_like(mask)
     for x, y in objective.learn:
-        value = objective.function(objective.theta * pattern.expand(mask), x, y).sum() / samples
-        gain -= torch.autograd.grad(value, mask)[0]
+        gain -= mask_gradient(objective, pattern, mask, x, y, objective.learn.samples)
     return gain.detach()
 
 
-def _learn(best: _Best, steps: int, temper: float, seed: int, deadline: float) -> bool:
+def _learn(best: _Best, steps: int, temper: float, seed: int, deadline: Deadline) -> bool:
     """Learnt masks, judged as they come; False when time ran out."""
-    if time.monotonic() > deadline:
+    if deadline.passed:
         return False
     objective = best.objective
     engine = choose_engine(objective.ranking, objective.theta, *objective.labelled[0])
@@ -252,14 +261,9 @@ def _learn(best: _Best, steps: int, temper: float, seed: int, deadline: float) -
             bar.describe(best.line(f"learn, step {step}"))
             bar.advance(step - done)
             done = step
-            if time.monotonic() > deadline:
+            if deadline.passed:
                 return False
     return True
-
-
-def _default_importance(batches: list[tuple[Tensor, Tensor]]) -> str:
-    """The margin, but the loss where labels are no classes to have one."""
-    return "margin" if all(y.dtype == torch.int64 for _, y in batches) else "loss"
 
 
 def _parted(before: tuple[float, float], after: tuple[float, float]) -> bool:

@@ -6,15 +6,16 @@ plan in rounds, at refine's cost or in ten; the others are the rivals, which tak
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from prunekit.batch import Inputs
 from prunekit.criteria import Evidence, compose, parse, score_evidence
+from prunekit.data import Samples
 from prunekit.errors import UsageError, nearest
 from prunekit.plan import GROUPED, Plan
 from prunekit.search.objective import make_objective
@@ -26,9 +27,8 @@ from prunekit.search.rivals.rescored import equal_cost
 from prunekit.search.schedule import Schedule, prune_by_schedule
 from prunekit.trajectory import Layout
 
-Batches = Sequence[tuple[Tensor, Tensor]]
-
 RESCORED = "magnitude^0.5*taylor(target=margin,aggregation=l2)^0.5"
+RESCORED_WITHOUT_MARGIN = "magnitude^0.5*taylor(aggregation=l2)^0.5"
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Material:
         evidence: of the dense model: its loss, its data, how it was trained.
         learn: samples to learn from.
         accept: samples of their own to accept on; None sets a quarter of ``learn`` apart.
-        example: one or two inputs, for tracing.
+        example: the inputs of one or two samples, for tracing.
         seed: of what is shuffled.
     """
 
     evidence: Evidence
-    learn: Batches
-    accept: Batches | None
-    example: Tensor
+    learn: Samples
+    accept: Samples | None
+    example: Inputs
     seed: int
 
 
@@ -71,7 +71,7 @@ def refine_plan(
         rounds=rounds,
         learn=learn,
         seed=material.seed,
-        loss=material.evidence.loss,
+        task=material.evidence.task,
         reference=reference,
     )
 
@@ -79,7 +79,13 @@ def refine_plan(
 def _by_rival(plan: Plan, model: nn.Module, material: Material, *, name: str) -> Plan:
     pattern = Weights(plan, Layout.of(model), next(model.parameters()).device)
     objective = make_objective(
-        model, material.learn, "kl", "margin", loss=material.evidence.loss, accept=material.accept, seed=material.seed
+        model,
+        material.learn,
+        "kl",
+        material.evidence.task.importance(),
+        task=material.evidence.task,
+        accept=material.accept,
+        seed=material.seed,
     )
     return pattern.plan(RIVALS[name](pattern, objective, material.seed))
 
@@ -90,9 +96,8 @@ def _rescored_units(plan: Plan, model: nn.Module, material: Material, *, most: i
     A round costs one gradient of every sample to learn from; there are as many as ``refine`` takes of them, or ``most``, but
     none that could not remove a unit.
     """
-    x, y = (torch.cat([pair[i] for pair in material.learn]) for i in (0, 1))
-    evidence = replace(material.evidence, x=x, y=y)
-    spec = parse(RESCORED)
+    evidence = replace(material.evidence, data=material.learn)
+    spec = parse(RESCORED if "margin" in evidence.task.targets() else RESCORED_WITHOUT_MARGIN)
     scores = compose(spec, {part.text: score_evidence(evidence, part.text) for part in spec.singles})
     planner = Planner(evidence, scores, plan.structure, plan.provenance["allocation"], material.example)
     gone = sum(int((~keep).sum()) for keep in plan.keep.values())

@@ -35,6 +35,17 @@ SPACINGS = ("geometric", "linear")
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A figure of a model by its name."""
+
+    name: str
+    of: Callable[[nn.Module], float]
+
+    def __call__(self, model: nn.Module) -> float:
+        return self.of(model)
+
+
+@dataclass(frozen=True)
 class Schedule:
     """When how much goes.
 
@@ -139,7 +150,7 @@ def prune_by_schedule(
     end: int | None = None,
     recalibrate: Callable[[nn.Module], object] | None = None,
     folder: Path | None = None,
-    measure: Callable[[nn.Module], float] | None = None,
+    measure: Figure | Callable[[nn.Module], float] | None = None,
     again: Again | None = None,
 ) -> Pruned:
     """Prunes ``model`` (left as it is) along a schedule.
@@ -152,7 +163,7 @@ def prune_by_schedule(
         recalibrate: sets BatchNorm statistics anew, after a pruning and at the end.
         folder: where fine-tuning steps are recorded, as a child of the planner's trajectory. With ``rewind`` only the last
             round's are: the earlier ones chose masks, but no weight of the final model comes from them.
-        measure: validation accuracy of a model.
+        measure: a figure of a model on validation data, told of every round.
         again: after the last round, refine and fine-tune so many times more; the mask keeps its size, but all that was ever
             removed may come back, with its dense value.
 
@@ -172,7 +183,8 @@ def prune_by_schedule(
             raise UsageError(f"rewind is {rewind}; training has steps 0 to {how.steps - 1}")
     if again is not None and again.rounds:
         check_again(schedule.name, how is not None, rewind is not None)
-    work = _Work(copy.deepcopy(model), planner, sparsity, schedule, how, recalibrate, folder, measure, again, model)
+    figure = measure if measure is None or isinstance(measure, Figure) else Figure("accuracy", measure)
+    work = _Work(copy.deepcopy(model), planner, sparsity, schedule, how, recalibrate, folder, figure, again, model)
     if schedule.name == "gradual":
         plan = work.gradual()
     elif how is None:
@@ -211,7 +223,7 @@ class _Work:
     how: Finetuning | None
     recalibrate: Callable[[nn.Module], object] | None
     folder: Path | None
-    measure: Callable[[nn.Module], float] | None
+    measure: Figure | None
     again: Again | None
     dense: nn.Module
 
@@ -226,7 +238,7 @@ class _Work:
             self.plan = self.planner.plan(self.model, target, self.plan)
             apply_masks(self.model, self.plan.masks())
             self._recalibrate()
-            self._note(target, self._accuracy())
+            self._note(target, self._figure())
         return self._done()
 
     def by_rounds(self) -> Plan:
@@ -240,11 +252,11 @@ class _Work:
                     self.plan = self.planner.plan(self.model, target, self.plan, self._child(tuner))
                     tuner.shrink(self.plan.masks())
                     tuner.set(self._recalibrate)
-                self._train(tuner, number, self._accuracy(), target)
+                self._train(tuner, number, self._figure(), target)
             for number in range(len(self.targets), self._trainings):
                 self._refine_again(tuner)
                 tuner.set(self._recalibrate)
-                self._train(tuner, number, self._accuracy(), self.targets[-1])
+                self._train(tuner, number, self._figure(), self.targets[-1])
         return self._done()
 
     def _train(self, tuner: Tuner, number: int, pruned: float | None, target: float) -> None:
@@ -271,7 +283,7 @@ class _Work:
             masks = self.plan.masks()
             ended = copy.deepcopy(self.model)
             apply_masks(ended, masks)
-            pruned = self._accuracy(ended)
+            pruned = self._figure(ended)
             load_into(self.model, trajectory.model_state(step), trajectory.folder)
             if self.folder is not None:
                 forget(self.folder)
@@ -296,16 +308,16 @@ class _Work:
                     return
                 target = self.targets[number - 1]
                 self.plan = self.planner.plan(self.model, target, self.plan, self._child(tuner))
-                before = self._accuracy() if self.rounds else None
+                before = self._figure() if self.rounds else None
                 if before is not None:
-                    self.rounds[-1]["accuracy"] = before
+                    self.rounds[-1][self._name] = before
                 tuner.shrink(self.plan.masks())
-                self._note(target, self._accuracy(), every, tuner.how.seed)
+                self._note(target, self._figure(), every, tuner.how.seed)
 
             tuner.run(after_step=after_step, stage="fine-tune and prune")
             tuner.set(self._recalibrate)
             self.rounds[-1]["steps"] += self.how.steps - every * len(self.targets)
-            self.rounds[-1]["accuracy"] = self._accuracy()
+            self.rounds[-1][self._name] = self._figure()
         return self._done()
 
     def _tuner(self, masks: dict[str, Tensor], step: int | None) -> Tuner:
@@ -326,15 +338,19 @@ class _Work:
             if self.plan is not None:
                 apply_masks(self.model, self.plan.masks())
 
-    def _accuracy(self, model: nn.Module | None = None) -> float | None:
+    def _figure(self, model: nn.Module | None = None) -> float | None:
         return None if self.measure is None else self.measure(self.model if model is None else model)
+
+    @property
+    def _name(self) -> str:
+        return "" if self.measure is None else self.measure.name
 
     def _note(self, asked: float, pruned: float | None, steps: int = 0, seed: int | None = None, again: int = 0) -> None:
         assert self.plan is not None
         now = time.perf_counter()
         facts: dict[str, Any] = {"asked": asked, "sparsity": self.plan.sparsity()["prunable"], "steps": steps}
         if pruned is not None:
-            facts |= {"accuracy_pruned": pruned, "accuracy": self._accuracy()}
+            facts |= {f"{self._name}_pruned": pruned, self._name: self._figure()}
         refined = self.plan.provenance["refine_again"][-1] if again else self.plan.provenance.get("refine")
         if again:
             facts["again"] = again

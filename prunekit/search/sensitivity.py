@@ -1,4 +1,4 @@
-"""How much accuracy each layer costs when it alone is pruned: a layer × sparsity table on validation data."""
+"""How much each layer costs when it alone is pruned: a layer × sparsity table on validation data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 from prunekit.apply import masked
 from prunekit.criteria import Scores
 from prunekit.errors import UsageError
-from prunekit.measure import accuracy, fidelity, predict
 from prunekit.plan import STRUCTURES, Plan
 from prunekit.progress import track
 from prunekit.search.compare import Candidates
@@ -27,8 +26,8 @@ def sensitivity(candidates: Candidates, structure: str, criterion: str, sparsiti
         sparsities: shares to remove of the layer's weights (units), in [0, 1).
 
     Returns:
-        ``dense``: accuracy; ``cells``: one a layer and sparsity, with ``layer``, ``sparsity``, ``removed`` (weights or units),
-        ``accuracy``, ``agreement`` and ``kl`` to the dense model.
+        ``dense``: figures; ``cells``: one a layer and sparsity, with ``layer``, ``sparsity``, ``removed`` (weights or units) and
+        figures, closeness to the dense model among them.
 
     Raises:
         UsageError: a pattern, which has no sparsity to vary.
@@ -45,9 +44,9 @@ def sensitivity(candidates: Candidates, structure: str, criterion: str, sparsiti
         keep = torch.ones(values.numel(), dtype=torch.bool)
         keep[torch.sort(values.flatten(), stable=True).indices[:remove]] = False
         plan = whole.edited({layer: keep.view(values.shape)})
-        outputs, labels = predict(masked(candidates.model, plan), candidates.batches)
-        cells.append({"layer": layer, "sparsity": sparsity, "removed": remove, **fidelity(outputs, labels, candidates.dense)})
-    return {"dense": {"accuracy": accuracy(candidates.dense, candidates.labels)}, "cells": cells}
+        figures = candidates.measured(masked(candidates.model, plan))
+        cells.append({"layer": layer, "sparsity": sparsity, "removed": remove, **figures})
+    return {"dense": candidates.dense, "cells": cells}
 
 
 def _importance(scores: Scores, whole: Plan, candidates: Candidates) -> Mapping[str, Tensor]:

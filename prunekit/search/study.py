@@ -17,14 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.apply import apply_masks, masked
-from prunekit.measure import fidelity, predict, sizes
+from prunekit.data import Samples
+from prunekit.measure import sizes
 from prunekit.plan import GROUPED, Plan, choices
 from prunekit.search.again import refine_again
 from prunekit.search.compare import Candidates
 from prunekit.search.finetune import Finetuning, Tuner, finetune
 from prunekit.search.repair import Material, get_repair, refine_plan
+from prunekit.task.evaluation import References, evaluate
 
-Batches = Sequence[tuple[Tensor, Tensor]]
 REFINED_AGAIN = "refined again"
 Compensate = Callable[[nn.Module, Mapping[str, Tensor]], nn.Module]
 """``(model, masks)`` -> a copy whose kept weights make up for the removed ones."""
@@ -41,17 +42,17 @@ class Bench:
     """
 
     candidates: Candidates
-    test: Batches
+    test: Samples
     seed: int
 
     def measured(self, model: nn.Module) -> dict[str, dict[str, float]]:
-        """``validation`` and ``test``: accuracy, agreement with and KL to the dense model."""
-        splits = {"validation": (self.candidates.batches, self.candidates.dense), "test": (self.test, self._dense_test)}
-        return {split: fidelity(*predict(model, batches), dense) for split, (batches, dense) in splits.items()}
+        """``validation`` and ``test``: the task's figures, closeness to the dense model among them."""
+        on_test = evaluate(model, self.test, self.candidates.task, self._on_test)
+        return {"validation": self.candidates.measured(model), "test": on_test.figures()}
 
     @cached_property
-    def _dense_test(self) -> Tensor:
-        return predict(self.candidates.model, self.test)[0]
+    def _on_test(self) -> References:
+        return References(self.candidates.model, self.test, self.candidates.task)
 
 
 def one_shot(
@@ -226,6 +227,6 @@ def _row(
 
 
 def dense_facts(bench: Bench) -> dict[str, Any]:
-    """The unpruned model: accuracies, parameters, theoretical MACs, and weights by layer."""
+    """The unpruned model: figures, parameters, theoretical MACs, and weights by layer."""
     model = bench.candidates.model
-    return {**bench.measured(model), **sizes(model, bench.test[0][0][:1])}
+    return {**bench.measured(model), **sizes(model, bench.test.rows(0, 1)[0])}

@@ -12,11 +12,11 @@ from prunekit.structure.names import (
     implied_sparsity,
     pattern_of,
 )
-from prunekit.structure.prunable import prunable_parameters
+from prunekit.structure.prunable import kept_layers, prunable_parameters
 
 ChannelGroup = Group
 
 __all__ = [
     "GROUPED", "KNOWN", "STRUCTURES", "ChannelGroup", "Group", "Groups", "Pattern", "asked_sparsity", "channel_groups",
-    "check_structure", "find_groups", "implied_sparsity", "pattern_of", "prunable_parameters",
+    "check_structure", "find_groups", "implied_sparsity", "kept_layers", "pattern_of", "prunable_parameters",
 ]  # fmt: skip

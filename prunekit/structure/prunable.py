@@ -1,32 +1,54 @@
-"""Which parameters may be pruned at all: weights of two or more axes, less the patterns to ignore."""
+"""Which parameters may be pruned, and which layers may lose nothing: weights by their role, less the patterns to ignore."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
+from torch import nn
+
 from prunekit.errors import UsageError, nearest
+from prunekit.structure.roles import weight_roles
 from prunekit.trajectory.layout import Layout
 
 
-def prunable_parameters(layout: Layout, ignore: Sequence[str] = ()) -> list[str]:
-    """Names of prunable parameters, in model order. Biases and norm weights (one axis) never are.
+def prunable_parameters(model: nn.Module, layout: Layout, ignore: Sequence[str] = (), include: Sequence[str] = ()) -> list[str]:
+    """Names of prunable parameters, in model order: the weights of layers (``prunekit.structure.roles``).
 
     Args:
+        model: of the recorded architecture; only what its layers are is looked at.
         ignore: shell-style patterns of full parameter names, such as ``classifier.*``.
+        include: patterns of parameters of two or more axes that may be pruned though they are no layer's weights, such as
+            ``positions``.
 
     Raises:
         UsageError: a pattern matches no parameter, or nothing is left to prune.
     """
-    names = [entry.name for entry in layout.parameters]
-    for pattern in ignore:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise UsageError(f"prunable.ignore: {pattern!r} matches no parameter; {nearest(pattern, names)}")
-    kept = [
-        entry.name
-        for entry in layout.parameters
-        if len(entry.shape) >= 2 and not any(fnmatchcase(entry.name, pattern) for pattern in ignore)
-    ]
+    shapes = {entry.name: entry.shape for entry in layout.parameters}
+    names = list(shapes)
+    for what, patterns in (("ignore", ignore), ("include", include)):
+        for pattern in patterns:
+            if not _matching(names, [pattern]):
+                raise UsageError(f"prunable.{what}: {pattern!r} matches no parameter; {nearest(pattern, names)}")
+    for pattern in include:
+        if all(len(shapes[name]) < 2 for name in _matching(names, [pattern])):
+            raise UsageError(f"prunable.include: {pattern!r} matches only parameters of fewer than two axes, which stay whole")
+    weights = weight_roles(model)
+    asked = {name for name in _matching(names, include) if len(shapes[name]) >= 2}
+    ignored = set(_matching(names, ignore))
+    kept = [name for name in names if (name in weights or name in asked) and name not in ignored]
     if not kept:
-        raise UsageError(f"nothing to prune: no parameter of two or more axes is left of {', '.join(names)}")
+        raise UsageError(
+            f"nothing to prune: no layer's weight is left of {', '.join(names)}; see prunable.ignore and prunable.include"
+        )
     return kept
+
+
+def kept_layers(model: nn.Module, ignore: Sequence[str]) -> list[str]:
+    """Layers that a pattern covers whole (``classifier.*``, not ``classifier.weight``): these lose nothing, inputs included."""
+    owners = {name.rpartition(".")[0] for name, _ in model.named_parameters()} - {""}
+    return sorted(owner for owner in owners if any(fnmatchcase(f"{owner}.\0", pattern) for pattern in ignore))
+
+
+def _matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]

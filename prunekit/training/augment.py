@@ -7,7 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Augment = Callable[[Tensor, torch.Generator], Tensor]
+from prunekit.batch import Batch, Inputs
+
+Augment = Callable[[Inputs, torch.Generator], Inputs]
 """``(inputs (samples, ...), generator)`` -> the changed inputs; every random draw from ``generator``."""
 
 
@@ -25,13 +27,13 @@ def step_seed(seed: int, step: int) -> int:
     return (seed << 31) | step
 
 
-def augmented(batch: Callable[[Tensor], tuple[Tensor, Tensor]], augment: Augment) -> Callable[..., tuple[Tensor, Tensor]]:
+def augmented(batch: Callable[[Tensor], Batch], augment: Augment) -> Callable[..., Batch]:
     """``(indices, seed)`` -> the batch as a step that recorded ``seed`` saw it, as ``prunekit.kernel.data_scores`` asks for it.
 
     Without a seed: the samples as they are stored.
     """
 
-    def made_again(indices: Tensor, seed: int | None = None) -> tuple[Tensor, Tensor]:
+    def made_again(indices: Tensor, seed: int | None = None) -> Batch:
         x, y = batch(indices)
         return (x if seed is None else augment(x, torch.Generator().manual_seed(seed))), y
 

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit.batch import Batch, call, to
 from prunekit.errors import NonFiniteError
 from prunekit.progress import track
+from prunekit.task import Classification, Task
 from prunekit.training.augment import Augment, augmented, step_seed
 from prunekit.training.distill import Distillation
 from prunekit.trajectory import Recorder
 
-Batch = Callable[[Tensor], tuple[Tensor, Tensor]]
+Fetch = Callable[[Tensor], Batch]
 
 
 def batches_per_epoch(samples: int, batch_size: int, drop_last: bool = False) -> int:
@@ -28,8 +30,8 @@ def train(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scheduler: Any,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    batch: Batch,
+    task: Task | Callable[[Tensor, Tensor], Tensor],
+    batch: Fetch,
     samples: int,
     *,
     epochs: int,
@@ -50,6 +52,7 @@ def train(
 
     Args:
         scheduler: stepped after every optimizer step; None for a constant rate.
+        task: which of the model's answers counts and which loss is lowered; or a loss ``(outputs, labels) -> scalar``.
         batch: indices ``(k,)`` -> inputs and labels.
         samples: how many training samples there are.
         seed: of the order of samples.
@@ -69,6 +72,7 @@ def train(
     history: list[float] = []
     steps = batches_per_epoch(samples, batch_size, drop_last)
     seen = augmented(batch, augment) if augment is not None else batch
+    kind = task if isinstance(task, Task) else Classification(task)
     model.train()
 
     def order() -> Any:
@@ -85,12 +89,12 @@ def train(
             continue
         drawn = [] if augment is None else [step_seed(seed, step)]
         x, y = seen(indices, *drawn)
-        x, y = x.to(device), y.to(device)
+        x, y = to(x, device), to(y, device)
         optimizer.zero_grad()
-        outputs = model(x)
-        value = loss(outputs, y)
+        outputs = kind.outputs(call(model, x))
+        value = kind.loss.batch(outputs, y)
         if distill is not None:
-            value = distill(value, outputs, x)
+            value = distill(value, outputs, x, y)
         current = value.item()
         if not math.isfinite(current):
             rate = "train.lr" if stage == "train" else "finetune.lr"

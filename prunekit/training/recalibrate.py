@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from prunekit.batch import Batch, call, to
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> int:
+def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
     """Replaces the running statistics of every BatchNorm layer of ``model`` by the plain average over ``batches``.
 
     Every batch counts the same (``momentum=None``, the cumulative average). Weights do not move; layers other than
@@ -34,7 +36,7 @@ def recalibrate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> i
             norm.momentum = None
             norm.train()
         for x, _ in batches:
-            model(x.to(device))
+            call(model, to(x, device))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import PrunekitError
+from prunekit.errors import UsageError
 from prunekit.trajectory.rules import optimizer_name
 
 
@@ -16,20 +16,28 @@ def describe_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     """``{"name": ..., "groups": [{"parameters": [...], hyperparameters...}]}``, JSON values.
 
     Raises:
-        PrunekitError: the optimizer holds parameters that are not the model's.
+        UsageError: the optimizer holds parameters that are not the model's.
     """
+    refuse_strangers(model, optimizer)
     known = {id(p): name for name, p in model.named_parameters()}
     groups = []
     for group in optimizer.param_groups:
-        unknown = [p for p in group["params"] if id(p) not in known]
-        if unknown:
-            raise PrunekitError(
-                f"the optimizer holds {len(unknown)} parameters that are not the model's (shapes "
-                f"{', '.join(str(tuple(p.shape)) for p in unknown[:3])}); make it from model.parameters()"
-            )
         names = [known[id(p)] for p in group["params"] if p.requires_grad]
         groups.append({"parameters": names, **group_options(group)})
     return {"name": optimizer_name(optimizer), "groups": groups}
+
+
+def refuse_strangers(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Raises UsageError when the optimizer holds parameters that are not the model's."""
+    known = {id(p) for p in model.parameters()}
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    unknown = [p for p in held if id(p) not in known]
+    if unknown:
+        raise UsageError(
+            f"the optimizer holds {len(unknown)} of {len(held)} parameters that are not the model's (shapes "
+            f"{', '.join(str(tuple(p.shape)) for p in unknown[:3])}): another model's, or a copy's from before it was pruned, "
+            "copied or moved; make it from model.parameters()"
+        )
 
 
 def group_options(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from prunekit import checkpoint
 from prunekit.errors import ArtifactError, NonFiniteError
-from prunekit.trajectory.layout import Layout, fixed_state
+from prunekit.trajectory.bare import bare
+from prunekit.trajectory.layout import Layout, fixed_state, named_tensors, path_dtype
 from prunekit.trajectory.recorder import SCHEMA
 from prunekit.trajectory.states import WholeWriter
 from prunekit.trajectory.store import NAMES
@@ -32,15 +33,15 @@ def write_checkpoints(
         ArtifactError: a file is not safetensors or does not fit the model; the message names the parameter.
         NonFiniteError: a checkpoint holds NaN or Inf.
     """
+    model = bare(model)
     layout = Layout.of(model)
-    dtype = np.dtype(np.float64 if any(p.dtype == torch.float64 for p in model.parameters()) else np.float32)
+    dtype = np.dtype(np.float64 if path_dtype(model) == torch.float64 else np.float32)
     folder.mkdir(parents=True, exist_ok=True)
     writer = WholeWriter(folder, layout.total, dtype)
     for path in weights:
         load_into(model, checkpoint.read_tensors(path), path)
-        named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         row = np.empty(layout.total, dtype)
-        layout.flatten(named, out=torch.from_numpy(row))
+        layout.flatten(named_tensors(model), out=torch.from_numpy(row))
         if not np.isfinite(row).all():
             raise NonFiniteError(f"{path}: holds NaN or Inf")
         writer.append(row)

@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import ArtifactError
+from prunekit.errors import ArtifactError, UsageError
+from prunekit.trajectory.bare import bare
+from prunekit.trajectory.ties import refuse_overlaps
+
+ORIGINAL = "_orig"  # what torch.nn.utils.prune appends to the name of a weight that it masks
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,21 @@ class Layout:
 
         Buffers such as BatchNorm's running statistics move during training, so they are coordinates of the
         path; frozen parameters and integer buffers do not, and are kept once beside it (``fixed_state``).
+
+        Raises:
+            UsageError: a parameter has no real numbers of its own here (complex, lazy, spread over devices).
+            StructureError: a trained parameter shares memory with another tensor without being the same one.
         """
+        model = bare(model)
         saved = set(model.state_dict())
         named: list[tuple[str, Tensor, str]] = [
             (name, parameter, "parameter") for name, parameter in model.named_parameters() if parameter.requires_grad
         ]
+        _check_kinds({name: parameter for name, parameter, _ in named})
         named += [
             (name, buffer, "buffer") for name, buffer in model.named_buffers() if name in saved and buffer.is_floating_point()
         ]
+        refuse_overlaps(model)
         return cls._packed([(name, tuple(tensor.shape), kind) for name, tensor, kind in named])
 
     @classmethod
@@ -81,14 +92,17 @@ class Layout:
         return {entry.name: flat[entry.span].view(entry.shape) for entry in self.entries}
 
     def flatten(self, named: Mapping[str, Tensor], out: Tensor | None = None) -> Tensor:
-        """Copies named tensors into one flat vector ``(P,)``.
+        """Copies named tensors into one flat vector ``(P,)``: float64 where a trained parameter is, else float32.
+
+        A weight under a mask of torch.nn.utils.prune counts as what it computes with: 0 where it is masked.
 
         Raises:
             ArtifactError: a tensor is missing or has another shape.
         """
         if out is None:
-            first = next(iter(named.values()), torch.empty(0))
-            out = torch.empty(self.total, dtype=first.dtype, device=first.device)
+            device = next((tensor.device for tensor in named.values()), torch.device("cpu"))
+            double = any(e.name in named and named[e.name].dtype == torch.float64 for e in self.parameters)
+            out = torch.empty(self.total, dtype=torch.float64 if double else torch.float32, device=device)
         for entry in self.entries:
             tensor = named.get(entry.name)
             if tensor is None:
@@ -96,6 +110,9 @@ class Layout:
             if tuple(tensor.shape) != entry.shape:
                 raise ArtifactError(f"{entry.name}: shape {tuple(tensor.shape)}, expected {entry.shape}")
             out[entry.span].copy_(tensor.detach().reshape(-1))
+            mask = named.get(mask_of(entry.name)) if entry.name.endswith(ORIGINAL) else None
+            if mask is not None and mask.shape == tensor.shape:
+                out[entry.span].mul_(mask.detach().reshape(-1).to(out))
         return out
 
     def check(self, model: nn.Module) -> None:
@@ -104,6 +121,9 @@ class Layout:
         Raises:
             ArtifactError: names the first difference.
         """
+        model = bare(model)
+        if meta := next((name for name, tensor in named_tensors(model).items() if tensor.is_meta), None):
+            raise UsageError(f"the model has no numbers: {meta} is on the meta device; build it on the CPU")
         other = Layout.of(model)
         if other == self:
             return
@@ -118,9 +138,38 @@ class Layout:
         raise ArtifactError("the model is not the recorded one: its parameters come in another order")
 
 
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of the model inside its wrappers, by name, tied ones once."""
+    model = bare(model)
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def path_dtype(model: nn.Module) -> torch.dtype:
+    """What a path of ``model`` is kept and scored in: float64 where a parameter is, float32 for all else."""
+    return torch.float64 if any(p.dtype == torch.float64 for p in bare(model).parameters()) else torch.float32
+
+
+def mask_of(name: str) -> str:
+    """The buffer in which torch.nn.utils.prune keeps the mask of a weight ``<name>_orig``."""
+    return name.removesuffix(ORIGINAL) + "_mask"
+
+
 def fixed_state(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
     """What the model needs beside the path: frozen parameters and integer buffers, tied names once."""
     moving = {entry.name for entry in layout}
-    named: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    saved = set(model.state_dict())
-    return {name: tensor.detach().clone() for name, tensor in named.items() if name not in moving and name in saved}
+    saved = set(bare(model).state_dict())
+    return {
+        name: tensor.detach().clone() for name, tensor in named_tensors(model).items() if name not in moving and name in saved
+    }
+
+
+def _check_kinds(parameters: Mapping[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise UsageError(f"{name} has no shape yet (a lazy layer); call the model once on a batch before this")
+        if parameter.is_complex():
+            raise UsageError(f"{name} is {parameter.dtype}; a path is made of real numbers, keep real and imaginary parts apart")
+        if hasattr(parameter, "full_tensor"):
+            raise UsageError(f"{name} is spread over devices (DTensor); gather the model's weights (full_tensor) first")
+        if parameter.layout != torch.strided:
+            raise UsageError(f"{name} is stored sparsely ({parameter.layout}); make it dense (to_dense) first")

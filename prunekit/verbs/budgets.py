@@ -1,4 +1,4 @@
-"""What a budget means for a run: parameters, MACs, bytes, measured latency, or accuracy on validation data."""
+"""What a budget means for a run: parameters, MACs, bytes, measured latency, or a measure on validation data."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from torch import nn
 
 from prunekit import checkpoint
 from prunekit.apply import masked, prune
+from prunekit.batch import take, to
 from prunekit.errors import PrunekitError, UsageError
-from prunekit.measure import latencies, predict, sizes
+from prunekit.measure import latencies, sizes
 from prunekit.plan import Plan
-from prunekit.recipe import Prune
+from prunekit.recipe import DROPS, Prune
 from prunekit.search import Planner, Schedule, prune_by_schedule
 from prunekit.search.budget import least, most
+from prunekit.task.evaluation import References, evaluate
 from prunekit.verbs.run_folder import Run
 from prunekit.verbs.scheduling import finetuning_of
 
@@ -43,8 +45,8 @@ def within_budget(run: Run, wanted: Prune, choose: Choose, plan: MakePlan, plann
         PrunekitError: nothing that can be planned is within it; says what was reached.
     """
     name, budget = wanted.budget
-    if name == "max_accuracy_drop":
-        return _by_accuracy(run, wanted, budget, choose, plan, planner)
+    if name in DROPS:
+        return _by_measure(run, wanted, name, budget, choose, plan, planner)
     size: Callable[[Plan], float]
     if name == "max_params":
         size = partial(_parameters, run)
@@ -68,23 +70,27 @@ def within_budget(run: Run, wanted: Prune, choose: Choose, plan: MakePlan, plann
     return sparsity, {"budget": {name: budget}, "reached": reached}
 
 
-def _by_accuracy(
-    run: Run, wanted: Prune, drop: float, choose: Choose, plan: MakePlan, planner: MakePlanner
+def _by_measure(
+    run: Run, wanted: Prune, name: str, drop: float, choose: Choose, plan: MakePlan, planner: MakePlanner
 ) -> tuple[float, dict[str, Any]]:
     """The smallest model whose drop holds with a standard error to spare.
 
     The search takes the luckiest of many models, so the drop that it sees on validation data is less than what follows on
     other data.
     """
-    batches = run.batches("validation")
-    outputs, labels = predict(run.model, batches)
-    right = outputs.argmax(-1) == labels
+    task, samples = run.task, run.batches("validation")
+    first = task.deciding
+    if name == "max_accuracy_drop" and first.name != "accuracy":
+        raise UsageError(
+            f"max_accuracy_drop is for tasks that accuracy decides; {task.name} is measured by {first.name}: max_drop"
+        )
+    references = None if task.measures else References(run.model, samples, task)
+    dense = evaluate(run.model, samples, task, references)
     how = finetuning_of(run, wanted) if wanted.trains else None
     seen: dict[float, tuple[float, float]] = {}
 
     def measure(model: nn.Module, sparsity: float) -> float:
-        lost = right.double() - (predict(model, batches)[0].argmax(-1) == labels).double()
-        seen[sparsity] = 100 * float(lost.mean()), 100 * float(lost.std() / len(lost) ** 0.5)
+        seen[sparsity] = evaluate(model, samples, task, references).lost(dense)
         return -sum(seen[sparsity])
 
     def at(sparsity: float) -> float:
@@ -99,11 +105,11 @@ def _by_accuracy(
     found = most(at, -drop)
     if found is None:
         raise PrunekitError(
-            f"max_accuracy_drop is {drop:g} points; no sparsity that was tried holds it with a standard error to spare "
-            f"(dense {float(right.double().mean()):.2%} of {len(right)} validation samples)"
+            f"{name} is {drop:g}{' points' if first.unit == '%' else ''}; no sparsity that was tried holds it with a standard "
+            f"error to spare (dense {first.shown(dense.figures()[first.name])} of {dense.samples} validation samples)"
         )
     lost, error = seen[found[0]]
-    return found[0], {"budget": {"max_accuracy_drop": drop}, "reached": round(lost, 4), "standard_error": round(error, 4)}
+    return found[0], {"budget": {name: drop}, "reached": round(lost, 4), "standard_error": round(error, 4)}
 
 
 def _parameters(run: Run, plan: Plan) -> float:
@@ -116,7 +122,7 @@ def _small(run: Run, plan: Plan) -> nn.Module:
 
 
 def _macs(run: Run) -> Callable[[Plan], float]:
-    return lambda plan: sizes(_small(run, plan), run.example[:1])["macs"]
+    return lambda plan: sizes(_small(run, plan), take(run.example, slice(0, 1)))["macs"]
 
 
 def _bytes(run: Run) -> Callable[[Plan], float]:
@@ -133,5 +139,6 @@ def file_size(model: nn.Module, plan: Plan) -> int:
 def _latency(run: Run) -> Callable[[Plan], float]:
     """Median milliseconds of a batch of the recipe's last latency size, on this machine, now."""
     validation = run.splits["validation"]
-    x = validation.batch([i % len(validation) for i in range(run.recipe.eval.latency_batches[-1])])[0].to(run.device)
+    size = run.recipe.eval.latency_batches[-1]
+    x = to(validation.batch([i % len(validation) for i in range(size)])[0], run.device)
     return lambda plan: latencies({"pruned": _small(run, plan).to(run.device)}, x, seconds=0.5)["pruned"]

@@ -167,7 +167,9 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
     if job.recipe is not None:
         score_run(run, singles)
     scores = {name: run.scores(name) for name in job.names}
-    candidates = Candidates(run.model, scores, run.batches("validation"), list(study.structures), run.recipe.structure.mappings())
+    candidates = Candidates(
+        run.model, scores, run.batches("validation"), list(study.structures), run.recipe.structure.mappings(), run.task
+    )
     bench = Bench(candidates, run.batches("test"), job.seed)
     facts = {
         "case": job.case,
@@ -212,7 +214,7 @@ def _again(job: Job, run: Run, bench: Bench, rows: list[dict[str, Any]], data: d
     material = _material(job, run)
     learnt_from = {
         "seed": job.seed,
-        "samples": [sum(len(x) for x, _ in part or ()) for part in (material.learn, material.accept)],
+        "samples": [len(part) if part is not None else 0 for part in (material.learn, material.accept)],
         "calibration": run.splits["scoring"].digest(),
         "train": run.splits["train"].digest(),
     }
@@ -285,7 +287,7 @@ def _again(job: Job, run: Run, bench: Bench, rows: list[dict[str, Any]], data: d
 def _material(job: Job, run: Run) -> Material:
     """What repairs look at: see ``recipe.Repairs.samples``."""
     samples = job.study.refine.samples if job.study.refine else None
-    learn, accept = [run.evidence.samples()], None
+    learn, accept = run.evidence.samples(), None
     if samples is not None:
         learn, accept = run.batches("train", samples), learn
     return Material(run.evidence, learn, accept, run.example, job.seed)

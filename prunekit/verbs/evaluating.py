@@ -12,18 +12,23 @@ import torch
 
 from prunekit import checkpoint
 from prunekit.apply import Manifest, dense_state, load
+from prunekit.batch import to
 from prunekit.criteria import model_digest
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.kernel import ModelFunction
-from prunekit.measure import accuracy, fidelity, latencies, machine, predict, sizes
+from prunekit.measure import latencies, machine, sizes
 from prunekit.plan import Plan
 from prunekit.report import account, dense_reconstruction, flat_mask
+from prunekit.task import get_task
+from prunekit.task.evaluation import Evaluation, References, measures_told
+from prunekit.task.evaluation import evaluate as measured
 from prunekit.trajectory import Continued, Trajectory
 from prunekit.verbs.budgets import file_size
 from prunekit.verbs.compensating import pruned_as_asked
 from prunekit.verbs.run_folder import Run, recorded_inputs, reusable
 
 SCHEMA = 1
+CLASSIFICATION = measures_told(get_task(None))
 
 
 def run_of(folder: Path) -> Path:
@@ -94,24 +99,26 @@ def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
     unsqueezed = _unsqueezed(run, plan) if squeezed else None
     dense = run.model.to(run.device)
     pruned.to(run.device)
-    batches = run.batches("test")
-    dense_outputs, labels = predict(dense, batches)
-    pruned_outputs, _ = predict(pruned, batches)
-    one = run.splits["test"].batch([0])[0].to(run.device)
+    task, samples = run.task, run.batches("test")
+    references = References(dense, samples, task)
+    dense_found = measured(dense, samples, task, None if task.measures else references)
+    pruned_found = measured(pruned, samples, task, references)
+    one = to(run.splits["test"].batch([0])[0], run.device)
     dense_file = safetensors.torch.save(checkpoint.unique_state({k: v.cpu() for k, v in dense.state_dict().items()})[0])
     result = {
         "schema": SCHEMA,
         "kind": "evaluation",
         "made_from": made_from,
-        "test_samples": len(labels),
+        "test_samples": dense_found.samples,
+        "measures": measures_told(task),
         "sparsity": plan.sparsity(),
-        "dense": {"accuracy": accuracy(dense_outputs, labels), **sizes(dense, one), "bytes": len(dense_file)},
+        "dense": {**dense_found.figures(), **sizes(dense, one), "bytes": len(dense_file)},
         "pruned": {
-            **fidelity(pruned_outputs, labels, dense_outputs),
+            **pruned_found.figures(),
             **sizes(pruned, one),
             "bytes": (folder / "model.safetensors").stat().st_size,
         },
-        **_on_classes(plan, dense_outputs, pruned_outputs, labels),
+        **_on_classes(run, plan, dense_found, pruned_found),
         "layers": plan.counts(),
         "latency": _latency(run, dense, pruned, unsqueezed),
         "refine": _refinement(plan),
@@ -119,7 +126,7 @@ def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
     }
     if unsqueezed is not None:
         result["masked"] = {
-            **fidelity(predict(unsqueezed, batches)[0], labels, dense_outputs),
+            **measured(unsqueezed, samples, task, references).figures(),
             **sizes(unsqueezed, one),
             "bytes": file_size(unsqueezed, plan),
         }
@@ -129,17 +136,18 @@ def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
     return {**result, "reused": False}
 
 
-def _on_classes(plan: Plan, dense: torch.Tensor, pruned: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
+def _on_classes(run: Run, plan: Plan, dense: Evaluation, pruned: Evaluation) -> dict[str, Any]:
     """Figures of a model that was pruned for some classes, on their test samples and on the others."""
     classes = plan.provenance.get("request", {}).get("classes")
     if not classes:
         return {}
+    found_classes = [run.task.classes(labels) for _, labels in run.batches("test")]
+    labels = torch.cat([found for found in found_classes if found is not None])
     mine = torch.isin(labels, torch.tensor(classes))
     found: dict[str, Any] = {"classes": classes, "samples": int(mine.sum())}
     for name, who in (("on_classes", mine), ("on_others", ~mine)):
         if who.any():
-            dense_accuracy = accuracy(dense[who], labels[who])
-            found[name] = {"dense": dense_accuracy, **fidelity(pruned[who], labels[who], dense[who])}
+            found[name] = {"dense": dense.where(who).figures()[run.task.deciding.name], **pruned.where(who).figures()}
     return {"asked_classes": found}
 
 
@@ -152,7 +160,7 @@ def _latency(run: Run, dense: torch.nn.Module, pruned: torch.nn.Module, unsqueez
     batches = {}
     test = run.splits["test"]
     for size in run.recipe.eval.latency_batches:
-        x = test.batch([i % len(test) for i in range(size)])[0].to(run.device)
+        x = to(test.batch([i % len(test) for i in range(size)])[0], run.device)
         medians = latencies({"dense": dense, "pruned": pruned, **({"masked": unsqueezed} if unsqueezed is not None else {})}, x)
         batches[str(size)] = {
             **{f"{name}_ms": median for name, median in medians.items()},
@@ -196,10 +204,11 @@ def _kernel(
     trajectory, options = run.trajectory, run.recipe.eval
     if len(trajectory) == 0:
         return None
-    pairs = run.batches("test", options.samples)
-    x, y = torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
-    layout = trajectory.layout
-    function = ModelFunction(run.model, layout, trajectory.fixed, "outputs", run.device)
+    some = run.batches("test", options.samples)
+    x, y = some.rows(0, len(some))
+    layout, task = trajectory.layout, run.task
+    target = "outputs" if "outputs" in task.targets() else task.target
+    function = ModelFunction(run.model, layout, trajectory.fixed, target, run.device, task=task)
     dense = dense_reconstruction(
         function, trajectory, x, y, run.path / "reconstruction.safetensors",
         rule=options.rule, nodes=options.nodes, tolerance=options.tolerance, stride=options.stride,
@@ -217,17 +226,19 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     found = checkpoint.read_json(path, "evaluation")
     with checkpoint.reading(path, "evaluation"):
         small = ["pruned", *(["masked"] if "masked" in found else [])]
+        found.setdefault("measures", CLASSIFICATION)  # files that are older than this key
         for part in ("dense", *small):
-            _ = [float(found[part][key]) for key in ("accuracy", "parameters", "nonzero", "macs", "bytes")]
-        _ = [(float(found[part]["agreement"]), float(found[part]["kl"])) for part in small], found["test_samples"]
+            _ = [float(found[part][key]) for key in ("parameters", "nonzero", "macs", "bytes")]
+            _ = [float(found[part][m["name"]]) for m in found["measures"] if part != "dense" or not m["close"]]
+        _ = found["test_samples"], [(m["better"], m["unit"]) for m in found["measures"]]
         _ = float(found["sparsity"]["prunable"]), float(found["sparsity"]["all"]), found["latency"]["machine"]
         _ = [found["made_from"][key] for key in ("criterion", "allocation", "structure", "weights")]
         _ = [float(t[f"{part}_ms"]) for t in found["latency"]["batches"].values() for part in ("dense", *small)]
         _ = [(c["kept"] / c["total"]) for c in found["layers"].values()]
         if found["kernel"] is not None:
             for part in ("dense", "pruned", "masked_machine"):
-                keys = ("mean_error", "max_error", "mean_output", "argmax_agreement")
-                _ = [float(found["kernel"][part][key]) for key in keys]
+                _ = [float(found["kernel"][part][key]) for key in ("mean_error", "max_error", "mean_output")]
+                _ = found["kernel"][part]["argmax_agreement"]  # null where outputs are no classes
             _ = [float(v["share"]) for v in found["kernel"]["pruned"]["by_layer"].values()]
             _ = (
                 [found["kernel"]["dense"]["certificate"][key] for key in ("total", "worst_step", "worst")],

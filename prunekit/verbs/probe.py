@@ -1,16 +1,21 @@
-"""Does this model take this data? One batch through model, loss and backward pass, before anything long begins."""
+"""Does this model take this data? The first, the last and the largest batch, before anything long begins."""
 
 from __future__ import annotations
 
+import math
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunekit.data import Split
-from prunekit.errors import StructureError, UsageError
+from prunekit.batch import Batch, Inputs, Labels, call, described, leaves, named, to
+from prunekit.data import EVAL_BATCH, Split
+from prunekit.errors import PrunekitError, StructureError, UsageError
+from prunekit.measure import Measure
 from prunekit.plan import GROUPED
 from prunekit.recipe import Recipe
 from prunekit.structure import find_groups, prunable_parameters
+from prunekit.task import Task
+from prunekit.task.evaluation import run
 from prunekit.trajectory import Layout
 
 PROBE = 4
@@ -19,8 +24,11 @@ PROBE = 4
 def probe(recipe: Recipe, model: nn.Module, splits: dict[str, Split]) -> None:
     """Checks what a recipe's own pieces do with each other.
 
+    Of every split the first batch, the last one and the first of the largest size that is ever run go through model, task and
+    measures; of the training split also through the loss and its gradient.
+
     Raises:
-        UsageError: names the piece (model, data, loss, target) and what it did.
+        UsageError: names the piece (model, data, loss, target, task) and what it did.
     """
     layout = Layout.of(model)
     if not layout.parameters:
@@ -28,15 +36,42 @@ def probe(recipe: Recipe, model: nn.Module, splits: dict[str, Split]) -> None:
     bad = next((e.name for e in layout if "@" in e.name or "|" in e.name), None)
     if bad is not None:
         raise UsageError(f"model.factory: the parameter name {bad!r} holds '@' or '|', which score files use as separators")
-    prunable_parameters(layout, recipe.prunable.ignore)
-    recipe.load_target()
-    loss = recipe.load_loss()
+    prunable_parameters(model, layout, recipe.prunable.ignore, recipe.prunable.include)
+    task = recipe.load_task()
+    target = recipe.load_target()
+    task.get_target(task.target if target is None else target)
     for name, split in splits.items():
-        x, y = split.batch(range(min(PROBE, len(split))))
-        out = _outputs(recipe, model, x, name)
-        _check_labels(recipe, split, out, name)
-        if name == "train":
-            _check_loss(recipe, loss, model, x, y)
+        shared: set[str] | None = None
+        for where in _batches(split, recipe.train.batch_size if name == "train" else EVAL_BATCH):
+            x, y = split.batch(where)
+            _check_finite(x, name)
+            outputs = _outputs(recipe, task, model, x, name)
+            task.check(outputs, y, f"{name} split")
+            _measure(task, outputs, y, name)
+            if name == "train":
+                _check_loss(recipe, task, model, x, y)
+            shared = _check_shared(shared, x, len(where), name)
+        _check_every_label(task, model, split, name)
+
+
+def _batches(split: Split, most: int) -> list[range]:
+    """The first few samples, as many as a whole batch has, and the last batch, which may be smaller."""
+    count = len(split)
+    last = range(count - (count % most or min(most, count)), count)
+    found = [range(min(PROBE, count)), range(min(most, count)), last]
+    return list(dict.fromkeys(found))
+
+
+def _check_shared(before: set[str] | None, x: Inputs, samples: int, split: str) -> set[str] | None:
+    """Which inputs have one row a sample must not change from batch to batch; None while batches are too alike to tell."""
+    rows = {name for name, tensor in named(x, "inputs").items() if tensor.dim() and len(tensor) == samples}
+    if before is not None and before != rows:
+        odd = sorted(before ^ rows)[0]
+        raise UsageError(
+            f"data: {odd} of the {split} split has one row a sample in one batch and not in another; every input must have "
+            "samples on its first axis, or belongs into the model"
+        )
+    return rows
 
 
 def probe_structures(recipe: Recipe, model: nn.Module, splits: dict[str, Split]) -> None:
@@ -56,48 +91,74 @@ def probe_structures(recipe: Recipe, model: nn.Module, splits: dict[str, Split])
             raise StructureError(f"{error}; take {structure} out of the recipe's compare.structures and prune") from error
 
 
-def _outputs(recipe: Recipe, model: nn.Module, x: Tensor, split: str) -> Tensor:
-    training = model.training
+def _check_finite(x: Inputs, split: str) -> None:
+    for tensor in leaves(x):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UsageError(f"data: inputs of the {split} split hold NaN or Inf")
+
+
+def _outputs(recipe: Recipe, task: Task, model: nn.Module, x: Inputs, split: str) -> Tensor:
     try:
-        with torch.no_grad():
-            out = model.eval()(x)
+        out = run(model, (x, None), task)
+    except PrunekitError:
+        raise
     except Exception as error:  # the user's own model and data
         raise UsageError(
-            f"model: {recipe.model.factory} fails on data of the {split} split, inputs {tuple(x.shape)} of {x.dtype}: "
-            f"{type(error).__name__}: {error}"
+            f"model: {recipe.model.factory} fails on data of the {split} split, inputs {described(x)}: "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         ) from error
-    finally:
-        model.train(training)
-    if not isinstance(out, Tensor) or out.dim() < 2 or len(out) != len(x) or not out.is_floating_point():
-        what = f"shape {tuple(out.shape)}, {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
-        raise UsageError(f"model: {recipe.model.factory} must return one float tensor (samples, classes), returned {what}")
-    if not torch.isfinite(out).all():
+    samples = len(leaves(x)[0])
+    if out.dim() < 1 or len(out) != samples or not out.is_floating_point():
+        raise UsageError(
+            f"model: {recipe.model.factory} must return one float tensor (samples, …), returned shape {tuple(out.shape)}, "
+            f"{out.dtype}, for {samples} samples"
+        )
+    if bool(torch.isnan(out).any()) or bool((out == torch.inf).any()):
         raise UsageError(f"data: the model's outputs on the {split} split hold NaN or Inf; so may its inputs")
     return out
 
 
-def _check_labels(recipe: Recipe, split: Split, out: Tensor, name: str) -> None:
-    if recipe.loss != "cross_entropy":
+def _measure(task: Task, outputs: Tensor, y: Labels, split: str) -> None:
+    """Every measure once, so that none fails after training."""
+    outputs, labels = outputs.cpu(), to(y, "cpu")
+    for measure in task.measures:
+        _try(task, measure, outputs, labels, split)
+    for measure in task.closeness:
+        _try(task, measure, outputs, (outputs, labels), split)
+
+
+def _try(task: Task, measure: Measure, outputs: Tensor, labels: Labels, split: str) -> None:
+    what = f"measure {measure.name}"
+    try:
+        value = measure.of(measure.each(outputs, labels).double())
+    except PrunekitError:
+        raise
+    except Exception as error:  # a task of the user's own, or data that no check foresaw
+        raise UsageError(
+            f"task {task.name}: {what} fails on the {split} split: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        ) from error
+    if not math.isfinite(value):
+        raise UsageError(f"task {task.name}: {what} is {value} on the {split} split")
+
+
+def _check_every_label(task: Task, model: nn.Module, split: Split, name: str) -> None:
+    """Labels that lie in memory are all looked at; of others those of the batches that were tried."""
+    if split.held is None or not isinstance(split.held[1], Tensor):
         return
-    y = split.pair[1] if split.pair else split.batch(range(min(64, len(split))))[1]
-    classes = out.shape[1]
-    if y.dtype != torch.int64 or y.dim() != out.dim() - 1:
-        raise UsageError(
-            f"data: labels of the {name} split are {y.dtype} {tuple(y.shape)}; cross_entropy needs class indices, int64"
-        )
-    if int(y.min()) < 0 or int(y.max()) >= classes:
-        raise UsageError(
-            f"data: labels of the {name} split go from {int(y.min())} to {int(y.max())}, the model has {classes} outputs"
-        )
-    if split.pair and split.pair[0].is_floating_point() and not torch.isfinite(split.pair[0]).all():
-        raise UsageError(f"data: inputs of the {name} split hold NaN or Inf")
+    inputs, labels = split.held
+    _check_finite(inputs, name)
+    few = range(min(2, len(split)))
+    outputs = run(model, (split.batch(few)[0], None), task)
+    task.check(outputs[:1].expand(len(labels), *outputs.shape[1:]), labels, f"{name} split")
 
 
-def _check_loss(recipe: Recipe, loss: object, model: nn.Module, x: Tensor, y: Tensor) -> None:
+def _check_loss(recipe: Recipe, task: Task, model: nn.Module, x: Inputs, y: Labels) -> None:
+    batch: Batch = x, y
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     state = {k: v.clone() for k, v in model.state_dict().items()}
     with torch.random.fork_rng(devices=[]):
         try:
-            value = (loss if callable(loss) else F.cross_entropy)(model(x), y)
+            value = task.loss.batch(task.outputs(call(model, to(batch[0], device))), to(batch[1], device))
             if not isinstance(value, Tensor) or value.dim() != 0:
                 what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise UsageError(f"loss: {recipe.loss} must return one number as a tensor, returned {what}")
@@ -105,7 +166,9 @@ def _check_loss(recipe: Recipe, loss: object, model: nn.Module, x: Tensor, y: Te
         except UsageError:
             raise
         except Exception as error:  # the user's own loss
-            raise UsageError(f"loss: {recipe.loss} fails on a training batch: {type(error).__name__}: {error}") from error
+            raise UsageError(
+                f"loss: {recipe.loss} fails on a training batch: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            ) from error
         finally:
             model.load_state_dict(state)
             model.zero_grad()

@@ -8,25 +8,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from prunekit import checkpoint
 from prunekit.apply import Manifest, save, squeeze
 from prunekit.criteria import Scores, expand, model_digest
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
-from prunekit.measure import accuracy, predict
 from prunekit.plan import GROUPED, Plan, asked_sparsity, make_plan
-from prunekit.recipe import Prune, Steps
+from prunekit.recipe import DROPS, Prune, Steps
 from prunekit.search import Candidates, Comparison, Given, Planner, choose
 from prunekit.search.patterns import get_pattern
 from prunekit.search.planner import MakePattern
+from prunekit.task.evaluation import run as run_model
 from prunekit.trajectory import Trajectory
 from prunekit.verbs.budgets import within_budget
 from prunekit.verbs.compensating import compensation_request, pruned_as_asked
 from prunekit.verbs.refining import better_plan, refining_again, refining_request
 from prunekit.verbs.run_folder import PROBLEM, Run, reusable
-from prunekit.verbs.scheduling import planner_for, prune_in_steps
+from prunekit.verbs.scheduling import planner_for, prune_in_steps, validation_figure
 from prunekit.verbs.scoring import comparison_inputs, score_run
 
 
@@ -114,7 +113,7 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
 
     facts: dict[str, Any] = {}
     if budget[0]:  # a repair keeps what the others measure, so only accuracy has to be measured with it
-        made = plan_at if budget[0] == "max_accuracy_drop" else made_at
+        made = plan_at if budget[0] in DROPS else made_at
         sparsity, facts = within_budget(run, wanted, choose_at, made, planner_at)
     else:
         sparsity = asked_sparsity(structure, wanted.sparsity)
@@ -137,8 +136,7 @@ def _for_classes(run: Run, classes: Sequence[int], names: Sequence[str], overwri
     Raises:
         UsageError: the model has no such output, or a split no sample of a class.
     """
-    with torch.no_grad():
-        outputs = run.model(run.example)
+    outputs = run_model(run.model, (run.example, None), run.task)
     if outputs.dim() != 2 or max(classes) >= outputs.shape[1]:
         raise UsageError(f"class {max(classes)} does not exist; the model has {outputs.shape[-1]} outputs, numbered from 0")
     restricted = run.restricted(classes)
@@ -218,7 +216,8 @@ def _write(run: Run, plan: Plan, folder: Path, found: Mapping[str, Any] | None =
     if note:
         facts["compensation_note"] = note
     if run.recipe.data is not None:
-        facts["validation_accuracy"] = accuracy(*predict(small, run.batches("validation")))
+        figure = validation_figure(run)
+        facts[f"validation_{figure.name}"] = figure(small)
     save(small, plan, folder, facts, squeezed)
     return {**_summary(folder, plan), **facts, "reused": False}
 
@@ -237,7 +236,7 @@ def _auto(run: Run, scores: Mapping[str, Scores], structure: str, sparsity: floa
     comparison = None
     if inputs and inputs.get("scores") == {n: s.digest for n, s in scores.items()}:
         comparison = Comparison.load(run.path / "compare.json")
-    candidates = Candidates(run.model, scores, run.batches("validation"), [structure], run.recipe.structure.mappings())
+    candidates = Candidates(run.model, scores, run.batches("validation"), [structure], run.recipe.structure.mappings(), run.task)
     return choose(candidates, comparison, structure, sparsity, [allocation] if allocation else run.recipe.compare.allocations)
 
 

@@ -10,12 +10,11 @@ from torch import nn
 
 from prunekit.apply import masked
 from prunekit.errors import UsageError
-from prunekit.measure import fidelity, predict
 from prunekit.plan import Plan
 from prunekit.recipe import Refine, Refinement
 from prunekit.search import Again, refine
-from prunekit.search.compare import merit
 from prunekit.search.planner import MakePattern
+from prunekit.task.evaluation import References, evaluate, merit
 from prunekit.verbs.compensating import compensator
 from prunekit.verbs.run_folder import Run
 
@@ -40,7 +39,7 @@ def refining(run: Run, options: Refinement) -> Callable[..., Plan]:
                 learn,
                 accept=accept,
                 seed=run.recipe.seed,
-                loss=run.recipe.load_loss(),
+                task=run.task,
                 pattern=pattern,
                 reference=reference,
                 **options.options(),
@@ -110,13 +109,12 @@ def better_plan(
     if ended == "budget" and len(refined.history) == 1:  # the given mask is all there is
         return noted(plan, False, why=f"the budget of {options.budget} was spent before there was a mask to try"), ""
     before, after = (_on_validation(run, each, compensating, model) for each in (plan, refined))
-    better = merit(after) > merit(before)
+    better = merit(run.task, after) > merit(run.task, before)
     return noted(refined if better else plan, better, unrefined=before, refined=after, ended=ended), ended
 
 
 def _on_validation(run: Run, plan: Plan, compensating: bool, model: nn.Module) -> dict[str, float]:
-    """Fidelity of the plan's model on validation data, held against the dense one."""
-    batches = run.batches("validation")
-    dense, labels = predict(run.model, batches)
+    """Figures of the plan's model on validation data, closeness to the dense one among them."""
+    samples = run.batches("validation")
     weights = compensator(run, False, run.recipe.seed)[0](model, plan.masks()) if compensating else model
-    return fidelity(predict(masked(weights, plan), batches)[0], labels, dense)
+    return evaluate(masked(weights, plan), samples, run.task, References(run.model, samples, run.task)).figures()

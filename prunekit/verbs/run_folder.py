@@ -9,18 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prunekit import checkpoint
+from prunekit.batch import Inputs
 from prunekit.criteria import Evidence, Scores, compose, expand, model_digest, parse, score_slug
-from prunekit.data import Split, as_splits
+from prunekit.data import Samples, Split, as_splits
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.imports import call
 from prunekit.recipe import Recipe, check_device
-from prunekit.structure import prunable_parameters
+from prunekit.structure import kept_layers, prunable_parameters
+from prunekit.task import Task
+from prunekit.task.settle import guess
 from prunekit.trajectory import Trajectory, load_into
 
-EVAL_BATCH = 256
 PROBLEM = "problem"
 
 
@@ -72,39 +74,44 @@ class Run:
     def splits(self) -> dict[str, Split]:
         return load_splits(self.recipe)
 
-    def batches(self, split: str, limit: int | None = None) -> list[tuple[Tensor, Tensor]]:
+    @cached_property
+    def task(self) -> Task:
+        """What the model is for: the recipe's, or what its validation data show."""
+        return settled(self.recipe, self.model, self.splits if self.recipe.data is not None else None).load_task()
+
+    def batches(self, split: str, limit: int | None = None) -> Samples:
         """The first ``limit`` samples; those of ``classes`` alone, where the run is restricted to some.
 
         Raises:
-            UsageError: the split has no sample of one of these classes.
+            UsageError: the split has no sample of one of these classes, or the task has none.
         """
+        every = self.splits[split].samples()
         if not self.classes:
-            return list(self.splits[split].batches(EVAL_BATCH, limit))
-        wanted, left = torch.tensor(self.classes), limit
-        found: list[tuple[Tensor, Tensor]] = []
-        for x, y in self.splits[split].batches(EVAL_BATCH):
-            if y.dim() != 1 or y.dtype != torch.int64:
-                raise UsageError(
-                    f"classes {_listed(self.classes)}: labels are {y.dtype} {tuple(y.shape)}, not one class a sample"
-                )
-            mine = torch.isin(y, wanted).nonzero()[:left, 0]
-            left = None if left is None else left - len(mine)
-            if len(mine):
-                found.append((x[mine], y[mine]))
-        present = {int(c) for _, y in found for c in y}
+            return every.first(limit)
+        wanted, masks, classes_of = torch.tensor(self.classes), [], []
+        for _, labels in every:
+            classes = self.task.classes(labels)
+            if classes is None:
+                raise UsageError(f"classes {_listed(self.classes)}: the task {self.task.name} has not one class a sample")
+            classes_of.append(classes.cpu())
+            masks.append(torch.isin(classes.cpu(), wanted))
+        mask, found = torch.cat(masks), torch.cat(classes_of)
+        if limit is not None:
+            mask &= mask.cumsum(0) <= limit
+        present = set(found[mask].tolist())
         missing = [c for c in self.classes if c not in present]
         if missing:
             raise UsageError(
                 f"classes {_listed(self.classes)}: no {split} sample that is looked at is of class {missing[0]} (score.samples)"
             )
-        return found
+        return every.where(mask)
 
     def restricted(self, classes: Sequence[int]) -> Run:
         """The same run, restricted to some classes."""
         return Run(self.path, str(self.device), classes)
 
     @property
-    def example(self) -> Tensor:
+    def example(self) -> Inputs:
         """Two validation inputs, for tracing."""
         return self.splits["validation"].batch(range(min(2, len(self.splits["validation"]))))[0]
 
@@ -112,22 +119,21 @@ class Run:
     def evidence(self) -> Evidence:
         """What criteria may look at; without samples when the recipe has no data."""
         recipe = self.recipe
-        x = y = None
-        if recipe.data is not None:
-            pairs = self.batches("scoring", recipe.score.samples)
-            x, y = torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
-        prunable = tuple(prunable_parameters(self.trajectory.layout, recipe.prunable.ignore))
+        data = self.batches("scoring", recipe.score.samples) if recipe.data is not None else None
+        target = recipe.load_target()
+        wanted = recipe.prunable
+        prunable = tuple(prunable_parameters(self.model, self.trajectory.layout, wanted.ignore, wanted.include))
         return Evidence(
             self.trajectory,
             self.model,
             prunable,
-            x,
-            y,
-            recipe.load_loss(),
-            recipe.load_target(),
+            data,
+            self.task,
+            self.task.target if target is None else target,
             recipe.seed,
             **recipe.score.options(),
             classes=self.classes,
+            kept=tuple(kept_layers(self.model, wanted.ignore)),
             device=self.device,
         )
 
@@ -229,7 +235,19 @@ def load_splits(recipe: Recipe) -> dict[str, Split]:
     """
     if recipe.data is None:
         raise PrunekitError("this run has no data; import the model again with --data my_module:data")
-    return as_splits(call(recipe.data.factory, "data", recipe.data.arguments()), recipe.data.factory)
+    return as_splits(call(recipe.data.factory, "data", recipe.data.arguments()), recipe.data.factory, recipe.load_task().batch)
+
+
+def settled(recipe: Recipe, model: nn.Module, splits: Mapping[str, Split] | None) -> Recipe:
+    """The recipe with its task named, where validation data and model show one that is not classification.
+
+    Raises:
+        UsageError: they leave doubt.
+    """
+    if recipe.task is not None or splits is None:
+        return recipe
+    name = guess(model, splits["validation"].samples(), recipe.load_task(), recipe.load_loss() is not None)
+    return recipe if name == "classification" else recipe.model_copy(update={"task": name})
 
 
 def recorded_inputs(path: Path, read: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -17,13 +17,14 @@ from prunekit.apply import save
 from prunekit.criteria import Evidence, Scores, provenance
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.imports import load_object
-from prunekit.measure import accuracy, predict
 from prunekit.plan import GROUPED
 from prunekit.recipe import Steps
 from prunekit.search import Again, Finetuning, Planner, Schedule, cut, leaves, prune_by_schedule
 from prunekit.search.planner import Repair
+from prunekit.search.schedule import Figure
+from prunekit.task.evaluation import References, evaluate
 from prunekit.training import Distillation, batches_per_epoch, recalibrate
-from prunekit.verbs.run_folder import EVAL_BATCH, Run, first_difference
+from prunekit.verbs.run_folder import Run, first_difference
 
 
 def prune_in_steps(
@@ -58,10 +59,9 @@ def prune_in_steps(
     norms: list[int] = []
 
     def measured_anew(model: torch.nn.Module) -> None:
-        norms.append(recalibrate(model, run.splits["train"].batches(EVAL_BATCH)))
+        norms.append(recalibrate(model, run.splits["train"].samples()))
 
-    def on_validation(model: torch.nn.Module) -> float:
-        return accuracy(*predict(model, run.batches("validation")))
+    figure = validation_figure(run) if run.recipe.data is not None else None
 
     with checkpoint.replacing_folder(folder) as temporary:
         inner = temporary / "model"
@@ -75,7 +75,7 @@ def prune_in_steps(
             end=_end(steps, how, run),
             recalibrate=measured_anew if steps.recalibrate else None,
             folder=None if how is None else temporary / "trajectory",
-            measure=on_validation if run.recipe.data is not None else None,
+            measure=figure,
             again=again,
         )
         if made_for is not None:
@@ -90,9 +90,9 @@ def prune_in_steps(
             "recalibrated": norms[-1] if norms else None,
             "rounds": done.rounds,
         }
-        if run.recipe.data is not None:
-            facts["validation_accuracy_pruned"] = done.rounds[-1]["accuracy_pruned"]
-            facts["validation_accuracy"] = on_validation(small)
+        if figure is not None:
+            facts[f"validation_{figure.name}_pruned"] = done.rounds[-1][f"{figure.name}_pruned"]
+            facts[f"validation_{figure.name}"] = figure(small)
         facts["cost"] = {"seconds": round(time.perf_counter() - started, 3)}
         save(small, done.plan, inner, facts)
         for path in inner.iterdir():
@@ -139,16 +139,28 @@ def finetuning_of(run: Run, steps: Steps) -> Finetuning:
         samples=len(train),
         optimizer=lambda model: recipe.optimizer_of(model, options),
         scheduler=lambda optimizer, total: recipe.scheduler_of(optimizer, total, asked.schedule or recipe.train.schedule),
-        loss=recipe.load_loss(),
+        task=run.task,
         epochs=epochs,
         batch_size=recipe.train.batch_size,
         seed=recipe.seed if asked.seed is None else asked.seed,
         drop_last=recipe.train.drop_last,
         augment=recipe.load_augment(),
-        distill=Distillation(copy.deepcopy(run.model).to(run.device), **asked.distill.model_dump()) if asked.distill else None,
+        distill=_teacher(run, asked.distill.model_dump()) if asked.distill else None,
         record={"every": recipe.train.record.every, "second_moments": recipe.train.record.second_moments},
         device=run.device,
     )
+
+
+def _teacher(run: Run, options: dict[str, Any]) -> Distillation:
+    return Distillation(copy.deepcopy(run.model).to(run.device), **options, task=run.task)
+
+
+def validation_figure(run: Run) -> Figure:
+    """The measure that decides choices, of a model on the run's validation data."""
+    samples = run.batches("validation")
+    references = None if run.task.measures else References(run.model, samples, run.task)
+    name = run.task.deciding.name
+    return Figure(name, lambda model: evaluate(model, samples, run.task, references).figures()[name])
 
 
 def _epochs(run: Run, asked: float | None) -> int:

@@ -150,6 +150,7 @@ def compare_run(
         "scores": {name: s.digest for name, s in scores.items()},
         "validation": run.splits["validation"].digest(),
         **grid,
+        **({"task": run.task.facts()} if run.task.facts() else {}),
         **({"refine": refining_request(run, asked)} if asked else {}),
     }
     path = run.path / "compare.json"
@@ -166,6 +167,7 @@ def compare_run(
         attention=run.recipe.structure.mappings(),
         repair=_whole(refining(run, asked)) if asked else None,
         repair_at=asked.sparsities if asked else None,
+        task=run.task,
         **grid,
     )
     run.model.cpu()

@@ -15,7 +15,8 @@ from prunekit.search import Candidates, sensitivity
 from prunekit.verbs.run_folder import Run, recorded_inputs, reusable
 
 SCHEMA = 1
-COLUMNS = ("layer", "sparsity", "removed", "accuracy", "agreement", "kl")
+FACTS = ("layer", "sparsity", "removed")
+"""What a cell is; figures of the task's measures follow."""
 
 
 def sensitivity_run(
@@ -38,13 +39,21 @@ def sensitivity_run(
         "structure": structure,
         "sparsities": grid,
         "validation": run.splits["validation"].digest(),
+        **({"task": run.task.facts()} if run.task.facts() else {}),
     }
     path = run.path / f"sensitivity-{structure.replace(':', '-')}.json"
     if reusable(path, recorded_inputs(path, lambda p: read_sensitivity(p)["made_from"]), made_from, overwrite):
         result = read_sensitivity(path)
     else:
         started = time.perf_counter()
-        candidates = Candidates(run.model.to(run.device), {criterion: scores}, run.batches("validation"), [structure])
+        candidates = Candidates(
+            run.model.to(run.device),
+            {criterion: scores},
+            run.batches("validation"),
+            [structure],
+            run.recipe.structure.mappings(),
+            run.task,
+        )
         found = sensitivity(candidates, structure, criterion, grid)
         run.model.cpu()
         cost = {"seconds": round(time.perf_counter() - started, 3)}
@@ -57,7 +66,7 @@ def sensitivity_run(
 
 
 def _views(path: Path, result: dict[str, Any]) -> None:
-    checkpoint.write_text(path.with_suffix(".csv"), checkpoint.csv_text(COLUMNS, result["cells"]))
+    checkpoint.write_text(path.with_suffix(".csv"), checkpoint.csv_text(tuple(result["cells"][0]), result["cells"]))
     save_figure(sensitivity_figure(result), path.with_suffix(".png"))
 
 
@@ -68,6 +77,7 @@ def read_sensitivity(path: Path) -> dict[str, Any]:
         if found["schema"] != SCHEMA:
             raise ArtifactError(f"{path}: schema {found['schema']}, this prunekit reads {SCHEMA}")
         for cell in found["cells"]:
-            [cell[column] for column in COLUMNS]
-        float(found["dense"]["accuracy"]), found["made_from"]["structure"], found["made_from"]["criterion"]
+            [cell[column] for column in FACTS]
+            [float(value) for key, value in cell.items() if key not in FACTS]
+        [float(value) for value in found["dense"].values()], found["made_from"]["structure"], found["made_from"]["criterion"]
         return found

@@ -15,13 +15,16 @@ from prunekit import checkpoint
 from prunekit.criteria import model_digest
 from prunekit.data import Split
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
-from prunekit.measure import accuracy, predict
 from prunekit.recipe import Recipe, Watch
 from prunekit.structure import prunable_parameters
+from prunekit.task import Task
+from prunekit.task.evaluation import evaluate
 from prunekit.training.loop import batches_per_epoch, train
 from prunekit.trajectory import Layout, Recorder, Trajectory, disk_needed, snapshot, write_checkpoints
 from prunekit.verbs.probe import probe
-from prunekit.verbs.run_folder import EVAL_BATCH, PROBLEM, load_splits, reusable
+from prunekit.verbs.run_folder import PROBLEM, load_splits, reusable, settled
+
+WATCHED = ("train", "validation")
 
 
 def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any = print) -> dict[str, Any]:
@@ -34,7 +37,9 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
     recipe.may_save(out / "recipe.yaml")
     splits = load_splits(recipe)
     model = recipe.build_model()
+    recipe = settled(recipe, model, splits)
     probe(recipe, model, splits)
+    task = recipe.load_task()
     layout = Layout.of(model)
     facts = json.loads(json.dumps(recipe.training_facts()))
     provenance = {"recipe": facts, "start": model_digest(model), "data": {n: s.digest() for n, s in splits.items()}}
@@ -61,24 +66,26 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
     else:
         shutil.rmtree(partial, ignore_errors=True)
         recorder = Recorder(partial, model, optimizer, provenance, scheduler=scheduler, **keep.model_dump())
-    accuracies: list[dict[str, float]] = []
+    watched: list[dict[str, float]] = []
     with recorder:
         losses = train(
-            model, optimizer, scheduler, recipe.load_loss(), splits["train"].batch, samples,
+            model, optimizer, scheduler, task, splits["train"].batch, samples,
             epochs=epochs, batch_size=size, seed=recipe.seed, recorder=recorder, device=recipe.device,
             drop_last=recipe.train.drop_last, augment=recipe.load_augment(),
-            after_epoch=_watching(recipe.train.watch, model, splits, accuracies),
+            after_epoch=_watching(recipe.train.watch, model, splits, task, watched),
         )  # fmt: skip
     seconds = time.perf_counter() - started
-    outputs = {name: predict(model, splits[name].batches(EVAL_BATCH)) for name in ("train", "validation")}
-    result = {
+    figures = {name: _figure(model, splits[name], task) for name in WATCHED} if task.measures else None
+    first = task.measures[0].name if task.measures else None
+    result: dict[str, Any] = {
         "schema": 1,
         "kind": "training",
         "steps": recorder.steps,
         "coordinates": layout.total,
         "losses": losses,
-        "accuracies": accuracies,
-        "accuracy": {name: accuracy(*pair) for name, pair in outputs.items()},
+        "accuracies": watched,
+        "accuracy": figures if first == "accuracy" else None,
+        **({"measure": first, "figures": figures} if first != "accuracy" else {}),
         "cost": {"seconds": round(seconds, 3)},
     }
     checkpoint.write_json(out / "train.json", result)
@@ -97,14 +104,16 @@ def import_run(recipe: Recipe, weights: Sequence[Path], out: Path, overwrite: bo
         raise UsageError("import needs at least one --weights file")
     recipe.may_save(out / "recipe.yaml")
     model = recipe.build_model()
-    prunable_parameters(Layout.of(model), recipe.prunable.ignore)
-    recipe.load_loss()
+    prunable_parameters(model, Layout.of(model), recipe.prunable.ignore, recipe.prunable.include)
+    splits = load_splits(recipe) if recipe.data is not None else None
+    recipe = settled(recipe, model, splits)
+    recipe.load_task()
     provenance = {
         "recipe": json.loads(json.dumps(recipe.training_facts())),
         "imported": [checkpoint.digest(checkpoint.read_tensors(path)) for path in weights],
     }
-    if recipe.data is not None:
-        probe(recipe, model, load_splits(recipe))
+    if splits is not None:
+        probe(recipe, model, splits)
     trajectory = out / "trajectory"
     reused = reusable(trajectory, _made_from(trajectory), provenance, overwrite)
     if not reused:
@@ -124,25 +133,31 @@ def import_run(recipe: Recipe, weights: Sequence[Path], out: Path, overwrite: bo
 
 
 def _watching(
-    watch: Watch | None, model: nn.Module, splits: Mapping[str, Split], found: list[dict[str, float]]
+    watch: Watch | None, model: nn.Module, splits: Mapping[str, Split], task: Task, found: list[dict[str, float]]
 ) -> Callable[[int], bool]:
-    """For ``train``: adds ``epoch`` and accuracies to ``found`` now and then; says whether training may end."""
+    """For ``train``: adds ``epoch`` and the first measure's figures to ``found`` now and then; says whether training may end."""
 
     def after_epoch(epochs: int) -> bool:
-        if watch is None or epochs % watch.every:
+        if watch is None or epochs % watch.every or not task.measures:
             return False
-        now = {name: accuracy(*predict(model, splits[name].batches(EVAL_BATCH))) for name in ("train", "validation")}
+        now = {name: _figure(model, splits[name], task) for name in WATCHED}
         found.append({"epoch": epochs, **now})
-        return watch.until is not None and min(now.values()) >= watch.until
+        sign = task.measures[0].sign
+        return watch.until is not None and min(sign * value for value in now.values()) >= sign * watch.until
 
     return after_epoch
+
+
+def _figure(model: nn.Module, split: Split, task: Task) -> float:
+    return evaluate(model, split.samples(), task).figures()[task.measures[0].name]
 
 
 def read_training(path: Path) -> dict[str, Any]:
     """Raises ArtifactError when train.json is missing, damaged, or lacks what is shown of it."""
     found = checkpoint.read_json(path, "training")
     with checkpoint.reading(path, "training record"):
-        _ = found["steps"] + 0, [float(found["accuracy"][split]) for split in ("train", "validation")]
+        figures = found["accuracy"] if found["accuracy"] is not None else found["figures"]
+        _ = found["steps"] + 0, [float(figures[split]) for split in WATCHED if figures is not None]
         _ = float(found["cost"]["seconds"]), [float(value) for value in found["losses"]]
     return found
 

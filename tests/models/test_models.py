@@ -49,7 +49,7 @@ def test_sizes_that_do_not_divide_are_refused() -> None:
 def test_recipes_load_and_their_models_take_their_structures(path: Path) -> None:
     recipe = Recipe.load(path)
     model = recipe.build_model()
-    prunable = prunable_parameters(Layout.of(model), recipe.prunable.ignore)
+    prunable = prunable_parameters(model, Layout.of(model), recipe.prunable.ignore)
     assert not any(name.startswith("classifier") for name in prunable)
     for structure in {*recipe.compare.structures, *(p.structure for p in recipe.prune)} & set(GROUPED):
         assert find_groups(structure, model, torch.randn(2, 1, 8, 8))

@@ -24,7 +24,7 @@ def gumbel_gates(pattern: Weights, objective: Objective, seed: int = 0, *, steps
     generator = torch.Generator(device=theta.device).manual_seed(seed)
     keep = pattern.select(size)
     lowest = objective.on_accept(pattern.expand(keep.to(theta.dtype)))
-    samples = sum(len(x) for x, _ in objective.learn)
+    samples = objective.learn.samples
     for step in range(1, steps + 1):
         temperature = HOT * (COLD / HOT) ** (step / steps)
         uniform = torch.rand(logits.shape, generator=generator, device=theta.device, dtype=theta.dtype).clamp(1e-6, 1 - 1e-6)
@@ -34,8 +34,9 @@ def gumbel_gates(pattern: Weights, objective: Objective, seed: int = 0, *, steps
         gates = torch.sigmoid((leaf - threshold + temperature * noise) / temperature)
         gradient = torch.zeros_like(logits)
         for x, y in objective.learn:
-            value = objective.function(theta * pattern.expand(gates), x, y).sum() / samples
-            gradient += torch.autograd.grad(value, leaf, retain_graph=True)[0]
+            point = theta * pattern.expand(gates)
+            slope = objective.function.gradient(point.detach(), x, y, point.new_full((), 1 / samples))[1]
+            gradient += torch.autograd.grad(point, leaf, slope, retain_graph=True)[0]
         logits.grad = gradient
         optimizer.step()
         if step % 5 == 0 or step == steps:

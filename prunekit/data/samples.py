@@ -1,0 +1,169 @@
+"""Samples in batches, fetched anew whenever they are looked at, and never joined: however many there are, one batch is held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunekit.batch import Batch, joined, size, taken
+from prunekit.errors import UsageError
+
+EVAL_BATCH = 256
+Fetch = Callable[[Sequence[int]], Batch]
+
+
+class Samples:
+    """Batches ``(inputs, labels)`` by index: ``for inputs, labels in samples`` as often as one likes.
+
+    Args:
+        fetch: the batch of the samples at some indices, in their order.
+        groups: the indices of every batch.
+        digest: what identifies the samples; called when asked for.
+    """
+
+    def __init__(self, fetch: Fetch, groups: Sequence[Sequence[int]], digest: Callable[[], str] | None = None) -> None:
+        self._fetch, self.groups, self._digest = fetch, [group for group in groups if len(group)], digest
+
+    def __len__(self) -> int:
+        """How many samples."""
+        return sum(len(group) for group in self.groups)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for group in self.groups:
+            yield self._fetch(group)
+
+    def batch(self, number: int) -> Batch:
+        """One batch."""
+        return self._fetch(self.groups[number])
+
+    def rows(self, begin: int, end: int) -> Batch:
+        """The samples ``begin`` to ``end`` of all, as one batch."""
+        starts = [0, *accumulate(len(group) for group in self.groups)]
+        parts = [
+            group[max(begin - first, 0) : end - first]
+            for group, first in zip(self.groups, starts, strict=False)
+            if first < end and first + len(group) > begin
+        ]
+        if len(parts) == 1:
+            return self._fetch(parts[0])
+        return self._fetch([int(i) for part in parts for i in part])
+
+    def take(self, where: Iterable[int], most: int = EVAL_BATCH) -> Samples:
+        """Those at some places among these samples, ``most`` in a batch."""
+        every = [int(i) for group in self.groups for i in group]
+        chosen = [every[int(i)] for i in where]
+        return Samples(self._fetch, _in_groups(chosen, most))
+
+    def first(self, count: int | None) -> Samples:
+        """At most the first ``count``."""
+        if count is None or count >= len(self):
+            return self
+        left, groups = count, []
+        for group in self.groups:
+            groups.append(group[:left])
+            left = max(0, left - len(group))
+        return Samples(self._fetch, groups)
+
+    def where(self, mask: Tensor) -> Samples:
+        """Those where ``mask`` ``(samples,)`` is True, batch by batch."""
+        groups, begin = [], 0
+        for group in self.groups:
+            here = mask[begin : begin + len(group)].tolist()
+            begin += len(group)
+            groups.append([int(i) for i, wanted in zip(group, here, strict=True) if wanted])
+        return Samples(self._fetch, groups)
+
+    def bounded(self, most: int) -> Samples:
+        """The same, at most ``most`` in a batch."""
+        return Samples(self._fetch, [part for group in self.groups for part in _in_groups(group, most)], self._digest)
+
+    def beside(self, rows: Tensor) -> Samples:
+        """The same samples with ``rows`` ``(samples, ...)`` beside their labels: ``(inputs, (labels, rows))``."""
+        every = [int(i) for group in self.groups for i in group]
+        starts = [0, *accumulate(len(group) for group in self.groups)]
+
+        def fetch(where: Sequence[int]) -> Batch:
+            inputs, labels = self._fetch([every[i] for i in where])
+            return inputs, (labels, rows[torch.as_tensor(list(where))])
+
+        return Samples(fetch, [range(starts[n], starts[n + 1]) for n in range(len(self.groups))])
+
+    def mapped(self, change: Callable[[Batch], Batch]) -> Samples:
+        """The same samples, every batch changed when it is fetched."""
+        return Samples(lambda where: change(self._fetch(where)), self.groups)
+
+    def digest(self) -> str:
+        """Identifies the samples, labels included.
+
+        Raises:
+            UsageError: they are part of others and have no identity of their own.
+        """
+        if self._digest is None:
+            from prunekit.data.identity import digest_of
+
+            return digest_of(self)
+        return self._digest()
+
+    @classmethod
+    def of(cls, source: Any, normal: Callable[[Any], Batch], most: int = EVAL_BATCH) -> Samples:
+        """Of a loader, a data set, or an iterable of batches.
+
+        A ``DataLoader`` over a map-style data set and a data set are read again whenever they are looked at; an iterable of
+        batches is held in memory.
+
+        Args:
+            normal: makes ``(inputs, labels)`` of what the source gives, see ``prunekit.task.Task.batch``.
+            most: samples in a batch, where the source has none of its own.
+
+        Raises:
+            UsageError: the source holds no batch, or is none.
+        """
+        from prunekit.data.splits import Split, is_dataset, is_loader
+
+        if isinstance(source, Samples):
+            return source
+        if isinstance(source, Split) or is_loader(source) or is_dataset(source):
+            return (source if isinstance(source, Split) else Split(source, normal)).samples(most)
+        if not isinstance(source, Iterable):
+            raise UsageError(f"batches are {type(source).__name__}; give a data set, a DataLoader, or batches (inputs, labels)")
+        return cls.held([normal(given) for given in source])
+
+    @classmethod
+    def held(cls, batches: Sequence[Batch]) -> Samples:
+        """Of batches in memory, with their own limits."""
+        sizes = [size(inputs) for inputs, _ in batches]
+        starts = [0, *accumulate(sizes)]
+
+        def fetch(where: Sequence[int]) -> Batch:
+            first = where[0]
+            number = max(n for n, start in enumerate(starts[:-1]) if start <= first)
+            if first == starts[number] and len(where) == sizes[number] and where[-1] == starts[number + 1] - 1:
+                return batches[number]
+            found = []
+            for number, start in enumerate(starts[:-1]):
+                here = [i - start for i in where if start <= i < start + sizes[number]]
+                if here:
+                    found.append(taken(batches[number], here))
+            if len(found) == 1:
+                return found[0]
+            counts = [size(inputs) for inputs, _ in found]
+            return joined([inputs for inputs, _ in found], counts), joined([labels for _, labels in found], counts)
+
+        return cls(fetch, [range(starts[n], starts[n + 1]) for n in range(len(sizes))])
+
+
+def _in_groups(indices: Sequence[int], most: int) -> list[Sequence[int]]:
+    return [indices[begin : begin + most] for begin in range(0, len(indices), most)]
+
+
+def learn_and_accept(samples: Samples, share: float, seed: int) -> tuple[Samples, Samples]:
+    """Two disjoint parts: what is learnt from, and ``share`` of the samples, drawn at random, to judge it on."""
+    total = len(samples)
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    accepted = torch.zeros(total, dtype=torch.bool)
+    accepted[order[: min(max(1, round(share * total)), total - 1)]] = True
+    return samples.where(~accepted), samples.where(accepted)

@@ -1,0 +1,91 @@
+"""What a measure is: rows that add up over samples, and the number that their sums make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from prunekit.batch import Labels
+
+BLOCKS = 20  # samples are left out in so many blocks where a measure does not add up
+
+
+def mean(sums: Tensor, samples: int) -> Tensor:
+    """The first column's mean."""
+    return sums[..., 0] / samples
+
+
+def ratio(sums: Tensor, samples: int) -> Tensor:
+    """The first column's sum over the second's; 0 where that is 0."""
+    return torch.where(sums[..., 1] > 0, sums[..., 0] / sums[..., 1].clamp_min(1e-300), torch.zeros_like(sums[..., 0]))
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure of a model on some samples.
+
+    Attributes:
+        name: as JSON keys and tables have it.
+        each: ``(outputs, labels) -> (samples, k)``: what adds up over samples. Of a measure of closeness to another model,
+            ``labels`` is ``(that model's outputs, labels)``.
+        finish: ``(sums (..., k), samples) -> (...)``; of a measure that is ``whole``, ``rows (samples, k) -> scalar``.
+        better: whether a higher or a lower figure is better.
+        unit: ``"%"`` for a share, which is shown and lost in points; else as it is.
+        whole: does not follow from sums (average precision); ``finish`` sees all rows.
+    """
+
+    name: str
+    each: Callable[[Tensor, Labels], Tensor]
+    finish: Callable[..., Tensor] = mean
+    better: Literal["higher", "lower"] = "higher"
+    unit: str = ""
+    whole: bool = False
+
+    @property
+    def sign(self) -> float:
+        """1 where a higher figure is better, -1 where a lower one is."""
+        return 1.0 if self.better == "higher" else -1.0
+
+    @property
+    def scale(self) -> float:
+        """What a figure is multiplied with to be in the measure's unit."""
+        return 100.0 if self.unit == "%" else 1.0
+
+    @property
+    def arrow(self) -> str:
+        """The direction in which it is better, for tables."""
+        return "↑" if self.better == "higher" else "↓"
+
+    def of(self, rows: Tensor) -> float:
+        """The figure from all rows ``(samples, k)``."""
+        if self.whole:
+            return float(self.finish(rows))
+        sums = torch.stack([column.sum() for column in rows.t().contiguous()])
+        return float(self.finish(sums, len(rows)))
+
+    def lost(self, rows: Tensor, reference: Tensor) -> tuple[float, float]:
+        """How much worse ``rows`` are than ``reference`` of the same samples, and the standard error of that, in the unit.
+
+        The error is the delete-one jackknife's of the paired difference; of a ``whole`` measure, deleting blocks.
+        """
+        lost = self.sign * self.scale * (self.of(reference) - self.of(rows))
+        if self.whole:
+            order = torch.arange(len(rows)) % min(BLOCKS, len(rows))
+            left = torch.tensor(
+                [self.of(reference[order != b]) - self.of(rows[order != b]) for b in range(int(order.max()) + 1)],
+                dtype=torch.float64,
+            )
+        else:
+            rest = len(rows) - 1
+            without = [self.finish(part.sum(0) - part, max(rest, 1)) for part in (reference, rows)]
+            left = without[0].double() - without[1].double()
+        spread = (left - left.mean()).square().mean() * (len(left) - 1)
+        return lost, self.scale * float(spread.sqrt())
+
+    def shown(self, value: float) -> str:
+        """A figure for tables, with its unit."""
+        return f"{100 * value:.2f}%" if self.unit == "%" else f"{value:.4g}{' ' + self.unit if self.unit else ''}"

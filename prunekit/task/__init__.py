@@ -1,0 +1,104 @@
+"""What a model is for: a plain dict from name to task, one entry function.
+
+A new task is one file with a subclass of ``Task`` and one line in ``TASKS``; a user's own comes by import path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunekit.batch import Labels
+from prunekit.errors import UsageError, nearest
+from prunekit.measure.measure import Measure
+from prunekit.task.binary import Binary, MultiLabel
+from prunekit.task.classification import (
+    CausalLM,
+    Classification,
+    MaskedLM,
+    Places,
+    Segmentation,
+    Seq2SeqLM,
+    TokenClassification,
+)
+from prunekit.task.heads import Heads, Unlabelled
+from prunekit.task.losses import Loss, as_loss
+from prunekit.task.regression import Regression
+from prunekit.task.task import TARGET_NAMES, Target, Task
+
+__all__ = [
+    "TARGET_NAMES", "TASKS", "Binary", "CausalLM", "Classification", "Heads", "Loss", "MaskedLM", "Measure", "MultiLabel",
+    "Places", "Regression", "Segmentation", "Seq2SeqLM", "Target", "Task", "TokenClassification", "Unlabelled", "as_loss",
+    "get_task", "guess_task",
+]  # fmt: skip
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "classification": Classification,
+    "binary": Binary,
+    "multi_label": MultiLabel,
+    "regression": Regression,
+    "segmentation": Segmentation,
+    "token_classification": TokenClassification,
+    "causal_lm": CausalLM,
+    "masked_lm": MaskedLM,
+    "seq2seq": Seq2SeqLM,
+    "heads": Heads,
+    "unlabelled": Unlabelled,
+}
+
+
+def get_task(task: str | Task | None, loss: Any = None, **options: Any) -> Task:
+    """A task by its name; a task is taken as it is, None is classification.
+
+    Args:
+        loss: instead of the task's own.
+        options: of the task, such as ``class_weights``.
+
+    Raises:
+        UsageError: there is no task of that name, or an option that it does not take.
+    """
+    if isinstance(task, Task):
+        return task if loss is None else task.with_loss(loss)
+    name = task or "classification"
+    if name not in TASKS:
+        raise UsageError(f"task {name!r} does not exist; {nearest(name, list(TASKS))}, or module:task of your own")
+    try:
+        return TASKS[name](loss=loss, **options)
+    except TypeError as error:
+        raise UsageError(f"task {name}: {error}") from None
+
+
+def guess_task(outputs: Tensor, labels: Labels, given_loss: bool) -> str:
+    """The task that nobody named, where outputs and labels leave no doubt.
+
+    Args:
+        given_loss: whether the user named a loss.
+
+    Raises:
+        UsageError: they leave doubt; names the tasks that fit.
+    """
+    if labels is None:
+        return "unlabelled"
+    if not isinstance(labels, Tensor):
+        raise UsageError(f"labels are {type(labels).__name__}; name the task (task: heads, or module:task of your own)")
+    if not labels.is_floating_point():
+        if outputs.dim() == 3 and labels.dim() == 2 and not given_loss:
+            raise UsageError(
+                "a class for every token can be token_classification, causal_lm, masked_lm or seq2seq; name the task (task: …)"
+            )
+        return "classification"
+    if not given_loss:
+        return "classification"  # soft labels, or what its check refuses by name
+    if bool(((labels == 0) | (labels == 1)).all()):
+        if labels.numel() == len(labels):
+            return "classification" if outputs.dim() == 2 and outputs.shape[1] > 1 else _doubt("binary or regression")
+        soft = labels.shape == outputs.shape and torch.allclose(labels.sum(-1), torch.ones(()))
+        return _doubt("multi_label, regression" + (" or classification (soft labels)" if soft else ""))
+    return "regression"
+
+
+def _doubt(names: str) -> str:
+    raise UsageError(f"labels are floating-point zeros and ones; name the task (task: {names})")

@@ -1,0 +1,110 @@
+"""A model measured on samples, batch by batch: rows that add up are kept, outputs are not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.batch import Batch, call, to
+from prunekit.data.samples import Samples
+from prunekit.errors import UsageError
+from prunekit.measure.measure import Measure
+from prunekit.task.task import Task
+
+MEMORY = 256 * 2**20  # bytes of another model's outputs that are kept; beyond that they are computed again
+
+
+class References:
+    """A model's outputs on samples, to compare others with: kept while they fit ``memory`` bytes, else computed again."""
+
+    def __init__(self, model: nn.Module, samples: Samples, task: Task, memory: int = MEMORY) -> None:
+        self.model, self.samples, self.task, self._left = model, samples, task, memory
+        self._kept: dict[int, Tensor] = {}
+
+    def __iter__(self) -> Iterator[tuple[Batch, Tensor]]:
+        for number, batch in enumerate(self.samples):
+            found = self._kept.get(number)
+            if found is None:
+                found = run(self.model, batch, self.task).cpu()
+                if (needed := found.numel() * found.element_size()) <= self._left:
+                    self._kept[number], self._left = found, self._left - needed
+            yield batch, found
+
+
+@torch.no_grad()
+def run(model: nn.Module, batch: Batch, task: Task) -> Tensor:
+    """The outputs that count of a batch, on the model's device, in evaluation mode; the model's mode is put back."""
+    modes = {module: module.training for module in model.modules()}
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    model.eval()
+    try:
+        return task.outputs(call(model, to(batch[0], device)))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model came to on samples.
+
+    Attributes:
+        measures: against labels, then of closeness where there was a reference.
+        rows: by measure, ``(samples, k)``, float64.
+    """
+
+    measures: tuple[Measure, ...]
+    rows: dict[str, Tensor]
+    samples: int
+
+    def figures(self) -> dict[str, float]:
+        """Measure -> figure."""
+        return {measure.name: measure.of(self.rows[measure.name]) for measure in self.measures}
+
+    def where(self, mask: Tensor) -> Evaluation:
+        """The same on some of the samples."""
+        return Evaluation(self.measures, {name: rows[mask] for name, rows in self.rows.items()}, int(mask.sum()))
+
+    def lost(self, reference: Evaluation) -> tuple[float, float]:
+        """What of the first measure was lost against ``reference`` on the same samples, and its standard error."""
+        first = self.measures[0]
+        return first.lost(self.rows[first.name], reference.rows[first.name])
+
+
+def evaluate(model: nn.Module, samples: Samples, task: Task, references: References | None = None) -> Evaluation:
+    """Measures a model; with ``references`` of the same samples also how close it is to that model.
+
+    Raises:
+        UsageError: there are no samples.
+    """
+    measures = (*task.measures, *(task.closeness if references is not None else ()))
+    close = set(task.closeness) if references is not None else set()
+    found: dict[str, list[Tensor]] = {measure.name: [] for measure in measures}
+    pairs = references if references is not None else ((batch, None) for batch in samples)
+    count = 0
+    for batch, reference in pairs:
+        outputs = run(model, batch, task).cpu()
+        labels = to(batch[1], "cpu")
+        count += len(outputs)
+        for measure in measures:
+            against = (reference, labels) if measure in close else labels
+            found[measure.name].append(measure.each(outputs, against).double())
+    if not count:
+        raise UsageError("there are no samples to measure on")
+    return Evaluation(measures, {name: torch.cat(parts) for name, parts in found.items()}, count)
+
+
+def measures_told(task: Task) -> list[dict[str, Any]]:
+    """What artifacts say of a task's measures: ``name``, ``better``, ``unit``, and whether they are ``close``ness."""
+    told = [(measure, False) for measure in task.measures] + [(measure, True) for measure in task.closeness]
+    return [{"name": m.name, "better": m.better, "unit": m.unit, "close": close} for m, close in told]
+
+
+def merit(task: Task, figures: Mapping[str, float]) -> tuple[float, ...]:
+    """What makes one model better than another: the first measure, then closeness to the dense model, each in its direction."""
+    order = (*task.measures[:1], *task.closeness)
+    return tuple(measure.sign * figures[measure.name] for measure in order)
