@@ -7,7 +7,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check
 # cannot be had, that test says so and is skipped.
 PEER = $(PIP) install -q --no-deps --ignore-requires-python explaind==0.1.0 tqdm==4.70.1 || true
 
-.PHONY: demo test lint types check clean
+.PHONY: demo test zoo lint types check clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -15,6 +15,10 @@ demo: .venv/installed
 
 test: .venv/installed-test
 	.venv/bin/python -m pytest -n auto --dist worksteal
+
+# Kinds of real models × steps, written to docs/zoo.md; a fast selection of it is part of make test.
+zoo: .venv/installed-test
+	.venv/bin/python -m benchmarks.zoo
 
 lint: .venv/installed-dev
 	.venv/bin/python -m ruff check .

@@ -30,15 +30,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.outputs import predict
 from prunekit import Plan, Recorder, Scores, Trajectory, make_plan, masked, refine, score
 from prunekit.criteria import model_digest
 from prunekit.data import digits
-from prunekit.measure import accuracy, divergence, machine, predict
+from prunekit.measure import accuracy, divergence, machine
 from prunekit.recipe import Recipe
 from prunekit.search.objective import make_objective
 from prunekit.search.patterns import Weights
 from prunekit.search.rivals import RIVALS
 from prunekit.search.rivals.evaluations import counted
+from prunekit.task import Classification
 from prunekit.training import train
 from prunekit.trajectory import Layout
 
@@ -116,7 +118,7 @@ def influence(case: Case, batches: Batches, sparsity: float) -> Plan:
 
 def rival(name: str, case: Case, batches: Batches, sparsity: float) -> Plan:
     pattern = Weights(magnitude(case, batches, sparsity), Layout.of(case.model), torch.device("cpu"))
-    objective = make_objective(case.model, batches, "kl", "margin", seed=case.seed)
+    objective = make_objective(case.model, batches, "kl", "margin", task=Classification(), seed=case.seed)
     return pattern.plan(RIVALS[name](pattern, objective, case.seed))
 
 

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.outputs import fidelity, predict
 from prunekit import Plan
-from prunekit.measure import fidelity, predict
 from prunekit.recipe import Finetune, Steps
 from prunekit.search import Tuner
 from prunekit.search.again import refine_again

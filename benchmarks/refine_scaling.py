@@ -35,6 +35,7 @@ from prunekit.models import digits_mlp, digits_transformer
 from prunekit.search.learn import learnt_masks
 from prunekit.search.objective import Objective, make_objective
 from prunekit.search.patterns import Weights
+from prunekit.task import Classification
 from prunekit.trajectory import Layout
 
 SAMPLES = 256
@@ -84,7 +85,7 @@ def _ready(family: str, size: float) -> tuple[nn.Module, Plan, Samples]:
 def _run(model: nn.Module, plan: Plan, samples: Samples, stage: str) -> tuple[Objective, float]:
     """Seconds of the stage, and what it lowered."""
     pattern = Weights(plan, Layout.of(model), torch.device("cpu"))
-    objective = make_objective(model, [samples], "kl", "margin")
+    objective = make_objective(model, [samples], "kl", "margin", task=Classification())
     room = importlib.import_module("prunekit.search.refine")
     best = room._Best(pattern, objective, pattern.keep, math.inf, math.inf)
     if stage == "learn":

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.outputs import predict
 from prunekit import load
-from prunekit.measure import accuracy, latencies, machine, predict, sizes
+from prunekit.measure import accuracy, latencies, machine, sizes
 from prunekit.recipe import Prune, Recipe
 from prunekit.verbs.pruning import prune_run
 from prunekit.verbs.run_folder import Run

@@ -144,13 +144,24 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Writes tensors as safetensors with ``header`` as JSON inside the file's metadata."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    contiguous: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        found = tensor.detach().cpu().contiguous()
+        storage = found.untyped_storage()
+        if storage.data_ptr() in taken or storage.nbytes() != found.nbytes:
+            found = found.clone()  # the format refuses tensors that share memory
+        taken.add(found.untyped_storage().data_ptr())
+        contiguous[name] = found
     metadata = {HEADER: json.dumps(header, sort_keys=True, allow_nan=False)}
     with replacing(path) as temporary:
         try:
             save_file(contiguous, temporary, metadata=metadata)
         except SafetensorError as error:
             raise ArtifactError(f"{path}: could not be written ({error})") from error
+        except KeyError as error:  # a type that the format has no name for
+            name = next((name for name, tensor in contiguous.items() if tensor.dtype == error.args[0]), "a tensor")
+            raise ArtifactError(f"{path}: {name} is {error.args[0]}, which safetensors cannot hold") from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -224,13 +235,21 @@ def digest(tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
 
 
 def unique_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Splits a state dict into tensors stored once and ``alias -> name`` for the tied rest."""
+    """Splits a state dict into tensors stored once and ``alias -> name`` for the tied rest.
+
+    Raises:
+        ArtifactError: a module keeps something else than tensors there (``get_extra_state``).
+    """
     kept: dict[str, Tensor] = {}
     seen: dict[tuple[Any, ...], str] = {}
     aliases: dict[str, str] = {}
     for name, tensor in state.items():
-        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
-        if tensor.numel() and key in seen:
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise ArtifactError(f"{name} is a {type(tensor).__name__} in the model's state, and files hold tensors alone")
+        key = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        if tensor.numel() and not tensor.is_meta and key in seen:
             aliases[name] = seen[key]
         else:
             seen[key] = name

@@ -116,7 +116,7 @@ def train(
 @app.command("import", epilog="Example: prunekit import --model my_module:build --weights model.safetensors --out RUN")
 def import_(
     model: Annotated[str, typer.Option(help="Import path of the model factory, module:function.")],
-    weights: Annotated[list[Path], typer.Option(help="Checkpoint in safetensors; repeat it, in training order, for a path.")],
+    weights: Annotated[list[Path], typer.Option(help="Checkpoint (safetensors, shards, .pt); repeat it, in order, for a path.")],
     out: Out,
     model_args: Annotated[str, typer.Option(metavar="JSON", help="The factory's keyword arguments.")] = "{}",
     data: Annotated[str | None, typer.Option(help="Import path of a data factory, module:function.")] = None,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 import torch
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -33,6 +32,7 @@ from prunekit.search.schedule import SCHEDULES, SPACINGS, check_again, check_ste
 from prunekit.structure import implied_sparsity
 from prunekit.task import TARGET_NAMES, TASKS, Task, get_task
 from prunekit.training import AUGMENTATIONS, Augment
+from prunekit.yaml_file import read_yaml, to_yaml
 
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10**6)]
@@ -81,17 +81,6 @@ CriterionName = Annotated[str, AfterValidator(_criterion)]
 AllocationName = Annotated[str, _one_of(ALLOCATIONS, "allocation")]
 StructureName = Annotated[str, AfterValidator(_structure)]
 RuleName = Annotated[str, _one_of(RULES, "quadrature rule")]
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice: the first would be lost without a word."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 class _Section(BaseModel):
@@ -888,8 +877,7 @@ class Recipe(_Section):
             UsageError: a recipe of the user's own lies there.
         """
         self.may_save(path)
-        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        checkpoint.write_text(path, RESOLVED + text)
+        checkpoint.write_text(path, RESOLVED + to_yaml(self.model_dump()))
 
     @staticmethod
     def may_save(path: Path) -> None:
@@ -933,25 +921,6 @@ class Recipe(_Section):
             raise UsageError("; ".join(_fault(source, fault) for fault in error.errors())) from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file's mapping, read safely.
-
-    Raises:
-        UsageError: missing, unreadable, not YAML, or no mapping.
-    """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such recipe") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error})") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: a recipe is a mapping of keys, this is a {type(content).__name__}")
-    return content
-
-
 def parse_bytes(text: str) -> int:
     """``"512MiB"``, ``"2GB"``, ``"800000"`` -> bytes. Raises ValueError for anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
@@ -992,6 +961,8 @@ def _fault(path: str | Path, fault: Any, model: type[BaseModel] | None = None) -
         return f"{path}: {key} is missing"
     if not key:
         return f"{path}: {message}"
+    if fault["type"] == "string_type" and isinstance(fault["input"], bool | int | float):
+        message = "this is text; write it in quotes"
     shown = repr(fault["input"])
     return f"{path}: {key} is {shown if len(shown) < 80 else shown[:77] + '...'}: {message[0].lower()}{message[1:]}"
 

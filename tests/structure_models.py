@@ -272,7 +272,7 @@ HANDLED["transposed"] = Transposed
 
 
 class Scaled(nn.Module):
-    """A parameter of no known layer spans the channels."""
+    """A parameter of no known layer spans the channels: it leaves with them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -280,6 +280,9 @@ class Scaled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(torch.relu(self.one(x.flatten(1))) * self.scale)
+
+
+HANDLED |= {"parameter": Scaled, "grouped and transposed": lambda: Transposed(2)}
 
 
 class Attending(nn.Module):
@@ -446,9 +449,7 @@ CASES: list[tuple[str, str, Callable[[], nn.Module]]] = [
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "layer norm": (Normed, r"one: norm is a LayerNorm"),
-    "group norm": (OddNormed, r"right: norm is a GroupNorm of 2 groups of 2 channels, of which only whole"),
-    "grouped and transposed": (lambda: Transposed(2), r"one: up is a ConvTranspose2d, a layer type that is not handled"),
-    "parameter": (Scaled, r"one: scale is a parameter outside a known layer"),
+    "group norm": (OddNormed, r"left#1: all of its channels can only go together"),
     "counting": (Counting, r"one: .*counts its units"),
     "tied": (Tied, r"two\.weight is tied to one\.weight"),
     "output only": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), "only its output layer"),

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.outputs import fidelity, predict
 from prunekit.apply import apply_masks
 from prunekit.criteria import Evidence, score, score_evidence
-from prunekit.measure import fidelity, predict
 from prunekit.plan.unstructured import unstructured_masks
 from prunekit.verbs.run_folder import Run
 

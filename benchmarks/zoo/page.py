@@ -27,15 +27,16 @@ def page(results: Results, seconds: float, skipped: Mapping[str, str]) -> str:
     share = 100 * sums[WORKS] / max(sums["cells"], 1)
     parts = [
         "# The zoo: kinds of models × steps\n",
-        "Written by `make zoo` (`python -m benchmarks.zoo`). Every model is small, has random weights, and is walked by the command "
-        "line: imported with its checkpoint, trained for 4 recorded steps, scored, pruned, refined, evaluated, loaded, explained. "
-        "Its user wrote two factories, for the model and for the data, and nothing else; where the task is not classification, its "
-        "name.\n",
-        "*✓*: it works. In every cell that cuts, the pruned model computes what the masked one does to 1e-5, what is loaded computes "
-        "exactly what was saved, and parameters and MACs fall; the share that went of the prunable parameters is given. *r*: "
-        "refused, in one line that names the cause, listed below. *·*: refused, and it would make no sense. *✗*: a fault.\n",
-        f"{sums['cells']} cells make sense: {sums[WORKS]} work ({share:.1f} %), {sums[REFUSED]} are refused, {sums[FAULT]} are at "
-        f"fault. {len(results)} models, {seconds / 60:.0f} minutes.\n",
+        "Written by `make zoo` (`python -m benchmarks.zoo`). Every model is small, has random weights, and is walked by the "
+        "command line: imported with its checkpoint, trained for 4 recorded steps, scored, pruned, refined, evaluated, loaded, "
+        "explained. Its user wrote two factories, for the model and for the data, and nothing else; where the task is not "
+        "classification, its name.\n",
+        "*✓*: it works. In every cell that cuts, the pruned model computes what the masked one does to 1e-5, what is loaded "
+        "computes exactly what was saved, and parameters and MACs fall; the share that went of the prunable parameters is given. "
+        "Taylor and Fisher are those of plain autograd. *r*: refused, in one line that names the cause, listed below. *·*: "
+        "refused, and it would make no sense. *✗*: a fault.\n",
+        f"{sums['cells']} cells make sense: {sums[WORKS]} work ({share:.1f} %), {sums[REFUSED]} are refused, {sums[FAULT]} are "
+        f"at fault. {len(results)} models, {seconds / 60:.0f} minutes.\n",
         _table(results),
         _refusals(results),
         _faults(results),

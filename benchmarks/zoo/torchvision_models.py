@@ -170,8 +170,8 @@ def _entry(build: Callable[[], nn.Module], size: int = 32, fast: bool = False, *
 
 
 MODELS: dict[str, Entry] = {
-    "tv_resnet18": _entry(lambda: _resnet("BasicBlock", [2, 2, 2, 2]), fast=True),
-    "tv_resnet50": _entry(lambda: _resnet("Bottleneck", [3, 2, 2, 2])),
+    "tv_resnet18": _entry(lambda: _resnet("BasicBlock", [2, 1, 1, 1]), fast=True),
+    "tv_resnet50": _entry(lambda: _resnet("Bottleneck", [2, 1, 1, 1])),
     "tv_mobilenet_v2": _entry(_mobilenet_v2),
     "tv_mobilenet_v3": _entry(_mobilenet_v3),
     "tv_efficientnet": _entry(_efficientnet),

@@ -12,12 +12,15 @@ from torch import Tensor, nn
 
 from prunekit import checkpoint
 from prunekit.apply.squeeze import Squeezed
-from prunekit.errors import ArtifactError
+from prunekit.errors import ArtifactError, NonFiniteError
 from prunekit.plan import Plan
 from prunekit.plan.plan import SIZE_ATTRIBUTES
 from prunekit.structure.cut import cut, named_tensors
 from prunekit.structure.replacements import REPLACEMENTS
 from prunekit.trajectory import load_into
+from prunekit.trajectory.bare import bare
+from prunekit.trajectory.derived import derived_weights
+from prunekit.trajectory.ties import refuse_overlaps
 from prunekit.version import __version__
 
 SCHEMA = 1
@@ -108,11 +111,14 @@ def save(
 
     Raises:
         ArtifactError: the model is not one that this plan makes, or the disk is full.
+        NonFiniteError: a parameter, or a weight that is computed from some, holds NaN or Inf.
+        StructureError: two parameters share memory without being the same one.
     """
-    folder = Path(folder)
+    folder, model = Path(folder), bare(model)
     taken = plan if squeezed is None else squeezed.plan
     masks = plan.weight_masks() if squeezed is None else squeezed.masks
     _check_fits(model, plan, taken, masks)
+    _check_finite(model)
     state, aliases = checkpoint.unique_state(model.state_dict())
     manifest = Manifest(
         plan.structure,
@@ -143,7 +149,8 @@ def load(folder: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Modul
 
     Args:
         folder: what ``save`` wrote.
-        model_factory: builds the dense architecture; called without arguments.
+        model_factory: builds the dense architecture; called without arguments. On the meta device it takes no memory until its
+            weights come. Where it ties what the saved model tied, they are tied again; else each gets the same numbers.
 
     Raises:
         ArtifactError: files are missing or damaged, or the factory builds another architecture.
@@ -155,9 +162,12 @@ def load(folder: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Modul
         raise ArtifactError(f"{folder}: model.safetensors belongs to plan {header['plan']}, prunekit.json to {manifest.plan}")
     state = checkpoint.read_tensors(folder / "model.safetensors")
     model = model_factory()
+    inner = bare(model)
     with checkpoint.reading(folder / "prunekit.json", "manifest"):
-        _shrink(model, manifest, folder)
-    load_into(model, state, folder / "model.safetensors")
+        _shrink(inner, manifest, folder)
+    own = set(inner.state_dict())
+    state |= {alias: state[name] for alias, name in manifest.aliases.items() if alias in own and name in state}
+    load_into(inner, state, folder / "model.safetensors")
     return model.eval()
 
 
@@ -181,7 +191,7 @@ def dense_state(model: nn.Module, plan: Plan, kept: Mapping[str, Sequence[int]] 
     Args:
         kept: the manifest's, for a squeezed model; the plan's own when None.
     """
-    named = named_tensors(model)
+    named = named_tensors(bare(model))
     like = next(iter(named.values()), torch.empty(0))
     stays = plan.kept_indices() if kept is None else {key: torch.tensor(indices) for key, indices in kept.items()}
     found = {}
@@ -207,6 +217,19 @@ def _attributes(model: nn.Module, taken: Plan) -> dict[str, dict[str, int]]:
         values = {a: getattr(model.get_submodule(name), a, None) for a in SIZE_ATTRIBUTES}
         found[name] = {a: v for a, v in values.items() if type(v) is int and v >= 1}
     return found
+
+
+def _check_finite(model: nn.Module) -> None:
+    refuse_overlaps(model)
+    computed = [(one.name, one.value(), f", which {one.how} computes,") for one in derived_weights(model)]
+    for name, tensor, how in [*((name, p, "") for name, p in model.named_parameters()), *computed]:
+        if tensor.is_meta:
+            raise ArtifactError(f"{name} is on the meta device and has no numbers to save")
+        if not bool(torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all()):
+            raise NonFiniteError(f"{name}{how} holds NaN or Inf; such a model is not saved")
+    for name, buffer in model.named_buffers():
+        if buffer.is_floating_point() and bool(buffer.isnan().any()):  # a mask of attention may hold -Inf
+            raise NonFiniteError(f"{name} holds NaN; such a model is not saved")
 
 
 def _check_fits(model: nn.Module, plan: Plan, taken: Plan, masks: Mapping[str, Tensor]) -> None:

@@ -39,13 +39,15 @@ from prunekit.criteria.identity import model_digest, state_digest
 from prunekit.criteria.online import OnlineInfluence
 from prunekit.criteria.scores import Scores
 from prunekit.criteria.spec import Single, Spec
-from prunekit.errors import PrunekitError, UsageError, nearest
+from prunekit.errors import PrunekitError, StructureError, UsageError, nearest
 from prunekit.kernel import SHARES, get_rule
 from prunekit.structure.prunable import kept_layers, prunable_parameters
 from prunekit.task import Target, Task
 from prunekit.task.losses import CROSS_ENTROPY
 from prunekit.task.settle import settle
 from prunekit.trajectory import Trajectory
+from prunekit.trajectory.bare import bare
+from prunekit.trajectory.derived import unmaskable
 
 __all__ = [
     "AGGREGATIONS", "CRITERIA", "DEFAULT", "Criterion", "Evidence", "OnlineInfluence", "Scores", "Single", "Spec",
@@ -165,6 +167,7 @@ def score(
         PrunekitError: the criterion needs a path or data that is not there.
         NonFiniteError: NaN or Inf in the trajectory or in the scores.
     """
+    model = bare(model)
     trajectory.layout.check(model)
     ignored = list(ignore)
     prunable = tuple(prunable_parameters(model, trajectory.layout, ignored, list(include)))
@@ -201,6 +204,8 @@ def score_evidence(evidence: Evidence, criterion: str) -> Scores:
     """``score`` for a caller that has gathered the evidence already, and of one criterion, not a composition."""
     facts = provenance(evidence, criterion)
     _, chosen, looking = _looking(evidence, criterion)
+    for name, fault in unmaskable(evidence.model, evidence.prunable).items():
+        raise StructureError(f"{name} cannot be pruned: {fault}")
     started = time.perf_counter()
     found = chosen.compute(replace(looking, partial_key=facts))
     findings = dict(found.findings)

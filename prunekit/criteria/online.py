@@ -22,7 +22,8 @@ from prunekit.kernel.attribution import MEMORY
 from prunekit.kernel.gradients import GradientEngine, choose_engine
 from prunekit.structure.prunable import kept_layers, prunable_parameters
 from prunekit.task import Target, Task, get_task
-from prunekit.trajectory.describe import describe_optimizer, flat_second_moments, group_options, without_gradient
+from prunekit.trajectory.bare import bare, bare_optimizer
+from prunekit.trajectory.describe import describe_optimizer, flat_second_moments, group_options, skipped, without_gradient
 from prunekit.trajectory.layout import Layout, fixed_state
 from prunekit.trajectory.rules import Recursion, StepLog
 
@@ -66,7 +67,8 @@ class OnlineInfluence:
         include: Sequence[str] = (),
         memory: int = MEMORY,
     ) -> None:
-        self.model, self.optimizer, self.x, self.y = model, optimizer, x, y
+        self.model, self.optimizer, self.x, self.y = bare(model), bare_optimizer(optimizer), x, y
+        model = self.model
         self.layout = Layout.of(model)
         self.prunable = tuple(prunable_parameters(model, self.layout, list(ignore), list(include)))
         self.kept = kept_layers(model, list(ignore))
@@ -106,13 +108,15 @@ class OnlineInfluence:
         self._hook.remove()
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if skipped(optimizer):
+            return
         before, after = self._theta, self._flat()
         missing = frozenset(without_gradient(self.model, optimizer))
         step = StepLog(tuple(group_options(g) for g in optimizer.param_groups), without_gradient=missing)
         recursion = Recursion(self.layout, self._description, [step], True, self._counts)
         share = torch.zeros_like(before)
         moments = None
-        if recursion.rule is not None and recursion.rule.second_moments:
+        if any(rule is not None and rule.second_moments for rule in recursion.rules):
             moments = flat_second_moments(self.model, optimizer, self.layout.parameters, torch.empty_like(before))
         recursion.regularisation(0, before, moments, self._running, share)
         for name in (n for group in self._description["groups"] for n in group["parameters"] if n not in missing):

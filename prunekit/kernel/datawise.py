@@ -126,8 +126,10 @@ def data_scores(
     for s in reversed(range(len(trajectory))):
         theta, after = trajectory.state(s).to(function.device), trajectory.state(s + 1).to(function.device)
         part = _advance(s, trajectory, engine, value, theta, after, x, y, quadrature, moving)
-        if trajectory.step(s).moved:
-            for where, found in products.of(theta, trajectory.step(s), trajectory.random_states(s), part):
+        step = trajectory.step(s)
+        if step.moved:
+            seen = trajectory.state(s - step.behind).to(theta.device) if step.behind else theta
+            for where, found in products.of(seen, step, trajectory.random_states(s), part):
                 scores.index_add_(0, where.to(scores.device), found.to(scores.dtype))
                 for number, k in enumerate(watch):
                     by_step[s, number] += found[(where == k).to(found.device)].sum(0)

@@ -13,14 +13,17 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from prunekit.batch import Inputs, Labels, arguments, size, take
+from prunekit.batch import Inputs, Labels, arguments, mapped, size, take
 from prunekit.errors import UsageError
 from prunekit.task import Target, Task, get_task
-from prunekit.trajectory.layout import Layout
+from prunekit.trajectory.copies import copied
+from prunekit.trajectory.layout import Layout, as_path, path_dtype
 
 
 class ModelFunction:
     """A private copy of ``model``, called with any state of the layout.
+
+    It computes in float32, in float64 where a parameter of ``model`` is: a model in half precision, and its inputs, are widened.
 
     Args:
         model: its own weights do not matter, except the parts outside ``layout`` and ``fixed``.
@@ -43,9 +46,9 @@ class ModelFunction:
         task: Task | None = None,
     ) -> None:
         self.device = torch.device(device)
-        self.model = copy.deepcopy(model).train(training).requires_grad_(False).to(self.device)
-        if any(t.dtype in (torch.float16, torch.bfloat16) for t in self.model.state_dict().values()):
-            self.model.float()  # the path is in single precision, and so is what is computed along it
+        self.model = copied(model).train(training).requires_grad_(False).to(self.device)
+        self._dtype = path_dtype(model)
+        as_path(self.model, self._dtype)
         for module in self.model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
                 if training:
@@ -72,8 +75,12 @@ class ModelFunction:
     def named(self, state: Mapping[str, Tensor], x: Inputs, y: Labels) -> Tensor:
         """The same, from tensors by name."""
         with plain_kernels():
-            positional, keywords = arguments(x)
+            positional, keywords = arguments(mapped(x, self._widened))
             return self._target(functional_call(self.model, dict(state), positional, keywords), y)
+
+    def _widened(self, tensor: Tensor) -> Tensor:
+        """Inputs in half precision meet a model that is not: it computes as the path is kept."""
+        return tensor.to(self._dtype) if tensor.is_floating_point() and tensor.element_size() < 4 else tensor
 
     def _target(self, answer: Any, y: Labels) -> Tensor:
         outputs = self.task.outputs(answer)
@@ -163,7 +170,7 @@ class ModelFunction:
 
     def here(self, x: Inputs, y: Labels) -> Tensor:
         """Target values of the private model as it is, inside ``at``."""
-        positional, keywords = arguments(x)
+        positional, keywords = arguments(mapped(x, self._widened))
         return self._target(self.model(*positional, **keywords), y)
 
     def gradient(self, theta: Tensor, x: Inputs, y: Labels, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:

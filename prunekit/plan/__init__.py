@@ -26,6 +26,7 @@ from prunekit.structure import (
 )
 from prunekit.structure.heads import Mappings
 from prunekit.structure.roles import weight_roles
+from prunekit.trajectory.bare import bare
 
 __all__ = [
     "ALLOCATIONS", "GROUPED", "STRUCTURES", "Plan", "asked_sparsity", "check_sparsity", "check_structure", "choices", "make_plan",
@@ -69,6 +70,7 @@ def make_plan(
         ArtifactError: the scores were made from other weights; both hashes are in the message.
         StructureError: the model cannot take the structure; names the layer.
     """
+    model = bare(model)
     found = model_digest(model)
     if scores.provenance["model"] != found:
         raise ArtifactError(

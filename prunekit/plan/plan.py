@@ -26,7 +26,7 @@ OUTPUTS = "outputs"
 """In a plan's provenance: axis of the outputs of weights where that is not the first one (patterns run along inputs)."""
 SIZE_ATTRIBUTES = (
     "in_channels", "out_channels", "in_features", "out_features", "num_features", "groups", "num_channels", "num_groups",
-    "num_parameters", "embedding_dim", *HEADS, *KV_HEADS, *WIDTHS,
+    "num_parameters", "embedding_dim", "hidden_size", "input_size", *HEADS, *KV_HEADS, *WIDTHS,
 )  # fmt: skip
 """Whole numbers on modules that say how large they are; a layer cut smaller needs them to match. No other may be set."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from prunekit.progress import Bar
 from prunekit.structure import Group, find_groups, implied_sparsity
 from prunekit.structure.heads import Mappings
 from prunekit.task import Task, get_task
-from prunekit.task.evaluation import References, evaluate, merit
+from prunekit.task.evaluation import CLASSIFICATION, References, evaluate, measures_told, merit
 
 SCHEMA = 1
 REFINED = "refined"
@@ -40,6 +40,7 @@ class Comparison:
     dense: dict[str, float]
     made_from: dict[str, Any]
     cost: dict[str, Any]
+    measures: list[dict[str, Any]] = field(default_factory=lambda: list(CLASSIFICATION))
 
     def best(self, structure: str, sparsity: float, task: Task) -> dict[str, Any] | None:
         """The cell that does best there by ``prunekit.task.merit`` (ties: order); None if there is none."""
@@ -69,6 +70,7 @@ class Comparison:
                 "kind": "comparison",
                 "made_from": self.made_from,
                 "dense": self.dense,
+                "measures": self.measures,
                 "cells": self.cells,
                 "cost": self.cost,
             },
@@ -96,7 +98,9 @@ class Comparison:
             ):
                 raise ValueError("cells without figures")
             dense = {str(name): float(value) for name, value in found["dense"].items()}
-            return cls(found["cells"], dense, dict(found["made_from"]), dict(found["cost"]))
+            measures = [dict(measure) for measure in found.get("measures", CLASSIFICATION)]
+            _ = [(m["name"], m["better"], m["unit"], m["close"]) for m in measures]
+            return cls(found["cells"], dense, dict(found["made_from"]), dict(found["cost"]), measures)
 
     def fits(self, task: Task) -> bool:
         """Whether it holds the figures that ``task`` chooses by."""
@@ -188,7 +192,7 @@ def compare(
         for s, p in dict.fromkeys((s, p) for s, _, _, p in grid)
         if repair is not None and (repair_at is None or p in repair_at or implied_sparsity(s) is not None)
     ]
-    found = Comparison([], candidates.dense, dict(made_from or {}), {})
+    found = Comparison([], candidates.dense, dict(made_from or {}), {}, measures_told(candidates.task))
     with Bar("compare (cells)", len(grid) + len(again)) as bar:
         for structure, criterion, allocation, sparsity in grid:
             found.cells.append(candidates.cell(structure, criterion, allocation, sparsity))

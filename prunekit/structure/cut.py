@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from prunekit import batch
+from prunekit.batch import Inputs
 from prunekit.errors import StructureError
-from prunekit.structure.groups import Group, kept_indices, shapes_of, slice_masks
+from prunekit.structure.groups import SKIP, Group, kept_indices, shapes_of, slice_masks
 from prunekit.structure.replacements import REPLACEMENTS
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -46,7 +48,7 @@ def cut(model: nn.Module, kept: Mapping[str, Tensor], attributes: Mapping[str, i
         touched[name] = tensor.index_select(int(axis), indices.to(tensor.device))
     for name, tensor in touched.items():
         put(model, name, tensor)
-    for owner in {name.rpartition(".")[0] for name in touched}:
+    for owner in {name.rpartition(".")[0].partition(".parametrizations.")[0] for name in touched}:
         _resize(model.get_submodule(owner))
 
 
@@ -93,50 +95,81 @@ def _resize(module: nn.Module) -> None:
         module.in_channels, module.out_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.Embedding):
+    elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
         module.embedding_dim = module.weight.shape[1]
+    elif type(module).__name__ == "Conv1D":  # of transformers
+        for name, axis in (("nx", 0), ("nf", 1)):
+            if hasattr(module, name):
+                setattr(module, name, module.weight.shape[axis])  # type: ignore[index]
 
 
 class Prober:
-    """Checks groups on a private copy of a model: float64 where the model takes it, evaluation mode.
+    """Checks groups on a private copy of a model: on the CPU, float64 where the model takes it, evaluation mode.
 
     Args:
-        example_inputs: one or two samples.
+        example_inputs: one or two samples, as the model is called (``prunekit.batch``); every run gets a copy of its own, so
+            that a cache that a run fills is empty for the next one.
 
     Raises:
         StructureError: the model does not run on them.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Tensor) -> None:
-        x = example_inputs.detach().cpu()
+    def __init__(self, model: nn.Module, example_inputs: Inputs) -> None:
+        given = batch.mapped(example_inputs, lambda tensor: tensor.detach().cpu())
         self.model = copy.deepcopy(model).cpu().eval().requires_grad_(False).double()
-        self.x = x.double() if x.is_floating_point() else x
+        self._inputs = batch.float64(given)
         if self._runs() is not None:  # it may cast to float32 somewhere inside
-            self.model, self.x = copy.deepcopy(model).cpu().eval().requires_grad_(False), x
+            self.model, self._inputs = copy.deepcopy(model).cpu().eval().requires_grad_(False), given
             if (reason := self._runs()) is not None:
-                raise StructureError(f"the model does not run on the example inputs {tuple(x.shape)} of {x.dtype}: {reason}")
+                raise StructureError(f"the model does not run on the example inputs {_shown(given)}: {reason}")
         self.shapes = shapes_of(self.model)
 
     def _runs(self) -> str | None:
         try:
-            out = self.outputs()
+            found = self.outputs()
         except Exception as error:  # the user's own model
-            return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        return None if isinstance(out, Tensor) else f"it returns a {type(out).__name__}, not one tensor"
+            return f"{type(error).__name__}: {_line(error)}"
+        return None if found else "its answer holds no tensor"
+
+    @property
+    def inputs(self) -> Inputs:
+        """A copy of the example inputs."""
+        return copy.deepcopy(self._inputs)
 
     @torch.no_grad()
-    def outputs(self) -> Tensor:
-        out: Tensor = self.model(self.x)
-        return out
+    def outputs(self) -> list[Tensor]:
+        """Every tensor of the model's answer."""
+        return batch.answers(batch.call(self.model, self.inputs))
+
+    def faults(self, groups: Sequence[Group]) -> dict[str, str]:
+        """Why groups cannot be cut, by name; those without a word can.
+
+        All are tried together; where that fails, each half by itself, so that few faults cost few runs.
+        """
+        single = {g.name: "all of its channels can only go together" for g in groups if g.size == 1 and not g.whole}
+        found: dict[str, str] = {}
+        waiting = [[group for group in groups if group.name not in single]]
+        while waiting:
+            some = waiting.pop()
+            if not some or (reason := self._fault(some)) is None:
+                continue
+            if len(some) == 1:
+                found[some[0].name] = reason
+            else:
+                waiting += [some[len(some) // 2 :], some[: len(some) // 2]]
+        return single | {group.name: found[group.name] for group in groups if group.name in found}
 
     @torch.no_grad()
-    def fault(self, group: Group) -> str | None:
-        """Why ``group`` cannot be cut; None when the model without every second unit equals the masked one."""
-        if group.size == 1 and not group.whole:
-            return "all of its channels can only go together"
-        keep = {group.name: torch.arange(group.size) % 2 == 0 if not group.whole else torch.zeros(1, dtype=torch.bool)}
-        kept = kept_indices(group.index(), keep, self.shapes)
-        removed = int((~keep[group.name]).sum())
+    def _fault(self, groups: Sequence[Group]) -> str | None:
+        """Why some units of all ``groups`` cannot go; None when the model without them equals the masked one."""
+        keep = {g.name: torch.zeros(1, dtype=torch.bool) if g.whole else ~_some(g.size) for g in groups}
+        index = {key: where for group in groups for key, where in group.index().items()}
+        kept = kept_indices(index, keep, self.shapes)
+        lowered: dict[str, int] = {}
+        for group in groups:
+            for key, each in group.attributes.items():
+                lowered[key] = lowered.get(key, 0) + each * int((~keep[group.name]).sum())
+        gone = tuple(f"{name}." for group in groups for name, kind in group.replace.items() if kind == SKIP)
         with self.restoring():
             named = named_tensors(self.model)
             for name, mask in slice_masks(kept, self.shapes).items():
@@ -144,11 +177,15 @@ class Prober:
             expected = self.outputs()
         with self.restoring():
             try:
-                lowered = values_without(self.model, {k: v * removed for k, v in group.attributes.items()})
-                cut(self.model, {} if group.whole else kept, lowered, group.replace)
+                cut(
+                    self.model,
+                    {key: where for key, where in kept.items() if not key.startswith(gone)},
+                    values_without(self.model, {key: n for key, n in lowered.items() if not key.startswith(gone)}),
+                    {name: kind for group in groups for name, kind in group.replace.items()},
+                )
                 found = self.outputs()
-            except Exception as error:  # whatever a user's module raises when its sizes do not fit
-                return f"the model does not run without some of its units ({' '.join(str(error).split())[:120]})"
+            except Exception:  # whatever a user's module raises when its sizes do not fit
+                return "the model does not run without some of its units: its code counts on how many there are"
         return difference(found, expected)
 
     @contextmanager
@@ -156,6 +193,7 @@ class Prober:
         """Whatever happens to the model's modules inside is undone."""
         tables = ("_parameters", "_buffers", "_modules")
         saved = [(m, dict(m.__dict__), [dict(m.__dict__[t]) for t in tables]) for m in self.model.modules()]
+        flat = [(m, list(m._flat_weights)) for m in self.model.modules() if isinstance(m, nn.RNNBase)]
         try:
             yield
         finally:
@@ -165,27 +203,62 @@ class Prober:
                 for table, content in zip(tables, contents, strict=True):
                     module.__dict__[table].clear()
                     module.__dict__[table].update(content)
+            for module, weights in flat:
+                module._flat_weights = weights
 
 
-def difference(found: Tensor, expected: Tensor) -> str | None:
+def _some(size: int) -> Tensor:
+    """Units that go in a check, ``(size,)``: an odd number, without a period that would suit some shape by chance."""
+    at = torch.arange(size)
+    gone: Tensor = (3 * at * at + at) % 7 < 3
+    if gone.all():
+        gone[-1] = False
+    if int(gone.sum()) % 2 == 0:
+        if int((~gone).sum()) > 1:
+            gone[(~gone).nonzero()[0]] = True
+        else:
+            gone[gone.nonzero()[0]] = False
+    return gone
+
+
+def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:
     """What is wrong with a cut model's outputs; None when they are the masked model's."""
-    if found.shape != expected.shape:
-        return f"its removal changes the outputs' shape from {tuple(expected.shape)} to {tuple(found.shape)}"
-    off = float((found - expected).abs().max())
-    if off <= TOLERANCE.get(expected.dtype, 1e-2) * (1 + float(expected.abs().max())):  # NaN fails too
-        return None
-    return (
-        f"the smaller model's outputs differ from the masked one's by {off:.3g}: something counts its units (a mean or a norm "
-        "over them), so removing some changes what the others compute"
-    )
+    if len(found) != len(expected):
+        return f"its removal changes how many tensors the model gives, from {len(expected)} to {len(found)}"
+    for now, before in zip(found, expected, strict=True):
+        if now.shape != before.shape:
+            return f"its removal changes the outputs' shape from {tuple(before.shape)} to {tuple(now.shape)}"
+        if not now.is_floating_point():
+            if not torch.equal(now, before):
+                return "its removal changes whole numbers that the model gives"
+            continue
+        before = before.to(now.dtype)
+        off = float(torch.where(now == before, 0, now - before).abs().max()) if now.numel() else 0.0  # infinities may agree
+        most = float(before[before.isfinite()].abs().max()) if before.isfinite().any() else 0.0
+        if not off <= TOLERANCE.get(before.dtype, 1e-2) * (1 + most):  # NaN fails too
+            return (
+                f"the smaller model's outputs differ from the masked one's by {off:.3g}: something counts its units (a mean or "
+                "a norm over them), so removing some changes what the others compute"
+            )
+    return None
 
 
-def same_as_masked(small: nn.Module, masked: nn.Module, example_inputs: Tensor) -> None:
+def same_as_masked(small: nn.Module, masked: nn.Module, example_inputs: Inputs) -> None:
     """Raises StructureError when ``small`` does not compute what ``masked`` does."""
     expected = Prober(masked, example_inputs).outputs()
     try:
         found = Prober(small, example_inputs).outputs()
     except StructureError as error:
         raise StructureError(f"the pruned model does not run, though the dense one does: {error}") from None
-    if (fault := difference(found, expected.to(found.dtype))) is not None:
+    if (fault := difference(found, expected)) is not None:
         raise StructureError(f"the pruned model is not the masked one: {fault}")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
+
+
+def _shown(inputs: Inputs) -> str:
+    if isinstance(inputs, Tensor):
+        return f"{tuple(inputs.shape)} of {inputs.dtype}"
+    return batch.described(inputs)

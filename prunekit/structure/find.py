@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
+from prunekit.batch import Inputs
 from prunekit.errors import StructureError
 from prunekit.structure.channels import traced_groups
 from prunekit.structure.cut import Prober
@@ -15,8 +16,8 @@ from prunekit.structure.names import GROUPED
 SHOWN = 5
 
 
-def find_groups(structure: str, model: nn.Module, example_inputs: Tensor, attention: Mappings = ()) -> Groups:
-    """Every group of units that can be cut; each was cut once on a copy, and computed what the masked model does.
+def find_groups(structure: str, model: nn.Module, example_inputs: Inputs, attention: Mappings = ()) -> Groups:
+    """Every group of units that can be cut; all were cut once on a copy, and computed what the masked model does.
 
     Args:
         structure: ``channels`` (channels and neurons, and the heads of known attention), ``heads`` or ``layers``.
@@ -30,33 +31,51 @@ def find_groups(structure: str, model: nn.Module, example_inputs: Tensor, attent
     """
     assert structure in GROUPED
     prober = Prober(model, example_inputs)
-    candidates: list[Group] = []
-    refused: dict[str, str] = {}
     if structure == "layers":
-        candidates, refused = layer_groups(prober)
+        found, refused = _checked(prober, *layer_groups(prober))
     else:
-        candidates, refused, projections = attention_groups(model, attention)
+        heads, refused, projections = attention_groups(model, attention)
+        traced: list[Group] = []
         if structure == "channels":
             try:
-                traced, left_out = traced_groups(model, example_inputs, projections)
+                traced, left_out = traced_groups(prober.model, prober.inputs, projections)
+                refused = left_out | refused
             except StructureError as error:
-                if not candidates:
-                    raise
-                traced, left_out = [], {"channels": str(error).removeprefix("channels: ")}
-            candidates, refused = traced + candidates, left_out | refused
-    found = []
-    for group in candidates:
-        fault = prober.fault(group)
-        if fault is None:
-            found.append(group)
-        else:
-            refused[group.name] = fault
+                traced, refused = [], {"channels": str(error).removeprefix("channels: "), **refused}
+        found, refused = _checked(prober, traced, refused)  # apart: a replaced module may allow what the given one does not
+        if failed := {group.name.partition("#")[0] for group in traced} & refused.keys():
+            found, refused = _evenly(prober, found, refused, failed, projections)
+        whole, refused = _checked(prober, heads, refused)
+        found += whole
     if not found:
         raise StructureError(f"{structure}: {_nothing(structure, refused)}")
     return Groups(found, refused)
 
 
-def channel_groups(model: nn.Module, example_inputs: Tensor) -> Groups:
+def _checked(prober: Prober, groups: list[Group], refused: dict[str, str]) -> tuple[list[Group], dict[str, str]]:
+    faults = prober.faults(groups)
+    return [group for group in groups if group.name not in faults], refused | faults
+
+
+def _evenly(
+    prober: Prober, found: list[Group], refused: dict[str, str], failed: set[str], projections: set[str]
+) -> tuple[list[Group], dict[str, str]]:
+    """What could not go channel by channel may go in the same places of every part that code folds its axis into."""
+    taken = {key: set(where.flatten().tolist()) for group in found for key, where in group.members.items()}
+    groups, _ = traced_groups(prober.model, prober.inputs, projections, even=True)
+    again = [
+        group
+        for group in groups
+        if group.name.partition("#")[0] in failed
+        and not any(taken.get(key, set()) & set(where.flatten().tolist()) for key, where in group.members.items())
+    ]
+    faults = prober.faults(again)
+    more = [group for group in again if group.name not in faults]
+    cut = {group.name.partition("#")[0] for group in more}
+    return found + more, {name: why for name, why in refused.items() if name not in cut}
+
+
+def channel_groups(model: nn.Module, example_inputs: Inputs) -> Groups:
     """``find_groups`` for ``channels``."""
     return find_groups("channels", model, example_inputs)
 

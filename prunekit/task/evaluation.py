@@ -13,6 +13,7 @@ from prunekit.batch import Batch, call, to
 from prunekit.data.samples import Samples
 from prunekit.errors import UsageError
 from prunekit.measure.measure import Measure
+from prunekit.task.classification import Classification
 from prunekit.task.task import Task
 
 MEMORY = 256 * 2**20  # bytes of another model's outputs that are kept; beyond that they are computed again
@@ -102,6 +103,10 @@ def measures_told(task: Task) -> list[dict[str, Any]]:
     """What artifacts say of a task's measures: ``name``, ``better``, ``unit``, and whether they are ``close``ness."""
     told = [(measure, False) for measure in task.measures] + [(measure, True) for measure in task.closeness]
     return [{"name": m.name, "better": m.better, "unit": m.unit, "close": close} for m, close in told]
+
+
+CLASSIFICATION = measures_told(Classification())
+"""What artifacts that are older than other tasks mean."""
 
 
 def merit(task: Task, figures: Mapping[str, float]) -> tuple[float, ...]:

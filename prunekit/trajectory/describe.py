@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,22 @@ def describe_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
         names = [known[id(p)] for p in group["params"] if p.requires_grad]
         groups.append({"parameters": names, **group_options(group)})
     return {"name": optimizer_name(optimizer), "groups": groups}
+
+
+def describe_optimizers(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
+    """One optimizer as ``describe_optimizer`` has it; several as ``{"name": ..., "optimizers": [one, two, ...]}``.
+
+    Raises:
+        UsageError: as above, or two of them hold the same parameter.
+    """
+    found = [describe_optimizer(model, one) for one in optimizers]
+    owners: dict[int, int] = {}
+    for number, one in enumerate(optimizers):
+        for p in (p for group in one.param_groups for p in group["params"]):
+            if owners.setdefault(id(p), number) != number:
+                name = next(name for name, own in model.named_parameters() if own is p)
+                raise UsageError(f"{name} is held by two of the optimizers; each parameter belongs to one")
+    return found[0] if len(found) == 1 else {"name": ", ".join(one["name"] for one in found), "optimizers": found}
 
 
 def refuse_strangers(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -73,3 +89,9 @@ def flat_second_moments(model: nn.Module, optimizer: torch.optim.Optimizer, entr
         if v is not None:
             out[entry.span].copy_(v.reshape(-1))
     return out
+
+
+def skipped(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the step that just ended did nothing: a GradScaler leaves it to fused kernels to skip where they find Inf."""
+    found = getattr(optimizer, "found_inf", None)
+    return isinstance(found, Tensor) and bool(found.item())

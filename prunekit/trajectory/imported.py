@@ -9,28 +9,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prunekit import checkpoint
-from prunekit.errors import ArtifactError, NonFiniteError
+from prunekit.errors import NonFiniteError
 from prunekit.trajectory.bare import bare
 from prunekit.trajectory.layout import Layout, fixed_state, named_tensors, path_dtype
+from prunekit.trajectory.loading import fitted, load_into
 from prunekit.trajectory.recorder import SCHEMA
 from prunekit.trajectory.states import WholeWriter
 from prunekit.trajectory.store import NAMES
+from prunekit.trajectory.weights import read_weights
 from prunekit.version import __version__
 
 
 def write_checkpoints(
     folder: Path, model: nn.Module, weights: Sequence[Path], provenance: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes the states in ``weights`` (safetensors, in training order) as a trajectory under ``folder``.
+    """Writes the states in ``weights`` (in training order, see ``read_weights``) as a trajectory under ``folder``.
 
     Between two checkpoints the path is taken as straight, and the whole move counts as the data's share. The model
     is left with the last checkpoint's weights.
 
     Raises:
-        ArtifactError: a file is not safetensors or does not fit the model; the message names the parameter.
+        ArtifactError: a file holds no weights or does not fit the model; the message names the parameter.
         NonFiniteError: a checkpoint holds NaN or Inf.
     """
     model = bare(model)
@@ -39,7 +41,7 @@ def write_checkpoints(
     folder.mkdir(parents=True, exist_ok=True)
     writer = WholeWriter(folder, layout.total, dtype)
     for path in weights:
-        load_into(model, checkpoint.read_tensors(path), path)
+        load_into(model, fitted(read_weights(path), model), path)
         row = np.empty(layout.total, dtype)
         layout.flatten(named_tensors(model), out=torch.from_numpy(row))
         if not np.isfinite(row).all():
@@ -67,23 +69,3 @@ def write_checkpoints(
             "cost": {"seconds": 0.0},
         },
     )
-
-
-def load_into(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Loads ``state`` into ``model``; names of tied parameters may be missing, anything else may not.
-
-    Raises:
-        ArtifactError: names the first missing, unexpected or misshapen tensor.
-    """
-    own = model.state_dict()
-    for name, tensor in state.items():
-        if name not in own:
-            raise ArtifactError(f"{source}: has {name}, which the model does not")
-        if own[name].shape != tensor.shape:
-            raise ArtifactError(f"{source}: {name} has shape {tuple(tensor.shape)}, the model's is {tuple(own[name].shape)}")
-    kept, aliases = checkpoint.unique_state(own)
-    for name in kept:
-        tied = [alias for alias, target in aliases.items() if target == name]
-        if name not in state and not any(alias in state for alias in tied):
-            raise ArtifactError(f"{source}: lacks {name}, which the model has")
-    model.load_state_dict(state, strict=False)

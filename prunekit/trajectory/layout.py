@@ -149,6 +149,14 @@ def path_dtype(model: nn.Module) -> torch.dtype:
     return torch.float64 if any(p.dtype == torch.float64 for p in bare(model).parameters()) else torch.float32
 
 
+@torch.no_grad()
+def as_path(model: nn.Module, dtype: torch.dtype) -> None:
+    """Widens every floating-point parameter and buffer of ``model`` that is narrower than ``dtype``, in place."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.is_floating_point() and tensor.element_size() < dtype.itemsize:
+            tensor.data = tensor.data.to(dtype)
+
+
 def mask_of(name: str) -> str:
     """The buffer in which torch.nn.utils.prune keeps the mask of a weight ``<name>_orig``."""
     return name.removesuffix(ORIGINAL) + "_mask"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -14,12 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import checkpoint
-from prunekit.errors import ArtifactError, PrunekitError
+from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.trajectory import snapshot
-from prunekit.trajectory.describe import describe_optimizer, flat_second_moments, group_options
-from prunekit.trajectory.layout import Layout, fixed_state
-from prunekit.trajectory.states import BASE_EVERY
+from prunekit.trajectory.bare import bare, bare_optimizers
+from prunekit.trajectory.describe import describe_optimizers, flat_second_moments, group_options, skipped
+from prunekit.trajectory.layout import Layout, fixed_state, named_tensors, path_dtype
+from prunekit.trajectory.notes import Notes
+from prunekit.trajectory.rules import optimizer_parts
 from prunekit.trajectory.store import NAMES
+from prunekit.trajectory.watch import ADVICE, Watch
 from prunekit.trajectory.writer import BackgroundWriter, no_room
 from prunekit.version import __version__
 
@@ -31,21 +35,26 @@ class Recorder:
 
     Args:
         folder: where the trajectory goes; it must not hold one yet (``resume`` goes on with one).
-        model: the model being trained; its floating-point buffers are recorded as well.
-        optimizer: any ``torch.optim.Optimizer``; its post-step hook triggers the recording, so learning rates
-            are the ones the step used, and steps that a GradScaler skips are not recorded.
+        model: the model being trained, in its wrappers (DDP, torch.compile) or without; its floating-point buffers are recorded
+            as well.
+        optimizer: any ``torch.optim.Optimizer``, also in a wrapper of accelerate's or Lightning's, or a list of several: a step
+            of any of them is a step of the path. Its post-step hook triggers the recording, so learning rates are the ones the
+            step used, and steps that a GradScaler skips are not recorded, fused optimizers' neither.
         provenance: facts to keep with the trajectory (recipe, seeds); JSON values.
         every: keep the state of every so-many-th step only; rates and batches are kept of all.
         states: ``"whole"``, or ``"half"`` for half-precision differences: half the disk, see docs/kernel.md.
         second_moments: also keep Adam's ``v`` after each step, which data-wise scores and coupled decay need.
-        scheduler: kept in the snapshots, for ``resume``.
+        scheduler: kept in the snapshots, for ``resume``; a list of several is one.
         snapshot_every: steps between two snapshots of what the next step depends on; 0 for none.
 
     Call :meth:`batch` with the indices of the samples that the coming step sees; only data-wise scores need it.
     States cost ``4 P`` bytes a step on disk (``8 P`` for float64 models), P the number of coordinates; second moments
-    as much again; a snapshot (one at a time) about ``12 P`` for Adam.
+    as much again; a snapshot (one at a time) about ``12 P`` for Adam. A copy of the weights is kept in memory: weights that
+    something else sets between two steps (averages that are swapped in, an optimizer that is not recorded) are noticed, and
+    become a piece of the path that is neither the gradients' nor the decay's, with a warning.
 
     Raises:
+        UsageError: an optimizer holds parameters that are not the model's, or trains one that was frozen when recording began.
         ArtifactError: the folder already holds a trajectory, or the disk is full; the steps so far stay readable.
         NonFiniteError: a weight became NaN or Inf.
     """
@@ -54,7 +63,7 @@ class Recorder:
         self,
         folder: str | Path,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         provenance: Mapping[str, Any] | None = None,
         *,
         every: int = 1,
@@ -65,17 +74,24 @@ class Recorder:
     ) -> None:
         if every < 1:
             raise PrunekitError(f"Recorder: every is {every}; it must be 1 or more")
-        self.folder, self.model, self.optimizer, self.scheduler = Path(folder), model, optimizer, scheduler
+        self.folder, self.model, self.optimizers, self.scheduler = (
+            Path(folder),
+            bare(model),
+            bare_optimizers(optimizer),
+            scheduler,
+        )
+        self._called = model  # a wrapper is what the loop calls, and compiled code does not run hooks added later
         self.provenance = dict(provenance or {})
         self.every, self.kind, self.second_moments, self.snapshot_every = every, states, second_moments, snapshot_every
-        self.layout = Layout.of(model)
+        self.layout = Layout.of(self.model)
         self.steps = 0
         """Steps recorded so far; where a resumed loop goes on."""
-        self._line: dict[str, Any] = {}
-        self._random: list[Tensor] = []
+        self._notes = Notes([p for p in self.model.parameters() if p.requires_grad])
+        self._lines = 0
         self._resumed: dict[str, Any] | None = None
         self._snapshot: dict[str, Any] | None = None
         self._kept_last = True
+        self._averaged = self._warned = False
 
     # -- what a training loop calls ---------------------------------------------------------------------------
 
@@ -87,18 +103,18 @@ class Recorder:
             seed: what random augmentation was drawn from, if any, so that the batch can be made again.
             weight: factor on this micro-batch's mean loss in the gradient; by default 1 / (micro-batches of the step).
         """
-        found = indices.tolist() if isinstance(indices, Tensor) else indices
-        self._line.setdefault("batches", []).append([int(i) for i in found])
-        self._line.setdefault("seeds", []).append(seed)
-        self._line.setdefault("weights", []).append(weight)
+        self._notes.batch(indices, seed, weight)
 
     def gradient_scale(self, factor: float | Tensor) -> None:
         """Notes the factor that clipping put on the coming step's gradient: ``min(1, max_norm / (norm + 1e-6))``."""
-        self._line["gradient_scale"] = float(factor)
+        self._notes.line["gradient_scale"] = float(factor)
 
     def skip(self) -> None:
-        """Drops what was noted for a step that was not taken (a GradScaler found Inf); harmless after one that was."""
-        self._line, self._random = {}, []
+        """Drops what was noted for a step that was not taken; harmless after one that was.
+
+        What a GradScaler skips is noticed without it.
+        """
+        self._notes.drop()
 
     def average(self, state: Mapping[str, Tensor]) -> None:
         """Adds averaged weights (EMA, SWA) as the path's last piece; call it after the last step.
@@ -106,11 +122,12 @@ class Recorder:
         Args:
             state: by parameter name; names that are missing keep their last value.
         """
+        own = named_tensors(self.model)
         with torch.no_grad():
-            named: dict[str, Tensor] = {**self._named(), **{k: v for k, v in state.items() if k in self._named()}}
             row = self._writer.row()
-            self.layout.flatten(named, out=torch.from_numpy(row))
-        self._writer.put(row, self._set_line())
+            self.layout.flatten({**own, **{k: v for k, v in state.items() if k in own}}, out=torch.from_numpy(row))
+        self._set(row, lambda buffer: self._watch.copy_to(buffer))
+        self._averaged = True
 
     @contextmanager
     def jump(self) -> Iterator[None]:
@@ -118,35 +135,44 @@ class Recorder:
 
         is neither the gradients' nor the decay's. Nothing is added when nothing changes.
         """
-        before = self._flat_state(np.empty(self.layout.total, self._dtype))
-        kept = self._kept_last
+        before = self._watch.copy_to(np.empty(self.layout.total, self._dtype))
         yield
-        row = self._flat_state(np.empty(self.layout.total, self._dtype))
+        row = self._watch.copy_to(np.empty(self.layout.total, self._dtype))
         if np.array_equal(before, row):
             return
-        if not kept:
-            buffer = self._writer.row()
-            buffer[:] = before
-            self._writer.put(buffer, None)
         buffer = self._writer.row()
         buffer[:] = row
-        self._kept_last = True
-        self._writer.put(buffer, {"moved": False} if kept else {"moved": False, "before": True})
+
+        def left(buffer: np.ndarray[Any, Any]) -> None:
+            buffer[:] = before
+
+        self._set(buffer, left)
+        self._watch.keep()
 
     def flush(self) -> None:
         """Waits until everything so far is on disk, where a ``Trajectory`` can read it while recording goes on."""
         self._writer.flush()
 
-    def _set_line(self) -> dict[str, Any]:
+    def _set(self, row: np.ndarray[Any, Any], left: Callable[[np.ndarray[Any, Any]], object]) -> None:
+        """Queues ``row`` as a state that was set; ``left`` fills in the state before it, where that was not kept."""
         line: dict[str, Any] = {"moved": False}
         if not self._kept_last:
-            self._writer.put(self._flat_state(self._writer.row()), None)
+            buffer = self._writer.row()
+            left(buffer)
+            self._writer.put(buffer, None)
             line["before"] = True  # the state that the last step left lies before this one
         self._kept_last = True
-        return line
+        self._writer.put(row, line)
+        self._lines += 1
 
     @classmethod
-    def resume(cls, folder: str | Path, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any = None) -> Recorder:
+    def resume(
+        cls,
+        folder: str | Path,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        scheduler: Any = None,
+    ) -> Recorder:
         """A recorder that goes on where the last snapshot of an interrupted recording was taken.
 
         Model, optimizer, scheduler and torch's random state are put back as they were; ``steps`` says how many steps
@@ -164,8 +190,9 @@ class Recorder:
             second_moments=header["second_moments"], scheduler=scheduler, snapshot_every=header["snapshot_every"],
         )  # fmt: skip
         recorder._header = header
-        recorder._resumed = snapshot.restore(Path(folder), model, optimizer, scheduler)
+        recorder._resumed = snapshot.restore(Path(folder), recorder.model, recorder.optimizers, scheduler)
         recorder.steps = int(recorder._resumed["step"])
+        recorder._lines = int(recorder._resumed.get("lines", recorder.steps))
         return recorder
 
     # -- entering and leaving ----------------------------------------------------------------------------------
@@ -174,14 +201,7 @@ class Recorder:
         if self._resumed is None and (self.folder / "trajectory.json").exists():
             raise ArtifactError(f"{self.folder}: already holds a trajectory; choose another folder or remove it")
         self._started = time.perf_counter()
-        # Looked up once: walking the modules at every step would cost more than copying the weights.
-        named = self._named()
-        self._tensors = [(entry.span, named[entry.name].detach()) for entry in self.layout]
-        names = {id(p): name for name, p in self.model.named_parameters()}
-        held = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
-        self._stepped = [(names[id(p)], p) for p in held if id(p) in names]
-        dtype = np.dtype(np.float64 if any(p.dtype == torch.float64 for p in self.model.parameters()) else np.float32)
-        self._dtype = dtype
+        self._dtype = dtype = np.dtype(np.float64 if path_dtype(self.model) == torch.float64 else np.float32)
         replay = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in self.model.modules())
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -189,18 +209,23 @@ class Recorder:
                 self._begin(dtype, replay)
             rows = self._resumed["rows"] if self._resumed else {}
             streams = {"second_moments": self.second_moments, "random": replay}
-            self._writer = BackgroundWriter(self.folder, self.layout, dtype, self.kind, streams, rows, self.steps)
+            self._watch = Watch(self.model, self.layout, self.folder / "fixed.safetensors")
+            self._writer = BackgroundWriter(self.folder, self.layout, dtype, self.kind, streams, rows, self._lines)
             if self._resumed is None:
-                self._writer.start_with(self._flat_state(self._writer.row()))
+                self._writer.start_with(self._watch.copy_to(self._writer.row()))
                 checkpoint.write_json(self.folder / "trajectory.json", self._header)
         except OSError as error:
             raise no_room(self.folder, 0, error) from error
+        self._watch.keep()
+        self._list_members()
         self._hooks = [
-            self.optimizer.register_step_pre_hook(self._before_step),
-            self.optimizer.register_step_post_hook(self._after_step),
+            hook
+            for one in self.optimizers
+            for hook in (one.register_step_pre_hook(self._before_step), one.register_step_post_hook(self._after_step))
         ]
         if replay:
-            self._hooks.append(self.model.register_forward_pre_hook(self._before_forward))
+            self._hooks.append(self._called.register_forward_pre_hook(self._before_forward))
+        self._notes.watch()
         if self.snapshot_every and self._resumed is None:
             self._take_snapshot()
             self._write_snapshot()
@@ -209,7 +234,7 @@ class Recorder:
     def _begin(self, dtype: np.dtype[Any], replay: bool) -> None:
         fixed, _ = checkpoint.unique_state(fixed_state(self.model, self.layout))
         checkpoint.write_tensors(self.folder / "fixed.safetensors", fixed, {"kind": "fixed"})
-        start = snapshot.optimizer_tensors(self.model, self.optimizer)
+        start = snapshot.optimizer_tensors(self.model, self.optimizers)
         checkpoint.write_tensors(self.folder / "start.safetensors", start, {"kind": "start"})
         self._header: dict[str, Any] = {
             "schema": SCHEMA,
@@ -222,103 +247,141 @@ class Recorder:
             "second_moments": self.second_moments,
             "random": replay,
             "snapshot_every": self.snapshot_every,
-            "optimizer": describe_optimizer(self.model, self.optimizer),
+            "optimizer": describe_optimizers(self.model, self.optimizers),
             "provenance": {"prunekit": __version__, "torch": torch.__version__, **self.provenance},
         }
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for hook in self._hooks:
             hook.remove()
-        if not self._kept_last:
-            self._writer.put(self._flat_state(self._writer.row()), None)
-        failure = self._writer.close()
-        if failure is None:
+        self._notes.close()
+        failure: PrunekitError | None = None
+        ended: dict[str, Tensor] = {}
+        try:
+            if kind is None:
+                self._watch.look_again()
+                self._watch.check_frozen()
+                ended = self._watch.end_of_fixed()
+                if not self._averaged and self._watch.moved(buffers=True):
+                    self._set(self._watch.copy_to(self._writer.row()), self._watch.copy_kept)
+            if not self._kept_last:
+                self._writer.put(self._watch.copy_kept(self._writer.row()), None)
+        except PrunekitError as problem:
+            failure = problem
+        written = self._writer.close()
+        if written is None:
             try:
+                if ended:
+                    checkpoint.write_tensors(self.folder / "ended.safetensors", ended, {"kind": "ended"})
                 cost = {"seconds": round(time.perf_counter() - self._started, 3)}
                 checkpoint.write_json(
                     self.folder / "trajectory.json",
                     {
                         **self._header,
-                        "complete": kind is None,
+                        "complete": kind is None and failure is None,
                         "steps": self._writer.lines,
                         "last_state": not self._kept_last,
                         "hash": self._writer.hash,
                         "cost": cost,
                     },
                 )
-                if kind is None:
+                if kind is None and failure is None:
                     (self.folder / snapshot.NAME).unlink(missing_ok=True)
             except OSError as problem:
-                failure = no_room(self.folder, self.steps, problem)
-        if failure is not None and kind is None:
-            raise failure
+                written = no_room(self.folder, self.steps, problem)
+        if kind is None and (written or failure) is not None:
+            raise written or failure  # type: ignore[misc]
 
     # -- hooks -------------------------------------------------------------------------------------------------
 
     def _before_forward(self, model: nn.Module, inputs: Any) -> None:
         if model.training and torch.is_grad_enabled():
-            self._random.append(torch.get_rng_state())
+            self._notes.random.append(torch.get_rng_state())
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self._held != [len(group["params"]) for one in self.optimizers for group in one.param_groups]:
+            self._add_groups()
+        self._watch.check_step(optimizer)
+        if moved := self._watch.moved():
+            self._set(self._watch.copy_to(self._writer.row()), self._watch.copy_kept)
+            if not self._warned:
+                named = ", ".join(moved[:3]) + (" and others" if len(moved) > 3 else "")
+                warnings.warn(
+                    f"Recorder: {named} moved between two steps; the path has this as weights that were set, by no sample. If "
+                    "another optimizer trains them, record both: Recorder(folder, model, [first, second])",
+                    stacklevel=2,
+                )
+                self._warned = True
+        if self._snapshot is not None:
+            self._write_snapshot()
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        line, self._line = self._line, {}
+        number = next(i for i, one in enumerate(self.optimizers) if one is optimizer)
+        line, random, behind = self._notes.of_step(number, self._lines)
+        if skipped(optimizer):
+            return
         line["groups"] = [
             {k: v for k, v in group_options(group).items() if k == "lr" or start.get(k) != v}
-            for group, start in zip(optimizer.param_groups, self._header["optimizer"]["groups"], strict=True)
+            for group, start in zip(optimizer.param_groups, self._described[number]["groups"], strict=True)
         ]
         if not any(s is not None for s in line.get("seeds", ())):
             line.pop("seeds", None)
         if not any(w is not None for w in line.get("weights", ())):
             line.pop("weights", None)
-        missing = [name for name, parameter in self._stepped if parameter.grad is None]
+        missing = [name for name, parameter in self._stepped[number] if parameter.grad is None]
         if missing:
             line["without_gradient"] = missing
+        if len(self.optimizers) > 1:
+            line["optimizer"] = number
+        if behind:
+            line["behind"] = behind
         self.steps += 1
         self._kept_last = self.steps % self.every == 0
         if not self._kept_last:
             line["state"] = False
-        row = self._flat_state(self._writer.row()) if self._kept_last else None
+        row = self._watch.copy_to(self._writer.row()) if self._kept_last else None
+        self._watch.keep()
         moments = None
         if self.second_moments:
             moments = self._writer.row()
             flat_second_moments(self.model, optimizer, self.layout.parameters, torch.from_numpy(moments))
-        random, self._random = self._random, []
         if random:
             line["random"] = len(random)
         self._writer.put(row, line, moments, [r.numpy() for r in random])
+        self._lines += 1
         if self.snapshot_every and self.steps % self.snapshot_every == 0:
             self._take_snapshot()
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if self._snapshot is not None:
-            self._write_snapshot()
+    def _list_members(self) -> None:
+        """What the optimizers hold, looked up when that changes."""
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        recorded = {entry.name for entry in self.layout}
+        self._stepped = [
+            [(names[id(p)], p) for group in one.param_groups for p in group["params"] if names.get(id(p)) in recorded]
+            for one in self.optimizers
+        ]
+        self._held = [len(group["params"]) for one in self.optimizers for group in one.param_groups]
+        self._described = optimizer_parts(self._header["optimizer"])
+
+    def _add_groups(self) -> None:
+        """Takes in parameter groups that a loop added (``add_param_group``)."""
+        recorded = {entry.name for entry in self.layout}
+        for mine, now in zip(self._described, optimizer_parts(describe_optimizers(self.model, self.optimizers)), strict=True):
+            known, new = now["groups"][: len(mine["groups"])], now["groups"][len(mine["groups"]) :]
+            if [set(g["parameters"]) & recorded for g in known] != [set(g["parameters"]) for g in mine["groups"]]:
+                raise UsageError("parameters of an optimizer's groups changed while recording; add a group (add_param_group)")
+            for group in new:
+                if strange := [name for name in group["parameters"] if name not in recorded]:
+                    raise UsageError(f"{strange[0]} was frozen when recording began and is trained now: {ADVICE}")
+            mine["groups"].extend(new)
+        self._list_members()
+        checkpoint.write_json(self.folder / "trajectory.json", self._header)
 
     def _take_snapshot(self) -> None:
-        self._snapshot = snapshot.take(self.steps, self.model, self.optimizer, self._writer.queued)
+        self._snapshot = snapshot.take(self.steps, self._lines, self.model, self.optimizers, self._writer.queued)
 
     def _write_snapshot(self) -> None:
         assert self._snapshot is not None
-        snapshot.add_schedule(self._snapshot, self.optimizer, self.scheduler)
+        snapshot.add_schedule(self._snapshot, self.optimizers, self.scheduler)
         self._writer.put_snapshot(self._snapshot)
         self._snapshot = None
-
-    def _named(self) -> dict[str, Tensor]:
-        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-
-    @torch.no_grad()
-    def _flat_state(self, row: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        flat = torch.from_numpy(row)
-        for span, tensor in self._tensors:
-            flat[span].copy_(tensor.reshape(-1))
-        return row
-
-
-def disk_needed(
-    model: nn.Module, steps: int, samples_seen: int, every: int = 1, states: str = "whole", second_moments: bool = False
-) -> int:
-    """Bytes that recording ``steps`` steps will take, the step log (8 bytes a sample seen) and a snapshot included."""
-    width = 8 if any(p.dtype == torch.float64 for p in model.parameters()) else 4
-    total = Layout.of(model).total
-    rows = steps // every + 2
-    per_state = total * (2 + width / BASE_EVERY if states == "half" else width)
-    moments = total * width * steps if second_moments else 0
-    return int(per_state * rows) + moments + 8 * samples_seen + 4 * total * width

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.errors import PrunekitError, UsageError
-from prunekit.trajectory.imported import load_into
+from prunekit.trajectory.bare import bare, bare_optimizers
+from prunekit.trajectory.layout import named_tensors
+from prunekit.trajectory.loading import load_into
 from prunekit.trajectory.recorder import Recorder
-from prunekit.trajectory.rules import StepLog
+from prunekit.trajectory.rules import StepLog, optimizer_parts
 from prunekit.trajectory.trajectory import Trajectory
 
 
 def replay(
     trajectory: Trajectory,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
     batch: Callable[..., tuple[Tensor, Tensor]],
     loss: Callable[[Tensor, Tensor], Tensor],
     folder: str | Path,
@@ -36,7 +37,8 @@ def replay(
 
     Args:
         trajectory: with batches noted for every step; left as it is.
-        model, optimizer: of the same kind as were recorded, their present weights and state are not used.
+        model, optimizer: of the same kind as were recorded, several optimizers in the same order; their present weights and
+            state are not used.
         batch: ``batch(indices)``, or ``batch(indices, seed)`` where a seed was noted, -> inputs and labels.
         loss: the mean loss that was trained on.
         second_moments: record Adam's ``v``, whether or not the trajectory holds it.
@@ -53,17 +55,22 @@ def replay(
             raise UsageError(f"{trajectory.folder}: step {index} set the weights (pruning, averages) and cannot be replayed")
         if step.batches is None:
             raise UsageError(f"{trajectory.folder}: step {index} has no sample indices (recorder.batch); it cannot be replayed")
+    model = bare(model)
     trajectory.layout.check(model)
     load_into(model, trajectory.model_state(0), trajectory.folder)
-    names = dict(model.named_parameters())
-    optimizer.state.clear()
+    names, optimizers = dict(model.named_parameters()), bare_optimizers(optimizer)
+    owners = {id(p): one for one in optimizers for group in one.param_groups for p in group["params"]}
+    for one in optimizers:
+        one.state.clear()
     for key, value in trajectory.start_optimizer.items():
         name, entry = key.rsplit("|", 1)
-        optimizer.state[names[name]][entry] = value.clone()
+        owners[id(names[name])].state[names[name]][entry] = value.clone()
+    if len(optimizers) != max(1, len(optimizer_parts(trajectory.header["optimizer"]))):
+        raise UsageError(f"{trajectory.folder}: was trained by another number of optimizers than {len(optimizers)}")
     model.train()
-    with Recorder(folder, model, optimizer, trajectory.provenance, second_moments=second_moments, snapshot_every=0) as recorder:
+    with Recorder(folder, model, optimizers, trajectory.provenance, second_moments=second_moments, snapshot_every=0) as recorder:
         for index in range(len(trajectory)):
-            _step(trajectory, index, model, optimizer, batch, loss, recorder)
+            _step(trajectory, index, model, optimizers, batch, loss, recorder)
             if index + 1 in trajectory.kept:
                 _compare(trajectory, index + 1, model, tolerance)
             tick(1)
@@ -74,16 +81,21 @@ def _step(
     trajectory: Trajectory,
     index: int,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     batch: Callable[..., tuple[Tensor, Tensor]],
     loss: Callable[[Tensor, Tensor], Tensor],
     recorder: Recorder,
 ) -> None:
     step: StepLog = trajectory.step(index)
     random = trajectory.random_states(index)
-    for group, options in zip(optimizer.param_groups, step.groups, strict=True):
+    optimizer = optimizers[step.optimizer]
+    for group, options in zip(optimizer.param_groups, step.groups, strict=False):  # groups may have been added later
         group.update({k: tuple(v) if isinstance(group.get(k), tuple) else v for k, v in options.items() if k in group})
-    optimizer.zero_grad()
+    if step.behind:  # the gradient is there: another optimizer has stepped on it
+        optimizer.step()
+        return
+    for one in optimizers:
+        one.zero_grad()
     device = next(model.parameters()).device
     for number, (indices, weight, seed) in enumerate(zip(step.batches or (), step.weights, step.seeds, strict=True)):
         where = torch.tensor(indices)
@@ -98,14 +110,16 @@ def _step(
             parameter.grad = None
         elif parameter.grad is not None and step.gradient_scale != 1:
             parameter.grad.mul_(step.gradient_scale)
+    for group in optimizer.param_groups[len(step.groups) :]:
+        for parameter in group["params"]:
+            parameter.grad = None
     if step.gradient_scale != 1:
         recorder.gradient_scale(step.gradient_scale)
     optimizer.step()
 
 
 def _compare(trajectory: Trajectory, index: int, model: nn.Module, tolerance: float) -> None:
-    named: dict[str, Any] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    found, kept = trajectory.layout.flatten(named), trajectory.state(index)
+    found, kept = trajectory.layout.flatten(named_tensors(model)), trajectory.state(index)
     off = float((found - kept).abs().max())
     if not off <= tolerance * float(kept.abs().max()):
         raise PrunekitError(

@@ -11,6 +11,7 @@ training sample's gradient did (docs/kernel.md).
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -34,6 +35,9 @@ class StepLog:
         gradient_scale: factor that clipping put on the gradient.
         without_gradient: names of parameters whose gradient was None, which the step left alone.
         moved: False for a state that was set, not stepped to (weights pruned, or averaged at the end).
+        optimizer: which of several stepped; the others' parameters were left alone.
+        behind: how many states before this step its gradient was taken; not 0 where optimizers step one after another on one
+            backward pass.
     """
 
     groups: tuple[Mapping[str, Any], ...] = ()
@@ -43,6 +47,8 @@ class StepLog:
     gradient_scale: float = 1.0
     without_gradient: frozenset[str] = frozenset()
     moved: bool = True
+    optimizer: int = 0
+    behind: int = 0
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,14 @@ def optimizer_name(optimizer: torch.optim.Optimizer) -> str:
     return f"torch.{cls.__name__}" if own else f"{cls.__module__}.{cls.__qualname__}"
 
 
+def optimizer_parts(described: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The optimizers of a recording, one by one; none where it is not known."""
+    if described is None:
+        return []
+    found: list[dict[str, Any]] = described.get("optimizers", [described])
+    return found
+
+
 class Recursion:
     """The recursion of one recorded path: which linear step each parameter took at each optimizer step.
 
@@ -151,29 +165,42 @@ class Recursion:
     ) -> None:
         self.log = log
         self.spans = {entry.name: entry.span for entry in layout}
-        self.members = [group["parameters"] for group in optimizer["groups"]] if optimizer else []
-        self.rule, self.note, self.explains_data = _rule_for(optimizer, has_second_moments)
+        parts = optimizer_parts(optimizer)
+        self.members = [[group["parameters"] for group in part["groups"]] for part in parts]
+        found = [_rule_for(part, has_second_moments) for part in parts] or [_rule_for(None, has_second_moments)]
+        self.rules = [rule for rule, _, _ in found]
+        self.note = "; ".join(dict.fromkeys(note for _, note, _ in found if note))
+        self.explains_data = all(explains for _, _, explains in found)
         self._counts = dict(start_counts)
         self.taken = list(accumulate(int(step.moved) for step in log))
-        self._even = all(not step.without_gradient for step in log)
+        self._left = self._left_alone() if len(parts) > 1 or any(step.without_gradient for step in log) else {}
+
+    def _left_alone(self) -> dict[str, list[int]]:
+        """By parameter, the steps that left it alone: without a gradient, or another optimizer's."""
+        every = [{name for group in members for name in group} for members in self.members]
+        found: dict[str, list[int]] = {}
+        for index, step in enumerate(self.log):
+            if step.moved:
+                others = (names for number, names in enumerate(every) if number != step.optimizer)
+                for name in step.without_gradient.union(*others):
+                    found.setdefault(name, []).append(index)
+        return found
 
     def step(self, index: int, second_moments: Tensor | None) -> Iterator[tuple[str, LinearStep]]:
         """``(name, linear step)`` of every parameter that moved at step ``index``."""
         step = self.log[index]
-        if self.rule is None or not step.moved:
+        rule = self.rules[step.optimizer]
+        if rule is None or not step.moved:
             return
-        for members, options in zip(self.members, step.groups, strict=True):
+        for members, options in zip(self.members[step.optimizer], step.groups, strict=False):  # groups may be added later
             for name in members:
                 if name in step.without_gradient or name not in self.spans:
                     continue
                 v = None if second_moments is None else second_moments[self.spans[name]]
-                yield name, self.rule.step(options, self._count(name, index), v)
+                yield name, rule.step(options, self._count(name, index), v)
 
     def _count(self, name: str, index: int) -> int:
-        before = self._counts.get(name, 0)
-        if self._even:
-            return before + self.taken[index]
-        return before + sum(1 for s in self.log[: index + 1] if s.moved and name not in s.without_gradient)
+        return self._counts.get(name, 0) + self.taken[index] - bisect_right(self._left.get(name, ()), index)
 
     def regularisation(self, index: int, state: Tensor, v: Tensor | None, running: Tensor, out: Tensor) -> None:
         """Adds ``R_s`` to ``out`` and moves decay's own buffer ``running`` on; all flat ``(P,)``."""

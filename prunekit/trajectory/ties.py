@@ -47,13 +47,27 @@ def overlaps(named: Mapping[str, Tensor]) -> list[tuple[str, str, str]]:
     ]
 
 
-def tied(model: nn.Module) -> list[list[str]]:
-    """Groups of state names under which the model holds one and the same tensor."""
-    groups: dict[int, list[str]] = {}
+def tied(model: nn.Module) -> dict[str, list[str]]:
+    """By state name, all names under which the model holds that very tensor; only where there are several."""
+    groups: dict[str, list[str]] = {}
+    named: dict[str, Tensor] = {}
+    objects: dict[int, str] = {}
     for names in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
         for name, tensor in names:
-            groups.setdefault(id(tensor), []).append(name)
-    return [names for names in groups.values() if len(names) > 1]
+            named[name] = tensor
+            _join(groups, objects.setdefault(id(tensor), name), name)
+    for first, second, how in overlaps(named):
+        if how == "the same view":
+            _join(groups, first, second)
+    return groups
+
+
+def _join(groups: dict[str, list[str]], first: str, second: str) -> None:
+    if first == second or second in groups.get(first, ()):
+        return
+    joined = groups.get(first, [first]) + groups.get(second, [second])
+    for name in joined:
+        groups[name] = joined
 
 
 def _shared(a: Tensor, b: Tensor) -> str | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from prunekit import checkpoint
 from prunekit.errors import ArtifactError, NonFiniteError, UsageError
 from prunekit.trajectory.layout import Layout
-from prunekit.trajectory.rules import Recursion, StepLog, survival
+from prunekit.trajectory.rules import Recursion, StepLog, optimizer_parts, survival
 from prunekit.trajectory.states import READERS
 from prunekit.trajectory.store import DTYPES, RowReader, joint_hash
 
@@ -149,7 +149,12 @@ class Trajectory:
 
     @cached_property
     def fixed(self) -> dict[str, Tensor]:
-        """What the model needs beside the path: frozen parameters, integer buffers."""
+        """What the model needs beside the path: frozen parameters, integer buffers, as they are at its end."""
+        ended = self.folder / "ended.safetensors"
+        return {**self._start_fixed, **(checkpoint.read_tensors(ended) if self.complete and ended.exists() else {})}
+
+    @cached_property
+    def _start_fixed(self) -> dict[str, Tensor]:
         return checkpoint.read_tensors(self.folder / "fixed.safetensors")
 
     @property
@@ -203,7 +208,8 @@ class Trajectory:
 
     def model_state(self, index: int = -1) -> dict[str, Tensor]:
         """State ``index`` by name, with the fixed part: enough for ``load_state_dict`` up to tied names."""
-        return {**self.fixed, **{k: v.clone() for k, v in self.layout.views(self.state(index)).items()}}
+        fixed = self.fixed if index in (-1, len(self)) else self._start_fixed
+        return {**fixed, **{k: v.clone() for k, v in self.layout.views(self.state(index)).items()}}
 
     def segments(
         self, stride: int = 1, *, begin: int = 0, end: int | None = None, survival: bool = False, until: int | None = None
@@ -268,8 +274,10 @@ class Trajectory:
 
     def _read_log(self) -> tuple[list[StepLog], list[bool]]:
         path = self.folder / "steps.jsonl"
-        optimizer = self.header["optimizer"]
-        defaults = [{k: v for k, v in g.items() if k != "parameters"} for g in optimizer["groups"]] if optimizer else []
+        defaults = [
+            [{k: v for k, v in group.items() if k != "parameters"} for group in part["groups"]]
+            for part in optimizer_parts(self.header["optimizer"])
+        ] or [[]]
         steps: list[StepLog] = []
         kept: list[bool] = []
         self._forwards: list[int] = []
@@ -281,7 +289,7 @@ class Trajectory:
             try:
                 facts = json.loads(line)
                 steps.append(_step(facts, defaults))
-            except (ValueError, TypeError, AttributeError):
+            except (LookupError, ValueError, TypeError, AttributeError):
                 raise ArtifactError(f"{path}: line {number + 1} is not a step") from None
             if facts.get("before"):
                 kept[-1] = True
@@ -290,18 +298,24 @@ class Trajectory:
         return steps, kept
 
 
-def _step(facts: dict[str, Any], defaults: list[dict[str, Any]]) -> StepLog:
+def _step(facts: dict[str, Any], optimizers: list[list[dict[str, Any]]]) -> StepLog:
+    """``optimizers``: each one's groups with the hyperparameters that they began with."""
     moved = facts.get("moved", True)
+    defaults = optimizers[facts.get("optimizer", 0)]
     given = facts.get("groups", [{} for _ in defaults])
+    if len(given) > len(defaults):
+        raise ValueError("more groups than the optimizer has")
     batches = facts.get("batches")
     count = len(batches or ())
     weights = facts.get("weights") or [None] * count
     return StepLog(
-        groups=tuple({**d, **g} for d, g in zip(defaults, given, strict=True)),
+        groups=tuple({**d, **g} for d, g in zip(defaults, given, strict=False)),  # groups may be added later
         batches=None if batches is None else tuple(tuple(b) for b in batches),
         weights=tuple(1 / count if w is None else w for w in weights),
         seeds=tuple(facts.get("seeds") or [None] * count),
         gradient_scale=facts.get("gradient_scale", 1.0),
         without_gradient=frozenset(facts.get("without_gradient", ())),
         moved=moved,
+        optimizer=facts.get("optimizer", 0),
+        behind=facts.get("behind", 0),
     )

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from prunekit.errors import ArtifactError, NonFiniteError, PrunekitError
 from prunekit.trajectory import snapshot
-from prunekit.trajectory.layout import Layout
-from prunekit.trajectory.states import WRITERS
+from prunekit.trajectory.layout import Layout, path_dtype
+from prunekit.trajectory.states import BASE_EVERY, WRITERS
 from prunekit.trajectory.store import RowWriter, joint_hash
 
 BUFFERS = 12
@@ -183,3 +184,15 @@ def no_room(folder: Path, steps: int, error: OSError) -> ArtifactError:
         f"{folder}: recording stopped after {steps} steps ({error.strerror or error}, {free:.0f} MB free); "
         "the steps so far can be read"
     )
+
+
+def disk_needed(
+    model: nn.Module, steps: int, samples_seen: int, every: int = 1, states: str = "whole", second_moments: bool = False
+) -> int:
+    """Bytes that recording ``steps`` steps will take, the step log (8 bytes a sample seen) and a snapshot included."""
+    width = 8 if path_dtype(model) == torch.float64 else 4
+    total = Layout.of(model).total
+    rows = steps // every + 2
+    per_state = total * (2 + width / BASE_EVERY if states == "half" else width)
+    moments = total * width * steps if second_moments else 0
+    return int(per_state * rows) + moments + 8 * samples_seen + 4 * total * width

@@ -24,7 +24,8 @@ from prunekit.report import save_figure, study_figure, write_study_page
 from prunekit.search.compare import Candidates
 from prunekit.search.repair import Material, settings
 from prunekit.search.study import REFINED_AGAIN, Bench, Repaired, compensated, dense_facts, fine_tuned, one_shot, refined_again
-from prunekit.search.summary import Runs, Variant, area, summarise
+from prunekit.search.summary import Runs, Told, Variant, summarise
+from prunekit.task.evaluation import measures_told
 from prunekit.verbs.compensating import compensator
 from prunekit.verbs.run_folder import Run, first_difference
 from prunekit.verbs.scheduling import finetuning_of
@@ -85,6 +86,10 @@ def study_run(study: Study, jobs: Sequence[Job], out: Path, processes: int) -> d
         else:
             facts = list(_parallel(jobs, processes, bar))
     rows = [row for job in jobs for row in _rows(job)]
+    measures = facts[0]["measures"]
+    other = next((f for f in facts if f["measures"] != measures), None)
+    if other is not None:
+        raise UsageError(f"{other['case']} and {facts[0]['case']} are of other tasks, whose measures cannot be compared")
     methods = {criterion: expand(criterion) for criterion in study.criteria}
     result: dict[str, Any] = {
         "schema": SCHEMA,
@@ -92,11 +97,12 @@ def study_run(study: Study, jobs: Sequence[Job], out: Path, processes: int) -> d
         "study": study.model_dump(mode="json"),
         "machine": machine(),
         "runs": facts,
-        "summary": summarise(rows, methods),
+        "measures": measures,
+        "summary": summarise(rows, methods, measures),
         "rows": len(rows),
         "cost": {"seconds": round(time.perf_counter() - started, 1), "processes": processes},
     }
-    checkpoint.write_text(out / "compare.csv", checkpoint.csv_text(COLUMNS, map(_flat, rows)))
+    checkpoint.write_text(out / "compare.csv", checkpoint.csv_text(_columns(measures), [_flat(row, measures) for row in rows]))
     save_figure(study_figure(rows, result["summary"], methods), out / "compare.png")
     write_study_page(out / "report.html", result, rows, methods)
     checkpoint.write_json(out / "compare.json", result)
@@ -177,6 +183,7 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
         "run": str(job.run),
         "samples": {name: len(split) for name, split in run.splits.items()},
         "dense": dense_facts(bench),
+        "measures": measures_told(run.task),
         "steps": len(run.trajectory),
         "criteria": {name: checkpoint.read_header(run.score_path(name), "scores")["cost"] for name in singles},
     }
@@ -220,9 +227,10 @@ def _again(job: Job, run: Run, bench: Bench, rows: list[dict[str, Any]], data: d
     }
     for structure, sparsities in study.structures.items():
         folder = structure.replace(":", "-")
-        runs = Runs(here, job.case, structure, {c: expand(c) for c in dict.fromkeys([*study.criteria, *study.always])})
+        methods = {c: expand(c) for c in dict.fromkeys([*study.criteria, *study.always])}
+        runs = Runs(here, job.case, structure, methods, measures_told(run.task))
         chosen = {method: variant for method in runs.methods if (variant := runs.chosen(job.seed, method)) is not None}
-        order = sorted(chosen, key=lambda m: -area(runs.curve(job.seed, chosen[m], "validation")))
+        order = sorted(chosen, key=lambda m: -runs.sign * runs.area(runs.curve(job.seed, chosen[m], "validation")))
         leading = [m for m in order if m not in study.always][: study.leading]
         looked_at = list(dict.fromkeys([*leading, *(m for m in study.always if m in chosen)]))
 
@@ -346,18 +354,21 @@ def _belongs(row: Mapping[str, Any], study: Study) -> bool:
     return tuned and (not row["repair"] or row["sparsity"] in study.refined_at(row["structure"]))
 
 
-SPLITS, MEASURES = ("validation", "test"), ("accuracy", "agreement", "kl")
-COLUMNS = (
+SPLITS = ("validation", "test")
+FACTS = (
     "case", "seed", "structure", "criterion", "allocation", "sparsity", "control", "method", "repair", "epochs",
     "achieved", "achieved_all", "seconds",
-    *(f"{split}_{m}" for split in SPLITS for m in MEASURES),
 )  # fmt: skip
 
 
-def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+def _columns(measures: Told) -> tuple[str, ...]:
+    return (*FACTS, *(f"{split}_{m['name']}" for split in SPLITS for m in measures))
+
+
+def _flat(row: Mapping[str, Any], measures: Told) -> dict[str, Any]:
     """A row as a line of compare.csv: ``validation_accuracy`` … beside the rest."""
     given = {"method": "", "seconds": "", **row}
-    return {**given, **{f"{split}_{m}": row[split][m] for split in SPLITS for m in MEASURES}}
+    return {**given, **{f"{split}_{m['name']}": row[split][m["name"]] for split in SPLITS for m in measures}}
 
 
 # -- what to do --------------------------------------------------------------------------------------------------

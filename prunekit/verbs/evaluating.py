@@ -19,8 +19,7 @@ from prunekit.kernel import ModelFunction
 from prunekit.measure import latencies, machine, sizes
 from prunekit.plan import Plan
 from prunekit.report import account, dense_reconstruction, flat_mask
-from prunekit.task import get_task
-from prunekit.task.evaluation import Evaluation, References, measures_told
+from prunekit.task.evaluation import CLASSIFICATION, Evaluation, References, measures_told
 from prunekit.task.evaluation import evaluate as measured
 from prunekit.trajectory import Continued, Trajectory
 from prunekit.verbs.budgets import file_size
@@ -28,7 +27,6 @@ from prunekit.verbs.compensating import pruned_as_asked
 from prunekit.verbs.run_folder import Run, recorded_inputs, reusable
 
 SCHEMA = 1
-CLASSIFICATION = measures_told(get_task(None))
 
 
 def run_of(folder: Path) -> Path:

@@ -20,7 +20,7 @@ from prunekit.structure import prunable_parameters
 from prunekit.task import Task
 from prunekit.task.evaluation import evaluate
 from prunekit.training.loop import batches_per_epoch, train
-from prunekit.trajectory import Layout, Recorder, Trajectory, disk_needed, snapshot, write_checkpoints
+from prunekit.trajectory import Layout, Recorder, Trajectory, disk_needed, read_weights, snapshot, write_checkpoints
 from prunekit.verbs.probe import probe
 from prunekit.verbs.run_folder import PROBLEM, load_splits, reusable, settled
 
@@ -98,7 +98,7 @@ def import_run(recipe: Recipe, weights: Sequence[Path], out: Path, overwrite: bo
     """Puts checkpoints of a model that was trained elsewhere under ``out``, in training order.
 
     Raises:
-        ArtifactError: a file is not safetensors or does not fit the model, or ``out`` holds something else.
+        ArtifactError: a file holds no weights or does not fit the model, or ``out`` holds something else.
     """
     if not weights:
         raise UsageError("import needs at least one --weights file")
@@ -110,7 +110,7 @@ def import_run(recipe: Recipe, weights: Sequence[Path], out: Path, overwrite: bo
     recipe.load_task()
     provenance = {
         "recipe": json.loads(json.dumps(recipe.training_facts())),
-        "imported": [checkpoint.digest(checkpoint.read_tensors(path)) for path in weights],
+        "imported": [checkpoint.digest(read_weights(path)) for path in weights],
     }
     if splits is not None:
         probe(recipe, model, splits)

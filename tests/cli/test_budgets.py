@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from prunekit.measure import accuracy, predict, sizes
+from prunekit.measure import accuracy, sizes
 from prunekit.verbs.run_folder import Run
 from tests.cli.conftest import Cli
+from tests.reference import predict
 
 
 def pruned(run: Path, cli: Cli, *options: object) -> dict[str, object]:

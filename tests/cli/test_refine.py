@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 import prunekit
 from prunekit import Plan, UsageError
 from prunekit.data import digits
-from prunekit.measure import fidelity, predict
 from prunekit.recipe import Prune
-from prunekit.search.compare import merit
+from prunekit.task import Classification
+from prunekit.task.evaluation import merit as merit_of
 from prunekit.verbs import refining as verbs_refining
 from prunekit.verbs.pruning import prune_run
 from prunekit.verbs.run_folder import Run
@@ -26,6 +26,7 @@ from prunekit.verbs.scoring import compare_run
 from tests.cli.conftest import RECIPE, Cli
 from tests.cli.test_bad_input import one_line
 from tests.cli.test_pipeline import small_cnn
+from tests.reference import fidelity, predict
 
 
 @pytest.fixture
@@ -592,3 +593,7 @@ def test_ctrl_c_ends_a_schedule_and_an_interrupted_model_is_not_reused(
     prune_run(Run(run), Prune.of({"name": "one", "criterion": "magnitude", "sparsity": 0.8, "refine": True}, "test"))
     done = cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "one", "--refine")
     one_line(done, 1, "refining was interrupted", "--overwrite")
+
+
+def merit(figures: dict[str, float]) -> tuple[float, ...]:
+    return merit_of(Classification(), figures)

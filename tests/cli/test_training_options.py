@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from prunekit.data import Split, digits
-from prunekit.measure import accuracy, predict
+from prunekit.measure import accuracy
 from prunekit.models import digits_cnn
 from prunekit.report import terminal
 from prunekit.trajectory import Trajectory, load_into
+from tests.reference import predict
 
 from .conftest import Cli
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from prunekit import PrunekitError, Trajectory, score
 from prunekit.criteria import Evidence, score_evidence
+from prunekit.data import Samples
 from tests.conftest import TinyNet, record, tiny_data
 
 Run = tuple[nn.Module, Trajectory]
@@ -297,7 +298,7 @@ def test_criteria_of_present_weights_look_at_the_state_given(tiny_run: Run, name
     model, trajectory = tiny_run
     x, y = tiny_data(6, torch.float64)
     earlier = trajectory.state(4)
-    evidence = Evidence(trajectory, model, PRUNABLE, x, y)
+    evidence = Evidence(trajectory, model, PRUNABLE, Samples.held([(x, y)]))
     last, at = score_evidence(evidence, name), score_evidence(replace(evidence, at=earlier), name)
     assert at.provenance["model"] != last.provenance["model"]
     for key in PRUNABLE:

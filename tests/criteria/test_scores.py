@@ -25,6 +25,7 @@ from prunekit import (
     score,
 )  # fmt: skip
 from prunekit.criteria import CRITERIA, Evidence, OnlineInfluence, additive, score_evidence
+from prunekit.data import Samples
 from prunekit.kernel import ModelFunction, attribute
 from prunekit.trajectory import write_checkpoints
 from tests.conftest import TinyNet, record, tiny_data
@@ -268,7 +269,7 @@ def test_untouched_weights_are_counted_and_named(tmp_path: Path) -> None:
 def test_scoring_goes_on_with_finished_chunks(tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, trajectory = tiny_run
     x, y = tiny_data(200, torch.float64)
-    evidence = Evidence(trajectory, model, ("conv.weight", "head.weight"), x, y)
+    evidence = Evidence(trajectory, model, ("conv.weight", "head.weight"), Samples.held([(x, y)]))
     whole = score_evidence(evidence, "influence")
     monkeypatch.setattr(additive, "SECONDS_BETWEEN_SAVES", -1.0)
     partial = tmp_path / "partial.safetensors"

@@ -13,10 +13,11 @@ from prunekit import UsageError
 from prunekit.criteria import CRITERIA, DEFAULT, expand, parse, score_slug
 from prunekit.criteria.aggregations import AGGREGATIONS
 from prunekit.criteria.spec import OPTIONS, RESERVED, TEMPERS, Product, Rank, Single, product, slug, text_of
-from prunekit.kernel import SHARES, TARGETS
+from prunekit.kernel import SHARES
+from prunekit.task import TARGET_NAMES
 
 VALUES = {
-    "target": st.sampled_from(list(TARGETS)),
+    "target": st.sampled_from(list(TARGET_NAMES)),
     "share": st.sampled_from(list(SHARES)),
     "aggregation": st.sampled_from(list(AGGREGATIONS)),
     "nodes": st.integers(1, 10**4).map(str),

@@ -9,21 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunekit.kernel import (
-    ModelFunction,
-    attribute,
-    blame,
-    divergence,
-    mean_gradient,
-    mean_value,
-    second_moments,
-    shares_by_layer,
-)
+from prunekit.kernel import ModelFunction, attribute, blame, mean_gradient, mean_value, second_moments, shares_by_layer
 from prunekit.kernel.gradients import VmapGradients
 from prunekit.kernel.layerwise import LayerwiseGradients
 from prunekit.trajectory import Layout, Segment
 from tests.conftest import TinyNet, tiny_data
 from tests.kernel.test_gradients import SequenceFirst, Sequences, Signals, Tokens, Twice
+from tests.reference import kl_target
 
 
 def pruning(model: nn.Module, share: float = 0.5) -> tuple[Layout, Segment, Tensor]:
@@ -36,7 +28,7 @@ def pruning(model: nn.Module, share: float = 0.5) -> tuple[Layout, Segment, Tens
 def divergence_of(model: nn.Module, layout: Layout, batches: list[tuple[Tensor, Tensor]]) -> tuple[ModelFunction, list]:
     with torch.no_grad():
         pairs = [(x, F.log_softmax(model(x), -1)) for x, _ in batches]
-    return ModelFunction(model, layout, target=divergence), pairs
+    return ModelFunction(model, layout, target=kl_target), pairs
 
 
 def uneven(dtype: torch.dtype = torch.float64) -> list[tuple[Tensor, Tensor]]:

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prunekit.measure import accuracy, agreement, divergence, latencies, machine, predict, sizes
+from prunekit.measure import accuracy, agreement, divergence, latencies, machine, sizes
+from tests.reference import predict
 
 
 def test_divergence_is_kl_from_the_reference() -> None:
@@ -29,15 +30,6 @@ def test_sizes_of_known_layers() -> None:
         model[0].weight[0] = 0
     found = sizes(model, torch.randn(1, 2, 4, 4))
     assert found == {"parameters": 54 + 245, "nonzero": 36 + 245, "macs": 16 * 54 + 240}
-
-
-def test_predict_keeps_the_mode() -> None:
-    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(3, 2)).train()
-    x = torch.randn(6, 3)
-    outputs, labels = predict(model, [(x[:4], torch.zeros(4)), (x[4:], torch.ones(2))])
-    assert model.training
-    assert torch.equal(outputs, model.eval()(x))
-    assert labels.tolist() == [0, 0, 0, 0, 1, 1]
 
 
 def test_latencies_name_the_machine_and_tell_models_apart() -> None:

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from prunekit import Again, Finetuning, Plan, Planner, Schedule, Trajectory, UsageError, prune_by_schedule, refine
 from prunekit.criteria import Evidence, score_evidence
-from prunekit.kernel import ModelFunction, blame, divergence, reconstruct
+from prunekit.data import Samples
+from prunekit.kernel import ModelFunction, blame, reconstruct
 from prunekit.report import account
 from prunekit.report.removal import flat_mask
 from prunekit.search import Tuner
 from prunekit.search.again import returning
 from prunekit.trajectory import Continued, Layout, Segment
 from tests.conftest import TinyNet, record, tiny_data
+from tests.reference import kl_target
 
 X, Y = tiny_data(24, torch.float64)
 PRUNABLE = ("conv.weight", "head.weight")
@@ -44,7 +46,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Trajecto
 
 def planner(dense: tuple[nn.Module, Trajectory], structure: str, repair: Any = None) -> Planner:
     model, trajectory = dense
-    evidence = Evidence(trajectory, model, PRUNABLE, X[:6], Y[:6])
+    evidence = Evidence(trajectory, model, PRUNABLE, Samples.held([(X[:6], Y[:6])]))
     scores = score_evidence(evidence, "random")  # the worst of masks: there is something to repair
     return Planner(evidence, scores, structure, "global", X[:2], repair=repair)
 
@@ -117,7 +119,7 @@ def test_between_rounds_the_removed_weights_are_dense_and_blame_is_complete(dens
     start, dense_theta = flat(base), flat(model)
     assert torch.equal(start[gone], dense_theta[gone])
     assert not torch.equal(start[~gone], dense_theta[~gone])
-    function = ModelFunction(model, Layout.of(model), {}, divergence)
+    function = ModelFunction(model, Layout.of(model), {}, kl_target)
     reference = F.log_softmax(model(X), -1).detach()
     step = Segment(0, start, start * ~gone, torch.zeros_like(start))
     found = blame(function, step, [(X, reference)], nodes=64)

@@ -15,7 +15,9 @@ from prunekit import Plan
 from prunekit.errors import ArtifactError
 from prunekit.report import accuracy_tables, comparison_figure
 from prunekit.search import Candidates, Comparison, choose, compare, refine
-from prunekit.search.compare import COLUMNS, merit
+from prunekit.search.compare import FACTS
+from prunekit.task import Classification
+from prunekit.task.evaluation import merit
 from tests.search.test_refine import Batches, trained
 from tests.structure_models import random_scores
 
@@ -49,12 +51,12 @@ def test_the_best_plan_everywhere_is_repaired() -> None:
     for cell, plan in zip(repaired, started, strict=True):
         assert cell["repair"] == "refined"
         here = [c for c in plain.cells if (c["structure"], c["sparsity"]) == (cell["structure"], cell["sparsity"])]
-        best = max(here, key=merit)
+        best = max(here, key=lambda cell: merit(Classification(), cell))
         same = ("criterion", "allocation", "achieved", "achieved_all")
         assert [cell[k] for k in same] == [best[k] for k in same]
         assert plan.digest == candidates.plan(*(best[k] for k in ("structure", "criterion", "allocation", "sparsity"))).digest
-        assert found.best(cell["structure"], cell["sparsity"]) == best
-    assert all(len(c) == len(COLUMNS) for c in found.cells)
+        assert found.best(cell["structure"], cell["sparsity"], Classification()) == best
+    assert all(len(c) == len(FACTS) + 3 for c in found.cells)
 
 
 def test_auto_never_takes_a_repaired_cell() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prunekit import Recorder, Trajectory, make_plan, refine
 from prunekit.criteria import Evidence
+from prunekit.data import Samples
 from prunekit.kernel import ModelFunction, blame, mean_gradient, mean_value, second_moments
 from prunekit.kernel.gradients import VmapGradients
 from prunekit.kernel.layerwise import LayerwiseGradients
@@ -18,6 +19,7 @@ from prunekit.search.patterns import Weights
 from prunekit.search.repair import REPAIRS, Material, get_repair, settings
 from prunekit.search.rivals.evaluations import counted
 from prunekit.search.rivals.rescored import equal_cost, rescored
+from prunekit.task import Classification
 from prunekit.trajectory import Layout, Segment
 from tests.search.test_refine import Batches, trained
 from tests.structure_models import random_scores
@@ -97,7 +99,7 @@ def test_a_refinement_costs_what_its_rounds_say() -> None:
 def test_rescoring_takes_one_gradient_a_sample_and_step() -> None:
     model, batches = trained("flattened")
     plan = make_plan(random_scores(model), model, sparsity=0.6)
-    objective = make_objective(model, batches, "kl", "margin")
+    objective = make_objective(model, batches, "kl", "margin", task=Classification())
     with counted(objective.ranking.model) as found:
         rescored(Weights(plan, Layout.of(model), torch.device("cpu")), objective, steps=7)
     assert found.gradients == 7 * sum(len(x) for x, _ in objective.learn) + 4
@@ -115,7 +117,8 @@ def test_rescoring_costs_the_gradients_of_refining(samples: int) -> None:
     assert done.history[-1]["round"] == 30
     with counted(model) as found:
         rescored(
-            Weights(plan, Layout.of(model), torch.device("cpu")), make_objective(model, learn, "kl", "margin", accept=accept)
+            Weights(plan, Layout.of(model), torch.device("cpu")),
+            make_objective(model, learn, "kl", "margin", task=Classification(), accept=accept),
         )
     choosing = 2 * 2  # of an engine, see above: refining looks twice
     assert found.gradients - choosing == refined.gradients - 2 * choosing
@@ -130,7 +133,9 @@ def test_rescoring_units_takes_a_gradient_a_round(way: str, tmp_path: Path) -> N
     with Recorder(tmp_path / "t", model, optimizer):
         model(batches[0][0]).sum().backward()
         optimizer.step()
-    evidence = Evidence(Trajectory(tmp_path / "t"), model, ("conv.weight", "hidden.weight", "out.weight"), *batches[0])
+    evidence = Evidence(
+        Trajectory(tmp_path / "t"), model, ("conv.weight", "hidden.weight", "out.weight"), Samples.held([batches[0]])
+    )
     x = batches[0][0]
     plan = make_plan(random_scores(model), model, x[:2], sparsity=0.98, structure="channels", allocation="uniform")
     gone = sum(int((~keep).sum()) for keep in plan.keep.values())

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from prunekit import Plan, UsageError, make_plan
-from prunekit.kernel import ModelFunction, blame, divergence
+from prunekit.kernel import ModelFunction, blame
 from prunekit.kernel.gradients import choose_engine
 from prunekit.search.limits import Limits
 from prunekit.search.patterns import Pattern, Runs, get_pattern, pattern_inside
 from prunekit.structure import GROUPED
 from prunekit.trajectory import Layout, Segment
 from tests.conftest import tiny_data
+from tests.reference import kl_target
 from tests.structure_models import ATTENTIVE, HANDLED, IMAGES, STACKED, random_scores
 
 CPU = torch.device("cpu")
@@ -202,7 +203,7 @@ def test_blame_of_units_sums_to_the_divergence(kind: str, name: str) -> None:
     x, _ = tiny_data(12, torch.float64)
     with torch.no_grad():
         reference = F.log_softmax(model(x), -1)
-    function = ModelFunction(model, layout, target=divergence)
+    function = ModelFunction(model, layout, target=kl_target)
     step = Segment(0, theta, theta * pattern.expand(pattern.keep.double()), torch.zeros_like(theta))
     found = blame(function, step, [(x, reference)], nodes=32)
     units = pattern.gather(found.values, pattern.keep)

@@ -19,6 +19,7 @@ from prunekit import ArtifactError, Plan, UsageError, make_plan, masked, prune, 
 from prunekit.measure import divergence
 from prunekit.search.objective import make_objective
 from prunekit.search.patterns import Groups, Runs
+from prunekit.task import Classification
 from tests.conftest import tiny_data
 from tests.structure_models import ATTENTIVE, HANDLED, IMAGES, STACKED, random_scores
 
@@ -86,7 +87,7 @@ def test_never_worse_where_it_is_accepted(case: tuple[str, str], sparsity: float
     assert refined.sparsity() == plan.sparsity()
     refined.check("refined")
     # the accept part's divergence of both plans, computed again
-    objective = make_objective(model, batches, target, "margin", seed=seed)
+    objective = make_objective(model, batches, target, "margin", task=Classification(), seed=seed)
     before, after = (objective.on_accept(factors(objective, p)) for p in (plan, refined))
     assert after <= before
     facts = refined.provenance["refine"]

@@ -20,6 +20,7 @@ from prunekit.search.rivals.integrated_gradients import integrated_gradients
 from prunekit.search.rivals.layer_swaps import layer_swaps, swap_rows
 from prunekit.search.rivals.rescored import rescored, tempered
 from prunekit.search.rivals.row_wise import Inputs, inputs_of
+from prunekit.task import Classification
 from prunekit.trajectory import Layout
 from tests.search.test_refine import trained
 from tests.structure_models import random_scores
@@ -28,7 +29,11 @@ from tests.structure_models import random_scores
 def setting(name: str, sparsity: float = 0.6) -> tuple[nn.Module, Weights, Objective]:
     model, batches = trained(name, torch.float64)
     plan = make_plan(random_scores(model), model, sparsity=sparsity)
-    return model, Weights(plan, Layout.of(model), torch.device("cpu")), make_objective(model, batches, "kl", "margin")
+    return (
+        model,
+        Weights(plan, Layout.of(model), torch.device("cpu")),
+        make_objective(model, batches, "kl", "margin", task=Classification()),
+    )
 
 
 @pytest.mark.parametrize("name", ["multilayer", "flattened"])
@@ -78,7 +83,7 @@ def test_tempered_and_rescored_are_their_formula() -> None:
 
 def test_integrated_gradients_are_their_formula() -> None:
     model, pattern, objective = setting("flattened")
-    objective = make_objective(model, [(x, y) for x, y in objective.labelled], "kl", "loss")
+    objective = make_objective(model, [(x, y) for x, y in objective.labelled], "kl", "loss", task=Classification())
     x, y = (torch.cat(part) for part in zip(*objective.labelled, strict=True))
     scores = []
     for name in pattern.names:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from prunekit import Plan, Trajectory, UsageError
 from prunekit.apply import apply_masks
 from prunekit.criteria import Evidence, model_digest, score_evidence
+from prunekit.data import Samples
 from prunekit.kernel import ModelFunction, reconstruct
 from prunekit.search import Finetuning, Planner, Pruned, Schedule, cut, finetune, prune_by_schedule, refine
 from prunekit.search.planner import _Shrinking
@@ -80,7 +81,7 @@ def planner(
     **more: object,
 ) -> Watching:
     model, trajectory = dense
-    evidence = Evidence(trajectory, model, PRUNABLE, X[:6], Y[:6])
+    evidence = Evidence(trajectory, model, PRUNABLE, Samples.held([(X[:6], Y[:6])]))
     return Watching(evidence, score_evidence(evidence, criterion), structure, allocation, X[:2], **more)
 
 
@@ -329,7 +330,7 @@ def test_recalibrated_statistics_are_those_of_the_pruned_model(tmp_path: Path, t
     trajectory = record(tmp_path / "t", model, torch.optim.AdamW(model.parameters(), lr=0.01), data=(X, Y))
     model.eval()
     names = tuple(n for n, p in model.named_parameters() if p.dim() > 1)
-    evidence = Evidence(trajectory, model, names, X[:6], Y[:6])
+    evidence = Evidence(trajectory, model, names, Samples.held([(X[:6], Y[:6])]))
     batches = [(X[:12], Y[:12]), (X[12:], Y[12:])]
     found = Planner(evidence, score_evidence(evidence, "magnitude"), "channels", "uniform", X[:2])
     done = prune_by_schedule(

@@ -1,0 +1,115 @@
+"""What a training loop noted for the coming step: samples, random states, clipping; and what of it belongs to no step.
+
+A GradScaler does not call the optimizer when it finds Inf, so a skipped step is seen only by what follows: gradients that
+had been accumulated are gone, and no step has taken them. The notes that belong to them go with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import UsageError
+
+
+class Notes:
+    """Notes for the coming step.
+
+    Args:
+        parameters: those that are trained.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters = list(parameters)
+        self._hooks: list[Any] = []
+        self._shared: _Shared | None = None
+        self.drop()
+
+    def watch(self) -> None:
+        """Looks at the gradients as they are accumulated, until ``close``."""
+        for parameter in self.parameters:
+            self._hooks.append(parameter.register_hook(self._before_gradient(parameter)))
+            self._hooks.append(parameter.register_post_accumulate_grad_hook(self._after_gradient))
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def drop(self) -> None:
+        """Forgets everything: the coming step begins anew."""
+        self.line: dict[str, Any] = {}
+        self.random: list[Tensor] = []
+        self.accumulated = False
+        """Whether a gradient has come since the last step."""
+        self._noted, self._drawn = 0, 0  # micro-batches and random states noted when the last gradient came
+        self._afterwards = False  # whether the loop notes a batch after its backward pass
+
+    def batch(self, indices: Sequence[int] | Tensor, seed: int | None, weight: float | None) -> None:
+        """Adds a micro-batch."""
+        self._let_go(all_of_it=True)
+        found = indices.tolist() if isinstance(indices, Tensor) else list(indices)
+        if not all(isinstance(i, int) or hasattr(i, "__index__") for i in found):
+            raise UsageError("recorder.batch takes the sample indices of the batch: whole numbers, one axis")
+        if not self.line.get("batches"):
+            self._afterwards = self.accumulated
+        self.line.setdefault("batches", []).append([int(i) for i in found])
+        self.line.setdefault("seeds", []).append(seed)
+        self.line.setdefault("weights", []).append(weight)
+
+    def of_step(self, optimizer: int, state: int) -> tuple[dict[str, Any], list[Tensor], int]:
+        """Everything noted for the step that was just taken, and how many states back its gradient was; then begins anew.
+
+        Optimizers that step one after another on one backward pass have its samples in common.
+
+        Args:
+            optimizer: number of the one that stepped.
+            state: number of the state that it stepped from.
+        """
+        fresh, line, random = self.accumulated, self.line, self.random
+        self.drop()
+        shared = self._shared
+        if shared is None or fresh or line.get("batches") or optimizer in shared.used:
+            self._shared = _Shared(dict(line), random, state, {optimizer})
+            return line, random, 0
+        shared.used.add(optimizer)
+        return {**shared.line, **line}, shared.random, state - shared.state
+
+    def _before_gradient(self, parameter: nn.Parameter) -> Any:
+        def look(gradient: Tensor) -> None:
+            if self.accumulated and (parameter.grad is None or not bool(parameter.grad.any())):
+                self._let_go(all_of_it=self._afterwards)
+
+        return look
+
+    def _after_gradient(self, parameter: nn.Parameter) -> None:
+        self.accumulated = True
+        self._noted, self._drawn = len(self.line.get("batches", ())), len(self.random)
+
+    @torch.no_grad()
+    def _let_go(self, all_of_it: bool) -> None:
+        """Drops the notes of gradients that came and were emptied without a step."""
+        if not self.accumulated or any(p.grad is not None and bool(p.grad.any()) for p in self.parameters):
+            return
+        for key in ("batches", "seeds", "weights"):
+            if key in self.line:
+                self.line[key] = [] if all_of_it else self.line[key][self._noted :]
+                if not self.line[key]:
+                    del self.line[key]
+        self.line.pop("gradient_scale", None)
+        self.random = self.random[self._drawn :]
+        self.accumulated, self._noted, self._drawn, self._afterwards = False, 0, 0, False
+
+
+@dataclass
+class _Shared:
+    """Notes of the last backward pass, the number of the state it was taken at, and which optimizers have stepped on it."""
+
+    line: dict[str, Any]
+    random: list[Tensor]
+    state: int
+    used: set[int]
