@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prunekit.batch import Batch, Labels, to
 from prunekit.criteria.scores import Scores
 from prunekit.data import Samples
-from prunekit.errors import PrunekitError
+from prunekit.errors import PrunekitError, UsageError
 from prunekit.kernel import ModelFunction
 from prunekit.kernel.attribution import MEMORY
 from prunekit.task import Classification, Target, Task
@@ -94,7 +94,18 @@ class Evidence:
         return self.data
 
     def function(self, target: str | Target | None = None) -> ModelFunction:
-        """The model with ``target`` (the evidence's own by default) as a function of its weights."""
+        """The model with ``target`` (the evidence's own by default) as a function of its weights.
+
+        Raises:
+            UsageError: BatchNorm without running statistics makes a sample's outputs those of its batch.
+        """
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+                raise UsageError(
+                    f"{name} ({type(module).__name__}) keeps no running statistics, so what a sample gives depends on the others "
+                    "of its batch and no sample can be scored alone; train it with track_running_stats=True, or use a criterion "
+                    "that needs no data (magnitude, movement)"
+                )
         wanted = self.task.get_target(self.target if target is None else target)
         if (self.target if target is None else target) == "outputs" and self.classes:
             wanted = _only(self.classes, wanted)

@@ -87,7 +87,8 @@ def attribute(
     first = next(iter(segments()), None)
     if first is None or not count:
         return
-    state = first.end.to(function.device)
+    # Engines are compared where the piece ends; at 0 all gradients are 0 or, of normalised weights, NaN: that tells nothing.
+    state = (first.end if bool(first.end.any()) else first.start).to(function.device)
     targets = targets_of(function, state, x, y)
     engine = choose_engine(function, state, x, y)
     entries = function.layout.parameters

@@ -170,7 +170,7 @@ class ModelFunction:
 
     def here(self, x: Inputs, y: Labels) -> Tensor:
         """Target values of the private model as it is, inside ``at``."""
-        positional, keywords = arguments(x)
+        positional, keywords = arguments(mapped(x, self._widened))
         return self._target(self.model(*positional, **keywords), y)
 
     def gradient(self, theta: Tensor, x: Inputs, y: Labels, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:

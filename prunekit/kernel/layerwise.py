@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from prunekit.batch import Inputs, Labels, size
 from prunekit.kernel.function import ModelFunction
+from prunekit.trajectory.derived import derived_weights
 
 BLOCK = 2**20  # bytes of a layer's gradients held at a time: they are added while still in the processor's cache
 
@@ -36,9 +37,10 @@ class LayerwiseGradients:
         names = {id(p): name for name, p in function.model.named_parameters()}
         trained = {entry.name for entry in function.layout.parameters}
         self._parts: dict[nn.Module, dict[str, str]] = {}
+        hooked = {one.module for one in derived_weights(function.model)}  # their weight is no parameter, but computed from some
         for module in function.model.modules():
             parts = {short: names[id(p)] for short, p in module.named_parameters(recurse=False) if names[id(p)] in trained}
-            if rule_of(module) is not None and parts:
+            if rule_of(module) is not None and parts and module not in hooked:
                 self._parts[module] = parts
         in_layers = {name for parts in self._parts.values() for name in parts.values()}
         self._bare = [e.name for e in function.layout.parameters if e.name not in in_layers and e.shape[:1] == (1,)]

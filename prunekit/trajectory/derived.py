@@ -88,11 +88,13 @@ def unmaskable(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     for one in derived_weights(model):
         for name in wanted.intersection(one.parts):
             parameter = bare(model).get_parameter(name)
-            mask = (torch.arange(parameter.numel(), device=parameter.device) % 2 == 0).view(parameter.shape)
+            draw = torch.Generator().manual_seed(0)
+            mask = torch.rand(parameter.shape, generator=draw) < 0.5
+            mask.reshape(len(mask), -1)[:, 0] = True  # no row loses everything
             before = parameter.detach().clone()
             try:
-                with torch.no_grad():  # numbers without any pattern, half of them removed
-                    parameter.copy_(torch.rand(parameter.shape, generator=torch.Generator().manual_seed(0)) + 0.5).mul_(mask)
+                with torch.no_grad():
+                    parameter.copy_((torch.rand(parameter.shape, generator=draw) + 0.5) * mask)
                 fault = _fault(one.value(), mask, one)
             finally:
                 with torch.no_grad():
@@ -107,9 +109,9 @@ def _fault(value: Tensor, mask: Tensor, one: Derived) -> str | None:
     if value.shape != mask.shape:
         return f"{one.how} computes {one.name} {tuple(value.shape)} from it, {tuple(mask.shape)}; {advice}"
     if not bool(torch.isfinite(value).all()):
-        rows = value.flatten(1) if value.dim() > 1 else value[:, None]
-        row = int((~torch.isfinite(rows)).any(1).nonzero()[0])
-        return f"row {row} keeps no weight and {one.how} divides by its norm, which gives NaN; prune less of it, or {advice}"
+        empty = (~mask).flatten(1).all(1) if mask.dim() > 1 else ~mask
+        row = f"row {int(empty.nonzero()[0])} of it" if bool(empty.any()) else "it"
+        return f"{row} keeps too little: {one.how} divides by its norm, which gives NaN; prune less of it, or {advice}"
     if bool((value[~mask.to(value.device)] != 0).any()):
         return f"{one.how} computes {one.name} from it, and a 0 there is no 0 in the weight; {advice}"
     return None
