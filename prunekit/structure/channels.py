@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from prunekit.errors import StructureError
 from prunekit.structure.cut import CONVOLUTIONS, TRANSPOSED
 from prunekit.structure.groups import Group, tied_names
+from prunekit.trajectory.copies import copied
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -69,7 +69,7 @@ def traced_groups(model: nn.Module, example_inputs: Tensor, skip: Collection[str
     Raises:
         StructureError: the model cannot be traced.
     """
-    model = copy.deepcopy(model).cpu().requires_grad_(True)  # frozen weights would hide layers from the tracer
+    model = copied(model).cpu().requires_grad_(True)  # frozen weights would hide layers from the tracer
     graph = build_graph(model, example_inputs.cpu())
     names = {module: name for name, module in model.named_modules()}
     tied = tied_names(model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from prunekit.errors import StructureError
 from prunekit.structure.groups import Group, kept_indices, shapes_of, slice_masks
 from prunekit.structure.replacements import REPLACEMENTS
+from prunekit.trajectory.copies import copied
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -109,10 +109,10 @@ class Prober:
 
     def __init__(self, model: nn.Module, example_inputs: Tensor) -> None:
         x = example_inputs.detach().cpu()
-        self.model = copy.deepcopy(model).cpu().eval().requires_grad_(False).double()
+        self.model = copied(model).cpu().eval().requires_grad_(False).double()
         self.x = x.double() if x.is_floating_point() else x
         if self._runs() is not None:  # it may cast to float32 somewhere inside
-            self.model, self.x = copy.deepcopy(model).cpu().eval().requires_grad_(False), x
+            self.model, self.x = copied(model).cpu().eval().requires_grad_(False), x
             if (reason := self._runs()) is not None:
                 raise StructureError(f"the model does not run on the example inputs {tuple(x.shape)} of {x.dtype}: {reason}")
         self.shapes = shapes_of(self.model)

@@ -11,6 +11,7 @@ from prunekit.structure.groups import Group, Groups
 from prunekit.structure.heads import Mappings, attention_groups
 from prunekit.structure.layers import layer_groups
 from prunekit.structure.names import GROUPED
+from prunekit.trajectory.derived import derived_weights
 
 SHOWN = 5
 
@@ -45,8 +46,15 @@ def find_groups(structure: str, model: nn.Module, example_inputs: Tensor, attent
                 traced, left_out = [], {"channels": str(error).removeprefix("channels: ")}
             candidates, refused = traced + candidates, left_out | refused
     found = []
+    computed = {one.name: one for one in derived_weights(model)}
     for group in candidates:
-        fault = prober.fault(group)
+        names = [member.rsplit("@", 1)[0] for member in group.members]
+        one = next((computed[name] for name in names if name in computed), None)
+        fault = (
+            f"{one.name} is computed by {one.how}; make it a plain parameter first ({one.removal})"
+            if one
+            else prober.fault(group)
+        )
         if fault is None:
             found.append(group)
         else:
