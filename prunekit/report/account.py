@@ -11,18 +11,23 @@ import torch
 from torch import Tensor
 
 from prunekit import checkpoint
+from prunekit.batch import Inputs, Labels, size, to
+from prunekit.data.identity import tensors
 from prunekit.errors import ArtifactError
 from prunekit.kernel import ModelFunction, Reconstruction, masked_machine, reconstruct, shares_by_layer
 from prunekit.measure import agreement, divergence
 from prunekit.progress import Bar
+from prunekit.report.answers import class_labels, class_outputs
 from prunekit.trajectory import Continued, Segment, Trajectory
+
+OUTPUTS = 1000  # errors are told output by output up to here, where outputs are no classes
 
 
 def dense_reconstruction(
     function: ModelFunction,
     trajectory: Trajectory,
-    x: Tensor,
-    y: Tensor,
+    x: Inputs,
+    y: Labels,
     cache: Path,
     *,
     rule: str,
@@ -33,11 +38,12 @@ def dense_reconstruction(
     """``reconstruct`` along the whole path, kept in ``cache`` for the next pruned model of the same run."""
     made_from = {
         "trajectory": trajectory.hash,
-        "data": checkpoint.digest({"x": x, "y": y}),
+        "data": checkpoint.digest(tensors((x, y))),
         "rule": rule,
         "nodes": nodes,
         "tolerance": tolerance,
         "stride": stride,
+        **({"task": facts} if (facts := function.task.facts()) else {}),
     }
     try:
         header = checkpoint.read_header(cache, "reconstruction")
@@ -63,8 +69,8 @@ def account(
     dense: Reconstruction,
     pruned_state: Tensor,
     mask: Tensor,
-    x: Tensor,
-    y: Tensor,
+    x: Inputs,
+    y: Labels,
     *,
     tolerance: float,
     stride: int,
@@ -74,7 +80,11 @@ def account(
 ) -> dict[str, Any]:
     """The kernel section of an evaluation, as JSON values. What it says by layer is about all prunings of the path.
 
+    Where the task has no class a sample, ``argmax_agreement`` and ``kl_to_pruned`` are None, and errors by output are where there
+    are more outputs than can be told.
+
     Args:
+        function: explained is its target: ``outputs``, or the task's own where it has no outputs one by one.
         dense: the dense model's reconstruction on ``x``.
         pruned_state: the pruned model in dense coordinates, ``(P,)``.
         mask: flat ``(P,)``, True where a coordinate stays.
@@ -88,6 +98,22 @@ def account(
     step = path.joint if path is not None else Segment(len(trajectory), last, pruned_state, torch.zeros_like(last))
     fixed: dict[str, Any] = {"tolerance": tolerance} if nodes is None else {"tolerance": None, "nodes": nodes}
     fixed["jumps"] = tolerance
+    labelled = class_labels(function.task, dense.model, y) is not None
+
+    def classes(values: Tensor) -> Tensor:
+        return class_outputs(function.task, values)
+
+    def fit(rebuilt: Tensor, model: Tensor) -> dict[str, Any]:
+        error = (rebuilt - model).abs()
+        each = labelled or error.shape[1] <= OUTPUTS
+        return {
+            "mean_error": float(error.mean()),
+            "max_error": float(error.max()),
+            "mean_error_per_output": error.mean(0).tolist() if each else None,
+            "max_error_per_output": error.amax(0).tolist() if each else None,
+            "mean_output": float(model.abs().mean()),
+            "argmax_agreement": agreement(classes(rebuilt), classes(model)) if labelled else None,
+        }
 
     def along(segments: Iterator[Segment], pieces: int, what: str) -> Reconstruction | None:
         """None for no pieces at all."""
@@ -101,7 +127,8 @@ def account(
     if path is not None and path.branch < len(trajectory):
         pieces = -(-trajectory.pieces_until(path.branch) // stride)
         before = along(trajectory.segments(stride, until=path.branch), pieces, "rebuild the rewound model (steps)")
-    with Bar("rebuild the pruned model (samples)", len(x)) as bar:
+    samples = size(x)
+    with Bar("rebuild the pruned model (samples)", samples) as bar:
         pruning = reconstruct(function, [step], x, y, tolerance=tolerance, within=bar.advance)
     rebuilt = (pruning.start if before is None else before.rebuilt) + (pruning.rebuilt - pruning.start)
     model = pruning.model
@@ -121,16 +148,16 @@ def account(
     sizes = {layer: float(share.abs().mean()) for layer, share in shares.items()}
     machine = _kept_alone(function, trajectory, path, mask.to(last.dtype), x, y, stride)
     return {
-        "samples": len(x),
-        "dense": {**_fit(dense.rebuilt, dense.model), "certificate": _certificate(dense)},
+        "samples": samples,
+        "dense": {**fit(dense.rebuilt, dense.model), "certificate": _certificate(dense)},
         "pruned": {
-            **_fit(rebuilt, model),
+            **fit(rebuilt, model),
             "steps": {
                 "dense": len(trajectory) if path is None else path.branch,
                 "finetuning": 0 if child is None else sum(child.step(s).moved for s in range(len(child))),
             },
             "pruning_step_error": float(pruning.error.mean()),
-            "evaluations_per_sample": pruning.evaluations / len(x),
+            "evaluations_per_sample": pruning.evaluations / samples,
             "mean_change": float(change.abs().mean()),
             "by_layer": {
                 layer: {"mean_change": size, "share": size / max(sum(sizes.values()), 1e-30)} for layer, size in sizes.items()
@@ -140,26 +167,14 @@ def account(
             **({"finetuning": _part(tuned)} if tuned is not None else {}),
         },
         "masked_machine": {
-            **_fit(machine, model),
-            "kl_to_pruned": divergence(machine, model),
+            **fit(machine, model),
+            "kl_to_pruned": divergence(*map(classes, (machine, model))) if labelled else None,
         },
     }
 
 
-def _fit(rebuilt: Tensor, model: Tensor) -> dict[str, Any]:
-    error = (rebuilt - model).abs()
-    return {
-        "mean_error": float(error.mean()),
-        "max_error": float(error.max()),
-        "mean_error_per_output": error.mean(0).tolist(),
-        "max_error_per_output": error.amax(0).tolist(),
-        "mean_output": float(model.abs().mean()),
-        "argmax_agreement": agreement(rebuilt, model),
-    }
-
-
 def _kept_alone(
-    function: ModelFunction, trajectory: Trajectory, path: Continued | None, mask: Tensor, x: Tensor, y: Tensor, stride: int
+    function: ModelFunction, trajectory: Trajectory, path: Continued | None, mask: Tensor, x: Inputs, y: Labels, stride: int
 ) -> Tensor:
     """The masked kernel machine along the whole path, without the joining piece where that moves only what is masked.
 
@@ -181,15 +196,15 @@ def _kept_alone(
     tail = _difference(function, Segment(0, begin, end, torch.zeros_like(end)), x, y)
     if first is None:  # a single checkpoint, and no pruning on the way
         with torch.no_grad():
-            x, y = x.to(function.device), y.to(function.device)
+            x, y = to(x, function.device), to(y, function.device)
             return function(path.joint.start.to(function.device), x, y) + tail
     with Bar("masked kernel machine (steps)", -(-trajectory.pieces_until(path.branch) // stride) + len(joint) + last) as bar:
         return masked_machine(function, chain([first], pieces), mask, x, y, tick=bar.advance) + tail
 
 
 @torch.no_grad()
-def _difference(function: ModelFunction, segment: Segment, x: Tensor, y: Tensor) -> Tensor:
-    x, y = x.to(function.device), y.to(function.device)
+def _difference(function: ModelFunction, segment: Segment, x: Inputs, y: Labels) -> Tensor:
+    x, y = to(x, function.device), to(y, function.device)
     return function(segment.end.to(function.device), x, y) - function(segment.start.to(function.device), x, y)
 
 

@@ -1,24 +1,27 @@
-"""Dense against pruned: which samples changed their answer, and which removed groups did that."""
+"""Dense against pruned: which samples changed their answer, or moved furthest, and which removed groups did that."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import UsageError
+from prunekit.batch import Inputs, Labels, size, take, to
 from prunekit.kernel import ModelFunction, get_rule, layers_of
 from prunekit.kernel.attribution import MEMORY, chunks
 from prunekit.kernel.gradients import GradientEngine, VmapGradients, choose_engine
 from prunekit.plan import Plan
 from prunekit.progress import Bar
+from prunekit.report.answers import answers_of, class_labels, class_outputs, divergence_name, label_of, outputs_at
 from prunekit.report.explain import JUMP_NODES, SCHEMA, PrunedPath
 from prunekit.report.parts import unit_mask
+from prunekit.task import Target, Task, get_task
+from prunekit.task.evaluation import measures_told
 from prunekit.trajectory import Layout, Segment, Trajectory
 
-AT_A_TIME = 256
 NAMED = 6  # groups named for each sample
 
 
@@ -32,40 +35,40 @@ def explain_diff(
     trajectory: Trajectory,
     path: PrunedPath,
     plan: Plan,
-    x: Tensor,
-    y: Tensor,
+    x: Inputs,
+    y: Labels,
     *,
     limit: int,
     nodes: int = JUMP_NODES,
     memory: int = MEMORY,
     device: torch.device | str = "cpu",
+    task: str | Task | None = None,
 ) -> dict[str, Any]:
-    """Blames removed groups for changed answers.
+    """Blames removed groups for changed answers, or, where there is not one class a sample, for the outputs' distance.
 
     With ``m(x)`` the dense answer's output less the pruned answer's, pruning lowers ``m`` from above 0 to below it. Along the
     pruning's straight pieces that is ``Σ_i blame_i = -Σ_i ∫ ∂_i m dθ_i``, exactly; a group's blame is the sum over what leaves
     with it. A coordinate that leaves with several groups counts for each in equal parts, so groups add up to the whole.
+    Without classes ``-m(x)`` is the task's divergence of the sample's outputs from the dense model's, and no answer changes:
+    those samples are told that moved furthest.
 
     Args:
-        x, y: samples and labels of a classifier.
+        x, y: samples and labels.
         limit: blame is told for so many changed samples, those whose margin fell furthest.
         nodes: midpoints of every piece of the pruning.
+        task: what the model is for; classification when None.
 
     Raises:
-        UsageError: the model is no classifier of single labels.
+        UsageError: outputs and labels do not fit the task.
     """
-    function = ModelFunction(model, trajectory.layout, trajectory.fixed, "outputs", device)
-    x, y = x.to(function.device), y.to(function.device)
-    dense, pruned = (_outputs(function, state, x, y) for state in (trajectory.state(-1), path.end))
-    if y.dim() != 1 or y.dtype != torch.int64 or dense.shape[1] < 2 or int(y.max()) >= dense.shape[1]:
-        raise UsageError(
-            f"diff compares classes; this model has {dense.shape[1]} outputs for labels {tuple(y.shape)} of {y.dtype}"
-        )
-    before, after = dense.argmax(1), pruned.argmax(1)
-    changed = (before != after).nonzero()[:, 0]
-    pair = torch.stack([before, after], 1)
-    fall = (answer_margin(dense, pair) - answer_margin(pruned, pair))[:, 0].double()
-    shown = changed[fall[changed].argsort(descending=True, stable=True)][:limit]
+    kind = get_task(task)
+    function = ModelFunction(model, trajectory.layout, trajectory.fixed, kind.target, device, task=kind)
+    x, y = to(x, function.device), to(y, function.device)
+    samples = size(x)
+    dense, pruned = (outputs_at(function, state, x, y) for state in (trajectory.state(-1), path.end))
+    kind.check(dense, y, "samples looked at")
+    made = _classes(kind, dense, pruned, y) if class_labels(kind, dense, y) is not None else _values(kind, dense, pruned, y)
+    shown = made.order[:limit]
     groups = _groups(plan, path, trajectory.layout)
     result: dict[str, Any] = {
         "schema": SCHEMA,
@@ -74,31 +77,31 @@ def explain_diff(
         "name": path.name,
         "index": "",
         "title": f"dense against {path.name}",
-        "samples": len(x),
-        "accuracy": {"dense": float((before == y).float().mean()), "pruned": float((after == y).float().mean())},
-        "changed": {
-            "all": len(changed), "right_to_wrong": int(((before == y) & (after != y)).sum()),
-            "wrong_to_right": int(((before != y) & (after == y)).sum()),
-            "wrong_to_wrong": int(((before != y) & (after != y) & (before != after)).sum()), "shown": len(shown),
-        },
-    }  # fmt: skip
+        "samples": samples,
+        **made.facts,
+    }
+    result["changed"]["shown"] = len(shown)
     margins = function.narrowed(slice(None))
-    margins.target = answer_margin
-    blame, layers = _blame(margins, path.jumps, x[shown], pair[shown], groups, nodes, memory)
+    margins.target = made.margin
+    some, against = take(x, shown, samples), take(made.against, shown, samples)
+    blame, layers = _blame(margins, path.jumps, some, against, len(shown), groups, nodes, memory)
     through = torch.zeros(len(shown), dtype=torch.float64)
-    with torch.no_grad():
-        for jump in path.jumps:
-            ends = [margins(s.to(function.device), x[shown], pair[shown])[:, 0].double().cpu() for s in (jump.start, jump.end)]
-            through += ends[0] - ends[1]
-        begins = margins(path.jumps[0].start.to(function.device), x[shown], pair[shown])[:, 0].double().cpu()
-    rewound = answer_margin(dense, pair)[shown, 0].double().cpu() - begins
+    rewound = torch.zeros(len(shown), dtype=torch.float64)
+    if len(shown):
+        with torch.no_grad():
+            for jump in path.jumps:
+                ends = [margins(s.to(function.device), some, against)[:, 0].double().cpu() for s in (jump.start, jump.end)]
+                through += ends[0] - ends[1]
+            begins = margins(path.jumps[0].start.to(function.device), some, against)[:, 0].double().cpu()
+        rewound = made.margins[0][shown].double().cpu() - begins
+    fall = (made.margins[0] - made.margins[1]).double()
     residual = blame.sum(1) - through
     names = [name for name, _ in groups]
     top = blame.argsort(1, descending=True)[:, :NAMED].tolist()
     result["changes"] = [
         {
-            "index": k, "label": int(y[k]), "dense": int(before[k]), "pruned": int(after[k]),
-            "margin_dense": float(answer_margin(dense, pair)[k, 0]), "margin_pruned": float(answer_margin(pruned, pair)[k, 0]),
+            "index": k, "label": made.labels[k], "dense": made.answers[0][k], "pruned": made.answers[1][k],
+            "margin_dense": float(made.margins[0][k]), "margin_pruned": float(made.margins[1][k]),
             "rewinding": float(rewound[row]), "pruning": float(through[row]),
             "training_since": float(fall[k].cpu() - rewound[row] - through[row]), "residual": float(residual[row]),
             "groups": [{"name": names[g], "blame": float(blame[row, g])} for g in top[row] if blame[row, g] > 0],
@@ -124,10 +127,85 @@ def explain_diff(
     return result
 
 
-@torch.no_grad()
-def _outputs(function: ModelFunction, state: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    state = state.to(function.device)
-    return torch.cat([function(state, x[i : i + AT_A_TIME], y[i : i + AT_A_TIME]) for i in range(0, len(x), AT_A_TIME)])
+@dataclass(frozen=True)
+class _Change:
+    """How answers changed.
+
+    Attributes:
+        order: numbers of the samples that changed, most of all first.
+        margin: the target that pruning lowers, ``(samples, 1)``; ``against``: what it takes as labels.
+        margins: its values ``(samples,)``, dense and pruned.
+        answers: dense and pruned, and ``labels``, one a sample as JSON values.
+        facts: what is told of all samples.
+    """
+
+    order: Tensor
+    margin: Target
+    against: Labels
+    margins: tuple[Tensor, Tensor]
+    answers: tuple[list[Any], list[Any]]
+    labels: list[Any]
+    facts: dict[str, Any]
+
+
+def _classes(task: Task, dense: Tensor, pruned: Tensor, labels: Labels) -> _Change:
+    y = class_labels(task, dense, labels)
+    assert y is not None
+    dense, pruned = class_outputs(task, dense), class_outputs(task, pruned)
+    before, after = dense.argmax(1), pruned.argmax(1)
+    changed = (before != after).nonzero()[:, 0]
+    pair = torch.stack([before, after], 1)
+    margins = answer_margin(dense, pair)[:, 0], answer_margin(pruned, pair)[:, 0]
+    fall = (answer_margin(dense, pair) - answer_margin(pruned, pair))[:, 0].double()
+    facts = {
+        "accuracy": {"dense": float((before == y).float().mean()), "pruned": float((after == y).float().mean())},
+        "changed": {
+            "all": len(changed), "right_to_wrong": int(((before == y) & (after != y)).sum()),
+            "wrong_to_right": int(((before != y) & (after == y)).sum()),
+            "wrong_to_wrong": int(((before != y) & (after != y) & (before != after)).sum()),
+        },
+    }  # fmt: skip
+    return _Change(
+        changed[fall[changed].argsort(descending=True, stable=True)],
+        lambda out, pair: answer_margin(class_outputs(task, out), pair),
+        pair,
+        margins,
+        (before.tolist(), after.tolist()),
+        y.tolist(),
+        facts,
+    )
+
+
+def _values(task: Task, dense: Tensor, pruned: Tensor, labels: Labels) -> _Change:
+    against = (task.reference(dense), labels)
+    margins = -task.divergence(dense, against)[:, 0], -task.divergence(pruned, against)[:, 0]
+    fall = margins[0] - margins[1]
+    order = fall.argsort(descending=True, stable=True)
+    figures = {
+        measure.name: {name: measure.of(measure.each(out.cpu(), to(labels, "cpu")).double()) for name, out in
+                       (("dense", dense), ("pruned", pruned))}
+        for measure in task.measures
+    }  # fmt: skip
+    facts = {
+        "task": task.name,
+        "measures": measures_told(task),
+        "figures": figures,
+        "divergence_is": divergence_name(task) or "KL",
+        "divergence": float(fall.double().mean()),
+        "changed": {"all": int((fall > 0).sum())},
+        "note": f"the task {task.name} has not one class a sample, so no answer changes from one class to another; told are the "
+        "samples whose outputs moved furthest",
+    }
+    count = range(len(dense))
+    return _Change(
+        order[fall[order] > 0],
+        lambda out, both: -task.divergence(out, both),
+        against,
+        margins,
+        (answers_of(task, dense, labels), answers_of(task, pruned, labels)),
+        [label_of(labels, k, len(dense)) for k in count],
+        facts,
+    )
 
 
 def _groups(plan: Plan, path: PrunedPath, layout: Layout) -> list[tuple[str, Tensor]]:
@@ -167,22 +245,23 @@ def _groups(plan: Plan, path: PrunedPath, layout: Layout) -> list[tuple[str, Ten
 def _blame(
     function: ModelFunction,
     jumps: tuple[Segment, ...],
-    x: Tensor,
-    pair: Tensor,
+    x: Inputs,
+    against: Labels,
+    samples: int,
     groups: list[tuple[str, Tensor]],
     nodes: int,
     memory: int,
 ) -> tuple[Tensor, Tensor]:
     """Blame by group and by layer, ``(samples, groups)`` and ``(samples, layers)``, float64 on the CPU."""
     layout, layers = function.layout, layers_of(function.layout)
-    if not len(x):
+    if not samples:
         return torch.zeros(0, len(groups), dtype=torch.float64), torch.zeros(0, len(layers), dtype=torch.float64)
     count = torch.zeros(layout.total, dtype=torch.float64)
     for _, where in groups:
         count[where] += 1
     rows = []
-    with Bar("blame (samples × pieces)", len(x) * len(jumps)) as bar:
-        for flat in _scores(function, jumps, x, pair, nodes, memory, bar):
+    with Bar("blame (samples × pieces)", samples * len(jumps)) as bar:
+        for flat in _scores(function, jumps, x, against, samples, nodes, memory, bar):
             by_group = [(flat[:, where] / count[where]).sum(1) for _, where in groups]
             by_layer = [sum((flat[:, s].sum(1) for s in spans), flat.new_zeros(len(flat))) for spans in layers.values()]
             rows.append(torch.stack([*by_group, *by_layer], 1))
@@ -191,20 +270,28 @@ def _blame(
 
 
 def _scores(
-    function: ModelFunction, jumps: tuple[Segment, ...], x: Tensor, pair: Tensor, nodes: int, memory: int, bar: Bar
+    function: ModelFunction,
+    jumps: tuple[Segment, ...],
+    x: Inputs,
+    against: Labels,
+    count: int,
+    nodes: int,
+    memory: int,
+    bar: Bar,
 ) -> Iterator[Tensor]:
     """``-∫ ∂_i m dθ_i`` of every coordinate, buffers too, ``(samples, P)``, some samples at a time."""
     layout, state = function.layout, jumps[0].start.to(function.device)
     only_parameters = len(layout.parameters) == len(layout.entries)
-    engine: GradientEngine = choose_engine(function, state, x, pair) if only_parameters else VmapGradients(function)
-    for samples, _ in chunks(len(x), 1, layout.total * state.element_size(), memory):
-        size = samples.stop - samples.start
-        flat = state.new_zeros(size, layout.total)
-        into = {e.name: flat[:, e.span].view(size, 1, *e.shape) for e in layout}
+    engine: GradientEngine = choose_engine(function, state, x, against) if only_parameters else VmapGradients(function)
+    for samples, _ in chunks(count, 1, layout.total * state.element_size(), memory):
+        rows = samples.stop - samples.start
+        flat = state.new_zeros(rows, layout.total)
+        into = {e.name: flat[:, e.span].view(rows, 1, *e.shape) for e in layout}
+        part = take(x, samples, count), take(against, samples, count)
         for jump in jumps:
             start, end = jump.start.to(function.device), jump.end.to(function.device)
             for node, weight in get_rule("midpoint", nodes):
                 scale = layout.views((start - end) * weight)
-                engine.accumulate(torch.lerp(start, end, node), x[samples], pair[samples], scale, into)
-            bar.advance(size)
+                engine.accumulate(torch.lerp(start, end, node), *part, scale, into)
+            bar.advance(rows)
         yield flat.double().cpu()

@@ -17,11 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import checkpoint
-from prunekit.errors import PrunekitError
+from prunekit.batch import Batch, Inputs, Labels, size, take, to
+from prunekit.data.identity import tensors
+from prunekit.errors import PrunekitError, UsageError
 from prunekit.kernel import ModelFunction, data_scores, layer_step_scores, layers_of, shares_by_layer, step_scores
 from prunekit.kernel.datawise import check_data_scores
 from prunekit.progress import Bar
+from prunekit.report.answers import answers_of, class_labels, class_outputs, label_of, outputs_at
 from prunekit.report.parts import STRUCTURES, Part
+from prunekit.task import Target, Task, get_task
 from prunekit.trajectory import Segment, Trajectory
 
 SCHEMA = 1
@@ -30,11 +34,22 @@ PHASES = 12
 JUMP_NODES = 32  # a pruning is one long piece with kinks in it
 DOUBLED = 8  # pieces on which the nodes are doubled, to know the error of a part's own sums
 TRACED = 10  # classes for which training samples are traced apart
+COLUMNS = 50  # outputs that are told one by one, where there are no classes
+QUANTITIES = {
+    "outputs": "the outputs",
+    "log_prob": "the target log_prob (the log-probability of a sample's labels)",
+    "margin": "the target margin (the label's output less the largest other one, the mean over a sample's places)",
+    "loss": "the target loss (a sample's own)",
+}
 
 
-def centred(out: Tensor, labels: Tensor) -> Tensor:
+def centred(out: Tensor, labels: Labels) -> Tensor:
     """Each output less the mean of all of them: what is added to all alike changes no answer."""
     return out - out.mean(-1, keepdim=True)
+
+
+def _centred(task: Task) -> Target:
+    return lambda out, labels: centred(class_outputs(task, out), labels)
 
 
 @dataclass(frozen=True)
@@ -42,16 +57,16 @@ class View:
     """A recorded model looked at on some samples.
 
     Attributes:
-        function: its target is ``centred`` for classifiers, else ``outputs``.
-        x, y: the samples; their split and numbers are the caller's to tell.
-        classifies: whether ``y`` holds one class a sample; else every output is explained on every sample.
+        function: its target is ``centred`` for classifiers, else the task's own.
+        x, y: the samples' inputs and labels; their split and numbers are the caller's to tell.
+        classifies: whether there is one class a sample; else the task's own target is explained.
         nodes, rule, stride: quadrature of a step of training, and kept states a piece.
     """
 
     function: ModelFunction
     trajectory: Trajectory
-    x: Tensor
-    y: Tensor
+    x: Inputs
+    y: Labels
     classifies: bool
     nodes: int = 1
     rule: str = "midpoint"
@@ -59,14 +74,66 @@ class View:
 
     @classmethod
     def of(
-        cls, model: nn.Module, trajectory: Trajectory, x: Tensor, y: Tensor, device: torch.device | str = "cpu", **options: Any
+        cls,
+        model: nn.Module,
+        trajectory: Trajectory,
+        x: Inputs,
+        y: Labels,
+        device: torch.device | str = "cpu",
+        task: str | Task | None = None,
+        **options: Any,
     ) -> View:
-        """Looks at the model's outputs and labels to tell whether it is a classifier."""
-        with torch.no_grad():
-            out = model(x[:1].to(next(model.parameters()).device))
-        classifies = out.dim() == 2 and out.shape[1] > 1 and y.dim() == 1 and y.dtype == torch.int64
-        function = ModelFunction(model, trajectory.layout, trajectory.fixed, centred if classifies else "outputs", device)
-        return cls(function, trajectory, x.to(function.device), y.to(function.device), classifies, **options)
+        """Looks at the model's outputs and labels to tell whether there is one class a sample.
+
+        Args:
+            task: what the model is for; classification when None.
+        """
+        kind = get_task(task)
+        function = ModelFunction(model, trajectory.layout, trajectory.fixed, kind.target, device, task=kind)
+        x, y = to(x, function.device), to(y, function.device)
+        few = slice(0, 1)
+        out = outputs_at(function, trajectory.state(-1), take(x, few), take(y, few, size(x)))
+        classifies = class_labels(kind, out, y) is not None
+        if classifies:
+            function.target = _centred(kind)
+        return cls(function, trajectory, x, y, classifies, **options)
+
+    @property
+    def task(self) -> Task:
+        return self.function.task
+
+    @property
+    def count(self) -> int:
+        """How many samples."""
+        return size(self.x)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """One class a sample, ``(samples,)``; only where it ``classifies``."""
+        found = self.task.classes(self.y)
+        assert found is not None
+        return found
+
+    def answers(self, state: Tensor) -> list[Any]:
+        """What the model at ``state`` answers to each sample, see ``prunekit.report.answers``."""
+        return answers_of(self.task, outputs_at(self.function, state, self.x, self.y), self.y)
+
+    def label(self, k: int = 0) -> Any:
+        """A sample's label, see ``prunekit.report.answers``."""
+        return int(self.labels[k]) if self.classifies else label_of(self.y, k, self.count)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What is explained where there is not one class a sample: ``task``, ``target`` and a ``note``; empty for classes."""
+        if self.classifies:
+            return {}
+        name = self.task.name
+        return {
+            "task": name,
+            "target": self.task.target,
+            "note": f"the task {name} has not one class a sample, so nothing is told class by class; explained is its target "
+            f"{self.task.target}, summed over all that a sample has of it",
+        }
 
     @torch.no_grad()
     def values(self, state: Tensor) -> Tensor:
@@ -79,9 +146,9 @@ class View:
 
         (of all outputs' sum where there is no one label)."""
         targets = self.values(self.trajectory.state(0)).shape[1]
-        weights = torch.full((len(self.x), targets), 1 / len(self.x), dtype=self.trajectory.state(0).dtype)
+        weights = torch.full((self.count, targets), 1 / self.count, dtype=self.trajectory.state(0).dtype)
         if self.classifies:
-            weights *= torch.nn.functional.one_hot(self.y.cpu(), targets)
+            weights *= self.labels.cpu()[:, None] == torch.arange(targets)
         return weights.to(self.function.device)
 
     def segments(self) -> Iterable[Segment]:
@@ -90,8 +157,11 @@ class View:
     @property
     def facts(self) -> dict[str, Any]:
         """What identifies the view, beside the trajectory."""
-        data = checkpoint.digest({"x": self.x, "y": self.y})
-        return {"data": data, "nodes": self.nodes, "rule": self.rule, "stride": self.stride}
+        data = checkpoint.digest(tensors((self.x, self.y)))
+        facts = self.task.facts()
+        return {
+            "data": data, "nodes": self.nodes, "rule": self.rule, "stride": self.stride, **({"task": facts} if facts else {})
+        }  # fmt: skip
 
     @property
     def pieces(self) -> int:
@@ -105,32 +175,43 @@ class View:
         return found[0].double()
 
     def classes(self, values: Tensor) -> list[tuple[int, float, float]]:
-        """``(class, mean of its output over its samples, over the others)`` of the classes that have samples; else by output."""
-        found = []
+        """``(class, mean of its output over its samples, over the others)`` of the classes that have samples.
+
+        Without classes by output, where there are several and few enough to be told; else nothing.
+        """
+        found: list[tuple[int, float, float]] = []
+        if not self.classifies and (self.task.target != "outputs" or not 1 < values.shape[1] <= COLUMNS):
+            return found
         for c in range(values.shape[1]):
-            mine = self.y == c if self.classifies else torch.ones(len(self.x), dtype=torch.bool, device=values.device)
+            mine = self._mine(c, values.device)
             if mine.any():
                 found.append((c, float(values[mine, c].mean()), float(values[~mine, c].mean()) if (~mine).any() else 0.0))
         return found
 
     def queries(self, classes: Sequence[int]) -> Tensor:
-        """Weights ``(classes, samples, targets)`` of the means that ``classes()`` gives first."""
+        """Weights ``(classes, samples, targets)`` of the means that ``classes()`` gives first; without any ``own``, ``(1, …)``."""
         whole = self.own
         rows = []
         for c in classes:
-            mine = self.y == c if self.classifies else torch.ones(len(self.x), dtype=torch.bool, device=whole.device)
+            mine = self._mine(c, whole.device)
             row = torch.zeros_like(whole)
             row[mine, c] = 1 / float(mine.sum())
             rows.append(row)
-        return torch.stack(rows)
+        return torch.stack(rows) if rows else whole[None]
+
+    def _mine(self, c: int, device: torch.device) -> Tensor:
+        return self.labels == c if self.classifies else torch.ones(self.count, dtype=torch.bool, device=device)
 
 
 @dataclass(frozen=True)
 class Training:
-    """What the data-wise scores need of the training data: ``batch(indices)`` or ``batch(indices, seed)``, the mean loss."""
+    """What the data-wise scores need of the training data: ``batch(indices)`` or ``batch(indices, seed)``, the mean loss.
 
-    batch: Callable[..., tuple[Tensor, Tensor]]
-    loss: Callable[[Tensor, Tensor], Tensor]
+    ``loss`` is a function ``(outputs, labels) -> scalar``, a ``prunekit.task.Loss``, or None for the task's own.
+    """
+
+    batch: Callable[..., Batch]
+    loss: Any = None
 
 
 @dataclass(frozen=True)
@@ -160,11 +241,11 @@ def explain_part(view: View, part: Part, training: Training | None = None, prune
     both = kernel + regularisation
     end = view.values(view.trajectory.state(-1)).double()
     by_kernel, by_decay = {c: own for c, own, _ in view.classes(kernel)}, {c: own for c, own, _ in view.classes(regularisation)}
-    strength = {c: float(both[view.y == c].abs().mean() if view.classifies else both[:, c].abs().mean()) for c in by_kernel}
+    strength = {c: float(both[view.labels == c].abs().mean() if view.classifies else both[:, c].abs().mean()) for c in by_kernel}
     model = {c: own for c, own, _ in view.classes(end)}
     rows = [
         {
-            "class": c, "samples": int((view.y == c).sum()) if view.classifies else len(view.x),
+            "class": c, "samples": int((view.labels == c).sum()) if view.classifies else view.count,
             "own": own, "others": others, "tells_apart": own - others if view.classifies else own,
             "kernel": by_kernel[c], "regularisation": by_decay[c], "mean_size": strength[c], "model": model[c],
         }
@@ -178,8 +259,9 @@ def explain_part(view: View, part: Part, training: Training | None = None, prune
         "name": part.name,
         "index": part.index,
         "title": part.title,
-        "quantity": _quantity(view),
-        "samples": len(view.x),
+        "quantity": quantity(view),
+        **view.about,
+        "samples": view.count,
         "weights": {
             "total": int(part.mask.sum()), "by_tensor": part.counts(view.trajectory.layout),
             "norm_at_start": float(start.norm()), "norm_at_end": float(last.norm()),
@@ -281,10 +363,13 @@ def training_samples(
     except PrunekitError as error:
         return {"note": str(error)}
     with Bar("training samples (steps)", len(view.trajectory)) as bar:
-        found = data_scores(
-            view.function, view.trajectory, view.x, view.y, training.batch, training.loss, aggregate=weights, only=mask,
-            nodes=view.nodes, rule=view.rule, tick=bar.advance,
-        )  # fmt: skip
+        try:
+            found = data_scores(
+                view.function, view.trajectory, view.x, view.y, training.batch, training.loss, aggregate=weights, only=mask,
+                nodes=view.nodes, rule=view.rule, tick=bar.advance,
+            )  # fmt: skip
+        except UsageError as error:  # a loss that mixes its batch
+            return {"note": str(error)}
     scores = found.scores[:, 0, 0].double().cpu()
     order = scores.argsort(descending=True).tolist()
     raised = [k for k in order[:STRONGEST] if scores[k] > 0]
@@ -300,8 +385,10 @@ def training_samples(
 
 
 def _named(indices: list[int], scores: Tensor, training: Training) -> list[dict[str, Any]]:
-    labels = training.batch(torch.tensor(indices))[1].tolist() if indices else []
-    return [{"index": k, "label": label, "score": float(scores[k])} for k, label in zip(indices, labels, strict=True)]
+    labels = training.batch(torch.tensor(indices))[1] if indices else None
+    return [
+        {"index": k, "label": label_of(labels, place, len(indices)), "score": float(scores[k])} for place, k in enumerate(indices)
+    ]
 
 
 def _pruned_part(view: View, path: PrunedPath, part: Part) -> dict[str, Any]:
@@ -333,7 +420,7 @@ def explain_sample(
 ) -> dict[str, Any]:
     """Why the model gives one sample (the view's only one) its answer: by step, layer and training sample, and pruned.
 
-    What is summed up is the output that the model answers with (centred); of no classifier, the sum of the outputs.
+    What is summed up is the output that the model answers with (centred); without classes, the sum of the task's target.
     """
     end = view.values(view.trajectory.state(-1)).double()[0]
     answer = int(end.argmax()) if view.classifies else None
@@ -343,6 +430,7 @@ def explain_sample(
     asked = view if answer is None else replace(view, y=torch.full_like(view.y, answer))
     traced = trace(asked, None)
     layers = by_layer(asked, weights)
+    told = range(len(end)) if view.classifies else [c for c, _, _ in view.classes(end[None])]
     return {
         "schema": SCHEMA,
         "kind": "explanation",
@@ -350,10 +438,11 @@ def explain_sample(
         "name": str(number),
         "index": split,
         "title": f"{split} sample {number}",
-        "quantity": _quantity(view),
+        "quantity": quantity(view),
+        **view.about,
         "samples": 1,
-        "label": view.y[0].tolist(),
-        "answer": answer,
+        "label": view.label(),
+        "answer": view.answers(view.trajectory.state(-1))[0] if answer is None else answer,
         "contribution": {
             "kernel": _sum(weights, traced.kernel), "regularisation": _sum(weights, traced.regularisation),
             "both": _sum(weights, traced.kernel + traced.regularisation),
@@ -362,7 +451,7 @@ def explain_sample(
         "classes": [
             {"class": c, "start": float(traced.start[0, c]), "kernel": float(traced.kernel[0, c]),
              "regularisation": float(traced.regularisation[0, c]), "model": float(end[c])}
-            for c in range(len(end))
+            for c in told
         ],
         "steps": traced.steps,
         "layers": layers,
@@ -381,7 +470,7 @@ def _pruned_sample(view: View, path: PrunedPath, weights: Tensor) -> dict[str, A
     change = sum(_sum(weights, (view.values(j.end) - view.values(j.start)).double()) for j in path.jumps)
     return {
         "name": path.name,
-        "answer": int(after.argmax()) if view.classifies else None,
+        "answer": int(after.argmax()) if view.classifies else view.answers(path.end)[0],
         "model": _sum(weights, after),
         "change": change,
         "by_layer": shares,
@@ -412,7 +501,7 @@ def explain_training_sample(view: View, number: int, training: Training, pruned:
     x, y = training.batch(torch.tensor([number]))
     by_step = found.by_step[:, 0, 0].double()
     series = by_step.mean(1).tolist()
-    mine = replace(view, x=x.to(view.x.device), y=y.to(view.y.device))
+    mine = replace(view, x=to(x, view.function.device), y=to(y, view.function.device))
     rebuilt, last = found.rebuilt[0], (end * view.queries(chosen)).sum((1, 2))
     return {
         "schema": SCHEMA,
@@ -421,10 +510,11 @@ def explain_training_sample(view: View, number: int, training: Training, pruned:
         "name": str(number),
         "index": "train",
         "title": f"train sample {number}",
-        "quantity": _quantity(view),
-        "samples": len(view.x),
-        "label": y[0].tolist(),
-        "answer": int(mine.values(view.trajectory.state(-1)).argmax()) if view.classifies else None,
+        "quantity": quantity(view),
+        **view.about,
+        "samples": view.count,
+        "label": mine.label(),
+        "answer": mine.answers(view.trajectory.state(-1))[0],
         "contribution": {"both": float(scores[number].mean()), "rank": int((sizes > sizes[number]).sum()) + 1, "of": len(sizes)},
         "classes": sorted(
             (
@@ -467,10 +557,11 @@ def by_layer(view: View, weights: Tensor) -> dict[str, Any]:
     return {"rows": rows, "kernel": float(scores[0].sum()), "regularisation": float(scores[1].sum())}
 
 
-def _quantity(view: View) -> str:
+def quantity(view: View) -> str:
+    """What a view explains, for text."""
     if view.classifies:
         return "a class's output less the mean of all outputs (what moves all alike changes no answer)"
-    return "the outputs"
+    return QUANTITIES.get(view.task.target, f"the target {view.task.target}")
 
 
 def _sum(weights: Tensor, values: Tensor) -> float:

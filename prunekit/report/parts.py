@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from prunekit.batch import Inputs
 from prunekit.errors import UsageError, nearest
 from prunekit.structure import Groups, find_groups
 from prunekit.structure.heads import Mappings
@@ -39,7 +40,7 @@ class Part:
 
 
 def find_part(
-    kind: str, name: str, index: str, layout: Layout, model: nn.Module, example: Callable[[], Tensor], attention: Mappings = ()
+    kind: str, name: str, index: str, layout: Layout, model: nn.Module, example: Callable[[], Inputs], attention: Mappings = ()
 ) -> Part:
     """The part that ``kind name index`` points at.
 

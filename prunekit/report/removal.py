@@ -1,7 +1,7 @@
 """What a mask's removal is to blame for: the divergence from the dense model by layer, class, unit and sample.
 
-With ``J(θ) = mean_n KL(dense ‖ θ)`` over samples and ``m`` a mask, ``J(m ⊙ θ) = Σ_i blame_i`` over what ``m`` removes
-(``prunekit.kernel.blame``). Taken class by class that is a table, whose rows and columns add up to the whole.
+With ``J(θ) = mean_n D(dense ‖ θ)`` over samples, D the task's divergence (KL of classes), and ``m`` a mask,
+``J(m ⊙ θ) = Σ_i blame_i`` over what ``m`` removes (``prunekit.kernel.blame``). Taken class by class that is a table, whose rows and columns add up to the whole.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunekit.batch import Batch, Inputs, Labels, size, split, taken, to
 from prunekit.errors import UsageError
-from prunekit.kernel import ModelFunction, blame, divergence, layers_of, step_scores
+from prunekit.kernel import ModelFunction, blame, layers_of, step_scores
 from prunekit.plan import Plan
 from prunekit.progress import Bar
+from prunekit.report.answers import AT_A_TIME, answers_of, class_labels, divergence_name, label_of, outputs_at
 from prunekit.report.explain import JUMP_NODES, SCHEMA
 from prunekit.search.patterns import Pattern, get_pattern
+from prunekit.task import Task, get_task
 from prunekit.trajectory import Layout, Segment, Trajectory
 
-AT_A_TIME = 256
 NAMED = 6  # units told of
 ASKING = 6  # samples told of each
 
@@ -55,34 +56,40 @@ class Damage:
     """Samples on which masks of one dense model are blamed.
 
     Args:
-        x, y: samples and labels; only classifiers' labels are looked at.
+        x, y: samples and labels; of labels only classes, and which places count, are looked at.
         nodes: midpoints of the straight segment to the masked model.
+        task: what the model is for; classification when None.
     """
 
     def __init__(
         self,
         model: nn.Module,
         trajectory: Trajectory,
-        x: Tensor,
-        y: Tensor,
+        x: Inputs,
+        y: Labels,
         nodes: int = JUMP_NODES,
         device: torch.device | str = "cpu",
+        task: str | Task | None = None,
     ) -> None:
-        self.layout, self.nodes = trajectory.layout, nodes
-        self.outputs = ModelFunction(model, self.layout, trajectory.fixed, lambda out, labels: out, device)
-        self.function = ModelFunction(model, self.layout, trajectory.fixed, divergence, device)
+        self.layout, self.nodes, self.task = trajectory.layout, nodes, get_task(task)
+        divergence = self.task.divergence
+        self.function = ModelFunction(model, self.layout, trajectory.fixed, divergence, device, task=self.task)
         self.theta = trajectory.state(-1).to(self.function.device)
-        self.x, self.y = x.to(self.function.device), y.to(self.function.device)
+        self.x, self.y = to(x, self.function.device), to(y, self.function.device)
+        self.count = size(self.x)
         self.dense = self.raw(self.theta)
-        self.reference = F.log_softmax(self.dense, -1)
-        self.classifies = self.dense.dim() == 2 and self.dense.shape[1] > 1 and y.dim() == 1 and y.dtype == torch.int64
-        self.classes: list[int | None] = sorted(set(y.tolist())) if self.classifies else [None]
+        self.batch: Batch = self.x, (self.task.reference(self.dense), self.y)
+        self.labels = class_labels(self.task, self.dense, self.y)
+        self.classifies = self.labels is not None
+        self.classes: list[int | None] = [None] if self.labels is None else sorted(set(self.labels.tolist()))
 
-    @torch.no_grad()
     def raw(self, state: Tensor) -> Tensor:
         """The model's outputs in any state."""
-        parts = [self.outputs(state, x, y) for x, y in zip(self.x.split(AT_A_TIME), self.y.split(AT_A_TIME), strict=True)]
-        return torch.cat(parts)
+        return outputs_at(self.function, state, self.x, self.y)
+
+    def label(self, k: int) -> Any:
+        """A sample's label as JSON values."""
+        return label_of(self.y, k, self.count) if self.labels is None else int(self.labels[k])
 
     def segment(self, keep: Tensor) -> Segment:
         """The straight way from the dense weights to the masked ones."""
@@ -99,12 +106,12 @@ class Damage:
         whole = residual = 0.0
         with Bar("blame (classes)", len(self.classes)) as bar:
             for label in self.classes:
-                mine = torch.ones(len(self.x), dtype=torch.bool, device=keep.device) if label is None else self.y == label
-                x, reference = self.x[mine], self.reference[mine]
-                found = blame(
-                    self.function, step, list(zip(x.split(AT_A_TIME), reference.split(AT_A_TIME), strict=True)), nodes=self.nodes
-                )
-                share = len(x) / len(self.x)
+                own_batch, samples = self.batch, self.count
+                if self.labels is not None and label is not None:
+                    mine = torch.eq(self.labels, label).nonzero()[:, 0]
+                    own_batch, samples = taken(self.batch, mine), len(mine)
+                found = blame(self.function, step, list(split(own_batch, AT_A_TIME)), nodes=self.nodes)
+                share = samples / self.count
                 own = found.values.double() * share
                 values += own
                 rows.append(self._by_layer(own))
@@ -121,9 +128,11 @@ class Damage:
     def by_sample(self, keep: Tensor, weights: Tensor) -> Tensor:
         """Each sample's own blame on what ``weights`` ``(P,)`` selects of a removal, ``(samples,)``; their mean is the unit's."""
         step = self.segment(keep)
-        batches = zip(self.x.split(AT_A_TIME), self.reference.split(AT_A_TIME), strict=True)
         return torch.cat(
-            [step_scores(self.function, [step], x, r, share="whole", only=weights, nodes=self.nodes)[0, :, 0] for x, r in batches]
+            [
+                step_scores(self.function, [step], x, r, share="whole", only=weights, nodes=self.nodes)[0, :, 0]
+                for x, r in split(self.batch, AT_A_TIME)
+            ]
         ).double()
 
 
@@ -209,9 +218,10 @@ def units_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _head(damage: Damage, name: str, index: str, title: str) -> dict[str, Any]:
+    name_of = divergence_name(damage.task)
     return {
-        "schema": SCHEMA, "kind": "explanation", "name": name, "index": index, "title": title, "samples": len(damage.x),
-        "nodes": damage.nodes,
+        "schema": SCHEMA, "kind": "explanation", "name": name, "index": index, "title": title, "samples": damage.count,
+        "nodes": damage.nodes, **({} if name_of is None else {"divergence_is": name_of}),
     }  # fmt: skip
 
 
@@ -232,7 +242,8 @@ def _told(damage: Damage, removal: Removal) -> dict[str, Any]:
 
     told = {"divergence": removal.divergence, "residual": removal.residual, **sums(removal.table), "part": sums(removal.part)}
     for row, own in zip(told.get("classes", ()), removal.of_class, strict=False):
-        row |= {"samples": int((damage.y == row["class"]).sum()), "divergence": own}
+        assert damage.labels is not None
+        row |= {"samples": int((damage.labels == row["class"]).sum()), "divergence": own}
     return {**told, "table": removal.table.tolist()}
 
 
@@ -253,7 +264,9 @@ def _units(
     answers = {}
     if damage.classifies:
         masked = damage.raw(damage.theta * removal.keep.to(damage.theta))
-        answers = {"dense": damage.dense.argmax(1).tolist(), "masked": masked.argmax(1).tolist()}
+        answers = {
+            "dense": answers_of(damage.task, damage.dense, damage.y), "masked": answers_of(damage.task, masked, damage.y)
+        }  # fmt: skip
     found = []
     with Bar("who asked (units)", len(order)) as bar:
         for unit in order:
@@ -263,7 +276,7 @@ def _units(
             asking = [k for k in scores.argsort(descending=True, stable=True)[:ASKING].tolist() if scores[k] > 0]
             rows = [
                 {
-                    "index": indices[k], "label": damage.y[k].tolist(), "blame": float(scores[k]),
+                    "index": indices[k], "label": damage.label(k), "blame": float(scores[k]),
                     **{model: given[k] for model, given in answers.items()},
                 }
                 for k in asking

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from prunekit.report.explain import View, by_layer
+from prunekit.report.explain import View, by_layer, quantity
 from prunekit.report.plots import heat_map
 
 SAMPLES = 40  # rows of the sample view
@@ -22,24 +22,25 @@ def timeline(view: View) -> dict[str, Any]:
     ``layers``: what each layer's move did to the mean right answer (see ``View.own``), phase by phase, by step-wise scores;
     ``residual`` is what these leave unexplained of the change. ``samples``: how far each sample's own output moved in each
     stretch, which is the difference of ``f`` at its ends, so exact; ``learned``: the first stretch after which the answer is
-    right and stays right, None if it never is.
+    right and stays right, None if it never is. Without one class a sample ``samples`` is None, and ``quantity`` says what moved.
     """
     layers = by_layer(replace(view, stride=max(view.stride, -(-view.trajectory.pieces // PIECES))), view.own)
     ends = [view.values(view.trajectory.state(i)).double() for i in (0, -1)]
     change = float((view.own.double() * (ends[1] - ends[0])).sum())
     layers |= {"change": change, "residual": layers["kernel"] + layers["regularisation"] - change}
-    return {"samples_seen": len(view.x), "layers": layers, "samples": _samples(view) if view.classifies else None}
+    told = {} if view.classifies else {"quantity": quantity(view), "note": view.about["note"]}
+    return {"samples_seen": view.count, "layers": layers, "samples": _samples(view) if view.classifies else None, **told}
 
 
 def _samples(view: View) -> dict[str, Any]:
     """Rows are ordered by label, then by number."""
     steps = len(view.trajectory)
     edges = sorted({round(k * steps / min(STRETCHES, steps)) for k in range(min(STRETCHES, steps) + 1)})
-    chosen = sorted(range(min(SAMPLES, len(view.x))), key=lambda k: (int(view.y[k]), k))
+    chosen = sorted(range(min(SAMPLES, view.count)), key=lambda k: (int(view.labels[k]), k))
     values = [view.values(view.trajectory.state(s))[chosen].double().cpu() for s in edges]
     rows = []
     for row, number in enumerate(chosen):
-        label = int(view.y[number])
+        label = int(view.labels[number])
         outputs = [float(v[row, label]) for v in values]
         right = [int(v[row].argmax()) == label for v in values[1:]]
         first = next((k for k in range(len(right)) if all(right[k:])), None)
@@ -55,11 +56,12 @@ def layer_figures(found: dict[str, Any]) -> dict[str, Figure]:
     rows = found["layers"]["rows"]
     times = [f"{p['begin']}–{p['end'] - 1}" for p in rows[0]["phases"]]
     names = [row["layer"] for row in rows]
+    what = "moved the target by" if found.get("quantity") else "moved the right answers by"
     figures = {}
     for share in ("kernel", "regularisation"):
         values = [[p[share] for p in row["phases"]] for row in rows]
         if any(map(any, values)):
-            figures[share] = heat_map(names, times, values, "training steps", "moved the right answers by")
+            figures[share] = heat_map(names, times, values, "training steps", what)
     return figures
 
 

@@ -7,10 +7,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from prunekit.apply import dense_state
+from prunekit.batch import Inputs, Labels
 from prunekit.criteria import model_digest
 from prunekit.data import Split
 from prunekit.errors import PrunekitError, UsageError, nearest
@@ -31,10 +31,11 @@ from prunekit.report import (
     units_of,
     write_explanation,
 )
+from prunekit.report.answers import text_of
 from prunekit.report.explain import JUMP_NODES
 from prunekit.trajectory import Continued, Segment
 from prunekit.verbs.evaluating import child_of, open_pruned
-from prunekit.verbs.run_folder import EVAL_BATCH, Run
+from prunekit.verbs.run_folder import Run
 
 KINDS = ("weight", "channel", "head", "layer", "sample", "pruned", "diff")
 JUDGED = ("test", "validation", "scoring")
@@ -132,9 +133,9 @@ def _pruned(run: Run, only: Sequence[str] | None) -> list[str]:
     return known if only is None else list(only)
 
 
-def _samples(run: Run, split: str, limit: int | None) -> tuple[Tensor, Tensor]:
-    pairs = run.batches(split, limit)
-    return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+def _samples(run: Run, split: str, limit: int | None) -> tuple[Inputs, Labels]:
+    found = run.batches(split, limit)
+    return found.rows(0, len(found))
 
 
 def view_of(run: Run, split: str, samples: int | None = None, nodes: int | None = None) -> View:
@@ -143,16 +144,16 @@ def view_of(run: Run, split: str, samples: int | None = None, nodes: int | None 
     return _looking(run, x, y, nodes)
 
 
-def _looking(run: Run, x: Tensor, y: Tensor, nodes: int | None) -> View:
+def _looking(run: Run, x: Inputs, y: Labels, nodes: int | None) -> View:
     """One node a step, more where a path of few pieces takes long ones."""
     options = run.recipe.eval
     pieces = -(-run.trajectory.pieces // options.stride)
     chosen = nodes or max(1, -(-EVALUATIONS // pieces))
-    return View.of(run.model, run.trajectory, x, y, run.device, nodes=chosen, rule=options.rule, stride=options.stride)
+    return View.of(run.model, run.trajectory, x, y, run.device, run.task, nodes=chosen, rule=options.rule, stride=options.stride)
 
 
 def _training(run: Run) -> Training:
-    return Training(run.splits["train"].batch, run.recipe.load_loss())
+    return Training(run.splits["train"].batch, run.task.loss)
 
 
 def _sample(
@@ -168,7 +169,9 @@ def _diff(run: Run, name: str, split: str, limit: int, nodes: int | None) -> dic
     _pruned(run, [name])
     path, plan = pruned_path(run, name)
     x, y = _samples(run, split, None)
-    return explain_diff(run.model, run.trajectory, path, plan, x, y, limit=limit, nodes=nodes or JUMP_NODES, device=run.device)
+    return explain_diff(
+        run.model, run.trajectory, path, plan, x, y, limit=limit, nodes=nodes or JUMP_NODES, device=run.device, task=run.task
+    )
 
 
 def explain_pruned(
@@ -203,13 +206,9 @@ def _classes(plan: Plan) -> list[int]:
 
 def _damage(run: Run, split: str, limit: int, nodes: int | None, classes: Sequence[int] = ()) -> tuple[Damage, list[int]]:
     """The first ``limit`` samples of a split, of some classes only, and their numbers in it."""
-    pairs = list(run.splits[split].batches(EVAL_BATCH, None if classes else limit))
-    x, y = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
-    indices = torch.arange(len(x))
-    if classes:
-        indices = torch.isin(y, torch.tensor(classes)).nonzero()[:limit, 0]
-    damage = Damage(run.model, run.trajectory, x[indices], y[indices], nodes or JUMP_NODES, run.device)
-    return damage, indices.tolist()
+    some = (run.restricted(classes) if classes else run).batches(split, limit)
+    damage = Damage(run.model, run.trajectory, *some.rows(0, len(some)), nodes or JUMP_NODES, run.device, run.task)
+    return damage, [int(i) for group in some.groups for i in group]
 
 
 def _number(run: Run, text: str, split: str) -> int:
@@ -238,18 +237,18 @@ def pictures_of(run: Run, result: dict[str, Any]) -> dict[str, list[tuple[str, T
     found: dict[str, list[tuple[str, Tensor]]] = {}
     for side in ("raised", "lowered"):
         rows = result.get("training", {}).get(side, [])
-        found[side] = _captioned(train, [(r["index"], f"{r['index']}: {r['label']}\n{r['score']:+.3g}") for r in rows])
+        found[side] = _captioned(train, [(r["index"], f"{r['index']}: {text_of(r['label'])}\n{r['score']:+.3g}") for r in rows])
     if result["what"] == "sample":
-        found["sample"] = _captioned(own, [(int(result["name"]), f"label {result['label']}")])
+        found["sample"] = _captioned(own, [(int(result["name"]), f"label {text_of(result['label'])}")])
     for number, unit in enumerate(units_of(result)):
         found[f"unit {number}"] = _captioned(
-            own, [(r["index"], f"{r['index']}: {r['label']}\n{r['blame']:.3g}") for r in unit["samples"]]
+            own, [(r["index"], f"{r['index']}: {text_of(r['label'])}\n{r['blame']:.3g}") for r in unit["samples"]]
         )
     if "changes" in result:
         rows = result["changes"][:24]
-        found["changes"] = _captioned(
-            own, [(r["index"], f"{r['index']}: {r['label']}\n{r['dense']} → {r['pruned']}") for r in rows]
-        )
+        answers = [f"{text_of(r['dense'])} → {text_of(r['pruned'])}" for r in rows]
+        captions = [f"{r['index']}: {text_of(r['label'])}\n{answer}" for r, answer in zip(rows, answers, strict=True)]
+        found["changes"] = _captioned(own, [(r["index"], caption) for r, caption in zip(rows, captions, strict=True)])
     return {place: shown for place, shown in found.items() if shown}
 
 
@@ -257,6 +256,8 @@ def _captioned(split: Split, rows: list[tuple[int, str]]) -> list[tuple[str, Ten
     if not rows:
         return []
     x, _ = split.batch([number for number, _ in rows])
+    if not isinstance(x, Tensor):
+        return []
     images = x[:, None] if x.dim() == 3 else x
     if images.dim() != 4 or images.shape[1] not in (1, 3) or not all(4 <= side <= 1024 for side in images.shape[2:]):
         return []

@@ -134,7 +134,7 @@ def test_nothing_changed_and_nothing_to_compare(tmp_path: Path) -> None:
     assert found["changed"]["all"] == 0
     assert found["groups"] == []
     labels: Any = y.double()
-    with pytest.raises(UsageError, match="diff compares"):
+    with pytest.raises(UsageError, match="which are no classes"):
         explain_diff(model, trajectory, pruned(trajectory, plan), plan, x, labels, limit=5)
 
 
