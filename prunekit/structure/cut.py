@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunekit import batch
 from prunekit.batch import Inputs
 from prunekit.errors import StructureError
-from prunekit.structure.groups import SKIP, Group, kept_indices, shapes_of, slice_masks
+from prunekit.structure.groups import SKIPS, Group, kept_indices, shapes_of, slice_masks
 from prunekit.structure.replacements import REPLACEMENTS
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -169,7 +169,7 @@ class Prober:
         for group in groups:
             for key, each in group.attributes.items():
                 lowered[key] = lowered.get(key, 0) + each * int((~keep[group.name]).sum())
-        gone = tuple(f"{name}." for group in groups for name, kind in group.replace.items() if kind == SKIP)
+        gone = tuple(f"{name}." for group in groups for name, kind in group.replace.items() if kind in SKIPS)
         with self.restoring():
             named = named_tensors(self.model)
             for name, mask in slice_masks(kept, self.shapes).items():
