@@ -47,9 +47,7 @@ def by_hand(outputs: Tensor, wanted: Tensor, classes: bool) -> Tensor:
     return (p * (p / q).log()).sum(-1).mean()
 
 
-def posed(
-    build: Callable[[], nn.Module], classes: bool
-) -> tuple[Distance, Tensor, tuple[Referenced, ...], Callable[..., Any]]:
+def posed(build: Callable[[], nn.Module], classes: bool) -> tuple[Distance, Tensor, tuple[Referenced, ...], Callable[..., Any]]:
     """A distance, weights away from where it is 0, samples beside the first model's outputs (all, and the parts), and the model
 
     as a function."""
@@ -108,9 +106,7 @@ def test_the_step_solves_what_is_free_and_leaves_the_rest(build: Callable[[], nn
 def test_rounds_never_raise_the_distance_on_the_samples_that_judge() -> None:
     distance, theta, (_, learn, judge), _ = posed(vectors, True)
     before = [distance.value(theta, judge)]
-    for better, value in descend(
-        distance, theta, torch.ones_like(theta), learn, judge, rounds=6, steps=5, damping=0.1, seed=0
-    ):
+    for better, value in descend(distance, theta, torch.ones_like(theta), learn, judge, rounds=6, steps=5, damping=0.1, seed=0):
         assert value == distance.value(better, judge) <= before[-1]
         before.append(value)
     assert len(before) == 7
