@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prunekit.batch import Batch, Labels, to
 from prunekit.criteria.scores import Scores
 from prunekit.data import Samples
-from prunekit.errors import PrunekitError
+from prunekit.errors import PrunekitError, UsageError
 from prunekit.kernel import ModelFunction
 from prunekit.kernel.attribution import MEMORY
 from prunekit.task import Classification, Target, Task
