@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +19,7 @@ from prunekit.progress import Bar
 from prunekit.task import Task, get_task
 from prunekit.task.referenced import Referenced
 from prunekit.trajectory import Layout
+from prunekit.trajectory.copies import copied
 from prunekit.trajectory.layout import fixed_state
 
 SAMPLES_AT_A_TIME = 256
@@ -73,12 +73,12 @@ def compensate(
     device = next(model.parameters()).device
     kind = get_task(task)
     learn, judged = _parts(Samples.of(batches, kind.batch), None if accept is None else Samples.of(accept, kind.batch))
-    result = copy.deepcopy(model)
+    result = copied(model)
     apply_masks(result, masks)
     solved = layerwise(model, masks, learn)
     layout = Layout.of(model)
     rows = ModelFunction(solved, layout, fixed_state(solved, layout), lambda out, _: out.reshape(len(out), -1), device, task=kind)
-    distance = Distance(rows, kind, copy.deepcopy(model).eval())
+    distance = Distance(rows, kind, copied(model).eval())
     referred, judging = distance.referenced(learn), distance.referenced(judged)
     theta = _along(distance, _flat(result, layout), _flat(solved, layout), judging)
     if rounds and distance.value(theta, judging) > 0:
