@@ -103,12 +103,10 @@ def unmaskable(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
             mask.reshape(len(mask), -1)[:, 0] = True  # no row loses everything
             before = parameter.detach().clone()
             try:
-                with torch.no_grad():
-                    parameter.copy_((torch.rand(parameter.shape, generator=draw) + 0.5) * mask)
+                parameter.data.copy_((torch.rand(parameter.shape, generator=draw) + 0.5) * mask)
                 fault = _fault(one.value(), mask, one)
             finally:
-                with torch.no_grad():
-                    parameter.copy_(before)
+                parameter.data.copy_(before)
             if fault is not None:
                 found[name] = fault
     return found
