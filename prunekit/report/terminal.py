@@ -121,6 +121,8 @@ def prune(result: dict[str, Any]) -> None:
         f"{result['asked']:.4f}, removed {result['achieved']:.4f} of prunable and {result['achieved_all']:.4f} of all "
         f"parameters{notes} -> {result['path']}{_again(result['reused'])}"
     )
+    if result["missed"]:
+        print(f"  {result['missed']}")
     if result["classes"]:
         print(f"  for classes {', '.join(map(str, result['classes']))}: scored, chosen and validated on their samples alone")
     if result["by_auto"] and result["criterion"] == "random":
