@@ -86,8 +86,6 @@ class _Loader(yaml.SafeLoader):
         return value
 
 
-_Loader.add_implicit_resolver(_tag("float"), re.compile(rf"(?:{FLOAT.pattern})\Z", re.VERBOSE), list("-+0123456789."))
-_Loader.add_implicit_resolver(_tag("int"), re.compile(rf"(?:{INT.pattern})\Z"), list("-+0123456789"))
 for kind in ("int", "float"):
     _Loader.add_constructor(_tag(kind), _Loader.construct_number)
 
@@ -103,7 +101,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)
-_Dumper.add_implicit_resolver(_tag("float"), re.compile(rf"(?:{FLOAT.pattern})\Z", re.VERBOSE), list("-+0123456789."))
+for which in (_Loader, _Dumper):
+    which.add_implicit_resolver(_tag("float"), re.compile(rf"(?:{FLOAT.pattern})\Z", re.VERBOSE), list("-+0123456789."))
+    which.add_implicit_resolver(_tag("int"), re.compile(rf"(?:{INT.pattern})\Z"), list("-+0123456789"))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import settings
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prunekit import Recorder, Trajectory
+from prunekit.trajectory.imported import write_checkpoints
 
 # Tests run in parallel, and so do the programs that they start: one thread each.
 torch.set_num_threads(1)
@@ -93,3 +96,13 @@ def tiny_run(tmp_path: Path) -> tuple[nn.Module, Trajectory]:
     model = TinyNet().double()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.1)
     return model, record(tmp_path / "trajectory", model, optimizer)
+
+
+def imported(model: nn.Module) -> Trajectory:
+    """A trajectory of the model's present weights alone, as ``prunekit import`` makes it."""
+    folder = Path(tempfile.mkdtemp(prefix="prunekit-test-"))
+    save_file(
+        {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}, folder / "m.safetensors"
+    )
+    write_checkpoints(folder / "t", model, [folder / "m.safetensors"])
+    return Trajectory(folder / "t")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,10 +10,12 @@ from torch import Tensor, nn
 
 from prunekit.apply.masks import apply_masks
 from prunekit.batch import call, to
-from prunekit.criteria.layer_inputs import LAYERS, Layer, layers_of, watching
+from prunekit.criteria.by_inputs import portions
+from prunekit.criteria.layer_inputs import Layer, from_rows, handled, layers_of, of_products, reaching, rows, summing, to_rows
 from prunekit.data import Samples
 from prunekit.errors import NonFiniteError, UsageError, nearest
 from prunekit.task import Task, get_task
+from prunekit.trajectory.copies import copied
 
 INPUTS = ("dense", "pruned")
 
@@ -31,7 +32,7 @@ def layerwise(
 ) -> nn.Module:
     """A masked copy of ``model`` whose kept weights minimise each layer's squared output error on ``batches``.
 
-    For every output of a Linear, Conv1d or Conv2d layer: ``min_v Σ (w·x - v·x̃)²`` over ``v`` that is 0 where the mask removes,
+    For every output of a linear layer or a convolution: ``min_v Σ (w·x - v·x̃)²`` over ``v`` that is 0 where the mask removes,
     ``w`` the dense weights and ``x`` the dense model's inputs, a constant 1 for the bias among them. With ``x̃ = x`` this is
     ``v_K = w_K + H_KK⁻¹ H_KR w_R``, ``H = Σ x xᵀ``, ``K`` what stays and ``R`` what goes: Optimal Brain Surgeon for a whole set
     at once, the problem that SparseGPT (arXiv 2301.00774) solves approximately. Where there are several minima, the one
@@ -58,31 +59,26 @@ def layerwise(
         raise UsageError(f"damping is {damping}; it must be at least 0")
     if inputs not in INPUTS:
         raise UsageError(f"inputs {inputs!r} does not exist; {nearest(inputs, list(INPUTS))}")
-    result = copy.deepcopy(model)
+    result = copied(model)
     apply_masks(result, masks)
-    dense, pruned = copy.deepcopy(model).eval(), copy.deepcopy(result).eval()
+    dense, pruned = copied(model).eval(), copied(result).eval()
     device = next(dense.parameters()).device
     samples = Samples.of(batches, get_task(task).batch)
     modules = dict(dense.named_modules())
-    named = [n for n in masks if n.endswith("weight") and isinstance(modules.get(n.rpartition(".")[0]), LAYERS)]
-    layers, theirs = layers_of(dense, named, "compensation"), layers_of(pruned, named, "compensation")
-    grams = _grams(dense, layers, samples)
+    named = [n for n in masks if n.endswith(".weight") or n == "weight"]
+    named = [n for n in named if handled(modules.get(n.rpartition(".")[0]))]
+    layers, theirs = layers_of(dense, named)[0], layers_of(pruned, named)[0]
     final, following = dict(result.named_parameters()), dict(pruned.named_parameters())
-    for name, gram in grams.items():  # in the order of the forward pass
-        if bool(masks[name].all()) and inputs == "dense":
-            continue
-        cross = gram
-        if inputs == "pruned":
-            gram, cross = _pair(dense, pruned, name, layers[name], theirs[name], samples)
+    for name, gram, cross in _moments(dense, pruned, layers, theirs, masks, samples, inputs):
         if not bool(gram.isfinite().all() and cross.isfinite().all()):
             raise NonFiniteError(f"{name}: its layer's inputs are NaN or Inf for some of the samples; look at the data")
         bias_name = f"{name.removesuffix('weight')}bias"
-        layer = layers[name]
+        layer = layers[name][0]
         keep = masks[name].to(device).bool()
-        bias_keep = masks.get(bias_name, torch.ones(len(keep), dtype=torch.bool)).to(device).bool()
-        weight, offset = _solve(layer, gram, cross, keep, bias_keep, damping)
+        bias_keep = masks.get(bias_name)
+        weight, offset = _solve(layer, gram, cross, keep, None if bias_keep is None else bias_keep.to(device).bool(), damping)
         for parameters in (final, following):
-            parameters[name].copy_(weight.view(keep.shape))
+            parameters[name].copy_(weight)
             if _trains_bias(layer):
                 parameters[bias_name].copy_(offset)
     return result
@@ -93,69 +89,102 @@ def _with_one(inputs: Tensor) -> Tensor:
     return torch.cat([inputs, inputs.new_ones(*inputs.shape[:2], 1)], 2)
 
 
-def _grams(model: nn.Module, layers: Mapping[str, Layer], samples: Samples) -> dict[str, Tensor]:
-    """``Σ x xᵀ``, ``(groups, d + 1, d + 1)``, in the order in which the layers are reached."""
-    found: dict[str, Tensor] = {}
+def _moments(
+    dense: nn.Module,
+    pruned: nn.Module,
+    layers: Mapping[str, list[Layer]],
+    theirs: Mapping[str, list[Layer]],
+    masks: Mapping[str, Tensor],
+    samples: Samples,
+    inputs: str,
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Of each layer ``Σ x̃ x̃ᵀ`` and ``Σ x̃ xᵀ``, ``(groups, d + 1, d + 1)``, a constant 1 among the inputs.
+
+    Where ``x̃`` is what reaches a layer in ``pruned``, layers come in the order of the forward pass, and one that is changed
+    before the next is asked for is what that sees.
+    """
+    if inputs == "dense":
+        for some in portions({name: held for name, held in layers.items() if not bool(masks[name].all())}, 2):
+            with summing(some, lambda piece: of_products(_with_one(piece))) as grams:
+                _run(dense, samples)
+            for name in list(grams):
+                gram = grams.pop(name)
+                yield name, gram, gram
+        return
+    for name in _order(dense, layers, samples):
+        yield name, *_pair(dense, pruned, layers[name], theirs[name], samples)
+
+
+def _run(model: nn.Module, samples: Samples) -> None:
     device = next(model.parameters()).device
-
-    def add(name: str, inputs: Tensor) -> None:
-        x = _with_one(inputs)
-        gram = x.transpose(1, 2) @ x
-        found[name] = found[name] + gram if name in found else gram
-
-    with watching(layers, add):
-        for x, _ in samples:
-            call(model, to(x, device))
-    return found
+    for x, _ in samples:
+        call(model, to(x, device))
 
 
-def _pair(dense: nn.Module, pruned: nn.Module, name: str, mine: Layer, other: Layer, samples: Samples) -> tuple[Tensor, Tensor]:
-    """``Σ x̃ x̃ᵀ`` and ``Σ x̃ xᵀ`` of one layer; ``x̃`` is what reaches it in ``pruned``."""
+def _order(model: nn.Module, layers: Mapping[str, list[Layer]], samples: Samples) -> list[str]:
+    """The layers that are reached, in that order."""
+    found: dict[str, None] = {}
+    with reaching(layers, lambda name, layer, x: found.setdefault(name)):
+        _run(model, samples)
+    return list(found)
+
+
+def _pair(dense: nn.Module, pruned: nn.Module, mine: list[Layer], other: list[Layer], samples: Samples) -> tuple[Tensor, Tensor]:
+    """``Σ x̃ x̃ᵀ`` and ``Σ x̃ xᵀ`` of one layer; the dense model's inputs of one batch are held."""
     seen: list[Tensor] = []
-    size = mine.weight[0].numel() + 1
-    gram = torch.zeros(getattr(mine, "groups", 1), size, size, dtype=torch.float64, device=mine.weight.device)
+    weight = mine[0].weight
+    assert isinstance(weight, Tensor)
+    groups, _, size = to_rows(mine[0], weight).shape
+    gram = torch.zeros(groups, size + 1, size + 1, dtype=torch.float64, device=weight.device)
     cross = torch.zeros_like(gram)
 
-    def add(_: str, inputs: Tensor) -> None:
-        x = _with_one(inputs)
-        gram.baddbmm_(x.transpose(1, 2), x)
-        cross.baddbmm_(x.transpose(1, 2), seen.pop(0))
+    def add(_: str, layer: Layer, x: Tensor) -> None:
+        for theirs, ours in zip(rows(layer, x), rows(layer, seen.pop(0)), strict=True):
+            turned = _with_one(theirs)
+            gram.baddbmm_(turned.transpose(1, 2), turned)
+            cross.baddbmm_(turned.transpose(1, 2), _with_one(ours))
 
-    with watching({name: mine}, lambda _, inputs: seen.append(_with_one(inputs))), watching({name: other}, add):
+    with reaching({"": mine}, lambda name, layer, x: seen.append(x)), reaching({"": other}, add):
         for x, _ in samples:
-            x = to(x, mine.weight.device)
+            x = to(x, weight.device)
             call(dense, x)
             call(pruned, x)
     return gram, cross
 
 
-def _solve(layer: Layer, gram: Tensor, cross: Tensor, keep: Tensor, bias_keep: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """Compensated weight rows ``(outputs, d)`` and biases ``(outputs,)``, float64."""
+def _solve(
+    layer: Any, gram: Tensor, cross: Tensor, keep: Tensor, bias_keep: Tensor | None, damping: float
+) -> tuple[Tensor, Tensor]:
+    """The compensated weight, of its shape, and biases ``(outputs,)``, float64."""
     size = gram.shape[1] - 1
+    weight, kept = (to_rows(layer, tensor).reshape(-1, size) for tensor in (layer.weight, keep))
     bias = layer.bias
     if bias is None or not _trains_bias(layer):  # then both sides of the error have the same, which drops out
-        bias, bias_keep = layer.weight.new_zeros(len(keep)), torch.zeros_like(bias_keep)
-    rows = torch.cat([layer.weight.reshape(-1, size), bias[:, None]], 1).double()
-    keeps = torch.cat([keep.reshape(-1, size), bias_keep[:, None]], 1)
-    solved = rows * keeps
-    each = len(rows) // len(gram)
+        bias, bias_keep = weight.new_zeros(len(kept)), torch.zeros_like(kept[:, 0])
+    elif bias_keep is None:
+        bias_keep = torch.ones_like(kept[:, 0])
+    assert bias_keep is not None
+    joint = torch.cat([weight, bias[:, None]], 1).double()
+    keeps = torch.cat([kept, bias_keep[:, None]], 1)
+    solved = joint * keeps
+    each = len(joint) // len(gram)
     for group in range(len(gram)):
         mine = slice(group * each, (group + 1) * each)
         level = damping * gram[group].diagonal()[:-1].mean()
         damped = gram[group] + level * torch.eye(size + 1, dtype=gram.dtype, device=gram.device)
         patterns, which = torch.unique(keeps[mine], dim=0, return_inverse=True)
-        for number, kept in enumerate(patterns):
-            if bool(kept.any()):
-                those = torch.arange(len(rows), device=rows.device)[mine][which == number]
-                old = rows[those]
-                lacking = old @ cross[group].T[:, kept] - old[:, kept] @ gram[group][kept][:, kept]
-                change = _divide(damped[kept][:, kept], lacking.T).T
-                solved[those] = torch.zeros_like(old).masked_scatter(kept.expand_as(old), old[:, kept] + change)
-    return solved[:, :-1], solved[:, -1]
+        for number, stays in enumerate(patterns):
+            if bool(stays.any()):
+                those = torch.arange(len(joint), device=joint.device)[mine][which == number]
+                old = joint[those]
+                lacking = old @ cross[group].T[:, stays] - old[:, stays] @ gram[group][stays][:, stays]
+                change = _divide(damped[stays][:, stays], lacking.T).T
+                solved[those] = torch.zeros_like(old).masked_scatter(stays.expand_as(old), old[:, stays] + change)
+    return from_rows(layer, solved[:, :-1].reshape(len(gram), each, size)), solved[:, -1]
 
 
-def _trains_bias(layer: Layer) -> bool:
-    return layer.bias is not None and layer.bias.requires_grad
+def _trains_bias(layer: Any) -> bool:
+    return layer.bias is not None and bool(layer.bias.requires_grad)
 
 
 def _divide(matrix: Tensor, right: Tensor) -> Tensor:

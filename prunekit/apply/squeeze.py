@@ -16,13 +16,16 @@ from torch import Tensor, nn
 
 from prunekit.apply.masks import apply_masks
 from prunekit.apply.surgery import cut_units
+from prunekit.batch import Batch, Inputs, answers, call, to
 from prunekit.errors import StructureError, UsageError
 from prunekit.plan import Plan
 from prunekit.plan.plan import ATTRIBUTES, REPLACE
 from prunekit.structure import Group, find_groups
-from prunekit.structure.cut import CONVOLUTIONS, TRANSPOSED
+from prunekit.structure.cut import CONVOLUTIONS
 from prunekit.structure.groups import shapes_of
 from prunekit.structure.heads import Mappings
+from prunekit.structure.roles import weight_roles
+from prunekit.trajectory.copies import copied
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 """Allowed difference of outputs, relative to the largest; other types take float32's."""
@@ -55,8 +58,8 @@ class Squeezed:
 def squeeze(
     model: nn.Module,
     plan: Plan | Mapping[str, Tensor],
-    example_inputs: Tensor,
-    samples: Sequence[tuple[Tensor, Tensor]] | None = None,
+    example_inputs: Inputs,
+    samples: Sequence[Batch] | None = None,
     attention: Mappings = (),
 ) -> Squeezed:
     """Masks ``model`` and removes the channels and heads that the masks left without effect.
@@ -76,12 +79,12 @@ def squeeze(
     if isinstance(plan, Plan) and plan.smaller:
         raise UsageError(f"squeeze is for plans of masks; {plan.structure} are cut out as they are")
     masks = plan.masks() if isinstance(plan, Plan) else dict(plan)
-    masked = copy.deepcopy(model).cpu().eval()
+    masked = copied(model).cpu().eval()
     apply_masks(masked, masks)
-    inputs = [example_inputs.cpu(), *(x.cpu() for x, _ in samples or ())]
+    inputs = [to(example_inputs, "cpu"), *(to(x, "cpu") for x, _ in samples or ())]
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     groups = find_groups("channels", masked, inputs[0], attention)
-    work = _Work(copy.deepcopy(masked), groups, inputs)
+    work = _Work(copied(masked), groups, inputs)
     while work.round():
         pass
     small, taken = work.cut()
@@ -102,7 +105,7 @@ def squeeze(
 class _Work:
     """A full-size model in which removed channels are zeroed on both sides, until it is cut."""
 
-    def __init__(self, model: nn.Module, groups: Sequence[Group], inputs: Sequence[Tensor]) -> None:
+    def __init__(self, model: nn.Module, groups: Sequence[Group], inputs: Sequence[Inputs]) -> None:
         self.model, self.groups, self.inputs = model, groups, inputs
         self.gone = {group.name: torch.zeros(group.size, dtype=torch.bool) for group in groups}
         self.left: dict[str, str] = {}
@@ -177,7 +180,7 @@ class _Work:
         hook = reader.register_forward_pre_hook(note)
         try:
             for x in self.inputs:
-                self.model(x)
+                call(self.model, copy.deepcopy(x))
         finally:
             hook.remove()
         if lowest is None or highest is None:  # traced, but not called now: nothing is known of it
@@ -241,12 +244,12 @@ def _producers(group: Group, model: nn.Module) -> list[Side]:
 
 def _sides(group: Group, model: nn.Module) -> list[tuple[Side, bool]]:
     """Weights of two or more axes, and whether that axis is one of inputs."""
-    named, found = dict(model.named_parameters()), []
+    roles, found = weight_roles(model), []
     for member, index in group.members.items():
         name, axis = member.rsplit("@", 1)
-        if name in named and named[name].dim() > 1:
-            turned = isinstance(model.get_submodule(name.rpartition(".")[0]), (nn.Embedding, *TRANSPOSED))
-            found.append(((name, int(axis), index), (axis == "1") != turned))
+        if name in roles:
+            embedding = isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Embedding | nn.EmbeddingBag)
+            found.append(((name, int(axis), index), not embedding and int(axis) == roles[name].input))
     return found
 
 
@@ -270,13 +273,15 @@ def _fold(reader: nn.Module, sent: Tensor) -> None:
 
 
 @torch.no_grad()
-def _check_same(small: nn.Module, masked: nn.Module, inputs: Sequence[Tensor]) -> None:
+def _check_same(small: nn.Module, masked: nn.Module, inputs: Sequence[Inputs]) -> None:
     small.eval()
     for x in inputs:
-        got, expected = small(x), masked(x)
-        off = float((got - expected).abs().max())
-        if not off <= TOLERANCE.get(got.dtype, TOLERANCE[torch.float32]) * (1 + float(expected.abs().max())):
-            raise StructureError(
-                f"squeeze: the smaller model's outputs differ from the masked model's by {off:.3g}; something in it makes "
-                "a channel without inputs or readers matter, so it cannot be squeezed"
-            )
+        pairs = zip(answers(call(small, copy.deepcopy(x))), answers(call(masked, copy.deepcopy(x))), strict=True)
+        for got, expected in pairs:
+            off = float(torch.where(got == expected, 0, got - expected).abs().max()) if got.numel() else 0.0
+            most = float(expected[expected.isfinite()].abs().max()) if expected.isfinite().any() else 0.0
+            if not off <= TOLERANCE.get(got.dtype, TOLERANCE[torch.float32]) * (1 + most):
+                raise StructureError(
+                    f"squeeze: the smaller model's outputs differ from the masked model's by {off:.3g}; something in it makes "
+                    "a channel without inputs or readers matter, so it cannot be squeezed"
+                )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from prunekit.apply.masks import apply_masks
+from prunekit.batch import Inputs
 from prunekit.errors import ArtifactError
 from prunekit.plan import Plan
 from prunekit.structure.cut import cut, same_as_masked, values_without
 from prunekit.trajectory.copies import copied
 
 
-def cut_units(model: nn.Module, plan: Plan, example_inputs: Tensor) -> nn.Module:
+def cut_units(model: nn.Module, plan: Plan, example_inputs: Inputs) -> nn.Module:
     """A smaller copy of ``model`` without the units that ``plan`` removes; training mode and grad flags are kept.
 
     Raises:

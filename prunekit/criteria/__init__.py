@@ -160,7 +160,8 @@ def score(
         include: patterns of parameters to prune that are no layer's weights, see ``prunekit.structure.roles``.
         seed: for ``random``.
         options: how influence looks at the path: ``nodes``, ``rule``, ``early``, ``tolerance``, ``stride``, ``share``,
-            ``aggregation``, ``phase``, ``memory``; see ``Evidence``.
+            ``aggregation``, ``phase``, ``memory``; ``skip_unfit``: what wanda or obs cannot score, by magnitude (their findings
+            name it); see ``Evidence``.
 
     Raises:
         UsageError: unknown criterion or pattern.
@@ -274,6 +275,8 @@ def provenance(evidence: Evidence, criterion: str) -> dict[str, Any]:
             facts["target"] = evidence.options["target"]
     if chosen.needs_data and evidence.classes:
         facts["classes"] = list(evidence.classes)
+    if chosen.by_inputs and evidence.skip_unfit:
+        facts["skip_unfit"] = True
     if chosen.group == "draw":
         facts["seed"] = evidence.seed
     return facts

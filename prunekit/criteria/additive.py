@@ -20,7 +20,7 @@ from prunekit.kernel.attribution import chunks
 from prunekit.trajectory import Segment
 
 SECONDS_BETWEEN_SAVES = 10.0
-AXES = 256 * 2**20  # bytes of axis sums that a score file holds; of more samples evenly spaced ones are kept
+AXES = 64 * 2**20  # bytes of axis sums that a score file holds; of more samples evenly spaced ones are kept
 
 
 def contributions(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prunekit.batch import Batch, Labels, to
 from prunekit.criteria.scores import Scores
 from prunekit.data import Samples
-from prunekit.errors import PrunekitError
+from prunekit.errors import PrunekitError, UsageError
 from prunekit.kernel import ModelFunction
 from prunekit.kernel.attribution import MEMORY
 from prunekit.task import Classification, Target, Task
@@ -39,6 +39,7 @@ class Evidence:
         classes: outputs that the target ``outputs`` is restricted to; empty for all. The samples are the caller's to choose.
         memory: bytes for scores in work.
         kept: layers that lose nothing, whatever is cut: see ``prunekit.structure.kept_layers``.
+        skip_unfit: weights that a criterion cannot score (Wanda's and OBS' without inputs) by magnitude instead of refusing.
         options: what the criterion's own name says, ``name(key=value)``; those that are fields here are set already.
         partial: where finished chunks are kept until all are done; ``partial_key``: what they are made from.
     """
@@ -62,6 +63,7 @@ class Evidence:
     classes: tuple[int, ...] = ()
     memory: int = MEMORY
     kept: tuple[str, ...] = ()
+    skip_unfit: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
     partial: Path | None = None
     partial_key: dict[str, Any] | None = None
@@ -192,6 +194,7 @@ class Criterion:
         compute: evidence -> what was found.
         describes: one line for help texts.
         needs_path, needs_data: what ``compute`` looks at beside the trained weights.
+        by_inputs: it looks at the inputs of layers, and cannot score other weights (``Evidence.skip_unfit``).
         group: how a group's importance follows from the file, a name from ``prunekit.criteria.groups.GROUPINGS``: ``sum``
             of the signed axis sums (additive criteria), ``l1`` or ``l2`` norm of the importances, one ``draw`` …
         aggregation: how signed scores become an importance; None leaves it to the evidence. Additive criteria only.
@@ -203,6 +206,7 @@ class Criterion:
     describes: str
     needs_path: bool = False
     needs_data: bool = False
+    by_inputs: bool = False
     group: str = "l2"
     aggregation: str | None = None
     accepts: tuple[str, ...] = ()

@@ -1,109 +1,209 @@
-"""What goes into a Linear or convolution layer, and its second moments: ``H = Σ x xᵀ`` over samples and positions."""
+"""What goes into a layer, as its weight meets it: rows of inputs, in bounded pieces, and sums over them.
+
+A layer with weight ``(groups, outputs / groups, d)`` multiplies every row ``(groups, d)`` of its inputs with it, a row a sample
+and position: the patches of a convolution, for instance. ``H = Σ x xᵀ`` over rows is what OBS and its kin look at, ``Σ x²`` is
+enough for Wanda.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunekit.errors import PrunekitError
+from prunekit.measure.macs import unfused
 
-Layer = nn.Linear | nn.Conv1d | nn.Conv2d
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Of one layer: ``gram`` is ``(groups, d, d)``, float64, ``d`` the inputs of one output.
-
-    A weight of the layer, flattened to ``(groups, outputs / groups, d)``, meets the inputs of its group.
-    """
-
-    gram: Tensor
-
-    def rows_of(self, weight: Tensor) -> Tensor:
-        """``(groups, outputs / groups, d)`` of a weight, float64."""
-        return weight.double().reshape(len(self.gram), -1, self.gram.shape[1])
+Layer = nn.Module
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Their weights are ``(outputs, inputs / groups, ...)``."""
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+"""Their weights are ``(inputs, outputs / groups, ...)``."""
+PIECE = 2**23
+"""Numbers in a piece of rows: 64 MiB of them in float64."""
 
 
-def layers_of(model: nn.Module, parameters: Sequence[str], what: str) -> dict[str, Layer]:
-    """The layers that hold ``parameters``.
+def handled(module: nn.Module | None) -> bool:
+    """Whether a module is a layer whose ``weight`` meets rows of its inputs."""
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        return False
+    return isinstance(module, (*LAYERS, *TRANSPOSED)) or _is_linear_by_columns(module)
 
-    Raises:
-        PrunekitError: one is not the weight of a Linear, Conv1d or Conv2d; names it.
-    """
+
+def to_rows(layer: Layer, weight: Tensor) -> Tensor:
+    """A tensor of the weight's shape as ``(groups, outputs / groups, d)``."""
+    groups = int(getattr(layer, "groups", 1))
+    if _is_linear_by_columns(layer):
+        return weight.t()[None]
+    if isinstance(layer, TRANSPOSED):
+        reversed_ = weight.flip(list(range(2, weight.dim())))  # as it meets the patches
+        found: Tensor = reversed_.unflatten(0, (groups, -1)).transpose(1, 2).flatten(2)
+        return found
+    return weight.reshape(groups, len(weight) // groups, -1)
+
+
+def from_rows(layer: Layer, rows: Tensor) -> Tensor:
+    """The inverse of ``to_rows``."""
+    if _is_linear_by_columns(layer):
+        return rows[0].t()
+    shape: torch.Size = layer.weight.shape  # type: ignore[assignment]
+    if isinstance(layer, TRANSPOSED):
+        apart: Tensor = rows.unflatten(2, (shape[0] // len(rows), *shape[2:])).transpose(1, 2).reshape(shape)
+        return apart.flip(list(range(2, len(shape))))
+    return rows.reshape(shape)
+
+
+def _is_linear_by_columns(module: nn.Module | None) -> bool:
+    """transformers' Conv1D: a linear layer that holds ``(inputs, outputs)``."""
+    return (
+        any(kind.__name__ == "Conv1D" for kind in type(module).__mro__) and getattr(module, "weight", torch.empty(0)).dim() == 2
+    )
+
+
+def layers_of(model: nn.Module, parameters: Sequence[str]) -> tuple[dict[str, list[Layer]], dict[str, str]]:
+    """The layers that hold each of ``parameters`` as their weight, several where it is tied; and what the others are of."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    found: dict[str, Layer] = {}
+    names = dict(model.named_parameters(remove_duplicate=False))
+    found: dict[str, list[Layer]] = {}
+    unfit: dict[str, str] = {}
     for parameter in parameters:
-        name, _, kind = parameter.rpartition(".")
-        module = modules.get(name)
-        if kind != "weight" or not isinstance(module, LAYERS) or isinstance(module, nn.modules.lazy.LazyModuleMixin):
-            said = f"is of a {type(module).__name__}" if module is not None else "has no layer"
-            raise PrunekitError(
-                f"{what} looks at the inputs of Linear and convolution weights, {parameter} {said}; leave it out "
-                f"(prunable.ignore: ['{parameter}'])"
-            )
-        found[parameter] = module
-    return found
+        owners = [name.rpartition(".") for name, tensor in names.items() if tensor is names.get(parameter)]
+        holding = [
+            modules[path] for path, _, kind in owners or [parameter.rpartition(".")] if kind == "weight" and path in modules
+        ]
+        fitting = list({id(module): module for module in holding if handled(module)}.values())
+        if fitting:
+            found[parameter] = fitting
+        else:
+            owner = modules.get(parameter.rpartition(".")[0])
+            unfit[parameter] = "no layer" if owner is None else type(owner).__name__
+    return found, unfit
 
 
 @contextmanager
-def watching(layers: Mapping[str, Layer], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """While inside, every forward pass of a layer calls ``see(parameter name, inputs)``.
-
-    Inputs come as they meet the weight, ``(groups, rows, d)``, float64: a row a sample and position.
-    """
+def reaching(layers: Mapping[str, Sequence[Layer]], see: Callable[[str, Layer, Tensor], None]) -> Iterator[None]:
+    """While inside, every forward pass of a layer calls ``see(parameter name, layer, its input)``, however it is given."""
     hooks = []
-    for name, layer in layers.items():
+    for name, holding in layers.items():
+        for layer in holding:
 
-        def before(module: nn.Module, inputs: tuple[Any, ...], name: str = name, layer: Layer = layer) -> None:
-            see(name, _columns(layer, inputs[0].detach()).double())
+            def before(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], name: str = name) -> None:
+                see(name, module, (inputs[0] if inputs else next(iter(keywords.values()))).detach())
 
-        hooks.append(layer.register_forward_pre_hook(before))
+            hooks.append(layer.register_forward_pre_hook(before, with_kwargs=True))
     try:
-        yield
+        with unfused():  # a fused encoder calls none of its layers
+            yield
     finally:
         for hook in hooks:
             hook.remove()
 
 
 @contextmanager
-def collecting(layers: Mapping[str, Layer]) -> Iterator[dict[str, Moments]]:
-    """While inside, every forward pass adds its layers' inputs; parameter name -> moments."""
-    moments: dict[str, Moments] = {}
+def watching(layers: Mapping[str, Layer], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """While inside, every forward pass of a layer calls ``see(parameter name, rows)`` for each piece of its ``rows``."""
 
-    def add(name: str, inputs: Tensor) -> None:
-        gram = inputs.transpose(1, 2) @ inputs
-        moments[name] = Moments(moments[name].gram + gram if name in moments else gram)
+    def pieces(name: str, layer: Layer, x: Tensor) -> None:
+        for piece in rows(layer, x):
+            see(name, piece)
 
-    with watching(layers, add):
-        yield moments
+    with reaching({name: [layer] for name, layer in layers.items()}, pieces):
+        yield
 
 
-def _columns(layer: Layer, x: Tensor) -> Tensor:
-    """Inputs as they meet the weight, ``(groups, rows, d)``."""
-    if isinstance(layer, nn.Linear):
-        return x.reshape(1, -1, layer.in_features)
+def rows(layer: Layer, x: Tensor) -> Iterator[Tensor]:
+    """Inputs as they meet the weight, ``(groups, rows, d)``, float64, in pieces of at most ``PIECE`` numbers or a row."""
+    groups = getattr(layer, "groups", 1)
+    if isinstance(layer, nn.Linear) or _is_linear_by_columns(layer):
+        whole, axes = x.reshape(-1, x.shape[-1]), 1
+    else:
+        whole, axes = _patches(layer, x)
+    for piece in _pieces(whole, axes):
+        yield piece.reshape(-1, groups, prod(whole.shape[axes:]) // groups).transpose(0, 1).contiguous().double()
+
+
+def _pieces(whole: Tensor, axes: int) -> Iterator[Tensor]:
+    """Parts along the first of ``axes`` axes, along the next where one index of it is too much; a view each."""
+    if whole.numel() <= PIECE or not axes:
+        yield whole
+    elif (each := whole[0].numel()) > PIECE:
+        for part in whole:
+            yield from _pieces(part, axes - 1)
+    else:
+        yield from whole.split(max(1, PIECE // each))
+
+
+def _patches(layer: Any, x: Tensor) -> tuple[Tensor, int]:
+    """``(samples, *positions, channels, *kernel)``, a view of the padded inputs, and how many axes count rows."""
     if x.dim() == layer.weight.dim() - 1:
         x = x[None]  # without a batch axis
-    sides = layer._reversed_padding_repeated_twice
-    x = F.pad(x, sides) if layer.padding_mode == "zeros" else F.pad(x, sides, mode=layer.padding_mode)
-    kernel, stride, dilation = (
-        (1,) * (2 - len(size)) + tuple(size) for size in (layer.kernel_size, layer.stride, layer.dilation)
-    )
-    if x.dim() == 3:
-        x = x[:, :, None]
-    patches: Tensor = F.unfold(x, kernel, dilation, 0, stride)  # (samples, channels × kernel, positions), channel by channel
-    columns: Tensor = patches.unflatten(1, (layer.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
-    return columns
+    kernel, dilation, stride = layer.kernel_size, layer.dilation, layer.stride
+    if isinstance(layer, TRANSPOSED):  # an ordinary convolution of inputs with noughts between them, its kernel reversed
+        spread = x.new_zeros(*x.shape[:2], *((n - 1) * s + 1 for n, s in zip(x.shape[2:], stride, strict=True)))
+        where: tuple[Any, ...] = (..., *(slice(None, None, s) for s in stride))
+        spread[where] = x
+        sides = [
+            side
+            for k, d, p, o in zip(kernel, dilation, layer.padding, layer.output_padding, strict=True)
+            for side in (d * (k - 1) - p, d * (k - 1) - p + o)
+        ]
+        pairs = list(zip(sides[::2], sides[1::2], strict=True))
+        x, stride = F.pad(spread, [side for pair in reversed(pairs) for side in pair]), (1,) * len(kernel)
+    else:
+        sides = layer._reversed_padding_repeated_twice
+        x = F.pad(x, sides) if layer.padding_mode == "zeros" else F.pad(x, sides, mode=layer.padding_mode)
+    count = len(kernel)
+    sizes = [(n - d * (k - 1) - 1) // s + 1 for n, k, d, s in zip(x.shape[2:], kernel, dilation, stride, strict=True)]
+    steps = x.stride()[2:]
+    along = [a * s for a, s in zip(steps, stride, strict=True)]
+    inside = [a * d for a, d in zip(steps, dilation, strict=True)]
+    view = x.as_strided((len(x), *sizes, x.shape[1], *kernel), (x.stride(0), *along, x.stride(1), *inside), x.storage_offset())
+    return view, 1 + count
 
 
-def check_seen(moments: Mapping[str, Moments], parameters: Iterable[str], what: str) -> None:
-    """Raises PrunekitError for a layer whose own forward was never called."""
-    for name in parameters:
-        if name not in moments:
-            raise PrunekitError(f"{what}: no input reached the layer of {name}; leave it out (prunable.ignore: ['{name}'])")
+def of_squares(rows: Tensor) -> Tensor:
+    """``Σ x²``, ``(groups, d)``."""
+    return rows.square().sum(1)
+
+
+def of_products(rows: Tensor) -> Tensor:
+    """``Σ x xᵀ``, ``(groups, d, d)``."""
+    return rows.transpose(1, 2) @ rows
+
+
+@contextmanager
+def summing(layers: Mapping[str, Sequence[Layer]], what: Callable[[Tensor], Tensor]) -> Iterator[dict[str, Tensor]]:
+    """While inside, every forward pass adds ``what`` of its layers' rows; parameter name -> sum."""
+    sums: dict[str, Tensor] = {}
+
+    def add(name: str, layer: Layer, x: Tensor) -> None:
+        for piece in rows(layer, x):
+            found = what(piece)
+            if name in sums:
+                sums[name].add_(found)
+            else:
+                sums[name] = found
+
+    with reaching(layers, add):
+        yield sums
+
+
+def refuse_unfit(unfit: Mapping[str, str], what: str) -> None:
+    """Raises PrunekitError that names every parameter that ``what`` cannot score, and what it is of."""
+    if unfit:
+        listed = ", ".join(f"{name} ({why})" for name, why in unfit.items())
+        raise PrunekitError(
+            f"{what} looks at the inputs of linear and convolution weights, and cannot score {listed}; score "
+            f"{'this' if len(unfit) == 1 else 'these'} by magnitude (--skip-unfit, in Python skip_unfit=True), or leave out "
+            f"(prunable.ignore: {list(unfit)})"
+        )
+
+
+def unreached(sums: Iterable[str], parameters: Iterable[str]) -> dict[str, str]:
+    """Parameters whose own layer's forward was never called."""
+    return {name: "no input reached its layer" for name in parameters if name not in set(sums)}

@@ -23,13 +23,13 @@ Shape = Sequence[int]
 
 def macs(model: nn.Module, inputs: Inputs) -> int:
     """Multiply-accumulates of one forward pass, as the model is: its mode, its device."""
-    with torch.no_grad(), _no_fused_encoder(), FlopCounterMode(display=False, custom_mapping=_kernels()) as counter:
+    with torch.no_grad(), unfused(), FlopCounterMode(display=False, custom_mapping=_kernels()) as counter:
         call(model, inputs)
     return int(counter.get_total_flops()) // 2
 
 
 @contextmanager
-def _no_fused_encoder() -> Iterator[None]:
+def unfused() -> Iterator[None]:
     """torch's encoder and attention layers run one fused kernel in evaluation mode, in which no product can be seen."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -8,6 +8,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from prunekit.batch import Inputs
 from prunekit.criteria import Scores, model_digest
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.plan.allocation import ALLOCATIONS, Importances, Request, get_allocation, share, with_directions
@@ -38,7 +39,7 @@ __all__ = [
 def make_plan(
     scores: Scores,
     model: nn.Module,
-    example_inputs: Tensor | None = None,
+    example_inputs: Inputs | None = None,
     *,
     sparsity: float | None = None,
     structure: str = "unstructured",

@@ -15,7 +15,7 @@ from prunekit import checkpoint
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.plan.patterns import pattern_fault
 from prunekit.structure import pattern_of
-from prunekit.structure.groups import SKIP, kept_indices, slice_masks
+from prunekit.structure.groups import SKIPS, kept_indices, slice_masks
 from prunekit.structure.heads import HEADS, KV_HEADS, WIDTHS
 from prunekit.structure.replacements import REPLACEMENTS
 
@@ -114,12 +114,12 @@ class Plan:
         for group, facts in self.modules.items():
             if not self.keep[group].all():
                 found.update(facts.get(REPLACE, {}))
-        whole = [name for name, kind in found.items() if kind == SKIP]
+        whole = [name for name, kind in found.items() if kind in SKIPS]
         return {name: kind for name, kind in found.items() if not any(name.startswith(f"{w}.") for w in whole)}
 
     def skipped(self) -> list[str]:
         """Blocks that are gone as a whole."""
-        return [name for name, kind in self.replaced().items() if kind == SKIP]
+        return [name for name, kind in self.replaced().items() if kind in SKIPS]
 
     def lowered(self) -> dict[str, int]:
         """``<module>:<attribute>`` -> by how much it becomes lower (numbers of heads, of convolution groups)."""
@@ -257,7 +257,7 @@ class Plan:
                 raise ArtifactError(f"{source}: {name} is not part of the model it was made for")
             if tuple(keep.shape) != tuple(expected):
                 raise ArtifactError(f"{source}: {name} has shape {tuple(keep.shape)}, expected {tuple(expected)}")
-            if unit and not keep.any() and SKIP not in self.modules.get(name, {}).get(REPLACE, {}).values():
+            if unit and not keep.any() and not set(SKIPS) & set(self.modules.get(name, {}).get(REPLACE, {}).values()):
                 raise ArtifactError(f"{source}: {name} would lose all of its {len(keep)} {self._units()}; keep one at least")
             rows = keep if unit else keep.movedim(self.outputs(name), 0)
             if not unit and pattern is not None and (fault := pattern_fault(rows, pattern)) is not None:

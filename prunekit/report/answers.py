@@ -72,7 +72,7 @@ def _class_axis(task: Task, outputs: Tensor, labels: Labels) -> int | None:
 
 
 def told(nest: Any) -> Any:
-    """One sample's part of a nest as JSON values; of many numbers ``FEW`` and one more, so that it is seen that there are more."""
+    """One sample's part of a nest as JSON values; of many numbers ``FEW`` and one more, which says that there are more."""
     if isinstance(nest, Mapping):
         return {str(key): told(value) for key, value in nest.items()}
     if isinstance(nest, tuple | list):

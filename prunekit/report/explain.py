@@ -189,7 +189,7 @@ class View:
         return found
 
     def queries(self, classes: Sequence[int]) -> Tensor:
-        """Weights ``(classes, samples, targets)`` of the means that ``classes()`` gives first; without any ``own``, ``(1, …)``."""
+        """Weights ``(classes, samples, targets)`` of the means that ``classes()`` gives first; without any, ``own`` alone."""
         whole = self.own
         rows = []
         for c in classes:

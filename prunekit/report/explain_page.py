@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from prunekit.report.html import write_html
+from prunekit.report.measures import shown
 from prunekit.report.plots import heat_map, inline
 
 SHOWN = 20  # groups in a plot
@@ -22,7 +23,7 @@ width)``."""
 
 def write_explanation(path: Path, result: Mapping[str, Any], pictures: Pictures) -> None:
     """Writes the page of an explanation (see ``prunekit.report.explain``, ``diff`` and ``removal``), whole or not at all."""
-    write_html(path, "explain.html.j2", e=result, **drawn(result, pictures))
+    write_html(path, "explain.html.j2", e=result, measures=shown(result.get("measures")), **drawn(result, pictures))
 
 
 def drawn(result: Mapping[str, Any], pictures: Pictures) -> dict[str, dict[str, str]]:
@@ -41,13 +42,12 @@ def _figures(result: Mapping[str, Any]) -> dict[str, Figure]:
         return {"blame": blame_figure({mask["name"]: mask for mask in result["masks"]})}
     if result["what"] == "diff":
         return {"groups": groups_figure(result)} if result["changes"] else {}
-    found = {"steps": steps_figure(result), "classes": classes_figure(result)}
-    steps = result["steps"]
+    found = {"steps": steps_figure(result), **({"classes": classes_figure(result)} if result["classes"] else {})}
+    steps, each = result["steps"], _each(result)
     if len(steps["classes"]) > 1:
-        rows = [f"class {c}" for c in steps["classes"]]
-        found["class_steps"] = heat_map(
-            rows, _times(steps["phases"]), _summed(steps), "training steps", "moved the class's output by"
-        )
+        rows = [f"{each} {c}" for c in steps["classes"]]
+        what = "moved the class's output by" if each == "class" else "moved it by"
+        found["class_steps"] = heat_map(rows, _times(steps["phases"]), _summed(steps), "training steps", what)
     if "layers" in result:
         found["layers"] = layers_figure(result["layers"])
     return found
@@ -73,13 +73,13 @@ def steps_figure(result: Mapping[str, Any]) -> Figure:
 
 
 def classes_figure(result: Mapping[str, Any]) -> Figure:
-    """Contribution to each class's output: on the class's own samples, and on all others."""
+    """Contribution to each class's output: on the class's own samples, and on all others. Without classes, to each output."""
     rows = sorted(result["classes"], key=lambda row: int(row["class"]))[:50]
     own = [row.get("own", row.get("kernel", 0.0) + row.get("regularisation", 0.0)) for row in rows]
     figure = Figure(figsize=(7.5, 2.8), layout="constrained")
     panel = figure.subplots()
     places = list(range(len(rows)))
-    two = any("others" in row for row in rows)
+    two = any("others" in row for row in rows) and _each(result) == "class"
     width = 0.4 if two else 0.7
     label = "on samples of the class" if two else "contribution"
     panel.bar([p - width / 2 if two else p for p in places], own, width, color="#0072B2", label=label)
@@ -89,8 +89,8 @@ def classes_figure(result: Mapping[str, Any]) -> Figure:
         panel.legend(fontsize=8, frameon=False)
     panel.axhline(0, color="black", linewidth=0.8)
     panel.set_xticks(places, [str(row["class"]) for row in rows], fontsize=8)
-    panel.set_xlabel("class")
-    panel.set_ylabel("moved its output by")
+    panel.set_xlabel(_each(result))
+    panel.set_ylabel("moved its output by" if _each(result) == "class" else "moved it by")
     panel.grid(alpha=0.25, axis="y")
     return figure
 
@@ -110,7 +110,10 @@ def groups_figure(result: Mapping[str, Any]) -> Figure:
     panel.barh([row["name"] for row in rows], [row["blame"] for row in rows], color="#BBCCEE", edgecolor="black")
     panel.invert_yaxis()
     panel.axvline(0, color="black", linewidth=0.8)
-    panel.set_xlabel("pushed from the dense answer to the pruned one by (mean over changed samples)")
+    if "task" in result:
+        panel.set_xlabel("moved away from the dense outputs by (mean over the samples that moved furthest)")
+    else:
+        panel.set_xlabel("pushed from the dense answer to the pruned one by (mean over changed samples)")
     panel.tick_params(labelsize=8)
     return figure
 
@@ -178,6 +181,10 @@ def pictures_figure(shown: Sequence[tuple[str, Tensor]], columns: int = 12) -> F
         panel.imshow(pixels[0] if len(pixels) == 1 else pixels.movedim(0, 2), cmap="gray", vmin=0, vmax=1)
         panel.set_title(caption, fontsize=7)
     return figure
+
+
+def _each(result: Mapping[str, Any]) -> str:
+    return "output" if "target" in result else "class"
 
 
 def _times(phases: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from prunekit.report.explain_page import Pictures, drawn
 from prunekit.report.html import write_html
+from prunekit.report.measures import Shown, by_name, deciding, merit, shown
 from prunekit.report.plots import comparison_figure, inline, layers_figure, training_figure
 from prunekit.report.timeline import layer_figures, samples_figure
 from prunekit.search.compare import Comparison
@@ -31,7 +32,7 @@ def write_page(
 
     Args:
         recipe: the resolved recipe as text.
-        training: losses by epoch and accuracies; None for an imported model.
+        training: losses by epoch and figures; None for an imported model.
         trajectory: steps, coordinates, bytes, hash, cost.
         scores: one dict a score file (criterion, digest, seconds).
         evaluations: by pruned model's name, what eval.json holds.
@@ -46,13 +47,17 @@ def write_page(
         name=name,
         recipe=recipe,
         training=training,
+        trained=trained(training) if training else None,
         training_picture=inline(training_figure(training["losses"])) if training else None,
         trajectory=trajectory,
         scores=scores,
         comparison=comparison,
         comparison_picture=inline(comparison_figure(comparison)) if comparison else None,
+        measure=deciding(comparison.measures) if comparison else None,
         tables=accuracy_tables(comparison) if comparison else [],
         evaluations=evaluations,
+        measures=_measures(evaluations.values()),
+        measures_of={name: shown(e.get("measures")) for name, e in evaluations.items()},
         explained=explained,
         repairs={name: (told, drawn(told, pictures)) for name, (told, pictures) in repairs.items()},
         left_out=left_out,
@@ -63,16 +68,31 @@ def write_page(
     )
 
 
+def trained(training: Mapping[str, Any]) -> tuple[Shown, dict[str, float]] | None:
+    """The measure that a training record tells of, and its figures by split; None for a task without a measure."""
+    figures = training["accuracy"] if training["accuracy"] is not None else training.get("figures")
+    if figures is None:
+        return None
+    return by_name("accuracy" if training["accuracy"] is not None else training["measure"]), figures
+
+
+def _measures(evaluations: Iterable[Mapping[str, Any]]) -> list[Shown]:
+    """Of all evaluations, against labels first."""
+    found = dict.fromkeys(measure for evaluation in evaluations for measure in shown(evaluation.get("measures")))
+    return sorted(found, key=lambda measure: measure.close)
+
+
 def accuracy_tables(comparison: Comparison) -> list[dict[str, Any]]:
-    """For each structure: accuracy by criterion and allocation (rows) and sparsity (columns), the best criterion's marked.
+    """For each structure: figures by criterion and allocation (rows) and sparsity (columns), the best criterion's marked.
 
     A row's cells are in the order of ``sparsities``, None where nothing was measured. Repaired plans have a row of their own.
     """
-    tables = []
+    tables, measures = [], shown(comparison.measures)
     for structure in dict.fromkeys(cell["structure"] for cell in comparison.cells):
         cells = [cell for cell in comparison.cells if cell["structure"] == structure]
         sparsities = sorted({cell["sparsity"] for cell in cells})
-        best = [comparison.best(structure, s) for s in sparsities]
+        own = [cell for cell in comparison.unrepaired if cell["structure"] == structure]
+        best = [max((c for c in own if c["sparsity"] == s), key=lambda c: merit(measures, c), default=None) for s in sparsities]
         rows: dict[tuple[str, str], list[dict[str, Any] | None]] = {}
         for cell in cells:
             key = ("refined", "of the best") if cell["repair"] else (cell["criterion"], cell["allocation"])

@@ -1,4 +1,4 @@
-"""Pictures: accuracy against sparsity, one line per criterion, readable in black and white."""
+"""Pictures: the deciding measure against sparsity, one line per criterion, readable in black and white."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
 from prunekit import checkpoint
+from prunekit.report.measures import Shown, deciding
 from prunekit.search.compare import Comparison
 
 # Line style and marker tell criteria apart without colour; the colours are Okabe-Ito's, safe for colour blindness.
@@ -32,11 +33,11 @@ REPAIRED = ("-", "*", "#000000")
 
 
 def comparison_figure(comparison: Comparison) -> Figure:
-    """A panel for every structure × allocation: validation accuracy over achieved sparsity.
+    """A panel for every structure × allocation: the deciding measure on validation data over achieved sparsity.
 
     Repaired plans, which start from the best allocation, are one line in every panel of their structure.
     """
-    own = comparison.unrepaired
+    own, measure = comparison.unrepaired, deciding(comparison.measures)
     structures = _ordered(cell["structure"] for cell in own)
     allocations = _ordered(cell["allocation"] for cell in own)
     criteria = _ordered(cell["criterion"] for cell in own)
@@ -49,28 +50,36 @@ def comparison_figure(comparison: Comparison) -> Figure:
                 panel.set_axis_off()  # N:M is the same in every allocation
                 continue
             for criterion, style in zip(criteria, cycle(STYLES)):
-                _curve(panel, [c for c in here if c["criterion"] == criterion], criterion, style)
+                _curve(panel, measure, [c for c in here if c["criterion"] == criterion], criterion, style)
             if repaired := [c for c in comparison.cells if c["repair"] and c["structure"] == structure]:
-                _curve(panel, repaired, "refined, from the best", REPAIRED, linewidth=2.2, markersize=8)
-            panel.axhline(100 * comparison.dense_accuracy, color="black", linewidth=0.9, label="dense model")
+                _curve(panel, measure, repaired, "refined, from the best", REPAIRED, linewidth=2.2, markersize=8)
+            if measure.name in comparison.dense:
+                panel.axhline(measure.scale * comparison.dense[measure.name], color="black", linewidth=0.9, label="dense model")
             panel.set_title(f"{structure}, {allocation}", fontsize=10)
             panel.grid(alpha=0.25)
-            panel.set_ylim(0, 103)
+            if measure.unit == "%":
+                panel.set_ylim(0, 103)
     for panel in axes[-1]:
         panel.set_xlabel("sparsity: prunable parameters removed (%)")
     for row in axes:
-        row[0].set_ylabel("validation accuracy (%)")
+        row[0].set_ylabel(f"validation {measure.axis}")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=9, frameon=False)
     return figure
 
 
 def _curve(
-    panel: Any, cells: Sequence[dict[str, Any]], label: str, style: Any, linewidth: float = 1.4, markersize: float = 4.5
+    panel: Any,
+    measure: Shown,
+    cells: Sequence[dict[str, Any]],
+    label: str,
+    style: Any,
+    linewidth: float = 1.4,
+    markersize: float = 4.5,
 ) -> None:
     line, marker, colour = style
     cells = sorted(cells, key=lambda c: float(c["achieved"]))
-    x, y = ([100 * c[key] for c in cells] for key in ("achieved", "accuracy"))
+    x, y = ([scale * c[key] for c in cells] for key, scale in (("achieved", 100), (measure.name, measure.scale)))
     panel.plot(
         x, y, linestyle=line, marker=marker, color=colour, linewidth=linewidth, markersize=markersize, label=label
     )  # fmt: skip
@@ -107,26 +116,30 @@ def layers_figure(evaluations: dict[str, dict[str, Any]]) -> Figure:
 
 
 def sensitivity_figure(result: dict[str, Any]) -> Figure:
-    """Accuracy by layer (rows) and sparsity (columns), as shades with the figures in them."""
+    """The deciding measure by layer (rows) and sparsity (columns), as shades with the figures in them."""
+    measure = deciding(result.get("measures"))
     layers, sparsities = _ordered(c["layer"] for c in result["cells"]), sorted({c["sparsity"] for c in result["cells"]})
-    table = {(c["layer"], c["sparsity"]): 100 * c["accuracy"] for c in result["cells"]}
+    table = {(c["layer"], c["sparsity"]): measure.scale * c[measure.name] for c in result["cells"]}
     rows = [[table[layer, sparsity] for sparsity in sparsities] for layer in layers]
     figure = Figure(figsize=(2.4 + 0.62 * len(sparsities), 1.3 + 0.34 * len(layers)), layout="constrained")
     panel = figure.subplots()
-    image = panel.imshow(rows, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    percent = measure.unit == "%"
+    every = [value for row in rows for value in row]
+    low, high = (0.0, 100.0) if percent else (min(every), max(every))
+    good = measure.sign > 0
+    image = panel.imshow(rows, cmap="cividis" if good else "cividis_r", vmin=low, vmax=high, aspect="auto")
     for row, values in enumerate(rows):
         for column, value in enumerate(values):
-            panel.text(
-                column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color="black" if value > 55 else "white"
-            )
+            bright = value > low + 0.55 * (high - low) if good else value < low + 0.45 * (high - low)
+            text = f"{value:.0f}" if percent else f"{value:.2g}"
+            panel.text(column, row, text, ha="center", va="center", fontsize=8, color="black" if bright else "white")
     panel.set_xticks(range(len(sparsities)), [f"{100 * s:g}" for s in sparsities])
     panel.set_yticks(range(len(layers)), layers, fontsize=8)
     panel.set_xlabel("share of this layer removed (%), all others whole")
     made = result["made_from"]
-    panel.set_title(
-        f"{made['structure']} by {made['criterion']}; dense {100 * result['dense']['accuracy']:.1f} %", fontsize=9, loc="left"
-    )
-    figure.colorbar(image, label="validation accuracy (%)")
+    dense = f"; dense {measure.spaced(result['dense'][measure.name])}" if measure.name in result["dense"] else ""
+    panel.set_title(f"{made['structure']} by {made['criterion']}{dense}", fontsize=9, loc="left")
+    figure.colorbar(image, label=f"validation {measure.axis}")
     return figure
 
 
@@ -156,7 +169,8 @@ def training_figure(losses: list[float]) -> Figure:
     panel.plot(range(1, len(losses) + 1), losses, color="black", marker="o", markersize=3)
     panel.set_xlabel("epoch")
     panel.set_ylabel("training loss")
-    panel.set_yscale("log")
+    if all(loss > 0 for loss in losses):  # a log-likelihood may be below 0
+        panel.set_yscale("log")
     panel.grid(alpha=0.25)
     return figure
 

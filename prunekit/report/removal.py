@@ -1,7 +1,8 @@
 """What a mask's removal is to blame for: the divergence from the dense model by layer, class, unit and sample.
 
 With ``J(θ) = mean_n D(dense ‖ θ)`` over samples, D the task's divergence (KL of classes), and ``m`` a mask,
-``J(m ⊙ θ) = Σ_i blame_i`` over what ``m`` removes (``prunekit.kernel.blame``). Taken class by class that is a table, whose rows and columns add up to the whole.
+``J(m ⊙ θ) = Σ_i blame_i`` over what ``m`` removes (``prunekit.kernel.blame``). Taken class by class that is a table, whose rows
+and columns add up to the whole.
 """
 
 from __future__ import annotations

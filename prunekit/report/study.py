@@ -11,40 +11,45 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from prunekit.report.html import write_html
+from prunekit.report.measures import deciding
 from prunekit.report.plots import STYLES, inline
-from prunekit.search.summary import Curve, Row, Runs, spread
+from prunekit.search.summary import Curve, Row, Runs, Told, spread
+from prunekit.task.evaluation import CLASSIFICATION
 
-SHOWN = 4  # of the methods, the largest areas; auto, magnitude and random beside them
+SHOWN = 4  # of the methods, the best areas; auto, magnitude and random beside them
 BASELINES = ("magnitude", "random")
 
 Methods = Mapping[str, Sequence[str]]
 Summary = Sequence[Mapping[str, Any]]
 
 
-def study_figure(rows: Sequence[Row], summary: Summary, methods: Methods) -> Figure:
-    """A panel a case and structure: test accuracy over sparsity, mean over seeds, auto's standard deviation shaded."""
+def study_figure(rows: Sequence[Row], summary: Summary, methods: Methods, measures: Told = CLASSIFICATION) -> Figure:
+    """A panel a case and structure: the deciding measure on test data over sparsity, mean over seeds, auto's standard deviation
+
+    shaded."""
+    measure = deciding(measures)
     cases = list(dict.fromkeys(entry["case"] for entry in summary))
     structures = list(dict.fromkeys(entry["structure"] for entry in summary))
     figure = Figure(figsize=(8.4 * len(structures), 2.9 * len(cases)), layout="constrained")
     axes = figure.subplots(len(cases), len(structures), squeeze=False)
     for entry in summary:
         panel = axes[cases.index(entry["case"])][structures.index(entry["structure"])]
-        runs = Runs(rows, entry["case"], entry["structure"], methods)
-        ranked = sorted(entry["methods"], key=lambda m: -entry["methods"][m]["mean"])
+        runs = Runs(rows, entry["case"], entry["structure"], methods, measures)
+        ranked = sorted(entry["methods"], key=lambda m: -measure.sign * entry["methods"][m]["mean"])
         shown = list(dict.fromkeys([*ranked[:SHOWN], *(b for b in BASELINES if b in ranked)]))
-        autos: list[Curve] = [{s: row["test"]["accuracy"] for s, row in runs.auto(seed).items()} for seed in runs.seeds]
-        x, mean, std = _band(autos)
+        autos: list[Curve] = [{s: row["test"][measure.name] for s, row in runs.auto(seed).items()} for seed in runs.seeds]
+        x, mean, std = _band(autos, measure.scale)
         panel.plot(x, mean, color="black", linewidth=2, label="auto")
         panel.fill_between(x, [m - s for m, s in zip(mean, std, strict=True)], [m + s for m, s in zip(mean, std, strict=True)],
                            color="black", alpha=0.12, linewidth=0)  # fmt: skip
         for number, method in enumerate(shown):
             chosen = [(seed, variant) for seed in runs.seeds if (variant := runs.chosen(seed, method)) is not None]
-            x, mean, _ = _band([runs.curve(seed, variant) for seed, variant in chosen])
+            x, mean, _ = _band([runs.curve(seed, variant) for seed, variant in chosen], measure.scale)
             line, marker, colour = STYLES[number % len(STYLES)]
             panel.plot(x, mean, linestyle=line, marker=marker, color=colour, markersize=4, linewidth=1.2, label=_short(method))
         panel.set_title(f"{entry['case']}, {entry['structure']}", fontsize=10)
         panel.set_xlabel("sparsity asked for (%)", fontsize=8)
-        panel.set_ylabel("test accuracy (%)", fontsize=8)
+        panel.set_ylabel(f"test {measure.axis}", fontsize=8)
         panel.grid(alpha=0.25)
         panel.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)  # beside the curves, never on them
     return figure
@@ -55,9 +60,9 @@ def _short(method: str) -> str:
     return re.sub(r"\b(target|aggregation|share|group)=", "", method)
 
 
-def _band(curves: Sequence[Curve]) -> tuple[list[float], list[float], list[float]]:
+def _band(curves: Sequence[Curve], scale: float) -> tuple[list[float], list[float], list[float]]:
     x = sorted(curves[0])
-    values = [[100 * curve[s] for curve in curves] for s in x]
+    values = [[scale * curve[s] for curve in curves] for s in x]
     spreads = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
     return [100 * s for s in x], [statistics.fmean(v) for v in values], spreads
 
@@ -77,18 +82,19 @@ def write_study_page(path: Path, result: Mapping[str, Any], rows: Sequence[Row],
         machine=result["machine"],
         cost=result["cost"],
         rows=result["rows"],
-        cases=cases_table(result["runs"]),
+        cases=cases_table(result["runs"], result["measures"]),
+        measure=deciding(result["measures"]),
         costs=costs_table(result["runs"]),
         summary=result["summary"],
         tuned_methods=lambda tuned: list(dict.fromkeys((t["method"], t["repair"]) for t in tuned)),
-        layers=layers_table(rows, result["summary"], methods),
-        picture=inline(study_figure(rows, result["summary"], methods)),
+        layers=layers_table(rows, result["summary"], methods, result["measures"]),
+        picture=inline(study_figure(rows, result["summary"], methods, result["measures"])),
     )
 
 
-def cases_table(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One line a case: the dense model's test accuracy over seeds (points), its size, and the samples of each split."""
-    table = []
+def cases_table(runs: Sequence[Mapping[str, Any]], measures: Told = CLASSIFICATION) -> list[dict[str, Any]]:
+    """One line a case: the dense model's figure on test data over seeds (in its unit), its size, and samples by split."""
+    table, measure = [], deciding(measures)
     for case in dict.fromkeys(run["case"] for run in runs):
         mine = [run for run in runs if run["case"] == case]
         dense = mine[0]["dense"]
@@ -96,7 +102,7 @@ def cases_table(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             {
                 "case": case,
                 "seeds": [run["seed"] for run in mine],
-                "accuracy": spread(100 * run["dense"]["test"]["accuracy"] for run in mine),
+                "figure": spread(measure.scale * run["dense"]["test"][measure.name] for run in mine),
                 "parameters": dense["parameters"],
                 "macs": dense["macs"],
                 "steps": mine[0]["steps"],
@@ -122,11 +128,13 @@ def costs_table(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
-def layers_table(rows: Sequence[Row], summary: Summary, methods: Methods) -> list[dict[str, Any]]:
+def layers_table(
+    rows: Sequence[Row], summary: Summary, methods: Methods, measures: Told = CLASSIFICATION
+) -> list[dict[str, Any]]:
     """Survivors by layer (first seed) of what auto took at the middle sparsity, with both compressions."""
     table = []
     for entry in summary:
-        runs = Runs(rows, entry["case"], entry["structure"], methods)
+        runs = Runs(rows, entry["case"], entry["structure"], methods, measures)
         auto = runs.auto(runs.seeds[0])
         sparsity = sorted(auto)[len(auto) // 2]
         row = auto[sparsity]

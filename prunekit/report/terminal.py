@@ -9,7 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from prunekit.report.page import accuracy_tables
+from prunekit.report.answers import text_of
+from prunekit.report.measures import Shown, by_name, deciding, shown
+from prunekit.report.page import accuracy_tables, trained
 from prunekit.search.compare import Comparison
 
 SIZES = {
@@ -44,12 +46,13 @@ def _again(reused: bool) -> str:
 
 
 def train(result: dict[str, Any]) -> None:
-    accuracy = result["accuracy"]
-    print(
-        f"train: {result['steps']} steps in {result['cost']['seconds']:.1f} s, accuracy {accuracy['train']:.1%} on training, "
-        f"{accuracy['validation']:.1%} on validation data{_again(result['reused'])}"
-    )
-    if watched := result.get("accuracies"):
+    found, told = trained(result), f"train: {result['steps']} steps in {result['cost']['seconds']:.1f} s"
+    if found is not None:
+        measure, figures = found
+        train, validation = (measure.spaced(figures[split]).replace(" %", "%") for split in ("train", "validation"))
+        told += f", {measure.title} {train} on training, {validation} on validation data"
+    print(f"{told}{_again(result['reused'])}")
+    if (watched := result.get("accuracies")) and result["accuracy"] is not None:
         print(
             f"  {LEARNT:.0%} right: training data {_reached(watched, 'train')}, validation data {_reached(watched, 'validation')}"
         )
@@ -79,29 +82,39 @@ def score(results: list[dict[str, Any]]) -> None:
 
 def compare(result: tuple[Comparison, bool]) -> None:
     comparison, reused = result
+    measure = deciding(comparison.measures)
+    dense = f"dense {measure.number(comparison.dense[measure.name])}; " if measure.name in comparison.dense else ""
     for found in accuracy_tables(comparison):
         table = _table(
-            f"compare, {found['structure']}: validation accuracy in % (dense {100 * comparison.dense_accuracy:.1f}; "
+            f"compare, {found['structure']}: validation {_in(measure)} ({dense}"
             "* best criterion at that sparsity)",
             "criterion", "allocation", *(f"{s:g}" for s in found["sparsities"]),
         )  # fmt: skip
         for (criterion, allocation), cells in found["rows"].items():
-            marks = [f"{100 * c['accuracy']:.1f}{'*' if c['best'] else ' '}" if c else "" for c in cells]
+            marks = [f"{measure.number(c[measure.name])}{'*' if c['best'] else ' '}" if c else "" for c in cells]
             table.add_row(criterion, allocation, *marks)
         _print(table)
     if reused:
         print("compare: unchanged, reused")
 
 
+def _in(measure: Shown) -> str:
+    """``accuracy in %``, ``rmse ↓``."""
+    return f"{measure.title} in {measure.unit}" if measure.unit else measure.title
+
+
 def study(result: dict[str, Any]) -> None:
-    table = _table("compare: area under the curve of test accuracy, in points, mean ± standard deviation over seeds",
+    measure = deciding(result.get("measures"))
+    points = ", in points" if measure.unit == "%" else ""
+    digits = ".2f" if points else ".4g"
+    table = _table(f"compare: area under the curve of test {measure.title}{points}, mean ± standard deviation over seeds",
                    "case, structure", "auto", "regret", "best criterion", "", "magnitude")  # fmt: skip
     for e in result["summary"]:
-        best = max(e["methods"], key=lambda m: e["methods"][m]["mean"])
+        best = max(e["methods"], key=lambda m: measure.sign * e["methods"][m]["mean"])
         magnitude = e["methods"].get("magnitude")
         table.add_row(
-            f"{e['case']}, {e['structure']}", _points(e["auto"]), _points(e["auto"]["regret"]), best,
-            _points(e["methods"][best]), _points(magnitude) if magnitude else "",
+            f"{e['case']}, {e['structure']}", _points(e["auto"], digits), _points(e["auto"]["regret"], digits), best,
+            _points(e["methods"][best], digits), _points(magnitude, digits) if magnitude else "",
         )  # fmt: skip
     _print(table)
     if len(result["study"]["seeds"]) < 3:
@@ -109,8 +122,8 @@ def study(result: dict[str, Any]) -> None:
     print(f"compare: {result['rows']:,} pruned models -> {result['path']}")
 
 
-def _points(found: dict[str, Any]) -> str:
-    return f"{found['mean']:.2f}" + ("" if found["std"] is None else f" ± {found['std']:.2f}")
+def _points(found: dict[str, Any], digits: str) -> str:
+    return f"{found['mean']:{digits}}" + ("" if found["std"] is None else f" ± {found['std']:{digits}}")
 
 
 def prune(result: dict[str, Any]) -> None:
@@ -152,9 +165,10 @@ def prune(result: dict[str, Any]) -> None:
         told = f"  round {number}{', refined again' if 'again' in found else ''}: removed {found['sparsity']:.4f}"
         if repaired := found.get("refined"):
             told += f", divergence {repaired['before']['accept']:.4g} -> {repaired['after']['accept']:.4g} by refining"
-        if "accuracy" in found:
-            told += f", validation accuracy {found['accuracy_pruned']:.2%}"
-            told += f", after {found['steps']} steps {found['accuracy']:.2%}" if found["steps"] else ""
+        if name := next((key.removesuffix("_pruned") for key in found if key.endswith("_pruned")), ""):
+            measure = by_name(name)
+            told += f", validation {measure.title} {measure.text(found[f'{name}_pruned'])}"
+            told += f", after {found['steps']} steps {measure.text(found[name])}" if found["steps"] else ""
         print(f"{told} ({found['seconds']:.1f} s)")
     if result.get("recalibrated") == 0:
         print("  recalibrate: the model has no BatchNorm layer, so there was nothing to measure anew")
@@ -189,8 +203,8 @@ def _tried(tried: dict[str, Any]) -> str:
     if "why" in tried:
         return f"refine not tried: {tried['why']}"
     before, after = tried["unrefined"], tried["refined"]
-    told = f"accuracy {before['accuracy']:.2%} -> {after['accuracy']:.2%}, agreement {before['agreement']:.2%} -> "
-    told += f"{after['agreement']:.2%}, KL {before['kl']:.4f} -> {after['kl']:.4f}"
+    measures = [by_name(name) for name in before]
+    told = ", ".join(f"{m.brief} {m.text(before[m.name])} -> {m.text(after[m.name])}" for m in measures)
     if tried["kept"]:
         return f"refine tried: taken, better on validation data ({told})"
     return f"refine tried: not taken, no better on validation data ({told}){_ENDS[tried['ended']]}"
@@ -206,15 +220,17 @@ def evaluate(result: tuple[str, dict[str, Any]]) -> None:
     models = {"dense": e["dense"], **small}
     between = [""] * len(others)
     table = _table(f"eval: {name}, {e['test_samples']} test samples{_again(e['reused'])}", "", *models)
-    table.add_row("accuracy", *(f"{found['accuracy']:.2%}" for found in models.values()))
-    table.add_row("agreement with dense", "", *(f"{found['agreement']:.2%}" for found in small.values()))
-    table.add_row("KL to dense (nats)", "", *(f"{found['kl']:.4f}" for found in small.values()))
+    measures = shown(e.get("measures"))
+    for measure in measures:
+        told = ["", *small.values()] if measure.close else models.values()
+        table.add_row(measure.label, *(measure.text(found[measure.name]) if found else "" for found in told))
     table.add_row("sparsity, prunable / all", "", *between, f"{e['sparsity']['prunable']:.4f} / {e['sparsity']['all']:.4f}")
     if asked := e.get("asked_classes"):
-        for key, what in (("on_classes", f"accuracy on classes {', '.join(map(str, asked['classes']))}"),
-                          ("on_others", "accuracy on the others")):  # fmt: skip
+        first = measures[0]
+        for key, what in (("on_classes", f"{first.title} on classes {', '.join(map(str, asked['classes']))}"),
+                          ("on_others", f"{first.title} on the others")):  # fmt: skip
             if key in asked:
-                table.add_row(what, f"{asked[key]['dense']:.2%}", *between, f"{asked[key]['accuracy']:.2%}")
+                table.add_row(what, first.text(asked[key]["dense"]), *between, first.text(asked[key][first.name]))
     for key, label in SIZES.items():
         table.add_row(label, *(f"{found[key]:,}" for found in models.values()))
     for size, times in e["latency"]["batches"].items():
@@ -233,7 +249,8 @@ def evaluate(result: tuple[str, dict[str, Any]]) -> None:
     parts = [kernel["dense"], kernel["pruned"], kernel["masked_machine"]]
     table.add_row("mean error per output", *(f"{p['mean_error']:.4f}" for p in parts))
     table.add_row("largest error", *(f"{p['max_error']:.4f}" for p in parts))
-    table.add_row("same answer as the model", *(f"{p['argmax_agreement']:.2%}" for p in parts))
+    if all(p["argmax_agreement"] is not None for p in parts):
+        table.add_row("same answer as the model", *(f"{p['argmax_agreement']:.2%}" for p in parts))
     _print(table)
     layers = ", ".join(f"{n} {v['share']:.0%}" for n, v in kernel["pruned"]["by_layer"].items())
     steps = kernel["pruned"].get("steps")
@@ -245,13 +262,14 @@ def evaluate(result: tuple[str, dict[str, Any]]) -> None:
 
 
 def sensitivity(result: dict[str, Any]) -> None:
-    made, dense = result["made_from"], result["dense"]["accuracy"]
+    made, measure = result["made_from"], deciding(result.get("measures"))
+    dense = f" (dense {measure.number(result['dense'][measure.name])})" if measure.name in result["dense"] else ""
     shares = [f"{s:g}" for s in made["sparsities"]]
-    title = f"sensitivity, {made['structure']} by {made['criterion']}: validation accuracy in % (dense {100 * dense:.1f})"
+    title = f"sensitivity, {made['structure']} by {made['criterion']}: validation {_in(measure)}{dense}"
     table = _table(f"{title}{_again(result['reused'])}", "layer, alone", *shares)
     rows: dict[str, list[str]] = {}
     for cell in result["cells"]:
-        rows.setdefault(cell["layer"], []).append(f"{100 * cell['accuracy']:.1f}")
+        rows.setdefault(cell["layer"], []).append(measure.number(cell[measure.name]))
     for layer, values in rows.items():
         table.add_row(layer, *values)
     _print(table)
@@ -277,7 +295,7 @@ def _explain_pruned(result: dict[str, Any]) -> None:
     before, after, refined = result["before"], result["after"], result["refine"]
     masks = [("before", before), ("after", after)] if before else [("blame", after)]
     went = " -> ".join(f"{mask['divergence']:.4g}" for _, mask in masks)
-    print(f"explain: {result['title']}: divergence {went} (KL to the dense model, {result['samples']} {result['split']} samples)")
+    print(f"explain: {result['title']}: divergence {went} ({_distance(result)}, {result['samples']} {result['split']} samples)")
     if refined:
         taken = [f"{e['stage']} {e['round']}: {e['accept']:.3g}" for e in refined["history"] if e["kept"]]
         few = taken if len(taken) <= 8 else [*taken[:4], "…", *taken[-3:]]
@@ -299,8 +317,8 @@ def _explain_pruned(result: dict[str, Any]) -> None:
 def _explain_two(result: dict[str, Any]) -> None:
     first, second = result["masks"]
     print(
-        f"explain: {result['title']}: divergence {first['divergence']:.4g} and {second['divergence']:.4g} (KL to the dense "
-        f"model, masks alone, {result['samples']} {result['split']} samples)"
+        f"explain: {result['title']}: divergence {first['divergence']:.4g} and {second['divergence']:.4g} ({_distance(result)}, "
+        f"masks alone, {result['samples']} {result['split']} samples)"
     )
     _blamed([*((m["name"], m) for m in (first, second)), *((f"{m['name']} alone", m["part"]) for m in (first, second))])
     alone = ", ".join(f"{mask['name']} alone {mask['alone']:,}" for mask in (first, second))
@@ -308,6 +326,11 @@ def _explain_two(result: dict[str, Any]) -> None:
     for mask in result["masks"]:
         _askers(mask["units"], f"removed by {mask['name']} alone", "missed by")
     print(f"  completeness: residual {first['residual']:.3g} and {second['residual']:.3g}, {result['nodes']} nodes")
+
+
+def _distance(result: dict[str, Any]) -> str:
+    """What a divergence is."""
+    return f"{result.get('divergence_is', 'KL')} to the dense model"
 
 
 def _blamed(masks: list[tuple[str, dict[str, Any]]]) -> None:
@@ -327,7 +350,7 @@ def _askers(units: list[dict[str, Any]], what: str, by: str) -> None:
         return
     table = _table("", what, "blame", f"{by} (label)")
     for unit in units:
-        asked = ", ".join(f"{r['index']} ({r['label']}) {r['blame']:.2g}" for r in unit["samples"][:4])
+        asked = ", ".join(f"{r['index']} ({text_of(r['label'])}) {r['blame']:.2g}" for r in unit["samples"][:4])
         table.add_row(unit["name"], f"{unit['blame']:.4g}", asked)
     _print(table)
 
@@ -335,21 +358,29 @@ def _askers(units: list[dict[str, Any]], what: str, by: str) -> None:
 def _explain_one(result: dict[str, Any]) -> None:
     given, phases = result["contribution"], result["steps"]["phases"]
     print(f"explain: {result['title']}, {result['samples']} samples; contribution to {result['quantity']}")
+    if "note" in result:
+        print(f"  {result['note']}")
+    valued = "target" in result
     if "rank" in given:
-        print(f"  label {result['label']}, answered {result['answer']}; rank {given['rank']} of {given['of']} training samples")
+        told = f"  label {text_of(result['label'])}, answered {text_of(result['answer'])}"
+        print(f"{told}; rank {given['rank']} of {given['of']} training samples")
     elif result["what"] == "sample":
-        told = f"  label {result['label']}, answered {result['answer']}: {given['model']:.4g}"
+        what = f"; {result['target']} {given['model']:.4g}" if valued else f": {given['model']:.4g}"
+        told = f"  label {text_of(result['label'])}, answered {text_of(result['answer'])}{what}"
         print(f"{told} = {given['model_at_start']:.4g} at the start {given['kernel']:+.4g} by gradients "
               f"{given['regularisation']:+.4g} by weight decay and other")  # fmt: skip
     else:
-        print(f"  to the right answer, mean: {given['both']:.4g} = {given['kernel']:.4g} by gradients "
+        what = "in sum over a sample's, mean" if valued else "to the right answer, mean"
+        print(f"  {what}: {given['both']:.4g} = {given['kernel']:.4g} by gradients "
               f"{given['regularisation']:+.4g} by weight decay and other; the model's own {given['model']:.4g}")  # fmt: skip
-    columns = [key for key in ("start", "own", "others", "tells_apart", "kernel", "regularisation", "model") if
-               key in result["classes"][0]]  # fmt: skip
-    table = _table("", "class", *(_COLUMNS.get(key, key) for key in columns))
-    for row in result["classes"][:10]:
-        table.add_row(str(row["class"]), *(f"{row[key]:.4g}" for key in columns))
-    _print(table)
+    if result["classes"]:
+        several = ("start", "own", *(() if valued else ("others", "tells_apart")), "kernel", "regularisation", "model")
+        columns = [key for key in several if key in result["classes"][0]]
+        names = {**_COLUMNS, "own": "all samples"} if valued else _COLUMNS
+        table = _table("", "output" if valued else "class", *(names.get(key, key) for key in columns))
+        for row in result["classes"][:10]:
+            table.add_row(str(row["class"]), *(f"{row[key]:.4g}" for key in columns))
+        _print(table)
     told = ", ".join(f"{p['begin']}-{p['end'] - 1} {p['kernel'] + p.get('regularisation', 0.0):+.3g}" for p in phases)
     print(f"  when (steps): {told}; half of all movement by step {result['steps']['half_by']}")
     for row in result.get("layers", {}).get("rows", ()):
@@ -359,16 +390,16 @@ def _explain_one(result: dict[str, Any]) -> None:
         print(f"  training samples: left out: {training['note']}")
     elif training:
         for side in ("raised", "lowered"):
-            shown = ", ".join(f"{r['index']} (label {r['label']}) {r['score']:+.3g}" for r in training[side][:6])
+            shown = ", ".join(f"{r['index']} (label {text_of(r['label'])}) {r['score']:+.3g}" for r in training[side][:6])
             print(f"  training samples that {side} it: {shown or 'none'}")
     for found in result["pruning"]:
         if "removed" in found:
             told = f"{'stays' if found['stays'] else 'removed'}, {found['removed']} of its {found['of']} weights gone"
-            moved = f"the right answer moved {found['change']:+.4g} through them"
+            moved = f"{'it' if valued else 'the right answer'} moved {found['change']:+.4g} through them"
             print(f"  {found['name']}: {told}, {moved} (the whole pruning: {found['whole_change']:+.4g})")
         else:
             layers = ", ".join(f"{n} {v:+.3g}" for n, v in found["by_layer"].items())
-            print(f"  {found['name']}: answers {found['answer']}; the pruning moved it {found['change']:+.4g}: {layers}")
+            print(f"  {found['name']}: answers {text_of(found['answer'])}; the pruning moved it {found['change']:+.4g}: {layers}")
     sure = result["certificate"]
     own = f"; the part's own sums are off by {sure['part_error']:.2%}" if sure.get("part_error") else ""
     print(f"  certificate: rebuilt with {sure['nodes']} node(s) a step, mean error {sure['mean_error']:.4g} of outputs of size "
@@ -381,23 +412,37 @@ _COLUMNS = {
 
 
 def _explain_diff(result: dict[str, Any]) -> None:
-    changed, accuracy = result["changed"], result["accuracy"]
-    print(
-        f"explain: {result['title']}: {changed['all']} of {result['samples']} {result['split']} samples changed their answer "
-        f"({changed['right_to_wrong']} right to wrong, {changed['wrong_to_right']} wrong to right), accuracy "
-        f"{accuracy['dense']:.2%} to {accuracy['pruned']:.2%}"
-    )
+    changed, valued = result["changed"], "task" in result
+    if valued:
+        moved = [
+            f"{m.title} {m.text(result['figures'][m.name]['dense'])} to {m.text(result['figures'][m.name]['pruned'])}"
+            for m in shown(result["measures"])
+            if m.name in result["figures"]
+        ]
+        told = f"the outputs of {result['samples']} {result['split']} samples moved by {result['divergence']:.4g}"
+        print(f"explain: {result['title']}: {told} ({_distance(result)}){''.join(f', {m}' for m in moved)}")
+        print(f"  {result['note']}")
+    else:
+        accuracy = result["accuracy"]
+        print(
+            f"explain: {result['title']}: {changed['all']} of {result['samples']} {result['split']} samples changed their answer "
+            f"({changed['right_to_wrong']} right to wrong, {changed['wrong_to_right']} wrong to right), accuracy "
+            f"{accuracy['dense']:.2%} to {accuracy['pruned']:.2%}"
+        )
     if not result["changes"]:
         return
-    table = _table(f"most blamed, mean over {changed['shown']} changed samples", "removed", "blame", "first for")
+    which = "samples that moved furthest" if valued else "changed samples"
+    table = _table(f"most blamed, mean over {changed['shown']} {which}", "removed", "blame", "first for")
     for row in result["groups"][:12]:
         table.add_row(row["name"], f"{row['blame']:+.4g}", str(row["first_for"]))
     _print(table)
-    table = _table("samples", "", "label", "dense", "pruned", "margin", "after", "most blamed")
+    margins = ("distance",) if valued else ("margin", "after")
+    table = _table("samples", "", "label", "dense", "pruned", *margins, "most blamed")
     for row in result["changes"][:12]:
         blamed = ", ".join(f"{g['name']} {g['blame']:+.2g}" for g in row["groups"][:3])
         numbers = (row["index"], row["label"], row["dense"], row["pruned"])
-        table.add_row(*map(str, numbers), f"{row['margin_dense']:.3g}", f"{row['margin_pruned']:.3g}", blamed)
+        values = (-row["margin_pruned"],) if valued else (row["margin_dense"], row["margin_pruned"])
+        table.add_row(*map(text_of, numbers), *(f"{value:.3g}" for value in values), blamed)
     _print(table)
     sure = result["certificate"]
     layers = ", ".join(f"{row['layer']} {row['blame']:+.3g}" for row in result["layers"] if row["blame"])

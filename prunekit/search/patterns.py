@@ -23,7 +23,7 @@ from prunekit.plan import Plan
 from prunekit.plan.plan import REPLACE
 from prunekit.search.limits import Allowance, Limits, Sizes, ranks
 from prunekit.structure import GROUPED, pattern_of
-from prunekit.structure.groups import SKIP
+from prunekit.structure.groups import SKIPS
 from prunekit.trajectory import Layout, Segment
 
 
@@ -287,7 +287,7 @@ class Groups(_Limited):
         return self._plan.provenance["prunable"]
 
     def _whole(self, name: str) -> bool:
-        return SKIP in self._plan.modules.get(name, {}).get(REPLACE, {}).values()
+        return any(kind in SKIPS for kind in self._plan.modules.get(name, {}).get(REPLACE, {}).values())
 
     def _axes(self, name: str, units: Tensor) -> list[Tensor]:
         """Factors along each axis that loses units, shaped to broadcast."""

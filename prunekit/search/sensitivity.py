@@ -14,6 +14,7 @@ from prunekit.errors import UsageError
 from prunekit.plan import STRUCTURES, Plan
 from prunekit.progress import track
 from prunekit.search.compare import Candidates
+from prunekit.task.evaluation import measures_told
 
 
 def sensitivity(candidates: Candidates, structure: str, criterion: str, sparsities: Sequence[float]) -> dict[str, Any]:
@@ -26,8 +27,8 @@ def sensitivity(candidates: Candidates, structure: str, criterion: str, sparsiti
         sparsities: shares to remove of the layer's weights (units), in [0, 1).
 
     Returns:
-        ``dense``: figures; ``cells``: one a layer and sparsity, with ``layer``, ``sparsity``, ``removed`` (weights or units) and
-        figures, closeness to the dense model among them.
+        ``dense``: figures; ``measures``: what they are; ``cells``: one a layer and sparsity, with ``layer``, ``sparsity``,
+        ``removed`` (weights or units) and figures, closeness to the dense model among them.
 
     Raises:
         UsageError: a pattern, which has no sparsity to vary.
@@ -46,7 +47,7 @@ def sensitivity(candidates: Candidates, structure: str, criterion: str, sparsiti
         plan = whole.edited({layer: keep.view(values.shape)})
         figures = candidates.measured(masked(candidates.model, plan))
         cells.append({"layer": layer, "sparsity": sparsity, "removed": remove, **figures})
-    return {"dense": candidates.dense, "cells": cells}
+    return {"dense": candidates.dense, "measures": measures_told(candidates.task), "cells": cells}
 
 
 def _importance(scores: Scores, whole: Plan, candidates: Candidates) -> Mapping[str, Tensor]:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 SKIP = "skip"
 """Kind of replacement that stands for a whole block that was removed."""
+SKIPS = (SKIP, *(f"{SKIP}-{length}" for length in range(1, 6)))
+"""All of them; ``skip-3`` stands for a block that gives its first input in a tuple of three, the others None."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Group:
     @property
     def whole(self) -> bool:
         """Whether it may lose its last unit, since something stands in for all of it."""
-        return SKIP in self.replace.values()
+        return any(kind in SKIPS for kind in self.replace.values())
 
     def index(self) -> dict[str, Tensor]:
         """``<group>|<param>@<axis>`` -> ``(units, block)``."""

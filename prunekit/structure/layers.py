@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,77 +11,132 @@ from torch import Tensor, nn
 
 from prunekit.structure.cut import Prober, put
 from prunekit.structure.groups import SKIP, Group, tied_names
+from prunekit.structure.replacements import first_tensor
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+Calls = list[tuple[Any, Any]]
+"""Arguments and keyword arguments of every call of a module."""
 
 
 @torch.no_grad()
 def layer_groups(prober: Prober) -> tuple[list[Group], dict[str, str]]:
     """A group of one unit for every block that can go, and the refused, with reasons.
 
-    Blocks are the outermost members of an ``nn.Sequential`` or ``nn.ModuleList`` that hold parameters. One can go when,
-    with all its tensors at 0, it gives back its first input exactly (on the inputs that the examples bring it).
+    Blocks are members of an ``nn.Sequential``, ``nn.ModuleList`` or ``nn.ModuleDict`` at any depth that hold parameters. One can
+    go when, with all its tensors at 0, it gives back its first input exactly (on the inputs that the examples bring it), alone
+    or first in a tuple. Where a stack's members can go, it is not looked at as one; where a block cannot go, its own stacks are.
     """
-    found: list[Group] = []
-    refused: dict[str, str] = {}
-    tied = tied_names(prober.model)
-    for name, block in _blocks(prober.model):
-        reason = _identity_fault(prober, name, block)
+    search = _Search(prober)
+    search.inside("", prober.model)
+    return search.found, search.refused
+
+
+class _Search:
+    def __init__(self, prober: Prober) -> None:
+        self.prober, self.tied = prober, tied_names(prober.model)
+        self.found: list[Group] = []
+        self.refused: dict[str, str] = {}
+        self._calls = _calls(prober)
+
+    def inside(self, path: str, module: nn.Module) -> bool:
+        """Looks at everything in ``module``; whether something of it can go."""
+        some = False
+        for short, child in module.named_children():
+            name = f"{path}.{short}" if path else short
+            if next(child.parameters(), None) is None:
+                continue
+            if isinstance(module, CONTAINERS) and not isinstance(child, nn.ModuleList | nn.ModuleDict):
+                some |= self._member(name, child)
+            else:
+                some |= self.inside(name, child)
+        return some
+
+    def _member(self, name: str, block: nn.Module) -> bool:
+        if isinstance(block, nn.Sequential):
+            known = dict(self.refused)
+            if self.inside(name, block):
+                return True
+            self.refused = known  # what is said of the stack says it of its members
+        kind, reason = self._kind(name, block)
+        if kind is None:
+            known = dict(self.refused)
+            if not isinstance(block, nn.Sequential) and self.inside(name, block):
+                return True
+            self.refused = known | {name: reason}
+            return False
         members = {
             f"{name}.{key}@0": torch.arange(tensor.shape[0])[None]
-            for key, tensor in [*block.named_parameters(), *block.named_buffers()]
+            for key, tensor in _tensors(block)
             if tensor.dim() and (tensor.is_floating_point() or isinstance(tensor, nn.Parameter))
         }
-        bound = next((m[:-2] for m in members if m[:-2] in tied and not tied[m[:-2]].startswith(f"{name}.")), None)
-        if bound is not None:
-            reason = f"{bound} is tied to {tied[bound]}; surgery would untie them"
-        if reason is None:
-            found.append(Group(name, members, {}, {name: SKIP}))
-        else:
-            refused[name] = reason
-    return found, refused
+        self.found.append(Group(name, members, {}, {name: kind}))
+        return True
+
+    def _kind(self, name: str, block: nn.Module) -> tuple[str | None, str]:
+        """What may take the block's place; or None, and why nothing may."""
+        for key, _ in block.named_parameters():
+            other = self.tied.get(f"{name}.{key}")
+            if other is not None and not other.startswith(f"{name}."):
+                return None, f"{name}.{key} is tied to {other}; surgery would untie them"
+        calls = self._calls.get(name, [])
+        if not calls:
+            return None, "is not called as a module on the example inputs"
+        kinds = set()
+        with self.prober.restoring():
+            for key, tensor in _tensors(block):
+                if tensor.is_floating_point():
+                    put(block, key, torch.zeros_like(tensor))
+            for args, kwargs in calls:
+                given = first_tensor(args, kwargs)
+                if given is None:
+                    return None, "it is given no tensor"
+                given = given.clone()
+                try:
+                    out = block(*args, **kwargs)
+                except Exception:  # the user's own module
+                    return None, "it does not run with its weights at 0"
+                kind, reason = _identity(out, given)
+                if kind is None:
+                    return None, reason
+                kinds.add(kind)
+        return (kinds.pop(), "") if len(kinds) == 1 else (None, "it gives another kind of answer from call to call")
 
 
-def _blocks(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
-    """Outermost members of containers; a container's own members, when it lies in another, are looked at as one."""
-    found = []
-    for short, child in model.named_children():
-        name = f"{prefix}{short}"
-        if isinstance(model, (nn.Sequential, nn.ModuleList)) and not isinstance(child, nn.ModuleList):
-            if next(child.parameters(), None) is not None:
-                found.append((name, child))
-        else:
-            found += _blocks(child, f"{name}.")
-    return found
+def _identity(out: Any, given: Tensor) -> tuple[str | None, str]:
+    """The kind of replacement that gives what a block without weights gave; or None, and why there is none."""
+    length = len(out) if isinstance(out, tuple) else 0
+    first = out[0] if length else out
+    if not isinstance(first, Tensor):
+        return None, f"it returns a {type(out).__name__}, not a tensor or a tuple that begins with one"
+    if length and (length > 5 or any(part is not None for part in out[1:])):
+        return None, "it returns more than what becomes of its input"
+    if first.shape != given.shape:
+        return None, f"it turns {tuple(given.shape)} into {tuple(first.shape)}, so it is no residual block"
+    if not torch.equal(first, given):
+        return None, "with its weights at 0 it does not give back its input, so it is no residual block"
+    return (f"{SKIP}-{length}" if length else SKIP), ""
 
 
-def _identity_fault(prober: Prober, name: str, block: nn.Module) -> str | None:
-    """Why ``block`` is not the identity once its tensors are 0; None when it is."""
-    calls: list[tuple[Any, Any]] = []
+def _calls(prober: Prober) -> dict[str, Calls]:
+    """Copies of what every member of a container is called with in one run, caches as they were before the call."""
+    calls: dict[str, Calls] = {}
+    hooks = []
+    for path, module in prober.model.named_modules():
+        for short, child in module.named_children() if isinstance(module, CONTAINERS) else ():
+            name = f"{path}.{short}" if path else short
 
-    def note(module: nn.Module, args: Any, kwargs: Any) -> None:
-        calls.append((args, kwargs))
+            def note(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+                calls.setdefault(name, []).append(copy.deepcopy((args, kwargs)))
 
-    hook = block.register_forward_pre_hook(note, with_kwargs=True)
+            hooks.append(child.register_forward_pre_hook(note, with_kwargs=True))
     try:
         prober.outputs()
     finally:
-        hook.remove()
-    if not calls:
-        return "is not called as a module on the example inputs"
-    if any(not args or not isinstance(args[0], Tensor) for args, _ in calls):
-        return "its first input is no tensor"
-    with prober.restoring():
-        for key, tensor in [*block.named_parameters(), *block.named_buffers()]:
-            if tensor.is_floating_point():
-                put(block, key, torch.zeros_like(tensor))
-        for args, kwargs in calls:
-            try:
-                out = block(*args, **kwargs)
-            except Exception as error:  # the user's own module
-                return f"it does not run with its weights at 0 ({' '.join(str(error).split())[:120]})"
-            if not isinstance(out, Tensor):
-                return f"it returns a {type(out).__name__}, not a tensor"
-            if out.shape != args[0].shape:
-                return f"it turns {tuple(args[0].shape)} into {tuple(out.shape)}, so it is no residual block"
-            if not torch.equal(out, args[0]):
-                return "with its weights at 0 it does not give back its input, so it is no residual block"
-    return None
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def _tensors(block: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from block.named_parameters()
+    yield from block.named_buffers()

@@ -12,13 +12,15 @@ from prunekit.structure.labels import GIVEN, Layers, Slots, given, support, unit
 
 
 class Reading(Protocol):
-    """What rules need of a trace: the slots, axes that became several, the operation's name."""
+    """What rules need of a trace: the slots, axes that became several, the operation's name, tensors by their parts."""
 
     slots: Slots
     splits: list[Tensor]
     operation: str
+    sliced: Any
 
     def of(self, tensor: Any) -> Layers: ...
+    def put(self, tensor: Tensor, layers: Layers) -> None: ...
     def where(self) -> str: ...
 
 

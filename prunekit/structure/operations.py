@@ -263,7 +263,19 @@ def _gated(trace: Reading, args: Sequence[Any], options: dict[str, Any], out: Te
 
 
 def _copied(trace: Reading, args: Sequence[Any], options: dict[str, Any], out: Tensor) -> Layers:
-    return joined(trace, [(trace.of(args[1]), tuple(args[1].shape)), (trace.of(args[0]), tuple(out.shape))], tuple(out.shape))
+    layers = joined(trace, [(trace.of(args[1]), tuple(args[1].shape)), (trace.of(args[0]), tuple(out.shape))], tuple(out.shape))
+    part, whole, found = args[0], trace.sliced.get(args[0]), layers
+    while whole is not None:  # what is written into a part stands in the whole too
+        shape, there = tuple(whole.shape), []
+        for layer in found:
+            for axis, size in enumerate(shape):
+                if part.shape[axis] != size:
+                    layer = united_along(trace.slots, layer, [axis], f"{trace.where()} writes channels into a part of a tensor")
+            there.append(layer.expand(shape))
+        found = tidy(joined(trace, [(there, shape), (trace.of(whole), shape)], shape))
+        trace.put(whole, found)
+        part, whole = whole, trace.sliced.get(whole)
+    return layers
 
 
 def _picked(trace: Reading, args: Sequence[Any], options: dict[str, Any], out: Tensor) -> Layers:
@@ -314,13 +326,16 @@ def _attended(trace: Reading, args: Sequence[Any], options: dict[str, Any], out:
 RULES: dict[str, Any] = {
     **dict.fromkeys(MOVES, _moved),
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy"), _reshaped),
-    "as_strided": _strided, "slice": _sliced, "select": _selected, "constant_pad_nd": _padded, "cat": _concatenated, "stack": _stacked,
+    "as_strided": _strided, "slice": _sliced, "select": _selected, "constant_pad_nd": _padded, "cat": _concatenated,
+    "stack": _stacked,
     "convolution": convolved, "_convolution": convolved, "mm": matrix, "bmm": matrix, "mv": matrix, "dot": matrix,
     "vdot": matrix, "addmm": added_matrix, "baddbmm": added_matrix, "addmv": added_matrix, "linear": linear,
     "native_batch_norm": batch_normed, "_native_batch_norm_legit": batch_normed, "cudnn_batch_norm": batch_normed,
     "_native_batch_norm_legit_no_training": lambda trace, args, options, out: batch_normed(trace, args[:5], options, out),
     "native_group_norm": group_normed, "native_layer_norm": layer_normed, "_weight_norm_interface": weight_normed,
-    "embedding": _embedded, "_embedding_bag": _embedded, "_embedding_bag_forward_only": _embedded, "glu": _gated, "copy_": _copied, "index_select": _picked, "gather": _picked, "index": _indexed,
+    "embedding": _embedded, "_embedding_bag": _embedded,
+    "_embedding_bag_forward_only": _embedded, "glu": _gated, "copy_": _copied, "index_select": _picked,
+    "gather": _picked, "index": _indexed,
     "_scaled_dot_product_flash_attention_for_cpu": _attended, "_scaled_dot_product_efficient_attention": _attended,
     "_scaled_dot_product_flash_attention": _attended,
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,16 +11,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunekit.structure.groups import SKIP
+from prunekit.structure.groups import SKIPS
 
 
 class Skip(nn.Module):
-    """Stands for a removed residual block: gives back its first input, whatever else it is called with."""
+    """Stands for a removed residual block: gives back its first input, whatever else it is called with.
+
+    Args:
+        length: of the tuple that the block gave, its input first and None behind it; 0 for the input itself.
+    """
 
     self_attn: SimpleNamespace
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return x
+    def __init__(self, length: int = 0) -> None:
+        super().__init__()
+        self.length = length
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        x = first_tensor(args, kwargs)
+        return (x, *[None] * (self.length - 1)) if self.length else x
+
+
+def first_tensor(args: Any, kwargs: Any) -> Tensor | None:
+    """What a block is given first, by place or by name; None when it is given no tensor."""
+    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
 
 
 class NarrowAttention(nn.Module):
@@ -102,12 +117,15 @@ def _narrow(module: nn.Module) -> nn.Module:
     return NarrowAttention(module)
 
 
-def _skip(module: nn.Module) -> nn.Module:
-    skip = Skip().train(module.training)
+def _skip(module: nn.Module, length: int = 0) -> nn.Module:
+    skip = Skip(length).train(module.training)
     if isinstance(module, nn.TransformerEncoderLayer):  # torch's encoder asks its first layer for this
         skip.self_attn = SimpleNamespace(batch_first=module.self_attn.batch_first)
     return skip
 
 
-REPLACEMENTS: dict[str, Callable[[nn.Module], nn.Module]] = {"attention": _narrow, SKIP: _skip}
+REPLACEMENTS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "attention": _narrow,
+    **{kind: partial(_skip, length=length) for length, kind in enumerate(SKIPS)},
+}
 """Kind -> what takes a module's place; the kind is all that a file says of it."""

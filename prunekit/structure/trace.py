@@ -54,6 +54,7 @@ class Trace(TorchDispatchMode):
         self.splits: list[Tensor] = []
         self.order: dict[str, int] = {}
         self._labels: Any = WeakTensorKeyDictionary()
+        self.sliced: Any = WeakTensorKeyDictionary()
         self._names: dict[int, str] = {}
         self._stack: list[str] = []
         self._counts: dict[str, Tensor] = {}
@@ -67,7 +68,7 @@ class Trace(TorchDispatchMode):
             self._names[id(tensor)] = name
             owner = self.model.get_submodule(name.rpartition(".")[0])
             axes: Collection[int] = range(tensor.dim())
-            if isinstance(owner, nn.Embedding | nn.EmbeddingBag):
+            if isinstance(owner, nn.Embedding | nn.EmbeddingBag) and tensor is owner.weight:
                 axes = (1,)  # tokens are no channels
             elif name in roles:
                 axes = (roles[name].output, roles[name].input)
@@ -114,6 +115,10 @@ class Trace(TorchDispatchMode):
         found: Layers = self._labels.get(tensor, []) if isinstance(tensor, Tensor) else []
         return found
 
+    def put(self, tensor: Tensor, layers: Layers) -> None:
+        """Gives a tensor its layers."""
+        self._labels[tensor] = layers
+
     def where(self) -> str:
         """The module that is running."""
         return next((name for name in reversed(self._stack) if name), "the model")
@@ -125,6 +130,8 @@ class Trace(TorchDispatchMode):
         result = func(*args, **options)
         self.operation = func._schema.name.removeprefix("aten::")
         read = self.operation.removesuffix("_") if self.operation not in ("copy_", "_") else self.operation
+        if read == "slice":
+            self.sliced[result] = args[0]
         tensors = [a for a in flat([args, options]) if isinstance(a, Tensor)]
         for tensor in tensors:
             if (name := self._names.get(id(tensor))) is not None:

@@ -16,7 +16,7 @@ from prunekit.measure.measure import Measure
 from prunekit.task.classification import Classification
 from prunekit.task.task import Task
 
-MEMORY = 256 * 2**20  # bytes of another model's outputs that are kept; beyond that they are computed again
+MEMORY = 64 * 2**20  # bytes of another model's outputs that are kept; beyond that they are computed again
 
 
 class References:

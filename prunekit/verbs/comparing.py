@@ -103,7 +103,7 @@ def study_run(study: Study, jobs: Sequence[Job], out: Path, processes: int) -> d
         "cost": {"seconds": round(time.perf_counter() - started, 1), "processes": processes},
     }
     checkpoint.write_text(out / "compare.csv", checkpoint.csv_text(_columns(measures), [_flat(row, measures) for row in rows]))
-    save_figure(study_figure(rows, result["summary"], methods), out / "compare.png")
+    save_figure(study_figure(rows, result["summary"], methods, measures), out / "compare.png")
     write_study_page(out / "report.html", result, rows, methods)
     checkpoint.write_json(out / "compare.json", result)
     return result

@@ -209,7 +209,7 @@ def test_a_squeezed_model_comes_back_from_disk(tmp_path: Path, name: str) -> Non
     model = trained_like(name)
     plan = random_plan(model, 3, 0.6)
     small = squeeze(prune(model, plan), plan, IMAGES)
-    assert small.removed or name == "grouped"  # its readers may not be folded into
+    assert small.removed or name.startswith("grouped")  # its readers may not be folded into
     manifest = save(small.model, plan, tmp_path / "a", squeezed=small)
     back = load(tmp_path / "a", HANDLED[name])
     x = torch.randn(30, 1, 4, 4)

@@ -1,0 +1,102 @@
+"""How tables, plots and pages name a task's measures and write their figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prunekit.task import TASKS
+from prunekit.task.evaluation import CLASSIFICATION, measures_told
+
+CLOSE = {"agreement": "agreement with dense", "kl": "KL to dense"}
+"""Names in text of measures of closeness; another is ``NAME to dense``."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One measure, as artifacts tell of it (``prunekit.task.evaluation.measures_told``)."""
+
+    name: str
+    better: str
+    unit: str
+    close: bool
+
+    @property
+    def sign(self) -> float:
+        """1 where a higher figure is better, -1 where a lower one is."""
+        return 1.0 if self.better == "higher" else -1.0
+
+    @property
+    def scale(self) -> float:
+        """What a figure is multiplied with to be in the unit."""
+        return 100.0 if self.unit == "%" else 1.0
+
+    @property
+    def share(self) -> bool:
+        """Whether it is a share of which more is better, as everybody expects: its direction need not be told."""
+        return self.unit == "%" and self.better == "higher"
+
+    def directed(self, name: str) -> str:
+        """``name``, and in which direction it is better where that is not obvious: ``accuracy``, ``rmse ↓``."""
+        arrow = "" if self.share or self.name == "kl" else {"higher": " ↑", "lower": " ↓"}.get(self.better, "")
+        return f"{name}{arrow}"
+
+    @property
+    def title(self) -> str:
+        """Its name, with its direction."""
+        return self.directed(CLOSE.get(self.name, f"{self.name} to dense") if self.close else self.name)
+
+    @property
+    def brief(self) -> str:
+        """The same where it is clear what is compared with what."""
+        return self.directed("KL" if self.name == "kl" else self.name)
+
+    @property
+    def label(self) -> str:
+        """For rows of tables whose figures have no unit of their own: ``accuracy``, ``KL to dense (nats)``."""
+        return self.title if self.unit in ("", "%") else f"{self.title} ({self.unit})"
+
+    @property
+    def axis(self) -> str:
+        """For axes, and columns of numbers without a unit: ``accuracy (%)``, ``rmse ↓``."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+    def text(self, figure: float) -> str:
+        """A figure in a sentence or a table of different things: ``97.50%``, ``0.513``."""
+        if self.unit == "%":
+            return f"{figure:.2%}"
+        return f"{figure:.4f}" if self.unit == "nats" else f"{figure:.4g}"
+
+    def spaced(self, figure: float) -> str:
+        """The same for pages: ``97.5 %``."""
+        return f"{100 * figure:.1f} %" if self.unit == "%" else self.text(figure)
+
+    def number(self, figure: float) -> str:
+        """A figure among others of its kind, in the unit, which stands elsewhere: ``97.5``, ``0.513``."""
+        return f"{100 * figure:.1f}" if self.unit == "%" else f"{figure:.4g}"
+
+
+def shown(told: Iterable[Mapping[str, Any]] | None) -> list[Shown]:
+    """Measures as artifacts tell of them; those of classification where an artifact is older than other tasks."""
+    return [Shown(m["name"], m["better"], m["unit"], bool(m["close"])) for m in (CLASSIFICATION if told is None else told)]
+
+
+def by_name(name: str) -> Shown:
+    """A measure of which only the name is told: as ``prunekit.task``'s own tasks have it; without a direction if none has."""
+    for task in TASKS.values():
+        for found in shown(measures_told(task())):
+            if found.name == name:
+                return found
+    return Shown(name, "", "", False)
+
+
+def deciding(told: Iterable[Mapping[str, Any]] | None) -> Shown:
+    """The measure that decides: the first one."""
+    return shown(told)[0]
+
+
+def merit(measures: Iterable[Shown], figures: Mapping[str, float]) -> tuple[float, ...]:
+    """As ``prunekit.task.evaluation.merit``: what makes one model better than another."""
+    first, *others = measures
+    return tuple(measure.sign * figures[measure.name] for measure in (first, *(m for m in others if m.close)))
