@@ -91,7 +91,8 @@ class Walk:
 
     def _scored(self, criterion: str) -> Callable[[], str]:
         def score() -> str:
-            command("score", self.run, "-c", criterion, "--quiet")
+            unfit = ["--skip-unfit"] if criterion == "wanda" else []  # an embedding has no inputs to look at
+            command("score", self.run, "-c", criterion, *unfit, "--quiet")
             run = Run(self.run)
             scores = Scores.load(run.score_path(criterion))
             if not any(bool(values.any()) for values in scores.importance.values()):

@@ -78,6 +78,9 @@ def score(results: list[dict[str, Any]]) -> None:
         if uncovered := r["findings"].get("uncovered"):
             listed = ", ".join(f"{name} {count:,}" for name, count in uncovered.items())
             print(f"  no scoring sample touches these weights, so they rank last for want of evidence: {listed}")
+        if skipped := r["findings"].get("by_magnitude"):
+            listed = ", ".join(f"{name} ({why})" for name, why in skipped["parameters"].items())
+            print(f"  scored by magnitude, since {r['criterion']} has nothing to look at there: {listed}")
 
 
 def compare(result: tuple[Comparison, bool]) -> None:
