@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -64,8 +63,7 @@ def make_plan(
         floor: share of every other layer that stays, in [0, 1).
         attention: projections of attention that its names do not give away, see ``prunekit.structure.heads``.
 
-    What cannot be cut is named in the plan's ``provenance["refused"]``, with the reason; a plan that misses the sparsity
-    widely warns (``Plan.missed``).
+    What cannot be cut is named in the plan's ``provenance["refused"]``, with the reason.
 
     Raises:
         UsageError: sparsity out of range, unknown structure or allocation, no example inputs, or ratios and floor that
@@ -86,10 +84,7 @@ def make_plan(
         if example_inputs is None:
             raise UsageError(f"structure {structure!r} needs example_inputs (one or two samples) to trace the model")
         groups = find_groups(structure, model, example_inputs, attention)
-    plan = plan_from(scores, model, groups, sparsity, structure, allocation, ratios, floor)
-    if (missed := plan.missed()) is not None:
-        warnings.warn(f"make_plan: {missed}", stacklevel=2)
-    return plan
+    return plan_from(scores, model, groups, sparsity, structure, allocation, ratios, floor)
 
 
 def plan_from(

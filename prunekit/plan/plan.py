@@ -30,8 +30,6 @@ SIZE_ATTRIBUTES = (
 )  # fmt: skip
 """Whole numbers on modules that say how large they are; a layer cut smaller needs them to match. No other may be set."""
 
-FAR = 0.25  # of the share asked for: a plan that is further off has missed it
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -218,20 +216,6 @@ class Plan:
         removed = sum(int((~mask).sum()) for name, mask in masks.items() if name not in buffers)
         prunable = sum(c["total"] for c in counts)
         return {"prunable": 1 - sum(c["kept"] for c in counts) / prunable, "all": removed / total}
-
-    def missed(self) -> str | None:
-        """What went and what was asked for, in words, where these are further apart than ``FAR``; None where they are not.
-
-        Units are few or large, and a layer's last one stays, so a plan of units stops where it comes nearest.
-        """
-        asked = self.provenance.get("request", {}).get("sparsity", self.provenance.get("sparsity"))
-        if asked is None or self.provenance.get("edited"):
-            return None
-        reached = self.sparsity()["prunable"]
-        if abs(reached - asked) <= FAR * asked:
-            return None
-        why = "what else there is cannot be cut, or is the last of its layer" if reached < asked else "one unit holds so much"
-        return f"missed: {reached:.1%} of the prunable parameters went, {asked:.1%} were asked for: {why}"
 
     def edited(self, keep: Mapping[str, Tensor]) -> Plan:
         """The same plan with other decisions, marked as edited."""
