@@ -81,6 +81,9 @@ def score(results: list[dict[str, Any]]) -> None:
         if uncovered := r["findings"].get("uncovered"):
             listed = ", ".join(f"{name} {count:,}" for name, count in uncovered.items())
             print(f"  no scoring sample touches these weights, so they rank last for want of evidence: {listed}")
+        if skipped := r["findings"].get("by_magnitude"):
+            listed = ", ".join(f"{name} ({why})" for name, why in skipped["parameters"].items())
+            print(f"  scored by magnitude, since {r['criterion']} has nothing to look at there: {listed}")
 
 
 def compare(result: tuple[Comparison, bool]) -> None:
@@ -137,6 +140,8 @@ def prune(result: dict[str, Any]) -> None:
         f"{result['asked']:.4f}, removed {result['achieved']:.4f} of prunable and {result['achieved_all']:.4f} of all "
         f"parameters{notes} -> {result['path']}{_again(result['reused'])}"
     )
+    if result["missed"]:
+        print(f"  {result['missed']}")
     if result["classes"]:
         print(f"  for classes {', '.join(map(str, result['classes']))}: scored, chosen and validated on their samples alone")
     if result["by_auto"] and result["criterion"] == "random":
