@@ -75,6 +75,9 @@ def score(results: list[dict[str, Any]]) -> None:
         error = r["findings"].get("error")
         note = f", estimated relative error {error['relative']:.2g}" if error else ""
         print(f"score: {r['criterion']} in {r['seconds']:.2f} s{note} -> {r['path']}{_again(r['reused'])}")
+        if plain := r["findings"].get("by_magnitude"):
+            listed = ", ".join(f"{name} ({why})" for name, why in plain["parameters"].items())
+            print(f"  by magnitude, times {plain['scale']:.3g}, for want of inputs to look at: {listed}")
         if uncovered := r["findings"].get("uncovered"):
             listed = ", ".join(f"{name} {count:,}" for name, count in uncovered.items())
             print(f"  no scoring sample touches these weights, so they rank last for want of evidence: {listed}")
