@@ -188,14 +188,18 @@ class Walk:
     # -- what is made of it --------------------------------------------------------------------------------------
 
     def _eval(self) -> str:
-        names = self._made("channels", "layers", "unstructured")
-        for name in names[:1]:
-            command("eval", self.run / "pruned" / name, "--quiet")
-            found = json.loads((self.run / "pruned" / name / "eval.json").read_text())
-            _finite(found, f"eval.json of {name}")
-            parameters = sum(p.numel() for p in Run(self.run).model.parameters())
-            if found["dense"]["parameters"] != parameters:
-                raise Wrong(f"eval says {found['dense']['parameters']} parameters, the dense model has {parameters}")
+        name, run = self._made("channels", "layers", "unstructured")[0], Run(self.run)
+        folder = self.run / "pruned" / name
+        command("eval", folder, "--quiet")
+        found = json.loads((folder / "eval.json").read_text())
+        _finite(found, f"eval.json of {name}")
+        for which, model in (("dense", run.model), ("pruned", load(folder, run.new_model).eval())):
+            parameters = sum(p.numel() for p in model.parameters())
+            if found[which]["parameters"] != parameters:
+                raise Wrong(f"eval says {found[which]['parameters']} parameters, the {which} model has {parameters}")
+            expected = reference.measure(model, self.entry)
+            if expected is not None and not abs(found[which][expected[0]] - expected[1]) <= SIMILAR * max(1.0, expected[1]):
+                raise Wrong(f"eval says {expected[0]} {found[which][expected[0]]} of the {which} model, it is {expected[1]}")
         return ""
 
     def _load(self) -> str:
