@@ -117,7 +117,7 @@ MODELS = {
     "hf_roberta_tokens": _entry(
         "RobertaForTokenClassification", "RobertaConfig", _encoder(**LABELLED), "token", "token_classification"
     ),
-    "hf_gpt2": _entry("GPT2LMHeadModel", "GPT2Config", GPT2, "lm", "causal_lm", fast=True),
+    "hf_gpt2": _entry("GPT2LMHeadModel", "GPT2Config", GPT2, "lm", "causal_lm"),
     "hf_llama": _entry("LlamaForCausalLM", "LlamaConfig", _decoder(), "lm", "causal_lm", fast=True),
     "hf_qwen": _entry("Qwen2ForCausalLM", "Qwen2Config", _decoder(), "lm", "causal_lm"),
     "hf_mistral": _entry("MistralForCausalLM", "MistralConfig", _decoder(), "lm", "causal_lm"),
