@@ -121,7 +121,7 @@ def import_(
     model_args: Annotated[str, typer.Option(metavar="JSON", help="The factory's keyword arguments.")] = "{}",
     data: Annotated[str | None, typer.Option(help="Import path of a data factory, module:function.")] = None,
     data_args: Annotated[str, typer.Option(metavar="JSON", help="The data factory's keyword arguments.")] = "{}",
-    task: Annotated[str | None, typer.Option(help="What the model is for: regression, causal_lm, … or module:task.")] = None,
+    task: Annotated[str | None, typer.Option(help="What it is for: causal_lm, … or module:task; JSON with options.")] = None,
     loss: Annotated[str | None, typer.Option(help="Import path of a loss; the task's own by default.")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Pattern of parameters not to prune; repeatable.")] = None,
     include: Annotated[list[str] | None, typer.Option(help="Pattern of parameters to prune that are no layer's weights.")] = None,
@@ -132,7 +132,7 @@ def import_(
 
     content: dict[str, Any] = {
         "model": {"factory": model, "args": _json_object(model_args, "--model-args")},
-        **({} if task is None else {"task": task}),
+        **({} if task is None else {"task": _json_object(task, "--task") if task.startswith("{") else task}),
         **({} if loss is None else {"loss": loss}),
         "prunable": {"ignore": ignore or [], "include": include or []},
     }

@@ -19,7 +19,12 @@ STEPS = (
 
 NO_ATTENTION = {"heads": "it has no attention"}
 NO_BLOCKS = {"layers": "it has no stack of blocks of one shape"}
-NO_LABELS = {"taylor": "there are no labels to have a loss of", "fisher": "there are no labels to have a loss of"}
+NO_LOSS = {
+    "record": "there is no loss to train with",
+    "taylor": "there is no loss to look at",
+    "fisher": "there is no loss to look at",
+    "influence": "there is no path without training",
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Entry:
     Attributes:
         build: the model factory; seeded by whoever calls it.
         data: the data factory: the four splits.
-        task: the task's name.
+        task: the task's name; ``options`` of it, such as which of several outputs counts.
         loss: an import path, where the task's own loss is not meant.
         senseless: step -> why it makes no sense for this model. Such a cell may be refused and is not counted.
         packages: what has to be installed.
@@ -43,6 +48,12 @@ class Entry:
     senseless: Mapping[str, str] = field(default_factory=dict)
     packages: Sequence[str] = ()
     fast: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The task as a recipe has it."""
+        return {"name": self.task, **self.options}
 
 
 class Rows(Dataset[Any]):

@@ -1,4 +1,4 @@
-"""Taylor and Fisher by plain autograd, from nothing but the model, its data and its task: what scores are checked against."""
+"""Taylor, Fisher and measures by plain code, from the model, its data and its task alone: what cells are checked against."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ WHOLE = ("classification", "regression", "binary", "multi_label", "heads")  # a 
 OWN_LOSS = ("causal_lm", "masked_lm", "seq2seq")  # the model computes it itself when it is given labels
 
 
-def scoring(entry: Entry) -> Any:
-    """The scoring samples as one batch, as a DataLoader would give it."""
-    split = entry.data()["scoring"]
+def whole(entry: Entry, name: str = "scoring") -> Any:
+    """A split as one batch, as a DataLoader would give it."""
+    split = entry.data()[name]
     return split if isinstance(split, tuple) else default_collate([split[i] for i in range(len(split))])
 
 
 def taylor(model: nn.Module, entry: Entry) -> dict[str, Tensor]:
     """``|θ · ∂L/∂θ|`` of the loss of all scoring samples, by parameter."""
-    gradients = _gradients(model, loss(model, scoring(entry), entry))
+    gradients = _gradients(model, loss(model, whole(entry), entry))
     return {name: (parameter * gradients[name]).abs().detach() for name, parameter in model.named_parameters()}
 
 
@@ -33,7 +33,7 @@ def fisher(model: nn.Module, entry: Entry) -> dict[str, Tensor] | None:
     """``Σ_n (θ · ∂L_n/∂θ)²``, one sample after another; None where samples weigh differently in the loss."""
     if entry.task not in WHOLE:
         return None
-    batch = scoring(entry)
+    batch = whole(entry)
     found = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
     for index in range(_size(batch)):
         gradients = _gradients(model, loss(model, _one(batch, index), entry))
@@ -42,15 +42,30 @@ def fisher(model: nn.Module, entry: Entry) -> dict[str, Tensor] | None:
     return found
 
 
+@torch.no_grad()
+def measure(model: nn.Module, entry: Entry) -> tuple[str, float] | None:
+    """A measure of the test samples by its name in eval.json; None for tasks that have none which everybody agrees on."""
+    batch = whole(entry, "test")
+    if entry.task in OWN_LOSS:
+        return "perplexity", float(loss(model, batch, entry).exp())
+    if entry.task == "regression":
+        return "rmse", float(loss(model, batch, entry).sqrt())
+    if entry.task not in ("classification", "token_classification", "segmentation", "binary"):
+        return None
+    answer, labels = _answered(model, batch)
+    outputs = _logits(answer)
+    if entry.task == "binary":
+        right = (outputs > 0) == (labels > 0.5)
+    else:
+        right = (outputs.argmax(-1 if entry.task == "token_classification" else 1) == labels)[labels != -100]
+    return "accuracy", float(right.double().mean())
+
+
 def loss(model: nn.Module, batch: Any, entry: Entry) -> Tensor:
     """The batch's mean loss, as a user would write it for this one model."""
     if entry.task in OWN_LOSS:
         return model(**batch).loss
-    if isinstance(batch, Mapping):
-        answer, labels = model(**{key: value for key, value in batch.items() if key != "labels"}), batch["labels"]
-    else:
-        inputs, labels = batch
-        answer = model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+    answer, labels = _answered(model, batch)
     if entry.loss is not None:
         return load_object(entry.loss, "loss")(tuple(answer.values()) if isinstance(answer, Mapping) else answer, labels)
     outputs = _logits(answer)
@@ -67,6 +82,13 @@ def proportional(found: Tensor, expected: Tensor) -> float:
     """How far two scores are from a constant multiple of each other: the distance of the two, each of length 1."""
     found, expected = found.double().flatten(), expected.double().flatten()
     return float((found / found.norm().clamp(min=1e-300) - expected / expected.norm().clamp(min=1e-300)).norm())
+
+
+def _answered(model: nn.Module, batch: Any) -> tuple[Any, Any]:
+    if isinstance(batch, Mapping):
+        return model(**{key: value for key, value in batch.items() if key != "labels"}), batch["labels"]
+    inputs, labels = batch
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs), labels
 
 
 def _logits(answer: Any) -> Tensor:

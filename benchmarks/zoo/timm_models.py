@@ -38,7 +38,7 @@ SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2}
 MODELS = {
     "timm_resnet": _entry("resnet18", senseless=NO_ATTENTION, layers=[2, 1, 1, 1], channels=[16, 16, 32, 32]),
     "timm_convnext": _entry("convnext_atto", senseless=NO_ATTENTION, depths=(1, 1, 2, 1), dims=(8, 16, 16, 32)),
-    "timm_vit": _entry("vit_tiny_patch16_224", num_heads=4, fast=True, **SMALL),
+    "timm_vit": _entry("vit_tiny_patch16_224", num_heads=4, **SMALL),
     "timm_deit": _entry("deit_tiny_distilled_patch16_224", num_heads=4, **SMALL),
     "timm_mixer": Entry(_mixer, images(32), senseless=NO_ATTENTION, packages=("timm", "torchvision"), fast=True),
     "timm_mobilevit": _entry("mobilevit_xxs", 64),

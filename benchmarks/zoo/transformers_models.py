@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.zoo.entry import CLASSES, NO_LABELS, Entry, splits, tokens
+from benchmarks.zoo.entry import CLASSES, NO_LOSS, Entry, splits, tokens
 from benchmarks.zoo.operators import declare
 
 NEEDS = ("transformers",)
@@ -117,7 +117,7 @@ MODELS = {
     "hf_roberta_tokens": _entry(
         "RobertaForTokenClassification", "RobertaConfig", _encoder(**LABELLED), "token", "token_classification"
     ),
-    "hf_gpt2": _entry("GPT2LMHeadModel", "GPT2Config", GPT2, "lm", "causal_lm", fast=True),
+    "hf_gpt2": _entry("GPT2LMHeadModel", "GPT2Config", GPT2, "lm", "causal_lm"),
     "hf_llama": _entry("LlamaForCausalLM", "LlamaConfig", _decoder(), "lm", "causal_lm", fast=True),
     "hf_qwen": _entry("Qwen2ForCausalLM", "Qwen2Config", _decoder(), "lm", "causal_lm"),
     "hf_mistral": _entry("MistralForCausalLM", "MistralConfig", _decoder(), "lm", "causal_lm"),
@@ -127,9 +127,11 @@ MODELS = {
     "hf_t5": _entry("T5ForConditionalGeneration", "T5Config", T5, "seq2seq", "seq2seq", fast=True),
     "hf_vit": Entry(_made("ViTForImageClassification", "ViTConfig", **VIT), lambda: splits(_pictures), packages=NEEDS),
     "hf_whisper_encoder": Entry(
-        _whisper_encoder, lambda: splits(_spectra), "unlabelled", senseless=NO_LABELS, packages=NEEDS
+        _whisper_encoder, lambda: splits(_spectra), "unlabelled", senseless=NO_LOSS, packages=NEEDS
     ),
-    "hf_clip": Entry(_clip, lambda: splits(_captioned), "unlabelled", senseless=NO_LABELS, packages=NEEDS),
+    "hf_clip": Entry(
+        _clip, lambda: splits(_captioned), "unlabelled", senseless=NO_LOSS, packages=NEEDS, options={"output": "image_embeds"}
+    ),
     "hf_wav2vec2": Entry(
         _made("Wav2Vec2ForSequenceClassification", "Wav2Vec2Config", **WAV2VEC2), lambda: splits(_sounds), packages=NEEDS
     ),

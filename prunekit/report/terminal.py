@@ -183,7 +183,7 @@ def prune(result: dict[str, Any]) -> None:
         table.add_row(name, f"{count['total']:,}", f"{count['kept']:,}", f"{100 * count['kept'] / count['total']:.1f}")
     _print(table)
     emptied = [name for name, count in result["layers"].items() if count["total"] and not count["kept"]]
-    if emptied:
+    if emptied and result["structure"] != "layers":  # a block that leaves is passed by
         print(f"  nothing is left of {', '.join(emptied)}: what follows gets nothing from there (--floor keeps a share of each)")
     if result["groups"]:
         table = _table("", "blocks" if result["structure"] == "layers" else "units of", "before", "kept")

@@ -21,11 +21,14 @@ from prunekit.trajectory import Layout
 PROBE = 4
 
 
-def probe(recipe: Recipe, model: nn.Module, splits: dict[str, Split]) -> None:
+def probe(recipe: Recipe, model: nn.Module, splits: dict[str, Split], training: bool = True) -> None:
     """Checks what a recipe's own pieces do with each other.
 
     Of every split the first batch, the last one and the first of the largest size that is ever run go through model, task and
     measures; of the training split also through the loss and its gradient.
+
+    Args:
+        training: whether the model will be trained; one that is not needs no loss.
 
     Raises:
         UsageError: names the piece (model, data, loss, target, task) and what it did.
@@ -48,7 +51,7 @@ def probe(recipe: Recipe, model: nn.Module, splits: dict[str, Split]) -> None:
             outputs = _outputs(recipe, task, model, x, name)
             task.check(outputs, y, f"{name} split")
             _measure(task, outputs, y, name)
-            if name == "train":
+            if name == "train" and (training or task.loss.name != "none"):
                 _check_loss(recipe, task, model, x, y)
             shared = _check_shared(shared, x, len(where), name)
         _check_every_label(task, model, split, name)

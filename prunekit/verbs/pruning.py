@@ -284,16 +284,18 @@ def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
     reached = plan.sparsity()
     refined = plan.provenance.get("refine")
     facts = Manifest.load(folder / "prunekit.json").facts if (folder / "prunekit.json").exists() else {}
+    asked = plan.provenance["sparsity"]
+    request = plan.provenance.get("request", {})  # under a budget nobody asked for a sparsity
     return {
         "name": folder.name,
         "path": str(folder),
         "structure": plan.structure,
         "criterion": plan.provenance["criterion"],
         "allocation": plan.provenance["allocation"],
-        "asked": plan.provenance["sparsity"],
+        "asked": asked,
         "achieved": reached["prunable"],
         "achieved_all": reached["all"],
-        "missed": plan.missed,
+        "missed": plan.missed if request.get("sparsity", asked) is not None else None,
         "compensated": "compensate" in plan.provenance.get("request", {}),
         "by_auto": plan.provenance.get("request", {}).get("criterion") == "auto",
         "classes": plan.provenance.get("request", {}).get("classes", []),

@@ -118,7 +118,7 @@ def import_run(recipe: Recipe, weights: Sequence[Path], out: Path, overwrite: bo
         "imported": [checkpoint.digest(read_weights(path)) for path in weights],
     }
     if splits is not None:
-        probe(recipe, model, splits)
+        probe(recipe, model, splits, training=False)
     trajectory = out / "trajectory"
     reused = reusable(trajectory, _made_from(trajectory), provenance, overwrite)
     if not reused:

@@ -234,3 +234,14 @@ def test_users_model_is_left_alone() -> None:
     assert model.training
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_gradients_of_a_table_are_added_to_a_part_of_a_wider_tensor() -> None:
+    index = torch.tensor([[0, 2, 2], [1, 0, 1]])
+    rows = layerwise.Rows(index, torch.randn(2, 3, 3, 4))
+    scale = torch.rand(5, 4)
+    alone, wide = torch.zeros(2, 3, 5, 4), torch.zeros(2, 3, 2 + 5 * 4)
+    rows.add(alone, scale)
+    rows.add(wide[..., 2:].unflatten(-1, (5, 4)), scale)
+    torch.testing.assert_close(wide[..., 2:].reshape(2, 3, 5, 4), alone)
+    assert not wide[..., :2].any()
