@@ -183,8 +183,13 @@ class Rows:
 
     def add(self, total: Tensor, scale: Tensor) -> None:
         n, targets, rows, columns = total.shape
-        first = torch.arange(n * targets, device=total.device).view(n, targets, 1) * rows
         values = self.values * scale[self.index][:, None]
+        if not total.is_contiguous():  # a part of a vector of all coordinates
+            samples, columns_of = (torch.arange(k, device=total.device) for k in (n, targets))
+            where = samples[:, None, None], columns_of[:, None], self.index[:, None]
+            total.index_put_(where, values, accumulate=True)
+            return
+        first = torch.arange(n * targets, device=total.device).view(n, targets, 1) * rows
         total.view(-1, columns).index_add_(0, (first + self.index[:, None]).flatten(), values.reshape(-1, columns))
 
     def targets(self, shape: tuple[int, ...]) -> int:
