@@ -101,6 +101,8 @@ def tiny_run(tmp_path: Path) -> tuple[nn.Module, Trajectory]:
 def imported(model: nn.Module) -> Trajectory:
     """A trajectory of the model's present weights alone, as ``prunekit import`` makes it."""
     folder = Path(tempfile.mkdtemp(prefix="prunekit-test-"))
-    save_file({name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}, folder / "m.safetensors")
+    save_file(
+        {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}, folder / "m.safetensors"
+    )
     write_checkpoints(folder / "t", model, [folder / "m.safetensors"])
     return Trajectory(folder / "t")

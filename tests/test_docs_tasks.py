@@ -79,4 +79,6 @@ def test_unlabelled_is_imported_and_goes_by_the_distance(here: Path, run: Callab
     state = __import__("safetensors.torch", fromlist=["load_file"]).load_file("model.safetensors")
     model.load_state_dict(state)
     with torch.no_grad():
-        assert found["pruned"]["divergence"] == pytest.approx(float((pruned(x) - model(x)).double().square().mean().sqrt()), rel=1e-5)
+        assert found["pruned"]["divergence"] == pytest.approx(
+            float((pruned(x) - model(x)).double().square().mean().sqrt()), rel=1e-5
+        )

@@ -52,7 +52,7 @@ def loss(model: nn.Module, batch: Any, entry: Entry) -> Tensor:
         inputs, labels = batch
         answer = model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
     if entry.loss is not None:
-        return load_object(entry.loss, "loss")(answer, labels)
+        return load_object(entry.loss, "loss")(tuple(answer.values()) if isinstance(answer, Mapping) else answer, labels)
     outputs = _logits(answer)
     if entry.task == "token_classification":
         return F.cross_entropy(outputs.flatten(0, 1), labels.flatten())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -17,9 +16,11 @@ from prunekit.data import Samples
 from prunekit.errors import UsageError
 from prunekit.kernel import ModelFunction
 from prunekit.progress import Bar
-from prunekit.task import Task, get_task
+from prunekit.task import Task
 from prunekit.task.referenced import Referenced
+from prunekit.task.settle import settle
 from prunekit.trajectory import Layout
+from prunekit.trajectory.copies import copied
 from prunekit.trajectory.layout import fixed_state
 
 SAMPLES_AT_A_TIME = 256
@@ -61,7 +62,7 @@ def compensate(
         steps: of conjugate gradients a round.
         damping: of the first round, over the mean curvature.
         seed: of the draws that the preconditioner is estimated from.
-        task: what the model is for, a name from ``prunekit.task.TASKS`` or a ``Task``.
+        task: what the model is for, a name from ``prunekit.task.TASKS`` or a ``Task``; None where samples leave no doubt.
 
     Raises:
         ArtifactError: a mask names no parameter or buffer of the model, or has another shape.
@@ -71,14 +72,16 @@ def compensate(
         if value < least:
             raise UsageError(f"compensate: {name} is {value}; it must be at least {least}")
     device = next(model.parameters()).device
-    kind = get_task(task)
-    learn, judged = _parts(Samples.of(batches, kind.batch), None if accept is None else Samples.of(accept, kind.batch))
-    result = copy.deepcopy(model)
+    kind, samples = settle(model, batches, task)
+    if samples is None:
+        raise UsageError("compensate needs samples to compute from and samples to judge on; one of them has none")
+    learn, judged = _parts(samples, None if accept is None else Samples.of(accept, kind.batch))
+    result = copied(model)
     apply_masks(result, masks)
     solved = layerwise(model, masks, learn)
     layout = Layout.of(model)
     rows = ModelFunction(solved, layout, fixed_state(solved, layout), lambda out, _: out.reshape(len(out), -1), device, task=kind)
-    distance = Distance(rows, kind, copy.deepcopy(model).eval())
+    distance = Distance(rows, kind, copied(model).eval())
     referred, judging = distance.referenced(learn), distance.referenced(judged)
     theta = _along(distance, _flat(result, layout), _flat(solved, layout), judging)
     if rounds and distance.value(theta, judging) > 0:

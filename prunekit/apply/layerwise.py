@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from prunekit.criteria.layer_inputs import Layer, from_rows, handled, layers_of,
 from prunekit.data import Samples
 from prunekit.errors import NonFiniteError, UsageError, nearest
 from prunekit.task import Task, get_task
+from prunekit.trajectory.copies import copied
 
 INPUTS = ("dense", "pruned")
 
@@ -59,9 +59,9 @@ def layerwise(
         raise UsageError(f"damping is {damping}; it must be at least 0")
     if inputs not in INPUTS:
         raise UsageError(f"inputs {inputs!r} does not exist; {nearest(inputs, list(INPUTS))}")
-    result = copy.deepcopy(model)
+    result = copied(model)
     apply_masks(result, masks)
-    dense, pruned = copy.deepcopy(model).eval(), copy.deepcopy(result).eval()
+    dense, pruned = copied(model).eval(), copied(result).eval()
     device = next(dense.parameters()).device
     samples = Samples.of(batches, get_task(task).batch)
     modules = dict(dense.named_modules())

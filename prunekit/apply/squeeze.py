@@ -25,6 +25,7 @@ from prunekit.structure.cut import CONVOLUTIONS
 from prunekit.structure.groups import shapes_of
 from prunekit.structure.heads import Mappings
 from prunekit.structure.roles import weight_roles
+from prunekit.trajectory.copies import copied
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 """Allowed difference of outputs, relative to the largest; other types take float32's."""
@@ -78,12 +79,12 @@ def squeeze(
     if isinstance(plan, Plan) and plan.smaller:
         raise UsageError(f"squeeze is for plans of masks; {plan.structure} are cut out as they are")
     masks = plan.masks() if isinstance(plan, Plan) else dict(plan)
-    masked = copy.deepcopy(model).cpu().eval()
+    masked = copied(model).cpu().eval()
     apply_masks(masked, masks)
     inputs = [to(example_inputs, "cpu"), *(to(x, "cpu") for x, _ in samples or ())]
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     groups = find_groups("channels", masked, inputs[0], attention)
-    work = _Work(copy.deepcopy(masked), groups, inputs)
+    work = _Work(copied(masked), groups, inputs)
     while work.round():
         pass
     small, taken = work.cut()

@@ -26,7 +26,7 @@ NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.instancenorm._Instan
 def _synflow(evidence: Evidence) -> Found:
     x, y = evidence.samples().rows(0, 1)
     if not all(tensor.is_floating_point() for tensor in leaves(x)):
-        raise PrunekitError(f"synflow feeds ones in place of real inputs, and this model takes {described(x)}")
+        raise PrunekitError(f"synflow feeds ones in place of real inputs, and this model takes {described(x)} inputs")
     function = evidence.function("outputs")
     function.model.double()
     for module in function.model.modules():

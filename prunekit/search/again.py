@@ -11,7 +11,6 @@ though ``J(θ_B)`` is no longer 0.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from prunekit.criteria import model_digest
 from prunekit.plan import Plan
 from prunekit.search.finetune import Tuner
+from prunekit.trajectory.copies import copied
 
 RefineFrom = Callable[[Plan, nn.Module, nn.Module], Plan]
 """``(plan, θ_B, dense model) -> plan``: ``prunekit.refine`` with the dense model as its ``reference``."""
@@ -37,7 +37,7 @@ class Again:
 @torch.no_grad()
 def returning(model: nn.Module, dense: nn.Module, plan: Plan) -> nn.Module:
     """θ_B, on the CPU: a copy of the masked ``model`` in which everything that ``plan`` removes has its value in ``dense``."""
-    base = copy.deepcopy(model).cpu().eval()
+    base = copied(model).cpu().eval()
     named, values = _tensors(base), _tensors(dense)
     for name, mask in plan.masks().items():
         named[name].copy_(torch.where(mask, named[name], values[name].to(named[name])))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -16,6 +15,7 @@ from prunekit.criteria import Evidence, Scores, compose, get_criterion, model_di
 from prunekit.plan import GROUPED, Plan, make_plan
 from prunekit.search.patterns import Pattern, pattern_inside
 from prunekit.trajectory import Continued, Trajectory, load_into
+from prunekit.trajectory.copies import copied
 
 MakePattern = Callable[..., Pattern]
 """``(plan, layout, device, across=True) -> pattern``, as ``prunekit.search.patterns.get_pattern``."""
@@ -109,7 +109,7 @@ class Planner:
             sparsity: share of all prunable parameters that is gone afterwards; more when more is gone already.
             child: the fine-tuning steps so far.
         """
-        present = copy.deepcopy(self.evidence.model).cpu().eval()
+        present = copied(self.evidence.model).cpu().eval()
         load_into(present, {k: v.cpu() for k, v in model.state_dict().items()}, Path("the model in work"))
         scores = self._scores(present, child)
         ranked = scores if before is None else _Shrinking.of(scores, before.masks())

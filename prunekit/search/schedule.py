@@ -11,7 +11,6 @@ mask changes, but keeps its size.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from prunekit.search.finetune import Finetuning, Tuner, forget
 from prunekit.search.planner import Planner
 from prunekit.structure import implied_sparsity
 from prunekit.trajectory import Trajectory, load_into, parent_facts
+from prunekit.trajectory.copies import copied
 
 SCHEDULES = ("one-shot", "iterative", "gradual")
 SPACINGS = ("geometric", "linear")
@@ -184,7 +184,7 @@ def prune_by_schedule(
     if again is not None and again.rounds:
         check_again(schedule.name, how is not None, rewind is not None)
     figure = measure if measure is None or isinstance(measure, Figure) else Figure("accuracy", measure)
-    work = _Work(copy.deepcopy(model), planner, sparsity, schedule, how, recalibrate, folder, figure, again, model)
+    work = _Work(copied(model), planner, sparsity, schedule, how, recalibrate, folder, figure, again, model)
     if schedule.name == "gradual":
         plan = work.gradual()
     elif how is None:
@@ -281,7 +281,7 @@ class _Work:
         for number, target in enumerate(self.targets):
             self.plan = self.planner.plan(self.model, target, self.plan, child)
             masks = self.plan.masks()
-            ended = copy.deepcopy(self.model)
+            ended = copied(self.model)
             apply_masks(ended, masks)
             pruned = self._figure(ended)
             load_into(self.model, trajectory.model_state(step), trajectory.folder)

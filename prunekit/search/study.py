@@ -6,7 +6,6 @@ third set. See ``prunekit.search.summary`` for what a row holds.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from prunekit.search.compare import Candidates
 from prunekit.search.finetune import Finetuning, Tuner, finetune
 from prunekit.search.repair import Material, get_repair, refine_plan
 from prunekit.task.evaluation import References, evaluate
+from prunekit.trajectory.copies import copied
 
 REFINED_AGAIN = "refined again"
 Compensate = Callable[[nn.Module, Mapping[str, Tensor]], nn.Module]
@@ -82,7 +82,7 @@ def fine_tuned(
 
 
 def _tuned(bench: Bench, plan: Plan, how: Finetuning) -> nn.Module:
-    model = copy.deepcopy(bench.candidates.model)
+    model = copied(bench.candidates.model)
     torch.manual_seed(how.seed)  # dropout
     finetune(model, plan, how)
     return model
@@ -171,7 +171,7 @@ def refined_again(
         return found
 
     first, *later = split(how.epochs, again + 1)
-    model = copy.deepcopy(dense)
+    model = copied(dense)
     torch.manual_seed(how.seed)  # dropout
     with Tuner(model, plan.masks(), how, None, {}) as tuner:
         tuner.run(epochs=first)

@@ -14,6 +14,7 @@ from prunekit.batch import Inputs
 from prunekit.errors import StructureError
 from prunekit.structure.groups import SKIPS, Group, kept_indices, shapes_of, slice_masks
 from prunekit.structure.replacements import REPLACEMENTS
+from prunekit.trajectory.copies import copied
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -116,10 +117,10 @@ class Prober:
 
     def __init__(self, model: nn.Module, example_inputs: Inputs) -> None:
         given = batch.mapped(example_inputs, lambda tensor: tensor.detach().cpu())
-        self.model = copy.deepcopy(model).cpu().eval().requires_grad_(False).double()
+        self.model = copied(model).cpu().eval().requires_grad_(False).double()
         self._inputs = batch.float64(given)
         if self._runs() is not None:  # it may cast to float32 somewhere inside
-            self.model, self._inputs = copy.deepcopy(model).cpu().eval().requires_grad_(False), given
+            self.model, self._inputs = copied(model).cpu().eval().requires_grad_(False), given
             if (reason := self._runs()) is not None:
                 raise StructureError(f"the model does not run on the example inputs {_shown(given)}: {reason}")
         self.shapes = shapes_of(self.model)

@@ -5,13 +5,13 @@ A new task is one file with a subclass of ``Task`` and one line in ``TASKS``; a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from prunekit.batch import Labels
+from prunekit.batch import Inputs, Labels
 from prunekit.errors import UsageError, nearest
 from prunekit.measure.measure import Measure
 from prunekit.task.binary import Binary, MultiLabel
@@ -71,11 +71,12 @@ def get_task(task: str | Task | None, loss: Any = None, **options: Any) -> Task:
         raise UsageError(f"task {name}: {error}") from None
 
 
-def guess_task(outputs: Tensor, labels: Labels, given_loss: bool) -> str:
+def guess_task(outputs: Tensor, labels: Labels, given_loss: bool, inputs: Inputs = None) -> str:
     """The task that nobody named, where outputs and labels leave no doubt.
 
     Args:
         given_loss: whether the user named a loss.
+        inputs: what the outputs were computed from.
 
     Raises:
         UsageError: they leave doubt; names the tasks that fit.
@@ -85,17 +86,19 @@ def guess_task(outputs: Tensor, labels: Labels, given_loss: bool) -> str:
     if not isinstance(labels, Tensor):
         raise UsageError(f"labels are {type(labels).__name__}; name the task (task: heads, or module:task of your own)")
     if not labels.is_floating_point():
-        if outputs.dim() == 3 and labels.dim() == 2 and not given_loss:
+        tokens = outputs.dim() == 3 and labels.dim() == 2
+        same = isinstance(inputs, Tensor) and inputs.shape == labels.shape and bool((inputs == labels).all())
+        if tokens and (same or isinstance(inputs, Mapping)) and not given_loss:
             raise UsageError(
                 "a class for every token can be token_classification, causal_lm, masked_lm or seq2seq; name the task (task: …)"
             )
         return "classification"
-    if not given_loss:
-        return "classification"  # soft labels, or what its check refuses by name
+    soft = labels.shape == outputs.shape and bool((labels >= 0).all()) and torch.allclose(labels.sum(-1), labels.new_ones(()))
+    if soft and not given_loss and outputs.dim() == 2 and outputs.shape[1] > 1:
+        return "classification"
     if bool(((labels == 0) | (labels == 1)).all()):
         if labels.numel() == len(labels):
-            return "classification" if outputs.dim() == 2 and outputs.shape[1] > 1 else _doubt("binary or regression")
-        soft = labels.shape == outputs.shape and torch.allclose(labels.sum(-1), torch.ones(()))
+            return _doubt("binary or regression")
         return _doubt("multi_label, regression" + (" or classification (soft labels)" if soft else ""))
     return "regression"
 

@@ -40,7 +40,7 @@ def guess(model: nn.Module, samples: Samples, kind: Task, given_loss: bool) -> s
     """The name of the task that two samples show; see ``guess_task``."""
     first = samples.batch(0)
     few = taken(first, slice(0, min(2, size(first[0]))))
-    return guess_task(outputs_of(model, few[0], kind), few[1], given_loss)
+    return guess_task(outputs_of(model, few[0], kind), few[1], given_loss, few[0])
 
 
 def outputs_of(model: nn.Module, inputs: Inputs, kind: Task) -> Tensor:

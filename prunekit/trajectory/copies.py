@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -18,15 +19,17 @@ def copied(model: nn.Module) -> nn.Module:
     """A deep copy of the model inside its wrappers.
 
     Tensors that hang on the model beside its parameters and were computed from them (a masked or normalised weight, a kept
-    activation) are copied as values: torch refuses to copy their graph.
+    activation) are copied as values: torch refuses to copy their graph. A forward that accelerate wrapped for mixed precision is
+    the layer's own again in the copy: the wrapper would go on calling the original.
 
     Raises:
         StructureError: something in the model cannot be copied; names the module.
     """
     model = bare(model)
+    plain = _wrapped_forwards(model)
     with _values_only(model):
         try:
-            return copy.deepcopy(model)
+            found = copy.deepcopy(model)
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever a user's module holds
@@ -34,6 +37,35 @@ def copied(model: nn.Module) -> nn.Module:
                 f"the model cannot be copied (copy.deepcopy): {_culprit(model)} holds something that cannot "
                 f"({' '.join(str(error).split())[:120]}); prunekit works on copies"
             ) from None
+    for name in plain:
+        vars(found.get_submodule(name)).pop("forward")
+    return found
+
+
+def _wrapped_forwards(model: nn.Module) -> list[str]:
+    """Modules whose forward is a function around their own one, which a copy would still call.
+
+    Raises:
+        StructureError: it is another function that holds a module of this model.
+    """
+    found, modules = [], set(model.modules())
+    for name, module in model.named_modules():
+        forward = outer = vars(module).get("forward")
+        if not isinstance(outer, FunctionType):
+            continue
+        while hasattr(forward, "__wrapped__"):
+            forward = forward.__wrapped__
+        if isinstance(forward, MethodType) and forward.__self__ is module and forward.__name__ == "forward":
+            found.append(name)
+            continue
+        held = [cell.cell_contents for cell in outer.__closure__ or ()]
+        held += [getattr(value, "__self__", None) for value in held]
+        if any(isinstance(value, nn.Module) and value in modules for value in held):
+            raise StructureError(
+                f"{name or 'the model'} ({type(module).__name__}) has a forward put in its place that holds a module of this "
+                "model, so a copy would go on calling the original; write it as a method (types.MethodType)"
+            )
+    return found
 
 
 @contextmanager

@@ -36,6 +36,16 @@ class Derived:
     module: nn.Module
     hooked: bool
 
+    @property
+    def removal(self) -> str:
+        """The call that makes it a plain parameter."""
+        short = self.name.rpartition(".")[2]
+        if not self.hooked:
+            return f"torch.nn.utils.parametrize.remove_parametrizations(module, {short!r})"
+        if self.how == "torch.nn.utils.prune":
+            return f"torch.nn.utils.prune.remove(module, {short!r})"
+        return f"torch.nn.utils.remove_{self.how}(module, {short!r})"
+
 
 def derived_weights(model: nn.Module) -> Iterator[Derived]:
     """Every computed weight of the model, in module order."""
@@ -93,19 +103,17 @@ def unmaskable(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
             mask.reshape(len(mask), -1)[:, 0] = True  # no row loses everything
             before = parameter.detach().clone()
             try:
-                with torch.no_grad():
-                    parameter.copy_((torch.rand(parameter.shape, generator=draw) + 0.5) * mask)
+                parameter.data.copy_((torch.rand(parameter.shape, generator=draw) + 0.5) * mask)
                 fault = _fault(one.value(), mask, one)
             finally:
-                with torch.no_grad():
-                    parameter.copy_(before)
+                parameter.data.copy_(before)
             if fault is not None:
                 found[name] = fault
     return found
 
 
 def _fault(value: Tensor, mask: Tensor, one: Derived) -> str | None:
-    advice = f"leave it out (ignore), or make {one.name} a plain parameter first ({_removal(one)})"
+    advice = f"leave it out (ignore), or make {one.name} a plain parameter first ({one.removal})"
     if value.shape != mask.shape:
         return f"{one.how} computes {one.name} {tuple(value.shape)} from it, {tuple(mask.shape)}; {advice}"
     if not bool(torch.isfinite(value).all()):
@@ -115,13 +123,6 @@ def _fault(value: Tensor, mask: Tensor, one: Derived) -> str | None:
     if bool((value[~mask.to(value.device)] != 0).any()):
         return f"{one.how} computes {one.name} from it, and a 0 there is no 0 in the weight; {advice}"
     return None
-
-
-def _removal(one: Derived) -> str:
-    short = one.name.rpartition(".")[2]
-    if not one.hooked:
-        return f"torch.nn.utils.parametrize.remove_parametrizations(module, {short!r})"
-    return f"torch.nn.utils.remove_{one.how}(module, {short!r})"
 
 
 def _evaluated(chain: nn.Module) -> Callable[[], Tensor]:

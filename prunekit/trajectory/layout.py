@@ -122,8 +122,7 @@ class Layout:
             ArtifactError: names the first difference.
         """
         model = bare(model)
-        if meta := next((name for name, tensor in named_tensors(model).items() if tensor.is_meta), None):
-            raise UsageError(f"the model has no numbers: {meta} is on the meta device; build it on the CPU")
+        refuse_meta(model)
         other = Layout.of(model)
         if other == self:
             return
@@ -142,6 +141,12 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers of the model inside its wrappers, by name, tied ones once."""
     model = bare(model)
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def refuse_meta(model: nn.Module) -> None:
+    """Raises UsageError where a model has shapes alone."""
+    if meta := next((name for name, tensor in named_tensors(model).items() if tensor.is_meta), None):
+        raise UsageError(f"the model has no numbers: {meta} is on the meta device; build it on the CPU")
 
 
 def path_dtype(model: nn.Module) -> torch.dtype:

@@ -19,7 +19,7 @@ from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.trajectory import snapshot
 from prunekit.trajectory.bare import bare, bare_optimizers
 from prunekit.trajectory.describe import describe_optimizers, flat_second_moments, group_options, skipped
-from prunekit.trajectory.layout import Layout, fixed_state, named_tensors, path_dtype
+from prunekit.trajectory.layout import Layout, fixed_state, named_tensors, path_dtype, refuse_meta
 from prunekit.trajectory.notes import Notes
 from prunekit.trajectory.rules import optimizer_parts
 from prunekit.trajectory.store import NAMES
@@ -83,6 +83,7 @@ class Recorder:
         self._called = model  # a wrapper is what the loop calls, and compiled code does not run hooks added later
         self.provenance = dict(provenance or {})
         self.every, self.kind, self.second_moments, self.snapshot_every = every, states, second_moments, snapshot_every
+        refuse_meta(self.model)
         self.layout = Layout.of(self.model)
         self.steps = 0
         """Steps recorded so far; where a resumed loop goes on."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from prunekit.search.planner import Repair
 from prunekit.search.schedule import Figure
 from prunekit.task.evaluation import References, evaluate
 from prunekit.training import Distillation, batches_per_epoch, recalibrate
+from prunekit.trajectory.copies import copied
 from prunekit.verbs.run_folder import Run, first_difference
 
 
@@ -152,7 +152,7 @@ def finetuning_of(run: Run, steps: Steps) -> Finetuning:
 
 
 def _teacher(run: Run, options: dict[str, Any]) -> Distillation:
-    return Distillation(copy.deepcopy(run.model).to(run.device), **options, task=run.task)
+    return Distillation(copied(run.model).to(run.device), **options, task=run.task)
 
 
 def validation_figure(run: Run) -> Figure:

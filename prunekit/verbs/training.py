@@ -20,7 +20,9 @@ from prunekit.structure import prunable_parameters
 from prunekit.task import Task
 from prunekit.task.evaluation import evaluate
 from prunekit.training.loop import batches_per_epoch, train
-from prunekit.trajectory import Layout, Recorder, Trajectory, disk_needed, read_weights, snapshot, write_checkpoints
+from prunekit.trajectory import Layout, Recorder, Trajectory, disk_needed, load_into, read_weights, snapshot, write_checkpoints
+from prunekit.trajectory.layout import named_tensors, refuse_meta
+from prunekit.trajectory.loading import fitted
 from prunekit.verbs.probe import probe
 from prunekit.verbs.run_folder import PROBLEM, load_splits, reusable, settled
 
@@ -37,6 +39,7 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
     recipe.may_save(out / "recipe.yaml")
     splits = load_splits(recipe)
     model = recipe.build_model()
+    refuse_meta(model)
     recipe = settled(recipe, model, splits)
     probe(recipe, model, splits)
     task = recipe.load_task()
@@ -104,6 +107,8 @@ def import_run(recipe: Recipe, weights: Sequence[Path], out: Path, overwrite: bo
         raise UsageError("import needs at least one --weights file")
     recipe.may_save(out / "recipe.yaml")
     model = recipe.build_model()
+    if any(tensor.is_meta for tensor in named_tensors(model).values()):  # shapes alone: the weights are what it is tried with
+        load_into(model, fitted(read_weights(weights[-1]), model), weights[-1])
     prunable_parameters(model, Layout.of(model), recipe.prunable.ignore, recipe.prunable.include)
     splits = load_splits(recipe) if recipe.data is not None else None
     recipe = settled(recipe, model, splits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,10 @@ from torch import Tensor, nn
 from prunekit import ArtifactError, UsageError, make_plan, score
 from prunekit.apply import compensate, layerwise, load, prune, save
 from prunekit.apply.gauss_newton import Distance, _solved, descend
+from prunekit.data import Samples
 from prunekit.kernel import ModelFunction
+from prunekit.task import Classification, Regression
+from prunekit.task.referenced import Referenced
 from prunekit.trajectory import Layout
 from tests.conftest import record, tiny_data
 
@@ -38,27 +42,30 @@ def vectors() -> nn.Module:
 def by_hand(outputs: Tensor, wanted: Tensor, classes: bool) -> Tensor:
     """The mean distance, from its definition."""
     if not classes:
-        return (outputs - wanted).square().mean() / 2
+        return (outputs - wanted).square().mean()
     p, q = wanted.softmax(-1), outputs.softmax(-1)
     return (p * (p / q).log()).sum(-1).mean()
 
 
-def posed(
-    build: Callable[[], nn.Module], classes: bool
-) -> tuple[Distance, Tensor, list[tuple[Tensor, Tensor]], Callable[..., Any]]:
-    """A distance, weights away from where it is 0, batches with the first model's outputs, and the model as a function."""
+def posed(build: Callable[[], nn.Module], classes: bool) -> tuple[Distance, Tensor, tuple[Referenced, ...], Callable[..., Any]]:
+    """A distance, weights away from where it is 0, samples beside the first model's outputs (all, and the parts), and the model
+
+    as a function."""
     torch.manual_seed(0)
     model = build().double()
     layout = Layout.of(model)
     x = tiny_data(11, torch.float64)[0]
-    batches = [(part, model(part).detach()) for part in x.split(6)]
+    task = Classification() if classes else Regression()
+    rows = ModelFunction(model, layout, target=lambda out, _: out.reshape(len(out), -1), task=task)
+    distance = Distance(rows, task, copy.deepcopy(model))
+    batches = [distance.referenced(Samples.held([(part, None)])) for part in x.split(6)]
     theta = layout.flatten(dict(model.named_parameters()))
     theta = theta + 0.3 * torch.randn(theta.shape, dtype=theta.dtype)
 
     def outputs(flat: Tensor) -> Tensor:
         return torch.func.functional_call(model, layout.views(flat), (x,))
 
-    return Distance(ModelFunction(model, layout, target=lambda out, _: out), classes), theta, batches, outputs
+    return distance, theta, (distance.referenced(Samples.held([(part, None) for part in x.split(6)])), *batches), outputs
 
 
 CASES = [(vectors, True), (vectors, False), (Sequences, True), (Sequences, False)]
@@ -66,8 +73,8 @@ CASES = [(vectors, True), (vectors, False), (Sequences, True), (Sequences, False
 
 @pytest.mark.parametrize(("build", "classes"), CASES)
 def test_value_gradient_and_curvature_are_those_of_the_definition(build: Callable[[], nn.Module], classes: bool) -> None:
-    distance, theta, batches, outputs = posed(build, classes)
-    wanted = torch.cat([w for _, w in batches])
+    distance, theta, (batches, *_), outputs = posed(build, classes)
+    wanted = torch.cat([distance.dense(x) for x, _ in batches.source]).detach()
     assert distance.value(theta, batches) == pytest.approx(float(by_hand(outputs(theta), wanted, classes)), rel=1e-10)
     gradient = torch.autograd.functional.jacobian(lambda t: by_hand(outputs(t), wanted, classes), theta)
     torch.testing.assert_close(distance.gradient(theta, batches), gradient)
@@ -85,7 +92,7 @@ def test_value_gradient_and_curvature_are_those_of_the_definition(build: Callabl
 
 @pytest.mark.parametrize(("build", "classes"), CASES)
 def test_the_step_solves_what_is_free_and_leaves_the_rest(build: Callable[[], nn.Module], classes: bool) -> None:
-    distance, theta, batches, _ = posed(build, classes)
+    distance, theta, (batches, *_), _ = posed(build, classes)
     free = (torch.rand(theta.shape, generator=torch.Generator().manual_seed(2)) < 0.4).to(theta)
     gradient = distance.gradient(theta, batches) * free
     some = free.nonzero()[:, 0]
@@ -97,12 +104,10 @@ def test_the_step_solves_what_is_free_and_leaves_the_rest(build: Callable[[], nn
 
 
 def test_rounds_never_raise_the_distance_on_the_samples_that_judge() -> None:
-    distance, theta, batches, _ = posed(vectors, True)
-    before = [distance.value(theta, batches[1:])]
-    for better, value in descend(
-        distance, theta, torch.ones_like(theta), batches[:1], batches[1:], rounds=6, steps=5, damping=0.1, seed=0
-    ):
-        assert value == distance.value(better, batches[1:]) <= before[-1]
+    distance, theta, (_, learn, judge), _ = posed(vectors, True)
+    before = [distance.value(theta, judge)]
+    for better, value in descend(distance, theta, torch.ones_like(theta), learn, judge, rounds=6, steps=5, damping=0.1, seed=0):
+        assert value == distance.value(better, judge) <= before[-1]
         before.append(value)
     assert len(before) == 7
     assert before[-1] < before[0]
@@ -205,14 +210,27 @@ class Backward(torch.autograd.Function):
         return gradient * 2
 
 
-def test_a_model_without_forward_derivatives_is_compensated_by_layer() -> None:
+def test_a_model_without_forward_derivatives_is_compensated_by_backward_passes() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)).double()
+    x, y = tiny_data(24, torch.float64)
+    masks = {"1.weight": torch.rand(12, 16) < 0.5}
+    plain = compensate(model, masks, [(x, y)], rounds=1, steps=2)
+    model[2].register_forward_hook(lambda module, given, out: Backward.apply(out))
+    found = compensate(model, masks, [(x, y)], rounds=1, steps=2)
+    for p, q in zip(found.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-8)
+
+
+def test_a_model_without_derivatives_is_compensated_by_layer() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.inner, self.out = nn.Linear(16, 12), nn.Linear(12, 4)
 
         def forward(self, x: Tensor) -> Tensor:
-            found: Tensor = self.out(Backward.apply(torch.relu(self.inner(x.flatten(1)))))
+            with torch.no_grad():
+                found: Tensor = self.out(torch.relu(self.inner(x.flatten(1))))
             return found
 
     torch.manual_seed(0)
@@ -243,7 +261,7 @@ def test_prune_with_calibration_samples_is_the_compensated_model(tmp_path: Path,
 
 
 def test_where_the_whole_step_is_not_a_number_a_shorter_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    distance, theta, batches, _ = posed(vectors, True)
+    distance, theta, (batches, *_), _ = posed(vectors, True)
     plain, steps = Distance.value, iter([False, True])  # where it starts, then the whole step
 
     def overflowing(self: Distance, theta: Tensor, samples: Any) -> float:

@@ -180,7 +180,7 @@ def test_synflow_needs_real_inputs(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Embedding(9, 6), nn.Flatten(), nn.Linear(12, 4))
     tokens = torch.randint(0, 9, (24, 2))
     trajectory = record(tmp_path / "t", model, torch.optim.SGD(model.parameters(), lr=0.1), 2, (tokens, torch.arange(24) % 4))
-    with pytest.raises(PrunekitError, match=r"takes torch\.int64 inputs"):
+    with pytest.raises(PrunekitError, match=r"takes .*int64 inputs"):
         score(trajectory, model, [(tokens, torch.arange(24) % 4)], "synflow")
     with pytest.raises(PrunekitError, match=r"cannot score 0\.weight \(Embedding\)"):
         score(trajectory, model, [(tokens, torch.arange(24) % 4)], "wanda")

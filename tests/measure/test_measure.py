@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunekit.measure import accuracy, agreement, divergence, latencies, machine, sizes
-from tests.reference import predict
 
 
 def test_divergence_is_kl_from_the_reference() -> None:

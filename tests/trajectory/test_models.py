@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -168,6 +169,28 @@ class Locked(nn.Linear):
 def test_a_model_that_cannot_be_copied_is_refused_by_the_module() -> None:
     with pytest.raises(StructureError, match=r"cannot be copied.*: 0\.1 \(Locked\) holds"):
         copied(nn.Sequential(nn.Sequential(nn.ReLU(), Locked())))
+
+
+def test_a_forward_that_was_wrapped_is_the_copys_own() -> None:
+    model, x = net(), torch.randn(3, 6)
+    own = model[0].forward
+
+    @functools.wraps(own)
+    def forward(*arguments: Tensor) -> Tensor:
+        return own(*arguments).float()
+
+    model[0].forward = forward
+    expected = model(x)
+    twin = copied(model)
+    assert torch.equal(twin(x), expected)
+    with torch.no_grad():
+        twin[0].weight.zero_()
+        twin[0].bias.zero_()
+    assert not twin[0](x).any()
+    assert torch.equal(model(x), expected)
+    del forward.__wrapped__
+    with pytest.raises(StructureError, match=r"0 \(Linear\) has a forward put in its place"):
+        copied(model)
 
 
 def test_shared_memory_is_found_in_every_form() -> None:
