@@ -161,6 +161,7 @@ def score(
     memory: Annotated[str | None, typer.Option(help="influence: for scores in work, such as 512MiB.")] = None,
     max_error: Annotated[float | None, typer.Option(help="influence: write nothing if the estimated error is larger.")] = None,
     target: Annotated[str | None, typer.Option(help="influence: outputs, log_prob, margin, loss, or module:function.")] = None,
+    skip_unfit: Annotated[bool, typer.Option("--skip-unfit", help="wanda, obs: by magnitude what they cannot score.")] = False,
     seed: Seed = None, device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Score every prunable weight by one or more criteria."""
@@ -174,7 +175,7 @@ def score(
     with output.working(run):
         given = {
             "quadrature": quadrature, "nodes": nodes, "early": early, "tolerance": tolerance, "stride": stride, "share": share,
-            "aggregation": aggregation, "memory": memory,
+            "aggregation": aggregation, "memory": memory, "skip_unfit": skip_unfit or None,
         }  # fmt: skip
         settings = opened.recipe.score.model_dump(mode="json") | {k: v for k, v in given.items() if v is not None}
         options = type(opened.recipe).of({**opened.recipe.model_dump(mode="json"), "score": settings}, "score").score.options()

@@ -191,6 +191,8 @@ class Score(_Section):
 
     ``quadrature: ranking`` takes a fixed ``rule`` with ``nodes``, in the first steps other nodes by ``early: [steps, nodes]``;
     ``reconstruction`` halves steps until every interval's sum is within ``tolerance``. ``memory`` holds the scores in work.
+
+    ``skip_unfit``: wanda and obs score by magnitude what has no inputs that they can look at, instead of refusing.
     """
 
     criteria: Annotated[list[CriterionName], Field(min_length=1)] = list(DEFAULT)
@@ -206,6 +208,7 @@ class Score(_Section):
     stride: Count = 1
     phase: tuple[int, int] | None = None
     memory: str = "512MiB"
+    skip_unfit: bool = False
 
     @field_validator("memory")
     @classmethod
@@ -219,6 +222,7 @@ class Score(_Section):
             "share": self.share, "aggregation": self.aggregation, "rule": self.rule, "nodes": self.nodes, "early": self.early,
             "tolerance": self.tolerance if self.quadrature == "reconstruction" else None,
             "stride": self.stride, "phase": self.phase, "memory": parse_bytes(self.memory),
+            "skip_unfit": self.skip_unfit,
         }  # fmt: skip
 
     @field_validator("target")

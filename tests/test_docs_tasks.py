@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import prunekit
 from prunekit.cli import main
 
 PAGE = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
@@ -73,7 +74,6 @@ def test_unlabelled_is_imported_and_goes_by_the_distance(here: Path, run: Callab
     found = json.loads(Path("o/pruned/half/eval.json").read_text())
     assert found["measures"][0]["name"] == "divergence"
     model, (x, _) = outputs.build(), outputs.data()["test"]
-    import prunekit
 
     pruned = prunekit.load("o/pruned/half", outputs.build)
     state = __import__("safetensors.torch", fromlist=["load_file"]).load_file("model.safetensors")

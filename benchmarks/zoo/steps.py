@@ -91,7 +91,8 @@ class Walk:
 
     def _scored(self, criterion: str) -> Callable[[], str]:
         def score() -> str:
-            command("score", self.run, "-c", criterion, "--quiet")
+            unfit = ["--skip-unfit"] if criterion == "wanda" else []  # an embedding has no inputs to look at
+            command("score", self.run, "-c", criterion, *unfit, "--quiet")
             run = Run(self.run)
             scores = Scores.load(run.score_path(criterion))
             if not any(bool(values.any()) for values in scores.importance.values()):
@@ -173,7 +174,7 @@ class Walk:
             raise Wrong("no weight became 0")
         if not plan.smaller and share is not None and abs(reached - share) > 1e-3:
             raise Wrong(f"{reached:.1%} of the prunable weights went, {share:.0%} were asked for")
-        if plan.smaller and share is not None and reached < share / 2 and not _missed(said):
+        if plan.smaller and share is not None and reached < share / 2 and "missed:" not in said:
             raise Wrong(f"{reached:.1%} of the prunable weights went of {share:.0%} that were asked for, and nothing says so")
         return f"{reached:.0%}"
 
@@ -300,7 +301,3 @@ def _finite(nest: Any, what: str) -> None:
             _finite(value, what)
     elif isinstance(nest, float) and not abs(nest) < float("inf"):
         raise Wrong(f"{what} is {nest}")
-
-
-def _missed(said: str) -> bool:
-    return any(word in said for word in ("missed", "short of", "only", "nearest"))

@@ -8,7 +8,7 @@ stays the same, and is checked; where that would not be exact, the channel stays
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -59,7 +59,7 @@ def squeeze(
     model: nn.Module,
     plan: Plan | Mapping[str, Tensor],
     example_inputs: Inputs,
-    samples: Sequence[Batch] | None = None,
+    samples: Iterable[Batch] | None = None,
     attention: Mappings = (),
 ) -> Squeezed:
     """Masks ``model`` and removes the channels and heads that the masks left without effect.

@@ -10,6 +10,7 @@ from torch import Tensor
 from prunekit.batch import to
 from prunekit.criteria.evidence import Evidence, Found
 from prunekit.criteria.layer_inputs import Layer, from_rows, layers_of, refuse_unfit, summing, to_rows, unreached
+from prunekit.task.task import flat
 
 HELD = 2**30
 """Bytes of sums that are held at a time; layers beyond that wait for another pass over the samples."""
@@ -36,7 +37,7 @@ def scored_by_inputs(
         PrunekitError: parameters whose layers' inputs cannot be looked at, or none of which was reached; names all of them.
             With ``evidence.skip_unfit`` only where that is every one.
     """
-    function = evidence.function("outputs")
+    function = evidence.function(flat)
     layers, unfit = layers_of(function.model, evidence.prunable)
     if unfit and (not evidence.skip_unfit or not layers):
         refuse_unfit(unfit, what)

@@ -98,13 +98,19 @@ def _compact(importance: dict[str, Tensor], like: Scores) -> dict[str, Tensor]:
 
 
 def _findings(parts: tuple[Scores, ...]) -> dict[str, Any]:
-    """The largest error of a part, and every weight that some part found untouched."""
+    """The largest error of a part, every weight that some part found untouched, and what some part scored by magnitude."""
     errors = [part.findings["error"] for part in parts if part.findings.get("error")]
     uncovered: dict[str, int] = {}
     for part in parts:
         for name, count in part.findings.get("uncovered", {}).items():
             uncovered[name] = max(count, uncovered.get(name, 0))
     found: dict[str, Any] = {"error": max(errors, key=lambda error: error["relative"])} if errors else {}
+    plain = {part.criterion: part.findings["by_magnitude"] for part in parts if part.findings.get("by_magnitude")}
+    if plain:
+        found["by_magnitude"] = {
+            "parameters": {name: why for each in plain.values() for name, why in each["parameters"].items()},
+            "scale": next(iter(plain.values()))["scale"],
+        }
     return found | ({"uncovered": uncovered} if any("uncovered" in part.findings for part in parts) else {})
 
 

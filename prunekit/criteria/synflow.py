@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from prunekit.batch import described, leaves, mapped, to
 from prunekit.criteria.evidence import Criterion, Evidence, Found
 from prunekit.errors import PrunekitError
+from prunekit.task.task import flat
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 
@@ -27,7 +28,7 @@ def _synflow(evidence: Evidence) -> Found:
     x, y = evidence.samples().rows(0, 1)
     if not all(tensor.is_floating_point() for tensor in leaves(x)):
         raise PrunekitError(f"synflow feeds ones in place of real inputs, and this model takes {described(x)} inputs")
-    function = evidence.function("outputs")
+    function = evidence.function("outputs" if evidence.classes else flat)
     function.model.double()
     for module in function.model.modules():
         if isinstance(module, NORMS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -11,9 +12,9 @@ from prunekit.batch import Inputs
 from prunekit.criteria import Scores, model_digest
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.plan.allocation import ALLOCATIONS, Importances, Request, get_allocation, share, with_directions
-from prunekit.plan.channels import channel_keeps, protected, prunable_groups
+from prunekit.plan.channels import FREE, Sizes, channel_keeps, protected, prunable_groups
 from prunekit.plan.patterns import as_stored, block_masks, nm_mask, outputs_first
-from prunekit.plan.plan import ATTRIBUTES, OUTPUTS, REPLACE, Plan
+from prunekit.plan.plan import ATTRIBUTES, MIN_UNITS, OUTPUTS, REPLACE, ROUND_TO, MissedTarget, Plan
 from prunekit.plan.unstructured import unstructured_masks
 from prunekit.structure import (
     GROUPED,
@@ -30,7 +31,8 @@ from prunekit.structure.roles import weight_roles
 from prunekit.trajectory.bare import bare
 
 __all__ = [
-    "ALLOCATIONS", "GROUPED", "STRUCTURES", "Plan", "asked_sparsity", "check_sparsity", "check_structure", "choices", "make_plan",
+    "ALLOCATIONS", "GROUPED", "STRUCTURES", "MissedTarget", "Plan", "Sizes",
+    "asked_sparsity", "check_sparsity", "check_structure", "choices", "make_plan",
     "plan_from",
 ]  # fmt: skip
 
@@ -46,6 +48,8 @@ def make_plan(
     ratios: Mapping[str, float] | None = None,
     floor: float = 0.0,
     attention: Mappings = (),
+    round_to: int = 1,
+    min_units: int = 1,
 ) -> Plan:
     """Decides what to remove from ``model``.
 
@@ -62,8 +66,11 @@ def make_plan(
             parameters in an unstructured plan (``conv1.weight``), and groups for channels (``conv1``).
         floor: share of every other layer that stays, in [0, 1).
         attention: projections of attention that its names do not give away, see ``prunekit.structure.heads``.
+        round_to: what stays of a layer's channels (of heads, their number) is a multiple of this, such as 8, or all of it.
+        min_units: as many channels (heads) stay in every layer at least.
 
-    What cannot be cut is named in the plan's ``provenance["refused"]``, with the reason.
+    What cannot be cut is named in the plan's ``provenance["refused"]``, with the reason. Where what can be cut does not reach
+    the sparsity by far, ``Plan.missed`` says so, and a ``MissedTarget`` warning is given.
 
     Raises:
         UsageError: sparsity out of range, unknown structure or allocation, no example inputs, or ratios and floor that
@@ -84,7 +91,10 @@ def make_plan(
         if example_inputs is None:
             raise UsageError(f"structure {structure!r} needs example_inputs (one or two samples) to trace the model")
         groups = find_groups(structure, model, example_inputs, attention)
-    return plan_from(scores, model, groups, sparsity, structure, allocation, ratios, floor)
+    plan = plan_from(scores, model, groups, sparsity, structure, allocation, ratios, floor, Sizes(round_to, min_units))
+    if (missed := plan.missed) is not None:
+        warnings.warn(missed, MissedTarget, stacklevel=2)
+    return plan
 
 
 def plan_from(
@@ -96,9 +106,11 @@ def plan_from(
     allocation: str,
     ratios: Mapping[str, float] | None = None,
     floor: float = 0.0,
+    sizes: Sizes = FREE,
 ) -> Plan:
     """``make_plan`` for a caller that has checked the model and found its ``groups`` already."""
     check_structure(structure)
+    sizes.check(structure)
     shared_by = get_allocation(allocation)
     sparsity = asked_sparsity(structure, sparsity)
     scores.check()
@@ -136,7 +148,7 @@ def plan_from(
         refused |= unscored
         if not groups:
             raise UsageError(f"{structure}: nothing that can be cut may be pruned; see prunable.ignore")
-        keep = channel_keeps(scores, groups, shapes, prunable, sparsity, transform)
+        keep = channel_keeps(scores, groups, shapes, prunable, sparsity, transform, sizes, structure == "heads")
         for group in groups:
             index |= group.index()
             if group.attributes or group.replace:
@@ -152,7 +164,8 @@ def plan_from(
         sharing = partial(directed, rows=True)
         rows = outputs_first(weights, turned)
         keep = as_stored(block_masks(rows, pattern, sparsity, sharing, scores.provenance["group"]), turned)
-    _check_decided(keep, ranks)
+    if sizes == FREE:  # whole multiples come before ratios and floor
+        _check_decided(keep, ranks)
     provenance = {
         "criterion": scores.criterion,
         "scores": scores.digest,
@@ -164,6 +177,8 @@ def plan_from(
         "buffers": list(buffers),
         **({"ratios": dict(ratios)} if ratios else {}),
         **({"floor": floor} if floor else {}),
+        **({ROUND_TO: sizes.round_to} if sizes.round_to > 1 else {}),
+        **({MIN_UNITS: sizes.least} if sizes.least > 1 else {}),
         **({OUTPUTS: turned} if turned and pattern is not None else {}),
     }
     if refused:

@@ -3,17 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import gcd
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.criteria.scores import Scores
+from prunekit.errors import UsageError
 from prunekit.plan.allocation import Sharing
 from prunekit.structure import Group
 from prunekit.structure.roles import weight_roles
 
 STACK = "layers"
 """Name under which whole blocks compete: each is alone in its group, so they are one layer to an allocation."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Which numbers of units a group may keep.
+
+    Attributes:
+        round_to: what stays of a group's outputs is a multiple of this, or all of it; of heads, their number is.
+        least: as many units stay at least, or all where there are fewer.
+    """
+
+    round_to: int = 1
+    least: int = 1
+
+    def check(self, structure: str) -> None:
+        """Raises UsageError unless both make sense for the structure."""
+        for name, value in (("round_to", self.round_to), ("min_units", self.least)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UsageError(f"{name} is {value!r}; it must be a whole number of 1 or more")
+            if value > 1 and structure not in ("channels", "heads"):
+                raise UsageError(f"{name} is {value}; it is for channels and heads, and the structure is {structure}")
+
+    def bundles(self, group: Group, heads: bool, comparable: Tensor) -> list[tuple[float, list[int]]]:
+        """Units that leave at once, least important first, with their mean importance.
+
+        Args:
+            heads: the structure is heads, so that units are counted, not the outputs that they hold.
+        """
+        order = sorted(range(group.size), key=lambda unit: (float(comparable[unit]), unit))
+        if group.whole:
+            return [(float(comparable[unit]), [unit]) for unit in order]
+        each = 1 if heads else next(iter(group.members.values())).shape[1]
+        step = self.round_to // gcd(each, self.round_to)
+        least = -(-self.least // step) * step
+        found: list[tuple[float, list[int]]] = []
+        stays = group.size
+        while (count := stays - (stays - 1) // step * step) and stays - count >= least:
+            bundle = order[group.size - stays :][:count]
+            mean = sum(float(comparable[unit]) for unit in bundle) / count
+            found.append((max(mean, found[-1][0]) if found else mean, bundle))  # rounding must not change their order
+            stays -= count
+        return found
+
+
+FREE = Sizes()
+"""Any number of units, but one at least."""
 
 
 def channel_keeps(
@@ -23,43 +72,46 @@ def channel_keeps(
     prunable: Sequence[str],
     sparsity: float,
     allocation: Sharing,
+    sizes: Sizes = FREE,
+    heads: bool = False,
 ) -> dict[str, Tensor]:
     """Units to keep by group name, ``(units,)``.
 
-    Units go one by one, least important first, the last one of a group never (whole blocks have no such last one); of
-    the states passed through, the one whose removed share of prunable parameters is nearest to ``sparsity`` is taken.
+    Units go one by one, or as many at once as ``sizes`` asks for, least important first, the last one of a group never (whole
+    blocks have no such last one); of the states passed through, the one whose removed share of prunable parameters is nearest
+    to ``sparsity`` is taken.
     """
     comparable = _comparable(scores, groups, allocation)
     keep = {group.name: torch.ones(group.size, dtype=torch.bool) for group in groups}
-    ranking = sorted((float(value), g, u) for g, group in enumerate(groups) for u, value in enumerate(comparable[group.name]))
+    ranking = sorted(
+        (value, g, place, bundle)
+        for g, group in enumerate(groups)
+        for place, (value, bundle) in enumerate(sizes.bundles(group, heads, comparable[group.name]))
+    )
     # Kept length of every axis that some group touches: a parameter keeps the product of its axes.
     lengths = {name: list(shapes[name]) for name in prunable}
     cuts = [
         [(*split, index.shape[1]) for member, index in group.members.items() if (split := _split(member))[0] in lengths]
         for group in groups
     ]
-    left = [group.size for group in groups]
     total = sum(_product(length) for length in lengths.values())
     best, best_distance, removed = 0, sparsity, 0
-    order: list[tuple[str, int]] = []
-    for _, g, unit in ranking:
-        if left[g] == 1 and not groups[g].whole:
-            continue
-        left[g] -= 1
-        keep[groups[g].name][unit] = False
-        order.append((groups[g].name, unit))
+    order: list[tuple[str, list[int]]] = []
+    for _, g, _, bundle in ranking:
+        keep[groups[g].name][bundle] = False
+        order.append((groups[g].name, bundle))
         touched = {name for name, _, _ in cuts[g]}
         before = sum(_product(lengths[name]) for name in touched)
         for name, axis, block in cuts[g]:
-            lengths[name][axis] -= block
+            lengths[name][axis] -= block * len(bundle)
         removed += before - sum(_product(lengths[name]) for name in touched)
         distance = abs(removed / total - sparsity)
         if distance < best_distance:
             best, best_distance = len(order), distance
         if removed / total >= sparsity:
             break
-    for name, unit in order[best:]:
-        keep[name][unit] = True
+    for name, bundle in order[best:]:
+        keep[name][bundle] = True
     return keep
 
 

@@ -22,6 +22,7 @@ from prunekit.structure.replacements import REPLACEMENTS
 SCHEMA = 1
 KEEP, INDEX, GIVEN = "keep/", "index/", "given/"
 ATTRIBUTES, REPLACE = "attributes", "replace"
+ROUND_TO, MIN_UNITS = "round_to", "min_units"
 OUTPUTS = "outputs"
 """In a plan's provenance: axis of the outputs of weights where that is not the first one (patterns run along inputs)."""
 SIZE_ATTRIBUTES = (
@@ -29,6 +30,10 @@ SIZE_ATTRIBUTES = (
     "num_parameters", "embedding_dim", "hidden_size", "input_size", *HEADS, *KV_HEADS, *WIDTHS,
 )  # fmt: skip
 """Whole numbers on modules that say how large they are; a layer cut smaller needs them to match. No other may be set."""
+
+
+class MissedTarget(UserWarning):
+    """A plan removes far less, or far more, than was asked for."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +221,25 @@ class Plan:
         removed = sum(int((~mask).sum()) for name, mask in masks.items() if name not in buffers)
         prunable = sum(c["total"] for c in counts)
         return {"prunable": 1 - sum(c["kept"] for c in counts) / prunable, "all": removed / total}
+
+    @property
+    def missed(self) -> str | None:
+        """What to tell somebody who asked for another sparsity than the plan comes near; None where it does.
+
+        Far is more than 5 points, and more than a fifth of what was asked for. Plans that were edited or joined ask for nothing.
+        """
+        asked = self.provenance.get("sparsity")
+        if asked is None or self.provenance.get("edited") or "first" in self.provenance:
+            return None
+        reached = self.sparsity()["prunable"]
+        if abs(reached - asked) <= max(0.05, 0.2 * asked):
+            return None
+        left = self.provenance.get("refused", {})
+        named = (
+            f"; left whole: {', '.join(list(left)[:3])}{f' and {len(left) - 3} more' if len(left) > 3 else ''}" if left else ""
+        )
+        why = "what can be cut holds no more" if reached < asked else "its units are that large"
+        return f"asked for {100 * asked:.1f} % of the prunable weights, the plan removes {100 * reached:.1f} %: {why}{named}"
 
     def edited(self, keep: Mapping[str, Tensor]) -> Plan:
         """The same plan with other decisions, marked as edited."""

@@ -75,9 +75,15 @@ def score(results: list[dict[str, Any]]) -> None:
         error = r["findings"].get("error")
         note = f", estimated relative error {error['relative']:.2g}" if error else ""
         print(f"score: {r['criterion']} in {r['seconds']:.2f} s{note} -> {r['path']}{_again(r['reused'])}")
+        if plain := r["findings"].get("by_magnitude"):
+            listed = ", ".join(f"{name} ({why})" for name, why in plain["parameters"].items())
+            print(f"  by magnitude, times {plain['scale']:.3g}, for want of inputs to look at: {listed}")
         if uncovered := r["findings"].get("uncovered"):
             listed = ", ".join(f"{name} {count:,}" for name, count in uncovered.items())
             print(f"  no scoring sample touches these weights, so they rank last for want of evidence: {listed}")
+        if skipped := r["findings"].get("by_magnitude"):
+            listed = ", ".join(f"{name} ({why})" for name, why in skipped["parameters"].items())
+            print(f"  scored by magnitude, since {r['criterion']} has nothing to look at there: {listed}")
 
 
 def compare(result: tuple[Comparison, bool]) -> None:
@@ -134,6 +140,8 @@ def prune(result: dict[str, Any]) -> None:
         f"{result['asked']:.4f}, removed {result['achieved']:.4f} of prunable and {result['achieved_all']:.4f} of all "
         f"parameters{notes} -> {result['path']}{_again(result['reused'])}"
     )
+    if result["missed"]:
+        print(f"  {result['missed']}")
     if result["classes"]:
         print(f"  for classes {', '.join(map(str, result['classes']))}: scored, chosen and validated on their samples alone")
     if result["by_auto"] and result["criterion"] == "random":

@@ -20,7 +20,7 @@ from prunekit.kernel import ModelFunction, attribute, second_moments
 from prunekit.kernel.blame import Batches
 from prunekit.kernel.gradients import MomentEngine
 from prunekit.plan import Plan
-from prunekit.plan.plan import REPLACE
+from prunekit.plan.plan import MIN_UNITS, REPLACE, ROUND_TO
 from prunekit.search.limits import Allowance, Limits, Sizes, ranks
 from prunekit.structure import GROUPED, pattern_of
 from prunekit.structure.groups import SKIPS
@@ -259,7 +259,8 @@ class Groups(_Limited):
     def _limits(self, device: torch.device, across: bool) -> Limits | Allowance:
         sizes = torch.tensor(self.sizes, device=device)
         part = torch.arange(len(sizes), device=device).repeat_interleave(sizes)
-        if across and not any(self._whole(name) for name in self.names):
+        sized = ROUND_TO in self._plan.provenance or MIN_UNITS in self._plan.provenance  # numbers of units are what was asked for
+        if across and not sized and not any(self._whole(name) for name in self.names):
             now = torch.bincount(part, self.keep.double(), len(sizes)).long()
             decisions = [decided(self._plan, name) for name in self.names]
             fixed = torch.tensor([ratio for ratio, _ in decisions], device=device)

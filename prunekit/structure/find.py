@@ -34,7 +34,7 @@ def find_groups(structure: str, model: nn.Module, example_inputs: Inputs, attent
     if structure == "layers":
         found, refused = _checked(prober, *layer_groups(prober))
     else:
-        heads, refused, projections = attention_groups(model, attention)
+        heads, refused, projections, others = attention_groups(model, attention)
         traced: list[Group] = []
         if structure == "channels":
             try:
@@ -46,7 +46,10 @@ def find_groups(structure: str, model: nn.Module, example_inputs: Inputs, attent
         if failed := {group.name.partition("#")[0] for group in traced} & refused.keys():
             found, refused = _evenly(prober, found, refused, failed, projections)
         whole, refused = _checked(prober, heads, refused)
-        found += whole
+        more, _ = _checked(prober, [group for group in others if group.name in refused], {})
+        found += whole + more
+        for group in more:
+            del refused[group.name]
     if not found:
         raise StructureError(f"{structure}: {_nothing(structure, refused)}")
     return Groups(found, refused)

@@ -17,10 +17,12 @@ PROJECTIONS = (
     ("q_lin", "k_lin", "v_lin"),
 )  # fmt: skip
 FUSED = ("qkv", "qkv_proj", "in_proj", "c_attn", "query_key_value", "Wqkv")
-OUTPUTS = ("o_proj", "out_proj", "o", "out", "wo", "proj", "to_out", "to_out.0", "out_lin", "dense", "c_proj")
+OUTPUTS = (
+    "o_proj", "out_proj", "o", "out", "wo", "proj", "to_out", "to_out.0", "out_lin", "dense", "c_proj", "output.dense", "output",
+)  # fmt: skip
 HEADS = ("heads", "num_heads", "n_heads", "n_head", "num_attention_heads")
 KV_HEADS = ("kv_heads", "num_kv_heads", "n_kv_heads", "num_key_value_heads")
-WIDTHS = ("all_head_size", "inner_dim", "inner_width", "inner_size")
+WIDTHS = ("all_head_size", "inner_dim", "inner_width", "inner_size", "split_size")
 Mappings = Sequence[Mapping[str, Any]]
 """``[{q: <layer>, k: …, v: …, o: …, heads: 4, kv_heads: 2}]``: attention that its names do not give away.
 
@@ -28,17 +30,22 @@ Mappings = Sequence[Mapping[str, Any]]
 """
 
 
-def attention_groups(model: nn.Module, given: Mappings = ()) -> tuple[list[Group], dict[str, str], set[str]]:
-    """Groups of heads, not yet checked by running; what was refused, with reasons; names of the projections.
+def attention_groups(model: nn.Module, given: Mappings = ()) -> tuple[list[Group], dict[str, str], set[str], list[Group]]:
+    """Groups of heads, not yet checked by running; what was refused, with reasons; names of the projections; other readings.
+
+    Another reading of a group has its name: one layer for queries, keys and values holds them head by head, not one after
+    the other.
 
     A unit is a key-value head with all the query heads that look at it: one with plain attention, several with grouped
     queries. Known are ``nn.MultiheadAttention`` and modules with three linear layers of names in ``PROJECTIONS`` (or one in
-    ``FUSED``), one in ``OUTPUTS`` and an integer attribute in ``HEADS``.
+    ``FUSED``), one in ``OUTPUTS`` (in them or in the module around them) and an integer attribute in ``HEADS``, of theirs or of
+    their ``config``. A linear layer may be transformers' ``Conv1D``.
 
     Raises:
         UsageError: a given mapping names a layer that does not exist, or is none that it can be.
     """
     found: list[Group] = []
+    others: list[Group] = []
     refused: dict[str, str] = {}
     layers: set[str] = set()
     tied = tied_names(model)
@@ -51,13 +58,15 @@ def attention_groups(model: nn.Module, given: Mappings = ()) -> tuple[list[Group
                 refused[name] = reason
             else:
                 found.append(_packed(name, module))
-        elif (spec := _by_name(name, module)) is not None and _first(spec) not in mapped:
+        elif (spec := _by_name(model, name, module)) is not None and _first(spec) not in mapped:
             specs.append(spec)
     for spec in specs:
         layers |= {spec[key] for key in ("q", "k", "v", "qkv") if spec.get(key)}
         name = _first(spec).rpartition(".")[0] or _first(spec)
         try:
             found.append(_fused(name, model, spec) if spec.get("qkv") else _separate(name, model, spec))
+            if spec.get("qkv"):
+                others.append(_fused(name, model, spec, by_head=True))
         except ValueError as error:
             refused[name] = str(error)
     for group in list(found):
@@ -65,7 +74,7 @@ def attention_groups(model: nn.Module, given: Mappings = ()) -> tuple[list[Group
         if bound is not None:
             found.remove(group)
             refused[group.name] = f"{bound} is tied to {tied[bound]}; surgery would untie them"
-    return found, refused, layers
+    return found, refused, layers, others
 
 
 def _first(spec: Mapping[str, Any]) -> str:
@@ -76,30 +85,50 @@ def _checked(model: nn.Module, mapping: Mapping[str, Any]) -> dict[str, Any]:
     modules = dict(model.named_modules())
     for key in ("qkv", "o") if mapping.get("qkv") else ("q", "k", "v", "o"):
         name = mapping.get(key)
-        if not isinstance(modules.get(str(name)), nn.Linear):
+        if not is_linear(modules.get(str(name))):
             raise UsageError(f"structure.attention: {key} is {name!r}, which is no linear layer of the model")
     parent = modules[_first(mapping).rpartition(".")[0]]
-    heads = mapping.get("heads") or _attribute(parent, HEADS)[1]
+    heads = mapping.get("heads") or _said(parent, HEADS)
     if heads is None:
         raise UsageError(f"structure.attention: heads of {_first(mapping)} is not given, and no attribute says it")
-    return {**mapping, "heads": heads, "kv_heads": mapping.get("kv_heads") or _attribute(parent, KV_HEADS)[1]}
+    return {**mapping, "heads": heads, "kv_heads": mapping.get("kv_heads") or _said(parent, KV_HEADS)}
 
 
-def _by_name(name: str, module: nn.Module) -> dict[str, Any] | None:
-    heads = _attribute(module, HEADS)[1]
+def is_linear(module: nn.Module | None) -> bool:
+    """``nn.Linear``, or transformers' ``Conv1D``, which holds its weight turned."""
+    return isinstance(module, nn.Linear) or (module is not None and type(module).__name__ == "Conv1D")
+
+
+def _by_name(model: nn.Module, name: str, module: nn.Module) -> dict[str, Any] | None:
+    heads = _said(module, HEADS)
     if heads is None:
         return None
-    linear = {n for n, m in module.named_modules() if isinstance(m, nn.Linear)}
+    linear = {n for n, m in module.named_modules() if is_linear(m)}
     inputs = next((names for names in PROJECTIONS if linear.issuperset(names)), None)
     output = next((o for o in OUTPUTS if o in linear), None)
     fused = next((f for f in FUSED if f in linear), None)
-    prefix = f"{name}." if name else ""
-    if output is None or (inputs is None and fused is None):
+    prefix = around = f"{name}." if name else ""
+    if inputs is None and fused is None:
+        return None
+    if output is None and name:
+        around = f"{name.rpartition('.')[0]}." if "." in name else ""
+        beside = dict(model.get_submodule(around.removesuffix(".")).named_modules())
+        output = next((o for o in OUTPUTS if is_linear(beside.get(o))), None)
+    if output is None:
         return None
     if inputs is None:
-        return {"qkv": f"{prefix}{fused}", "o": prefix + output, "heads": heads}
-    spec: dict[str, Any] = {key: prefix + layer for key, layer in zip("qkvo", (*inputs, output), strict=True)}
-    return {**spec, "heads": heads, "kv_heads": _attribute(module, KV_HEADS)[1]}
+        return {"qkv": f"{prefix}{fused}", "o": around + output, "heads": heads}
+    spec: dict[str, Any] = {key: prefix + layer for key, layer in zip("qkv", inputs, strict=True)}
+    return {**spec, "o": around + output, "heads": heads, "kv_heads": _said(module, KV_HEADS)}
+
+
+def _said(module: nn.Module, names: Sequence[str]) -> int | None:
+    """A number that the module says, or its configuration."""
+    value = _attribute(module, names)[1]
+    config = getattr(module, "config", None)
+    if value is None and config is not None:
+        value = next((v for n in names if isinstance(v := getattr(config, n, None), int) and not isinstance(v, bool)), None)
+    return value
 
 
 def _attribute(module: nn.Module, names: Sequence[str]) -> tuple[str | None, int | None]:
@@ -112,37 +141,39 @@ def _attribute(module: nn.Module, names: Sequence[str]) -> tuple[str | None, int
 
 def _separate(name: str, model: nn.Module, spec: Mapping[str, Any]) -> Group:
     """Raises ValueError when the sizes are not those of so many heads."""
-    q, k, v, o = (_linear(model, spec[key]) for key in "qkvo")
-    heads = int(spec["heads"])
-    if q.out_features % heads:
-        raise ValueError(f"{spec['q']} has {q.out_features} outputs, not a multiple of {heads} heads")
-    size = q.out_features // heads
-    units = int(spec["kv_heads"] or k.out_features // size)
-    if units < 1 or heads % units or k.out_features != units * size or v.out_features % units:
+    (q, k, v), heads = (_sizes(model, spec[key])[0] for key in "qkv"), int(spec["heads"])
+    inputs = _sizes(model, spec["o"])[1]
+    if q % heads:
+        raise ValueError(f"{spec['q']} has {q} outputs, not a multiple of {heads} heads")
+    size = q // heads
+    units = int(spec["kv_heads"] or k // size)
+    if units < 1 or heads % units or k != units * size or v % units:
         raise ValueError(f"{spec['k']} and {spec['v']} do not have the outputs of {units} key-value heads of {size}")
-    value = v.out_features // units
+    value = v // units
     share = heads // units
-    if o.in_features != heads * value:
-        raise ValueError(f"{spec['o']} has {o.in_features} inputs, not those of {heads} heads of {value}")
+    if inputs != heads * value:
+        raise ValueError(f"{spec['o']} has {inputs} inputs, not those of {heads} heads of {value}")
     members: dict[str, Tensor] = {}
     for layer, block in ((spec["q"], share * size), (spec["k"], size), (spec["v"], value)):
-        members |= _rows(model, layer, units, block)
-    members[f"{spec['o']}.weight@1"] = torch.arange(o.in_features).view(units, share * value)
+        members |= _rows(model, layer, torch.arange(units * block).view(units, block))
+    members[_axis(model, spec["o"], outputs=False)] = torch.arange(inputs).view(units, share * value)
     counted = ((HEADS, heads, share), (KV_HEADS, units, 1), (WIDTHS, heads * size, share * size))
     return Group(name, members, _counting(model, spec["q"], counted))
 
 
-def _fused(name: str, model: nn.Module, spec: Mapping[str, Any]) -> Group:
-    """Raises ValueError when the sizes are not those of so many heads."""
-    qkv, o, heads = _linear(model, spec["qkv"]), _linear(model, spec["o"]), int(spec["heads"])
-    if qkv.out_features != 3 * o.in_features or o.in_features % heads:
-        raise ValueError(f"{spec['qkv']} has {qkv.out_features} outputs, not three times those of {heads} heads")
-    size = o.in_features // heads
+def _fused(name: str, model: nn.Module, spec: Mapping[str, Any], by_head: bool = False) -> Group:
+    """Raises ValueError when the sizes are not those of so many heads.
+
+    Args:
+        by_head: query, key and value of a head stand together, instead of all queries before all keys before all values.
+    """
+    (outputs, _), (_, inputs), heads = _sizes(model, spec["qkv"]), _sizes(model, spec["o"]), int(spec["heads"])
+    if outputs != 3 * inputs or inputs % heads:
+        raise ValueError(f"{spec['qkv']} has {outputs} outputs, not three times those of {heads} heads")
+    size = inputs // heads
     rows = torch.arange(heads * size).view(heads, size)
-    three = _three(rows)
-    members = {f"{spec['qkv']}.weight@0": three, f"{spec['o']}.weight@1": rows}
-    if qkv.bias is not None:
-        members[f"{spec['qkv']}.bias@0"] = three.clone()
+    three = torch.arange(outputs).view(heads, -1) if by_head else _three(rows)
+    members = _rows(model, spec["qkv"], three) | {_axis(model, spec["o"], outputs=False): rows}
     return Group(name, members, _counting(model, spec["qkv"], ((HEADS, heads, 1), (WIDTHS, heads * size, size))))
 
 
@@ -163,16 +194,21 @@ def _counting(model: nn.Module, layer: str, counted: Sequence[tuple[Sequence[str
     }
 
 
-def _linear(model: nn.Module, name: str) -> nn.Linear:
-    found = model.get_submodule(name)
-    assert isinstance(found, nn.Linear)
-    return found
+def _sizes(model: nn.Module, layer: str) -> tuple[int, int]:
+    """Outputs and inputs of a linear layer."""
+    weight = model.get_parameter(f"{layer}.weight")
+    outputs, inputs = weight.shape if isinstance(model.get_submodule(layer), nn.Linear) else reversed(weight.shape)
+    return outputs, inputs
 
 
-def _rows(model: nn.Module, layer: str, units: int, block: int) -> dict[str, Tensor]:
-    rows = torch.arange(units * block).view(units, block)
+def _axis(model: nn.Module, layer: str, outputs: bool) -> str:
+    return f"{layer}.weight@{int(isinstance(model.get_submodule(layer), nn.Linear) != outputs)}"
+
+
+def _rows(model: nn.Module, layer: str, rows: Tensor) -> dict[str, Tensor]:
     bias = getattr(model.get_submodule(layer), "bias", None)
-    return {f"{layer}.weight@0": rows} | ({f"{layer}.bias@0": rows.clone()} if bias is not None else {})
+    members = {_axis(model, layer, outputs=True): rows}
+    return members | ({f"{layer}.bias@0": rows.clone()} if bias is not None else {})
 
 
 def _packed_reason(module: nn.MultiheadAttention | NarrowAttention) -> str | None:

@@ -172,7 +172,7 @@ class Classification(Task):
     # -- targets -----------------------------------------------------------------------------------------------
 
     def targets(self) -> Mapping[str, Target]:
-        return {"outputs": flat, "log_prob": self.log_prob, "margin": self.margin, "loss": self.single_loss}
+        return {"outputs": flat, "log_prob": self.log_prob, "margin": self.margin, "loss": self.own_loss}
 
     def log_prob(self, outputs: Tensor, labels: Labels) -> Tensor:
         """Log-probability of the true class: ``(samples, 1)``, or one a place (0 where a place does not count)."""
@@ -187,6 +187,13 @@ class Classification(Task):
         true = last.gather(-1, index[..., None])[..., 0]
         others = last.scatter(-1, index[..., None], float("-inf"))
         return (true - others.amax(-1)).masked_fill(~counted, 0).reshape(len(outputs), -1)
+
+    def own_loss(self, outputs: Tensor, labels: Labels) -> Tensor:
+        """The loss of each sample alone, the mean over its places: ``(samples, 1)``."""
+        found = self.loss.of_each(outputs, labels)[:, None]
+        if self.loss.weights is None or outputs.dim() == 2:
+            return found
+        return found / self.loss.weights(labels)[:, None].clamp_min(1e-30)
 
     def reference(self, outputs: Tensor) -> Tensor:
         """Log-probabilities."""
@@ -277,7 +284,7 @@ class Places(Classification):
     places = True
 
     def targets(self) -> Mapping[str, Target]:
-        return {"log_prob": self.mean_log_prob, "margin": self.mean_margin, "loss": self.mean_loss}
+        return {"log_prob": self.mean_log_prob, "margin": self.mean_margin, "loss": self.own_loss}
 
     target = "margin"
 
@@ -294,13 +301,6 @@ class Places(Classification):
     def mean_margin(self, outputs: Tensor, labels: Labels) -> Tensor:
         """The mean over places of the margin: ``(samples, 1)``."""
         return self._mean(self.margin(outputs, labels), labels)
-
-    def mean_loss(self, outputs: Tensor, labels: Labels) -> Tensor:
-        """The default loss's mean over a sample's places, or each sample's own of a user's loss: ``(samples, 1)``."""
-        found = self.loss.of_each(outputs, labels)[:, None]
-        if self.loss.weights is None:
-            return found
-        return found / self.loss.weights(labels)[:, None].clamp_min(1e-30)
 
 
 class Segmentation(Places):

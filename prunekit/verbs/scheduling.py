@@ -202,7 +202,7 @@ def _evidence(run: Run, scores: Scores) -> Evidence:
     found: dict[str, Any] = {}
     for leaf in leaves(scores):
         facts = leaf.provenance
-        names = ("share", "rule", "nodes", "tolerance", "stride", "memory", "seed")
+        names = ("share", "rule", "nodes", "tolerance", "stride", "memory", "seed", "skip_unfit")
         found |= {name: facts[name] for name in names if name in facts}
         for name in ("phase", "early"):
             if name in facts:

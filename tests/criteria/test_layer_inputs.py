@@ -261,3 +261,8 @@ def test_a_tied_weight_sees_the_inputs_of_all_its_layers(tmp_path: Path) -> None
         both = (model.one.square().sum(0) + model.two.square().sum(0)).sqrt()
         torch.testing.assert_close(found.importance["first.weight"], model.first.weight.abs() * both)
         torch.testing.assert_close(found.importance["embed.weight"], model.embed.weight.abs() * model.three.norm(dim=0))
+
+
+def test_compositions_say_what_was_scored_by_magnitude(tmp_path: Path) -> None:
+    found = scored(tmp_path, Mixed(), TOKENS, "wanda^0.5*magnitude^0.5", skip_unfit=True)
+    assert set(found.findings["by_magnitude"]["parameters"]) == UNFIT
