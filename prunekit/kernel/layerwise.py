@@ -344,12 +344,14 @@ KEPT: dict[type[nn.Module] | str, Callable[[Any, Tensor], Tensor]] = {
 
 def rule_of(layer: nn.Module) -> Rule | None:
     """The rule of a layer's type, or of the end of its name."""
-    return _entry(LAYERS, layer)
+    found: Rule | None = _entry(LAYERS, layer)
+    return found
 
 
 def kept_of(layer: nn.Module) -> Callable[[Any, Tensor], Tensor] | None:
     """What the layer's rule needs of its input; None for the input itself."""
-    return _entry(KEPT, layer)
+    found: Callable[[Any, Tensor], Tensor] | None = _entry(KEPT, layer)
+    return found
 
 
 def _entry(table: dict[type[nn.Module] | str, Any], layer: nn.Module) -> Any:

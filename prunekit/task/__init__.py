@@ -15,17 +15,10 @@ from prunekit.batch import Inputs, Labels
 from prunekit.errors import UsageError, nearest
 from prunekit.measure.measure import Measure
 from prunekit.task.binary import Binary, MultiLabel
-from prunekit.task.classification import (
-    CausalLM,
-    Classification,
-    MaskedLM,
-    Places,
-    Segmentation,
-    Seq2SeqLM,
-    TokenClassification,
-)
+from prunekit.task.classification import Classification
 from prunekit.task.heads import Heads, Unlabelled
 from prunekit.task.losses import Loss, as_loss
+from prunekit.task.places import CausalLM, MaskedLM, Places, Segmentation, Seq2SeqLM, TokenClassification
 from prunekit.task.regression import Regression
 from prunekit.task.task import TARGET_NAMES, Target, Task
 

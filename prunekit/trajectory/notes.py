@@ -46,6 +46,7 @@ class Notes:
         self.random: list[Tensor] = []
         self.accumulated = False
         """Whether a gradient has come since the last step."""
+        self._come: set[nn.Parameter] = set()  # those that a gradient came to since the last step
         self._noted, self._drawn = 0, 0  # micro-batches and random states noted when the last gradient came
         self._afterwards = False  # whether the loop notes a batch after its backward pass
 
@@ -81,13 +82,14 @@ class Notes:
 
     def _before_gradient(self, parameter: nn.Parameter) -> Any:
         def look(gradient: Tensor) -> None:
-            if self.accumulated and (parameter.grad is None or not bool(parameter.grad.any())):
+            if parameter in self._come and (parameter.grad is None or not bool(parameter.grad.any())):
                 self._let_go(all_of_it=self._afterwards)
 
         return look
 
     def _after_gradient(self, parameter: nn.Parameter) -> None:
         self.accumulated = True
+        self._come.add(parameter)
         self._noted, self._drawn = len(self.line.get("batches", ())), len(self.random)
 
     @torch.no_grad()
@@ -103,6 +105,7 @@ class Notes:
         self.line.pop("gradient_scale", None)
         self.random = self.random[self._drawn :]
         self.accumulated, self._noted, self._drawn, self._afterwards = False, 0, 0, False
+        self._come.clear()
 
 
 @dataclass

@@ -69,8 +69,8 @@ class Watch:
         """Remembers the present state as what was recorded last."""
         if not self._kept:
             self._kept = [torch.empty_like(self._tensor(e.name, owner, key)) for e, owner, key in self._places]
-        for kept, (entry, owner, key) in zip(self._kept, self._places, strict=True):
-            kept.copy_(self._tensor(entry.name, owner, key))
+        if self._kept:
+            torch._foreach_copy_(self._kept, [self._tensor(entry.name, owner, key) for entry, owner, key in self._places])
 
     def moved(self, buffers: bool = False) -> list[str]:
         """Names of parameters, with ``buffers`` of buffers too, that are not as ``keep`` left them."""

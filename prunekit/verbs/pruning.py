@@ -279,7 +279,7 @@ def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
         "asked": plan.provenance["sparsity"],
         "achieved": reached["prunable"],
         "achieved_all": reached["all"],
-        "missed": plan.missed(),
+        "missed": plan.missed,
         "compensated": "compensate" in plan.provenance.get("request", {}),
         "by_auto": plan.provenance.get("request", {}).get("criterion") == "auto",
         "classes": plan.provenance.get("request", {}).get("classes", []),
