@@ -124,6 +124,7 @@ def import_(
     task: Annotated[str | None, typer.Option(help="What it is for: causal_lm, … or module:task; JSON with options.")] = None,
     loss: Annotated[str | None, typer.Option(help="Import path of a loss; the task's own by default.")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Pattern of parameters not to prune; repeatable.")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="Pattern of parameters to prune that are no layer's weights.")] = None,
     seed: Seed = None, device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Bring in a model that was trained elsewhere."""
@@ -133,7 +134,7 @@ def import_(
         "model": {"factory": model, "args": _json_object(model_args, "--model-args")},
         **({} if task is None else {"task": _json_object(task, "--task") if task.startswith("{") else task}),
         **({} if loss is None else {"loss": loss}),
-        "prunable": {"ignore": ignore or []},
+        "prunable": {"ignore": ignore or [], "include": include or []},
     }
     if data is not None:
         content["data"] = {"factory": data, "args": _json_object(data_args, "--data-args")}
@@ -259,6 +260,8 @@ def prune(
     allocation: Annotated[str | None, typer.Option(help="global, uniform, mean, lamp, erk, proportional.")] = None,
     ratio: Annotated[list[str] | None, typer.Option(metavar="PATTERN=SHARE", help="Share to remove; last match counts.")] = None,
     floor: Annotated[float, typer.Option(help="Share of every layer that stays, in [0, 1).")] = 0.0,
+    round_to: Annotated[int | None, typer.Option(min=1, help="Channels, heads: what stays is a multiple of this.")] = None,
+    min_units: Annotated[int | None, typer.Option(min=1, help="Channels, heads: so many stay in a layer at least.")] = None,
     max_params: Annotated[int | None, typer.Option(help="Instead of a sparsity: parameters that may stay.")] = None,
     max_macs: Annotated[int | None, typer.Option(help="Instead: theoretical MACs of one sample.")] = None,
     max_bytes: Annotated[int | None, typer.Option(help="Instead: size of model.safetensors.")] = None,
@@ -304,6 +307,7 @@ def prune(
     how_much = {k: v for k, v in {"sparsity": sparsity, **budgets}.items() if v is not None}
     if apply is not None and (
         how_much or dry_run or refine or refine_budget or refine_again or allocation or compensate or classes or ratio or floor
+        or round_to or min_units
         or criterion != "auto" or structure != "unstructured"
     ):  # fmt: skip
         raise UsageError("--apply takes a finished plan: leave out --dry-run and what makes one, such as --sparsity and --refine")
@@ -328,7 +332,8 @@ def prune(
             {
                 **steps.model_dump(mode="json"), **how_much, "name": name or f"{structure.replace(':', '-')}-{label}",
                 "criterion": criterion, "structure": structure, "allocation": allocation, "ratios": _ratios(ratio or []),
-                "floor": floor, "compensate": compensate, "refine": repair, "squeeze": squeeze,
+                "floor": floor, "round_to": round_to, "min_units": min_units,
+                "compensate": compensate, "refine": repair, "squeeze": squeeze,
                 "classes": _numbers(classes, "--classes"),
             },
             "prune",

@@ -254,9 +254,14 @@ class Attention(_Section):
 
 
 class Structure(_Section):
-    """``attention``: attention whose heads the names of its layers do not give away."""
+    """``attention``: attention whose heads the names of its layers do not give away.
+
+    ``round_to``, ``min_units``: of channels and heads, what stays is a multiple of this, and so many at least; see ``make_plan``.
+    """
 
     attention: list[Attention] = []
+    round_to: Count = 1
+    min_units: Count = 1
 
     def mappings(self) -> list[dict[str, Any]]:
         return [spec.model_dump() for spec in self.attention]
@@ -435,7 +440,8 @@ class Prune(Steps):
     the best of what it stands for. ``sparsity``: share to remove; N:M says it itself, and a budget (one of ``max_…``: parameters,
     MACs, bytes, measured milliseconds, points of validation accuracy, or ``max_drop``: what the task's first measure may lose
     there, in its unit) finds it. ``allocation``: null leaves the choice to
-    ``auto`` (among the recipe's), else means ``global``. ``ratios``, ``floor``: see ``make_plan``. ``compensate``: kept weights
+    ``auto`` (among the recipe's), else means ``global``. ``ratios``, ``floor``, ``round_to`` and
+    ``min_units`` (null for those of ``structure``): see ``make_plan``. ``compensate``: kept weights
     make up for removed ones, computed from training samples and judged on the scoring samples.
     ``refine``: repair the plan before anything else happens,
     in a schedule every round's plan; null lets ``auto`` try it, for ``TRY_FOR`` at most, where it makes one plan. ``squeeze``:
@@ -451,6 +457,8 @@ class Prune(Steps):
     allocation: AllocationName | None = None
     ratios: dict[str, Share] = {}
     floor: Share = 0.0
+    round_to: Count | None = None
+    min_units: Count | None = None
     compensate: bool = False
     refine: Refine | None = None
     squeeze: bool = False
@@ -476,6 +484,9 @@ class Prune(Steps):
     def _repairable(self) -> Prune:
         if self.squeeze and self.structure in GROUPED:
             raise ValueError(f"squeeze is for plans of masks; {self.structure} are cut out as they are")
+        for key in ("round_to", "min_units"):
+            if getattr(self, key) is not None and self.structure not in ("channels", "heads"):
+                raise ValueError(f"{key} is for channels and heads, and the structure is {self.structure}")
         if self.squeeze and self.request():
             raise ValueError("squeeze is for pruning at once; leave out schedule, finetune, rewind and recalibrate")
         try:

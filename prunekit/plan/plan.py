@@ -238,7 +238,7 @@ class Plan:
         named = (
             f"; left whole: {', '.join(list(left)[:3])}{f' and {len(left) - 3} more' if len(left) > 3 else ''}" if left else ""
         )
-        why = "what can be cut holds no more" if reached < asked else "its units are that large"
+        why = "no choice of the units that can go comes nearer"
         return f"asked for {100 * asked:.1f} % of the prunable weights, the plan removes {100 * reached:.1f} %: {why}{named}"
 
     def edited(self, keep: Mapping[str, Tensor]) -> Plan:

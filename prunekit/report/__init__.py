@@ -2,7 +2,7 @@
 
 from prunekit.report.account import account, dense_reconstruction
 from prunekit.report.diff import explain_diff
-from prunekit.report.explain import PrunedPath, Training, View, explain_part, explain_sample, explain_training_sample
+from prunekit.report.explain import PrunedPath, Training, explain_part, explain_sample, explain_training_sample
 from prunekit.report.explain_page import write_explanation
 from prunekit.report.page import accuracy_tables, write_page
 from prunekit.report.parts import Part, find_part
@@ -10,6 +10,7 @@ from prunekit.report.plots import comparison_figure, save_figure, sensitivity_fi
 from prunekit.report.removal import Damage, explain_removal, explain_removals, flat_mask, units_of
 from prunekit.report.study import study_figure, write_study_page
 from prunekit.report.timeline import timeline
+from prunekit.report.view import View
 
 __all__ = [
     "Damage", "Part", "PrunedPath", "Training", "View", "account", "accuracy_tables", "comparison_figure", "dense_reconstruction",

@@ -8,8 +8,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from prunekit.report.explain import View, by_layer, quantity
+from prunekit.report.explain import by_layer
 from prunekit.report.plots import heat_map
+from prunekit.report.view import View, quantity
 
 SAMPLES = 40  # rows of the sample view
 STRETCHES = 32  # its columns

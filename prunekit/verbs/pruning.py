@@ -55,6 +55,7 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
         **({"ratios": dict(wanted.ratios)} if wanted.ratios else {}),
         **({"floor": wanted.floor} if wanted.floor else {}),
         **({budget[0]: budget[1]} if budget[0] else {}),
+        **(sizes := _sizes(run, wanted)),
         **training,
         **({"compensate": compensation_request(run)} if wanted.compensate else {}),
         **({"squeeze": True} if wanted.squeeze else {}),
@@ -70,7 +71,12 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
     if dry_run and repair is not None and repair.again:
         raise UsageError("--dry-run shows a plan that is made at once; refining again changes it after fine-tuning")
     refuse_foreign(folder)
-    options: dict[str, Any] = {"ratios": wanted.ratios, "floor": wanted.floor, "attention": run.recipe.structure.mappings()}
+    options: dict[str, Any] = {
+        "ratios": wanted.ratios,
+        "floor": wanted.floor,
+        "attention": run.recipe.structure.mappings(),
+        **sizes,
+    }
 
     def choose_at(sparsity: float) -> Mapping[str, Any]:
         found: Mapping[str, Any] = {"criterion": names[0] if names else "", "allocation": wanted.allocation or "global"}
@@ -264,6 +270,14 @@ def _made_from(folder: Path, dry_run: bool) -> dict[str, Any] | None:
     if found.get("request", {}).get("refine", {}).get("ended") == "interrupted":
         return {PROBLEM: "refining was interrupted"}
     return {**found.get("request", {}), **trained}
+
+
+def _sizes(run: Run, wanted: Prune) -> dict[str, int]:
+    """Which numbers of units may stay, where that is not any: the wanted ones, else the recipe's for channels and heads."""
+    if wanted.structure not in ("channels", "heads"):
+        return {}
+    asked = {key: getattr(wanted, key) or getattr(run.recipe.structure, key) for key in ("round_to", "min_units")}
+    return {key: value for key, value in asked.items() if value > 1}
 
 
 def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
