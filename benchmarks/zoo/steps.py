@@ -215,14 +215,13 @@ class Walk:
         return f"{len(names)} models"
 
     def _explain(self) -> str:
-        run = Run(self.run)
+        run, name = Run(self.run), self._made("unstructured", "channels")[0]
         if len(run.trajectory):  # what came from where is about a path
             layer = next(name for name in run.evidence.prunable if "." in name).rpartition(".")[0]
-            result = json.loads(command("explain", self.run, "layer", layer, "--quiet", "--json", *FEW))
-            _finite(result, f"explain layer {layer}")
-        name = self._made("unstructured", "channels")[0]
-        result = json.loads(command("explain", self.run / "pruned" / name, "--quiet", "--json", *FEW))
-        _finite(result, f"explain pruned/{name}")
+            said = command("explain", self.run, "layer", layer, "--pruned", name, "--quiet", "--json", *FEW)
+            _finite(json.loads(said), f"explain layer {layer}")
+        said = command("explain", self.run / "pruned" / name, "--quiet", "--json", *FEW)
+        _finite(json.loads(said), f"explain pruned/{name}")
         return ""
 
     def _made(self, *names: str) -> list[str]:
