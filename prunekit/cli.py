@@ -125,6 +125,9 @@ def import_(
     loss: Annotated[str | None, typer.Option(help="Import path of a loss; the task's own by default.")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Pattern of parameters not to prune; repeatable.")] = None,
     include: Annotated[list[str] | None, typer.Option(help="Pattern of parameters to prune that are no layer's weights.")] = None,
+    attention: Annotated[
+        list[str] | None, typer.Option(metavar="JSON", help="Layers of an attention: q, k, v (or qkv), o, heads; repeatable.")
+    ] = None,
     seed: Seed = None, device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Bring in a model that was trained elsewhere."""
@@ -135,6 +138,7 @@ def import_(
         **({} if task is None else {"task": _json_object(task, "--task") if task.startswith("{") else task}),
         **({} if loss is None else {"loss": loss}),
         "prunable": {"ignore": ignore or [], "include": include or []},
+        "structure": {"attention": [_json_object(one, "--attention") for one in attention or []]},
     }
     if data is not None:
         content["data"] = {"factory": data, "args": _json_object(data_args, "--data-args")}

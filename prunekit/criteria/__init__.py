@@ -246,6 +246,8 @@ def provenance(evidence: Evidence, criterion: str) -> dict[str, Any]:
         "prunable": list(evidence.prunable),
         **({"kept": list(evidence.kept)} if evidence.kept else {}),
     }
+    if any(p.dtype in (torch.float16, torch.bfloat16) for p in evidence.model.parameters()):
+        facts["compute_dtype"] = "float32"  # of a model in half precision
     if chosen.needs_data:
         samples = evidence.samples()
         facts |= {"samples": len(samples), "data": samples.digest()}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import prunekit
 from prunekit.data import digits
@@ -100,3 +100,38 @@ def test_a_model_without_heads_is_told_so(run: Path, cli: Cli) -> None:
     assert done.code == 1
     assert "heads: no attention was found" in done.err
     assert done.err.count("\n") == 1
+
+
+def test_an_attention_is_named_when_a_model_is_imported(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "named.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.one, self.two, self.three, self.back = (nn.Linear(8, 8) for _ in range(4))\n"
+        "        self.last = nn.Linear(8, 3)\n"
+        "    def forward(self, x):\n"
+        "        q, k, v = (f(x).unflatten(-1, (-1, 4)).transpose(1, 2) for f in (self.one, self.two, self.three))\n"
+        "        found = torch.nn.functional.scaled_dot_product_attention(q, k, v)\n"
+        "        return self.last(self.back(found.transpose(1, 2).flatten(2)).mean(1))\n"
+        "def build(): return Net()\n"
+        "def data():\n"
+        "    x = torch.randn(80, 5, 8, generator=torch.Generator().manual_seed(0))\n"
+        "    parts = zip(('train', 'validation', 'test', 'scoring'), x.split(20))\n"
+        "    return {name: (part, part[:, 0, :3].argmax(1)) for name, part in parts}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import named  # type: ignore[import-not-found]
+
+    save_file(named.build().state_dict(), "m.safetensors")
+    done = cli("import", "--model", "named:build", "--weights", "m.safetensors", "--data", "named:data", "--out", "r",
+               "--attention", '{"q": "one", "k": "two", "v": "three", "o": "back", "heads": 2}')  # fmt: skip
+    assert done.code == 0, done.err
+    assert cli("score", "r", "-c", "magnitude").code == 0
+    done = cli("prune", "r", "-c", "magnitude", "-s", "0.3", "--structure", "heads", "--name", "h")
+    assert done.code == 0, done.err
+    assert load_file("r/pruned/h/model.safetensors")["one.weight"].shape == (4, 8)
+    done = cli("import", "--model", "named:build", "--weights", "m.safetensors", "--out", "other", "--attention", '{"q": "one"}')
+    assert done.code == 2
+    assert "structure.attention.0" in done.err
