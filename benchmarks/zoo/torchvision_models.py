@@ -67,7 +67,9 @@ def _densenet() -> nn.Module:
 
 def _vgg() -> nn.Module:
     from_ = _models().vgg
-    model = from_.VGG(from_.make_layers([8, "M", 16, "M", 32, 32, "M"], batch_norm=True), num_classes=CLASSES)
+    features = from_.make_layers([8, "M", 16, "M", 32, 32, "M"], batch_norm=True)
+    with torch.device("meta"):  # its own classifier would have 120 million weights
+        model = from_.VGG(features, num_classes=CLASSES, init_weights=False)
     model.avgpool = nn.AdaptiveAvgPool2d(2)
     model.classifier = nn.Sequential(
         nn.Linear(128, 32), nn.ReLU(True), nn.Dropout(), nn.Linear(32, 32), nn.ReLU(True), nn.Dropout(), nn.Linear(32, CLASSES)
