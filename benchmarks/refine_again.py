@@ -46,7 +46,7 @@ def measured(study: Path, case: str, seed: int, sparsity: float, epochs: int, ag
     allocation = json.loads(cell.read_text())["made_from"]["allocation"] if cell.exists() else "global"
     batches = run.batches("validation")
     candidates = Candidates(run.model, {"magnitude": run.scores("magnitude")}, batches, ["unstructured"], [])
-    material = Material(run.evidence, run.batches("train", SAMPLES), [run.evidence.samples()], run.example, seed)
+    material = Material(run.evidence, run.batches("train", SAMPLES), run.evidence.samples(), run.example, seed)
     plan = refine_plan(candidates.plan("unstructured", "magnitude", allocation, sparsity), run.model, material)
     how = finetuning_of(run, Steps(finetune=Finetune(epochs=epochs)))
 

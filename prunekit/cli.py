@@ -276,7 +276,7 @@ def prune(
     refine: Annotated[
         bool | None, typer.Option("--refine/--no-refine", help="Repair the plan by blame; auto tries it (docs/refine.md).")
     ] = None,
-    refine_budget: Annotated[str | None, typer.Option(help="Stop refining after so long, such as 60s; auto's try: 60s.")] = None,
+    refine_budget: Annotated[str | None, typer.Option(help="Refine for so long in all, such as 60s; auto's try: 60s.")] = None,
     refine_again: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Refine and fine-tune so many times more; implies --refine.")
     ] = None,

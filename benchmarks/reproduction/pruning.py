@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from benchmarks.outputs import fidelity, predict
 from prunekit.apply import apply_masks
 from prunekit.criteria import Evidence, score, score_evidence
+from prunekit.data import Samples
 from prunekit.plan.unstructured import unstructured_masks
 from prunekit.verbs.run_folder import Run
 
@@ -110,7 +111,7 @@ def causes(case: Run, x: Tensor, y: Tensor, chosen: argparse.Namespace) -> str:
 
 def rescored(case: Run, pair: tuple[Tensor, Tensor], prunable: list[str], keep: float) -> dict[str, Tensor]:
     """Taylor's masks, reached in steps of one ratio, each scored on the weights that the last one left; none is updated."""
-    evidence = Evidence(case.trajectory, case.model, tuple(prunable), *pair, device=case.device)
+    evidence = Evidence(case.trajectory, case.model, tuple(prunable), Samples.held([pair]), device=case.device)
     masks: dict[str, Tensor] = {}
     for number in range(1, ROUNDS + 1):
         importance = score_evidence(evidence, "taylor").importance  # 0 where a weight is gone, so it stays gone

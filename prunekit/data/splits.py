@@ -33,7 +33,7 @@ class Split:
     Args:
         source: ``(inputs, labels)`` or a mapping of the model's arguments with labels among them, all of tensors with samples on
             the first axis; or a data set with ``len`` and indexing (``torch.utils.data``, ``datasets.Dataset``); or a loader,
-            whose data set and ``collate_fn`` are taken.
+            whose data set and ``collate_fn`` are taken; with ``collate`` also a list of items.
         normal: makes ``(inputs, labels)`` of what collating gives, see ``prunekit.task.Task.batch``.
         collate: makes a batch of a list of items; torch's own when None.
         fingerprint: stands for the samples' content where hashing all of them takes too long. It must change when they do.
@@ -60,7 +60,7 @@ class Split:
         if collate is None and _in_memory(source):
             self.held = normal(source)
             self._check_held(self.held)
-        elif isinstance(source, str | bytes | Mapping | list | tuple) or not is_dataset(source):
+        elif not is_dataset(source) and not (isinstance(source, list) and collate is not None):
             raise UsageError(
                 f"data: a split must be (inputs, labels), a mapping of tensors, or a map-style dataset, not "
                 f"{type(source).__name__}"

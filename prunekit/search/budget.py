@@ -9,6 +9,9 @@ from prunekit.progress import Bar
 HIGHEST = 0.999
 GRID = (0.98, 0.95, 0.92, 0.89, 0.86, 0.83, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
 """Where ``most`` looks, from small models to large ones."""
+HALVINGS = 3
+TRIES = len(GRID) + HALVINGS
+"""How many models ``most`` looks at, at most."""
 
 
 def least(size: Callable[[float], float], budget: float, halvings: int = 12) -> tuple[float, float]:
@@ -42,7 +45,7 @@ def least(size: Callable[[float], float], budget: float, halvings: int = 12) -> 
     return high, reached
 
 
-def most(accuracy: Callable[[float], float], floor: float, halvings: int = 3) -> tuple[float, float] | None:
+def most(accuracy: Callable[[float], float], floor: float, halvings: int = HALVINGS) -> tuple[float, float] | None:
     """The highest sparsity with which ``accuracy`` is at least ``floor``: down a grid, then halving the last gap.
 
     Accuracy does not fall evenly with sparsity, so this is the smallest model that was *seen* to hold, and no proof that no

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from prunekit.measure import Measure
 from prunekit.plan import GROUPED
 from prunekit.recipe import Recipe
 from prunekit.structure import find_groups, prunable_parameters
-from prunekit.task import Task
+from prunekit.task import Task, guess_task
 from prunekit.task.evaluation import run
 from prunekit.trajectory import Layout
 
@@ -45,6 +46,7 @@ def probe(recipe: Recipe, model: nn.Module, splits: dict[str, Split], training: 
     task.get_target(task.target if target is None else target)
     for name, split in splits.items():
         shared: set[str] | None = None
+        _check_every_label(recipe, task, model, split, name)
         for where in _batches(split, recipe.train.batch_size if name == "train" else EVAL_BATCH):
             x, y = split.batch(where)
             _check_finite(x, name)
@@ -54,7 +56,6 @@ def probe(recipe: Recipe, model: nn.Module, splits: dict[str, Split], training: 
             if name == "train" and (training or task.loss.name != "none"):
                 _check_loss(recipe, task, model, x, y)
             shared = _check_shared(shared, x, len(where), name)
-        _check_every_label(task, model, split, name)
 
 
 def _batches(split: Split, most: int) -> list[range]:
@@ -75,6 +76,21 @@ def _check_shared(before: set[str] | None, x: Inputs, samples: int, split: str) 
             "samples on its first axis, or belongs into the model"
         )
     return rows
+
+
+def settled(recipe: Recipe, model: nn.Module, splits: Mapping[str, Split] | None) -> Recipe:
+    """The recipe with its task named, where training data and model show one that is not classification.
+
+    Raises:
+        UsageError: they leave doubt, or the model does not take the data.
+    """
+    if recipe.task is not None or splits is None:
+        return recipe
+    split = splits["train"]
+    x, y = split.batch(range(min(PROBE, len(split))))
+    outputs = _outputs(recipe, recipe.load_task(), model, x, "train")
+    name = guess_task(outputs, y, recipe.load_loss() is not None, x)
+    return recipe if name == "classification" else recipe.model_copy(update={"task": name})
 
 
 def probe_structures(recipe: Recipe, model: nn.Module, splits: dict[str, Split]) -> None:
@@ -144,14 +160,13 @@ def _try(task: Task, measure: Measure, outputs: Tensor, labels: Labels, split: s
         raise UsageError(f"task {task.name}: {what} is {value} on the {split} split")
 
 
-def _check_every_label(task: Task, model: nn.Module, split: Split, name: str) -> None:
+def _check_every_label(recipe: Recipe, task: Task, model: nn.Module, split: Split, name: str) -> None:
     """Labels that lie in memory are all looked at; of others those of the batches that were tried."""
     if split.held is None or not isinstance(split.held[1], Tensor):
         return
     inputs, labels = split.held
     _check_finite(inputs, name)
-    few = range(min(2, len(split)))
-    outputs = run(model, (split.batch(few)[0], None), task)
+    outputs = _outputs(recipe, task, model, split.batch(range(min(2, len(split))))[0], name)
     task.check(outputs[:1].expand(len(labels), *outputs.shape[1:]), labels, f"{name} split")
 
 

@@ -15,15 +15,16 @@ from prunekit.apply import Manifest, save, squeeze
 from prunekit.criteria import Scores, expand, model_digest
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.plan import GROUPED, Plan, asked_sparsity, make_plan
-from prunekit.recipe import DROPS, Prune, Steps
+from prunekit.recipe import DROPS, Prune, Refine, Steps, parse_seconds
 from prunekit.search import Candidates, Comparison, Given, Planner, choose
+from prunekit.search.budget import TRIES
 from prunekit.search.patterns import get_pattern
 from prunekit.search.planner import MakePattern
 from prunekit.task.evaluation import run as run_model
 from prunekit.trajectory import Trajectory
 from prunekit.verbs.budgets import within_budget
 from prunekit.verbs.compensating import compensation_request, pruned_as_asked
-from prunekit.verbs.refining import better_plan, refining_again, refining_request
+from prunekit.verbs.refining import Seconds, better_plan, refining_again, refining_request
 from prunekit.verbs.run_folder import PROBLEM, Run, reusable
 from prunekit.verbs.scheduling import planner_for, prune_in_steps, validation_figure
 from prunekit.verbs.scoring import comparison_inputs, score_run
@@ -96,6 +97,7 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
             **options,
         )
 
+    seconds = _seconds(wanted, repair)
     sized = budget[0] in ("max_macs", "max_bytes", "max_latency_ms")  # these follow from every tensor's size
 
     def repaired(plan: Plan, model: nn.Module, pattern: MakePattern | None = None) -> Plan:
@@ -103,7 +105,7 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
             return plan
         if sized:
             pattern = partial(pattern or get_pattern, across=False)
-        plan, ended = better_plan(run, plan, repair, wanted.compensate, model, pattern)
+        plan, ended = better_plan(run, plan, repair, wanted.compensate, model, pattern, seconds)
         if ended == "interrupted" and (wanted.schedule.name != "one-shot" or repair.again):
             raise KeyboardInterrupt  # of a schedule nothing is worth keeping before its last round
         if ended == "interrupted":
@@ -125,7 +127,11 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
         sparsity = asked_sparsity(structure, wanted.sparsity)
     chosen = choose_at(sparsity)
     if wanted.request() and not dry_run:
-        again = None if repair is None else refining_again(run, repair, partial(get_pattern, across=False) if sized else None)
+        again = (
+            None
+            if repair is None
+            else refining_again(run, repair, partial(get_pattern, across=False) if sized else None, seconds)
+        )
         done = prune_in_steps(run, folder, planner_at(chosen), sparsity, wanted, training, request, facts, again)
         return {**_summary(folder, Plan.load(folder / "plan.safetensors")), **done, "reused": False}
     plan = plan_at(chosen, sparsity)
@@ -134,6 +140,17 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
         plan.save(folder / "plan.safetensors")
         return {**_summary(folder, plan), **facts, "dry_run": True, "reused": False}
     return _write(run, plan, folder, facts)
+
+
+def _seconds(wanted: Prune, repair: Refine | None) -> Seconds | None:
+    """The command's time to refine in, over all the plans that it may make: every one that a search for a drop tries, and of
+
+    each every round's; None without a budget."""
+    if repair is None or repair.budget is None:
+        return None
+    rounds = 1 if wanted.schedule.name == "one-shot" else wanted.schedule.rounds
+    tried = (TRIES + 1 if wanted.budget[0] in DROPS else 1) * (rounds + repair.again)
+    return Seconds(parse_seconds(repair.budget), tried)
 
 
 def _for_classes(run: Run, classes: Sequence[int], names: Sequence[str], overwrite: bool) -> Run:

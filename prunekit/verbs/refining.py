@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -19,8 +21,35 @@ from prunekit.verbs.compensating import compensator
 from prunekit.verbs.run_folder import Run
 
 
-def refining(run: Run, options: Refinement) -> Callable[..., Plan]:
+@dataclass
+class Seconds:
+    """What is left of a command's time to refine in, dealt out evenly over the plans that it may still refine.
+
+    Attributes:
+        left: seconds; None for no limit.
+        plans: how many may still come.
+    """
+
+    left: float | None
+    plans: int = 1
+
+    @contextmanager
+    def share(self) -> Iterator[float | None]:
+        """The next plan's seconds; what it does not take is the later ones'."""
+        started = time.monotonic()
+        try:
+            yield None if self.left is None else self.left / max(1, self.plans)
+        finally:
+            self.plans -= 1
+            if self.left is not None:
+                self.left = max(0.0, self.left - (time.monotonic() - started))
+
+
+def refining(run: Run, options: Refinement, seconds: Seconds | None = None) -> Callable[..., Plan]:
     """``prunekit.refine`` as asked for, computed on the run's device.
+
+    Args:
+        seconds: in the place of the options' budget, where several plans share it.
 
     Its arguments: a plan, the model that it was made for (the dense one by default), ``refine``'s ``pattern`` and ``reference``.
     """
@@ -32,32 +61,34 @@ def refining(run: Run, options: Refinement) -> Callable[..., Plan]:
     ) -> Plan:
         chosen = run.model if model is None else model
         place = next(chosen.parameters()).device
+        asked = options.options()
         try:
-            return refine(
-                plan,
-                chosen.to(run.device),
-                learn,
-                accept=accept,
-                seed=run.recipe.seed,
-                task=run.task,
-                pattern=pattern,
-                reference=reference,
-                **options.options(),
-            )
+            with (seconds or Seconds(asked["budget_seconds"])).share() as budget:
+                return refine(
+                    plan,
+                    chosen.to(run.device),
+                    learn,
+                    accept=accept,
+                    seed=run.recipe.seed,
+                    task=run.task,
+                    pattern=pattern,
+                    reference=reference,
+                    **{**asked, "budget_seconds": budget},
+                )
         finally:
             chosen.to(place)
 
     return refined
 
 
-def refining_again(run: Run, options: Refine, pattern: MakePattern | None = None) -> Again | None:
+def refining_again(run: Run, options: Refine, pattern: MakePattern | None = None, seconds: Seconds | None = None) -> Again | None:
     """What ``prune_by_schedule`` takes to refine again; None where it is not asked for.
 
     Ctrl-C ends the command: what a search has found by then is not worth training on unasked.
     """
     if not options.again:
         return None
-    refined = refining(run, options)
+    refined = refining(run, options, seconds)
 
     def again(plan: Plan, base: nn.Module, dense: nn.Module) -> Plan:
         found = refined(plan, base, pattern, reference=dense)
@@ -78,7 +109,13 @@ def refining_request(run: Run, options: Refinement) -> dict[str, Any]:
 
 
 def better_plan(
-    run: Run, plan: Plan, options: Refine, compensating: bool, model: nn.Module, pattern: MakePattern | None
+    run: Run,
+    plan: Plan,
+    options: Refine,
+    compensating: bool,
+    model: nn.Module,
+    pattern: MakePattern | None,
+    seconds: Seconds | None = None,
 ) -> tuple[Plan, str]:
     """The refined plan; where it is only to be ``better``, the one whose model is better on validation data, which says so.
 
@@ -98,7 +135,7 @@ def better_plan(
     if judged and all(bool(keep.all()) for keep in plan.keep.values()):
         return noted(plan, False, why="nothing is removed"), ""
     try:
-        refined = refining(run, options)(plan, model, pattern)
+        refined = refining(run, options, seconds)(plan, model, pattern)
     except UsageError as error:
         if not judged:
             raise

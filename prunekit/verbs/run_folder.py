@@ -20,8 +20,8 @@ from prunekit.imports import call
 from prunekit.recipe import Recipe, check_device
 from prunekit.structure import kept_layers, prunable_parameters
 from prunekit.task import Task
-from prunekit.task.settle import guess
 from prunekit.trajectory import Trajectory, load_into
+from prunekit.verbs.probe import settled
 
 PROBLEM = "problem"
 
@@ -236,18 +236,6 @@ def load_splits(recipe: Recipe) -> dict[str, Split]:
     if recipe.data is None:
         raise PrunekitError("this run has no data; import the model again with --data my_module:data")
     return as_splits(call(recipe.data.factory, "data", recipe.data.arguments()), recipe.data.factory, recipe.load_task().batch)
-
-
-def settled(recipe: Recipe, model: nn.Module, splits: Mapping[str, Split] | None) -> Recipe:
-    """The recipe with its task named, where validation data and model show one that is not classification.
-
-    Raises:
-        UsageError: they leave doubt.
-    """
-    if recipe.task is not None or splits is None:
-        return recipe
-    name = guess(model, splits["validation"].samples(), recipe.load_task(), recipe.load_loss() is not None)
-    return recipe if name == "classification" else recipe.model_copy(update={"task": name})
 
 
 def recorded_inputs(path: Path, read: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any] | None:

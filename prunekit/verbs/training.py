@@ -23,8 +23,8 @@ from prunekit.training.loop import batches_per_epoch, train
 from prunekit.trajectory import Layout, Recorder, Trajectory, disk_needed, load_into, read_weights, snapshot, write_checkpoints
 from prunekit.trajectory.layout import named_tensors, refuse_meta
 from prunekit.trajectory.loading import fitted
-from prunekit.verbs.probe import probe
-from prunekit.verbs.run_folder import PROBLEM, load_splits, reusable, settled
+from prunekit.verbs.probe import probe, settled
+from prunekit.verbs.run_folder import PROBLEM, load_splits, reusable
 
 WATCHED = ("train", "validation")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -136,10 +137,14 @@ def test_damaged_pruned_models_are_refused_by_name(run: Path, cli: Cli, name: st
     one_line(cli("eval", run / "pruned" / "small", "--overwrite"), 1, name)
 
 
-def test_a_pickled_checkpoint_is_not_opened(cli: Cli, tmp_path: Path) -> None:
+def test_a_pickled_checkpoint_is_read_for_its_weights_alone(cli: Cli, tmp_path: Path) -> None:
     torch.save({"w": torch.ones(2)}, tmp_path / "m.pt")
     done = cli("import", "--model", "prunekit.models:digits_cnn", "--weights", tmp_path / "m.pt", "--out", tmp_path / "run")
-    one_line(done, 1, "m.pt: not a whole safetensors file", "never unpickles")
+    one_line(done, 1, "m.pt: has w, which the model does not")
+    (tmp_path / "code.pt").write_bytes(pickle.dumps({"w": print}))
+    done = cli("import", "--model", "prunekit.models:digits_cnn", "--weights", tmp_path / "code.pt", "--out", tmp_path / "run")
+    one_line(done, 1, "code.pt")
+    assert "Traceback" not in done.err
     assert not (tmp_path / "run" / "trajectory").exists()
 
 
@@ -303,7 +308,7 @@ def test_code_in_a_run_folder_is_not_reached_by_a_dotted_name(run: Path, cli: Cl
 
 
 USERS = {
-    "out = (self.layer(x.flatten(1)),)": "must return one float tensor",
+    "out = self.layer(x.flatten(1)); out = (out, out)": "the model returned tuple of 0 (",
     "out = self.layer(x)": "fails on data of the train split",
     "out = self.layer(x.flatten(1)).sum()": "must return one float tensor",
     "out = self.layer(x.flatten(1)) / 0": "NaN or Inf",

@@ -61,3 +61,21 @@ def test_a_search_that_is_done_in_time_is_the_one_without_a_budget() -> None:
     assert timed.provenance["refine"]["ended"] == "done"
     assert all(torch.equal(free.keep[name], keep) for name, keep in timed.keep.items())
     assert free.history == timed.history
+
+
+def test_a_budget_is_the_whole_commands_however_many_plans_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunekit.verbs import refining
+
+    now = [0.0]
+    monkeypatch.setattr(refining.time, "monotonic", lambda: now[0])
+    seconds = refining.Seconds(8.0, 20)
+    given = []
+    for _ in range(20):
+        with seconds.share() as share:
+            assert share is not None
+            given.append(share)
+            now[0] += share / 2 if len(given) == 1 else share  # the first one ends early: the others have more
+    assert now[0] == pytest.approx(8.0)
+    assert given[1] > given[0]
+    with refining.Seconds(None, 3).share() as share:
+        assert share is None

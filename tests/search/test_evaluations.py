@@ -142,7 +142,9 @@ def test_rescoring_units_takes_a_gradient_a_round(way: str, tmp_path: Path) -> N
     assert 10 < gone < equal_cost()
     rounds = gone if way == "rescored" else 10
     with counted(model) as found:
-        again = get_repair(way, "channels")(plan, model, Material(evidence, batches[:2], batches[2:], x[:2], 0))
+        again = get_repair(way, "channels")(
+            plan, model, Material(evidence, Samples.held(batches[:2]), Samples.held(batches[2:]), x[:2], 0)
+        )
     samples = sum(len(x) for x, _ in batches[:2])
     choosing = 2 * 2  # of an engine, in every round
     assert found.gradients == rounds * (samples + choosing)
