@@ -143,15 +143,18 @@ class Samples:
             number = max(n for n, start in enumerate(starts[:-1]) if start <= first)
             if first == starts[number] and len(where) == sizes[number] and where[-1] == starts[number + 1] - 1:
                 return batches[number]
-            found = []
+            found, places = [], []
             for number, start in enumerate(starts[:-1]):
-                here = [i - start for i in where if start <= i < start + sizes[number]]
+                here = [place for place, i in enumerate(where) if start <= i < start + sizes[number]]
                 if here:
-                    found.append(taken(batches[number], here))
+                    found.append(taken(batches[number], [where[place] - start for place in here]))
+                    places += here
             if len(found) == 1:
                 return found[0]
             counts = [size(inputs) for inputs, _ in found]
-            return joined([inputs for inputs, _ in found], counts), joined([labels for _, labels in found], counts)
+            whole = joined([inputs for inputs, _ in found], counts), joined([labels for _, labels in found], counts)
+            order = sorted(range(len(places)), key=places.__getitem__)
+            return whole if places == sorted(places) else taken(whole, order)
 
         return cls(fetch, [range(starts[n], starts[n + 1]) for n in range(len(sizes))])
 
