@@ -67,7 +67,7 @@ def loss(model: nn.Module, batch: Any, entry: Entry) -> Tensor:
         return model(**batch).loss
     answer, labels = _answered(model, batch)
     if entry.loss is not None:
-        return load_object(entry.loss, "loss")(tuple(answer.values()) if isinstance(answer, Mapping) else answer, labels)
+        return load_object(entry.loss, "loss")(_heads(answer, entry), labels)
     outputs = _logits(answer)
     if entry.task == "token_classification":
         return F.cross_entropy(outputs.flatten(0, 1), labels.flatten())
@@ -89,6 +89,10 @@ def _answered(model: nn.Module, batch: Any) -> tuple[Any, Any]:
         return model(**{key: value for key, value in batch.items() if key != "labels"}), batch["labels"]
     inputs, labels = batch
     return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs), labels
+
+
+def _heads(answer: Any, entry: Entry) -> Any:
+    return tuple(answer[key] for key in entry.options["heads"]) if "heads" in entry.options else answer
 
 
 def _logits(answer: Any) -> Tensor:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunekit.batch import Inputs, Labels, size, to
+from prunekit.batch import Inputs, Labels, size, take, to
 from prunekit.kernel.bisection import bisect
 from prunekit.kernel.function import ModelFunction
 from prunekit.kernel.quadrature import get_rule
+from prunekit.kernel.stepwise import layers_of
 from prunekit.trajectory.trajectory import Segment
 
 
@@ -143,17 +144,39 @@ def shares_by_layer(function: ModelFunction, segment: Segment, x: Inputs, y: Lab
     """
     x, y = to(x, function.device), to(y, function.device)
     theta, end = segment.start.to(function.device), segment.end.to(function.device)
+    with torch.no_grad():
+        samples, targets = function(theta, x, y).shape
     directions: dict[str, Tensor] = {}
     for entry in function.layout:
         layer = entry.name.rpartition(".")[0] or entry.name
         directions.setdefault(layer, torch.zeros_like(theta))[entry.span] = (end - theta)[entry.span]
+    directions = {layer: direction for layer, direction in directions.items() if direction.any()}
+    if samples * targets < len(directions):  # a backward pass a number gives all layers at once
+        return _shares_by_gradients(function, theta, end, list(directions), x, y, targets, nodes)
     shares: dict[str, Tensor] = {}
     for layer, direction in directions.items():
-        if not direction.any():
-            continue
         slopes = [
             weight * function.directional(torch.lerp(theta, end, node), direction, x, y)[1]
             for node, weight in get_rule("midpoint", nodes)
         ]
         shares[layer] = torch.stack(slopes).sum(0)
+    return shares
+
+
+def _shares_by_gradients(
+    function: ModelFunction, theta: Tensor, end: Tensor, layers: list[str], x: Inputs, y: Labels, targets: int, nodes: int
+) -> dict[str, Tensor]:
+    """``shares_by_layer`` of few samples and targets, by reverse mode."""
+    samples = size(x)
+    spans = layers_of(function.layout)
+    shares = {layer: theta.new_zeros(samples, targets) for layer in layers}
+    one = torch.eye(targets, dtype=theta.dtype, device=theta.device)
+    for sample in range(samples):
+        alone, label = take(x, slice(sample, sample + 1)), take(y, slice(sample, sample + 1), samples)
+        for node, weight in get_rule("midpoint", nodes):
+            at = torch.lerp(theta, end, node)
+            for target in range(targets):
+                moved = weight * function.gradient(at, alone, label, one[target][None])[1] * (end - theta)
+                for layer in layers:
+                    shares[layer][sample, target] += torch.stack([moved[span].sum() for span in spans[layer]]).sum()
     return shares

@@ -22,7 +22,7 @@ OUTPUTS = (
 )  # fmt: skip
 HEADS = ("heads", "num_heads", "n_heads", "n_head", "num_attention_heads")
 KV_HEADS = ("kv_heads", "num_kv_heads", "n_kv_heads", "num_key_value_heads")
-WIDTHS = ("all_head_size", "inner_dim", "inner_width", "inner_size", "split_size")
+WIDTHS = ("all_head_size", "attn_dim", "inner_dim", "inner_width", "inner_size", "split_size")
 Mappings = Sequence[Mapping[str, Any]]
 """``[{q: <layer>, k: …, v: …, o: …, heads: 4, kv_heads: 2}]``: attention that its names do not give away.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunekit import Trajectory
 from prunekit.kernel import ModelFunction, masked_machine, reconstruct, shares_by_layer
 from prunekit.kernel.bisection import DEPTH, bisect
-from prunekit.trajectory import Segment
+from prunekit.trajectory import Layout, Segment
 from tests.conftest import TinyNet, record, tiny_data
 
 Run = tuple[nn.Module, Trajectory]
@@ -124,3 +124,21 @@ def test_unmoved_layers_have_no_share(tiny_run: Run) -> None:
     end[trajectory.layout.entries[0].span] = 0
     function = ModelFunction(model, trajectory.layout)
     assert set(shares_by_layer(function, Segment(0, start, end, torch.zeros_like(start)), x, y)) == {"conv"}
+
+
+def test_shares_by_layer_are_the_same_for_few_samples_as_among_many() -> None:
+    torch.manual_seed(0)
+    deep = nn.Sequential(*[m for _ in range(9) for m in (nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh())]).double().eval()
+    layout = Layout.of(deep)
+    theta = layout.flatten({**dict(deep.named_parameters()), **dict(deep.named_buffers())}).detach()
+    pruned = theta * (torch.rand_like(theta) < 0.7)
+    for name in ("3.weight", "3.bias"):  # a layer that does not move
+        layout.views(pruned)[name].copy_(layout.views(theta)[name])
+    function, segment = ModelFunction(deep, layout), Segment(0, theta, pruned, torch.zeros_like(theta))
+    x, y = torch.randn(12, 4, dtype=torch.float64), torch.zeros(12, dtype=torch.int64)
+    many = shares_by_layer(function, segment, x, y, nodes=4)  # 48 numbers, 18 layers: forward mode
+    few = shares_by_layer(function, segment, x[:2], y[:2], nodes=4)  # 8 numbers: a backward pass each
+    assert list(few) == list(many)
+    assert "3" not in few
+    for layer, share in few.items():
+        torch.testing.assert_close(share, many[layer][:2], atol=1e-12, rtol=1e-9)

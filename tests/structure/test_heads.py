@@ -10,6 +10,7 @@ from torch import nn
 
 from prunekit import StructureError, UsageError, load, make_plan, masked, prune, save
 from prunekit.structure import find_groups
+from prunekit.structure.heads import WIDTHS
 from prunekit.structure.replacements import NarrowAttention
 from tests.structure_models import IMAGES, Attending, Attentive, Bert, Encoder, Packed, random_scores
 
@@ -157,3 +158,22 @@ def test_torchs_fused_encoder_path_is_not_taken_for_fewer_heads(tmp_path: object
         without = back(x)
     torch.testing.assert_close(without, back(x), atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(without, masked(model, plan)(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_width_that_an_attention_keeps_as_a_number_shrinks_with_its_heads(width: str) -> None:
+    class Kept(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_heads, self.head_dim = 4, 3
+            setattr(self, width, 12)
+            self.qkv, self.proj = nn.Linear(8, 36), nn.Linear(12, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, k, v = self.qkv(x).reshape(len(x), -1, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+            return self.proj(mixed.reshape(len(x), -1, getattr(self, width)))
+
+    model = nn.Sequential(Kept(), nn.Linear(8, 2))
+    (group,) = find_groups("heads", model, torch.randn(2, 5, 8))
+    assert group.attributes == {"0:num_heads": 1, f"0:{width}": 3}

@@ -13,6 +13,8 @@ from benchmarks.zoo.entry import STEPS
 from benchmarks.zoo.steps import counted, walk
 from prunekit import PrunekitError, StructureError, UsageError
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries; what a user must know is in what prunekit says
+
 FAST = [name for name, entry in table.MODELS.items() if entry.fast]
 
 
