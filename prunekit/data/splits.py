@@ -110,7 +110,11 @@ class Split:
     def samples(self, most: int = EVAL_BATCH) -> Samples:
         """All of them, ``most`` in a batch, fetched when they are looked at."""
         groups = [range(begin, min(begin + most, len(self))) for begin in range(0, len(self), most)]
-        return Samples(self.batch, groups, self.digest)
+        held = self.held
+        known = (
+            (lambda: digest_of_tensors(held)) if held is not None else self.digest if self._fingerprint() is not None else None
+        )
+        return Samples(self.batch, groups, known)
 
     def batches(self, size: int, limit: int | None = None) -> Iterator[Batch]:
         """The samples in order, ``size`` at a time, at most ``limit`` of them."""
