@@ -179,6 +179,8 @@ def score(
     evidence = Evidence(trajectory, model, prunable, data, kind, explained, seed, **options, device=where, kept=kept)
     check_options(evidence)
     wanted = parse(criterion)
+    if data is not None and any(CRITERIA[part.name].needs_data for part in wanted.singles):
+        evidence.check()
     return compose(wanted, {part.text: score_evidence(evidence, part.text) for part in wanted.singles})
 
 

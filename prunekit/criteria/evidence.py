@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.batch import Batch, Labels, to
+from prunekit.batch import Batch, Inputs, Labels, described, size, take, to
 from prunekit.criteria.scores import Scores
 from prunekit.data import Samples
 from prunekit.errors import PrunekitError, UsageError
 from prunekit.kernel import ModelFunction
 from prunekit.kernel.attribution import MEMORY
 from prunekit.task import Classification, Target, Task
+from prunekit.task.task import flat
 from prunekit.trajectory import Layout, Trajectory
 
 
@@ -96,22 +97,92 @@ class Evidence:
         return self.data
 
     def function(self, target: str | Target | None = None) -> ModelFunction:
-        """The model with ``target`` (the evidence's own by default) as a function of its weights.
+        """The model with ``target`` (the evidence's own by default) as a function of its weights."""
+        wanted = self.task.get_target(self.target if target is None else target)
+        if (self.target if target is None else target) == "outputs" and self.classes:
+            wanted = _only(self.classes, wanted)
+        return ModelFunction(self.model, self.layout, self.trajectory.fixed, wanted, self.device, task=self.task)
+
+    def check(self) -> None:
+        """Whether model, samples, task and loss fit each other: everything is run once.
 
         Raises:
-            UsageError: BatchNorm without running statistics makes a sample's outputs those of its batch.
+            UsageError: names the piece and what it does.
         """
+        samples = iter(self.samples())
+        depends = False
+        for number, (inputs, labels) in enumerate(samples):
+            outputs = self._answer(inputs, labels)
+            depends = depends or outputs.requires_grad
+            outputs = outputs.detach()
+            if outputs.dim() < 1 or len(outputs) != size(inputs):
+                raise UsageError(
+                    f"model: outputs are {tuple(outputs.shape)} for inputs {described(inputs)}; samples must be on their first "
+                    "axis"
+                )
+            labels = to(labels, outputs.device)
+            self.task.check(outputs, labels, "scoring samples")
+            if number == 0:
+                self.task.check_loss(outputs, labels, "scoring samples")
+        if not depends:
+            raise UsageError(
+                "model: its outputs do not depend on its weights as far as autograd sees; is its forward under no_grad, or does "
+                "it detach them?"
+            )
+
+    def _answer(self, inputs: Inputs, labels: Labels) -> Tensor:
+        """The outputs that count of a batch, with their graph."""
+        kept: list[Tensor] = []
+
+        def note(out: Tensor, labels: Labels) -> Tensor:
+            kept.append(out)
+            return out.reshape(max(1, len(out) if out.dim() else 1), -1)
+
+        function = self.function(note)
+        inputs = to(inputs, function.device)
+        try:
+            with function.at(self.state.to(function.device)):
+                function.here(inputs, labels)
+        except PrunekitError:
+            raise
+        except Exception as error:  # the user's own model and data
+            raise UsageError(
+                f"model: {type(self.model).__name__} fails on inputs {described(inputs)}: {type(error).__name__}: "
+                f"{' '.join(str(error).split())[:200]}"
+            ) from error
+        return kept[0]
+
+    def _check_alone(self, function: ModelFunction, samples: Samples) -> None:
+        """Raises UsageError where a sample alone does not give what it gives in its batch."""
         for name, module in self.model.named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
                 raise UsageError(
                     f"{name} ({type(module).__name__}) keeps no running statistics, so what a sample gives depends on the others "
                     "of its batch and no sample can be scored alone; train it with track_running_stats=True, or use a criterion "
-                    "that needs no data (magnitude, movement)"
+                    "of whole batches or of weights (gradient, magnitude)"
                 )
-        wanted = self.task.get_target(self.target if target is None else target)
-        if (self.target if target is None else target) == "outputs" and self.classes:
-            wanted = _only(self.classes, wanted)
-        return ModelFunction(self.model, self.layout, self.trajectory.fixed, wanted, self.device, task=self.task)
+        inputs, labels = samples.batch(0)
+        count = size(inputs)
+        if count < 2:
+            return
+        inputs, labels = to(inputs, function.device), to(labels, function.device)
+        one = slice(0, 1)
+        with torch.no_grad():
+            together = function(self.state.to(function.device), inputs, labels)[0]
+            try:
+                alone = function(self.state.to(function.device), take(inputs, one), take(labels, one, count))[0]
+                same = torch.allclose(alone, together, rtol=1e-3, atol=1e-4 * float(together.abs().max()), equal_nan=True)
+            except PrunekitError:
+                raise
+            except Exception:  # it does not take one sample, whatever it says to it
+                same = False
+        if not same:
+            raise UsageError(
+                f"model: {type(self.model).__name__} gives the first sample alone other outputs than within its batch, inputs "
+                f"{described(inputs)}, so no sample can be scored alone; every input must have samples on its first axis (one "
+                "that all share must not have as many rows as there are samples), or take a criterion of whole batches "
+                "(gradient, snip)"
+            )
 
     def explained(self, target: str | Target | None = None) -> tuple[ModelFunction, Samples]:
         """``function(target)``, and the scoring samples as it takes them.
@@ -123,13 +194,16 @@ class Evidence:
             UsageError: the loss mixes its batch.
         """
         wanted, samples = self.target if target is None else target, self.samples()
+        self._check_alone(self.function(flat), samples)
         if wanted != "loss":
             return self.function(wanted), samples
         self.task.get_target("loss")
         loss = self.task.loss
         if loss.weights is not None:
             total = sum(float(loss.weights(labels).double().sum()) for _, labels in samples)
-            scale = len(samples) / max(total, 1e-30)
+            if not total:
+                raise UsageError("data: no label of the scoring samples counts (all are ignored, or their classes weigh 0)")
+            scale = len(samples) / total
             if scale == 1:
                 return self.function(lambda out, labels: loss.of_each(out, labels)[:, None]), samples
             return self.function(lambda out, labels: loss.of_each(out, labels)[:, None] * scale), samples

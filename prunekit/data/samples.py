@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -130,6 +130,8 @@ class Samples:
             return (source if isinstance(source, Split) else Split(source, normal)).samples(most)
         if not isinstance(source, Iterable):
             raise UsageError(f"batches are {type(source).__name__}; give a data set, a DataLoader, or batches (inputs, labels)")
+        if isinstance(source, Mapping) or (isinstance(source, tuple) and len(source) == 2 and all(map(_is_tensor, source))):
+            raise UsageError(f"batches are one batch (a {type(source).__name__}); put it into a list: [batch]")
         return cls.held([normal(given) for given in source])
 
     @classmethod
@@ -161,6 +163,10 @@ class Samples:
 
 def _in_groups(indices: Sequence[int], most: int) -> list[Sequence[int]]:
     return [indices[begin : begin + most] for begin in range(0, len(indices), most)]
+
+
+def _is_tensor(thing: Any) -> bool:
+    return isinstance(thing, Tensor)
 
 
 def learn_and_accept(samples: Samples, share: float, seed: int) -> tuple[Samples, Samples]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, default_collate
 
 from prunekit import checkpoint
 from prunekit.batch import Batch, described, leaves, named, size, taken
@@ -176,10 +176,36 @@ def is_dataset(source: Any) -> bool:
 
 
 def _order(loader: DataLoader[Any]) -> list[int] | None:
-    """Which samples a loader gives; None for all."""
+    """Which samples a loader gives; None for all.
+
+    Raises:
+        UsageError: that is not settled: samples come more than once, or others whenever it is asked.
+    """
+    own_batches = loader.batch_sampler if type(loader.batch_sampler) not in (BatchSampler, type(None)) else None
     sampler = loader.sampler
-    chosen = getattr(sampler, "indices", None)  # SubsetRandomSampler
-    return None if chosen is None else sorted(int(i) for i in chosen)
+    if own_batches is None and type(sampler) is SequentialSampler:
+        return None
+    if own_batches is None and type(sampler) is RandomSampler and not sampler.replacement and sampler._num_samples is None:
+        return None
+
+    def drawn() -> list[int]:
+        with torch.random.fork_rng(devices=[]):
+            if own_batches is not None:
+                return sorted(int(i) for group in own_batches for i in group)
+            return sorted(int(i) for i in sampler)
+
+    first = drawn()
+    torch_state = torch.random.get_rng_state()
+    torch.manual_seed(torch.initial_seed() + 1)
+    second = drawn()
+    torch.random.set_rng_state(torch_state)
+    if len(set(first)) != len(first) or first != second:
+        name = type(sampler if own_batches is None else own_batches).__name__
+        raise UsageError(
+            f"data: the loader's {name} gives samples more than once, or others each time; give the data set itself, and put "
+            "weights of samples into the loss"
+        )
+    return None if first == list(range(len(loader.dataset))) else first  # type: ignore[arg-type]
 
 
 def _in_memory(source: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import CheckpointFunction
 
 from prunekit.batch import Inputs, Labels, arguments, mapped, size, take
-from prunekit.errors import UsageError
+from prunekit.errors import PrunekitError, UsageError
 from prunekit.task import Target, Task, get_task
 from prunekit.trajectory.copies import copied
 from prunekit.trajectory.layout import Layout, as_path, path_dtype
@@ -84,7 +85,12 @@ class ModelFunction:
 
     def _target(self, answer: Any, y: Labels) -> Tensor:
         outputs = self.task.outputs(answer)
-        found = self.target(outputs, y)
+        try:
+            found = self.target(outputs, y)
+        except PrunekitError:
+            raise
+        except Exception as error:  # labels that do not fit, or a target of the user's
+            raise self.task.cause("target", outputs, y, error) from error
         if not isinstance(found, Tensor) or found.dim() != 2:
             what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
             raise UsageError(f"target: must be (samples, targets) for outputs {tuple(outputs.shape)}, it is {what}")
@@ -178,7 +184,11 @@ class ModelFunction:
         with self.at(theta) as leaves:
             values = self.here(x, y)
             total = values.sum() if weights is None else (values * weights).sum()
-            found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+            found = (
+                torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+                if total.requires_grad
+                else (None,) * len(leaves)
+            )
         flat = torch.zeros_like(theta.detach())
         for entry, part in zip(self.layout, found, strict=True):
             if part is not None:
@@ -188,14 +198,26 @@ class ModelFunction:
 
 @contextmanager
 def plain_kernels() -> Iterator[None]:
-    """Without fused attention and torch's fused encoder layers, which have neither forward mode nor per-sample gradients."""
-    fast = torch.backends.mha.get_fastpath_enabled()
+    """Without fused attention and torch's fused encoder layers, which have neither forward mode nor per-sample gradients, and
+
+    with re-entrant checkpointing taken out, which allows no gradient of chosen tensors; it changes memory, not numbers.
+    """
+    fast, outer = torch.backends.mha.get_fastpath_enabled(), vars(CheckpointFunction).get("apply")
     torch.backends.mha.set_fastpath_enabled(False)
+    CheckpointFunction.apply = staticmethod(_run_once)  # type: ignore[method-assign]
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        if outer is None:
+            del CheckpointFunction.apply  # torch's own, which the class inherits, is there again
+        else:
+            CheckpointFunction.apply = outer  # type: ignore[method-assign]
+
+
+def _run_once(run: Callable[..., Any], keeps_draws: bool, *arguments: Any) -> Any:
+    return run(*arguments)
 
 
 def _normalise(module: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:

@@ -128,36 +128,61 @@ def _with_axis(nest: Inputs, axes: object) -> Inputs:
 def choose_engine(function: ModelFunction, theta: Tensor, x: Inputs, y: Labels) -> MomentEngine:
     """The fastest engine that gives this model's gradients: by layers, by ``vmap``, or one sample after another.
 
-    Each is compared with plain autograd on two samples at ``theta``, so none is trusted: layer hooks miss weights that are used
-    outside their own layer's forward, and ``vmap`` takes neither every operation nor a model's own branches. It is one or the
-    other: a second pass for the few parameters that layers miss costs as much as the general engine for all.
+    Each is compared with plain autograd at ``theta``, target by target on two samples and in sum on all, so none is trusted:
+    layer hooks miss weights that are used outside their own layer's forward (perhaps for some samples only), and ``vmap``
+    takes neither every operation nor a model's own branches. It is one or the other: a second pass for the few parameters that
+    layers miss costs as much as the general engine for all.
     """
     from prunekit.kernel.layerwise import LayerwiseGradients
 
     samples = size(x)
     two = slice(0, min(2, samples))
-    x, y = take(x, two), take(y, two, samples)
+    few = take(x, two), take(y, two, samples)
     truth = OneByOne(function)
-    with torch.no_grad():
-        targets = function(theta, x, y).shape[1]
-    ones = function.layout.views(torch.ones_like(theta))
-
-    def gradients(engine: GradientEngine) -> dict[str, Tensor]:
-        found = {e.name: theta.new_zeros(two.stop, targets, *e.shape) for e in function.layout.parameters}
-        engine.accumulate(theta, x, y, ones, found)
-        return found
-
-    expected = gradients(truth)
+    expected = _gradients(function, truth, theta, *few)
+    if not all(bool(gradient.isfinite().all()) for gradient in expected.values()):
+        return truth
     fast = LayerwiseGradients(function)
     for engine in (fast, VmapGradients(function)):
         if engine is fast and not fast.covers_all:
             continue
         try:
-            found = gradients(engine)
+            found = _gradients(function, engine, theta, *few)
+            if _same_numbers(expected, found) and _adds_up(function, engine, theta, x, y):
+                return engine
         except Exception:  # whatever an engine or a model under it says to what it does not take: the next one is tried
             continue
-        if all(
-            torch.allclose(expected[n], found[n], rtol=1e-3, atol=1e-5 * float(expected[n].abs().max() + 1)) for n in expected
-        ):
-            return engine
     return truth
+
+
+def _gradients(function: ModelFunction, engine: GradientEngine, theta: Tensor, x: Inputs, y: Labels) -> dict[str, Tensor]:
+    """``(samples, targets, *parameter shape)`` by name."""
+    with torch.no_grad():
+        samples, targets = function(theta, x, y).shape
+    found = {e.name: theta.new_zeros(samples, targets, *e.shape) for e in function.layout.parameters}
+    engine.accumulate(theta, x, y, function.layout.views(torch.ones_like(theta)), found)
+    return found
+
+
+def _adds_up(function: ModelFunction, engine: GradientEngine, theta: Tensor, x: Inputs, y: Labels) -> bool:
+    """Whether the engine's gradients of all samples, each counted otherwise, add up to plain autograd's of that sum."""
+    samples = size(x)
+    with torch.no_grad():
+        targets = function(theta, take(x, slice(0, 1)), take(y, slice(0, 1), samples)).shape[1]
+    block = max(1, MEMORY // (2 * targets * function.layout.total * theta.element_size()))
+    for begin in range(0, samples, block):
+        where = slice(begin, min(begin + block, samples))
+        part = take(x, where), take(y, where, samples)
+        count = torch.linspace(0.5, 1.5, (where.stop - begin) * targets, dtype=theta.dtype, device=theta.device).view(-1, targets)
+        expected = function.layout.views(function.gradient(theta, *part, count)[1])
+        single = _gradients(function, engine, theta, *part)
+        found = {name: torch.tensordot(count, gradient, 2) for name, gradient in single.items()}
+        if not _same_numbers({name: expected[name] for name in found}, found):
+            return False
+    return True
+
+
+def _same_numbers(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> bool:
+    """Whether they are the same but for rounding, which is a share of the largest number of all."""
+    largest = max(float(value.abs().max()) for value in expected.values() if value.numel())
+    return all(torch.allclose(value, found[name], rtol=1e-3, atol=1e-5 * largest) for name, value in expected.items())

@@ -5,6 +5,7 @@ A new task is one file with a subclass of ``Task`` and one line in ``TASKS``; a 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from prunekit.task.binary import Binary, MultiLabel
 from prunekit.task.classification import Classification
 from prunekit.task.heads import Heads, Unlabelled
 from prunekit.task.losses import Loss, as_loss
-from prunekit.task.places import CausalLM, MaskedLM, Places, Segmentation, Seq2SeqLM, TokenClassification
+from prunekit.task.places import CausalLM, LanguageModel, MaskedLM, Places, Segmentation, Seq2SeqLM, TokenClassification
 from prunekit.task.regression import Regression
 from prunekit.task.task import TARGET_NAMES, Target, Task
 
@@ -58,10 +59,21 @@ def get_task(task: str | Task | None, loss: Any = None, **options: Any) -> Task:
     name = task or "classification"
     if name not in TASKS:
         raise UsageError(f"task {name!r} does not exist; {nearest(name, list(TASKS))}, or module:task of your own")
-    try:
-        return TASKS[name](loss=loss, **options)
-    except TypeError as error:
-        raise UsageError(f"task {name}: {error}") from None
+    known = _options(TASKS[name])
+    for option in options:
+        if option not in known:
+            raise UsageError(f"task {name}: has no option {option!r}; {nearest(option, known)}")
+    return TASKS[name](loss=loss, **options)
+
+
+def _options(task: Callable[..., Task]) -> list[str]:
+    """Every option that a task takes, those of its bases too."""
+    classes = inspect.getmro(task) if inspect.isclass(task) else (task,)
+    found = [n for c in classes if "__init__" in vars(c) for n in inspect.signature(c).parameters]
+    fixed = {"self", "loss", "options", "args", "kwargs"}
+    if issubclass(task, LanguageModel):  # type: ignore[arg-type]
+        fixed.add("class_axis")
+    return sorted(set(found) - fixed)
 
 
 def guess_task(outputs: Tensor, labels: Labels, given_loss: bool, inputs: Inputs = None) -> str:

@@ -12,11 +12,12 @@ from torch import Tensor
 from prunekit.batch import Labels
 from prunekit.errors import UsageError
 from prunekit.measure.measure import Measure, ratio
+from prunekit.task.figures import Figures
 from prunekit.task.losses import Loss
-from prunekit.task.task import Target, Task, flat
+from prunekit.task.task import Target, flat
 
 
-class MultiLabel(Task):
+class MultiLabel(Figures):
     """Several labels a sample, each 0 or 1: outputs are logits ``(samples, labels)``, labels of their shape.
 
     Accuracy is the share of single labels that are right (a logit above 0 says yes).
@@ -110,10 +111,6 @@ class Binary(MultiLabel):
     """Yes or no: outputs are one logit a sample, ``(samples,)`` or ``(samples, 1)``, labels 0 or 1, integers or not."""
 
     name = "binary"
-
-    def outputs(self, answer: Any) -> Tensor:
-        found = super().outputs(answer)
-        return found[:, None] if found.dim() == 1 else found
 
     def check(self, outputs: Tensor, labels: Labels, where: str) -> None:
         if outputs.numel() != len(outputs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,10 +46,12 @@ class Classification(Task):
         ignore_index: int = IGNORED,
     ) -> None:
         self.class_axis, self.label_smoothing, self.ignore_index = class_axis, label_smoothing, ignore_index
-        self.class_weights = None if class_weights is None else tuple(class_weights)
+        self.class_weights = None if class_weights is None else _weights(class_weights)
         if class_axis not in (None, 1, -1):
             raise UsageError(f"task.class_axis is {class_axis}; classes lie on axis 1 or -1")
-        if not 0 <= label_smoothing < 1:
+        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+            raise UsageError(f"task.ignore_index is {ignore_index!r}; it must be a whole number")
+        if not isinstance(label_smoothing, int | float) or not 0 <= label_smoothing < 1:
             raise UsageError(f"task.label_smoothing is {label_smoothing}; it must be from 0 to below 1")
         if loss is not None and (class_weights is not None or label_smoothing):
             raise UsageError(
@@ -137,6 +140,11 @@ class Classification(Task):
             raise UsageError(
                 f"model: outputs of the {where} are {tuple(outputs.shape)}; the task {self.name} needs (samples, classes)"
             )
+        if self.places and outputs.dim() < 3:
+            raise UsageError(
+                f"model: outputs of the {where} are {tuple(outputs.shape)}; the task {self.name} needs classes at every place of "
+                "a sample, three axes or more"
+            )
         if not isinstance(labels, Tensor):
             raise UsageError(f"data: labels of the {where} are {type(labels).__name__}; the task {self.name} needs class indices")
         if labels.is_floating_point():
@@ -145,7 +153,8 @@ class Classification(Task):
                     f"data: labels of the {where} are {_of(labels)}, which are no classes; class indices are int64, soft labels "
                     f"have the outputs' shape {tuple(outputs.shape)}; for numbers name the task (task: regression)"
                 )
-            if bool((labels < 0).any()) or not torch.allclose(labels.sum(1 if self.places else -1), torch.ones(()), atol=1e-3):
+            sums = labels.sum(1 if self.places else -1)
+            if bool((labels < 0).any()) or not bool(((sums - 1).abs() <= 1e-3).all()):
                 raise UsageError(
                     f"data: labels of the {where} are {labels.dtype} of the outputs' shape and no shares of classes that sum "
                     "to 1; name the task (task: multi_label, binary or regression)"
@@ -158,7 +167,15 @@ class Classification(Task):
                 f"data: labels of the {where} are {_of(labels)}; outputs {tuple(outputs.shape)} need one class index a sample, "
                 "int64"
             )
-        classes = self._last(outputs, labels).shape[-1]
+        last = self._last(outputs, labels)
+        if labels.shape != last.shape[:-1]:
+            raise UsageError(
+                f"data: labels of the {where} are {_of(labels)}; outputs {tuple(outputs.shape)} with classes on axis "
+                f"{self._axis(outputs, labels)} need a class index a place, {tuple(last.shape[:-1])} int64"
+            )
+        classes = last.shape[-1]
+        if self.class_weights is not None and len(self.class_weights) != classes:
+            raise UsageError(f"task.class_weights has {len(self.class_weights)} numbers, the model has {classes} outputs")
         inside = labels[labels != self.ignore_index]
         if len(inside) and (int(inside.min()) < 0 or int(inside.max()) >= classes):
             raise UsageError(
@@ -276,6 +293,14 @@ class Classification(Task):
             if value != usual:
                 found[key] = list(value) if isinstance(value, tuple) else value
         return {} if found == {"name": "classification"} else found
+
+
+def _weights(given: Any) -> tuple[float, ...]:
+    numbers = isinstance(given, Sequence | Tensor) and not isinstance(given, str)
+    found = [float(w) if isinstance(w, int | float | Tensor) else math.nan for w in given] if numbers else []
+    if not found or not all(0 <= w < math.inf for w in found) or not sum(found):
+        raise UsageError(f"task.class_weights is {given!r}; it must be a list of numbers from 0 up, one a class")
+    return tuple(found)
 
 
 def _of(labels: Tensor) -> str:

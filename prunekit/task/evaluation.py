@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunekit.batch import Batch, call, to
 from prunekit.data.samples import Samples
-from prunekit.errors import UsageError
+from prunekit.errors import PrunekitError, UsageError
 from prunekit.measure.measure import Measure
 from prunekit.task.classification import Classification
 from prunekit.task.task import Task
@@ -93,7 +93,12 @@ def evaluate(model: nn.Module, samples: Samples, task: Task, references: Referen
         count += len(outputs)
         for measure in measures:
             against = (reference, labels) if measure in close else labels
-            found[measure.name].append(measure.each(outputs, against).double())
+            try:
+                found[measure.name].append(measure.each(outputs, against).double())
+            except PrunekitError:
+                raise
+            except Exception as error:  # labels that do not fit, or a measure of the user's
+                raise task.cause(f"measure {measure.name}", outputs, labels, error) from error
     if not count:
         raise UsageError("there are no samples to measure on")
     return Evaluation(measures, {name: torch.cat(parts) for name, parts in found.items()}, count)

@@ -60,24 +60,22 @@ class Heads(Unlabelled):
             raise UsageError(f"task.better is {better!r}; it must be higher or lower")
         self.heads = None if heads is None else tuple(heads)
         self._shapes: list[torch.Size] = []
-        super().__init__(None, output)
-        if loss is not None:
-            self.loss = self._on_heads(loss)
+        if isinstance(heads, str):
+            raise UsageError(f"task.heads is {heads!r}; it must be a list of keys or places")
+        super().__init__(loss, output)
         self.measures = tuple(
             Measure(name, self._rows(function), better="higher" if better == "higher" else "lower")
             for name, function in (measures or {}).items()
         )
 
-    def with_loss(self, loss: Any, name: str | None = None) -> Task:
-        other = super().with_loss(loss, name)
-        other.loss = self._on_heads(loss, name)
-        return other
-
-    def _on_heads(self, loss: Any, name: str | None = None) -> Loss:
-        given: BatchLoss = as_loss(loss).batch
-        called = name or getattr(loss, "__qualname__", type(loss).__qualname__)
-        path = as_loss(loss).path
-        return Loss(lambda outputs, labels: given(self.unpacked(outputs), labels), name=called, path=path)  # type: ignore[arg-type]
+    def _given(self, loss: Any, name: str | None = None) -> Loss:
+        given = as_loss(loss, name)
+        on_heads: BatchLoss = given.batch
+        return Loss(
+            lambda outputs, labels: on_heads(self.unpacked(outputs), labels),  # type: ignore[arg-type]
+            name=given.name,
+            path=given.path,
+        )
 
     def _rows(self, function: Callable[[tuple[Tensor, ...], Labels], Tensor]) -> Callable[[Tensor, Labels], Tensor]:
         return lambda outputs, labels: function(self.unpacked(outputs), labels).double().reshape(len(outputs), 1)

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunekit.batch import Labels, take
-from prunekit.errors import UsageError
+from prunekit.batch import Labels, described, take
+from prunekit.errors import PrunekitError, UsageError
 
 BatchLoss = Callable[[Tensor, Labels], Tensor]
 """``(outputs (samples, ...), labels) -> scalar``."""
@@ -80,6 +80,8 @@ class Loss:
         with torch.enable_grad():
             together = outputs.clone().requires_grad_()
             whole = self.batch(together, labels)
+            if not whole.requires_grad:
+                raise UsageError(f"loss: {self.name} does not depend on the model's outputs")
             found = torch.autograd.grad(whole, together, allow_unused=True)[0]
             alone = outputs.clone().requires_grad_()
             single = self.of_each(alone, labels)
@@ -115,8 +117,29 @@ def as_loss(loss: Any, name: str | None = None) -> Loss:
     if function in (F.cross_entropy, F.nll_loss) and options is not None:
         single, weights = cross_entropy_parts(logits=function is F.cross_entropy, **options)
         known = weights if options.get("reduction", "mean") == "mean" else None
-        return Loss(loss, single, known, called, _path(loss))
-    return Loss(loss, name=called, path=_path(loss))
+        return Loss(_watched(loss, called), single, known, called, _path(loss))
+    return Loss(_watched(loss, called), name=called, path=_path(loss))
+
+
+def _watched(loss: BatchLoss, name: str) -> BatchLoss:
+    """The user's loss, refused by name where it fails or gives no single number."""
+
+    def batch(outputs: Tensor, labels: Labels) -> Tensor:
+        try:
+            value = loss(outputs, labels)
+        except PrunekitError:
+            raise
+        except Exception as error:  # the user's own loss
+            raise UsageError(
+                f"loss: {name} fails on outputs {described(outputs)} and labels {described(labels)}: {type(error).__name__}: "
+                f"{' '.join(str(error).split())[:200]}"
+            ) from error
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise UsageError(f"loss: {name} must return one number as a tensor, returned {what}")
+        return value.reshape(())
+
+    return batch
 
 
 def _path(loss: Any) -> str:

@@ -95,7 +95,7 @@ class LanguageModel(Places):
     ) -> None:
         super().__init__(loss, output, class_axis=-1, **options)
         self.bytes_per_token = bytes_per_token
-        if bytes_per_token is not None and not bytes_per_token > 0:
+        if bytes_per_token is not None and not (isinstance(bytes_per_token, int | float) and bytes_per_token > 0):
             raise UsageError(f"task.bytes_per_token is {bytes_per_token}; it must be above 0")
         bits = "bits_per_token" if bytes_per_token is None else "bits_per_byte"
         accuracy = self.measures[0]

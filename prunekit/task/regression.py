@@ -12,11 +12,12 @@ from torch import Tensor
 from prunekit.batch import Labels
 from prunekit.errors import UsageError
 from prunekit.measure.measure import Measure
+from prunekit.task.figures import Figures
 from prunekit.task.losses import Loss
-from prunekit.task.task import Target, Task, flat
+from prunekit.task.task import Target, flat
 
 
-class Regression(Task):
+class Regression(Figures):
     """Numbers as labels, of the outputs' shape (an axis of 1 apart): ``(samples, …)``."""
 
     name = "regression"
@@ -40,16 +41,14 @@ class Regression(Task):
             batch, single, lambda labels: torch.ones(len(labels), device=labels.device), "mse", "torch.nn.functional:mse_loss"
         )
 
-    def outputs(self, answer: Any) -> Tensor:
-        found = super().outputs(answer)
-        return found[:, None] if found.dim() == 1 else found
-
     def check(self, outputs: Tensor, labels: Labels, where: str) -> None:
         if not isinstance(labels, Tensor) or labels.numel() != outputs.numel() or len(labels) != len(outputs):
             shape = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
             raise UsageError(
                 f"data: labels of the {where} are {shape}, outputs {tuple(outputs.shape)}; regression needs a number an output"
             )
+        if labels.is_floating_point() and not bool(labels.isfinite().all()):
+            raise UsageError(f"data: labels of the {where} hold NaN or Inf")
 
     def targets(self) -> Mapping[str, Target]:
         return {"outputs": flat, "log_prob": self.log_prob, "loss": self.single_loss}

@@ -28,7 +28,7 @@ def settle(model: nn.Module, batches: Any, task: str | Task | None, loss: Any = 
         return kind, None
     samples = Samples.of(batches, kind.batch)
     if not len(samples):
-        return kind, None
+        raise UsageError("batches hold no samples")
     if task is None:
         name = guess(model, samples, kind, loss is not None)
         if name != kind.name:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prunekit.batch import Batch, Inputs, Labels, answers, described, named
-from prunekit.errors import UsageError, nearest
+from prunekit.errors import PrunekitError, UsageError, nearest
 from prunekit.measure.measure import Measure
 from prunekit.task.losses import Loss, as_loss
 
@@ -38,7 +38,7 @@ class Task:
     closeness: tuple[Measure, ...] = ()
 
     def __init__(self, loss: Any = None, output: str | int | None = None) -> None:
-        self.loss: Loss = self.default_loss() if loss is None else as_loss(loss)
+        self.loss: Loss = self.default_loss() if loss is None else self._given(loss)
         self.output = output
 
     def default_loss(self) -> Loss:
@@ -52,8 +52,12 @@ class Task:
     def with_loss(self, loss: Any, name: str | None = None) -> Task:
         """The same task with another loss."""
         other = copy.copy(self)
-        other.loss = as_loss(loss, name)
+        other.loss = other._given(loss, name)
         return other
+
+    def _given(self, loss: Any, name: str | None = None) -> Loss:
+        """The user's loss as this task calls it."""
+        return as_loss(loss, name)
 
     # -- what comes in and out ---------------------------------------------------------------------------------
 
@@ -102,6 +106,22 @@ class Task:
 
     def check(self, outputs: Tensor, labels: Labels, where: str) -> None:
         """Refuses outputs and labels that do not fit each other; a summary of what is expected is in the message."""
+
+    def check_loss(self, outputs: Tensor, labels: Labels, where: str) -> None:
+        """Refuses a loss of the user's that cannot mean what it says, on a few samples."""
+
+    def cause(self, what: str, outputs: Tensor, labels: Labels, error: Exception) -> PrunekitError:
+        """Why ``what`` failed with ``error``: outputs and labels that do not fit each other, or else its own words."""
+        try:
+            self.check(outputs, labels, "samples")
+        except PrunekitError as found:
+            return found
+        except Exception as other:  # inside torch.func no value can be looked at
+            error = error or other
+        return UsageError(
+            f"{what} fails on outputs {described(outputs)} and labels {described(labels)}: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}"
+        )
 
     # -- what is explained and lowered -------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batch import Batch, call, to
-from prunekit.errors import NonFiniteError
+from prunekit.errors import NonFiniteError, PrunekitError
 from prunekit.progress import track
 from prunekit.task import Classification, Task
 from prunekit.training.augment import Augment, augmented, step_seed
@@ -92,7 +92,12 @@ def train(
         x, y = to(x, device), to(y, device)
         optimizer.zero_grad()
         outputs = kind.outputs(call(model, x))
-        value = kind.loss.batch(outputs, y)
+        try:
+            value = kind.loss.batch(outputs, y)
+        except PrunekitError:
+            raise
+        except Exception as error:  # labels that no batch which was tried beforehand had
+            raise kind.cause(f"loss: {kind.loss.name}", outputs.detach(), y, error) from error
         if distill is not None:
             value = distill(value, outputs, x, y)
         current = value.item()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batch import Batch, Inputs, Labels, call, described, leaves, named, to
+from prunekit.criteria import expand, parse
 from prunekit.data import EVAL_BATCH, Split
 from prunekit.errors import PrunekitError, StructureError, UsageError
 from prunekit.measure import Measure
@@ -170,13 +171,25 @@ def _check_every_label(recipe: Recipe, task: Task, model: nn.Module, split: Spli
     task.check(outputs[:1].expand(len(labels), *outputs.shape[1:]), labels, f"{name} split")
 
 
+def _takes_single_losses(criterion: str) -> bool:
+    return any(
+        dict(single.options).get("target", "loss" if single.name in ("taylor", "fisher") else None) == "loss"
+        for text in expand(criterion)
+        for single in parse(text).singles
+    )
+
+
 def _check_loss(recipe: Recipe, task: Task, model: nn.Module, x: Inputs, y: Labels) -> None:
     batch: Batch = x, y
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     state = {k: v.clone() for k, v in model.state_dict().items()}
     with torch.random.fork_rng(devices=[]):
         try:
-            value = task.loss.batch(task.outputs(call(model, to(batch[0], device))), to(batch[1], device))
+            outputs, labels = task.outputs(call(model, to(batch[0], device))), to(batch[1], device)
+            task.check_loss(outputs.detach(), labels, "train split")
+            if any(_takes_single_losses(text) for text in recipe.score.criteria):
+                task.loss.factors(outputs.detach(), labels)
+            value = task.loss.batch(outputs, labels)
             if not isinstance(value, Tensor) or value.dim() != 0:
                 what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise UsageError(f"loss: {recipe.loss} must return one number as a tensor, returned {what}")
