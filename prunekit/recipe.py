@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -337,7 +337,7 @@ class Steps(_Section):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise UsageError("; ".join(_fault(source, fault) for fault in error.errors())) from None
+            raise UsageError(_faults(source, error.errors())) from None
 
     @property
     def trains(self) -> bool:
@@ -696,7 +696,7 @@ class Study(_Section):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise UsageError("; ".join(_fault(source, fault, cls) for fault in error.errors())) from None
+            raise UsageError(_faults(source, error.errors(), cls)) from None
 
 
 class Eval(_Section):
@@ -933,7 +933,7 @@ class Recipe(_Section):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise UsageError("; ".join(_fault(source, fault) for fault in error.errors())) from None
+            raise UsageError(_faults(source, error.errors())) from None
 
 
 def parse_bytes(text: str) -> int:
@@ -965,13 +965,35 @@ def check_device(name: str) -> torch.device:
     return device
 
 
+KIND = re.compile(r"(str|int|float|bool|list|dict|tuple|literal|constrained-\w+)(\[.*\])?")
+"""What pydantic puts into the place of a fault where a value may be of several kinds."""
+SHAPES = {
+    "dict_type": "a mapping of names to values is wanted here",
+    "model_type": "a section of keys and values is wanted here",
+    "list_type": "a list is wanted here, [ONE, TWO]",
+    "tuple_type": "a list is wanted here, [ONE, TWO]",
+}
+"""What a recipe's author is told of a value of another shape, by pydantic's kind of fault."""
+
+
+def _faults(path: str | Path, faults: Sequence[Any], model: type[BaseModel] | None = None) -> str:
+    """Every fault, those of one value's several kinds (text or a mapping, say) in one."""
+    told: dict[str, str] = {}
+    for fault in faults:
+        loc = tuple(part for part in fault["loc"] if not (isinstance(part, str) and KIND.fullmatch(part)))
+        text = _fault(path, {**fault, "loc": loc}, model)
+        key = ".".join(map(str, loc))
+        told[key] = f"{told[key]}, or {text.rsplit(': ', 1)[1]}" if key in told else text
+    return "; ".join(told.values())
+
+
 def _fault(path: str | Path, fault: Any, model: type[BaseModel] | None = None) -> str:
     key = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         *parents, last = fault["loc"]
         known = _fields_at(parents, model or Recipe)
         return f"{path}: {key} is not a recipe key; {nearest(str(last), known)}"
-    message = fault["msg"].removeprefix("Value error, ")
+    message = SHAPES.get(fault["type"]) or fault["msg"].removeprefix("Value error, ").replace("Input should be", "it should be")
     if fault["type"] == "missing":
         return f"{path}: {key} is missing"
     if not key:

@@ -295,7 +295,10 @@ def check_data_scores(trajectory: Trajectory) -> None:
             f"{trajectory.folder}: fine-tuning with masks held; data-wise scores are those of training steps without masks"
         )
     if not trajectory.recursion.explains_data:
-        why = trajectory.rule_note or "second moments were not recorded; use Recorder(..., second_moments=True)"
+        why = trajectory.rule_note or (
+            "second moments were not recorded; use Recorder(..., second_moments=True), in a recipe "
+            "train.record.second_moments: true"
+        )
         raise PrunekitError(f"{trajectory.folder}: data-wise scores cannot be had: {why}")
     if trajectory.pieces != len(trajectory):
         raise PrunekitError(

@@ -11,6 +11,16 @@ from prunekit.task.evaluation import CLASSIFICATION, measures_told
 
 CLOSE = {"agreement": "agreement with dense", "kl": "KL to dense"}
 """Names in text of measures of closeness; another is ``NAME to dense``."""
+NAMES = {
+    "rmse": "RMSE",
+    "r2": "R²",
+    "miou": "mean IoU",
+    "f1": "F1",
+    "kl": "KL",
+    "bits_per_token": "bits a token",
+    "bits_per_byte": "bits a byte",
+}
+"""Names in text of the others, where text has another than artifacts."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +48,24 @@ class Shown:
         return self.unit == "%" and self.better == "higher"
 
     def directed(self, name: str) -> str:
-        """``name``, and in which direction it is better where that is not obvious: ``accuracy``, ``rmse ↓``."""
+        """``name``, and in which direction it is better where that is not obvious: ``accuracy``, ``RMSE ↓``."""
         arrow = "" if self.share or self.name == "kl" else {"higher": " ↑", "lower": " ↓"}.get(self.better, "")
         return f"{name}{arrow}"
 
     @property
+    def plain(self) -> str:
+        """Its name in text: ``RMSE``, ``mean IoU``, ``bits a token``."""
+        return NAMES.get(self.name, self.name)
+
+    @property
     def title(self) -> str:
         """Its name, with its direction."""
-        return self.directed(CLOSE.get(self.name, f"{self.name} to dense") if self.close else self.name)
+        return self.directed(CLOSE.get(self.name, f"{self.name} to dense") if self.close else self.plain)
 
     @property
     def brief(self) -> str:
         """The same where it is clear what is compared with what."""
-        return self.directed("KL" if self.name == "kl" else self.name)
+        return self.directed(self.plain)
 
     @property
     def label(self) -> str:
@@ -59,7 +74,7 @@ class Shown:
 
     @property
     def axis(self) -> str:
-        """For axes, and columns of numbers without a unit: ``accuracy (%)``, ``rmse ↓``."""
+        """For axes, and columns of numbers without a unit: ``accuracy (%)``, ``RMSE ↓``."""
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
     def text(self, figure: float) -> str:

@@ -39,7 +39,8 @@ def study_figure(rows: Sequence[Row], summary: Summary, methods: Methods, measur
         shown = list(dict.fromkeys([*ranked[:SHOWN], *(b for b in BASELINES if b in ranked)]))
         autos: list[Curve] = [{s: row["test"][measure.name] for s, row in runs.auto(seed).items()} for seed in runs.seeds]
         x, mean, std = _band(autos, measure.scale)
-        panel.plot(x, mean, color="black", linewidth=2, label="auto")
+        one = {"marker": ".", "markersize": 12} if len(x) == 1 else {}  # which a line does not show
+        panel.plot(x, mean, color="black", linewidth=2, label="auto", **one)
         panel.fill_between(x, [m - s for m, s in zip(mean, std, strict=True)], [m + s for m, s in zip(mean, std, strict=True)],
                            color="black", alpha=0.12, linewidth=0)  # fmt: skip
         for number, method in enumerate(shown):

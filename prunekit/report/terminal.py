@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from prunekit.plan import GROUPED
 from prunekit.report.answers import text_of
 from prunekit.report.measures import Shown, by_name, deciding, shown
 from prunekit.report.page import accuracy_tables, trained
@@ -75,15 +76,13 @@ def score(results: list[dict[str, Any]]) -> None:
         error = r["findings"].get("error")
         note = f", estimated relative error {error['relative']:.2g}" if error else ""
         print(f"score: {r['criterion']} in {r['seconds']:.2f} s{note} -> {r['path']}{_again(r['reused'])}")
-        if plain := r["findings"].get("by_magnitude"):
-            listed = ", ".join(f"{name} ({why})" for name, why in plain["parameters"].items())
-            print(f"  by magnitude, times {plain['scale']:.3g}, for want of inputs to look at: {listed}")
         if uncovered := r["findings"].get("uncovered"):
             listed = ", ".join(f"{name} {count:,}" for name, count in uncovered.items())
             print(f"  no scoring sample touches these weights, so they rank last for want of evidence: {listed}")
         if skipped := r["findings"].get("by_magnitude"):
             listed = ", ".join(f"{name} ({why})" for name, why in skipped["parameters"].items())
-            print(f"  scored by magnitude, since {r['criterion']} has nothing to look at there: {listed}")
+            scale = f", times {skipped['scale']:.3g}"
+            print(f"  scored by magnitude{scale}, since {r['criterion']} has nothing to look at there: {listed}")
 
 
 def compare(result: tuple[Comparison, bool]) -> None:
@@ -105,7 +104,7 @@ def compare(result: tuple[Comparison, bool]) -> None:
 
 
 def _in(measure: Shown) -> str:
-    """``accuracy in %``, ``rmse ↓``."""
+    """``accuracy in %``, ``RMSE ↓``."""
     return f"{measure.title} in {measure.unit}" if measure.unit else measure.title
 
 
@@ -136,10 +135,12 @@ def prune(result: dict[str, Any]) -> None:
     what = "plan" if result.get("dry_run") else "prune"
     notes = (" (plan edited by hand)" if result["edited"] else "") + (", compensated" if result["compensated"] else "")
     print(
-        f"{what}: {result['name']}: {result['structure']} by {result['criterion']} ({result['allocation']}), asked "
-        f"{result['asked']:.4f}, removed {result['achieved']:.4f} of prunable and {result['achieved_all']:.4f} of all "
-        f"parameters{notes} -> {result['path']}{_again(result['reused'])}"
+        f"{what}: {result['name']}: {result['structure']} by {result['criterion']} ({result['allocation']}), "
+        f"{'found' if result['budget'] else 'asked'} {result['asked']:.4f}, removed {result['achieved']:.4f} of prunable and "
+        f"{result['achieved_all']:.4f} of all parameters{notes} -> {result['path']}{_again(result['reused'])}"
     )
+    if result["budget"]:
+        print(f"  {_budget(result)}")
     if result["missed"]:
         print(f"  {result['missed']}")
     if result["classes"]:
@@ -152,7 +153,7 @@ def prune(result: dict[str, Any]) -> None:
         where = ", last round" if many else ""
         print(
             f"  refined{where}: divergence {before:.4g} -> {after:.4g} on samples of their own, {refined['changed']:,} of "
-            f"{refined['kept']:,} kept are others than before{_ENDS[refined['ended']]}"
+            f"{refined['kept']:,} kept {_kept_of(result['structure'])} are others than before{_ENDS[refined['ended']]}"
         )
         if "note" in refined:
             print(f"  {refined['note']}")
@@ -174,7 +175,11 @@ def prune(result: dict[str, Any]) -> None:
         if name := next((key.removesuffix("_pruned") for key in found if key.endswith("_pruned")), ""):
             measure = by_name(name)
             told += f", validation {measure.title} {measure.text(found[f'{name}_pruned'])}"
-            told += f", after {found['steps']} steps {measure.text(found[name])}" if found["steps"] else ""
+            told += (
+                f", after {found['steps']} step{'s' * (found['steps'] != 1)} {measure.text(found[name])}"
+                if found["steps"]
+                else ""
+            )
         print(f"{told} ({found['seconds']:.1f} s)")
     if result.get("recalibrated") == 0:
         print("  recalibrate: the model has no BatchNorm layer, so there was nothing to measure anew")
@@ -192,6 +197,22 @@ def prune(result: dict[str, Any]) -> None:
         _print(table)
     for name, reason in result["refused"].items():
         print(f"  left whole: {name}: {reason}")
+
+
+def _kept_of(structure: str) -> str:
+    """What a plan of ``structure`` counts as kept."""
+    return structure if structure in GROUPED else "weights"
+
+
+def _budget(result: dict[str, Any]) -> str:
+    """One line on a budget, and how far the plan goes towards it."""
+    ((name, asked),) = result["budget"].items()
+    option = f"--{name.replace('_', '-')} {asked:,g}"
+    if "standard_error" not in result:
+        return f"{option}: the plan comes to {result['reached']:,.6g}"
+    measure = by_name(result.get("measure", "accuracy"))
+    points = " points of" if measure.unit == "%" else " of"
+    return f"{option}: loses {result['reached']:.3g} ± {result['standard_error']:.2g}{points} {measure.plain} on validation data"
 
 
 def _refined_again(number: int, refined: dict[str, Any]) -> str:
@@ -356,9 +377,14 @@ def _askers(units: list[dict[str, Any]], what: str, by: str) -> None:
         return
     table = _table("", what, "blame", f"{by} (label)")
     for unit in units:
-        asked = ", ".join(f"{r['index']} ({text_of(r['label'])}) {r['blame']:.2g}" for r in unit["samples"][:4])
+        asked = ", ".join(f"{r['index']}{_told(r['label'])} {r['blame']:.2g}" for r in unit["samples"][:4])
         table.add_row(unit["name"], f"{unit['blame']:.4g}", asked)
     _print(table)
+
+
+def _told(label: Any) -> str:
+    """A label in brackets; not one of many places, which the page has room for."""
+    return "" if isinstance(label, list) else f" ({text_of(label)})"
 
 
 def _explain_one(result: dict[str, Any]) -> None:

@@ -94,7 +94,8 @@ def guess_task(outputs: Tensor, labels: Labels, given_loss: bool, inputs: Inputs
         tokens = outputs.dim() == 3 and labels.dim() == 2
         if tokens and isinstance(inputs, Mapping) and not given_loss:
             raise UsageError(
-                "a class for every token can be token_classification, causal_lm, masked_lm or seq2seq; name the task (task: …)"
+                "a class for every token can be token_classification, causal_lm, masked_lm or seq2seq; name the task "
+                "(--task of import, task: in a recipe, task= in Python)"
             )
         return "classification"
     if labels.numel() != outputs.numel() and not given_loss:

@@ -82,7 +82,7 @@ def _by_measure(
     first = task.deciding
     if name == "max_accuracy_drop" and first.name != "accuracy":
         raise UsageError(
-            f"max_accuracy_drop is for tasks that accuracy decides; {task.name} is measured by {first.name}: max_drop"
+            f"--max-accuracy-drop is for tasks that accuracy decides; {task.name} goes by {first.name}, take --max-drop"
         )
     references = None if task.measures else References(run.model, samples, task)
     dense = evaluate(run.model, samples, task, references)
@@ -109,7 +109,7 @@ def _by_measure(
             f"error to spare (dense {first.shown(dense.figures()[first.name])} of {dense.samples} validation samples)"
         )
     lost, error = seen[found[0]]
-    return found[0], {"budget": {name: drop}, "reached": round(lost, 4), "standard_error": round(error, 4)}
+    return found[0], {"budget": {name: drop}, "measure": first.name, "reached": round(lost, 4), "standard_error": round(error, 4)}
 
 
 def _parameters(run: Run, plan: Plan) -> float:

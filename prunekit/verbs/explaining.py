@@ -78,7 +78,10 @@ def explain_run(
     if split not in allowed:
         raise UsageError(f"--split is {split!r}; {nearest(split, list(allowed))}")
     if len(run.trajectory) == 0 and not (kind == "pruned" or (kind == "diff" and index)):  # those need the dense weights alone
-        raise PrunekitError(f"{run.path}: has one checkpoint and so no training path; explain needs one")
+        raise PrunekitError(
+            f"{run.path}: has one checkpoint and so no training path, which explain {kind} needs; what a pruning removed can be "
+            f"told without: explain {run.path / 'pruned' / 'NAME'}, or explain {run.path} diff ONE OTHER"
+        )
     started = time.perf_counter()
     if kind == "pruned":
         result = explain_pruned(run, _nothing(index, name), split, samples, nodes)

@@ -213,6 +213,8 @@ def apply_plan(
     return _write(run, plan, folder)
 
 
+BUDGET = ("budget", "measure", "reached", "standard_error")
+"""What ``within_budget`` puts on record."""
 OURS = {"model.safetensors", "masks.safetensors", "plan.safetensors", "prunekit.json", "eval.json", "trajectory"}
 
 
@@ -313,6 +315,8 @@ def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
         "achieved": reached["prunable"],
         "achieved_all": reached["all"],
         "missed": plan.missed if request.get("sparsity", asked) is not None else None,
+        "budget": None,
+        **{key: facts[key] for key in BUDGET if key in facts},
         "compensated": "compensate" in plan.provenance.get("request", {}),
         "by_auto": plan.provenance.get("request", {}).get("criterion") == "auto",
         "classes": plan.provenance.get("request", {}).get("classes", []),

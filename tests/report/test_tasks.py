@@ -270,8 +270,8 @@ def test_comparisons_are_shown_by_the_first_measure(
 def test_names_and_directions_of_measures() -> None:
     told = {name: shown(measures_told(get_task(name))) for name in ("classification", "regression", "causal_lm", "segmentation")}
     assert [m.label for m in told["classification"]] == ["accuracy", "agreement with dense", "KL to dense (nats)"]
-    assert [m.axis for m in told["regression"]] == ["rmse ↓", "r2 ↑", "distance to dense ↓"]
-    assert [m.title for m in told["causal_lm"]][:2] == ["perplexity ↓", "bits_per_token ↓"]
-    assert told["segmentation"][0].axis == "miou (%)"
+    assert [m.axis for m in told["regression"]] == ["RMSE ↓", "R² ↑", "distance to dense ↓"]
+    assert [m.title for m in told["causal_lm"]][:2] == ["perplexity ↓", "bits a token ↓"]
+    assert told["segmentation"][0].axis == "mean IoU (%)"
     assert by_name("rmse").sign == -1
     assert by_name("of_their_own").title == "of_their_own"
