@@ -69,6 +69,7 @@ class Heads(Unlabelled):
         )
 
     def _given(self, loss: Any, name: str | None = None) -> Loss:
+        self.target = "loss"  # of every number of every head there may be thousands
         given = as_loss(loss, name)
         on_heads: BatchLoss = given.batch
         return Loss(
@@ -89,7 +90,7 @@ class Heads(Unlabelled):
             raise UsageError(f"task.heads is {list(self.heads or ())}, but the model returned {_said(answer)}")
         if len({len(t) for t in found}) > 1:
             raise UsageError(f"task.heads: {_said(answer)} have not one row a sample each")
-        self._shapes = [t.shape[1:] for t in found]
+        self._shapes[:] = [t.shape[1:] for t in found]  # in place: a copy with another loss shares them with its measures
         return torch.cat([t.reshape(len(t), -1) for t in found], 1)
 
     def unpacked(self, outputs: Tensor) -> tuple[Tensor, ...]:
