@@ -10,6 +10,8 @@ import pytest
 import torch
 import yaml
 
+from prunekit.errors import UsageError
+from prunekit.recipe import Recipe
 from tests.cli.conftest import RECIPE, Cli, Done
 from tests.cli.test_pipeline import files
 
@@ -377,3 +379,14 @@ def test_a_users_prints_stay_out_of_json(cli: Cli, tmp_path: Path, monkeypatch: 
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
     assert json.loads(cli("train", "r.yaml", "--out", "run", "--json").out)["steps"] > 0
     assert cli("score", "run", "-c", "magnitude", "--quiet") == (0, "", "")
+
+
+def test_a_value_of_another_shape_is_told_in_our_words() -> None:
+    with pytest.raises(UsageError) as caught:
+        Recipe.of({"model": 3, "data": {"factory": "a:b"}, "task": [1], "score": {"criteria": "magnitude"}}, "r.yaml")
+    told = str(caught.value)
+    assert "model is 3: a section of keys and values is wanted here" in told
+    assert "task is [1]: it should be a valid string, or a mapping of names to values is wanted here" in told
+    assert "score.criteria is 'magnitude': a list is wanted here" in told
+    assert "Input" not in told
+    assert "dict[" not in told
