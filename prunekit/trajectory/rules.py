@@ -142,6 +142,8 @@ def optimizer_parts(described: Mapping[str, Any] | None) -> list[dict[str, Any]]
     """The optimizers of a recording, one by one; none where it is not known."""
     if described is None:
         return []
+    if not isinstance(described, Mapping):
+        raise TypeError(f"the optimizer is a {type(described).__name__}")
     found: list[dict[str, Any]] = described.get("optimizers", [described])
     return found
 

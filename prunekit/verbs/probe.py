@@ -157,7 +157,7 @@ def _try(task: Task, measure: Measure, outputs: Tensor, labels: Labels, split: s
         raise UsageError(
             f"task {task.name}: {what} fails on the {split} split: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         ) from error
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:
         raise UsageError(f"task {task.name}: {what} is {value} on the {split} split")
 
 

@@ -333,7 +333,12 @@ def test_models_that_do_not_take_their_data(cli: Cli, tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize(
     ("labels", "said"),
-    [("y + 3", "go from 3 to"), ("y.float()", "needs class indices"), ("y[:-1]", "not one each a sample"), ("y - 1", "from -1")],
+    [
+        ("y + 3", "go from 3 to"),
+        ("y.float()", "class indices are int64"),
+        ("y[:-1]", "not one each a sample"),
+        ("y - 1", "from -1"),
+    ],
 )
 def test_labels_are_checked_in_every_split(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labels: str, said: str

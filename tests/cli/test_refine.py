@@ -77,8 +77,8 @@ def test_a_refined_model_is_written_measured_and_explained(cli: Cli, run: Path) 
     assert told["samples"] == sizes["accept"]
     for when, mask in (("before", told["before"]), ("after", told["after"])):
         mean = better["refine"][when]["accept"]
-        assert mask["divergence"] == pytest.approx(mean, rel=1e-4)
-        assert sum(row["blame"] for row in mask["classes"]) + mask["residual"] == pytest.approx(mean, rel=1e-4)
+        assert mask["divergence"] == pytest.approx(mean, rel=1e-3, abs=1e-8)
+        assert sum(row["blame"] for row in mask["classes"]) + mask["residual"] == pytest.approx(mean, rel=1e-3, abs=1e-8)
     assert told["moved"]["back"] == told["moved"]["out"] == better["refine"]["changed"]
     assert told["refine"]["history"] == plan.history
     shown = cli("explain", run / "pruned" / "better")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +13,12 @@ from prunekit import Recorder, Trajectory, make_plan, refine
 from prunekit.criteria import Evidence
 from prunekit.data import Samples
 from prunekit.kernel import ModelFunction, blame, mean_gradient, mean_value, second_moments
-from prunekit.kernel.gradients import VmapGradients
+from prunekit.kernel.gradients import VmapGradients, choose_engine
 from prunekit.kernel.layerwise import LayerwiseGradients
 from prunekit.search.objective import make_objective
 from prunekit.search.patterns import Weights
 from prunekit.search.repair import REPAIRS, Material, get_repair, settings
-from prunekit.search.rivals.evaluations import counted
+from prunekit.search.rivals.evaluations import Evaluations, counted
 from prunekit.search.rivals.rescored import equal_cost, rescored
 from prunekit.task import Classification
 from prunekit.trajectory import Layout, Segment
@@ -81,6 +82,14 @@ def test_gradients_taken_by_hand() -> None:
     assert (found.gradients, found.forwards) == (23, 5)  # outside
 
 
+def chosen(model: nn.Module, batches: list[tuple[Tensor, Tensor]], **options: Any) -> Evaluations:
+    """What choosing an engine for the first batch to learn from costs."""
+    objective = make_objective(model, batches, "kl", "margin", task=Classification(), **options)
+    with counted(objective.ranking.model) as found:
+        choose_engine(objective.ranking, objective.theta, *objective.labelled[0])
+    return found
+
+
 def test_a_refinement_costs_what_its_rounds_say() -> None:
     model, batches = trained("flattened")
     plan = make_plan(random_scores(model), model, sparsity=0.6)
@@ -89,11 +98,11 @@ def test_a_refinement_costs_what_its_rounds_say() -> None:
     learn = done.provenance["refine"]["samples"]["learn"]
     rounds = len(done.history) - 1
     assert rounds == 6
-    choosing = 2 * 2  # the engine is chosen by comparing two on two samples, after a look at the targets
-    assert found.gradients == learn * (3 * 8 + 3 + 6) + choosing
+    choosing = chosen(model, batches)
+    assert found.gradients == learn * (3 * 8 + 3 + 6) + choosing.gradients
     judged = SAMPLES * (1 + rounds)
     dense = SAMPLES + learn  # its outputs, and J there
-    assert found.forwards == judged + dense + 3 * 2 * learn + 2
+    assert found.forwards == judged + dense + 3 * 2 * learn + choosing.forwards + 2  # the task is seen from two samples
 
 
 def test_rescoring_takes_one_gradient_a_sample_and_step() -> None:
@@ -102,7 +111,7 @@ def test_rescoring_takes_one_gradient_a_sample_and_step() -> None:
     objective = make_objective(model, batches, "kl", "margin", task=Classification())
     with counted(objective.ranking.model) as found:
         rescored(Weights(plan, Layout.of(model), torch.device("cpu")), objective, steps=7)
-    assert found.gradients == 7 * sum(len(x) for x, _ in objective.learn) + 4
+    assert found.gradients == 7 * sum(len(x) for x, _ in objective.learn) + chosen(model, batches).gradients
 
 
 @pytest.mark.parametrize("samples", [96, 3 * 256])
@@ -120,7 +129,7 @@ def test_rescoring_costs_the_gradients_of_refining(samples: int) -> None:
             Weights(plan, Layout.of(model), torch.device("cpu")),
             make_objective(model, learn, "kl", "margin", task=Classification(), accept=accept),
         )
-    choosing = 2 * 2  # of an engine, see above: refining looks twice
+    choosing = chosen(model, learn, accept=accept).gradients  # of an engine: refining looks twice
     assert found.gradients - choosing == refined.gradients - 2 * choosing
     assert (found.gradients - choosing) % samples == 0
 
@@ -146,7 +155,7 @@ def test_rescoring_units_takes_a_gradient_a_round(way: str, tmp_path: Path) -> N
             plan, model, Material(evidence, Samples.held(batches[:2]), Samples.held(batches[2:]), x[:2], 0)
         )
     samples = sum(len(x) for x, _ in batches[:2])
-    choosing = 2 * 2  # of an engine, in every round
+    choosing = 2 * (2 * 2) + 2 * samples  # of an engine for each of two batches: on two samples, then in sum on all
     assert found.gradients == rounds * (samples + choosing)
     assert {n: int(k.sum()) for n, k in again.keep.items()} == {n: int(k.sum()) for n, k in plan.keep.items()}
 
