@@ -376,7 +376,7 @@ def sensitivity(
     sparsity: Annotated[list[float] | None, typer.Option(help="Share to remove of a layer; repeatable.")] = None,
     device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Prune one layer at a time: accuracy by layer and sparsity, on validation data."""
+    """Prune one layer at a time: the first measure by layer and sparsity, on validation data."""
     from prunekit.verbs.sensitivity import sensitivity_run
 
     output = _Out(quiet, as_json)

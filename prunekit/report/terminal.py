@@ -68,7 +68,8 @@ def imported(result: dict[str, Any]) -> None:
     kind = (
         f"a path of {result['states']} checkpoints" if result["path"] else "one checkpoint (no path: influence needs two or more)"
     )
-    print(f"import: {result['coordinates']:,} coordinates, {kind}{_again(result['reused'])}")
+    task = f", task {result['task']}" if result["task"] else ""
+    print(f"import: {result['coordinates']:,} coordinates, {kind}{task}{_again(result['reused'])}")
 
 
 def score(results: list[dict[str, Any]]) -> None:

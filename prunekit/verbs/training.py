@@ -133,6 +133,7 @@ def import_run(recipe: Recipe, weights: Sequence[Path], out: Path, overwrite: bo
         "coordinates": opened.layout.total,
         "trajectory": opened.hash,
         "path": len(opened) > 0,
+        "task": None if recipe.data is None else recipe.load_task().name,
         "reused": reused,
     }
 
