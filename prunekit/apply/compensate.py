@@ -129,6 +129,10 @@ def _lacking(distance: Distance, theta: Tensor, learn: Referenced) -> str:
     """What torch says of a derivative that the model has none of, tried on two samples; "" where it has all."""
     few = distance.referenced(learn.source.first(2))
     try:
+        x, y = few[0]
+        slope = distance.outputs.gradient(theta, x, y, torch.randn_like(distance.outputs(theta, x, y)))[1]
+        if not slope.any():
+            return "its outputs carry no gradient"
         distance.product(theta, theta, few)
         distance.diagonal(theta, few, distance.engine(theta, few), torch.Generator())
     except RuntimeError as error:  # NotImplementedError is one

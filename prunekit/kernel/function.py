@@ -110,7 +110,7 @@ class ModelFunction:
     def _jvp(self, theta: Tensor, direction: Tensor, x: Inputs, y: Labels) -> tuple[Tensor, Tensor]:
         views = self.layout.views
         found = jvp(lambda state: self.named(state, x, y), (views(theta),), (views(direction),))
-        return found[0], found[1]
+        return found[0], found[1].to(found[0])  # the derivative of some losses comes in double precision
 
     def _by_gradients(self, theta: Tensor, direction: Tensor, x: Inputs, y: Labels) -> tuple[Tensor, Tensor]:
         """By reverse mode; a batch whose samples may share statistics (training mode) is run as a whole."""
