@@ -92,10 +92,6 @@ class Samples:
 
         return Samples(fetch, [range(starts[n], starts[n + 1]) for n in range(len(self.groups))])
 
-    def mapped(self, change: Callable[[Batch], Batch]) -> Samples:
-        """The same samples, every batch changed when it is fetched."""
-        return Samples(lambda where: change(self._fetch(where)), self.groups)
-
     def digest(self) -> str:
         """Identifies the samples, labels included.
 

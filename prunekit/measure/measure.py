@@ -55,11 +55,6 @@ class Measure:
         """What a figure is multiplied with to be in the measure's unit."""
         return 100.0 if self.unit == "%" else 1.0
 
-    @property
-    def arrow(self) -> str:
-        """The direction in which it is better, for tables."""
-        return "↑" if self.better == "higher" else "↓"
-
     def of(self, rows: Tensor) -> float:
         """The figure from all rows ``(samples, k)``."""
         if self.whole:
