@@ -147,7 +147,7 @@ def import_(
     if data is None and data_args != "{}":
         raise UsageError("--data-args without --data")
     with output.working(out):
-        result = import_run(checked, weights, out, overwrite)
+        result = import_run(checked, weights, out, overwrite, output.note)
     output.show("import", result)
     output.finish(result)
 

@@ -21,6 +21,12 @@ class NonFiniteError(PrunekitError):
     """NaN or Inf where numbers are needed."""
 
 
+def quoted(error: BaseException, most: int = 200) -> str:
+    """What code of somebody else's said when it failed, in one line for the end of a message: ``ValueError: no such key``."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:most]}" if text else type(error).__name__
+
+
 def nearest(name: str, known: list[str]) -> str:
     """A sentence that offers the known names nearest to ``name``, or all of them when none is near."""
     import difflib

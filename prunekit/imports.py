@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from prunekit.errors import UsageError, nearest
+from prunekit.errors import UsageError, nearest, quoted
 
 _run_folder: Path | None = None
 
@@ -69,7 +69,7 @@ def load_object(path: str, key: str) -> Any:
         Exception,
         SystemExit,
     ) as error:  # theirs to read, in one line
-        raise UsageError(f"{key}: importing {module_name!r} failed: {type(error).__name__}: {error}") from error
+        raise UsageError(f"{key}: importing {module_name!r} failed: {quoted(error)}") from error
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
@@ -93,4 +93,4 @@ def call(path: str, key: str, arguments: dict[str, Any]) -> Any:
     except UsageError:
         raise
     except (Exception, SystemExit) as error:  # the user's own function: its error in one line
-        raise UsageError(f"{key}: {path}(**{arguments}) failed: {type(error).__name__}: {error}") from error
+        raise UsageError(f"{key}: {path}(**{arguments}) failed: {quoted(error)}") from error

@@ -22,7 +22,7 @@ from torch import nn
 
 from prunekit import checkpoint
 from prunekit.criteria import AGGREGATIONS, DEFAULT, expand
-from prunekit.errors import UsageError, nearest
+from prunekit.errors import UsageError, nearest, quoted
 from prunekit.imports import call, load_object
 from prunekit.kernel import RULES, SHARES
 from prunekit.plan import ALLOCATIONS, GROUPED, asked_sparsity, check_structure
@@ -856,7 +856,7 @@ class Recipe(_Section):
             except UsageError:
                 raise
             except Exception as error:  # the user's own
-                raise UsageError(f"task: {name} failed: {type(error).__name__}: {error}") from error
+                raise UsageError(f"task: {name} failed: {quoted(error)}") from error
         if not isinstance(found, Task):
             raise UsageError(f"task: {name} gave a {type(found).__name__}, not a prunekit.Task")
         return found if loss is None else found.with_loss(loss)

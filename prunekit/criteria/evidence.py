@@ -17,6 +17,7 @@ from prunekit.errors import PrunekitError, UsageError
 from prunekit.kernel import ModelFunction
 from prunekit.kernel.attribution import MEMORY
 from prunekit.task import Classification, Target, Task
+from prunekit.task.evaluation import unfit
 from prunekit.task.task import flat
 from prunekit.trajectory import Layout, Trajectory
 
@@ -146,10 +147,7 @@ class Evidence:
         except PrunekitError:
             raise
         except Exception as error:  # the user's own model and data
-            raise UsageError(
-                f"model: {type(self.model).__name__} fails on inputs {described(inputs)}: {type(error).__name__}: "
-                f"{' '.join(str(error).split())[:200]}"
-            ) from error
+            raise unfit(type(self.model).__name__, inputs, error) from error
         return kept[0]
 
     def _check_alone(self, function: ModelFunction, samples: Samples) -> None:

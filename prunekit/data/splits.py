@@ -13,7 +13,7 @@ from prunekit import checkpoint
 from prunekit.batch import Batch, described, leaves, named, size, taken
 from prunekit.data.identity import check_same_twice, digest_of_batches, digest_of_tensors
 from prunekit.data.samples import EVAL_BATCH, Samples
-from prunekit.errors import PrunekitError, UsageError
+from prunekit.errors import PrunekitError, UsageError, quoted
 
 SPLITS = ("train", "validation", "test", "scoring")
 """What each is for: learning; every choice (compare, auto); the final figures; scores. They must be disjoint."""
@@ -101,9 +101,7 @@ class Split:
         except PrunekitError:
             raise
         except Exception as error:  # the user's own data set
-            raise UsageError(
-                f"data: reading samples {where[:3]}… failed: {type(error).__name__}: {' '.join(str(error).split())}"
-            ) from error
+            raise UsageError(f"data: reading samples {where[:3]}… failed: {quoted(error)}") from error
         _check(found, len(where))
         return found
 
@@ -127,6 +125,12 @@ class Split:
 
     def _fingerprint(self) -> str | None:
         return self.fingerprint if self.held is None else None
+
+    def same_as(self, other: Split) -> bool:
+        """Whether it is seen at once that both are the same samples: one object, or tensors of equal values."""
+        if self._source is other._source:
+            return self._order == other._order
+        return self.held is not None and other.held is not None and self.digest() == other.digest()
 
     def digest(self) -> str:
         """Identifies the samples: a hash of them all, or of the fingerprint that stands for them.

@@ -24,8 +24,25 @@ def ratio(sums: Tensor, samples: int) -> Tensor:
     return torch.where(sums[..., 1] > 0, sums[..., 0] / sums[..., 1].clamp_min(1e-300), torch.zeros_like(sums[..., 0]))
 
 
+class Directed:
+    """What has a direction and a unit."""
+
+    better: str
+    unit: str
+
+    @property
+    def sign(self) -> float:
+        """1 where a higher figure is better, -1 where a lower one is."""
+        return 1.0 if self.better == "higher" else -1.0
+
+    @property
+    def scale(self) -> float:
+        """What a figure is multiplied with to be in the unit."""
+        return 100.0 if self.unit == "%" else 1.0
+
+
 @dataclass(frozen=True)
-class Measure:
+class Measure(Directed):
     """One figure of a model on some samples.
 
     Attributes:
@@ -44,16 +61,6 @@ class Measure:
     better: Literal["higher", "lower"] = "higher"
     unit: str = ""
     whole: bool = False
-
-    @property
-    def sign(self) -> float:
-        """1 where a higher figure is better, -1 where a lower one is."""
-        return 1.0 if self.better == "higher" else -1.0
-
-    @property
-    def scale(self) -> float:
-        """What a figure is multiplied with to be in the measure's unit."""
-        return 100.0 if self.unit == "%" else 1.0
 
     def of(self, rows: Tensor) -> float:
         """The figure from all rows ``(samples, k)``."""

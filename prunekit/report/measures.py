@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from prunekit.measure.measure import Directed
 from prunekit.task import TASKS
 from prunekit.task.evaluation import CLASSIFICATION, measures_told
 
@@ -24,23 +25,13 @@ NAMES = {
 
 
 @dataclass(frozen=True)
-class Shown:
+class Shown(Directed):
     """One measure, as artifacts tell of it (``prunekit.task.evaluation.measures_told``)."""
 
     name: str
     better: str
     unit: str
     close: bool
-
-    @property
-    def sign(self) -> float:
-        """1 where a higher figure is better, -1 where a lower one is."""
-        return 1.0 if self.better == "higher" else -1.0
-
-    @property
-    def scale(self) -> float:
-        """What a figure is multiplied with to be in the unit."""
-        return 100.0 if self.unit == "%" else 1.0
 
     @property
     def share(self) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from prunekit.batch import Inputs
-from prunekit.errors import StructureError
+from prunekit.errors import StructureError, quoted
 from prunekit.structure.groups import Group, tied_names
 from prunekit.structure.labels import united_along
 from prunekit.structure.roles import weight_roles
@@ -41,9 +41,7 @@ def traced_groups(
     except TookTooLong:
         raise StructureError(f"channels: the model's operations were not read within {seconds:g} s") from None
     except Exception as error:  # the user's own model meets a mode that it may not expect
-        raise StructureError(
-            f"channels: the model cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
-        ) from error
+        raise StructureError(f"channels: the model cannot be read ({quoted(error, 120)})") from error
     for labels in trace.splits if even else ():
         for axis in range(labels.dim()):
             if labels.stride(axis) and labels.shape[axis] > 1:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunekit import batch
 from prunekit.batch import Inputs
-from prunekit.errors import StructureError
+from prunekit.errors import StructureError, quoted
 from prunekit.structure.groups import SKIPS, Group, kept_indices, shapes_of, slice_masks
 from prunekit.structure.replacements import REPLACEMENTS
 from prunekit.trajectory.copies import copied
@@ -129,7 +129,7 @@ class Prober:
         try:
             found = self.outputs()
         except Exception as error:  # the user's own model
-            return f"{type(error).__name__}: {_line(error)}"
+            return quoted(error, 120)
         return None if found else "its answer holds no tensor"
 
     @property
@@ -253,10 +253,6 @@ def same_as_masked(small: nn.Module, masked: nn.Module, example_inputs: Inputs) 
         raise StructureError(f"the pruned model does not run, though the dense one does: {error}") from None
     if (fault := difference(found, expected)) is not None:
         raise StructureError(f"the pruned model is not the masked one: {fault}")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
 
 
 def _shown(inputs: Inputs) -> str:

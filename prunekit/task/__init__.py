@@ -90,6 +90,8 @@ def guess_task(outputs: Tensor, labels: Labels, given_loss: bool, inputs: Inputs
         return "unlabelled"
     if not isinstance(labels, Tensor):
         raise UsageError(f"labels are {type(labels).__name__}; name the task (task: heads, or module:task of your own)")
+    if labels.dtype == torch.bool:
+        _doubt("binary or multi_label", "true and false")
     if not labels.is_floating_point():
         tokens = outputs.dim() == 3 and labels.dim() == 2
         if tokens and isinstance(inputs, Mapping) and not given_loss:
@@ -110,5 +112,5 @@ def guess_task(outputs: Tensor, labels: Labels, given_loss: bool, inputs: Inputs
     return "regression"
 
 
-def _doubt(names: str) -> str:
-    raise UsageError(f"labels are floating-point zeros and ones; name the task (task: {names})")
+def _doubt(names: str, what: str = "floating-point zeros and ones") -> str:
+    raise UsageError(f"labels are {what}; name the task (task: {names})")

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.batch import Batch, call, to
+from prunekit.batch import Batch, Inputs, call, described, to
 from prunekit.data.samples import Samples
-from prunekit.errors import PrunekitError, UsageError
+from prunekit.errors import PrunekitError, UsageError, quoted
 from prunekit.measure.measure import Measure
 from prunekit.task.classification import Classification
 from prunekit.task.task import Task
@@ -34,6 +34,11 @@ class References:
                 if (needed := found.numel() * found.element_size()) <= self._left:
                     self._kept[number], self._left = found, self._left - needed
             yield batch, found
+
+
+def unfit(who: str, inputs: Inputs, error: Exception, where: str = "") -> UsageError:
+    """The refusal of a model that fails on what it is given: says which inputs it got, and what it or torch said to them."""
+    return UsageError(f"model: {who} fails on {where}inputs {described(inputs)}: {quoted(error)}")
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunekit.batch import Labels, described, take
-from prunekit.errors import PrunekitError, UsageError
+from prunekit.errors import PrunekitError, UsageError, quoted
 
 BatchLoss = Callable[[Tensor, Labels], Tensor]
 """``(outputs (samples, ...), labels) -> scalar``."""
@@ -131,8 +131,7 @@ def _watched(loss: BatchLoss, name: str) -> BatchLoss:
             raise
         except Exception as error:  # the user's own loss
             raise UsageError(
-                f"loss: {name} fails on outputs {described(outputs)} and labels {described(labels)}: {type(error).__name__}: "
-                f"{' '.join(str(error).split())[:200]}"
+                f"loss: {name} fails on outputs {described(outputs)} and labels {described(labels)}: {quoted(error)}"
             ) from error
         if not isinstance(value, Tensor) or value.numel() != 1:
             what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

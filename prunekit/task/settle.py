@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunekit.batch import Inputs, described, size, taken
+from prunekit.batch import Inputs, size, taken
 from prunekit.data import Samples
 from prunekit.errors import PrunekitError, UsageError
 from prunekit.task import Task, get_task, guess_task
-from prunekit.task.evaluation import run
+from prunekit.task.evaluation import run, unfit
 
 
 def settle(model: nn.Module, batches: Any, task: str | Task | None, loss: Any = None) -> tuple[Task, Samples | None]:
@@ -54,7 +54,4 @@ def outputs_of(model: nn.Module, inputs: Inputs, kind: Task) -> Tensor:
     except PrunekitError:
         raise
     except Exception as error:  # the user's own model and data
-        raise UsageError(
-            f"model: {type(model).__name__} fails on inputs {described(inputs)}: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}"
-        ) from error
+        raise unfit(type(model).__name__, inputs, error) from error

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prunekit.batch import Batch, Inputs, Labels, answers, described, named
-from prunekit.errors import PrunekitError, UsageError, nearest
+from prunekit.errors import PrunekitError, UsageError, nearest, quoted
 from prunekit.measure.measure import Measure
 from prunekit.task.losses import Loss, as_loss
 
@@ -118,10 +118,7 @@ class Task:
             return found
         except Exception as other:  # inside torch.func no value can be looked at
             error = error or other
-        return UsageError(
-            f"{what} fails on outputs {described(outputs)} and labels {described(labels)}: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}"
-        )
+        return UsageError(f"{what} fails on outputs {described(outputs)} and labels {described(labels)}: {quoted(error)}")
 
     # -- what is explained and lowered -------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import StructureError
+from prunekit.errors import StructureError, quoted
 from prunekit.trajectory.bare import bare
 
 
@@ -35,7 +35,7 @@ def copied(model: nn.Module) -> nn.Module:
         except Exception as error:  # whatever a user's module holds
             raise StructureError(
                 f"the model cannot be copied (copy.deepcopy): {_culprit(model)} holds something that cannot "
-                f"({' '.join(str(error).split())[:120]}); prunekit works on copies"
+                f"({quoted(error, 120)}); prunekit works on copies"
             ) from None
     for name in plain:
         vars(found.get_submodule(name)).pop("forward")

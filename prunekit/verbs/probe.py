@@ -8,16 +8,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from prunekit.batch import Batch, Inputs, Labels, call, described, leaves, named, to
+from prunekit.batch import Batch, Inputs, Labels, call, leaves, named, to
 from prunekit.criteria import expand, parse
 from prunekit.data import EVAL_BATCH, Split
-from prunekit.errors import PrunekitError, StructureError, UsageError
+from prunekit.errors import PrunekitError, StructureError, UsageError, quoted
 from prunekit.measure import Measure
 from prunekit.plan import GROUPED
 from prunekit.recipe import Recipe
 from prunekit.structure import find_groups, prunable_parameters
 from prunekit.task import Task, guess_task
-from prunekit.task.evaluation import run
+from prunekit.task.evaluation import run, unfit
 from prunekit.trajectory import Layout
 
 PROBE = 4
@@ -57,6 +57,15 @@ def probe(recipe: Recipe, model: nn.Module, splits: dict[str, Split], training: 
             if name == "train" and (training or task.loss.name != "none"):
                 _check_loss(recipe, task, model, x, y)
             shared = _check_shared(shared, x, len(where), name)
+
+
+def told_on_itself(splits: Mapping[str, Split]) -> list[str]:
+    """Notes on splits that judge a model by the samples which it was trained on."""
+    return [
+        f"note: the {name} and train splits are the same samples; what is measured on them says nothing of new ones"
+        for name in ("validation", "test")
+        if splits["train"].same_as(splits[name])
+    ]
 
 
 def _batches(split: Split, most: int) -> list[range]:
@@ -123,10 +132,7 @@ def _outputs(recipe: Recipe, task: Task, model: nn.Module, x: Inputs, split: str
     except PrunekitError:
         raise
     except Exception as error:  # the user's own model and data
-        raise UsageError(
-            f"model: {recipe.model.factory} fails on data of the {split} split, inputs {described(x)}: "
-            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        ) from error
+        raise unfit(str(recipe.model.factory), x, error, f"data of the {split} split, ") from error
     samples = len(leaves(x)[0])
     if out.dim() < 1 or len(out) != samples or not out.is_floating_point():
         raise UsageError(
@@ -154,9 +160,7 @@ def _try(task: Task, measure: Measure, outputs: Tensor, labels: Labels, split: s
     except PrunekitError:
         raise
     except Exception as error:  # a task of the user's own, or data that no check foresaw
-        raise UsageError(
-            f"task {task.name}: {what} fails on the {split} split: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        ) from error
+        raise UsageError(f"task {task.name}: {what} fails on the {split} split: {quoted(error)}") from error
     if not -math.inf < value < math.inf:
         raise UsageError(f"task {task.name}: {what} is {value} on the {split} split")
 
@@ -197,9 +201,7 @@ def _check_loss(recipe: Recipe, task: Task, model: nn.Module, x: Inputs, y: Labe
         except UsageError:
             raise
         except Exception as error:  # the user's own loss
-            raise UsageError(
-                f"loss: {recipe.loss} fails on a training batch: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            ) from error
+            raise UsageError(f"loss: {recipe.loss} fails on a training batch: {quoted(error)}") from error
         finally:
             model.load_state_dict(state)
             model.zero_grad()

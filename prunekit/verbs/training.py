@@ -23,7 +23,7 @@ from prunekit.training.loop import batches_per_epoch, train
 from prunekit.trajectory import Layout, Recorder, Trajectory, disk_needed, load_into, read_weights, snapshot, write_checkpoints
 from prunekit.trajectory.layout import named_tensors, refuse_meta
 from prunekit.trajectory.loading import fitted
-from prunekit.verbs.probe import probe, settled
+from prunekit.verbs.probe import probe, settled, told_on_itself
 from prunekit.verbs.run_folder import PROBLEM, load_splits, reusable
 
 WATCHED = ("train", "validation")
@@ -43,6 +43,8 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
     recipe = settled(recipe, model, splits)
     probe(recipe, model, splits)
     task = recipe.load_task()
+    for note in told_on_itself(splits):
+        announce(f"train: {note}")
     layout = Layout.of(model)
     facts = json.loads(json.dumps(recipe.training_facts()))
     provenance = {"recipe": facts, "start": model_digest(model), "data": {n: s.digest() for n, s in splits.items()}}
@@ -97,7 +99,9 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
     return {**result, "trajectory": Trajectory(trajectory).hash, "reused": False}
 
 
-def import_run(recipe: Recipe, weights: Sequence[Path], out: Path, overwrite: bool = False) -> dict[str, Any]:
+def import_run(
+    recipe: Recipe, weights: Sequence[Path], out: Path, overwrite: bool = False, announce: Callable[[str], None] = print
+) -> dict[str, Any]:
     """Puts checkpoints of a model that was trained elsewhere under ``out``, in training order.
 
     Raises:
@@ -119,6 +123,8 @@ def import_run(recipe: Recipe, weights: Sequence[Path], out: Path, overwrite: bo
     }
     if splits is not None:
         probe(recipe, model, splits, training=False)
+        for note in told_on_itself(splits):
+            announce(f"import: {note}")
     trajectory = out / "trajectory"
     reused = reusable(trajectory, _made_from(trajectory), provenance, overwrite)
     if not reused:

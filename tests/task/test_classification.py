@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from prunekit.errors import UsageError
-from prunekit.task import Classification, Regression, get_task
+from prunekit.task import Classification, Regression, get_task, guess_task
 
 OUT = torch.tensor([[1.0, 3.0, 2.0], [0.0, -1.0, 4.0]])
 LABELS = torch.tensor([2, 2])
@@ -49,3 +49,9 @@ def test_divergence_counts_no_class_that_the_reference_rules_out() -> None:
     p, q = (F.softmax(t[..., kept], -1) for t in (reference, out))
     torch.testing.assert_close(found[:, 0], (p * (p / q).log()).sum(-1).mean(1))
     assert torch.autograd.grad(found.sum(), out)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 3)])
+def test_labels_that_are_true_and_false_ask_for_the_task(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match=r"labels are true and false; name the task \(task: binary or multi_label\)"):
+        guess_task(torch.zeros(4, 3), torch.ones(shape, dtype=torch.bool), given_loss=False)
