@@ -22,7 +22,7 @@ width)``."""
 
 
 def write_explanation(path: Path, result: Mapping[str, Any], pictures: Pictures) -> None:
-    """Writes the page of an explanation (see ``prunekit.report.explain``, ``diff`` and ``removal``), whole or not at all."""
+    """Writes the page of an explanation (see ``prunekit.explain``), whole or not at all."""
     write_html(path, "explain.html.j2", e=result, measures=shown(result.get("measures")), **drawn(result, pictures))
 
 

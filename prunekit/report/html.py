@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from prunekit import checkpoint
-from prunekit.report.answers import text_of
+from prunekit.explain.answers import text_of
 from prunekit.version import __version__
 
 

@@ -36,9 +36,9 @@ def write_page(
         trajectory: steps, coordinates, bytes, hash, cost.
         scores: one dict a score file (criterion, digest, seconds).
         evaluations: by pruned model's name, what eval.json holds.
-        repairs: by refined model's name, what ``prunekit.report.removal`` says of it, and images of samples for it.
+        repairs: by refined model's name, what ``prunekit.explain.removal`` says of it, and images of samples for it.
         left_out: what the run folder holds but the page does not show, and why.
-        timeline: see ``prunekit.report.timeline``; None where there is no path or no data.
+        timeline: see ``prunekit.explain.timeline``; None where there is no path or no data.
     """
     explained = {n: e for n, e in evaluations.items() if e["kernel"]}
     write_html(

@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from prunekit.explain.answers import text_of
 from prunekit.plan import GROUPED
-from prunekit.report.answers import text_of
 from prunekit.report.measures import Shown, by_name, deciding, shown
 from prunekit.report.page import accuracy_tables, trained
 from prunekit.search.compare import Comparison

@@ -15,10 +15,10 @@ from prunekit.apply import Manifest, dense_state, load
 from prunekit.batch import to
 from prunekit.criteria import model_digest
 from prunekit.errors import ArtifactError, UsageError
+from prunekit.explain import account, dense_reconstruction, flat_mask
 from prunekit.kernel import ModelFunction
 from prunekit.measure import latencies, machine, sizes
 from prunekit.plan import Plan
-from prunekit.report import account, dense_reconstruction, flat_mask
 from prunekit.task.evaluation import CLASSIFICATION, Evaluation, References, measures_told
 from prunekit.task.evaluation import evaluate as measured
 from prunekit.trajectory import Continued, Trajectory

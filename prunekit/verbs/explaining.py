@@ -14,8 +14,7 @@ from prunekit.batch import Inputs, Labels
 from prunekit.criteria import model_digest
 from prunekit.data import Split
 from prunekit.errors import PrunekitError, UsageError, nearest
-from prunekit.plan import Plan
-from prunekit.report import (
+from prunekit.explain import (
     Damage,
     PrunedPath,
     Training,
@@ -29,10 +28,11 @@ from prunekit.report import (
     find_part,
     flat_mask,
     units_of,
-    write_explanation,
 )
-from prunekit.report.answers import text_of
-from prunekit.report.explain import JUMP_NODES
+from prunekit.explain.answers import text_of
+from prunekit.explain.path import JUMP_NODES
+from prunekit.plan import Plan
+from prunekit.report import write_explanation
 from prunekit.trajectory import Continued, Segment
 from prunekit.verbs.evaluating import child_of, open_pruned
 from prunekit.verbs.run_folder import Run
@@ -180,7 +180,7 @@ def _diff(run: Run, name: str, split: str, limit: int, nodes: int | None) -> dic
 def explain_pruned(
     run: Run, name: str, split: str = "scoring", samples: int | None = None, nodes: int | None = None
 ) -> dict[str, Any]:
-    """What a pruned model's mask is to blame for, on scoring samples, which accept refined plans (``prunekit.report.removal``).
+    """What a pruned model's mask is to blame for, on scoring samples, which accept refined plans (``prunekit.explain.removal``).
 
     Raises:
         UsageError: the run has no such pruned model.

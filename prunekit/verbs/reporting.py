@@ -9,8 +9,9 @@ from typing import Any
 
 from prunekit import checkpoint
 from prunekit.errors import ArtifactError
+from prunekit.explain import timeline
 from prunekit.recipe import Recipe
-from prunekit.report import timeline, write_page
+from prunekit.report import write_page
 from prunekit.search import Comparison
 from prunekit.verbs.evaluating import evaluate, read_evaluation
 from prunekit.verbs.explaining import explain_pruned, pictures_of, view_of
@@ -82,7 +83,7 @@ def report_run(run: Run) -> tuple[Path, list[str]]:
 
 
 def _timeline(run: Run) -> dict[str, Any] | None:
-    """What ``prunekit.report.timeline`` says of the run, kept in timeline.json; None without a path or data."""
+    """What ``prunekit.explain.timeline`` says of the run, kept in timeline.json; None without a path or data."""
     if len(run.trajectory) == 0 or run.recipe.data is None:
         return None
     view = view_of(run, "test")

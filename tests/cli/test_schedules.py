@@ -120,8 +120,8 @@ def test_an_edited_plan_can_be_fine_tuned(scored: Path, cli: Cli) -> None:
 def test_kept_weights_alone_along_the_whole_path(scored: Path, cli: Cli) -> None:
     """(c) for a model with two prunings against per-weight shares of every piece: f_0 + Σ_{i kept} (ψ_i + ψ_i^reg)."""
     from prunekit.data import digits
+    from prunekit.explain.account import _kept_alone
     from prunekit.kernel import ModelFunction, attribute
-    from prunekit.report.account import _kept_alone
 
     asked = ["--schedule", "iterative", "--rounds", 2, "--finetune", 1]
     assert cli("prune", scored, "-c", "magnitude", "-s", 0.6, "--name", "kept", *asked).code == 0

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunekit import Plan, Recorder, Trajectory, make_plan
 from prunekit.batch import Batch, call, taken
-from prunekit.report import PrunedPath, flat_mask
+from prunekit.explain import PrunedPath, flat_mask
 from prunekit.task import Task, get_task
 from prunekit.trajectory import Segment
 from tests.structure_models import random_scores

@@ -12,14 +12,11 @@ import torch
 from prunekit import masked
 from prunekit.batch import call, take, taken
 from prunekit.data import Samples
-from prunekit.kernel import ModelFunction
-from prunekit.report import (
+from prunekit.explain import (
     Damage,
     Training,
     View,
     account,
-    accuracy_tables,
-    comparison_figure,
     dense_reconstruction,
     explain_diff,
     explain_part,
@@ -28,11 +25,10 @@ from prunekit.report import (
     explain_sample,
     explain_training_sample,
     find_part,
-    sensitivity_figure,
-    terminal,
     timeline,
-    write_explanation,
 )
+from prunekit.kernel import ModelFunction
+from prunekit.report import accuracy_tables, comparison_figure, sensitivity_figure, terminal, write_explanation
 from prunekit.report.measures import by_name, deciding, shown
 from prunekit.report.timeline import layer_figures
 from prunekit.search.compare import Candidates, compare

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from prunekit import Again, Finetuning, Plan, Planner, Schedule, Trajectory, UsageError, prune_by_schedule, refine
 from prunekit.criteria import Evidence, score_evidence
 from prunekit.data import Samples
+from prunekit.explain import account
+from prunekit.explain.removal import flat_mask
 from prunekit.kernel import ModelFunction, blame, reconstruct
-from prunekit.report import account
-from prunekit.report.removal import flat_mask
 from prunekit.search import Tuner
 from prunekit.search.again import returning
 from prunekit.trajectory import Continued, Layout, Segment

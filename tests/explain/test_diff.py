@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from prunekit import Trajectory, make_plan
 from prunekit.criteria import score
 from prunekit.errors import UsageError
+from prunekit.explain import PrunedPath, explain_diff
+from prunekit.explain.diff import answer_margin
 from prunekit.plan import Plan
-from prunekit.report import PrunedPath, explain_diff
-from prunekit.report.diff import answer_margin
 from prunekit.trajectory import Segment
 from tests.conftest import TinyNet, record, tiny_data
 

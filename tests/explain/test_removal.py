@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import Plan, Trajectory, make_plan, masked, refine
+from prunekit.explain import Damage, explain_removal, explain_removals
 from prunekit.measure import divergence
-from prunekit.report import Damage, explain_removal, explain_removals
 from tests.conftest import record, tiny_data
-from tests.report.test_diff import Deep
+from tests.explain.test_diff import Deep
 from tests.structure_models import random_scores
 
 STRUCTURES = ["unstructured", "channels", "block:2x2", "2:4"]

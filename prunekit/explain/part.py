@@ -1,15 +1,19 @@
-"""What a person can point at in a model: a weight, a channel, a head, a layer; as a mask over the path's coordinates."""
+"""What a person can point at in a model (a weight, a channel, a head, a layer), and what it contributed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.batch import Inputs
 from prunekit.errors import UsageError, nearest
+from prunekit.explain.path import JUMP_NODES, SCHEMA, PrunedPath, summed, trace
+from prunekit.explain.training import Training, training_samples
+from prunekit.explain.view import View, quantity
 from prunekit.structure import Groups, find_groups
 from prunekit.structure.heads import Mappings
 from prunekit.trajectory import Layout
@@ -58,6 +62,77 @@ def find_part(
     if kind == "weight":
         return Part(kind, name, *_weight(layout, name, index))
     return _unit(kind, name, index, layout, find_groups(STRUCTURES[kind], model, example(), attention))
+
+
+def explain_part(view: View, part: Part, training: Training | None = None, pruned: Sequence[PrunedPath] = ()) -> dict[str, Any]:
+    """What a part contributed: to which classes, when, from which training samples, and what pruning did through it."""
+    mask, weights = part.mask.to(view.function.device), view.own
+    traced = trace(view, mask)
+    kernel, regularisation = traced.kernel, traced.regularisation
+    both = kernel + regularisation
+    end = view.values(view.trajectory.state(-1)).double()
+    by_kernel, by_decay = {c: own for c, own, _ in view.classes(kernel)}, {c: own for c, own, _ in view.classes(regularisation)}
+    strength = {c: float(both[view.labels == c].abs().mean() if view.classifies else both[:, c].abs().mean()) for c in by_kernel}
+    model = {c: own for c, own, _ in view.classes(end)}
+    rows = [
+        {
+            "class": c, "samples": int((view.labels == c).sum()) if view.classifies else view.count,
+            "own": own, "others": others, "tells_apart": own - others if view.classifies else own,
+            "kernel": by_kernel[c], "regularisation": by_decay[c], "mean_size": strength[c], "model": model[c],
+        }
+        for c, own, others in view.classes(both)
+    ]  # fmt: skip
+    start, last = view.trajectory.state(0).cpu()[part.mask], view.trajectory.state(-1).cpu()[part.mask]
+    return {
+        "schema": SCHEMA,
+        "kind": "explanation",
+        "what": part.kind,
+        "name": part.name,
+        "index": part.index,
+        "title": part.title,
+        "quantity": quantity(view),
+        **view.about,
+        "samples": view.count,
+        "weights": {
+            "total": int(part.mask.sum()), "by_tensor": part.counts(view.trajectory.layout),
+            "norm_at_start": float(start.norm()), "norm_at_end": float(last.norm()),
+            **({"value_at_start": float(start), "value_at_end": float(last)} if len(last) == 1 else {}),
+        },
+        "contribution": {
+            "kernel": summed(weights, kernel), "regularisation": summed(weights, regularisation), "both": summed(weights, both),
+            "mean_size": float(both.abs().mean()),
+            "model_at_start": summed(weights, traced.start), "model": summed(weights, end),
+        },
+        "classes": sorted(rows, key=lambda row: -abs(float(row["tells_apart"]))),
+        "steps": traced.steps,
+        "training": training_samples(view, weights[None], mask, training, summed(weights, kernel)),
+        "pruning": [_pruned_part(view, path, part) for path in pruned],
+        "certificate": traced.certificate,
+    }  # fmt: skip
+
+
+def _pruned_part(view: View, path: PrunedPath, part: Part) -> dict[str, Any]:
+    """What the pruning did to the outputs through a part."""
+    weights, mask = view.own, part.mask.to(view.function.device)
+    through, change, whole = (torch.zeros_like(weights, dtype=torch.float64) for _ in range(3))
+    for jump in path.jumps:
+        through += view.moved(jump, "whole", mask, JUMP_NODES)
+        whole += view.moved(jump, "whole", None, JUMP_NODES)
+        change += view.values(jump.end).double() - view.values(jump.start).double()
+    inside = path.keep[part.mask]
+    unit = part.kind in STRUCTURES and part.name in path.units
+    return {
+        "name": path.name,
+        "stays": bool(path.units[part.name][int(part.index)]) if unit else bool(inside.any()),
+        "removed": int((~inside).sum()),
+        "of": len(inside),
+        "change": summed(weights, through),
+        "whole_change": summed(weights, change),
+        "mean_size": float(through.abs().mean()),
+        "whole_mean_size": float(change.abs().mean()),
+        "residual": float((whole - change).abs().mean()),
+        "classes": [{"class": c, "own": own, "others": others} for c, own, others in view.classes(through)],
+    }
 
 
 def unit_mask(layout: Layout, members: dict[str, Tensor], unit: int) -> Tensor:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from prunekit import checkpoint
 from prunekit.batch import Inputs, Labels, size, take, to
 from prunekit.data.identity import tensors
+from prunekit.explain.answers import answers_of, class_labels, class_outputs, label_of, outputs_at
 from prunekit.kernel import ModelFunction, step_scores
-from prunekit.report.answers import answers_of, class_labels, class_outputs, label_of, outputs_at
 from prunekit.task import Target, Task, get_task
 from prunekit.trajectory import Segment, Trajectory
 
@@ -99,11 +99,11 @@ class View:
         return found
 
     def answers(self, state: Tensor) -> list[Any]:
-        """What the model at ``state`` answers to each sample, see ``prunekit.report.answers``."""
+        """What the model at ``state`` answers to each sample, see ``prunekit.explain.answers``."""
         return answers_of(self.task, outputs_at(self.function, state, self.x, self.y), self.y)
 
     def label(self, k: int = 0) -> Any:
-        """A sample's label, see ``prunekit.report.answers``."""
+        """A sample's label, see ``prunekit.explain.answers``."""
         return int(self.labels[k]) if self.classifies else label_of(self.y, k, self.count)
 
     @property

@@ -14,10 +14,10 @@ from prunekit import checkpoint
 from prunekit.batch import Inputs, Labels, size, to
 from prunekit.data.identity import tensors
 from prunekit.errors import ArtifactError
+from prunekit.explain.answers import class_labels, class_outputs
 from prunekit.kernel import ModelFunction, Reconstruction, masked_machine, reconstruct, shares_by_layer
 from prunekit.measure import agreement, divergence
 from prunekit.progress import Bar
-from prunekit.report.answers import class_labels, class_outputs
 from prunekit.trajectory import Continued, Segment, Trajectory
 
 OUTPUTS = 1000  # errors are told output by output up to here, where outputs are no classes

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from prunekit import Recorder, Trajectory
 from prunekit.criteria import score
 from prunekit.errors import PrunekitError, UsageError
+from prunekit.explain import PrunedPath, Training, View, explain_part, explain_sample, explain_training_sample, find_part
+from prunekit.explain.part import Part
+from prunekit.explain.path import trace
+from prunekit.explain.timeline import timeline
 from prunekit.kernel import attribute, data_scores, layer_step_scores, layers_of, step_scores
 from prunekit.models import digits_transformer
-from prunekit.report import PrunedPath, Training, View, explain_part, explain_sample, explain_training_sample, find_part
-from prunekit.report.explain import trace
-from prunekit.report.parts import Part
-from prunekit.report.timeline import timeline
 from prunekit.structure import channel_groups
 from prunekit.trajectory import Segment
 from tests.conftest import TinyNet, tiny_data

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batch import Inputs, Labels, size, take, to
+from prunekit.explain.answers import answers_of, class_labels, class_outputs, divergence_name, label_of, outputs_at
+from prunekit.explain.part import unit_mask
+from prunekit.explain.path import JUMP_NODES, SCHEMA, PrunedPath
 from prunekit.kernel import ModelFunction, get_rule, layers_of
 from prunekit.kernel.attribution import MEMORY, chunks
 from prunekit.kernel.gradients import GradientEngine, VmapGradients, choose_engine
 from prunekit.plan import Plan
 from prunekit.progress import Bar
-from prunekit.report.answers import answers_of, class_labels, class_outputs, divergence_name, label_of, outputs_at
-from prunekit.report.explain import JUMP_NODES, SCHEMA, PrunedPath
-from prunekit.report.parts import unit_mask
 from prunekit.task import Target, Task, get_task
 from prunekit.task.evaluation import measures_told
 from prunekit.trajectory import Layout, Segment, Trajectory

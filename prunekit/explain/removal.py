@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from prunekit.batch import Batch, Inputs, Labels, size, split, taken, to
 from prunekit.errors import UsageError
+from prunekit.explain.answers import AT_A_TIME, answers_of, class_labels, divergence_name, label_of, outputs_at
+from prunekit.explain.path import JUMP_NODES, SCHEMA
 from prunekit.kernel import ModelFunction, blame, layers_of, step_scores
 from prunekit.plan import Plan
 from prunekit.progress import Bar
-from prunekit.report.answers import AT_A_TIME, answers_of, class_labels, divergence_name, label_of, outputs_at
-from prunekit.report.explain import JUMP_NODES, SCHEMA
 from prunekit.search.patterns import Pattern, get_pattern
 from prunekit.task import Task, get_task
 from prunekit.trajectory import Layout, Segment, Trajectory
