@@ -17,7 +17,7 @@ from prunekit.criteria import Evidence, Scores, provenance
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.imports import load_object
 from prunekit.plan import GROUPED
-from prunekit.recipe import Steps
+from prunekit.recipe import Steps, optimizer_of, scheduler_of
 from prunekit.search import Again, Finetuning, Planner, Schedule, cut, leaves, prune_by_schedule
 from prunekit.search.planner import Repair
 from prunekit.search.schedule import Figure
@@ -137,8 +137,8 @@ def finetuning_of(run: Run, steps: Steps) -> Finetuning:
     return Finetuning(
         batch=train.batch,
         samples=len(train),
-        optimizer=lambda model: recipe.optimizer_of(model, options),
-        scheduler=lambda optimizer, total: recipe.scheduler_of(optimizer, total, asked.schedule or recipe.train.schedule),
+        optimizer=lambda model: optimizer_of(model, options),
+        scheduler=lambda optimizer, total: scheduler_of(optimizer, total, asked.schedule or recipe.train.schedule),
         task=run.task,
         epochs=epochs,
         batch_size=recipe.train.batch_size,

@@ -192,7 +192,7 @@ def test_runs_that_are_there_already(run: Path, cli: Cli, tmp_path: Path) -> Non
         (("seeds: [0, 1]", "seeds: [0, 0]"), "a seed counts once"),
         (("small: small.yaml", "small: other.yaml"), "no such recipe"),
         (("[magnitude, random", "[magnitud, random"), "magnitude"),
-        (("structures:", "structure:"), "not a recipe key"),
+        (("structures:", "structure:"), "structure is not a study key"),
         (("small: small.yaml", "'../up': small.yaml"), "use letters"),
         (("tune:", "refine: true\n#"), "refine needs refine.sparsities"),
         (("tune:", "refine: {sparsities: {unstructured: [0.42]}}\ntune:"), "refine.sparsities has 0.42"),

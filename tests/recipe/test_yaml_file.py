@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from prunekit import UsageError
 from prunekit.recipe import Recipe
-from prunekit.yaml_file import read_yaml, to_yaml
+from prunekit.recipe.yaml_file import read_yaml, to_yaml
 
 RECIPE = 'seed: 0\nmodel: {{factory: "mine:build", args: {{value: {0}}}}}\ndata: {{factory: "mine:data"}}\n'
 

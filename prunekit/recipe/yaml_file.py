@@ -45,7 +45,7 @@ def _tag(kind: str) -> str:
 class _Loader(yaml.SafeLoader):
     """Safe YAML whose numbers are numbers, and which refuses what would be lost without a word."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML looks for it here)
+    yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in known if tag in (_tag("bool"), _tag("null"), _tag("merge"))]
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

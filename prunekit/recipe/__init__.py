@@ -1,0 +1,32 @@
+"""What a recipe says: the YAML schema, the only room that knows it."""
+
+from prunekit.recipe.building import optimizer_of, scheduler_of
+from prunekit.recipe.pruning import DROPS, CompareRefine, Prune, Refine, Refinement, Steps
+from prunekit.recipe.recipe import RESOLVED, Recipe
+from prunekit.recipe.sections import Watch
+from prunekit.recipe.study import LAYERS, Study
+from prunekit.recipe.training import Finetune, Schedule
+from prunekit.recipe.values import check_device, parse_seconds
+from prunekit.recipe.yaml_file import read_yaml, to_yaml
+
+__all__ = [
+    "DROPS",
+    "LAYERS",
+    "RESOLVED",
+    "CompareRefine",
+    "Finetune",
+    "Prune",
+    "Recipe",
+    "Refine",
+    "Refinement",
+    "Schedule",
+    "Steps",
+    "Study",
+    "Watch",
+    "check_device",
+    "optimizer_of",
+    "parse_seconds",
+    "read_yaml",
+    "scheduler_of",
+    "to_yaml",
+]  # fmt: skip

@@ -1,0 +1,61 @@
+"""What a recipe's author is told of values that do not fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from prunekit.errors import nearest
+from prunekit.recipe.values import Section
+
+KIND = re.compile(r"(str|int|float|bool|list|dict|tuple|literal|constrained-\w+)(\[.*\])?")
+"""What pydantic puts into the place of a fault where a value may be of several kinds."""
+SHAPES = {
+    "dict_type": "a mapping of names to values is wanted here",
+    "model_type": "a section of keys and values is wanted here",
+    "list_type": "a list is wanted here, [ONE, TWO]",
+    "tuple_type": "a list is wanted here, [ONE, TWO]",
+}
+"""What a recipe's author is told of a value of another shape, by pydantic's kind of fault."""
+
+
+def faults_told(path: str | Path, faults: Sequence[Any], model: type[Section]) -> str:
+    """Every fault of values that ``model`` does not take, those of one value's several kinds (text or a mapping, say) in one."""
+    told: dict[str, str] = {}
+    for fault in faults:
+        loc = tuple(part for part in fault["loc"] if not (isinstance(part, str) and KIND.fullmatch(part)))
+        text = _fault(path, {**fault, "loc": loc}, model)
+        key = ".".join(map(str, loc))
+        told[key] = f"{told[key]}, or {text.rsplit(': ', 1)[1]}" if key in told else text
+    return "; ".join(told.values())
+
+
+def _fault(path: str | Path, fault: Any, model: type[Section]) -> str:
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        *parents, last = fault["loc"]
+        known = _fields_at(parents, model)
+        return f"{path}: {key} is not a {model.what} key; {nearest(str(last), known)}"
+    message = SHAPES.get(fault["type"]) or fault["msg"].removeprefix("Value error, ").replace("Input should be", "it should be")
+    if fault["type"] == "missing":
+        return f"{path}: {key} is missing"
+    if not key:
+        return f"{path}: {message}"
+    if fault["type"] == "string_type" and isinstance(fault["input"], bool | int | float):
+        message = "this is text; write it in quotes"
+    shown = repr(fault["input"])
+    return f"{path}: {key} is {shown if len(shown) < 80 else shown[:77] + '...'}: {message[0].lower()}{message[1:]}"
+
+
+def _fields_at(parents: list[Any], model: Any) -> list[str]:
+    for part in parents:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        nested = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(a for a in nested if isinstance(a, type) and issubclass(a, BaseModel))
+    return list(model.model_fields)

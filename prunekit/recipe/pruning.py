@@ -1,0 +1,259 @@
+"""Sections of a recipe on what is pruned: how much, by what, in which steps, repaired how."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from prunekit.errors import UsageError
+from prunekit.imports import load_object
+from prunekit.plan import GROUPED, asked_sparsity
+from prunekit.recipe.faults import faults_told
+from prunekit.recipe.training import Finetune
+from prunekit.recipe.values import (
+    AllocationName,
+    Count,
+    Large,
+    Positive,
+    Section,
+    Share,
+    StructureName,
+    criterion_name,
+    known,
+    one_of,
+    parse_seconds,
+)
+from prunekit.search.objective import OBJECTIVES
+from prunekit.search.schedule import SCHEDULES, SPACINGS, check_again, check_steps
+from prunekit.structure import implied_sparsity
+
+BUDGETS = ("max_params", "max_macs", "max_bytes", "max_latency_ms", "max_accuracy_drop", "max_drop")
+DROPS = ("max_accuracy_drop", "max_drop")
+"""Budgets of what the task's first measure may lose on validation data."""
+
+
+class PruneSchedule(Section):
+    """See ``prunekit.search.Schedule``."""
+
+    name: Annotated[str, one_of(SCHEDULES, "schedule")] = "one-shot"
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 5
+    spacing: Annotated[str, one_of(SPACINGS, "spacing")] = "geometric"
+    every: Count | None = None
+
+
+class Steps(Section):
+    """How pruning goes on: in which steps, with what training, from which weights."""
+
+    schedule: PruneSchedule = PruneSchedule()
+    finetune: Finetune | None = None
+    recalibrate: bool = False
+    rewind: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Steps:
+        if self.schedule.name == "gradual" and self.finetune is None:
+            raise ValueError("schedule gradual prunes while it fine-tunes; give finetune (--finetune EPOCHS)")
+        if self.rewind is not None:
+            if self.schedule.name == "gradual":
+                raise ValueError("rewind goes with schedule one-shot or iterative")
+            given = [
+                k for k in ("lr", "optimizer", "schedule", "seed") if self.finetune and getattr(self.finetune, k) is not None
+            ]
+            if given:
+                raise ValueError(f"rewind trains on as the dense training did; leave out finetune.{given[0]}")
+        return self
+
+    @classmethod
+    def of(cls, content: dict[str, Any], source: str) -> Self:
+        """Checks values that come from ``source``; raises UsageError."""
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise UsageError(faults_told(source, error.errors(), cls)) from None
+
+    @property
+    def trains(self) -> bool:
+        return self.finetune is not None or self.rewind is not None
+
+    def request(self) -> dict[str, Any]:
+        """The values that decide the pruned model; empty for plain pruning at once."""
+        if self.schedule.name == "one-shot" and not self.trains and not self.recalibrate:
+            return {}
+        found = self.model_dump(mode="json", include=set(Steps.model_fields))
+        return found | ({"schedule": None} if self.schedule.name == "one-shot" else {})
+
+    def of_training(self) -> Finetune:
+        return self.finetune or Finetune()
+
+
+TRY_FOR = "60s"
+"""How long criterion auto tries to refine by itself."""
+
+
+class Refinement(Section):
+    """How a plan is repaired by the blame of what it removed (docs/refine.md).
+
+    ``learn``: learn a mask for ``steps`` steps first; ``rounds``: of swaps, at most; ``budget``: stop after so long, such as
+    ``60s`` or ``5m``; ``target``: what is lowered, ``kl`` (to the dense model), ``loss``, or ``module:function``; ``samples``: at
+    most so many training samples to learn from; the scoring samples accept.
+    """
+
+    rounds: Annotated[int, Field(ge=0, le=10**6)] = 30
+    learn: bool = True
+    steps: Count = 300
+    budget: str | None = None
+    target: str = "kl"
+    samples: Count = 1000
+
+    @field_validator("target")
+    @classmethod
+    def _target(cls, value: str) -> str:
+        return value if ":" in value else known(value, OBJECTIVES, "target")
+
+    @field_validator("budget")
+    @classmethod
+    def _budget(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_seconds(value)
+        return value
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of ``prunekit.refine`` that these keys set."""
+        return {
+            "rounds": self.rounds, "learn": self.learn, "steps": self.steps,
+            "budget_seconds": None if self.budget is None else parse_seconds(self.budget),
+            "target": load_object(self.target, "refine.target") if ":" in self.target else self.target,
+        }  # fmt: skip
+
+
+class Refine(Refinement):
+    """``when``: ``always``; ``better``: only if the pruned model is better for it on validation data; ``never``. ``true`` and
+
+    ``false`` are short for the first and the last. ``again``: so many times more after fine-tuning, each followed by as much
+    fine-tuning (docs/schedules.md).
+    """
+
+    when: Literal["always", "better", "never"] = "always"
+    again: Annotated[int, Field(ge=0, le=1000)] = 0
+
+    @model_validator(mode="after")
+    def _whole(self) -> Refine:
+        if self.again and self.when != "always":
+            raise ValueError(f"again goes with when: always, not {self.when}: what comes back is not tried, but trained")
+        return self
+
+
+class CompareRefine(Refinement):
+    """``sparsities``: of those compared, where the best plan is refined too; null: everywhere."""
+
+    sparsities: list[Share] | None = None
+
+
+class Prune(Steps):
+    """One pruned model.
+
+    ``criterion``: a name, or ``auto``: the criterion and allocation that do best on validation data there; ``tempered(...)`` is
+    the best of what it stands for. ``sparsity``: share to remove; N:M says it itself, and a budget (one of ``max_…``: parameters,
+    MACs, bytes, measured milliseconds, points of validation accuracy, or ``max_drop``: what the task's first measure may lose
+    there, in its unit) finds it. ``allocation``: null leaves the choice to
+    ``auto`` (among the recipe's), else means ``global``. ``ratios``, ``floor``, ``round_to`` and
+    ``min_units`` (null for those of ``structure``): see ``make_plan``. ``compensate``: kept weights
+    make up for removed ones, computed from training samples and judged on the scoring samples.
+    ``refine``: repair the plan before anything else happens,
+    in a schedule every round's plan; null lets ``auto`` try it, for ``TRY_FOR`` at most, where it makes one plan. ``squeeze``:
+    take out the channels that a mask left without inputs or readers.
+    ``classes``: keep what serves these classes: scores are made from their scoring samples (of the target ``outputs``, from
+    their outputs), and every choice on validation data is made on their samples.
+    """
+
+    name: Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    criterion: str = "auto"
+    sparsity: Share | None = None
+    structure: StructureName = "unstructured"
+    allocation: AllocationName | None = None
+    ratios: dict[str, Share] = {}
+    floor: Share = 0.0
+    round_to: Count | None = None
+    min_units: Count | None = None
+    compensate: bool = False
+    refine: Refine | None = None
+    squeeze: bool = False
+    classes: list[Annotated[int, Field(ge=0, le=10**6)]] = []
+    max_params: Large | None = None
+    max_macs: Large | None = None
+    max_bytes: Large | None = None
+    max_latency_ms: Positive | None = None
+    max_accuracy_drop: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
+    max_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+    @field_validator("criterion")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        return value if value == "auto" else criterion_name(value)
+
+    @field_validator("refine", mode="before")
+    @classmethod
+    def _refine(cls, value: Any) -> Any:
+        return {"when": "always" if value else "never"} if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _repairable(self) -> Prune:
+        if self.squeeze and self.structure in GROUPED:
+            raise ValueError(f"squeeze is for plans of masks; {self.structure} are cut out as they are")
+        for key in ("round_to", "min_units"):
+            if getattr(self, key) is not None and self.structure not in ("channels", "heads"):
+                raise ValueError(f"{key} is for channels and heads, and the structure is {self.structure}")
+        if self.squeeze and self.request():
+            raise ValueError("squeeze is for pruning at once; leave out schedule, finetune, rewind and recalibrate")
+        try:
+            check_steps(self.structure, self.schedule.name)
+            if self.refine is not None and self.refine.again:
+                check_again(self.schedule.name, self.finetune is not None, self.rewind is not None)
+                if self.max_accuracy_drop is not None:
+                    raise UsageError("refining again is for a given size; with max_accuracy_drop every try would train so often")
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    @property
+    def repair(self) -> Refine | None:
+        """The refinement that is asked for, or that auto tries unasked where one plan is made; None for none."""
+        if self.refine is not None:
+            return None if self.refine.when == "never" else self.refine
+        tries = self.criterion == "auto" and self.schedule.name == "one-shot" and self.max_accuracy_drop is None
+        return Refine(when="better", budget=TRY_FOR) if tries else None
+
+    @field_validator("classes")
+    @classmethod
+    def _classes(cls, value: list[int]) -> list[int]:
+        if len(set(value)) < len(value):
+            raise ValueError("a class is given twice")
+        return sorted(value)
+
+    @property
+    def budget(self) -> tuple[str, float]:
+        """The budget that is set, and its value; ("", 0) for none."""
+        given = {name: value for name in BUDGETS if (value := getattr(self, name)) is not None}
+        return next(iter(given.items()), ("", 0.0))
+
+    @model_validator(mode="after")
+    def _sparsity(self) -> Prune:
+        given = [name for name in ("sparsity", *BUDGETS) if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{given[0]} and {given[1]} are given; one of them decides how much goes")
+        if self.compensate and self.request():
+            raise ValueError("compensate is for pruning at once; leave out schedule, finetune, rewind and recalibrate")
+        if self.allocation is not None and implied_sparsity(self.structure) is not None:
+            raise ValueError(f"{self.structure} keeps the same share everywhere; leave allocation out")
+        if self.schedule.every is not None and self.schedule.name != "gradual":
+            raise ValueError(f"every is about schedule gradual, not {self.schedule.name}")
+        try:
+            if self.budget[0] and implied_sparsity(self.structure) is None:
+                return self
+            if self.budget[0]:
+                raise ValueError(f"{self.structure} removes a fixed share; leave {self.budget[0]} out")
+            asked_sparsity(self.structure, self.sparsity)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        return self

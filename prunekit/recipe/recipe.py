@@ -1,0 +1,224 @@
+"""A whole run as a recipe says it: read, checked before anything runs, and written resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, ValidationError, field_validator, model_validator
+from torch import nn
+
+from prunekit import checkpoint
+from prunekit.errors import UsageError, quoted
+from prunekit.imports import call, load_object
+from prunekit.recipe.building import optimizer_of, scheduler_of
+from prunekit.recipe.faults import faults_told
+from prunekit.recipe.pruning import Prune
+from prunekit.recipe.sections import Compare, Data, Eval, Factory, Prunable, Score, Structure, Train
+from prunekit.recipe.values import Section, check_device, known
+from prunekit.recipe.yaml_file import read_yaml, to_yaml
+from prunekit.task import TASKS, Task, get_task
+from prunekit.training import AUGMENTATIONS, Augment
+
+CLASS_TASKS = (None, "classification", "segmentation", "token_classification", "causal_lm", "masked_lm", "seq2seq")
+RESOLVED = "# The resolved recipe of this run: every value, defaults included.\n"
+OWN_LOSSES = ("cross_entropy", "task")
+"""Losses by name: both are the task's own, ``cross_entropy`` of tasks with classes."""
+
+
+class Recipe(Section):
+    """A whole run. Keys that are not here are refused.
+
+    ``task``: what the model is for, a name from ``prunekit.task.TASKS``, or a mapping of its ``name`` and options, or a
+    ``factory`` (``module:task``) and its ``args``; null where data and model leave no doubt. ``loss``: ``cross_entropy``,
+    ``task`` (the task's own), or ``module:function``.
+
+    ``threads``: that torch computes with; null leaves it to torch. Small models are as fast with one, and keep their
+    speed when other programs want the processor too.
+    """
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    device: str = "cpu"
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    model: Factory
+    data: Data | None = None
+    task: str | dict[str, Any] | None = None
+    loss: str = "cross_entropy"
+    train: Train = Train()
+    prunable: Prunable = Prunable()
+    structure: Structure = Structure()
+    score: Score = Score()
+    compare: Compare = Compare()
+    prune: list[Prune] = []
+    eval: Eval = Eval()
+
+    @field_validator("loss")
+    @classmethod
+    def _loss(cls, value: str) -> str:
+        return value if ":" in value else known(value, OWN_LOSSES, "loss")
+
+    @field_validator("task")
+    @classmethod
+    def _task(cls, value: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+        name = value.get("name", value.get("factory")) if isinstance(value, dict) else value
+        if isinstance(value, dict) and (not isinstance(name, str) or ("name" in value) == ("factory" in value)):
+            raise ValueError("give name (of a task) with its options, or factory (module:task) with its args")
+        if isinstance(value, dict) and "factory" in value and (unknown := set(value) - {"factory", "args"}):
+            raise ValueError(f"{sorted(unknown)[0]} is not a key of it; factory goes with args alone")
+        if isinstance(name, str) and ":" not in name:
+            known(name, TASKS, "task")
+        return value
+
+    @model_validator(mode="after")
+    def _loss_of_task(self) -> Recipe:
+        if "loss" not in self.model_fields_set and self.task is not None and not self._has_classes():
+            object.__setattr__(self, "loss", "task")
+        return self
+
+    def _has_classes(self) -> bool:
+        name = self.task.get("name") if isinstance(self.task, dict) else self.task
+        return name in CLASS_TASKS
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, value: str) -> str:
+        return str(check_device(value))
+
+    @field_validator("prune")
+    @classmethod
+    def _names(cls, value: list[Prune]) -> list[Prune]:
+        names = [p.name for p in value]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"name {name!r} is used twice; each pruned model needs its own")
+        return value
+
+    # -- what the names stand for ------------------------------------------------------------------------------
+
+    def build_model(self) -> nn.Module:
+        """A new model, initialised from the seed."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        torch.manual_seed(self.seed)
+        model = call(self.model.factory, "model", self.model.args)
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"model.factory: {self.model.factory} returned a {type(model).__name__}, not an nn.Module")
+        return model
+
+    def build_optimizer(self, model: nn.Module, steps: int) -> tuple[torch.optim.Optimizer, Any]:
+        """Optimizer and learning-rate schedule over ``steps`` steps; the schedule leaves momentum and betas alone."""
+        optimizer = optimizer_of(model, self.train.optimizer)
+        return optimizer, scheduler_of(optimizer, steps, self.train.schedule)
+
+    def load_loss(self) -> Callable[..., Any] | None:
+        """The user's loss ``(outputs, labels) -> scalar``; None for the task's own."""
+        if self.loss in OWN_LOSSES:
+            return None
+        found: Callable[..., Any] = load_object(self.loss, "loss")
+        return found
+
+    def load_task(self) -> Task:
+        """What the model is for, with the recipe's loss; classification where the recipe does not say.
+
+        Raises:
+            UsageError: there is no such task, or it is none.
+        """
+        loss = self.load_loss()
+        if isinstance(self.task, str) and ":" in self.task:
+            return _task_of(load_object(self.task, "task"), self.task, {}, loss)
+        if isinstance(self.task, dict) and "factory" in self.task:
+            return _task_of(load_object(self.task["factory"], "task.factory"), "task.factory", self.task.get("args", {}), loss)
+        if isinstance(self.task, dict):
+            options = {key: value for key, value in self.task.items() if key != "name"}
+            return get_task(self.task["name"], loss, **options)
+        return get_task(self.task, loss)
+
+    def load_augment(self) -> Augment | None:
+        """What changes the training inputs; None for nothing."""
+        name = self.train.augment
+        if name is None or name in AUGMENTATIONS:
+            return None if name is None else AUGMENTATIONS[name]
+        found: Augment = load_object(name, "train.augment")
+        return found
+
+    def load_target(self) -> Any:
+        """A target's name, or the user's function; None for the task's own."""
+        target = self.score.target
+        return load_object(target, "score.target") if target is not None and ":" in target else target
+
+    def training_facts(self) -> dict[str, Any]:
+        """The part that decides the trajectory."""
+        facts = self.model_dump(mode="json", include={"seed", "device", "threads", "model", "data", "task", "loss", "train"})
+        if self.task is None:
+            del facts["task"]  # recordings that are older than this key stay what they were
+        if self.data is not None:
+            del facts["data"]["path"]  # the samples themselves are among what a recording is made from
+        if not self.train.drop_last:
+            del facts["train"]["drop_last"]  # recordings that are older than this key stay what they were
+        return facts
+
+    def save(self, path: Path) -> None:
+        """Writes the resolved recipe: every value, defaults included.
+
+        Raises:
+            UsageError: a recipe of the user's own lies there.
+        """
+        self.may_save(path)
+        checkpoint.write_text(path, RESOLVED + to_yaml(self.model_dump()))
+
+    @staticmethod
+    def may_save(path: Path) -> None:
+        """Raises UsageError when a file that prunekit did not write lies at ``path``."""
+        try:
+            ours = not path.exists() or path.read_text(encoding="utf-8", errors="replace").startswith(RESOLVED)
+        except OSError:
+            ours = False
+        if not ours:
+            raise UsageError(f"{path}: is not a recipe that prunekit wrote and would be replaced; choose another --out")
+
+    @classmethod
+    def load(cls, path: str | Path, resolved: bool = False) -> Recipe:
+        """Reads a recipe.
+
+        Args:
+            resolved: it was written by ``save``, so a missing key means that the file is not whole.
+
+        Raises:
+            UsageError: missing, not YAML, or values out of range; one line a fault, with the path of its key.
+        """
+        path = Path(path)
+        content = read_yaml(path)
+        recipe = cls.of(content, path)
+        if resolved:
+            lost = [key for key in cls.model_fields if key not in content and key != "task"]
+            if lost:
+                raise UsageError(f"{path}: not whole, it lacks {', '.join(lost)}; run train or import again")
+        return recipe
+
+    @classmethod
+    def of(cls, content: dict[str, Any], source: str | Path) -> Recipe:
+        """Checks values that come from ``source`` (named in the message).
+
+        Raises:
+            UsageError: one clause a fault, with the path of its key.
+        """
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise UsageError(faults_told(source, error.errors(), cls)) from None
+
+
+def _task_of(found: Any, name: str, arguments: dict[str, Any], loss: Any) -> Task:
+    """A task of the user's: a class, a function that makes one, or one that is made."""
+    if not isinstance(found, Task):
+        try:
+            found = found(**arguments)
+        except UsageError:
+            raise
+        except Exception as error:  # the user's own
+            raise UsageError(f"task: {name} failed: {quoted(error)}") from error
+    if not isinstance(found, Task):
+        raise UsageError(f"task: {name} gave a {type(found).__name__}, not a prunekit.Task")
+    return found if loss is None else found.with_loss(loss)

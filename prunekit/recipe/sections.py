@@ -1,0 +1,209 @@
+"""Sections of a recipe: model, data, training, scoring, comparing, evaluating."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from prunekit.criteria import AGGREGATIONS, DEFAULT
+from prunekit.kernel import SHARES
+from prunekit.recipe.pruning import CompareRefine
+from prunekit.recipe.training import Optimizer, Schedule
+from prunekit.recipe.values import (
+    AllocationName,
+    Count,
+    CriterionName,
+    Nodes,
+    Positive,
+    RuleName,
+    Section,
+    Share,
+    StructureName,
+    known,
+    one_of,
+    parse_bytes,
+    switched,
+)
+from prunekit.task import TARGET_NAMES
+from prunekit.training import AUGMENTATIONS
+
+
+class Factory(Section):
+    """``factory``: import path ``module:function``; ``args``: its keyword arguments."""
+
+    factory: str
+    args: dict[str, Any] = {}
+
+
+class Data(Factory):
+    """``path``: where the data lies, for factories that read files; it is given to the factory as its ``path``."""
+
+    path: str | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        return self.args if self.path is None else {**self.args, "path": self.path}
+
+
+class Record(Section):
+    """What the recorder keeps: see ``prunekit.Recorder``."""
+
+    every: Count = 1
+    states: Literal["whole", "half"] = "whole"
+    second_moments: bool = False
+    snapshot_every: Annotated[int, Field(ge=0)] = 100
+
+
+class Watch(Section):
+    """The task's first measure on training and validation data ``every`` so many epochs, kept in train.json.
+
+    ``until``: training ends early once both are at least this good (a share, of accuracy).
+    """
+
+    every: Count = 10
+    until: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
+class Train(Section):
+    """``drop_last``: leave out an epoch's last batch where it is smaller; ``augment``: a name from
+
+    ``prunekit.training.AUGMENTATIONS``, or a function ``(inputs, generator) -> inputs`` by import path.
+    """
+
+    record: Record = Record()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    epochs: Count = 20
+    batch_size: Count = 64
+    drop_last: bool = False
+    augment: str | None = None
+    watch: Watch | None = None
+
+    @field_validator("augment")
+    @classmethod
+    def _augment(cls, value: str | None) -> str | None:
+        return value if value is None or ":" in value else known(value, AUGMENTATIONS, "augmentation")
+
+
+class Prunable(Section):
+    """``ignore``: shell-style patterns of parameter names that may not be pruned; ``include``: of parameters that may be, though
+
+    they are no layer's weights, such as ``positions``.
+    """
+
+    ignore: list[str] = []
+    include: list[str] = []
+
+
+class Score(Section):
+    """``criteria``: names with options and compositions, see ``prunekit.criteria.spec``; ``samples``: at most so many scoring
+
+    samples. The rest says how influence looks at the path (docs/kernel.md):
+
+    ``quadrature: ranking`` takes a fixed ``rule`` with ``nodes``, in the first steps other nodes by ``early: [steps, nodes]``;
+    ``reconstruction`` halves steps until every interval's sum is within ``tolerance``. ``memory`` holds the scores in work.
+
+    ``skip_unfit``: wanda and obs score by magnitude what has no inputs that they can look at, instead of refusing.
+    """
+
+    criteria: Annotated[list[CriterionName], Field(min_length=1)] = list(DEFAULT)
+    target: str | None = None
+    samples: Count = 160
+    share: Annotated[str, one_of(SHARES, "share")] = "kernel"
+    aggregation: Annotated[str, one_of(AGGREGATIONS, "aggregation")] = "l1"
+    quadrature: Literal["ranking", "reconstruction"] = "ranking"
+    rule: RuleName = "midpoint"
+    nodes: Nodes = 1
+    early: tuple[Count, Nodes] | None = None
+    tolerance: Positive = 0.01
+    stride: Count = 1
+    phase: tuple[int, int] | None = None
+    memory: str = "512MiB"
+    skip_unfit: bool = False
+
+    @field_validator("memory")
+    @classmethod
+    def _memory(cls, value: str) -> str:
+        parse_bytes(value)
+        return value
+
+    def options(self) -> dict[str, Any]:
+        """The fields of ``Evidence`` that these keys set."""
+        return {
+            "share": self.share, "aggregation": self.aggregation, "rule": self.rule, "nodes": self.nodes, "early": self.early,
+            "tolerance": self.tolerance if self.quadrature == "reconstruction" else None,
+            "stride": self.stride, "phase": self.phase, "memory": parse_bytes(self.memory),
+            "skip_unfit": self.skip_unfit,
+        }  # fmt: skip
+
+    @field_validator("target")
+    @classmethod
+    def _target(cls, value: str | None) -> str | None:
+        return value if value is None or ":" in value else known(value, TARGET_NAMES, "target")
+
+
+class Attention(Section):
+    """Names of one attention's linear layers, and how many heads they make; ``kv_heads``: fewer with grouped queries.
+
+    ``qkv`` in the place of ``q``, ``k`` and ``v``: one layer for all three.
+    """
+
+    q: str | None = None
+    k: str | None = None
+    v: str | None = None
+    qkv: str | None = None
+    o: str
+    heads: Count | None = None
+    kv_heads: Count | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Attention:
+        separate = [name is not None for name in (self.q, self.k, self.v)]
+        if all(separate) == (self.qkv is not None) or any(separate) != all(separate):
+            raise ValueError("give q, k and v, or qkv alone")
+        return self
+
+
+class Structure(Section):
+    """``attention``: attention whose heads the names of its layers do not give away.
+
+    ``round_to``, ``min_units``: of channels and heads, what stays is a multiple of this, and so many at least; see ``make_plan``.
+    """
+
+    attention: list[Attention] = []
+    round_to: Count = 1
+    min_units: Count = 1
+
+    def mappings(self) -> list[dict[str, Any]]:
+        return [spec.model_dump() for spec in self.attention]
+
+
+class Compare(Section):
+    """``refine``: also repair the best plan of every structure and sparsity (``true`` takes the defaults)."""
+
+    structures: Annotated[list[StructureName], Field(min_length=1)] = ["unstructured", "channels"]
+    allocations: Annotated[list[AllocationName], Field(min_length=1)] = ["global", "uniform", "mean", "lamp"]
+    sparsities: Annotated[list[Share], Field(min_length=1)] = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98]
+    refine: Annotated[CompareRefine | None, BeforeValidator(switched)] = None
+
+    @model_validator(mode="after")
+    def _compared(self) -> Compare:
+        for sparsity in (self.refine.sparsities if self.refine else None) or ():
+            if sparsity not in self.sparsities:
+                raise ValueError(f"refine.sparsities has {sparsity:g}, which is none of the sparsities compared")
+        return self
+
+
+class Eval(Section):
+    """``samples``: test samples whose outputs the kernel rebuilds; ``tolerance``: allowed error of every interval per
+
+    sample, reached by halving; ``nodes``: a fixed number of nodes a step by ``rule`` instead (the pruning step keeps its
+    tolerance); ``stride``: kept states a piece.
+    """
+
+    samples: Count = 128
+    tolerance: Positive = 0.005
+    nodes: Nodes | None = None
+    rule: RuleName = "midpoint"
+    stride: Count = 1
+    latency_batches: list[Count] = [1, 64]

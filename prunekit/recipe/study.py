@@ -1,0 +1,173 @@
+"""A study: a comparison over cases and seeds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+
+from prunekit.errors import UsageError
+from prunekit.recipe.faults import faults_told
+from prunekit.recipe.values import AllocationName, Count, CriterionName, Section, Share, StructureName, switched
+from prunekit.recipe.yaml_file import read_yaml
+from prunekit.search.repair import get_repair
+
+LAYERS: Final = "layers"
+
+
+class Tuning(Section):
+    """After how much fine-tuning a study compares, and at which sparsities."""
+
+    epochs: Count = 10
+    sparsities: dict[StructureName, list[Share]] = {}
+
+
+class Repairs(Section):
+    """Masks repaired, and other ways to masks of that size (``prunekit.search.repair``); ``refine: true`` takes the defaults.
+
+    ``ways``: by structure, the rest takes ``refined``; ``of``: methods whose plans are repaired, ``auto`` among them: at every
+    sparsity the plan that does best on validation data; null: those that are looked at again; ``sparsities``: by structure, null:
+    those of ``tune``; ``samples``: of the training data, to learn from, accepted on the scoring samples; null: a quarter
+    of the scoring samples accepts, the rest is learnt from; ``compensate``: also with their weights compensated; ``tune``:
+    the ways that are compared after fine-tuning too, where ``tune`` of the study says; ``again``: refined plans also refined so
+    many times again within that fine-tuning, its epochs split into ``again + 1`` runs (``refined again``).
+    """
+
+    ways: dict[StructureName, list[str]] = {}
+    of: dict[StructureName, list[CriterionName | Literal["auto"]]] = {}
+    sparsities: dict[StructureName, list[Share]] | None = None
+    samples: Count | None = None
+    compensate: bool = True
+    tune: list[str] = []
+    again: Annotated[int, Field(ge=0, le=1000)] = 0
+
+    @model_validator(mode="after")
+    def _tuned(self) -> Repairs:
+        if self.again and "refined" not in self.tune:
+            raise ValueError("refine.again compares after fine-tuning; name refined in refine.tune too")
+        return self
+
+    @model_validator(mode="after")
+    def _known(self) -> Repairs:
+        try:
+            for structure, ways in self.ways.items():
+                for way in ways:
+                    get_repair(way, structure)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+
+class Study(Section):
+    """A comparison over cases and seeds: ``prunekit compare STUDY --out DIR``.
+
+    ``cases``: name -> recipe, its path relative to the study's file; ``criteria``: each one line of the result, ``tempered(...)``
+    the best of the compositions that it stands for on validation data; ``control``: also plans shuffled within layers;
+    ``samples``: scoring samples. The ``leading`` criteria on validation data and those in ``always`` are compared again with
+    their weights compensated (``compensate``; ``layers``: by every layer's outputs alone), after fine-tuning (``tune``), and with
+    their plans repaired (``refine``).
+    """
+
+    what: ClassVar[str] = "study"
+
+    cases: Annotated[dict[str, str], Field(min_length=1)]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = [0, 1, 2]
+    criteria: Annotated[list[CriterionName], Field(min_length=1)]
+    structures: Annotated[dict[StructureName, Annotated[list[Share], Field(min_length=1)]], Field(min_length=1)]
+    allocations: dict[StructureName, Annotated[list[AllocationName], Field(min_length=1)]] = {}
+    control: bool = True
+    samples: Count = 160
+    leading: Annotated[int, Field(ge=0)] = 3
+    always: list[CriterionName] = ["magnitude", "random"]
+    compensate: bool | Literal["layers"] = False
+    tune: Tuning | None = None
+    refine: Annotated[Repairs | None, BeforeValidator(switched)] = None
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, value: list[int]) -> list[int]:
+        if len(set(value)) < len(value):
+            raise ValueError("a seed counts once")
+        return value
+
+    @field_validator("cases")
+    @classmethod
+    def _cases(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+                raise ValueError(f"case {name!r}: use letters, digits, '.', '_' and '-'")
+        return value
+
+    @model_validator(mode="after")
+    def _refinable(self) -> Study:
+        if self.refine is not None:
+            self._check_repairs(self.refine)
+        return self
+
+    def _check_repairs(self, refine: Repairs) -> None:
+        if not any((refine.sparsities or (self.tune.sparsities if self.tune else {})).values()):
+            raise ValueError("refine needs refine.sparsities or tune.sparsities of one of the structures")
+        known = {*self.criteria, *self.always, "auto"}
+        for structure in {*refine.ways, *refine.of, *(refine.sparsities or {})}:
+            if structure not in self.structures:
+                raise ValueError(f"refine names {structure}, which is none of the structures compared")
+        for method in (m for methods in refine.of.values() for m in methods):
+            if method not in known:
+                raise ValueError(f"refine.of names {method}, which is none of the criteria compared")
+        for structure, compared in self.structures.items():
+            ways = self.ways_of(structure)
+            if len(set(ways)) < len(ways):
+                raise ValueError(f"refine.ways of {structure} names one twice")
+            extra = sorted(set(self.refined_at(structure)) - set(compared))
+            if extra and refine.sparsities is not None:
+                raise ValueError(f"refine.sparsities has {extra[0]:g}, which is none of the sparsities compared for {structure}")
+            if extra and "auto" in refine.of.get(structure, ()):
+                raise ValueError(f"refine.of auto needs {extra[0]:g} among the sparsities compared for {structure}")
+        if refine.again and self.tune is not None and self.tune.epochs <= refine.again:
+            raise ValueError(f"refine.again is {refine.again}, tune.epochs {self.tune.epochs}; each run needs an epoch")
+        unused = sorted(set(refine.tune) - {way for structure in self.structures for way in self.ways_of(structure)})
+        if unused:
+            raise ValueError(f"refine.tune names {unused[0]}, which is none of the ways")
+
+    def refined_at(self, structure: str) -> list[float]:
+        """Sparsities at which plans are repaired too."""
+        if self.refine is None:
+            return []
+        tuned = self.tune.sparsities if self.tune else {}
+        return list((tuned if self.refine.sparsities is None else self.refine.sparsities).get(structure, ()))
+
+    def ways_of(self, structure: str) -> list[str]:
+        """How its plans are repaired."""
+        return [] if self.refine is None else list(self.refine.ways.get(structure, ["refined"]))
+
+    def refined_again_at(self, structure: str) -> list[float]:
+        """Sparsities at which what was refined and fine-tuned is refined again."""
+        if self.refine is None or not self.refine.again or "refined" not in self.ways_of(structure):
+            return []
+        return [s for s in self.refined_at(structure) if s in self.tuned_at(structure)]
+
+    def tuned_at(self, structure: str) -> list[float]:
+        """Sparsities at which plans are fine-tuned."""
+        return [] if self.tune is None else list(self.tune.sparsities.get(structure, ()))
+
+    def allocations_of(self, structure: str) -> list[str]:
+        return list(self.allocations.get(structure, ["global", "uniform", "mean"]))
+
+    @classmethod
+    def load(cls, path: Path) -> Study:
+        """Reads a study.
+
+        Raises:
+            UsageError: as ``Recipe.load``; recipes are looked for when they are trained.
+        """
+        return cls.of(read_yaml(path), path)
+
+    @classmethod
+    def of(cls, content: dict[str, Any], source: str | Path) -> Study:
+        """Checks values that come from ``source``; raises UsageError."""
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise UsageError(faults_told(source, error.errors(), cls)) from None

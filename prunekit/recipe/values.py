@@ -1,0 +1,96 @@
+"""Kinds of values that a recipe holds, each checked as it is read."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from prunekit.criteria import expand
+from prunekit.errors import UsageError, nearest
+from prunekit.kernel import RULES
+from prunekit.plan import ALLOCATIONS, check_structure
+
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=10**6)]
+Large = Annotated[int, Field(ge=1, le=10**15)]
+Nodes = Annotated[int, Field(ge=1, le=10**4)]
+Positive = Annotated[float, Field(gt=0, le=10**6, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A part of a recipe; ``what`` the whole is called in messages."""
+
+    what: ClassVar[str] = "recipe"
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def known(value: str, names: Any, what: str) -> str:
+    """``value``, if it is one of ``names``; raises ValueError else."""
+    if value not in names:
+        raise ValueError(f"{what} {value!r} does not exist; {nearest(value, list(names))}")
+    return value
+
+
+def one_of(names: Any, what: str) -> AfterValidator:
+    """A check that a value is one of ``names``."""
+    return AfterValidator(lambda value: known(value, names, what))
+
+
+def criterion_name(value: str) -> str:
+    """Checked and, unless it stands for several, in its canonical form."""
+    try:
+        names = expand(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return names[0] if len(names) == 1 else value
+
+
+def structure_name(value: str) -> str:
+    try:
+        check_structure(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return value
+
+
+def switched(value: Any) -> Any:
+    """A section that ``true`` turns on with its defaults, and ``false`` off."""
+    return {} if value is True else None if value is False else value
+
+
+CriterionName = Annotated[str, AfterValidator(criterion_name)]
+AllocationName = Annotated[str, one_of(ALLOCATIONS, "allocation")]
+StructureName = Annotated[str, AfterValidator(structure_name)]
+RuleName = Annotated[str, one_of(RULES, "quadrature rule")]
+
+
+def parse_bytes(text: str) -> int:
+    """``"512MiB"``, ``"2GB"``, ``"800000"`` -> bytes. Raises ValueError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(f"{text!r} is no amount of memory; write for example 512MiB or 2GB")
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
+
+
+def parse_seconds(text: str) -> float:
+    """``"60s"``, ``"5m"``, ``"1.5h"``, ``"90"`` -> seconds. Raises ValueError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{text!r} is no length of time; write for example 60s or 5m")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2].lower()]
+
+
+def check_device(name: str) -> torch.device:
+    """Raises ValueError for a device that torch does not know or that this machine lacks."""
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps") or (device.type == "cpu" and device.index):
+            raise RuntimeError("use cpu, cuda or cuda:N")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]})") from None
+    return device
