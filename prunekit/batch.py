@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import UsageError
+from prunekit.traceless import traceless
 
 Inputs = Any
 """What a model is called with: a tensor, a tuple or list of positional arguments, or a mapping of keyword arguments."""
@@ -26,7 +27,16 @@ Batch = tuple[Inputs, Labels]
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
-    """The model's answer: ``model(x)``, ``model(*x)`` or ``model(**x)`` by what ``inputs`` is."""
+    """The model's answer: ``model(x)``, ``model(*x)`` or ``model(**x)`` by what ``inputs`` is.
+
+    What it keeps of its weights meanwhile is gone again (``prunekit.traceless``); training calls ``called``.
+    """
+    with traceless(model):
+        return called(model, inputs)
+
+
+def called(model: nn.Module, inputs: Inputs) -> Any:
+    """The same, as a user's own loop would."""
     positional, keywords = arguments(inputs)
     return model(*positional, **keywords)
 

@@ -36,6 +36,7 @@ def fisher(model: nn.Module, entry: Entry) -> dict[str, Tensor] | None:
     batch = whole(entry)
     found = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
     for index in range(_size(batch)):
+        model.train().eval()  # some models keep what they computed from their weights until their mode changes
         gradients = _gradients(model, loss(model, _one(batch, index), entry))
         for name, parameter in model.named_parameters():
             found[name] += (parameter * gradients[name]).detach() ** 2

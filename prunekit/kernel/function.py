@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from prunekit.batch import Inputs, Labels, arguments, mapped, size, take
 from prunekit.errors import PrunekitError, UsageError
 from prunekit.task import Target, Task, get_task
+from prunekit.traceless import traceless
 from prunekit.trajectory.copies import copied
 from prunekit.trajectory.layout import Layout, as_path, path_dtype
 
@@ -62,6 +64,7 @@ class ModelFunction:
         self.layout, self.task = layout, get_task(task)
         self.target = self.task.get_target(target)
         self._forward: bool | None = None  # whether this model has forward mode; tried once
+        self._caches: bool | None = None  # whether a run leaves tensors in the model; seen by the first one
 
     def narrowed(self, targets: slice) -> ModelFunction:
         """The same function with some of its targets only; the model is shared."""
@@ -77,7 +80,17 @@ class ModelFunction:
         """The same, from tensors by name."""
         with plain_kernels():
             positional, keywords = arguments(mapped(x, self._widened))
-            return self._target(functional_call(self.model, dict(state), positional, keywords), y)
+            answer = self._traceless(partial(functional_call, self.model, dict(state), positional, keywords))
+            return self._target(answer, y)
+
+    def _traceless(self, run: Callable[[], Any]) -> Any:
+        """Runs the model; what it would keep of these weights is not there at others."""
+        if self._caches is False:
+            return run()
+        with traceless(self.model) as left:
+            answer = run()
+        self._caches = self._caches or bool(left)
+        return answer
 
     def _widened(self, tensor: Tensor) -> Tensor:
         """Inputs in half precision meet a model that is not: it computes as the path is kept."""
@@ -177,7 +190,7 @@ class ModelFunction:
     def here(self, x: Inputs, y: Labels) -> Tensor:
         """Target values of the private model as it is, inside ``at``."""
         positional, keywords = arguments(mapped(x, self._widened))
-        return self._target(self.model(*positional, **keywords), y)
+        return self._target(self._traceless(partial(self.model, *positional, **keywords)), y)
 
     def gradient(self, theta: Tensor, x: Inputs, y: Labels, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Values ``(samples, targets)``, and the gradient ``(P,)`` of their sum, or of ``Σ weights · values``."""

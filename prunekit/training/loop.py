@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.batch import Batch, call, to
+from prunekit.batch import Batch, called, to
 from prunekit.errors import NonFiniteError, PrunekitError
 from prunekit.progress import track
 from prunekit.task import Classification, Task
@@ -91,7 +91,7 @@ def train(
         x, y = seen(indices, *drawn)
         x, y = to(x, device), to(y, device)
         optimizer.zero_grad()
-        outputs = kind.outputs(call(model, x))
+        outputs = kind.outputs(called(model, x))
         try:
             value = kind.loss.batch(outputs, y)
         except PrunekitError:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from prunekit.batch import Batch, call, to
+from prunekit.batch import Batch, called, to
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
             norm.momentum = None
             norm.train()
         for x, _ in batches:
-            call(model, to(x, device))
+            called(model, to(x, device))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FunctionType, MethodType
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prunekit.errors import StructureError, quoted
+from prunekit.traceless import computed, keeps_tensors
 from prunekit.trajectory.bare import bare
 
 
@@ -27,18 +25,20 @@ def copied(model: nn.Module) -> nn.Module:
     """
     model = bare(model)
     plain = _wrapped_forwards(model)
-    with _values_only(model):
-        try:
-            found = copy.deepcopy(model)
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # whatever a user's module holds
-            raise StructureError(
-                f"the model cannot be copied (copy.deepcopy): {_culprit(model)} holds something that cannot "
-                f"({quoted(error, 120)}); prunekit works on copies"
-            ) from None
+    values = {id(tensor): tensor.detach().clone() for tensor in computed(model)}
+    try:
+        found = copy.deepcopy(model, values)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a user's module holds
+        raise StructureError(
+            f"the model cannot be copied (copy.deepcopy): {_culprit(model)} holds something that cannot "
+            f"({quoted(error, 120)}); prunekit works on copies"
+        ) from None
     for name in plain:
         vars(found.get_submodule(name)).pop("forward")
+    if keeps_tensors(found) and not any(module.training for module in found.modules()):
+        found.train().eval()  # modules that keep what they computed from their weights drop it when their mode changes
     return found
 
 
@@ -66,23 +66,6 @@ def _wrapped_forwards(model: nn.Module) -> list[str]:
                 "model, so a copy would go on calling the original; write it as a method (types.MethodType)"
             )
     return found
-
-
-@contextmanager
-def _values_only(model: nn.Module) -> Iterator[None]:
-    """Computed tensors among the modules' plain attributes are their bare values inside."""
-    stashed: list[tuple[dict[str, Any], str, Tensor]] = []
-    for module in model.modules():
-        for key, value in vars(module).items():
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                stashed.append((vars(module), key, value))
-    for attributes, key, value in stashed:
-        attributes[key] = value.detach()
-    try:
-        yield
-    finally:
-        for attributes, key, value in stashed:
-            attributes[key] = value
 
 
 def _culprit(model: nn.Module) -> str:
