@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from types import MethodType
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from prunekit.batch import Inputs, Labels, arguments, mapped, size, take
 from prunekit.errors import PrunekitError, UsageError
+from prunekit.kernel.statistics import Statistics, differentiable_statistics, own_statistics
 from prunekit.task import Target, Task, get_task
 from prunekit.traceless import traceless
 from prunekit.trajectory.copies import copied
@@ -48,23 +48,17 @@ class ModelFunction:
         training: bool = False,
         task: Task | None = None,
     ) -> None:
-        self.device = torch.device(device)
+        self.device, self._training = torch.device(device), training
         self.model = copied(model).train(training).requires_grad_(False).to(self.device)
         self._dtype = path_dtype(model)
         as_path(self.model, self._dtype)
-        for module in self.model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-                if training:
-                    module.__dict__.pop("forward", None)
-                    module.track_running_stats = False  # the batch's statistics, and none updated: states are read only
-                else:
-                    module.forward = MethodType(_normalise, module)  # type: ignore[method-assign]
+        own_statistics(self.model) if training else differentiable_statistics(self.model)
         if fixed:
             self.model.load_state_dict(dict(fixed), strict=False)
         self.layout, self.task = layout, get_task(task)
         self.target = self.task.get_target(target)
         self._forward: bool | None = None  # whether this model has forward mode; tried once
-        self._caches: bool | None = None  # whether a run leaves tensors in the model; seen by the first one
+        self._seen: tuple[bool, bool] | None = None  # what the first run showed: see ``_watched``
 
     def narrowed(self, targets: slice) -> ModelFunction:
         """The same function with some of its targets only; the model is shared."""
@@ -80,16 +74,21 @@ class ModelFunction:
         """The same, from tensors by name."""
         with plain_kernels():
             positional, keywords = arguments(mapped(x, self._widened))
-            answer = self._traceless(partial(functional_call, self.model, dict(state), positional, keywords))
+            answer = self._watched(partial(functional_call, self.model, dict(state), positional, keywords))
             return self._target(answer, y)
 
-    def _traceless(self, run: Callable[[], Any]) -> Any:
-        """Runs the model; what it would keep of these weights is not there at others."""
-        if self._caches is False:
+    def _watched(self, run: Callable[[], Any]) -> Any:
+        """Runs the model: what it would keep of these weights is not there at others, statistics are differentiable.
+
+        The first run shows whether a model needs either; one that does not is run as it is from then on.
+        """
+        keeps, normalises = self._seen or (True, not self._training)
+        if not keeps and not normalises:
             return run()
-        with traceless(self.model) as left:
+        with Statistics() if normalises else nullcontext() as statistics, traceless(self.model) as left:
             answer = run()
-        self._caches = self._caches or bool(left)
+        if self._seen is None:
+            self._seen = bool(left), statistics is not None and statistics.met
         return answer
 
     def _widened(self, tensor: Tensor) -> Tensor:
@@ -190,7 +189,7 @@ class ModelFunction:
     def here(self, x: Inputs, y: Labels) -> Tensor:
         """Target values of the private model as it is, inside ``at``."""
         positional, keywords = arguments(mapped(x, self._widened))
-        return self._target(self._traceless(partial(self.model, *positional, **keywords)), y)
+        return self._target(self._watched(partial(self.model, *positional, **keywords)), y)
 
     def gradient(self, theta: Tensor, x: Inputs, y: Labels, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Values ``(samples, targets)``, and the gradient ``(P,)`` of their sum, or of ``Σ weights · values``."""
@@ -231,16 +230,3 @@ def plain_kernels() -> Iterator[None]:
 
 def _run_once(run: Callable[..., Any], keeps_draws: bool, *arguments: Any) -> Any:
     return run(*arguments)
-
-
-def _normalise(module: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
-    """BatchNorm in evaluation mode, differentiable in its running statistics, which torch's own is not.
-
-    They are coordinates of the path: a step moves them, and the outputs with them.
-    """
-    shape = [1, -1] + [1] * (x.dim() - 2)
-    mean, variance = module.running_mean, module.running_var
-    assert mean is not None
-    assert variance is not None
-    out = (x - mean.view(shape)) * (variance + module.eps).rsqrt().view(shape)
-    return out if module.weight is None else out * module.weight.view(shape) + module.bias.view(shape)
