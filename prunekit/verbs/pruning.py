@@ -12,6 +12,7 @@ from torch import nn
 
 from prunekit import checkpoint
 from prunekit.apply import Manifest, save, squeeze
+from prunekit.apply.answers import check_answers
 from prunekit.criteria import Scores, expand, model_digest
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.plan import GROUPED, Plan, asked_sparsity, make_plan
@@ -243,6 +244,7 @@ def _write(run: Run, plan: Plan, folder: Path, found: Mapping[str, Any] | None =
     if run.recipe.data is not None:
         figure = validation_figure(run)
         facts[f"validation_{figure.name}"] = figure(small)
+        check_answers(run.model, small, run.example)
     save(small, plan, folder, facts, squeezed)
     return {**_summary(folder, plan), **facts, "reused": False}
 
