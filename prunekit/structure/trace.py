@@ -89,6 +89,11 @@ class Trace(TorchDispatchMode):
                         inner = not short.startswith("out_proj") and 0 in support(layer)  # heads, which go by themselves
                         self.slots.hold(layer, SILENT if inner else f"{name} is a MultiheadAttention, whose width stays")
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Never run inside torch.compile, so not guarded against it: the guard imports the whole compiler, more than a second."""
+        return False
+
     @torch.no_grad()
     def read(self, inputs: Inputs) -> None:
         """Runs the model.

@@ -211,7 +211,7 @@ def test_json_and_quiet(run: Path, cli: Cli) -> None:
     for arguments in (
         ("score", run, "-c", "magnitude"),
         ("compare", run),
-        ("prune", run, "-s", 0.5, "--name", "loose"),
+        ("prune", run, "-s", 0.5, "--name", "loose", "--no-refine"),
         ("eval", run / "pruned" / "loose"),
         ("report", run),
     ):
