@@ -36,8 +36,8 @@ from prunekit.criteria import model_digest
 from prunekit.data import digits
 from prunekit.measure import accuracy, divergence, machine
 from prunekit.recipe import Recipe
-from prunekit.search.objective import make_objective
-from prunekit.search.patterns import Weights
+from prunekit.repair.objective import make_objective
+from prunekit.repair.patterns import Weights
 from prunekit.search.rivals import RIVALS
 from prunekit.search.rivals.evaluations import counted
 from prunekit.task import Classification
@@ -128,7 +128,7 @@ def repaired(case: Case, batches: Batches, sparsity: float, start: Start = magni
 
 def swapped(by: str, case: Case, batches: Batches, sparsity: float) -> Plan:
     """The swaps with one ranking in all rounds, or with removed weights given back at random."""
-    room = importlib.import_module("prunekit.search.refine")
+    room = importlib.import_module("prunekit.repair.refine")
     generator = torch.Generator().manual_seed(case.seed)
     drawn = (lambda best: torch.rand(len(best.keep), generator=generator)) if by == "random" else room._gain
     with patch.object(room, "_ranking", lambda number: "blame" if by == "blame" else "gain"), patch.object(room, "_gain", drawn):
@@ -137,7 +137,7 @@ def swapped(by: str, case: Case, batches: Batches, sparsity: float) -> Plan:
 
 def learnt_at_the_end(case: Case, batches: Batches, sparsity: float) -> Plan:
     """Learnt with gradients of the pruned model alone, never on the way to it."""
-    room = importlib.import_module("prunekit.search.refine")
+    room = importlib.import_module("prunekit.repair.refine")
     with patch.object(room, "learnt_masks", partial(room.learnt_masks, begin=1.0)):
         return repaired(case, batches, sparsity, rounds=0)
 

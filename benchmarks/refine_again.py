@@ -27,11 +27,11 @@ from torch import nn
 from benchmarks.outputs import fidelity, predict
 from prunekit import Plan
 from prunekit.recipe import Finetune, Steps
-from prunekit.search import Tuner
-from prunekit.search.again import refine_again
 from prunekit.search.compare import Candidates
-from prunekit.search.repair import Material, refine_plan
 from prunekit.search.study import split
+from prunekit.search.ways import Material, refine_plan
+from prunekit.steps import Tuner
+from prunekit.steps.again import refine_again
 from prunekit.verbs.run_folder import Run
 from prunekit.verbs.scheduling import finetuning_of
 

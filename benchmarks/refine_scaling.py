@@ -32,9 +32,9 @@ from prunekit.criteria.scores import Scores
 from prunekit.kernel import mean_gradient
 from prunekit.measure import machine
 from prunekit.models import digits_mlp, digits_transformer
-from prunekit.search.learn import learnt_masks
-from prunekit.search.objective import Objective, make_objective
-from prunekit.search.patterns import Weights
+from prunekit.repair.learn import learnt_masks
+from prunekit.repair.objective import Objective, make_objective
+from prunekit.repair.patterns import Weights
 from prunekit.task import Classification
 from prunekit.trajectory import Layout
 
@@ -86,7 +86,7 @@ def _run(model: nn.Module, plan: Plan, samples: Samples, stage: str) -> tuple[Ob
     """Seconds of the stage, and what it lowered."""
     pattern = Weights(plan, Layout.of(model), torch.device("cpu"))
     objective = make_objective(model, [samples], "kl", "margin", task=Classification())
-    room = importlib.import_module("prunekit.search.refine")
+    room = importlib.import_module("prunekit.repair.refine")
     best = room._Best(pattern, objective, pattern.keep, math.inf, math.inf)
     if stage == "learn":
         learnt = partial(learnt_masks, pattern, objective, pattern.magnitude(objective.theta), steps=STEPS)

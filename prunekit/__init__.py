@@ -12,7 +12,8 @@ from prunekit.apply import hold_masks, load, masked, prune, save, squeeze
 from prunekit.criteria import CRITERIA, Scores, score
 from prunekit.errors import ArtifactError, NonFiniteError, PrunekitError, StructureError, UsageError
 from prunekit.plan import Plan, make_plan
-from prunekit.search import Again, Finetuning, Planner, Schedule, cut, finetune, prune_by_schedule, refine
+from prunekit.repair import refine
+from prunekit.steps import Again, Finetuning, Planner, Schedule, cut, finetune, prune_by_schedule
 from prunekit.task import TASKS, Task
 from prunekit.trajectory import Recorder, Trajectory
 from prunekit.version import __version__

@@ -21,7 +21,7 @@ from prunekit.explain.path import JUMP_NODES, SCHEMA
 from prunekit.kernel import ModelFunction, blame, layers_of, step_scores
 from prunekit.plan import Plan
 from prunekit.progress import Bar
-from prunekit.search.patterns import Pattern, get_pattern
+from prunekit.repair.patterns import Pattern, get_pattern
 from prunekit.task import Task, get_task
 from prunekit.trajectory import Layout, Segment, Trajectory
 

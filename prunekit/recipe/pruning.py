@@ -24,8 +24,8 @@ from prunekit.recipe.values import (
     one_of,
     parse_seconds,
 )
-from prunekit.search.objective import OBJECTIVES
-from prunekit.search.schedule import SCHEDULES, SPACINGS, check_again, check_steps
+from prunekit.repair.objective import OBJECTIVES
+from prunekit.steps.schedule import SCHEDULES, SPACINGS, check_again, check_steps
 from prunekit.structure import implied_sparsity
 
 BUDGETS = ("max_params", "max_macs", "max_bytes", "max_latency_ms", "max_accuracy_drop", "max_drop")

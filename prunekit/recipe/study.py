@@ -12,7 +12,7 @@ from prunekit.errors import UsageError
 from prunekit.recipe.faults import faults_told
 from prunekit.recipe.values import AllocationName, Count, CriterionName, Section, Share, StructureName, switched
 from prunekit.recipe.yaml_file import read_yaml
-from prunekit.search.repair import get_repair
+from prunekit.search.ways import get_repair
 
 LAYERS: Final = "layers"
 
@@ -25,7 +25,7 @@ class Tuning(Section):
 
 
 class Repairs(Section):
-    """Masks repaired, and other ways to masks of that size (``prunekit.search.repair``); ``refine: true`` takes the defaults.
+    """Masks repaired, and other ways to masks of that size (``prunekit.search.ways``); ``refine: true`` takes the defaults.
 
     ``ways``: by structure, the rest takes ``refined``; ``of``: methods whose plans are repaired, ``auto`` among them: at every
     sparsity the plan that does best on validation data; null: those that are looked at again; ``sparsities``: by structure, null:

@@ -19,10 +19,10 @@ from prunekit.apply import apply_masks, masked
 from prunekit.data import Samples
 from prunekit.measure import sizes
 from prunekit.plan import GROUPED, Plan, choices
-from prunekit.search.again import refine_again
 from prunekit.search.compare import Candidates
-from prunekit.search.finetune import Finetuning, Tuner, finetune
-from prunekit.search.repair import Material, get_repair, refine_plan
+from prunekit.search.ways import Material, get_repair, refine_plan
+from prunekit.steps.again import refine_again
+from prunekit.steps.finetune import Finetuning, Tuner, finetune
 from prunekit.task.evaluation import References, evaluate
 from prunekit.trajectory.copies import copied
 
@@ -108,7 +108,7 @@ def compensated(
 
 @dataclass
 class Repaired:
-    """A plan repaired by ``way`` (``prunekit.search.repair``), made when its first row is measured, and once."""
+    """A plan repaired by ``way`` (``prunekit.search.ways``), made when its first row is measured, and once."""
 
     bench: Bench
     structure: str

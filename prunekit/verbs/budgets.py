@@ -18,8 +18,8 @@ from prunekit.errors import PrunekitError, UsageError
 from prunekit.measure import latencies, sizes
 from prunekit.plan import Plan
 from prunekit.recipe import DROPS, Prune
-from prunekit.search import Planner, Schedule, prune_by_schedule
 from prunekit.search.budget import least, most
+from prunekit.steps import Planner, Schedule, prune_by_schedule
 from prunekit.task.evaluation import References, evaluate
 from prunekit.verbs.run_folder import Run
 from prunekit.verbs.scheduling import finetuning_of

@@ -22,9 +22,9 @@ from prunekit.progress import Bar
 from prunekit.recipe import LAYERS, Finetune, Recipe, Steps, Study
 from prunekit.report import save_figure, study_figure, write_study_page
 from prunekit.search.compare import Candidates
-from prunekit.search.repair import Material, settings
 from prunekit.search.study import REFINED_AGAIN, Bench, Repaired, compensated, dense_facts, fine_tuned, one_shot, refined_again
 from prunekit.search.summary import Runs, Told, Variant, summarise
+from prunekit.search.ways import Material, settings
 from prunekit.task.evaluation import measures_told
 from prunekit.verbs.compensating import compensator
 from prunekit.verbs.run_folder import Run, first_difference

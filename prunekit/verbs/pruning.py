@@ -17,10 +17,11 @@ from prunekit.criteria import Scores, expand, model_digest
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.plan import GROUPED, Plan, asked_sparsity, make_plan
 from prunekit.recipe import DROPS, Prune, Refine, Steps, parse_seconds
-from prunekit.search import Candidates, Comparison, Given, Planner, choose
+from prunekit.repair.patterns import get_pattern
+from prunekit.search import Candidates, Comparison, choose
 from prunekit.search.budget import TRIES
-from prunekit.search.patterns import get_pattern
-from prunekit.search.planner import MakePattern
+from prunekit.steps import Given, Planner
+from prunekit.steps.planner import MakePattern
 from prunekit.task.evaluation import run as run_model
 from prunekit.trajectory import Trajectory
 from prunekit.verbs.budgets import within_budget

@@ -14,8 +14,9 @@ from prunekit.apply import masked
 from prunekit.errors import UsageError
 from prunekit.plan import Plan
 from prunekit.recipe import Refine, Refinement
-from prunekit.search import Again, refine
-from prunekit.search.planner import MakePattern
+from prunekit.repair import refine
+from prunekit.steps import Again
+from prunekit.steps.planner import MakePattern
 from prunekit.task.evaluation import References, evaluate, merit
 from prunekit.verbs.compensating import compensator
 from prunekit.verbs.run_folder import Run

@@ -18,9 +18,9 @@ from prunekit.errors import ArtifactError, UsageError
 from prunekit.imports import load_object
 from prunekit.plan import GROUPED
 from prunekit.recipe import Steps, optimizer_of, scheduler_of
-from prunekit.search import Again, Finetuning, Planner, Schedule, cut, leaves, prune_by_schedule
-from prunekit.search.planner import Repair
-from prunekit.search.schedule import Figure
+from prunekit.steps import Again, Finetuning, Planner, Schedule, cut, leaves, prune_by_schedule
+from prunekit.steps.planner import Repair
+from prunekit.steps.schedule import Figure
 from prunekit.task.evaluation import References, evaluate
 from prunekit.training import Distillation, batches_per_epoch, recalibrate
 from prunekit.trajectory.copies import copied

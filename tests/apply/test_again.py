@@ -12,7 +12,7 @@ from torch import nn
 
 from prunekit import ArtifactError, Plan, UsageError, hold_masks, load, make_plan, masked, prune, refine, save
 from prunekit.apply import dense_state
-from tests.search.test_refine import trained
+from tests.repair.test_refine import trained
 from tests.structure_models import ATTENTIVE, HANDLED, IMAGES, STACKED, random_scores
 
 MODELS: dict[str, Callable[[], nn.Module]] = {**HANDLED, **ATTENTIVE, **STACKED}

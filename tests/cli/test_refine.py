@@ -396,7 +396,7 @@ def test_ctrl_c_ends_a_comparison(run: Path, monkeypatch: pytest.MonkeyPatch) ->
         raise KeyboardInterrupt
 
     before = (run / "compare.json").read_bytes()
-    monkeypatch.setattr(sys.modules["prunekit.search.refine"], "blame", stop)
+    monkeypatch.setattr(sys.modules["prunekit.repair.refine"], "blame", stop)
     with pytest.raises(KeyboardInterrupt):
         compare_run(Run(run), True, ["unstructured"], ["global"], [0.9], True)
     assert (run / "compare.json").read_bytes() == before

@@ -13,12 +13,13 @@ from torch import nn
 
 from prunekit import Plan
 from prunekit.errors import ArtifactError
+from prunekit.repair import refine
 from prunekit.report import accuracy_tables, comparison_figure
-from prunekit.search import Candidates, Comparison, choose, compare, refine
+from prunekit.search import Candidates, Comparison, choose, compare
 from prunekit.search.compare import FACTS
 from prunekit.task import Classification
 from prunekit.task.evaluation import merit
-from tests.search.test_refine import Batches, trained
+from tests.repair.test_refine import Batches, trained
 from tests.structure_models import random_scores
 
 ALLOCATIONS, SPARSITIES = ["global", "uniform"], [0.3, 0.6, 0.8]

@@ -15,14 +15,14 @@ from prunekit.data import Samples
 from prunekit.kernel import ModelFunction, blame, mean_gradient, mean_value, second_moments
 from prunekit.kernel.gradients import VmapGradients, choose_engine
 from prunekit.kernel.layerwise import LayerwiseGradients
-from prunekit.search.objective import make_objective
-from prunekit.search.patterns import Weights
-from prunekit.search.repair import REPAIRS, Material, get_repair, settings
+from prunekit.repair.objective import make_objective
+from prunekit.repair.patterns import Weights
 from prunekit.search.rivals.evaluations import Evaluations, counted
 from prunekit.search.rivals.rescored import equal_cost, rescored
+from prunekit.search.ways import REPAIRS, Material, get_repair, settings
 from prunekit.task import Classification
 from prunekit.trajectory import Layout, Segment
-from tests.search.test_refine import Batches, trained
+from tests.repair.test_refine import Batches, trained
 from tests.structure_models import random_scores
 
 SAMPLES, CLASSES = 96, 4

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from prunekit import make_plan
-from prunekit.search.objective import Objective, make_objective
-from prunekit.search.patterns import Weights
+from prunekit.repair.objective import Objective, make_objective
+from prunekit.repair.patterns import Weights
 from prunekit.search.rivals import RIVALS
 from prunekit.search.rivals.dsnot import dsnot, grow_and_prune
 from prunekit.search.rivals.integrated_gradients import integrated_gradients
@@ -22,7 +22,7 @@ from prunekit.search.rivals.rescored import rescored, tempered
 from prunekit.search.rivals.row_wise import Inputs, inputs_of
 from prunekit.task import Classification
 from prunekit.trajectory import Layout
-from tests.search.test_refine import trained
+from tests.repair.test_refine import trained
 from tests.structure_models import random_scores
 
 

@@ -1,16 +1,16 @@
 """Edge-popup from magnitude: straight-through scores that know nothing of a mask (Ramanujan et al., arXiv 1911.13299).
 
 Scores start at the magnitudes of a trained model, and gradients are those of the pruned model; otherwise it is
-``prunekit.search.learn``, with the same steps, and the best mask on the accept part is taken.
+``prunekit.repair.learn``, with the same steps, and the best mask on the accept part is taken.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from prunekit.search.learn import learnt_masks
-from prunekit.search.objective import Objective
-from prunekit.search.patterns import Weights
+from prunekit.repair.learn import learnt_masks
+from prunekit.repair.objective import Objective
+from prunekit.repair.patterns import Weights
 
 
 def edge_popup(pattern: Weights, objective: Objective, seed: int = 0, *, steps: int = 300) -> Tensor:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunekit.search.objective import Objective
-from prunekit.search.patterns import Weights
+from prunekit.repair.objective import Objective
+from prunekit.repair.patterns import Weights
 
 HOT, COLD = 1.0, 0.1
 

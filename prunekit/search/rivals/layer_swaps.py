@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunekit.search.objective import Objective
-from prunekit.search.patterns import Weights
+from prunekit.repair.objective import Objective
+from prunekit.repair.patterns import Weights
 from prunekit.search.rivals.row_wise import row_by_row
 
 ELEMENTS = 2**24  # of the pair table held at a time

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from prunekit.kernel.gradients import choose_engine
-from prunekit.search.limits import best
-from prunekit.search.objective import Objective
-from prunekit.search.patterns import Weights
-from prunekit.search.refine import refine
+from prunekit.repair.limits import best
+from prunekit.repair.objective import Objective
+from prunekit.repair.patterns import Weights
+from prunekit.repair.refine import refine
 
 TEMPER = 0.5
 

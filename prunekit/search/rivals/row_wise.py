@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.criteria.layer_inputs import LAYERS, watching
-from prunekit.search.objective import Objective
-from prunekit.search.patterns import Weights
+from prunekit.repair.objective import Objective
+from prunekit.repair.patterns import Weights
 
 
 @dataclass(frozen=True)

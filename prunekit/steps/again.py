@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from prunekit.criteria import model_digest
 from prunekit.plan import Plan
-from prunekit.search.finetune import Tuner
+from prunekit.steps.finetune import Tuner
 from prunekit.trajectory.copies import copied
 
 RefineFrom = Callable[[Plan, nn.Module, nn.Module], Plan]

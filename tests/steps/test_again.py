@@ -18,8 +18,8 @@ from prunekit.data import Samples
 from prunekit.explain import account
 from prunekit.explain.removal import flat_mask
 from prunekit.kernel import ModelFunction, blame, reconstruct
-from prunekit.search import Tuner
-from prunekit.search.again import returning
+from prunekit.steps import Tuner
+from prunekit.steps.again import returning
 from prunekit.trajectory import Continued, Layout, Segment
 from tests.conftest import TinyNet, record, tiny_data
 from tests.reference import kl_target

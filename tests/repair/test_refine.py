@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from prunekit import ArtifactError, Plan, UsageError, make_plan, masked, prune, refine
 from prunekit.measure import divergence
-from prunekit.search.objective import make_objective
-from prunekit.search.patterns import Groups, Runs
+from prunekit.repair.objective import make_objective
+from prunekit.repair.patterns import Groups, Runs
 from prunekit.task import Classification
 from tests.conftest import tiny_data
 from tests.structure_models import ATTENTIVE, HANDLED, IMAGES, STACKED, random_scores
 
-room = importlib.import_module("prunekit.search.refine")  # the package's name for it is the function
+room = importlib.import_module("prunekit.repair.refine")  # the package's name for it is the function
 Batches = list[tuple[Tensor, Tensor]]
 BUILD = {**HANDLED, **ATTENTIVE, **STACKED}
 EVERY = [("unstructured", "residual"), ("2:4", "residual"), ("block:2x2", "flattened"), ("channels", "residual"),

@@ -1,7 +1,7 @@
 """Explain the pruning, then repair it: the removed weights that pruning's damage is due to come back, others leave.
 
 Pruning is one straight segment of the path, so the divergence it causes is, exactly, a sum over what it removed
-(``prunekit.kernel.blame``). A mask is learnt along that segment (``prunekit.search.learn``). Then a round gives the
+(``prunekit.kernel.blame``). A mask is learnt along that segment (``prunekit.repair.learn``). Then a round gives the
 most-blamed units back, drops as many of the least important ones of the model as it is then, and is kept if the divergence
 falls on samples of their own. No weight changes.
 """
@@ -23,10 +23,10 @@ from prunekit.kernel import blame
 from prunekit.kernel.gradients import MomentEngine, choose_engine
 from prunekit.plan import Plan
 from prunekit.progress import Bar
-from prunekit.search.deadline import Deadline, OutOfTime
-from prunekit.search.learn import learnt_masks, mask_gradient
-from prunekit.search.objective import Objective, make_objective
-from prunekit.search.patterns import Pattern, get_pattern
+from prunekit.repair.deadline import Deadline, OutOfTime
+from prunekit.repair.learn import learnt_masks, mask_gradient
+from prunekit.repair.objective import Objective, make_objective
+from prunekit.repair.patterns import Pattern, get_pattern
 from prunekit.task import Target, Task
 from prunekit.task.settle import settle
 from prunekit.trajectory import Layout, Segment
@@ -107,7 +107,7 @@ def refine(
             targets)``, lower is better.
         seed: of the split of the samples, and of batches while learning.
         learn: before the swaps, learn a mask for ``steps`` steps from the tempered importances of the dense model
-            (``prunekit.search.learn``); swaps go on from the better of that mask and the plan's.
+            (``prunekit.repair.learn``); swaps go on from the better of that mask and the plan's.
         share: of the number kept that the first round swaps.
         temper: p of ``magnitude^(1-p) × influence^p``, the importance of what may leave.
         nodes: midpoints of the pruning segment for blame.
@@ -117,7 +117,7 @@ def refine(
         accept: samples of their own to accept on; without them ``accept_share`` of ``batches`` is set apart for that.
         pattern: which swaps are allowed; by the plan's structure when None (``prunekit.search.PATTERNS``).
         reference: stay close to this model's outputs instead of ``model``'s own: the dense one, where ``model`` has the kept
-            weights as they were trained since (``prunekit.search.again``). Then ``J`` is not 0 at ``model``; sums of blame
+            weights as they were trained since (``prunekit.steps.again``). Then ``J`` is not 0 at ``model``; sums of blame
             are what the mask adds.
 
     Returns:

@@ -18,9 +18,10 @@ from prunekit.apply import apply_masks
 from prunekit.criteria import Evidence, model_digest, score_evidence
 from prunekit.data import Samples
 from prunekit.kernel import ModelFunction, reconstruct
-from prunekit.search import Finetuning, Planner, Pruned, Schedule, cut, finetune, prune_by_schedule, refine
-from prunekit.search.planner import _Shrinking
-from prunekit.search.schedule import cubic
+from prunekit.repair import refine
+from prunekit.steps import Finetuning, Planner, Pruned, Schedule, cut, finetune, prune_by_schedule
+from prunekit.steps.planner import _Shrinking
+from prunekit.steps.schedule import cubic
 from prunekit.training import recalibrate, train
 from prunekit.trajectory import Continued, Recorder
 from tests.conftest import TinyNet, record, tiny_data

@@ -21,7 +21,7 @@ from prunekit.kernel.blame import Batches
 from prunekit.kernel.gradients import MomentEngine
 from prunekit.plan import Plan
 from prunekit.plan.plan import MIN_UNITS, REPLACE, ROUND_TO
-from prunekit.search.limits import Allowance, Limits, Sizes, ranks
+from prunekit.repair.limits import Allowance, Limits, Sizes, ranks
 from prunekit.structure import GROUPED, pattern_of
 from prunekit.structure.groups import SKIPS
 from prunekit.trajectory import Layout, Segment

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prunekit import ArtifactError, PrunekitError, Trajectory, UsageError, make_plan, score
 from prunekit.apply import apply_masks
 from prunekit.kernel import ModelFunction, attribute, data_scores, reconstruct
-from prunekit.search import Finetuning, Tuner, cut, finetune
+from prunekit.steps import Finetuning, Tuner, cut, finetune
 from prunekit.trajectory import Continued, Recorder
 from tests.conftest import TinyNet, record, tiny_data
 from tests.structure_models import Residual

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from prunekit import Plan, make_plan, refine
 from prunekit.kernel import ModelFunction
-from prunekit.search import deadline
-from tests.search.test_refine import trained
+from prunekit.repair import deadline
+from tests.repair.test_refine import trained
 from tests.structure_models import IMAGES, random_scores
 
 

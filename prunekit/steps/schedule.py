@@ -5,7 +5,7 @@
   lottery ticket, Frankle & Carbin 2019, arXiv 1803.03635, and Frankle et al. 2020, arXiv 1903.01611).
 - ``gradual``: while it fine-tunes, along a cubic (Zhu & Gupta 2017, arXiv 1710.01878).
 
-Masks only shrink, and the asked sparsity is what holds at the end. Refined again after fine-tuning (``prunekit.search.again``), a
+Masks only shrink, and the asked sparsity is what holds at the end. Refined again after fine-tuning (``prunekit.steps.again``), a
 mask changes, but keeps its size.
 """
 
@@ -23,9 +23,9 @@ from prunekit.apply import apply_masks, prune
 from prunekit.criteria import model_digest
 from prunekit.errors import PrunekitError, UsageError, nearest
 from prunekit.plan import Plan
-from prunekit.search.again import Again, refine_again
-from prunekit.search.finetune import Finetuning, Tuner, forget
-from prunekit.search.planner import Planner
+from prunekit.steps.again import Again, refine_again
+from prunekit.steps.finetune import Finetuning, Tuner, forget
+from prunekit.steps.planner import Planner
 from prunekit.structure import implied_sparsity
 from prunekit.trajectory import Trajectory, load_into, parent_facts
 from prunekit.trajectory.copies import copied

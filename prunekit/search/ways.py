@@ -18,13 +18,13 @@ from prunekit.criteria import Evidence, compose, parse, score_evidence
 from prunekit.data import Samples
 from prunekit.errors import UsageError, nearest
 from prunekit.plan import GROUPED, Plan
-from prunekit.search.objective import make_objective
-from prunekit.search.patterns import Weights
-from prunekit.search.planner import Planner
-from prunekit.search.refine import refine
+from prunekit.repair.objective import make_objective
+from prunekit.repair.patterns import Weights
+from prunekit.repair.refine import refine
 from prunekit.search.rivals import RIVALS
 from prunekit.search.rivals.rescored import equal_cost
-from prunekit.search.schedule import Schedule, prune_by_schedule
+from prunekit.steps.planner import Planner
+from prunekit.steps.schedule import Schedule, prune_by_schedule
 from prunekit.trajectory import Layout
 
 RESCORED = "magnitude^0.5*taylor(target=margin,aggregation=l2)^0.5"
