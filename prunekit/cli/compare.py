@@ -1,0 +1,81 @@
+"""prunekit compare: parses, calls, prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunekit.cli.opening import open_run
+from prunekit.cli.options import (
+    STRUCTURE_HELP,
+    Device,
+    Json,
+    Overwrite,
+    Quiet,
+)
+from prunekit.cli.output import Output
+from prunekit.cli.top import app
+from prunekit.errors import UsageError
+
+
+@app.command(
+    epilog="Example: prunekit compare runs/digits-cnn; over cases and seeds: prunekit compare recipes/comparison.yaml --out DIR"
+)
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN… | STUDY", help="A run; with --out several, or a study.")],
+    structure: Annotated[list[str] | None, typer.Option(help=f"{STRUCTURE_HELP}; repeatable.")] = None,
+    allocation: Annotated[list[str] | None, typer.Option(help="global, uniform, …; repeatable.")] = None,
+    sparsity: Annotated[list[float] | None, typer.Option(help="Share to remove; repeatable.")] = None,
+    refine: Annotated[bool | None, typer.Option("--refine/--no-refine", help="Repair the best plans too.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of a comparison over runs or of a study.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes, with --out.")] = 1,
+    device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Compare every scored criterion on validation data; with --out, over runs or a study's cases and seeds, on test data."""
+    from prunekit.plan import check_sparsity, check_structure
+    from prunekit.plan.allocation import get_allocation
+    from prunekit.verbs.scoring import compare_run
+
+    output = Output(quiet, as_json)
+    for name in structure or []:
+        check_structure(name)
+    for name in allocation or []:
+        get_allocation(name)
+    for share in sparsity or []:
+        check_sparsity(share)
+    if out is not None:
+        if structure or allocation or sparsity or refine is not None or device or overwrite:
+            raise UsageError("--out takes structures, allocations, sparsities and refine from the study or the runs' recipes")
+        _study(runs, out, jobs, output)
+        return
+    if len(runs) > 1 or runs[0].suffix in (".yaml", ".yml"):
+        raise UsageError("several runs, or a study, need --out DIR")
+    if jobs != 1:
+        raise UsageError("--jobs is for a comparison over runs or a study; give --out DIR")
+    run = runs[0]
+    opened = open_run(run, device)
+    with output.working(run):
+        result = compare_run(opened, overwrite, structure or [], allocation or [], sparsity or [], refine)
+    output.show("compare", result)
+    comparison, reused = result
+    cells = {"dense": comparison.dense, "cells": comparison.cells, "cost": comparison.cost}
+    output.finish({"path": str(run / "compare.json"), **cells, "reused": reused})
+
+
+def _study(paths: list[Path], out: Path, jobs: int, output: Output) -> None:
+    from prunekit.imports import use_working_folder
+    from prunekit.verbs.comparing import jobs_of_runs, jobs_of_study, study_run
+
+    use_working_folder(out)
+    if (out / "recipe.yaml").exists():
+        raise UsageError(f"--out is {out}, a run folder, whose own comparison would be replaced; give a folder of its own")
+    if len(paths) == 1 and paths[0].suffix in (".yaml", ".yml"):
+        study, work = jobs_of_study(paths[0], out)
+    else:
+        study, work = jobs_of_runs(paths, out)
+    with output.working(out):
+        result = {**study_run(study, work, out, jobs), "path": str(out / "report.html")}
+    output.show("study", result)
+    output.finish(result)

@@ -1,0 +1,34 @@
+"""prunekit eval: parses, calls, prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunekit.cli.opening import open_run
+from prunekit.cli.options import (
+    Device,
+    Json,
+    Overwrite,
+    Quiet,
+)
+from prunekit.cli.output import Output
+from prunekit.cli.top import app
+
+
+@app.command("eval", epilog="Example: prunekit eval runs/digits-cnn/pruned/small")
+def eval_(
+    pruned: Annotated[Path, typer.Argument(metavar="RUN/pruned/NAME", help="Folder of a pruned model.")],
+    device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Measure a pruned model on test data, and rebuild it from the training path."""
+    from prunekit.verbs.evaluating import evaluate, run_of
+
+    output = Output(quiet, as_json)
+    opened = open_run(run_of(pruned), device)
+    with output.working(opened.path):
+        result = evaluate(opened, pruned, overwrite)
+    output.show("eval", (pruned.resolve().name, result))
+    output.finish(result)

@@ -1,0 +1,61 @@
+"""prunekit import: parses, calls, prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from prunekit.cli.opening import recipe_of
+from prunekit.cli.options import (
+    Device,
+    Json,
+    Out,
+    Overwrite,
+    Quiet,
+    Seed,
+    json_object,
+)
+from prunekit.cli.output import Output
+from prunekit.cli.top import app
+from prunekit.errors import UsageError
+
+
+@app.command("import", epilog="Example: prunekit import --model my_module:build --weights model.safetensors --out RUN")
+def import_(
+    model: Annotated[str, typer.Option(help="Import path of the model factory, module:function.")],
+    weights: Annotated[list[Path], typer.Option(help="Checkpoint (safetensors, shards, .pt); repeat it, in order, for a path.")],
+    out: Out,
+    model_args: Annotated[str, typer.Option(metavar="JSON", help="The factory's keyword arguments.")] = "{}",
+    data: Annotated[str | None, typer.Option(help="Import path of a data factory, module:function.")] = None,
+    data_args: Annotated[str, typer.Option(metavar="JSON", help="The data factory's keyword arguments.")] = "{}",
+    task: Annotated[str | None, typer.Option(help="What it is for: causal_lm, … or module:task; JSON with options.")] = None,
+    loss: Annotated[str | None, typer.Option(help="Import path of a loss; the task's own by default.")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="Pattern of parameters not to prune; repeatable.")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="Pattern of parameters to prune that are no layer's weights.")] = None,
+    attention: Annotated[
+        list[str] | None, typer.Option(metavar="JSON", help="Layers of an attention: q, k, v (or qkv), o, heads; repeatable.")
+    ] = None,
+    seed: Seed = None, device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Bring in a model that was trained elsewhere."""
+    from prunekit.verbs.training import import_run
+
+    content: dict[str, Any] = {
+        "model": {"factory": model, "args": json_object(model_args, "--model-args")},
+        **({} if task is None else {"task": json_object(task, "--task") if task.startswith("{") else task}),
+        **({} if loss is None else {"loss": loss}),
+        "prunable": {"ignore": ignore or [], "include": include or []},
+        "structure": {"attention": [json_object(one, "--attention") for one in attention or []]},
+    }
+    if data is not None:
+        content["data"] = {"factory": data, "args": json_object(data_args, "--data-args")}
+    output = Output(quiet, as_json)
+    checked = recipe_of(content, "import", out, seed, device)
+    if data is None and data_args != "{}":
+        raise UsageError("--data-args without --data")
+    with output.working(out):
+        result = import_run(checked, weights, out, overwrite, output.note)
+    output.show("import", result)
+    output.finish(result)

@@ -1,0 +1,27 @@
+"""prunekit info: parses, calls, prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunekit.cli.options import (
+    Json,
+)
+from prunekit.cli.output import Output
+from prunekit.cli.top import app
+
+
+@app.command(epilog="Example: prunekit info runs/digits-cnn/scores/influence.safetensors")
+def info(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Any artifact, run folder or recipe.")], as_json: Json = False
+) -> None:
+    """Say what an artifact is, what it was made from, and what it cost."""
+    from prunekit.verbs.info import info as describe
+
+    result = describe(path)
+    output = Output(False, as_json)
+    output.show("info", result)
+    output.finish(result)

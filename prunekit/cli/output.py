@@ -1,0 +1,52 @@
+"""Where a verb's result goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from prunekit.progress import progress_bars
+
+
+class Output:
+    """Where a verb's result goes: tables for people, JSON for programs, nothing when quiet.
+
+    While a verb works, whatever the user's own code prints goes to stderr (nowhere when quiet), so that stdout holds
+    the result alone.
+    """
+
+    def __init__(self, quiet: bool, as_json: bool) -> None:
+        self.quiet, self.as_json, self.stdout = quiet, as_json, sys.stdout
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def show(self, verb: str, result: Any) -> None:
+        if not self.quiet and not self.as_json:
+            from prunekit.report import terminal
+
+            with redirect_stdout(self.stdout):
+                terminal.SHOW[verb](result)
+
+    def finish(self, result: Any) -> None:
+        if self.as_json:
+            print(json.dumps(result, indent=2), file=self.stdout)
+
+    @contextmanager
+    def working(self, run: Path | None = None) -> Iterator[None]:
+        """Progress bars on; ``run`` is written by nobody else meanwhile."""
+        from prunekit.checkpoint import locked
+
+        with ExitStack() as stack:
+            if run is not None:
+                stack.enter_context(locked(run))
+            elsewhere = stack.enter_context(open(os.devnull, "w")) if self.quiet else sys.stderr
+            stack.enter_context(redirect_stdout(elsewhere))
+            stack.enter_context(progress_bars(not self.quiet))
+            yield

@@ -1,0 +1,25 @@
+"""prunekit report: parses, calls, prints."""
+
+from __future__ import annotations
+
+from prunekit.cli.opening import open_run
+from prunekit.cli.options import (
+    Json,
+    Quiet,
+    RunFolder,
+)
+from prunekit.cli.output import Output
+from prunekit.cli.top import app
+
+
+@app.command(epilog="Example: prunekit report runs/digits-cnn")
+def report(run: RunFolder, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Write RUN/report.html from what the run holds by now."""
+    from prunekit.verbs.reporting import report_run
+
+    output = Output(quiet, as_json)
+    opened = open_run(run, None)
+    with output.working(run):
+        page, left_out = report_run(opened)
+    output.show("report", (page, left_out))
+    output.finish({"path": str(page), "left_out": left_out})

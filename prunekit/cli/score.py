@@ -1,0 +1,62 @@
+"""prunekit score: parses, calls, prints."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from prunekit.cli.opening import open_run
+from prunekit.cli.options import (
+    CRITERION_HELP,
+    Device,
+    Json,
+    Overwrite,
+    Quiet,
+    RunFolder,
+    Seed,
+)
+from prunekit.cli.output import Output
+from prunekit.cli.top import app
+
+
+@app.command(epilog="Example: prunekit score runs/digits-cnn --criterion influence --criterion magnitude")
+def score(
+    run: RunFolder,
+    criterion: Annotated[list[str], typer.Option("--criterion", "-c", help=CRITERION_HELP)],
+    quadrature: Annotated[str | None, typer.Option(help="influence: ranking or reconstruction.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="influence: nodes a piece, for ranking.")] = None,
+    early: Annotated[tuple[int, int] | None, typer.Option(metavar="STEPS NODES", help="influence: nodes in early steps.")] = None,
+    tolerance: Annotated[float | None, typer.Option(help="influence: allowed error, for reconstruction.")] = None,
+    stride: Annotated[int | None, typer.Option(min=1, help="influence: kept states a piece.")] = None,
+    share: Annotated[str | None, typer.Option(help="influence: kernel, regularisation, whole or survival.")] = None,
+    aggregation: Annotated[str | None, typer.Option(help="influence: l1, l2, square or mean (signed), over samples.")] = None,
+    memory: Annotated[str | None, typer.Option(help="influence: for scores in work, such as 512MiB.")] = None,
+    max_error: Annotated[float | None, typer.Option(help="influence: write nothing if the estimated error is larger.")] = None,
+    target: Annotated[str | None, typer.Option(help="influence: outputs, log_prob, margin, loss, or module:function.")] = None,
+    skip_unfit: Annotated[bool, typer.Option("--skip-unfit", help="wanda, obs: by magnitude what they cannot score.")] = False,
+    seed: Seed = None, device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Score every prunable weight by one or more criteria."""
+    from dataclasses import replace
+
+    from prunekit.imports import load_object
+    from prunekit.verbs.scoring import score_run
+
+    output = Output(quiet, as_json)
+    opened = open_run(run, device)
+    with output.working(run):
+        given = {
+            "quadrature": quadrature, "nodes": nodes, "early": early, "tolerance": tolerance, "stride": stride, "share": share,
+            "aggregation": aggregation, "memory": memory, "skip_unfit": skip_unfit or None,
+        }  # fmt: skip
+        settings = opened.recipe.score.model_dump(mode="json") | {k: v for k, v in given.items() if v is not None}
+        options = type(opened.recipe).of({**opened.recipe.model_dump(mode="json"), "score": settings}, "score").score.options()
+        if target is not None:
+            options["target"] = load_object(target, "--target") if ":" in target else target
+        if seed is not None:
+            options["seed"] = seed
+        evidence = replace(opened.evidence, **options)
+        result = score_run(opened, criterion, overwrite, evidence, max_error)
+    output.show("score", result)
+    output.finish(result)

@@ -1,0 +1,37 @@
+"""prunekit sensitivity: parses, calls, prints."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from prunekit.cli.opening import open_run
+from prunekit.cli.options import (
+    Device,
+    Json,
+    Overwrite,
+    Quiet,
+    RunFolder,
+)
+from prunekit.cli.output import Output
+from prunekit.cli.top import app
+
+
+@app.command(epilog="Example: prunekit sensitivity runs/digits-cnn --criterion magnitude")
+def sensitivity(
+    run: RunFolder,
+    criterion: Annotated[str, typer.Option("--criterion", "-c", help="Decides what goes inside a layer.")] = "magnitude",
+    structure: Annotated[str, typer.Option(help="unstructured, channels, …")] = "unstructured",
+    sparsity: Annotated[list[float] | None, typer.Option(help="Share to remove of a layer; repeatable.")] = None,
+    device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Prune one layer at a time: the first measure by layer and sparsity, on validation data."""
+    from prunekit.verbs.sensitivity import sensitivity_run
+
+    output = Output(quiet, as_json)
+    opened = open_run(run, device)
+    with output.working(run):
+        result = sensitivity_run(opened, structure, criterion, sparsity or [], overwrite)
+    output.show("sensitivity", result)
+    output.finish(result)

@@ -1,0 +1,32 @@
+"""prunekit train: parses, calls, prints."""
+
+from __future__ import annotations
+
+from prunekit.cli.opening import read_recipe
+from prunekit.cli.options import (
+    Device,
+    Json,
+    Out,
+    Overwrite,
+    Quiet,
+    RecipeFile,
+    Seed,
+)
+from prunekit.cli.output import Output
+from prunekit.cli.top import app
+
+
+@app.command(epilog="Example: prunekit train recipes/digits-cnn.yaml --out runs/digits-cnn")
+def train(
+    recipe: RecipeFile, out: Out, seed: Seed = None, device: Device = None, overwrite: Overwrite = False,
+    quiet: Quiet = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Train the recipe's model and record every step."""
+    from prunekit.verbs.training import train_run
+
+    output = Output(quiet, as_json)
+    checked = read_recipe(recipe, out, seed, device)
+    with output.working(out):
+        result = train_run(checked, out, overwrite, output.note)
+    output.show("train", result)
+    output.finish(result)
