@@ -8,8 +8,9 @@ from typing import Any
 
 from prunekit.report.explain_page import Pictures, drawn
 from prunekit.report.html import write_html
-from prunekit.report.measures import Shown, by_name, deciding, merit, shown
+from prunekit.report.measures import Shown, deciding, shown
 from prunekit.report.plots import comparison_figure, inline, layers_figure, training_figure
+from prunekit.report.tables import accuracy_tables, trained
 from prunekit.report.timeline import layer_figures, samples_figure
 from prunekit.search.compare import Comparison
 
@@ -68,35 +69,7 @@ def write_page(
     )
 
 
-def trained(training: Mapping[str, Any]) -> tuple[Shown, dict[str, float]] | None:
-    """The measure that a training record tells of, and its figures by split; None for a task without a measure."""
-    figures = training["accuracy"] if training["accuracy"] is not None else training.get("figures")
-    if figures is None:
-        return None
-    return by_name("accuracy" if training["accuracy"] is not None else training["measure"]), figures
-
-
 def _measures(evaluations: Iterable[Mapping[str, Any]]) -> list[Shown]:
     """Of all evaluations, against labels first."""
     found = dict.fromkeys(measure for evaluation in evaluations for measure in shown(evaluation.get("measures")))
     return sorted(found, key=lambda measure: measure.close)
-
-
-def accuracy_tables(comparison: Comparison) -> list[dict[str, Any]]:
-    """For each structure: figures by criterion and allocation (rows) and sparsity (columns), the best criterion's marked.
-
-    A row's cells are in the order of ``sparsities``, None where nothing was measured. Repaired plans have a row of their own.
-    """
-    tables, measures = [], shown(comparison.measures)
-    for structure in dict.fromkeys(cell["structure"] for cell in comparison.cells):
-        cells = [cell for cell in comparison.cells if cell["structure"] == structure]
-        sparsities = sorted({cell["sparsity"] for cell in cells})
-        own = [cell for cell in comparison.unrepaired if cell["structure"] == structure]
-        best = [max((c for c in own if c["sparsity"] == s), key=lambda c: merit(measures, c), default=None) for s in sparsities]
-        rows: dict[tuple[str, str], list[dict[str, Any] | None]] = {}
-        for cell in cells:
-            key = ("refined", "of the best") if cell["repair"] else (cell["criterion"], cell["allocation"])
-            place = sparsities.index(cell["sparsity"])
-            rows.setdefault(key, [None] * len(sparsities))[place] = {**cell, "best": cell is best[place]}
-        tables.append({"structure": structure, "sparsities": sparsities, "rows": rows})
-    return tables

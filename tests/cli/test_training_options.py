@@ -47,7 +47,7 @@ def test_watched_accuracies_are_those_of_the_recorded_states(cli: Cli, tmp_path:
 
 def test_the_epochs_of_memorising_and_generalising_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     seen = [(10, 0.5, 0.1), (20, 0.98, 0.97), (30, 0.97, 0.99), (40, 1.0, 1.0)]
-    terminal.train({
+    terminal.SHOW["train"]({
         "steps": 40, "cost": {"seconds": 1.0}, "accuracy": {"train": 1.0, "validation": 1.0}, "reused": False,
         "accuracies": [{"epoch": epoch, "train": a, "validation": b} for epoch, a, b in seen],
     })  # fmt: skip

@@ -30,6 +30,7 @@ from prunekit.explain import (
 from prunekit.kernel import ModelFunction
 from prunekit.report import accuracy_tables, comparison_figure, sensitivity_figure, terminal, write_explanation
 from prunekit.report.measures import by_name, deciding, shown
+from prunekit.report.terminal.pruning import _budget
 from prunekit.report.timeline import layer_figures
 from prunekit.search.compare import Candidates, compare
 from prunekit.search.sensitivity import sensitivity
@@ -66,7 +67,7 @@ def shows(result: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[st
     json.dumps(told)
     write_explanation(folder / "page.html", told, {})
     capsys.readouterr()
-    terminal.explain(told)
+    terminal.SHOW["explain"](told)
     return capsys.readouterr().out + (folder / "page.html").read_text()
 
 
@@ -253,13 +254,13 @@ def test_comparisons_are_shown_by_the_first_measure(
         assert expected is not None
         assert best["criterion"] == expected["criterion"]
     assert comparison_figure(found).axes[0].get_ylabel() == f"validation {measure.axis}"
-    terminal.compare((found, False))
+    terminal.SHOW["compare"]((found, False))
     assert f"validation {measure.title}" in capsys.readouterr().out
     candidates = Candidates(made.model, scores, [made.test], ["unstructured"], task=made.task)
     result = sensitivity(candidates, "unstructured", "random 1", [0.5])
     told = {**result, "made_from": {"structure": "unstructured", "criterion": "random 1", "sparsities": [0.5]}}
     assert sensitivity_figure(told).axes
-    terminal.sensitivity({**told, "reused": False, "path": "p"})
+    terminal.SHOW["sensitivity"]({**told, "reused": False, "path": "p"})
     assert measure.title in capsys.readouterr().out
 
 
@@ -275,7 +276,7 @@ def test_names_and_directions_of_measures() -> None:
 
 def test_a_budget_says_what_it_loses_of_which_measure() -> None:
     lost = {"budget": {"max_drop": 0.5}, "measure": "rmse", "reached": 0.12, "standard_error": 0.05}
-    assert terminal._budget(lost) == "--max-drop 0.5: loses 0.12 ± 0.05 of RMSE on validation data"
+    assert _budget(lost) == "--max-drop 0.5: loses 0.12 ± 0.05 of RMSE on validation data"
     points = {"budget": {"max_accuracy_drop": 1}, "reached": 0.5, "standard_error": 0.2}
-    assert terminal._budget(points) == "--max-accuracy-drop 1: loses 0.5 ± 0.2 points of accuracy on validation data"
-    assert terminal._budget({"budget": {"max_macs": 4000}, "reached": 3900}) == "--max-macs 4,000: the plan comes to 3,900"
+    assert _budget(points) == "--max-accuracy-drop 1: loses 0.5 ± 0.2 points of accuracy on validation data"
+    assert _budget({"budget": {"max_macs": 4000}, "reached": 3900}) == "--max-macs 4,000: the plan comes to 3,900"

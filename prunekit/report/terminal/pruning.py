@@ -1,0 +1,117 @@
+"""What prune prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prunekit.plan import GROUPED
+from prunekit.report.measures import by_name
+from prunekit.report.terminal.tables import again, new_table, print_table
+
+_ENDS = {"done": "", "budget": ", until the budget was spent", "interrupted": ", interrupted: the best so far"}
+
+
+def prune(result: dict[str, Any]) -> None:
+    what = "plan" if result.get("dry_run") else "prune"
+    notes = (" (plan edited by hand)" if result["edited"] else "") + (", compensated" if result["compensated"] else "")
+    print(
+        f"{what}: {result['name']}: {result['structure']} by {result['criterion']} ({result['allocation']}), "
+        f"{'found' if result['budget'] else 'asked'} {result['asked']:.4f}, removed {result['achieved']:.4f} of prunable and "
+        f"{result['achieved_all']:.4f} of all parameters{notes} -> {result['path']}{again(result['reused'])}"
+    )
+    if result["budget"]:
+        print(f"  {_budget(result)}")
+    if result["missed"]:
+        print(f"  {result['missed']}")
+    if result["classes"]:
+        print(f"  for classes {', '.join(map(str, result['classes']))}: scored, chosen and validated on their samples alone")
+    if result["by_auto"] and result["criterion"] == "random":
+        print("  random did best on validation data: so much removed at once, no criterion knows better than chance here")
+    if refined := result["refine"]:
+        before, after = refined["before"]["accept"], refined["after"]["accept"]
+        many = sum("again" not in found for found in result.get("rounds", ())) > 1
+        where = ", last round" if many else ""
+        print(
+            f"  refined{where}: divergence {before:.4g} -> {after:.4g} on samples of their own, {refined['changed']:,} of "
+            f"{refined['kept']:,} kept {_kept_of(result['structure'])} are others than before{_ENDS[refined['ended']]}"
+        )
+        if "note" in refined:
+            print(f"  {refined['note']}")
+    for number, refined in enumerate(result["refined_again"], 1):
+        print(f"  {_refined_again(number, refined)}")
+    if tried := result["refine_tried"]:
+        print(f"  {_tried(tried)}")
+    if result["compensation_note"]:
+        print(f"  compensated {result['compensation_note']}")
+    if squeezed := result["squeezed"]:
+        listed = ", ".join(f"{name} {count}" for name, count in squeezed["removed"].items()) or "none"
+        print(f"  squeezed: channels taken out: {listed}")
+        for name, why in squeezed["left"].items():
+            print(f"  {name}: {why}")
+    for number, found in enumerate(result.get("rounds", ()), 1):
+        told = f"  round {number}{', refined again' if 'again' in found else ''}: removed {found['sparsity']:.4f}"
+        if repaired := found.get("refined"):
+            told += f", divergence {repaired['before']['accept']:.4g} -> {repaired['after']['accept']:.4g} by refining"
+        if name := next((key.removesuffix("_pruned") for key in found if key.endswith("_pruned")), ""):
+            measure = by_name(name)
+            told += f", validation {measure.title} {measure.text(found[f'{name}_pruned'])}"
+            told += (
+                f", after {found['steps']} step{'s' * (found['steps'] != 1)} {measure.text(found[name])}"
+                if found["steps"]
+                else ""
+            )
+        print(f"{told} ({found['seconds']:.1f} s)")
+    if result.get("recalibrated") == 0:
+        print("  recalibrate: the model has no BatchNorm layer, so there was nothing to measure anew")
+    table = new_table("", "parameter", "weights", "kept", "kept %")
+    for name, count in result["layers"].items():
+        table.add_row(name, f"{count['total']:,}", f"{count['kept']:,}", f"{100 * count['kept'] / count['total']:.1f}")
+    print_table(table)
+    emptied = [name for name, count in result["layers"].items() if count["total"] and not count["kept"]]
+    if emptied and result["structure"] != "layers":  # a block that leaves is passed by
+        print(f"  nothing is left of {', '.join(emptied)}: what follows gets nothing from there (--floor keeps a share of each)")
+    if result["groups"]:
+        table = new_table("", "blocks" if result["structure"] == "layers" else "units of", "before", "kept")
+        for name, count in sorted(result["groups"].items()):
+            table.add_row(name, str(count["total"]), str(count["kept"]))
+        print_table(table)
+    for name, reason in result["refused"].items():
+        print(f"  left whole: {name}: {reason}")
+
+
+def _kept_of(structure: str) -> str:
+    """What a plan of ``structure`` counts as kept."""
+    return structure if structure in GROUPED else "weights"
+
+
+def _budget(result: dict[str, Any]) -> str:
+    """One line on a budget, and how far the plan goes towards it."""
+    ((name, asked),) = result["budget"].items()
+    option = f"--{name.replace('_', '-')} {asked:,g}"
+    if "standard_error" not in result:
+        return f"{option}: the plan comes to {result['reached']:,.6g}"
+    measure = by_name(result.get("measure", "accuracy"))
+    points = " points of" if measure.unit == "%" else " of"
+    return f"{option}: loses {result['reached']:.3g} ± {result['standard_error']:.2g}{points} {measure.plain} on validation data"
+
+
+def _refined_again(number: int, refined: dict[str, Any]) -> str:
+    """One line on a refinement after fine-tuning."""
+    before, after = refined["before"]["accept"], refined["after"]["accept"]
+    back, out = (sum(moved[way] for moved in refined["moved"].values()) for way in ("back", "out"))
+    return (
+        f"refined again after fine-tuning ({number}): divergence {before:.4g} -> {after:.4g}, {back:,} came back, {out:,} went"
+        f"{_ENDS[refined['ended']]}"
+    )
+
+
+def _tried(tried: dict[str, Any]) -> str:
+    """One line on a refinement that was to be taken only if it is better."""
+    if "why" in tried:
+        return f"refine not tried: {tried['why']}"
+    before, after = tried["unrefined"], tried["refined"]
+    measures = [by_name(name) for name in before]
+    told = ", ".join(f"{m.brief} {m.text(before[m.name])} -> {m.text(after[m.name])}" for m in measures)
+    if tried["kept"]:
+        return f"refine tried: taken, better on validation data ({told})"
+    return f"refine tried: not taken, no better on validation data ({told}){_ENDS[tried['ended']]}"

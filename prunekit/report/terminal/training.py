@@ -1,0 +1,37 @@
+"""What train and import print."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prunekit.report.tables import trained
+from prunekit.report.terminal.tables import again
+
+LEARNT = 0.98
+"""The accuracy whose first epoch is told of a watched training: of memorising, and of generalising."""
+
+
+def train(result: dict[str, Any]) -> None:
+    found, told = trained(result), f"train: {result['steps']} steps in {result['cost']['seconds']:.1f} s"
+    if found is not None:
+        measure, figures = found
+        train, validation = (measure.spaced(figures[split]).replace(" %", "%") for split in ("train", "validation"))
+        told += f", {measure.title} {train} on training, {validation} on validation data"
+    print(f"{told}{again(result['reused'])}")
+    if (watched := result.get("accuracies")) and result["accuracy"] is not None:
+        print(
+            f"  {LEARNT:.0%} right: training data {_reached(watched, 'train')}, validation data {_reached(watched, 'validation')}"
+        )
+
+
+def _reached(watched: list[dict[str, float]], split: str) -> str:
+    first = next((row["epoch"] for row in watched if row[split] >= LEARNT), None)
+    return "never" if first is None else f"at epoch {first}"
+
+
+def imported(result: dict[str, Any]) -> None:
+    kind = (
+        f"a path of {result['states']} checkpoints" if result["path"] else "one checkpoint (no path: influence needs two or more)"
+    )
+    task = f", task {result['task']}" if result["task"] else ""
+    print(f"import: {result['coordinates']:,} coordinates, {kind}{task}{again(result['reused'])}")
