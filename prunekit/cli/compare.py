@@ -36,7 +36,7 @@ def compare(
     """Compare every scored criterion on validation data; with --out, over runs or a study's cases and seeds, on test data."""
     from prunekit.plan import check_sparsity, check_structure
     from prunekit.plan.allocation import get_allocation
-    from prunekit.verbs.scoring import compare_run
+    from prunekit.verbs.comparing import compare_run
 
     output = Output(quiet, as_json)
     for name in structure or []:
@@ -66,7 +66,7 @@ def compare(
 
 def _study(paths: list[Path], out: Path, jobs: int, output: Output) -> None:
     from prunekit.imports import use_working_folder
-    from prunekit.verbs.comparing import jobs_of_runs, jobs_of_study, study_run
+    from prunekit.verbs.studying import jobs_of_runs, jobs_of_study, study_run
 
     use_working_folder(out)
     if (out / "recipe.yaml").exists():

@@ -1,427 +1,94 @@
-"""compare over cases and seeds: a study, cell by cell, in parallel processes, going on where an earlier try stopped."""
+"""compare of one run: every criterion, allocation, structure and sparsity on validation data."""
 
 from __future__ import annotations
 
-import inspect
-import multiprocessing
-import queue
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from prunekit import checkpoint
-from prunekit.criteria import expand, parse, score_slug
-from prunekit.errors import ArtifactError, UsageError
-from prunekit.imports import load_object, use_working_folder
-from prunekit.measure import machine
-from prunekit.progress import Bar
-from prunekit.recipe import LAYERS, Finetune, Recipe, Steps, Study
-from prunekit.report import save_figure, study_figure, write_study_page
-from prunekit.search.compare import Candidates
-from prunekit.search.study import REFINED_AGAIN, Bench, Repaired, compensated, dense_facts, fine_tuned, one_shot, refined_again
-from prunekit.search.summary import Runs, Told, Variant, summarise
-from prunekit.search.ways import Material, settings
-from prunekit.task.evaluation import measures_told
-from prunekit.verbs.compensating import compensator
-from prunekit.verbs.run_folder import Run, first_difference
-from prunekit.verbs.scheduling import finetuning_of
-from prunekit.verbs.scoring import score_run
-from prunekit.verbs.training import read_training, train_run
-
-SCHEMA = 1
-AUTO = "auto"
-AGAIN_FOLDER = REFINED_AGAIN.replace(" ", "-")
-Tick = Callable[[], None]
+from prunekit.plan import Plan
+from prunekit.recipe import CompareRefine
+from prunekit.report import comparison_figure, save_figure
+from prunekit.search import Comparison, compare
+from prunekit.verbs.refining import refining, refining_request
+from prunekit.verbs.run_folder import Run, comparison_inputs, reusable
 
 
-@dataclass(frozen=True)
-class Job:
-    """One case and seed. ``recipe``: trained first; None for a run folder that is there already."""
+def compare_run(
+    run: Run,
+    overwrite: bool = False,
+    structures: Sequence[str] = (),
+    allocations: Sequence[str] = (),
+    sparsities: Sequence[float] = (),
+    refined: bool | None = None,
+) -> tuple[Comparison, bool]:
+    """Writes compare.json, compare.csv and compare.png from every score file of the run; empty lists mean the recipe's.
 
-    case: str
-    seed: int
-    run: Path
-    cells: Path
-    study: Study
-    recipe: Recipe | None
+    Args:
+        refined: whether the best plans are refined and measured too, as ``compare.refine`` in the recipe
+            says (its defaults, where it says nothing); None leaves that to the recipe as well.
 
-    @cached_property
-    def names(self) -> list[str]:
-        """Every criterion of the study, what stands for several taken apart, each once."""
-        return list(dict.fromkeys(name for criterion in self.study.criteria for name in expand(criterion)))
-
-    @property
-    def ticks(self) -> int:
-        study, again = self.study, self.study.leading + len(self.study.always)
-        tuned = sum(len(study.tuned_at(structure)) for structure in study.structures) * again
-        repaired = len(study.structures) * again if study.compensate else 0
-        repairs = sum(
-            (len(study.refined_at(s)) * len(study.ways_of(s)) + len(study.refined_again_at(s)))
-            * len(self.repaired(s) or range(again))
-            for s in study.structures
-        )
-        return len(self.names) * len(study.structures) + tuned + repaired + repairs + 1
-
-    def repaired(self, structure: str) -> list[str]:
-        """Methods whose plans are repaired; none for those that are looked at again."""
-        return list(self.study.refine.of.get(structure, ())) if self.study.refine else []
-
-
-def study_run(study: Study, jobs: Sequence[Job], out: Path, processes: int) -> dict[str, Any]:
-    """Does every job and writes compare.json, compare.csv, compare.png and report.html into ``out``.
-
-    Finished cells lie in ``out/cells`` and are not measured again; those made from something else are.
-
-    Raises:
-        PrunekitError: whatever the first job that failed says; the cells of the others are kept.
+    Returns:
+        the comparison, and whether it was there already.
     """
+    options = run.recipe.compare
+    asked = None if refined is False else options.refine or (CompareRefine() if refined else None)
+    scores = run.all_scores()
+    grid: dict[str, Any] = {
+        "structures": list(structures or options.structures),
+        "allocations": list(allocations or options.allocations),
+        "sparsities": list(sparsities or options.sparsities),
+    }
+    made_from = {
+        "scores": {name: s.digest for name, s in scores.items()},
+        "validation": run.splits["validation"].digest(),
+        **grid,
+        **({"task": run.task.facts()} if run.task.facts() else {}),
+        **({"refine": refining_request(run, asked)} if asked else {}),
+    }
+    path = run.path / "compare.json"
+    if reusable(path, comparison_inputs(run), made_from, overwrite):
+        found = Comparison.load(path)
+        _write_views(run, found)
+        return found, True
     started = time.perf_counter()
-    with Bar("compare (cells)", sum(job.ticks for job in jobs)) as bar:
-        if processes == 1 or len(jobs) == 1:
-            facts = [work(job, bar.advance) for job in jobs]
-        else:
-            facts = list(_parallel(jobs, processes, bar))
-    rows = [row for job in jobs for row in _rows(job)]
-    measures = facts[0]["measures"]
-    other = next((f for f in facts if f["measures"] != measures), None)
-    if other is not None:
-        raise UsageError(f"{other['case']} and {facts[0]['case']} are of other tasks, whose measures cannot be compared")
-    methods = {criterion: expand(criterion) for criterion in study.criteria}
-    result: dict[str, Any] = {
-        "schema": SCHEMA,
-        "kind": "study",
-        "study": study.model_dump(mode="json"),
-        "machine": machine(),
-        "runs": facts,
-        "measures": measures,
-        "summary": summarise(rows, methods, measures),
-        "rows": len(rows),
-        "cost": {"seconds": round(time.perf_counter() - started, 1), "processes": processes},
-    }
-    checkpoint.write_text(out / "compare.csv", checkpoint.csv_text(_columns(measures), [_flat(row, measures) for row in rows]))
-    save_figure(study_figure(rows, result["summary"], methods, measures), out / "compare.png")
-    write_study_page(out / "report.html", result, rows, methods)
-    checkpoint.write_json(out / "compare.json", result)
-    return result
-
-
-def _parallel(jobs: Sequence[Job], processes: int, bar: Bar) -> Iterator[dict[str, Any]]:
-    """In the order of the jobs; ticks come through a queue, so that one bar counts for all."""
-    context = multiprocessing.get_context("spawn")
-    ticks: Any = context.Queue()
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(ticks,)) as pool:
-        futures = [pool.submit(_remote, job) for job in jobs]
-        pending: set[Future[dict[str, Any]]] = set(futures)
-        try:
-            while pending:
-                done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-                _drain(ticks, bar)
-                for future in done:
-                    future.result()  # the first failure ends it
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for worker in multiprocessing.active_children():
-                worker.terminate()  # cells are written whole or not at all
-            raise
-        _drain(ticks, bar)
-        yield from (future.result() for future in futures)
-
-
-def _drain(ticks: Any, bar: Bar) -> None:
-    while True:
-        try:
-            ticks.get_nowait()
-        except queue.Empty:
-            return
-        bar.advance()
-
-
-_ticks: Any = None
-"""A worker's way to say that a cell is done."""
-
-
-def _begin(ticks: Any) -> None:
-    """A worker says nothing, and leaves Ctrl-C to its parent."""
-    import signal
-    import warnings
-
-    global _ticks
-    _ticks = ticks
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    warnings.simplefilter("ignore")
-
-
-def _remote(job: Job) -> dict[str, Any]:
-    use_working_folder(job.run)
-    return work(job, lambda: _ticks.put(1))
-
-
-# -- one case and seed -------------------------------------------------------------------------------------------
-
-
-def work(job: Job, tick: Tick) -> dict[str, Any]:
-    """Trains, scores and measures one case and seed; returns facts about the dense model and what criteria cost."""
-    study = job.study
-    if job.recipe is not None:
-        train_run(job.recipe, job.run, announce=lambda text: None)
-    run = Run(job.run)
-    singles = list(dict.fromkeys(part.text for name in job.names for part in parse(name).singles))
-    if job.recipe is not None:
-        score_run(run, singles)
-    scores = {name: run.scores(name) for name in job.names}
-    candidates = Candidates(
-        run.model, scores, run.batches("validation"), list(study.structures), run.recipe.structure.mappings(), run.task
+    made = compare(
+        run.model.to(run.device),
+        scores,
+        run.batches("validation"),
+        made_from=made_from,
+        attention=run.recipe.structure.mappings(),
+        repair=_whole(refining(run, asked)) if asked else None,
+        repair_at=asked.sparsities if asked else None,
+        task=run.task,
+        **grid,
     )
-    bench = Bench(candidates, run.batches("test"), job.seed)
-    facts = {
-        "case": job.case,
-        "seed": job.seed,
-        "run": str(job.run),
-        "samples": {name: len(split) for name, split in run.splits.items()},
-        "dense": dense_facts(bench),
-        "measures": measures_told(run.task),
-        "steps": len(run.trajectory),
-        "criteria": {name: checkpoint.read_header(run.score_path(name), "scores")["cost"] for name in singles},
-    }
-    if (job.run / "train.json").exists():
-        facts["training_seconds"] = read_training(job.run / "train.json")["cost"]["seconds"]
-    tick()
-    data = {name: run.splits[name].digest() for name in ("validation", "test")}
-    rows: list[dict[str, Any]] = []
-    for structure, sparsities in study.structures.items():
-        allocations = study.allocations_of(structure)
-        for name in job.names:
-            made_from = {
-                "scores": scores[name].digest, "structure": structure, "allocations": allocations, "sparsities": sparsities,
-                "control": study.control, "seed": job.seed, **data,
-            }  # fmt: skip
-            path = job.cells / structure.replace(":", "-") / f"{score_slug(name)}.json"
-            rows += _cells(
-                path,
-                made_from,
-                partial(one_shot, bench, structure, name, allocations, sparsities, study.control),
-            )
-            tick()
-    if study.tune is not None or study.compensate or study.refine is not None:
-        _again(job, run, bench, rows, data, tick)
-    return facts
+    run.model.cpu()
+    made.cost["seconds"] = round(time.perf_counter() - started, 3)
+    _write_views(run, made)
+    made.save(path)  # last: what it means to be compared
+    return made, False
 
 
-def _again(job: Job, run: Run, bench: Bench, rows: list[dict[str, Any]], data: dict[str, str], tick: Tick) -> None:
-    """Repairs and fine-tunes the leading methods' plans and some others': leading on validation data, as all choices are."""
-    study = job.study
-    here = [{"case": job.case, "seed": job.seed, **row} for row in rows]
-    compensating, compensation = compensator(run, study.compensate == LAYERS, job.seed)
-    repairing, repaired_from = compensator(run, False, job.seed)
-    how = finetuning_of(run, Steps(finetune=Finetune(epochs=study.tune.epochs))) if study.tune else None
-    material = _material(job, run)
-    learnt_from = {
-        "seed": job.seed,
-        "samples": [len(part) if part is not None else 0 for part in (material.learn, material.accept)],
-        "calibration": run.splits["scoring"].digest(),
-        "train": run.splits["train"].digest(),
-    }
-    for structure, sparsities in study.structures.items():
-        folder = structure.replace(":", "-")
-        methods = {c: expand(c) for c in dict.fromkeys([*study.criteria, *study.always])}
-        runs = Runs(here, job.case, structure, methods, measures_told(run.task))
-        chosen = {method: variant for method in runs.methods if (variant := runs.chosen(job.seed, method)) is not None}
-        order = sorted(chosen, key=lambda m: -runs.sign * runs.area(runs.curve(job.seed, chosen[m], "validation")))
-        leading = [m for m in order if m not in study.always][: study.leading]
-        looked_at = list(dict.fromkeys([*leading, *(m for m in study.always if m in chosen)]))
+def _whole(refined: Callable[[Plan], Plan]) -> Callable[[Plan], Plan]:
+    """A plan is worth keeping half refined; a line of a comparison is not."""
 
-        def made_from(method: str, variant: Variant, structure: str = structure) -> dict[str, Any]:
-            return {
-                "scores": bench.candidates.scores[variant[0]].digest, "structure": structure, "allocation": variant[1],
-                "method": method, **data,
-            }  # fmt: skip
+    def whole(plan: Plan) -> Plan:
+        better = refined(plan)
+        if better.provenance["refine"]["ended"] == "interrupted":
+            raise KeyboardInterrupt
+        return better
 
-        for method in looked_at:
-            name, allocation = chosen[method]
-            if study.compensate:
-                _cells(
-                    job.cells / f"{folder}-compensated" / f"{_method_slug(method)}.json",
-                    {**made_from(method, chosen[method]), "sparsities": sparsities, **compensation},
-                    partial(compensated, bench, structure, method, name, allocation, sparsities, compensating),
-                )  # fmt: skip
-                tick()
-            for sparsity in study.tuned_at(structure):
-                assert how is not None
-                _cells(
-                    job.cells / f"{folder}-tuned" / f"{_method_slug(method)}-{sparsity:g}.json",
-                    {**made_from(method, chosen[method]), "sparsity": sparsity, "epochs": how.epochs,
-                     "train": run.splits["train"].digest()},
-                    partial(fine_tuned, bench, structure, method, name, allocation, sparsity, how),
-                )  # fmt: skip
-                tick()
-        auto = {sparsity: (row["criterion"], row["allocation"]) for sparsity, row in runs.auto(job.seed).items()}
-        for sparsity in study.refined_at(structure):
-            for method in job.repaired(structure) or looked_at:
-                variant = auto[sparsity] if method == AUTO else chosen[method]
-                for way in study.ways_of(structure):
-                    assert study.refine is not None
-                    tuning = how if way in study.refine.tune and sparsity in study.tuned_at(structure) else None
-                    repaired = Repaired(bench, structure, method, *variant, sparsity, way, material)
-                    file = f"{_method_slug(method)}-{sparsity:g}.json"
-                    asked = {**made_from(method, variant), **learnt_from, **settings(way, structure), "sparsity": sparsity}
-                    _cells(
-                        job.cells / f"{folder}-{way}" / file,
-                        {**asked, "epochs": tuning.epochs if tuning else 0},
-                        partial(repaired.rows, tuning),
-                    )
-                    if study.refine.compensate:
-                        _cells(
-                            job.cells / f"{folder}-{way}-compensated" / file,
-                            {**asked, **repaired_from},
-                            partial(repaired.compensated, repairing),
-                        )
-                    tick()
-                if sparsity in study.refined_again_at(structure):
-                    assert how is not None
-                    assert study.refine is not None
-                    again = study.refine.again
-                    _cells(
-                        job.cells / f"{folder}-{AGAIN_FOLDER}" / f"{_method_slug(method)}-{sparsity:g}-{again}.json",
-                        {**made_from(method, variant), **learnt_from, "sparsity": sparsity, "epochs": how.epochs, "again": again},
-                        partial(refined_again, bench, structure, method, *variant, sparsity, material, how, again),
-                    )
-                    tick()
+    return whole
 
 
-def _material(job: Job, run: Run) -> Material:
-    """What repairs look at: see ``recipe.Repairs.samples``."""
-    samples = job.study.refine.samples if job.study.refine else None
-    learn, accept = run.evidence.samples(), None
-    if samples is not None:
-        learn, accept = run.batches("train", samples), learn
-    return Material(run.evidence, learn, accept, run.example, job.seed)
-
-
-def _method_slug(method: str) -> str:
-    if method == AUTO:
-        return AUTO
-    names = expand(method)
-    return score_slug(names[0]) if len(names) == 1 else f"tempered-{score_slug(names[-1])}"
-
-
-def _cells(path: Path, made_from: Mapping[str, Any], measure: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Rows from the file, if it was made from the same; else measured and written."""
-    if path.exists():
-        try:
-            found = checkpoint.read_json(path, "cells")
-            if first_difference(found["made_from"], made_from) is None:
-                rows: list[dict[str, Any]] = found["rows"]
-                return rows
-        except (ArtifactError, KeyError):
-            pass  # damaged: measured again, and replaced
-    rows = measure()
-    checkpoint.write_json(path, {"schema": SCHEMA, "kind": "cells", "made_from": dict(made_from), "rows": rows})
-    return rows
-
-
-def _rows(job: Job) -> Iterator[dict[str, Any]]:
-    """Every row of a job that belongs to its study."""
-    for structure in job.study.structures:
-        folder = structure.replace(":", "-")
-        for name in job.names:
-            for row in checkpoint.read_json(job.cells / folder / f"{score_slug(name)}.json", "cells")["rows"]:
-                yield {"case": job.case, "seed": job.seed, **row}
-        ways = job.study.ways_of(structure)
-        kinds = ["compensated", "tuned", *ways, *(f"{way}-compensated" for way in ways), AGAIN_FOLDER]
-        again = [path for kind in kinds for path in sorted((job.cells / f"{folder}-{kind}").glob("*.json"))]
-        for path in again:
-            for row in checkpoint.read_json(path, "cells")["rows"]:
-                if _belongs(row, job.study):
-                    yield {"case": job.case, "seed": job.seed, **row}
-
-
-def _belongs(row: Mapping[str, Any], study: Study) -> bool:
-    """Whether a repaired or fine-tuned row is one that this study asks for: cells of an earlier one may lie there too."""
-    if row["repair"] == "compensated":
-        return bool(study.compensate) and row["sparsity"] in study.structures[row["structure"]]
-    if row["repair"] == REFINED_AGAIN and (study.refine is None or row["again"] != study.refine.again):
-        return False
-    if row["repair"].endswith("+compensated") and not (study.refine and study.refine.compensate):
-        return False
-    tune = study.tune
-    tuned = not row["epochs"] or (
-        tune is not None and row["epochs"] == tune.epochs and row["sparsity"] in study.tuned_at(row["structure"])
-    )
-    return tuned and (not row["repair"] or row["sparsity"] in study.refined_at(row["structure"]))
-
-
-SPLITS = ("validation", "test")
-FACTS = (
-    "case", "seed", "structure", "criterion", "allocation", "sparsity", "control", "method", "repair", "epochs",
-    "achieved", "achieved_all", "seconds",
-)  # fmt: skip
-
-
-def _columns(measures: Told) -> tuple[str, ...]:
-    return (*FACTS, *(f"{split}_{m['name']}" for split in SPLITS for m in measures))
-
-
-def _flat(row: Mapping[str, Any], measures: Told) -> dict[str, Any]:
-    """A row as a line of compare.csv: ``validation_accuracy`` … beside the rest."""
-    given = {"method": "", "seconds": "", **row}
-    return {**given, **{f"{split}_{m['name']}": row[split][m["name"]] for split in SPLITS for m in measures}}
-
-
-# -- what to do --------------------------------------------------------------------------------------------------
-
-
-def jobs_of_study(path: Path, out: Path) -> tuple[Study, list[Job]]:
-    """A study's jobs: every case with every seed, in ``out/runs``.
-
-    A seed is the recipe's (weights and order of samples) and, where the data factory takes one, the split's.
-    """
-    study = Study.load(path)
-    jobs = []
-    for case, recipe_path in study.cases.items():
-        recipe = Recipe.load(path.parent / recipe_path)
-        for seed in study.seeds:
-            changed = recipe.model_dump(mode="json") | {"seed": seed}
-            changed["score"] |= {"samples": study.samples}
-            if recipe.data is not None and "seed" in inspect.signature(load_object(recipe.data.factory, "data")).parameters:
-                changed["data"] = {**changed["data"], "args": {**recipe.data.args, "seed": seed}}
-            name = f"{case}-seed{seed}"
-            jobs.append(Job(case, seed, out / "runs" / name, out / "cells" / name, study, Recipe.of(changed, recipe_path)))
-    return study, jobs
-
-
-def jobs_of_runs(paths: Sequence[Path], out: Path) -> tuple[Study, list[Job]]:
-    """Runs that are there already, their scores made: recipes that differ in nothing but seeds are one case.
-
-    Raises:
-        UsageError: no criterion has been scored in all of them, or two runs are the same case and seed.
-    """
-    runs = [Run(path) for path in paths]
-    scored = [list(run.all_scores()) for run in runs]
-    names = [name for name in scored[0] if all(name in others for others in scored)]
-    if not names:
-        raise UsageError(f"no criterion has a score file in all of {', '.join(str(p) for p in paths)}")
-    options = runs[0].recipe.compare
-    study = Study.of(
-        {
-            "cases": {run.path.name: str(run.path) for run in runs},
-            "seeds": list(dict.fromkeys(run.recipe.seed for run in runs)),
-            "criteria": names,
-            "structures": dict.fromkeys(options.structures, options.sparsities),
-            "allocations": dict.fromkeys(options.structures, options.allocations),
-        },
-        "compare",
-    )
-    found: dict[str, str] = {}
-    jobs: list[Job] = []
-    for run in runs:
-        facts = run.recipe.training_facts()
-        same = str({**facts, "seed": 0, "data": {**facts["data"], "args": {**facts["data"]["args"], "seed": 0}}})
-        case = found.setdefault(same, run.path.name)
-        if any((job.case, job.seed) == (case, run.recipe.seed) for job in jobs):
-            raise UsageError(f"{run.path}: the same recipe and seed as another run; a seed counts once")
-        jobs.append(Job(case, run.recipe.seed, run.path, out / "cells" / run.path.name, study, None))
-    return study, jobs
+def _write_views(run: Run, comparison: Comparison) -> None:
+    """compare.png and compare.csv say what compare.json says; they are written anew when they do not."""
+    table, picture = run.path / "compare.csv", run.path / "compare.png"
+    text = comparison.csv()
+    if not table.is_file() or table.read_text(encoding="utf-8", errors="replace") != text:
+        checkpoint.write_text(table, text)
+        picture.unlink(missing_ok=True)
+    if not picture.is_file():
+        save_figure(comparison_figure(comparison), picture)

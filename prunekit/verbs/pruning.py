@@ -27,9 +27,9 @@ from prunekit.trajectory import Trajectory
 from prunekit.verbs.budgets import within_budget
 from prunekit.verbs.compensating import compensation_request, pruned_as_asked
 from prunekit.verbs.refining import Seconds, better_plan, refining_again, refining_request
-from prunekit.verbs.run_folder import PROBLEM, Run, reusable
+from prunekit.verbs.run_folder import PROBLEM, Run, comparison_inputs, reusable
 from prunekit.verbs.scheduling import planner_for, prune_in_steps, validation_figure
-from prunekit.verbs.scoring import comparison_inputs, score_run
+from prunekit.verbs.scoring import score_run
 
 
 def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = False) -> dict[str, Any]:

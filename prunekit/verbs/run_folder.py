@@ -18,6 +18,7 @@ from prunekit.data import Samples, Split, as_splits
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.imports import call
 from prunekit.recipe import Recipe, check_device
+from prunekit.search import Comparison
 from prunekit.structure import kept_layers, prunable_parameters
 from prunekit.task import Task
 from prunekit.trajectory import Trajectory, load_into
@@ -293,3 +294,8 @@ def _listed(classes: Sequence[int]) -> str:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def comparison_inputs(run: Run) -> dict[str, Any] | None:
+    """What the run's compare.json was made from; None when there is none."""
+    return recorded_inputs(run.path / "compare.json", lambda path: Comparison.load(path).made_from)

@@ -1,8 +1,7 @@
-"""score, compare: what finds out which weights matter, and which criterion to trust here."""
+"""score: what finds out which weights matter."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -23,11 +22,6 @@ from prunekit.criteria import (
     score_evidence,
 )
 from prunekit.errors import PrunekitError
-from prunekit.plan import Plan
-from prunekit.recipe import CompareRefine
-from prunekit.report import comparison_figure, save_figure
-from prunekit.search import Comparison, compare
-from prunekit.verbs.refining import refining, refining_request
 from prunekit.verbs.run_folder import Run, recorded_inputs, reusable
 
 
@@ -119,87 +113,3 @@ def _check_error(name: str, findings: Mapping[str, Any], limit: float | None) ->
 
 def _provenance(path: Path) -> dict[str, Any]:
     return Scores.load(path).provenance
-
-
-def compare_run(
-    run: Run,
-    overwrite: bool = False,
-    structures: Sequence[str] = (),
-    allocations: Sequence[str] = (),
-    sparsities: Sequence[float] = (),
-    refined: bool | None = None,
-) -> tuple[Comparison, bool]:
-    """Writes compare.json, compare.csv and compare.png from every score file of the run; empty lists mean the recipe's.
-
-    Args:
-        refined: whether the best plans are refined and measured too, as ``compare.refine`` in the recipe
-            says (its defaults, where it says nothing); None leaves that to the recipe as well.
-
-    Returns:
-        the comparison, and whether it was there already.
-    """
-    options = run.recipe.compare
-    asked = None if refined is False else options.refine or (CompareRefine() if refined else None)
-    scores = run.all_scores()
-    grid: dict[str, Any] = {
-        "structures": list(structures or options.structures),
-        "allocations": list(allocations or options.allocations),
-        "sparsities": list(sparsities or options.sparsities),
-    }
-    made_from = {
-        "scores": {name: s.digest for name, s in scores.items()},
-        "validation": run.splits["validation"].digest(),
-        **grid,
-        **({"task": run.task.facts()} if run.task.facts() else {}),
-        **({"refine": refining_request(run, asked)} if asked else {}),
-    }
-    path = run.path / "compare.json"
-    if reusable(path, comparison_inputs(run), made_from, overwrite):
-        found = Comparison.load(path)
-        _write_views(run, found)
-        return found, True
-    started = time.perf_counter()
-    made = compare(
-        run.model.to(run.device),
-        scores,
-        run.batches("validation"),
-        made_from=made_from,
-        attention=run.recipe.structure.mappings(),
-        repair=_whole(refining(run, asked)) if asked else None,
-        repair_at=asked.sparsities if asked else None,
-        task=run.task,
-        **grid,
-    )
-    run.model.cpu()
-    made.cost["seconds"] = round(time.perf_counter() - started, 3)
-    _write_views(run, made)
-    made.save(path)  # last: what it means to be compared
-    return made, False
-
-
-def _whole(refined: Callable[[Plan], Plan]) -> Callable[[Plan], Plan]:
-    """A plan is worth keeping half refined; a line of a comparison is not."""
-
-    def whole(plan: Plan) -> Plan:
-        better = refined(plan)
-        if better.provenance["refine"]["ended"] == "interrupted":
-            raise KeyboardInterrupt
-        return better
-
-    return whole
-
-
-def _write_views(run: Run, comparison: Comparison) -> None:
-    """compare.png and compare.csv say what compare.json says; they are written anew when they do not."""
-    table, picture = run.path / "compare.csv", run.path / "compare.png"
-    text = comparison.csv()
-    if not table.is_file() or table.read_text(encoding="utf-8", errors="replace") != text:
-        checkpoint.write_text(table, text)
-        picture.unlink(missing_ok=True)
-    if not picture.is_file():
-        save_figure(comparison_figure(comparison), picture)
-
-
-def comparison_inputs(run: Run) -> dict[str, Any] | None:
-    """What the run's compare.json was made from; None when there is none."""
-    return recorded_inputs(run.path / "compare.json", lambda path: Comparison.load(path).made_from)

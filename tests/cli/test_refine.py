@@ -20,9 +20,9 @@ from prunekit.recipe import Prune
 from prunekit.task import Classification
 from prunekit.task.evaluation import merit as merit_of
 from prunekit.verbs import refining as verbs_refining
+from prunekit.verbs.comparing import compare_run
 from prunekit.verbs.pruning import prune_run
 from prunekit.verbs.run_folder import Run
-from prunekit.verbs.scoring import compare_run
 from tests.cli.conftest import RECIPE, Cli
 from tests.cli.test_bad_input import one_line
 from tests.cli.test_pipeline import small_cnn

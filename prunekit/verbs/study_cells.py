@@ -1,0 +1,253 @@
+"""The cells of a study: one case and seed trained, scored, measured, repaired and fine-tuned; each kept in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from prunekit import checkpoint
+from prunekit.criteria import expand, parse, score_slug
+from prunekit.errors import ArtifactError
+from prunekit.recipe import LAYERS, Finetune, Recipe, Steps, Study
+from prunekit.search.compare import Candidates
+from prunekit.search.study import REFINED_AGAIN, Bench, Repaired, compensated, dense_facts, fine_tuned, one_shot, refined_again
+from prunekit.search.summary import Runs, Variant
+from prunekit.search.ways import Material, settings
+from prunekit.task.evaluation import measures_told
+from prunekit.verbs.compensating import compensator
+from prunekit.verbs.run_folder import Run, first_difference
+from prunekit.verbs.scheduling import finetuning_of
+from prunekit.verbs.scoring import score_run
+from prunekit.verbs.training import read_training, train_run
+
+SCHEMA = 1
+AUTO = "auto"
+AGAIN_FOLDER = REFINED_AGAIN.replace(" ", "-")
+Tick = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One case and seed. ``recipe``: trained first; None for a run folder that is there already."""
+
+    case: str
+    seed: int
+    run: Path
+    cells: Path
+    study: Study
+    recipe: Recipe | None
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Every criterion of the study, what stands for several taken apart, each once."""
+        return list(dict.fromkeys(name for criterion in self.study.criteria for name in expand(criterion)))
+
+    @property
+    def ticks(self) -> int:
+        study, again = self.study, self.study.leading + len(self.study.always)
+        tuned = sum(len(study.tuned_at(structure)) for structure in study.structures) * again
+        repaired = len(study.structures) * again if study.compensate else 0
+        repairs = sum(
+            (len(study.refined_at(s)) * len(study.ways_of(s)) + len(study.refined_again_at(s)))
+            * len(self.repaired(s) or range(again))
+            for s in study.structures
+        )
+        return len(self.names) * len(study.structures) + tuned + repaired + repairs + 1
+
+    def repaired(self, structure: str) -> list[str]:
+        """Methods whose plans are repaired; none for those that are looked at again."""
+        return list(self.study.refine.of.get(structure, ())) if self.study.refine else []
+
+
+def work(job: Job, tick: Tick) -> dict[str, Any]:
+    """Trains, scores and measures one case and seed; returns facts about the dense model and what criteria cost."""
+    study = job.study
+    if job.recipe is not None:
+        train_run(job.recipe, job.run, announce=lambda text: None)
+    run = Run(job.run)
+    singles = list(dict.fromkeys(part.text for name in job.names for part in parse(name).singles))
+    if job.recipe is not None:
+        score_run(run, singles)
+    scores = {name: run.scores(name) for name in job.names}
+    candidates = Candidates(
+        run.model, scores, run.batches("validation"), list(study.structures), run.recipe.structure.mappings(), run.task
+    )
+    bench = Bench(candidates, run.batches("test"), job.seed)
+    facts = {
+        "case": job.case,
+        "seed": job.seed,
+        "run": str(job.run),
+        "samples": {name: len(split) for name, split in run.splits.items()},
+        "dense": dense_facts(bench),
+        "measures": measures_told(run.task),
+        "steps": len(run.trajectory),
+        "criteria": {name: checkpoint.read_header(run.score_path(name), "scores")["cost"] for name in singles},
+    }
+    if (job.run / "train.json").exists():
+        facts["training_seconds"] = read_training(job.run / "train.json")["cost"]["seconds"]
+    tick()
+    data = {name: run.splits[name].digest() for name in ("validation", "test")}
+    rows: list[dict[str, Any]] = []
+    for structure, sparsities in study.structures.items():
+        allocations = study.allocations_of(structure)
+        for name in job.names:
+            made_from = {
+                "scores": scores[name].digest, "structure": structure, "allocations": allocations, "sparsities": sparsities,
+                "control": study.control, "seed": job.seed, **data,
+            }  # fmt: skip
+            path = job.cells / structure.replace(":", "-") / f"{score_slug(name)}.json"
+            rows += _cells(
+                path,
+                made_from,
+                partial(one_shot, bench, structure, name, allocations, sparsities, study.control),
+            )
+            tick()
+    if study.tune is not None or study.compensate or study.refine is not None:
+        _again(job, run, bench, rows, data, tick)
+    return facts
+
+
+def _again(job: Job, run: Run, bench: Bench, rows: list[dict[str, Any]], data: dict[str, str], tick: Tick) -> None:
+    """Repairs and fine-tunes the leading methods' plans and some others': leading on validation data, as all choices are."""
+    study = job.study
+    here = [{"case": job.case, "seed": job.seed, **row} for row in rows]
+    compensating, compensation = compensator(run, study.compensate == LAYERS, job.seed)
+    repairing, repaired_from = compensator(run, False, job.seed)
+    how = finetuning_of(run, Steps(finetune=Finetune(epochs=study.tune.epochs))) if study.tune else None
+    material = _material(job, run)
+    learnt_from = {
+        "seed": job.seed,
+        "samples": [len(part) if part is not None else 0 for part in (material.learn, material.accept)],
+        "calibration": run.splits["scoring"].digest(),
+        "train": run.splits["train"].digest(),
+    }
+    for structure, sparsities in study.structures.items():
+        folder = structure.replace(":", "-")
+        methods = {c: expand(c) for c in dict.fromkeys([*study.criteria, *study.always])}
+        runs = Runs(here, job.case, structure, methods, measures_told(run.task))
+        chosen = {method: variant for method in runs.methods if (variant := runs.chosen(job.seed, method)) is not None}
+        order = sorted(chosen, key=lambda m: -runs.sign * runs.area(runs.curve(job.seed, chosen[m], "validation")))
+        leading = [m for m in order if m not in study.always][: study.leading]
+        looked_at = list(dict.fromkeys([*leading, *(m for m in study.always if m in chosen)]))
+
+        def made_from(method: str, variant: Variant, structure: str = structure) -> dict[str, Any]:
+            return {
+                "scores": bench.candidates.scores[variant[0]].digest, "structure": structure, "allocation": variant[1],
+                "method": method, **data,
+            }  # fmt: skip
+
+        for method in looked_at:
+            name, allocation = chosen[method]
+            if study.compensate:
+                _cells(
+                    job.cells / f"{folder}-compensated" / f"{_method_slug(method)}.json",
+                    {**made_from(method, chosen[method]), "sparsities": sparsities, **compensation},
+                    partial(compensated, bench, structure, method, name, allocation, sparsities, compensating),
+                )  # fmt: skip
+                tick()
+            for sparsity in study.tuned_at(structure):
+                assert how is not None
+                _cells(
+                    job.cells / f"{folder}-tuned" / f"{_method_slug(method)}-{sparsity:g}.json",
+                    {**made_from(method, chosen[method]), "sparsity": sparsity, "epochs": how.epochs,
+                     "train": run.splits["train"].digest()},
+                    partial(fine_tuned, bench, structure, method, name, allocation, sparsity, how),
+                )  # fmt: skip
+                tick()
+        auto = {sparsity: (row["criterion"], row["allocation"]) for sparsity, row in runs.auto(job.seed).items()}
+        for sparsity in study.refined_at(structure):
+            for method in job.repaired(structure) or looked_at:
+                variant = auto[sparsity] if method == AUTO else chosen[method]
+                for way in study.ways_of(structure):
+                    assert study.refine is not None
+                    tuning = how if way in study.refine.tune and sparsity in study.tuned_at(structure) else None
+                    repaired = Repaired(bench, structure, method, *variant, sparsity, way, material)
+                    file = f"{_method_slug(method)}-{sparsity:g}.json"
+                    asked = {**made_from(method, variant), **learnt_from, **settings(way, structure), "sparsity": sparsity}
+                    _cells(
+                        job.cells / f"{folder}-{way}" / file,
+                        {**asked, "epochs": tuning.epochs if tuning else 0},
+                        partial(repaired.rows, tuning),
+                    )
+                    if study.refine.compensate:
+                        _cells(
+                            job.cells / f"{folder}-{way}-compensated" / file,
+                            {**asked, **repaired_from},
+                            partial(repaired.compensated, repairing),
+                        )
+                    tick()
+                if sparsity in study.refined_again_at(structure):
+                    assert how is not None
+                    assert study.refine is not None
+                    again = study.refine.again
+                    _cells(
+                        job.cells / f"{folder}-{AGAIN_FOLDER}" / f"{_method_slug(method)}-{sparsity:g}-{again}.json",
+                        {**made_from(method, variant), **learnt_from, "sparsity": sparsity, "epochs": how.epochs, "again": again},
+                        partial(refined_again, bench, structure, method, *variant, sparsity, material, how, again),
+                    )
+                    tick()
+
+
+def _material(job: Job, run: Run) -> Material:
+    """What repairs look at: see ``recipe.Repairs.samples``."""
+    samples = job.study.refine.samples if job.study.refine else None
+    learn, accept = run.evidence.samples(), None
+    if samples is not None:
+        learn, accept = run.batches("train", samples), learn
+    return Material(run.evidence, learn, accept, run.example, job.seed)
+
+
+def _method_slug(method: str) -> str:
+    if method == AUTO:
+        return AUTO
+    names = expand(method)
+    return score_slug(names[0]) if len(names) == 1 else f"tempered-{score_slug(names[-1])}"
+
+
+def _cells(path: Path, made_from: Mapping[str, Any], measure: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Rows from the file, if it was made from the same; else measured and written."""
+    if path.exists():
+        try:
+            found = checkpoint.read_json(path, "cells")
+            if first_difference(found["made_from"], made_from) is None:
+                rows: list[dict[str, Any]] = found["rows"]
+                return rows
+        except (ArtifactError, KeyError):
+            pass  # damaged: measured again, and replaced
+    rows = measure()
+    checkpoint.write_json(path, {"schema": SCHEMA, "kind": "cells", "made_from": dict(made_from), "rows": rows})
+    return rows
+
+
+def rows_of(job: Job) -> Iterator[dict[str, Any]]:
+    """Every row of a job that belongs to its study."""
+    for structure in job.study.structures:
+        folder = structure.replace(":", "-")
+        for name in job.names:
+            for row in checkpoint.read_json(job.cells / folder / f"{score_slug(name)}.json", "cells")["rows"]:
+                yield {"case": job.case, "seed": job.seed, **row}
+        ways = job.study.ways_of(structure)
+        kinds = ["compensated", "tuned", *ways, *(f"{way}-compensated" for way in ways), AGAIN_FOLDER]
+        again = [path for kind in kinds for path in sorted((job.cells / f"{folder}-{kind}").glob("*.json"))]
+        for path in again:
+            for row in checkpoint.read_json(path, "cells")["rows"]:
+                if _belongs(row, job.study):
+                    yield {"case": job.case, "seed": job.seed, **row}
+
+
+def _belongs(row: Mapping[str, Any], study: Study) -> bool:
+    """Whether a repaired or fine-tuned row is one that this study asks for: cells of an earlier one may lie there too."""
+    if row["repair"] == "compensated":
+        return bool(study.compensate) and row["sparsity"] in study.structures[row["structure"]]
+    if row["repair"] == REFINED_AGAIN and (study.refine is None or row["again"] != study.refine.again):
+        return False
+    if row["repair"].endswith("+compensated") and not (study.refine and study.refine.compensate):
+        return False
+    tune = study.tune
+    tuned = not row["epochs"] or (
+        tune is not None and row["epochs"] == tune.epochs and row["sparsity"] in study.tuned_at(row["structure"])
+    )
+    return tuned and (not row["repair"] or row["sparsity"] in study.refined_at(row["structure"]))

@@ -1,0 +1,182 @@
+"""compare over cases and seeds: every job of a study, here or in processes, and what they come to."""
+
+from __future__ import annotations
+
+import inspect
+import multiprocessing
+import queue
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from prunekit import checkpoint
+from prunekit.criteria import expand
+from prunekit.errors import UsageError
+from prunekit.imports import load_object, use_working_folder
+from prunekit.measure import machine
+from prunekit.progress import Bar
+from prunekit.recipe import Recipe, Study
+from prunekit.report import save_figure, study_figure, write_study_page
+from prunekit.search.summary import Told, summarise
+from prunekit.verbs.run_folder import Run
+from prunekit.verbs.study_cells import SCHEMA, Job, rows_of, work
+
+SPLITS = ("validation", "test")
+FACTS = (
+    "case", "seed", "structure", "criterion", "allocation", "sparsity", "control", "method", "repair", "epochs",
+    "achieved", "achieved_all", "seconds",
+)  # fmt: skip
+
+
+def study_run(study: Study, jobs: Sequence[Job], out: Path, processes: int) -> dict[str, Any]:
+    """Does every job and writes compare.json, compare.csv, compare.png and report.html into ``out``.
+
+    Finished cells lie in ``out/cells`` and are not measured again; those made from something else are.
+
+    Raises:
+        PrunekitError: whatever the first job that failed says; the cells of the others are kept.
+    """
+    started = time.perf_counter()
+    with Bar("compare (cells)", sum(job.ticks for job in jobs)) as bar:
+        if processes == 1 or len(jobs) == 1:
+            facts = [work(job, bar.advance) for job in jobs]
+        else:
+            facts = list(_parallel(jobs, processes, bar))
+    rows = [row for job in jobs for row in rows_of(job)]
+    measures = facts[0]["measures"]
+    other = next((f for f in facts if f["measures"] != measures), None)
+    if other is not None:
+        raise UsageError(f"{other['case']} and {facts[0]['case']} are of other tasks, whose measures cannot be compared")
+    methods = {criterion: expand(criterion) for criterion in study.criteria}
+    result: dict[str, Any] = {
+        "schema": SCHEMA,
+        "kind": "study",
+        "study": study.model_dump(mode="json"),
+        "machine": machine(),
+        "runs": facts,
+        "measures": measures,
+        "summary": summarise(rows, methods, measures),
+        "rows": len(rows),
+        "cost": {"seconds": round(time.perf_counter() - started, 1), "processes": processes},
+    }
+    checkpoint.write_text(out / "compare.csv", checkpoint.csv_text(_columns(measures), [_flat(row, measures) for row in rows]))
+    save_figure(study_figure(rows, result["summary"], methods, measures), out / "compare.png")
+    write_study_page(out / "report.html", result, rows, methods)
+    checkpoint.write_json(out / "compare.json", result)
+    return result
+
+
+def _parallel(jobs: Sequence[Job], processes: int, bar: Bar) -> Iterator[dict[str, Any]]:
+    """In the order of the jobs; ticks come through a queue, so that one bar counts for all."""
+    context = multiprocessing.get_context("spawn")
+    ticks: Any = context.Queue()
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(ticks,)) as pool:
+        futures = [pool.submit(_remote, job) for job in jobs]
+        pending: set[Future[dict[str, Any]]] = set(futures)
+        try:
+            while pending:
+                done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                _drain(ticks, bar)
+                for future in done:
+                    future.result()  # the first failure ends it
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()  # cells are written whole or not at all
+            raise
+        _drain(ticks, bar)
+        yield from (future.result() for future in futures)
+
+
+def _drain(ticks: Any, bar: Bar) -> None:
+    while True:
+        try:
+            ticks.get_nowait()
+        except queue.Empty:
+            return
+        bar.advance()
+
+
+_ticks: Any = None
+"""A worker's way to say that a cell is done."""
+
+
+def _begin(ticks: Any) -> None:
+    """A worker says nothing, and leaves Ctrl-C to its parent."""
+    import signal
+    import warnings
+
+    global _ticks
+    _ticks = ticks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.simplefilter("ignore")
+
+
+def _remote(job: Job) -> dict[str, Any]:
+    use_working_folder(job.run)
+    return work(job, lambda: _ticks.put(1))
+
+
+def jobs_of_study(path: Path, out: Path) -> tuple[Study, list[Job]]:
+    """A study's jobs: every case with every seed, in ``out/runs``.
+
+    A seed is the recipe's (weights and order of samples) and, where the data factory takes one, the split's.
+    """
+    study = Study.load(path)
+    jobs = []
+    for case, recipe_path in study.cases.items():
+        recipe = Recipe.load(path.parent / recipe_path)
+        for seed in study.seeds:
+            changed = recipe.model_dump(mode="json") | {"seed": seed}
+            changed["score"] |= {"samples": study.samples}
+            if recipe.data is not None and "seed" in inspect.signature(load_object(recipe.data.factory, "data")).parameters:
+                changed["data"] = {**changed["data"], "args": {**recipe.data.args, "seed": seed}}
+            name = f"{case}-seed{seed}"
+            jobs.append(Job(case, seed, out / "runs" / name, out / "cells" / name, study, Recipe.of(changed, recipe_path)))
+    return study, jobs
+
+
+def jobs_of_runs(paths: Sequence[Path], out: Path) -> tuple[Study, list[Job]]:
+    """Runs that are there already, their scores made: recipes that differ in nothing but seeds are one case.
+
+    Raises:
+        UsageError: no criterion has been scored in all of them, or two runs are the same case and seed.
+    """
+    runs = [Run(path) for path in paths]
+    scored = [list(run.all_scores()) for run in runs]
+    names = [name for name in scored[0] if all(name in others for others in scored)]
+    if not names:
+        raise UsageError(f"no criterion has a score file in all of {', '.join(str(p) for p in paths)}")
+    options = runs[0].recipe.compare
+    study = Study.of(
+        {
+            "cases": {run.path.name: str(run.path) for run in runs},
+            "seeds": list(dict.fromkeys(run.recipe.seed for run in runs)),
+            "criteria": names,
+            "structures": dict.fromkeys(options.structures, options.sparsities),
+            "allocations": dict.fromkeys(options.structures, options.allocations),
+        },
+        "compare",
+    )
+    found: dict[str, str] = {}
+    jobs: list[Job] = []
+    for run in runs:
+        facts = run.recipe.training_facts()
+        same = str({**facts, "seed": 0, "data": {**facts["data"], "args": {**facts["data"]["args"], "seed": 0}}})
+        case = found.setdefault(same, run.path.name)
+        if any((job.case, job.seed) == (case, run.recipe.seed) for job in jobs):
+            raise UsageError(f"{run.path}: the same recipe and seed as another run; a seed counts once")
+        jobs.append(Job(case, run.recipe.seed, run.path, out / "cells" / run.path.name, study, None))
+    return study, jobs
+
+
+def _columns(measures: Told) -> tuple[str, ...]:
+    return (*FACTS, *(f"{split}_{m['name']}" for split in SPLITS for m in measures))
+
+
+def _flat(row: Mapping[str, Any], measures: Told) -> dict[str, Any]:
+    """A row as a line of compare.csv: ``validation_accuracy`` … beside the rest."""
+    given = {"method": "", "seconds": "", **row}
+    return {**given, **{f"{split}_{m['name']}": row[split][m["name"]] for split in SPLITS for m in measures}}
