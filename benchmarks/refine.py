@@ -37,7 +37,7 @@ from prunekit.data import digits
 from prunekit.measure import accuracy, divergence, machine
 from prunekit.recipe import Recipe
 from prunekit.repair.objective import make_objective
-from prunekit.repair.patterns import Weights
+from prunekit.repair.swaps import Weights
 from prunekit.search.rivals import RIVALS
 from prunekit.search.rivals.evaluations import counted
 from prunekit.task import Classification

@@ -29,7 +29,7 @@ from prunekit import Plan
 from prunekit.recipe import Finetune, Steps
 from prunekit.search.compare import Candidates
 from prunekit.search.study import split
-from prunekit.search.ways import Material, refine_plan
+from prunekit.search.ways import RepairSamples, refine_plan
 from prunekit.steps import Tuner
 from prunekit.steps.again import refine_again
 from prunekit.verbs.run_folder import Run
@@ -46,7 +46,7 @@ def measured(study: Path, case: str, seed: int, sparsity: float, epochs: int, ag
     allocation = json.loads(cell.read_text())["made_from"]["allocation"] if cell.exists() else "global"
     batches = run.batches("validation")
     candidates = Candidates(run.model, {"magnitude": run.scores("magnitude")}, batches, ["unstructured"], [])
-    material = Material(run.evidence, run.batches("train", SAMPLES), run.evidence.samples(), run.example, seed)
+    material = RepairSamples(run.evidence, run.batches("train", SAMPLES), run.evidence.samples(), run.example, seed)
     plan = refine_plan(candidates.plan("unstructured", "magnitude", allocation, sparsity), run.model, material)
     how = finetuning_of(run, Steps(finetune=Finetune(epochs=epochs)))
 

@@ -34,7 +34,7 @@ from prunekit.measure import machine
 from prunekit.models import digits_mlp, digits_transformer
 from prunekit.repair.learn import learnt_masks
 from prunekit.repair.objective import Objective, make_objective
-from prunekit.repair.patterns import Weights
+from prunekit.repair.swaps import Weights
 from prunekit.task import Classification
 from prunekit.trajectory import Layout
 

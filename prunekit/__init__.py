@@ -13,13 +13,39 @@ from prunekit.criteria import CRITERIA, Scores, score
 from prunekit.errors import ArtifactError, NonFiniteError, PrunekitError, StructureError, UsageError
 from prunekit.plan import Plan, make_plan
 from prunekit.repair import refine
-from prunekit.steps import Again, Finetuning, Planner, Schedule, cut, finetune, prune_by_schedule
+from prunekit.steps import Finetuning, Planner, RefineAgain, Schedule, cut, finetune, prune_by_schedule
 from prunekit.task import TASKS, Task
 from prunekit.trajectory import Recorder, Trajectory
 from prunekit.version import __version__
 
 __all__ = [
-    "CRITERIA", "TASKS", "Again", "ArtifactError", "Finetuning", "NonFiniteError", "Plan", "Planner", "PrunekitError", "Recorder",
-    "Schedule", "Scores", "StructureError", "Task", "Trajectory", "UsageError", "__version__", "cut", "finetune", "hold_masks",
-    "load", "make_plan", "masked", "prune", "prune_by_schedule", "refine", "save", "score", "squeeze",
+    "CRITERIA",
+    "TASKS",
+    "ArtifactError",
+    "Finetuning",
+    "NonFiniteError",
+    "Plan",
+    "Planner",
+    "PrunekitError",
+    "Recorder",
+    "RefineAgain",
+    "Schedule",
+    "Scores",
+    "StructureError",
+    "Task",
+    "Trajectory",
+    "UsageError",
+    "__version__",
+    "cut",
+    "finetune",
+    "hold_masks",
+    "load",
+    "make_plan",
+    "masked",
+    "prune",
+    "prune_by_schedule",
+    "refine",
+    "save",
+    "score",
+    "squeeze",
 ]  # fmt: skip

@@ -11,7 +11,17 @@ from torch import Tensor, nn
 from prunekit.apply.masks import apply_masks
 from prunekit.batch import call, to
 from prunekit.criteria.by_inputs import portions
-from prunekit.criteria.layer_inputs import Layer, from_rows, handled, layers_of, of_products, reaching, rows, summing, to_rows
+from prunekit.criteria.layer_inputs import (
+    Layer,
+    from_rows,
+    handled,
+    layers_with_inputs,
+    of_products,
+    reaching,
+    rows,
+    summing,
+    to_rows,
+)
 from prunekit.data import Samples
 from prunekit.errors import NonFiniteError, UsageError, nearest
 from prunekit.task import Task, get_task
@@ -67,7 +77,7 @@ def layerwise(
     modules = dict(dense.named_modules())
     named = [n for n in masks if n.endswith(".weight") or n == "weight"]
     named = [n for n in named if handled(modules.get(n.rpartition(".")[0]))]
-    layers, theirs = layers_of(dense, named)[0], layers_of(pruned, named)[0]
+    layers, theirs = layers_with_inputs(dense, named)[0], layers_with_inputs(pruned, named)[0]
     final, following = dict(result.named_parameters()), dict(pruned.named_parameters())
     for name, gram, cross in _moments(dense, pruned, layers, theirs, masks, samples, inputs):
         if not bool(gram.isfinite().all() and cross.isfinite().all()):

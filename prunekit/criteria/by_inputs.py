@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from prunekit.batch import to
-from prunekit.criteria.evidence import Evidence, Found
-from prunekit.criteria.layer_inputs import Layer, from_rows, layers_of, refuse_unfit, summing, to_rows, unreached
+from prunekit.criteria.evidence import CriterionResult, Evidence
+from prunekit.criteria.layer_inputs import Layer, from_rows, layers_with_inputs, refuse_unfit, summing, to_rows, unreached
 from prunekit.task.task import flat
 
 HELD = 2**30
@@ -23,7 +23,7 @@ def scored_by_inputs(
     metric: Callable[[Tensor, Tensor], Tensor],
     size: int,
     power: int,
-) -> Found:
+) -> CriterionResult:
     """Importance of every prunable weight, at the weights to score.
 
     Args:
@@ -38,7 +38,7 @@ def scored_by_inputs(
             With ``evidence.skip_unfit`` only where that is every one.
     """
     function = evidence.function(flat)
-    layers, unfit = layers_of(function.model, evidence.prunable)
+    layers, unfit = layers_with_inputs(function.model, evidence.prunable)
     if unfit and (not evidence.skip_unfit or not layers):
         refuse_unfit(unfit, what)
     weights, importance = evidence.weights(), {}
@@ -57,10 +57,10 @@ def scored_by_inputs(
     if unfit and (not evidence.skip_unfit or not importance):
         refuse_unfit(unfit, what)
     if not unfit:
-        return Found({name: importance[name] for name in evidence.prunable})
+        return CriterionResult({name: importance[name] for name in evidence.prunable})
     scale = _scale({name: weights[name].cpu() for name in importance}, importance, power)
     importance |= {name: (weights[name].cpu().double().abs() ** power * scale).to(weights[name].dtype) for name in unfit}
-    return Found(
+    return CriterionResult(
         {name: importance[name] for name in evidence.prunable},
         findings={"by_magnitude": {"parameters": {n: unfit[n] for n in evidence.prunable if n in unfit}, "scale": scale}},
     )

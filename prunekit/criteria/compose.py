@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunekit.criteria.groups import mean_ranks, power_product
+from prunekit.criteria.group_scores import mean_ranks, power_product
 from prunekit.criteria.scores import Scores
 from prunekit.criteria.spec import Product, Rank, Single, product
 from prunekit.errors import ArtifactError

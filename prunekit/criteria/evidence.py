@@ -248,7 +248,7 @@ def _only(classes: tuple[int, ...], whole: Target) -> Target:
 
 
 @dataclass(frozen=True)
-class Found:
+class CriterionResult:
     """What a criterion computed: see ``Scores``; ``findings`` are facts about the scores (their error)."""
 
     importance: dict[str, Tensor]
@@ -267,14 +267,14 @@ class Criterion:
         describes: one line for help texts.
         needs_path, needs_data: what ``compute`` looks at beside the trained weights.
         by_inputs: it looks at the inputs of layers, and cannot score other weights (``Evidence.skip_unfit``).
-        group: how a group's importance follows from the file, a name from ``prunekit.criteria.groups.GROUPINGS``: ``sum``
+        group: how a group's importance follows from the file, a name from ``prunekit.criteria.group_scores.GROUPINGS``: ``sum``
             of the signed axis sums (additive criteria), ``l1`` or ``l2`` norm of the importances, one ``draw`` …
         aggregation: how signed scores become an importance; None leaves it to the evidence. Additive criteria only.
         accepts: options that may be written behind its name, from ``prunekit.criteria.spec.OPTIONS``.
         preset: options that its name stands for.
     """
 
-    compute: Callable[[Evidence], Found]
+    compute: Callable[[Evidence], CriterionResult]
     describes: str
     needs_path: bool = False
     needs_data: bool = False

@@ -7,15 +7,15 @@ A group's is ``E[(Σ_i θ_i g_i)²] / 2``: the Fisher's quadratic form for remov
 
 from __future__ import annotations
 
-from prunekit.criteria.evidence import Criterion, Evidence, Found
+from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 from prunekit.criteria.taylor import first_order
 
 
-def _fisher(evidence: Evidence) -> Found:
+def _fisher(evidence: Evidence) -> CriterionResult:
     found = first_order(evidence, evidence.options.get("target", "loss"), "square")
     importance = {name: value / 2 for name, value in found.importance.items()}
     axes = {name: value * 0.5**0.5 for name, value in found.axis_sums.items()}  # so that its mean square is halved as well
-    return Found(importance, axes, gradient_evaluations=found.gradient_evaluations)
+    return CriterionResult(importance, axes, gradient_evaluations=found.gradient_evaluations)
 
 
 CRITERION = Criterion(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunekit.criteria.evidence import Criterion, Evidence, Found
+from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 
 
 def mean_loss_gradient(evidence: Evidence) -> dict[str, Tensor]:
@@ -18,10 +18,10 @@ def mean_loss_gradient(evidence: Evidence) -> dict[str, Tensor]:
     return evidence.layout.views(total.cpu())
 
 
-def _gradient(evidence: Evidence) -> Found:
+def _gradient(evidence: Evidence) -> CriterionResult:
     gradient = mean_loss_gradient(evidence)
     found = {name: gradient[name].abs() for name in evidence.prunable}
-    return Found(found, gradient_evaluations=len(evidence.samples()))
+    return CriterionResult(found, gradient_evaluations=len(evidence.samples()))
 
 
 CRITERION = Criterion(_gradient, "absolute gradient of the mean loss", needs_data=True)

@@ -11,12 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunekit.criteria.evidence import Criterion, Evidence, Found
+from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 from prunekit.criteria.signed import shifted
 from prunekit.errors import PrunekitError
 
 
-def _grasp(evidence: Evidence) -> Found:
+def _grasp(evidence: Evidence) -> CriterionResult:
     gradient = _derivative(evidence, None)
     product = _derivative(evidence, gradient)
     return shifted(evidence.layout, evidence.state * product, evidence.prunable, 3 * len(evidence.samples()))

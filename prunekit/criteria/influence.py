@@ -16,13 +16,13 @@ import torch
 
 from prunekit.batch import Inputs, Labels
 from prunekit.criteria.additive import collect, contributions
-from prunekit.criteria.evidence import Criterion, Evidence, Found
+from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 from prunekit.kernel import Contribution, ModelFunction, looked_at, score_error, targets_of
 from prunekit.progress import Bar
 from prunekit.trajectory import Segment
 
 
-def _influence(evidence: Evidence) -> Found:
+def _influence(evidence: Evidence) -> CriterionResult:
     function, samples = evidence.explained()
     targets = targets_of(function, evidence.trajectory.state(-1), *samples.rows(0, 1))
     few = samples.take(looked_at(len(samples)))
@@ -51,7 +51,7 @@ def _influence(evidence: Evidence) -> Found:
     importance, axes = collect(
         parts, (len(samples), targets), evidence.prunable, evidence.aggregation, evidence.partial, evidence.partial_key
     )
-    return Found(importance, axes, {"error": error}, sum(gradients))
+    return CriterionResult(importance, axes, {"error": error}, sum(gradients))
 
 
 def _segments(evidence: Evidence) -> Iterable[Segment]:

@@ -8,21 +8,21 @@ A group's is the same of squared L2 norms within its layer of groups; the file k
 
 from __future__ import annotations
 
-from prunekit.criteria.evidence import Criterion, Evidence, Found
-from prunekit.criteria.groups import lamp
+from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
+from prunekit.criteria.group_scores import lamp
 from prunekit.criteria.identity import state_digest
 from prunekit.criteria.magnitude import magnitudes
 from prunekit.criteria.scores import Scores
 
 
-def _lamp(evidence: Evidence) -> Found:
+def _lamp(evidence: Evidence) -> CriterionResult:
     sizes = magnitudes(evidence).importance
     facts = {
         "criterion": "magnitude", "group": "l2", "aggregation": None, "trajectory": evidence.trajectory.hash,
         "model": state_digest(evidence.state), "prunable": list(evidence.prunable),
     }  # fmt: skip
     importance = {name: lamp(size.double().square()).to(size.dtype) for name, size in sizes.items()}
-    return Found(importance, parts=(Scores(sizes, {}, facts),))
+    return CriterionResult(importance, parts=(Scores(sizes, {}, facts),))
 
 
 CRITERION = Criterion(_lamp, "layer-adaptive magnitude (LAMP, arXiv 2010.07611)", group="lamp")

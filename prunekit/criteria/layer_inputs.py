@@ -20,7 +20,7 @@ from prunekit.errors import PrunekitError
 from prunekit.measure.macs import unfused
 
 Layer = nn.Module
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+WITH_INPUTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Their weights are ``(outputs, inputs / groups, ...)``."""
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 """Their weights are ``(inputs, outputs / groups, ...)``."""
@@ -32,7 +32,7 @@ def handled(module: nn.Module | None) -> bool:
     """Whether a module is a layer whose ``weight`` meets rows of its inputs."""
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):
         return False
-    return isinstance(module, (*LAYERS, *TRANSPOSED)) or _is_linear_by_columns(module)
+    return isinstance(module, (*WITH_INPUTS, *TRANSPOSED)) or _is_linear_by_columns(module)
 
 
 def to_rows(layer: Layer, weight: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def _is_linear_by_columns(module: nn.Module | None) -> bool:
     )
 
 
-def layers_of(model: nn.Module, parameters: Sequence[str]) -> tuple[dict[str, list[Layer]], dict[str, str]]:
+def layers_with_inputs(model: nn.Module, parameters: Sequence[str]) -> tuple[dict[str, list[Layer]], dict[str, str]]:
     """The layers that hold each of ``parameters`` as their weight, several where it is tied; and what the others are of."""
     modules = dict(model.named_modules(remove_duplicate=False))
     names = dict(model.named_parameters(remove_duplicate=False))

@@ -6,12 +6,12 @@ A group's is the L2 norm of its weights, or with ``group=l1`` the sum of their a
 
 from __future__ import annotations
 
-from prunekit.criteria.evidence import Criterion, Evidence, Found
+from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 
 
-def magnitudes(evidence: Evidence) -> Found:
+def magnitudes(evidence: Evidence) -> CriterionResult:
     weights = evidence.weights()
-    return Found({name: weights[name].abs() for name in evidence.prunable})
+    return CriterionResult({name: weights[name].abs() for name in evidence.prunable})
 
 
 CRITERION = Criterion(magnitudes, "absolute weight (arXiv 1506.02626)", accepts=("group",))

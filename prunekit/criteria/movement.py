@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import torch
 
-from prunekit.criteria.evidence import Criterion, Evidence, Found
+from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 from prunekit.criteria.signed import shifted
 
 
-def _movement(evidence: Evidence) -> Found:
+def _movement(evidence: Evidence) -> CriterionResult:
     begin, end = evidence.phase or (0, None)
     total = torch.zeros_like(evidence.trajectory.state(0), dtype=torch.float64)
     for segment in evidence.trajectory.segments(evidence.stride, begin=begin, end=end):

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from prunekit.criteria.by_inputs import scored_by_inputs
-from prunekit.criteria.evidence import Criterion, Evidence, Found
+from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 from prunekit.criteria.layer_inputs import of_products
 
 DAMPING = 0.01
 
 
-def _obs(evidence: Evidence) -> Found:
+def _obs(evidence: Evidence) -> CriterionResult:
     damping = float(evidence.options.get("damping", DAMPING))
 
     def cost(rows: Tensor, gram: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prunekit import checkpoint
-from prunekit.criteria.groups import GROUPINGS
+from prunekit.criteria.group_scores import GROUPINGS
 from prunekit.errors import ArtifactError, NonFiniteError
 
 SCHEMA = 1
@@ -80,8 +80,9 @@ class Scores:
             groups: group name -> ``<param>@<axis>`` -> ``(channels, block)``, the indices on that axis that belong to a
                 channel.
 
-        How is the criterion's choice, see ``prunekit.criteria.groups.GROUPINGS``: for additive criteria the exact signed sum
-        per sample and target, aggregated as single weights are; for composed ones the composition of the parts' group scores.
+        How is the criterion's choice, see ``prunekit.criteria.group_scores.GROUPINGS``: for additive criteria the exact signed
+        sum per sample and target, aggregated as single weights are; for composed ones the composition of the parts' group
+        scores.
 
         Raises:
             ArtifactError: the file holds none of a group's members.

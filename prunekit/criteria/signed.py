@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunekit.criteria.evidence import Found
+from prunekit.criteria.evidence import CriterionResult
 from prunekit.trajectory import Layout
 
 
-def shifted(layout: Layout, scores: Tensor, prunable: Sequence[str], gradient_evaluations: int = 0) -> Found:
+def shifted(layout: Layout, scores: Tensor, prunable: Sequence[str], gradient_evaluations: int = 0) -> CriterionResult:
     """Importance ``s_i - min_j s_j``, in float64, so that the shift costs no weight its rank.
 
     Groups add up ``s_i`` and then the one constant ``Σ_j max(0, -s_j)`` over all coordinates, which no group can fall below
@@ -36,4 +36,4 @@ def shifted(layout: Layout, scores: Tensor, prunable: Sequence[str], gradient_ev
     importance = {name: views[name] - lowest for name in prunable}
     if not all(bool(torch.isfinite(value).all()) for value in importance.values()):
         importance = {name: views[name].clone() for name in prunable}  # refused as NaN or Inf, with the parameter's name
-    return Found(importance, axes, {"shift": shift}, gradient_evaluations)
+    return CriterionResult(importance, axes, {"shift": shift}, gradient_evaluations)

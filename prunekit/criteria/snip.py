@@ -6,14 +6,14 @@ The paper divides by the sum over all weights, which changes no ranking and is l
 
 from __future__ import annotations
 
-from prunekit.criteria.evidence import Criterion, Evidence, Found
+from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 from prunekit.criteria.gradient import mean_loss_gradient
 
 
-def _snip(evidence: Evidence) -> Found:
+def _snip(evidence: Evidence) -> CriterionResult:
     weights, gradient = evidence.weights(), mean_loss_gradient(evidence)
     importance = {name: (weights[name] * gradient[name]).abs() for name in evidence.prunable}
-    return Found(importance, gradient_evaluations=len(evidence.samples()))
+    return CriterionResult(importance, gradient_evaluations=len(evidence.samples()))
 
 
 CRITERION = Criterion(_snip, "connection sensitivity |θ·g| (SNIP, arXiv 1810.02340)", needs_data=True, group="l1")

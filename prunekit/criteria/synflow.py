@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batch import described, leaves, mapped, to
-from prunekit.criteria.evidence import Criterion, Evidence, Found
+from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 from prunekit.errors import PrunekitError
 from prunekit.task.task import flat
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 
 
-def _synflow(evidence: Evidence) -> Found:
+def _synflow(evidence: Evidence) -> CriterionResult:
     x, y = evidence.samples().rows(0, 1)
     if not all(tensor.is_floating_point() for tensor in leaves(x)):
         raise PrunekitError(f"synflow feeds ones in place of real inputs, and this model takes {described(x)} inputs")
@@ -46,7 +46,9 @@ def _synflow(evidence: Evidence) -> Found:
     flow = evidence.layout.views((theta.detach() * slope).abs().cpu())
     if not any(bool(flow[name].any()) for name in evidence.prunable):
         raise PrunekitError("synflow: no flow reaches any weight of this model; see the notes on norms and activations")
-    return Found({name: _fitting(flow[name], evidence.state.dtype) for name in evidence.prunable}, gradient_evaluations=1)
+    return CriterionResult(
+        {name: _fitting(flow[name], evidence.state.dtype) for name in evidence.prunable}, gradient_evaluations=1
+    )
 
 
 def _fitting(flow: Tensor, dtype: torch.dtype) -> Tensor:

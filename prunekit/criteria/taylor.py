@@ -14,13 +14,13 @@ from collections.abc import Iterator
 import torch
 
 from prunekit.criteria.additive import collect, contributions
-from prunekit.criteria.evidence import Criterion, Evidence, Found
+from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 from prunekit.kernel import Contribution, targets_of
 from prunekit.progress import Bar
 from prunekit.trajectory import Segment
 
 
-def first_order(evidence: Evidence, target: str, aggregation: str) -> Found:
+def first_order(evidence: Evidence, target: str, aggregation: str) -> CriterionResult:
     """Signed scores ``-θ_i ∂_i f(x)``, what removing a weight adds to ``f`` in first order, aggregated.
 
     Args:
@@ -48,10 +48,10 @@ def first_order(evidence: Evidence, target: str, aggregation: str) -> Found:
             )
 
     importance, axes = collect(parts, (len(samples), targets), evidence.prunable, aggregation)
-    return Found(importance, axes, gradient_evaluations=sum(gradients))
+    return CriterionResult(importance, axes, gradient_evaluations=sum(gradients))
 
 
-def _taylor(evidence: Evidence) -> Found:
+def _taylor(evidence: Evidence) -> CriterionResult:
     return first_order(evidence, evidence.options.get("target", "loss"), evidence.options.get("aggregation", "mean"))
 
 

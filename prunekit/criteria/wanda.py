@@ -9,11 +9,11 @@ ones too.
 from __future__ import annotations
 
 from prunekit.criteria.by_inputs import scored_by_inputs
-from prunekit.criteria.evidence import Criterion, Evidence, Found
+from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 from prunekit.criteria.layer_inputs import of_squares
 
 
-def _wanda(evidence: Evidence) -> Found:
+def _wanda(evidence: Evidence) -> CriterionResult:
     return scored_by_inputs(
         evidence, "wanda", of_squares, lambda rows, squares: rows.abs() * squares.sqrt()[:, None], size=1, power=1
     )

@@ -18,7 +18,7 @@ from prunekit.structure import Groups, find_groups
 from prunekit.structure.heads import Mappings
 from prunekit.trajectory import Layout
 
-STRUCTURES = {"channel": "channels", "head": "heads"}
+UNITS_OF = {"channel": "channels", "head": "heads"}
 """Kinds of parts that are units of a group -> the structure whose groups they are."""
 
 
@@ -61,7 +61,7 @@ def find_part(
         return Part(kind, name, _nothing(index, "a layer has no number"), _layer(layout, name))
     if kind == "weight":
         return Part(kind, name, *_weight(layout, name, index))
-    return _unit(kind, name, index, layout, find_groups(STRUCTURES[kind], model, example(), attention))
+    return _unit(kind, name, index, layout, find_groups(UNITS_OF[kind], model, example(), attention))
 
 
 def explain_part(view: View, part: Part, training: Training | None = None, pruned: Sequence[PrunedPath] = ()) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _pruned_part(view: View, path: PrunedPath, part: Part) -> dict[str, Any]:
         whole += view.moved(jump, "whole", None, JUMP_NODES)
         change += view.values(jump.end).double() - view.values(jump.start).double()
     inside = path.keep[part.mask]
-    unit = part.kind in STRUCTURES and part.name in path.units
+    unit = part.kind in UNITS_OF and part.name in path.units
     return {
         "name": path.name,
         "stays": bool(path.units[part.name][int(part.index)]) if unit else bool(inside.any()),

@@ -21,7 +21,7 @@ from prunekit.explain.path import JUMP_NODES, SCHEMA
 from prunekit.kernel import ModelFunction, blame, layers_of, step_scores
 from prunekit.plan import Plan
 from prunekit.progress import Bar
-from prunekit.repair.patterns import Pattern, get_pattern
+from prunekit.repair.swaps import Pattern, get_pattern
 from prunekit.task import Task, get_task
 from prunekit.trajectory import Layout, Segment, Trajectory
 
@@ -53,7 +53,7 @@ class Removal:
     values: Tensor
 
 
-class Damage:
+class RemovalEffect:
     """Samples on which masks of one dense model are blamed.
 
     Args:
@@ -143,7 +143,7 @@ def flat_mask(plan: Plan, layout: Layout) -> Tensor:
     return torch.cat([masks[e.name].flatten() if e.name in masks else torch.ones(e.size, dtype=torch.bool) for e in layout])
 
 
-def explain_removal(damage: Damage, name: str, plan: Plan, indices: Sequence[int]) -> dict[str, Any]:
+def explain_removal(damage: RemovalEffect, name: str, plan: Plan, indices: Sequence[int]) -> dict[str, Any]:
     """What a pruned model's mask is to blame for; of a refined one, before and after, and who asked for what came back.
 
     Args:
@@ -184,7 +184,9 @@ def explain_removal(damage: Damage, name: str, plan: Plan, indices: Sequence[int
     return result
 
 
-def explain_removals(damage: Damage, first: tuple[str, Plan], second: tuple[str, Plan], indices: Sequence[int]) -> dict[str, Any]:
+def explain_removals(
+    damage: RemovalEffect, first: tuple[str, Plan], second: tuple[str, Plan], indices: Sequence[int]
+) -> dict[str, Any]:
     """Two masks of one dense model: the blame of each, and of what only one of them removes.
 
     Returns:
@@ -218,7 +220,7 @@ def units_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [unit for mask in (result, *result.get("masks", ())) for unit in mask.get("units", ())]
 
 
-def _head(damage: Damage, name: str, index: str, title: str) -> dict[str, Any]:
+def _head(damage: RemovalEffect, name: str, index: str, title: str) -> dict[str, Any]:
     name_of = divergence_name(damage.task)
     return {
         "schema": SCHEMA, "kind": "explanation", "name": name, "index": index, "title": title, "samples": damage.count,
@@ -226,7 +228,7 @@ def _head(damage: Damage, name: str, index: str, title: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _told(damage: Damage, removal: Removal) -> dict[str, Any]:
+def _told(damage: RemovalEffect, removal: Removal) -> dict[str, Any]:
     def sums(table: Tensor) -> dict[str, Any]:
         found: dict[str, Any] = {
             "blame": float(table.sum()),
@@ -248,7 +250,7 @@ def _told(damage: Damage, removal: Removal) -> dict[str, Any]:
     return {**told, "table": removal.table.tolist()}
 
 
-def _pattern(damage: Damage, plan: Plan) -> Pattern | None:
+def _pattern(damage: RemovalEffect, plan: Plan) -> Pattern | None:
     """How the plan's units lie in the path's coordinates; None where they are of two kinds (pruned twice) or partly beside it."""
     try:
         return get_pattern(plan, damage.layout, damage.theta.device)
@@ -257,7 +259,7 @@ def _pattern(damage: Damage, plan: Plan) -> Pattern | None:
 
 
 def _units(
-    damage: Damage, removal: Removal, plan: Plan, pattern: Pattern, shown: Tensor, indices: Sequence[int]
+    damage: RemovalEffect, removal: Removal, plan: Plan, pattern: Pattern, shown: Tensor, indices: Sequence[int]
 ) -> list[dict[str, Any]]:
     """The most blamed of the removed units ``shown`` ``(U,)``, and whose samples blame them."""
     blamed = pattern.gather(removal.values, pattern.keep).masked_fill(~shown, -torch.inf)

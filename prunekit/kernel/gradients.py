@@ -133,7 +133,7 @@ def choose_engine(function: ModelFunction, theta: Tensor, x: Inputs, y: Labels) 
     takes neither every operation nor a model's own branches. It is one or the other: a second pass for the few parameters that
     layers miss costs as much as the general engine for all.
     """
-    from prunekit.kernel.layerwise import LayerwiseGradients
+    from prunekit.kernel.layer_gradients import LayerwiseGradients
 
     samples = size(x)
     two = slice(0, min(2, samples))

@@ -4,22 +4,22 @@ from prunekit.recipe.building import optimizer_of, scheduler_of
 from prunekit.recipe.pruning import DROPS, CompareRefine, Prune, Refine, Refinement, Steps
 from prunekit.recipe.recipe import RESOLVED, Recipe
 from prunekit.recipe.sections import Watch
-from prunekit.recipe.study import LAYERS, Study
-from prunekit.recipe.training import Finetune, Schedule
+from prunekit.recipe.study import BY_LAYERS, Study
+from prunekit.recipe.training import Finetune, RateSchedule
 from prunekit.recipe.values import check_device, parse_seconds
 from prunekit.recipe.yaml_file import read_yaml, to_yaml
 
 __all__ = [
+    "BY_LAYERS",
     "DROPS",
-    "LAYERS",
     "RESOLVED",
     "CompareRefine",
     "Finetune",
     "Prune",
+    "RateSchedule",
     "Recipe",
     "Refine",
     "Refinement",
-    "Schedule",
     "Steps",
     "Study",
     "Watch",

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit.recipe.training import Optimizer, Schedule
+from prunekit.recipe.training import Optimizer, RateSchedule
 
 
 def optimizer_of(model: nn.Module, o: Optimizer) -> torch.optim.Optimizer:
@@ -19,7 +19,7 @@ def optimizer_of(model: nn.Module, o: Optimizer) -> torch.optim.Optimizer:
     return kind(parameters, o.lr, betas=o.betas, weight_decay=o.weight_decay)
 
 
-def scheduler_of(optimizer: torch.optim.Optimizer, steps: int, schedule: Schedule) -> Any:
+def scheduler_of(optimizer: torch.optim.Optimizer, steps: int, schedule: RateSchedule) -> Any:
     """The schedule of the rate over ``steps`` steps, from the optimizer's own rate; None for a constant one."""
     if schedule.name == "onecycle":
         peak = optimizer.param_groups[0]["lr"]

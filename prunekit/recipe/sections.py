@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from prunekit.criteria import AGGREGATIONS, DEFAULT
 from prunekit.kernel import SHARES
 from prunekit.recipe.pruning import CompareRefine
-from prunekit.recipe.training import Optimizer, Schedule
+from prunekit.recipe.training import Optimizer, RateSchedule
 from prunekit.recipe.values import (
     AllocationName,
     Count,
@@ -72,7 +72,7 @@ class Train(Section):
 
     record: Record = Record()
     optimizer: Optimizer = Optimizer()
-    schedule: Schedule = Schedule()
+    schedule: RateSchedule = RateSchedule()
     epochs: Count = 20
     batch_size: Count = 64
     drop_last: bool = False

@@ -14,7 +14,7 @@ from prunekit.recipe.values import AllocationName, Count, CriterionName, Section
 from prunekit.recipe.yaml_file import read_yaml
 from prunekit.search.ways import get_repair
 
-LAYERS: Final = "layers"
+BY_LAYERS: Final = "layers"
 
 
 class Tuning(Section):

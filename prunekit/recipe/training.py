@@ -30,7 +30,7 @@ class Optimizer(Section):
         return self
 
 
-class Schedule(Section):
+class RateSchedule(Section):
     """``onecycle`` rises to the optimizer's lr over ``warmup`` of the steps and falls to near 0; ``triangular`` does so from 0
 
     to 0 along straight lines.
@@ -56,7 +56,7 @@ class Finetune(Section):
     epochs: Positive | None = None
     lr: Positive | None = None
     optimizer: Optimizer | None = None
-    schedule: Schedule | None = None
+    schedule: RateSchedule | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     distill: Distill | None = None
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from prunekit.batch import Inputs, Labels
 from prunekit.kernel import samples_in
 from prunekit.repair.objective import Objective
-from prunekit.repair.patterns import Pattern
+from prunekit.repair.swaps import Pattern
 
 NORMAL = (math.pi / 2 - 1) ** 0.5  # standard deviation over mean of |x| for normal x
 BEGIN = 0.5

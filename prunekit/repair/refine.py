@@ -26,7 +26,7 @@ from prunekit.progress import Bar
 from prunekit.repair.deadline import Deadline, OutOfTime
 from prunekit.repair.learn import learnt_masks, mask_gradient
 from prunekit.repair.objective import Objective, make_objective
-from prunekit.repair.patterns import Pattern, get_pattern
+from prunekit.repair.swaps import Pattern, get_pattern
 from prunekit.task import Target, Task
 from prunekit.task.settle import settle
 from prunekit.trajectory import Layout, Segment

@@ -20,7 +20,7 @@ from prunekit.data import Samples
 from prunekit.measure import sizes
 from prunekit.plan import GROUPED, Plan, choices
 from prunekit.search.compare import Candidates
-from prunekit.search.ways import Material, get_repair, refine_plan
+from prunekit.search.ways import RepairSamples, get_repair, refine_plan
 from prunekit.steps.again import refine_again
 from prunekit.steps.finetune import Finetuning, Tuner, finetune
 from prunekit.task.evaluation import References, evaluate
@@ -32,7 +32,7 @@ Compensate = Callable[[nn.Module, Mapping[str, Tensor]], nn.Module]
 
 
 @dataclass
-class Bench:
+class StudyRun:
     """What cells of one trained model are measured with.
 
     Attributes:
@@ -56,7 +56,7 @@ class Bench:
 
 
 def one_shot(
-    bench: Bench, structure: str, criterion: str, allocations: Sequence[str], sparsities: Sequence[float], control: bool = True
+    bench: StudyRun, structure: str, criterion: str, allocations: Sequence[str], sparsities: Sequence[float], control: bool = True
 ) -> list[dict[str, Any]]:
     """One row an allocation and sparsity, no weight updated.
 
@@ -73,7 +73,7 @@ def one_shot(
 
 
 def fine_tuned(
-    bench: Bench, structure: str, method: str, criterion: str, allocation: str, sparsity: float, how: Finetuning
+    bench: StudyRun, structure: str, method: str, criterion: str, allocation: str, sparsity: float, how: Finetuning
 ) -> list[dict[str, Any]]:
     """One row: a plan after training on with its masks held; every method gets the same steps, rate and order of samples."""
     plan = bench.candidates.plan(structure, criterion, allocation, sparsity)
@@ -81,7 +81,7 @@ def fine_tuned(
     return [{**_row(bench, plan, criterion, allocation, sparsity, "", model), "method": method, "epochs": how.epochs}]
 
 
-def _tuned(bench: Bench, plan: Plan, how: Finetuning) -> nn.Module:
+def _tuned(bench: StudyRun, plan: Plan, how: Finetuning) -> nn.Module:
     model = copied(bench.candidates.model)
     torch.manual_seed(how.seed)  # dropout
     finetune(model, plan, how)
@@ -89,7 +89,7 @@ def _tuned(bench: Bench, plan: Plan, how: Finetuning) -> nn.Module:
 
 
 def compensated(
-    bench: Bench,
+    bench: StudyRun,
     structure: str,
     method: str,
     criterion: str,
@@ -110,14 +110,14 @@ def compensated(
 class Repaired:
     """A plan repaired by ``way`` (``prunekit.search.ways``), made when its first row is measured, and once."""
 
-    bench: Bench
+    bench: StudyRun
     structure: str
     method: str
     criterion: str
     allocation: str
     sparsity: float
     way: str
-    material: Material
+    material: RepairSamples
 
     def rows(self, how: Finetuning | None = None) -> list[dict[str, Any]]:
         """One row, with the ``seconds`` that the repair took; with ``how`` one more, after fine-tuning."""
@@ -144,13 +144,13 @@ class Repaired:
 
 
 def refined_again(
-    bench: Bench,
+    bench: StudyRun,
     structure: str,
     method: str,
     criterion: str,
     allocation: str,
     sparsity: float,
-    material: Material,
+    material: RepairSamples,
     how: Finetuning,
     again: int,
 ) -> list[dict[str, Any]]:
@@ -188,7 +188,7 @@ def split(epochs: int, runs: int) -> list[int]:
     return [epochs * (number + 1) // runs - epochs * number // runs for number in range(runs)]
 
 
-def _compensated(bench: Bench, plan: Plan, how: Compensate) -> nn.Module:
+def _compensated(bench: StudyRun, plan: Plan, how: Compensate) -> nn.Module:
     masks = plan.masks()
     model = how(bench.candidates.model, masks)
     apply_masks(model, masks)
@@ -207,7 +207,7 @@ def shuffled(plan: Plan, seed: int) -> Plan:
 
 
 def _row(
-    bench: Bench, plan: Plan, criterion: str, allocation: str, sparsity: float, control: str, model: nn.Module | None = None
+    bench: StudyRun, plan: Plan, criterion: str, allocation: str, sparsity: float, control: str, model: nn.Module | None = None
 ) -> dict[str, Any]:
     reached = plan.sparsity()
     one = masked(bench.candidates.model, plan) if model is None else model
@@ -226,7 +226,7 @@ def _row(
     }
 
 
-def dense_facts(bench: Bench) -> dict[str, Any]:
+def dense_facts(bench: StudyRun) -> dict[str, Any]:
     """The unpruned model: figures, parameters, theoretical MACs, and weights by layer."""
     model = bench.candidates.model
     return {**bench.measured(model), **sizes(model, bench.test.rows(0, 1)[0])}

@@ -19,8 +19,8 @@ from prunekit.data import Samples
 from prunekit.errors import UsageError, nearest
 from prunekit.plan import GROUPED, Plan
 from prunekit.repair.objective import make_objective
-from prunekit.repair.patterns import Weights
 from prunekit.repair.refine import refine
+from prunekit.repair.swaps import Weights
 from prunekit.search.rivals import RIVALS
 from prunekit.search.rivals.rescored import equal_cost
 from prunekit.steps.planner import Planner
@@ -32,7 +32,7 @@ RESCORED_WITHOUT_MARGIN = "magnitude^0.5*taylor(aggregation=l2)^0.5"
 
 
 @dataclass(frozen=True)
-class Material:
+class RepairSamples:
     """What a repair may look at.
 
     Attributes:
@@ -50,13 +50,13 @@ class Material:
     seed: int
 
 
-Repair = Callable[[Plan, nn.Module, Material], Plan]
+Repair = Callable[[Plan, nn.Module, RepairSamples], Plan]
 
 
 def refine_plan(
     plan: Plan,
     model: nn.Module,
-    material: Material,
+    material: RepairSamples,
     *,
     rounds: int = 30,
     learn: bool = True,
@@ -76,7 +76,7 @@ def refine_plan(
     )
 
 
-def _by_rival(plan: Plan, model: nn.Module, material: Material, *, name: str) -> Plan:
+def _by_rival(plan: Plan, model: nn.Module, material: RepairSamples, *, name: str) -> Plan:
     pattern = Weights(plan, Layout.of(model), next(model.parameters()).device)
     objective = make_objective(
         model,
@@ -90,7 +90,7 @@ def _by_rival(plan: Plan, model: nn.Module, material: Material, *, name: str) ->
     return pattern.plan(RIVALS[name](pattern, objective, material.seed))
 
 
-def _rescored_units(plan: Plan, model: nn.Module, material: Material, *, most: int | None = None) -> Plan:
+def _rescored_units(plan: Plan, model: nn.Module, material: RepairSamples, *, most: int | None = None) -> Plan:
     """As many units of the same structure and allocation, by scores made anew in every round.
 
     A round costs one gradient of every sample to learn from; there are as many as ``refine`` takes of them, or ``most``, but

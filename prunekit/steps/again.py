@@ -27,7 +27,7 @@ RefineFrom = Callable[[Plan, nn.Module, nn.Module], Plan]
 
 
 @dataclass(frozen=True)
-class Again:
+class RefineAgain:
     """Refine again, then fine-tune: ``rounds`` times, by ``refined``."""
 
     rounds: int

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from prunekit.criteria import Evidence, Scores, compose, get_criterion, model_digest, parse, score_evidence
 from prunekit.plan import GROUPED, Plan, make_plan
-from prunekit.repair.patterns import Pattern, pattern_inside
+from prunekit.repair.swaps import Pattern, pattern_inside
 from prunekit.trajectory import Continued, Trajectory, load_into
 from prunekit.trajectory.copies import copied
 
 MakePattern = Callable[..., Pattern]
-"""``(plan, layout, device, across=True) -> pattern``, as ``prunekit.repair.patterns.get_pattern``."""
+"""``(plan, layout, device, across=True) -> pattern``, as ``prunekit.repair.swaps.get_pattern``."""
 Repair = Callable[[Plan, nn.Module, MakePattern | None], Plan]
 
 
@@ -158,7 +158,7 @@ def leaves(scores: Scores) -> list[Scores]:
     return [leaf for part in scores.parts for leaf in leaves(part)]
 
 
-class Given(Planner):
+class GivenPlan(Planner):
     """A finished plan, edited perhaps, in the place of one made from scores; for schedules of one pruning."""
 
     of_path = False

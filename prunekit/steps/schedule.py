@@ -23,7 +23,7 @@ from prunekit.apply import apply_masks, prune
 from prunekit.criteria import model_digest
 from prunekit.errors import PrunekitError, UsageError, nearest
 from prunekit.plan import Plan
-from prunekit.steps.again import Again, refine_again
+from prunekit.steps.again import RefineAgain, refine_again
 from prunekit.steps.finetune import Finetuning, Tuner, forget
 from prunekit.steps.planner import Planner
 from prunekit.structure import implied_sparsity
@@ -151,7 +151,7 @@ def prune_by_schedule(
     recalibrate: Callable[[nn.Module], object] | None = None,
     folder: Path | None = None,
     measure: Figure | Callable[[nn.Module], float] | None = None,
-    again: Again | None = None,
+    again: RefineAgain | None = None,
 ) -> Pruned:
     """Prunes ``model`` (left as it is) along a schedule.
 
@@ -224,7 +224,7 @@ class _Work:
     recalibrate: Callable[[nn.Module], object] | None
     folder: Path | None
     measure: Figure | None
-    again: Again | None
+    again: RefineAgain | None
     dense: nn.Module
 
     def __post_init__(self) -> None:

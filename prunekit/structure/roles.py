@@ -3,8 +3,8 @@
 A weight is what a layer multiplies its inputs with. Position embeddings, class tokens, layer scales, norm weights and biases
 are parameters, but no weights. A layer of your own takes one entry::
 
-    from prunekit.structure.roles import LAYERS, Role
-    LAYERS["MyLinear"] = {"kernel": Role(output=1, input=0)}
+    from prunekit.structure.roles import ROLES, Role
+    ROLES["MyLinear"] = {"kernel": Role(output=1, input=0)}
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Role:
 ROWS, COLUMNS = Role(), Role(output=1, input=0)
 NONE: Mapping[str, Role] = {}
 
-LAYERS: dict[str, Mapping[str, Role]] = {
+ROLES: dict[str, Mapping[str, Role]] = {
     "Linear": {"weight": ROWS},
     "Conv1d": {"weight": ROWS},
     "Conv2d": {"weight": ROWS},
@@ -102,7 +102,7 @@ def _role(modules: Mapping[str, nn.Module], path: str, short: str) -> Role | Non
 
 def _table(module: nn.Module) -> Mapping[str, Role] | None:
     for kind in type(module).__mro__:
-        for pattern, table in LAYERS.items():
+        for pattern, table in ROLES.items():
             if fnmatchcase(kind.__name__, pattern):
                 return table
     return None

@@ -15,8 +15,8 @@ from prunekit.criteria import model_digest
 from prunekit.data import Split
 from prunekit.errors import PrunekitError, UsageError, nearest
 from prunekit.explain import (
-    Damage,
     PrunedPath,
+    RemovalEffect,
     Training,
     View,
     explain_diff,
@@ -207,10 +207,10 @@ def _classes(plan: Plan) -> list[int]:
     return list(plan.provenance.get("request", {}).get("classes", ()))
 
 
-def _damage(run: Run, split: str, limit: int, nodes: int | None, classes: Sequence[int] = ()) -> tuple[Damage, list[int]]:
+def _damage(run: Run, split: str, limit: int, nodes: int | None, classes: Sequence[int] = ()) -> tuple[RemovalEffect, list[int]]:
     """The first ``limit`` samples of a split, of some classes only, and their numbers in it."""
     some = (run.restricted(classes) if classes else run).batches(split, limit)
-    damage = Damage(run.model, run.trajectory, *some.rows(0, len(some)), nodes or JUMP_NODES, run.device, run.task)
+    damage = RemovalEffect(run.model, run.trajectory, *some.rows(0, len(some)), nodes or JUMP_NODES, run.device, run.task)
     return damage, [int(i) for group in some.groups for i in group]
 
 

@@ -17,10 +17,10 @@ from prunekit.criteria import Scores, expand, model_digest
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.plan import GROUPED, Plan, asked_sparsity, make_plan
 from prunekit.recipe import DROPS, Prune, Refine, Steps, parse_seconds
-from prunekit.repair.patterns import get_pattern
+from prunekit.repair.swaps import get_pattern
 from prunekit.search import Candidates, Comparison, choose
 from prunekit.search.budget import TRIES
-from prunekit.steps import Given, Planner
+from prunekit.steps import GivenPlan, Planner
 from prunekit.steps.planner import MakePattern
 from prunekit.task.evaluation import run as run_model
 from prunekit.trajectory import Trajectory
@@ -210,7 +210,7 @@ def apply_plan(
             )
         refuse_foreign(folder)
         asked = plan.provenance["sparsity"]
-        done = prune_in_steps(run, folder, Given(run.evidence, plan), asked, steps, _training_request(run, steps))
+        done = prune_in_steps(run, folder, GivenPlan(run.evidence, plan), asked, steps, _training_request(run, steps))
         return {**_summary(folder, plan), **done, "reused": False}
     return _write(run, plan, folder)
 

@@ -15,7 +15,7 @@ from prunekit.errors import UsageError
 from prunekit.plan import Plan
 from prunekit.recipe import Refine, Refinement
 from prunekit.repair import refine
-from prunekit.steps import Again
+from prunekit.steps import RefineAgain
 from prunekit.steps.planner import MakePattern
 from prunekit.task.evaluation import References, evaluate, merit
 from prunekit.verbs.compensating import compensator
@@ -82,7 +82,9 @@ def refining(run: Run, options: Refinement, seconds: Seconds | None = None) -> C
     return refined
 
 
-def refining_again(run: Run, options: Refine, pattern: MakePattern | None = None, seconds: Seconds | None = None) -> Again | None:
+def refining_again(
+    run: Run, options: Refine, pattern: MakePattern | None = None, seconds: Seconds | None = None
+) -> RefineAgain | None:
     """What ``prune_by_schedule`` takes to refine again; None where it is not asked for.
 
     Ctrl-C ends the command: what a search has found by then is not worth training on unasked.
@@ -97,7 +99,7 @@ def refining_again(run: Run, options: Refine, pattern: MakePattern | None = None
             raise KeyboardInterrupt
         return found
 
-    return Again(options.again, again)
+    return RefineAgain(options.again, again)
 
 
 def refining_request(run: Run, options: Refinement) -> dict[str, Any]:

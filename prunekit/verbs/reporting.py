@@ -13,10 +13,10 @@ from prunekit.explain import timeline
 from prunekit.recipe import Recipe
 from prunekit.report import write_page
 from prunekit.search import Comparison
+from prunekit.verbs.checks import probe_structures
 from prunekit.verbs.comparing import compare_run
 from prunekit.verbs.evaluating import evaluate, read_evaluation
 from prunekit.verbs.explaining import explain_pruned, pictures_of, view_of
-from prunekit.verbs.probe import probe_structures
 from prunekit.verbs.pruning import prune_run
 from prunekit.verbs.run_folder import Run, load_splits
 from prunekit.verbs.scoring import score_run

@@ -22,7 +22,7 @@ from prunekit.search import Comparison
 from prunekit.structure import kept_layers, prunable_parameters
 from prunekit.task import Task
 from prunekit.trajectory import Trajectory, load_into
-from prunekit.verbs.probe import settled
+from prunekit.verbs.checks import settled
 
 PROBLEM = "problem"
 

@@ -18,7 +18,7 @@ from prunekit.errors import ArtifactError, UsageError
 from prunekit.imports import load_object
 from prunekit.plan import GROUPED
 from prunekit.recipe import Steps, optimizer_of, scheduler_of
-from prunekit.steps import Again, Finetuning, Planner, Schedule, cut, leaves, prune_by_schedule
+from prunekit.steps import Finetuning, Planner, RefineAgain, Schedule, cut, leaves, prune_by_schedule
 from prunekit.steps.planner import Repair
 from prunekit.steps.schedule import Figure
 from prunekit.task.evaluation import References, evaluate
@@ -36,7 +36,7 @@ def prune_in_steps(
     request: Mapping[str, Any],
     made_for: Mapping[str, Any] | None = None,
     found: Mapping[str, Any] | None = None,
-    again: Again | None = None,
+    again: RefineAgain | None = None,
 ) -> dict[str, Any]:
     """Writes ``folder``, whole or not at all: the pruned model, and in ``trajectory/`` its fine-tuning steps.
 

@@ -11,11 +11,11 @@ from typing import Any
 from prunekit import checkpoint
 from prunekit.criteria import expand, parse, score_slug
 from prunekit.errors import ArtifactError
-from prunekit.recipe import LAYERS, Finetune, Recipe, Steps, Study
+from prunekit.recipe import BY_LAYERS, Finetune, Recipe, Steps, Study
 from prunekit.search.compare import Candidates
-from prunekit.search.study import REFINED_AGAIN, Bench, Repaired, compensated, dense_facts, fine_tuned, one_shot, refined_again
+from prunekit.search.study import REFINED_AGAIN, Repaired, StudyRun, compensated, dense_facts, fine_tuned, one_shot, refined_again
 from prunekit.search.summary import Runs, Variant
-from prunekit.search.ways import Material, settings
+from prunekit.search.ways import RepairSamples, settings
 from prunekit.task.evaluation import measures_told
 from prunekit.verbs.compensating import compensator
 from prunekit.verbs.run_folder import Run, first_difference
@@ -75,7 +75,7 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
     candidates = Candidates(
         run.model, scores, run.batches("validation"), list(study.structures), run.recipe.structure.mappings(), run.task
     )
-    bench = Bench(candidates, run.batches("test"), job.seed)
+    bench = StudyRun(candidates, run.batches("test"), job.seed)
     facts = {
         "case": job.case,
         "seed": job.seed,
@@ -110,11 +110,11 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
     return facts
 
 
-def _again(job: Job, run: Run, bench: Bench, rows: list[dict[str, Any]], data: dict[str, str], tick: Tick) -> None:
+def _again(job: Job, run: Run, bench: StudyRun, rows: list[dict[str, Any]], data: dict[str, str], tick: Tick) -> None:
     """Repairs and fine-tunes the leading methods' plans and some others': leading on validation data, as all choices are."""
     study = job.study
     here = [{"case": job.case, "seed": job.seed, **row} for row in rows]
-    compensating, compensation = compensator(run, study.compensate == LAYERS, job.seed)
+    compensating, compensation = compensator(run, study.compensate == BY_LAYERS, job.seed)
     repairing, repaired_from = compensator(run, False, job.seed)
     how = finetuning_of(run, Steps(finetune=Finetune(epochs=study.tune.epochs))) if study.tune else None
     material = _material(job, run)
@@ -191,13 +191,13 @@ def _again(job: Job, run: Run, bench: Bench, rows: list[dict[str, Any]], data: d
                     tick()
 
 
-def _material(job: Job, run: Run) -> Material:
+def _material(job: Job, run: Run) -> RepairSamples:
     """What repairs look at: see ``recipe.Repairs.samples``."""
     samples = job.study.refine.samples if job.study.refine else None
     learn, accept = run.evidence.samples(), None
     if samples is not None:
         learn, accept = run.batches("train", samples), learn
-    return Material(run.evidence, learn, accept, run.example, job.seed)
+    return RepairSamples(run.evidence, learn, accept, run.example, job.seed)
 
 
 def _method_slug(method: str) -> str:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, Ten
 
 from prunekit import UsageError
 from prunekit.data.splits import Split
-from prunekit.verbs.probe import told_on_itself
+from prunekit.verbs.checks import told_on_itself
 
 DATA = TensorDataset(torch.arange(10.0)[:, None], torch.arange(10))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import Plan, Trajectory, make_plan, masked, refine
-from prunekit.explain import Damage, explain_removal, explain_removals
+from prunekit.explain import RemovalEffect, explain_removal, explain_removals
 from prunekit.measure import divergence
 from tests.conftest import record, tiny_data
 from tests.explain.test_diff import Deep
@@ -41,7 +41,7 @@ def test_layers_classes_and_units_add_up_to_the_divergence(tmp_path: Path, struc
     model, trajectory, x, y = made(tmp_path / "t")
     plan = planned(model, structure)
     refined = refine(plan, model, [(x, y)], rounds=6, learn=False)
-    damage = Damage(model, trajectory, x, y)
+    damage = RemovalEffect(model, trajectory, x, y)
     found = explain_removal(damage, "p", refined, range(60))
     for mask, told in ((plan, found["before"]), (refined, found["after"])):
         whole = kl(model, mask, x)
@@ -70,7 +70,7 @@ def test_layers_classes_and_units_add_up_to_the_divergence(tmp_path: Path, struc
 def test_a_units_blame_is_the_mean_of_its_samples(tmp_path: Path, structure: str) -> None:
     model, trajectory, x, y = made(tmp_path / "t")
     plan = planned(model, structure)
-    damage = Damage(model, trajectory, x, y, nodes=8)
+    damage = RemovalEffect(model, trajectory, x, y, nodes=8)
     keep = damage.mask(plan)
     removal = damage.of(keep, ~keep)
     torch.testing.assert_close(removal.part, removal.table)
@@ -97,14 +97,14 @@ def test_samples_blame_a_unit_for_what_it_is_to_blame_for(
     """Weights that leave with two channels count half for each, for every sample as for their mean."""
     model, trajectory, x, y = made(tmp_path / "t")
     seen: list[Tensor] = []
-    by_sample = Damage.by_sample
+    by_sample = RemovalEffect.by_sample
 
-    def noted(self: Damage, keep: Tensor, weights: Tensor) -> Tensor:
+    def noted(self: RemovalEffect, keep: Tensor, weights: Tensor) -> Tensor:
         seen.append(by_sample(self, keep, weights))
         return seen[-1]
 
-    monkeypatch.setattr(Damage, "by_sample", noted)
-    units = explain_removal(Damage(model, trajectory, x, y), "p", planned(model, structure), range(60))["units"]
+    monkeypatch.setattr(RemovalEffect, "by_sample", noted)
+    units = explain_removal(RemovalEffect(model, trajectory, x, y), "p", planned(model, structure), range(60))["units"]
     assert [float(scores.mean()) for scores in seen] == pytest.approx([unit["blame"] for unit in units], rel=1e-9)
 
 
@@ -127,7 +127,7 @@ def test_samples_of_the_class_that_needs_a_weight_ask_for_it(tmp_path: Path, vit
     plan = make_plan(random_scores(model), model, sparsity=0.0).edited({"weight": keep})
     refined = refine(plan, model, [(x, y)], rounds=1, learn=False, share=0.04)
     assert refined.keep["weight"][vital, vital]
-    found = explain_removal(Damage(model, trajectory, x, y), "p", refined, range(48))
+    found = explain_removal(RemovalEffect(model, trajectory, x, y), "p", refined, range(48))
     first = found["units"][0]
     assert first["name"] == f"weight[{vital},{vital}]"
     assert len(first["samples"]) == 6
@@ -143,7 +143,7 @@ def test_samples_of_the_class_that_needs_a_weight_ask_for_it(tmp_path: Path, vit
 def test_plans_of_older_files_are_told_as_they_are(tmp_path: Path) -> None:
     model, trajectory, x, y = made(tmp_path / "t")
     refined = dataclasses.replace(refine(planned(model, "unstructured"), model, [(x, y)], rounds=2, learn=False), given={})
-    found = explain_removal(Damage(model, trajectory, x, y), "p", refined, range(60))
+    found = explain_removal(RemovalEffect(model, trajectory, x, y), "p", refined, range(60))
     assert found["before"] is None
     assert found["refine"]["history"]
     assert found["units"]
@@ -153,7 +153,7 @@ def test_plans_of_older_files_are_told_as_they_are(tmp_path: Path) -> None:
 def test_two_masks_differ_by_what_only_one_removes(tmp_path: Path, structures: tuple[str, str]) -> None:
     model, trajectory, x, y = made(tmp_path / "t")
     plans = [planned(model, structure, 0.5, seed) for seed, structure in enumerate(structures)]
-    damage = Damage(model, trajectory, x, y)
+    damage = RemovalEffect(model, trajectory, x, y)
     found = explain_removals(damage, ("a", plans[0]), ("b", plans[1]), range(60))
     gone = [~damage.mask(plan) for plan in plans]
     assert found["both"] == int((gone[0] & gone[1]).sum())
@@ -171,7 +171,7 @@ def test_two_masks_differ_by_what_only_one_removes(tmp_path: Path, structures: t
 
 def test_labels_need_not_be_classes(tmp_path: Path) -> None:
     model, trajectory, x, y = made(tmp_path / "t")
-    found = explain_removal(Damage(model, trajectory, x, y.double()), "p", planned(model, "unstructured"), range(60))
+    found = explain_removal(RemovalEffect(model, trajectory, x, y.double()), "p", planned(model, "unstructured"), range(60))
     assert "classes" not in found["after"]
     assert sum(row["blame"] for row in found["after"]["layers"]) == pytest.approx(found["after"]["blame"])
     assert "masked" not in found["units"][0]["samples"][0]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunekit.kernel import ModelFunction, attribute, blame, mean_gradient, mean_value, second_moments, shares_by_layer
 from prunekit.kernel.gradients import VmapGradients
-from prunekit.kernel.layerwise import LayerwiseGradients
+from prunekit.kernel.layer_gradients import LayerwiseGradients
 from prunekit.trajectory import Layout, Segment
 from tests.conftest import TinyNet, tiny_data
 from tests.kernel.test_gradients import SequenceFirst, Sequences, Signals, Tokens, Twice

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunekit.kernel import ModelFunction, layerwise
+from prunekit.kernel import ModelFunction, layer_gradients
 from prunekit.kernel.gradients import GradientEngine, VmapGradients, choose_engine
-from prunekit.kernel.layerwise import LayerwiseGradients
+from prunekit.kernel.layer_gradients import LayerwiseGradients
 from prunekit.trajectory import Layout
 from tests.conftest import TinyNet, tiny_data
 
@@ -219,7 +219,7 @@ def test_as_many_samples_as_positions(name: str, samples: int) -> None:
 def test_blocks_do_not_matter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     function, theta, x, y = made(COVERED[name])
     for size in (1, 3000):
-        monkeypatch.setattr(layerwise, "BLOCK", size)
+        monkeypatch.setattr(layer_gradients, "BLOCK", size)
         check(LayerwiseGradients(function), function, theta, x, y)
 
 
@@ -238,7 +238,7 @@ def test_users_model_is_left_alone() -> None:
 
 def test_gradients_of_a_table_are_added_to_a_part_of_a_wider_tensor() -> None:
     index = torch.tensor([[0, 2, 2], [1, 0, 1]])
-    rows = layerwise.Rows(index, torch.randn(2, 3, 3, 4))
+    rows = layer_gradients.Rows(index, torch.randn(2, 3, 3, 4))
     scale = torch.rand(5, 4)
     alone, wide = torch.zeros(2, 3, 5, 4), torch.zeros(2, 3, 2 + 5 * 4)
     rows.add(alone, scale)

@@ -15,7 +15,7 @@ from prunekit.data import modadd
 from prunekit.models import modadd_transformer
 from prunekit.recipe import Recipe
 from prunekit.trajectory import Layout
-from prunekit.verbs.probe import probe
+from prunekit.verbs.checks import probe
 from prunekit.verbs.run_folder import load_splits
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from prunekit import ArtifactError, Plan, UsageError, make_plan, masked, prune, refine
 from prunekit.measure import divergence
 from prunekit.repair.objective import make_objective
-from prunekit.repair.patterns import Groups, Runs
+from prunekit.repair.swaps import Groups, Runs
 from prunekit.task import Classification
 from tests.conftest import tiny_data
 from tests.structure_models import ATTENTIVE, HANDLED, IMAGES, STACKED, random_scores

@@ -13,7 +13,7 @@ from prunekit import masked
 from prunekit.batch import call, take, taken
 from prunekit.data import Samples
 from prunekit.explain import (
-    Damage,
+    RemovalEffect,
     Training,
     View,
     account,
@@ -175,7 +175,7 @@ def test_a_removal_adds_up_to_the_tasks_divergence(
     name: str, cases: dict[str, Case], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = cases[name]
-    damage = Damage(made.model, made.trajectory, *made.test, task=made.task)
+    damage = RemovalEffect(made.model, made.trajectory, *made.test, task=made.task)
     found = explain_removal(damage, "p", made.plan, range(9))
     references = References(made.model, Samples.held([made.test]), made.task)
     figures = evaluate(masked(made.model, made.plan), Samples.held([made.test]), made.task, references).figures()

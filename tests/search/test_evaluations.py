@@ -14,12 +14,12 @@ from prunekit.criteria import Evidence
 from prunekit.data import Samples
 from prunekit.kernel import ModelFunction, blame, mean_gradient, mean_value, second_moments
 from prunekit.kernel.gradients import VmapGradients, choose_engine
-from prunekit.kernel.layerwise import LayerwiseGradients
+from prunekit.kernel.layer_gradients import LayerwiseGradients
 from prunekit.repair.objective import make_objective
-from prunekit.repair.patterns import Weights
+from prunekit.repair.swaps import Weights
 from prunekit.search.rivals.evaluations import Evaluations, counted
 from prunekit.search.rivals.rescored import equal_cost, rescored
-from prunekit.search.ways import REPAIRS, Material, get_repair, settings
+from prunekit.search.ways import REPAIRS, RepairSamples, get_repair, settings
 from prunekit.task import Classification
 from prunekit.trajectory import Layout, Segment
 from tests.repair.test_refine import Batches, trained
@@ -152,7 +152,7 @@ def test_rescoring_units_takes_a_gradient_a_round(way: str, tmp_path: Path) -> N
     rounds = gone if way == "rescored" else 10
     with counted(model) as found:
         again = get_repair(way, "channels")(
-            plan, model, Material(evidence, Samples.held(batches[:2]), Samples.held(batches[2:]), x[:2], 0)
+            plan, model, RepairSamples(evidence, Samples.held(batches[:2]), Samples.held(batches[2:]), x[:2], 0)
         )
     samples = sum(len(x) for x, _ in batches[:2])
     choosing = 2 * (2 * 2) + 2 * samples  # of an engine for each of two batches: on two samples, then in sum on all

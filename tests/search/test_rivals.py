@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunekit import make_plan
 from prunekit.repair.objective import Objective, make_objective
-from prunekit.repair.patterns import Weights
+from prunekit.repair.swaps import Weights
 from prunekit.search.rivals import RIVALS
 from prunekit.search.rivals.dsnot import dsnot, grow_and_prune
 from prunekit.search.rivals.integrated_gradients import integrated_gradients

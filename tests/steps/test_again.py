@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunekit import Again, Finetuning, Plan, Planner, Schedule, Trajectory, UsageError, prune_by_schedule, refine
+from prunekit import Finetuning, Plan, Planner, RefineAgain, Schedule, Trajectory, UsageError, prune_by_schedule, refine
 from prunekit.criteria import Evidence, score_evidence
 from prunekit.data import Samples
 from prunekit.explain import account
@@ -82,7 +82,7 @@ def test_every_round_keeps_the_size_and_is_never_worse(dense, structure: str) ->
     sparsity = 0.75 if structure == "1:4" else KEPT
     made = planner(dense, structure)
     first = made.plan(model, sparsity)
-    done = prune_by_schedule(model, planner(dense, structure), sparsity, how=how(), again=Again(3, refined))
+    done = prune_by_schedule(model, planner(dense, structure), sparsity, how=how(), again=RefineAgain(3, refined))
     assert [r.get("again") for r in done.rounds] == [None, 1, 2, 3]
     assert [r["seed"] for r in done.rounds] == [3, 4, 5, 6]
     before, moved = first, 0
@@ -113,7 +113,7 @@ def test_every_round_keeps_the_size_and_is_never_worse(dense, structure: str) ->
 
 def test_between_rounds_the_removed_weights_are_dense_and_blame_is_complete(dense) -> None:
     refined, model = Refined(), dense[0]
-    prune_by_schedule(model, planner(dense, "unstructured"), KEPT, how=how(), again=Again(1, refined))
+    prune_by_schedule(model, planner(dense, "unstructured"), KEPT, how=how(), again=RefineAgain(1, refined))
     given, base, _ = refined.seen[0]
     gone = ~flat_mask(given, Layout.of(model))
     start, dense_theta = flat(base), flat(model)
@@ -167,7 +167,7 @@ def test_the_path_is_complete_where_weights_come_back(dense, tmp_path: Path, str
 
     folder = tmp_path / "child"
     first = planner(dense, structure).plan(model, KEPT)
-    done = prune_by_schedule(model, planner(dense, structure), KEPT, how=how(), folder=folder, again=Again(2, swapped))
+    done = prune_by_schedule(model, planner(dense, structure), KEPT, how=how(), folder=folder, again=RefineAgain(2, swapped))
     child = Trajectory(folder)
     path = Continued(trajectory, child)
     jumps = [s for s in child.segments() if s.jump]
@@ -227,7 +227,7 @@ def test_it_follows_the_last_round_of_a_schedule(dense) -> None:
         return refine(plan, model, [(X, Y)], pattern=pattern, rounds=2, learn=False)
 
     found = planner(dense, "unstructured", repair)
-    done = prune_by_schedule(dense[0], found, KEPT, Schedule("iterative", 2), how=how(epochs=1), again=Again(1, refined))
+    done = prune_by_schedule(dense[0], found, KEPT, Schedule("iterative", 2), how=how(epochs=1), again=RefineAgain(1, refined))
     assert [r.get("again") for r in done.rounds] == [None, None, 1]
     assert sum(int(k.sum()) for k in done.plan.keep.values()) == 39 - round(KEPT * 39)
     assert done.plan.provenance["refine"]["before"] == done.rounds[1]["refined"]["before"]
@@ -243,7 +243,7 @@ def test_it_follows_the_last_round_of_a_schedule(dense) -> None:
 )
 def test_refusals(dense, schedule: Schedule, options: dict[str, Any], line: str) -> None:
     with pytest.raises(UsageError, match=line):
-        prune_by_schedule(dense[0], planner(dense, "unstructured"), KEPT, schedule, again=Again(1, Refined()), **options)
+        prune_by_schedule(dense[0], planner(dense, "unstructured"), KEPT, schedule, again=RefineAgain(1, Refined()), **options)
 
 
 def test_a_reference_of_other_tensors_is_refused(dense) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from prunekit.kernel import ModelFunction, attribute, data_scores
-from prunekit.recipe import Schedule, scheduler_of
+from prunekit.recipe import RateSchedule, scheduler_of
 from prunekit.training import AUGMENTATIONS, augmented, batches_per_epoch, train
 from prunekit.training.augment import step_seed
 from prunekit.trajectory import Recorder, Trajectory
@@ -139,7 +139,7 @@ def test_training_ends_after_the_epoch_that_says_so(tmp_path: Path) -> None:
 @given(steps=st.integers(2, 60), warmup=st.floats(0.05, 0.95))
 def test_triangular_rates_lie_on_two_straight_lines(steps: int, warmup: float) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.4)
-    schedule = scheduler_of(optimizer, steps, Schedule(name="triangular", warmup=warmup))
+    schedule = scheduler_of(optimizer, steps, RateSchedule(name="triangular", warmup=warmup))
     for step in range(steps + 1):
         peak = warmup * steps
         expected = step / peak if step < peak else (steps - step) / (steps - peak)

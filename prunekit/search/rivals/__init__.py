@@ -10,7 +10,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from prunekit.repair.objective import Objective
-from prunekit.repair.patterns import Weights
+from prunekit.repair.swaps import Weights
 from prunekit.search.rivals.dsnot import dsnot
 from prunekit.search.rivals.edge_popup import edge_popup
 from prunekit.search.rivals.gumbel_gates import gumbel_gates

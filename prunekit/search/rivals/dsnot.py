@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from prunekit.repair.objective import Objective
-from prunekit.repair.patterns import Weights
+from prunekit.repair.swaps import Weights
 from prunekit.search.rivals.row_wise import Inputs, row_by_row
 
 THRESHOLD = 0.1

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunekit.repair.learn import learnt_masks
 from prunekit.repair.objective import Objective
-from prunekit.repair.patterns import Weights
+from prunekit.repair.swaps import Weights
 
 
 def edge_popup(pattern: Weights, objective: Objective, seed: int = 0, *, steps: int = 300) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prunekit.repair.objective import Objective
-from prunekit.repair.patterns import Weights
+from prunekit.repair.swaps import Weights
 
 HOT, COLD = 1.0, 0.1
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from prunekit.kernel import mean_gradient
 from prunekit.kernel.quadrature import get_rule
 from prunekit.repair.objective import Objective
-from prunekit.repair.patterns import Weights
+from prunekit.repair.swaps import Weights
 
 
 def integrated_gradients(pattern: Weights, objective: Objective, seed: int = 0, *, nodes: int = 8) -> Tensor:

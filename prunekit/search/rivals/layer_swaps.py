@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from prunekit.repair.objective import Objective
-from prunekit.repair.patterns import Weights
+from prunekit.repair.swaps import Weights
 from prunekit.search.rivals.row_wise import row_by_row
 
 ELEMENTS = 2**24  # of the pair table held at a time

@@ -15,8 +15,8 @@ from torch import Tensor
 from prunekit.kernel.gradients import choose_engine
 from prunekit.repair.limits import best
 from prunekit.repair.objective import Objective
-from prunekit.repair.patterns import Weights
 from prunekit.repair.refine import refine
+from prunekit.repair.swaps import Weights
 
 TEMPER = 0.5
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prunekit.criteria.layer_inputs import LAYERS, watching
+from prunekit.criteria.layer_inputs import WITH_INPUTS, watching
 from prunekit.repair.objective import Objective
-from prunekit.repair.patterns import Weights
+from prunekit.repair.swaps import Weights
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def inputs_of(objective: Objective) -> dict[str, Inputs]:
     layers = {
         f"{path}.weight".removeprefix("."): layer
         for path, layer in function.model.named_modules()
-        if isinstance(layer, LAYERS) and (isinstance(layer, nn.Linear) or layer.groups == 1)
+        if isinstance(layer, WITH_INPUTS) and (isinstance(layer, nn.Linear) or layer.groups == 1)
     }
     with watching(layers, add):
         for x, y in objective.learn:

@@ -24,7 +24,7 @@ BLOCK = 2**20  # bytes of a layer's gradients held at a time: they are added whi
 
 
 class LayerwiseGradients:
-    """Gradients of models whose parameters belong to layers in ``LAYERS`` or have an axis of 1 where samples go.
+    """Gradients of models whose parameters belong to layers in ``LAYER_RULES`` or have an axis of 1 where samples go.
 
     It does not notice a weight that is used elsewhere too, or samples on another axis: ``choose_engine`` does.
 
@@ -311,7 +311,7 @@ def _batch_normalised(layer: Any, a: Tensor) -> Tensor:
     return normalised
 
 
-LAYERS: dict[type[nn.Module] | str, Rule] = {
+LAYER_RULES: dict[type[nn.Module] | str, Rule] = {
     nn.Linear: _linear,
     nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,
@@ -344,7 +344,7 @@ KEPT: dict[type[nn.Module] | str, Callable[[Any, Tensor], Tensor]] = {
 
 def rule_of(layer: nn.Module) -> Rule | None:
     """The rule of a layer's type, or of the end of its name."""
-    found: Rule | None = _entry(LAYERS, layer)
+    found: Rule | None = _entry(LAYER_RULES, layer)
     return found
 
 

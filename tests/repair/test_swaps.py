@@ -19,7 +19,7 @@ from prunekit import Plan, UsageError, make_plan
 from prunekit.kernel import ModelFunction, blame
 from prunekit.kernel.gradients import choose_engine
 from prunekit.repair.limits import Limits
-from prunekit.repair.patterns import Pattern, Runs, get_pattern, pattern_inside
+from prunekit.repair.swaps import Pattern, Runs, get_pattern, pattern_inside
 from prunekit.structure import GROUPED
 from prunekit.trajectory import Layout, Segment
 from tests.conftest import tiny_data
