@@ -53,6 +53,7 @@ def test_every_recipe_is_looked_at() -> None:
     assert {name.removesuffix(".yaml") for name in FILES if name.endswith(".yaml")} == set(FIRST)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIRST)
 def test_example_runs(name: str, here: Path, run: Callable[..., str]) -> None:
     run("run", f"{name}.yaml", "--out", name, "--quiet")

@@ -39,6 +39,7 @@ def finish(folder: Path, options: dict[str, Any]) -> Trajectory:
     return Trajectory(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"every": 3, "second_moments": True}, {"states": "half"}], ids=str)
 def test_kill_at_random_moments(tmp_path: Path, options: dict[str, Any]) -> None:
     """Seven kills for each way of recording, 21 in all, each followed by a look and a resumption."""
