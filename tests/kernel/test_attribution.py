@@ -69,7 +69,7 @@ def test_shares_sum_to_the_change_of_the_outputs(tiny_run: Run) -> None:
 
 @pytest.mark.slow
 def test_chunks_do_not_matter(tiny_run: Run) -> None:
-    x, y = tiny_data(40, torch.float64)
+    x, y = tiny_data(13, torch.float64)
     at_once = whole(tiny_run, x, y)
     one = 3 * 46 * 8  # bytes of one sample's scores for one target
     for memory in (one, 3 * one, 9 * one):  # one target at a time, three, all four of two samples
