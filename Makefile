@@ -1,4 +1,5 @@
-# make demo: install and run the whole pipeline; make test: install with test extras and test.
+# make demo: install and run the whole pipeline; make test: install with test extras and test; make test-fast: without the
+# tests that take long.
 # Paths are relative throughout, so that a checkout's own path may hold spaces.
 PYTHON ?= python3.11
 PIP = .venv/bin/python -m pip --disable-pip-version-check
@@ -7,7 +8,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check
 # cannot be had, that test says so and is skipped.
 PEER = $(PIP) install -q --no-deps --ignore-requires-python explaind==0.1.0 tqdm==4.70.1 || true
 
-.PHONY: demo test zoo lint types check clean
+.PHONY: demo test test-fast zoo lint types check clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -15,6 +16,9 @@ demo: .venv/installed
 
 test: .venv/installed-test
 	.venv/bin/python -m pytest -n auto --dist worksteal
+
+test-fast: .venv/installed-test
+	.venv/bin/python -m pytest -n auto --dist worksteal -m "not slow"
 
 # Kinds of real models × steps, written to docs/zoo.md; a fast selection of it is part of make test.
 zoo: .venv/installed-test

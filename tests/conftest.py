@@ -48,6 +48,16 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> None:
         reseed()
 
 
+# A test that asks for one of these, itself or by another fixture, asks for a whole run: training, comparing, a report.
+WHOLE_RUNS = {"finished", "attentive"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if WHOLE_RUNS.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+
+
 class TinyNet(nn.Module):
     """A convolution, a pooled linear layer: 46 parameters, smooth (tanh) or kinked (relu)."""
 

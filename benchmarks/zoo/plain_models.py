@@ -185,7 +185,7 @@ MODELS = {
     "vae": Entry(VAE, lambda: splits(_themselves), "heads", "benchmarks.zoo.plain_models:vae_loss", PLAIN, fast=True),
     "two_inputs": Entry(TwoInputs, lambda: splits(_two_inputs), senseless=PLAIN),
     "two_outputs": Entry(TwoOutputs, vectors(10), senseless=PLAIN),
-    "regression": Entry(lambda: _mlp(1), lambda: splits(_regression), "regression", senseless=PLAIN),
+    "regression": Entry(lambda: _mlp(1), lambda: splits(_regression), "regression", senseless=PLAIN, fast=True),
     "binary": Entry(lambda: _mlp(1), lambda: splits(_binary), "binary", senseless=PLAIN),
     "multi_label": Entry(lambda: _mlp(CLASSES), lambda: splits(_multi_label), "multi_label", senseless=PLAIN),
     "graph": Entry(Graph, lambda: splits(_graphs), senseless=PLAIN),

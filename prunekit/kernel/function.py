@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -201,11 +201,26 @@ class ModelFunction:
                 if total.requires_grad
                 else (None,) * len(leaves)
             )
+        return values.detach(), self._flat(theta, found)
+
+    def gradients(self, theta: Tensor, x: Inputs, y: Labels, use: Callable[[int, Tensor], None]) -> None:
+        """Gives ``use`` every target's number and gradient ``(P,)`` of one sample: ``gradient``'s, of one run of the model."""
+        with self.at(theta) as leaves:
+            (values,) = self.here(x, y)
+            for number, value in enumerate(values):
+                found: Sequence[Tensor | None] = (None,) * len(leaves)
+                if value.requires_grad:
+                    more = number + 1 < len(values)
+                    found = torch.autograd.grad(value, list(leaves.values()), retain_graph=more, allow_unused=True)
+                with torch.no_grad():
+                    use(number, self._flat(theta, found))
+
+    def _flat(self, theta: Tensor, parts: Sequence[Tensor | None]) -> Tensor:
         flat = torch.zeros_like(theta.detach())
-        for entry, part in zip(self.layout, found, strict=True):
+        for entry, part in zip(self.layout, parts, strict=True):
             if part is not None:
                 flat[entry.span] = part.reshape(-1)
-        return values.detach(), flat
+        return flat
 
 
 @contextmanager

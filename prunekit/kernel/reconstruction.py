@@ -170,13 +170,14 @@ def _shares_by_gradients(
     samples = size(x)
     spans = layers_of(function.layout)
     shares = {layer: theta.new_zeros(samples, targets) for layer in layers}
-    one = torch.eye(targets, dtype=theta.dtype, device=theta.device)
     for sample in range(samples):
         alone, label = take(x, slice(sample, sample + 1)), take(y, slice(sample, sample + 1), samples)
         for node, weight in get_rule("midpoint", nodes):
-            at = torch.lerp(theta, end, node)
-            for target in range(targets):
-                moved = weight * function.gradient(at, alone, label, one[target][None])[1] * (end - theta)
+
+            def add(target: int, gradient: Tensor, sample: int = sample, weight: float = weight) -> None:
+                moved = weight * gradient * (end - theta)
                 for layer in layers:
                     shares[layer][sample, target] += torch.stack([moved[span].sum() for span in spans[layer]]).sum()
+
+            function.gradients(torch.lerp(theta, end, node), alone, label, add)
     return shares

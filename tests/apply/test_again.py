@@ -27,6 +27,7 @@ PAIRS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "first", "second"), PAIRS)
 def test_pruned_again(tmp_path: Path, name: str, first: str, second: str) -> None:
     torch.manual_seed(0)

@@ -84,6 +84,7 @@ def test_saved_channels_take_less_room(tmp_path: Path) -> None:
     assert sum(t.numel() for t in small.values()) < 0.6 * sum(t.numel() for t in dense.values())
 
 
+@pytest.mark.slow
 def test_loading_needs_no_torch_pruning(tmp_path: Path) -> None:
     model = trained_like("multilayer")
     plan = make_plan(random_scores(model), model, IMAGES, sparsity=0.5, structure="channels")

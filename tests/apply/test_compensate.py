@@ -71,6 +71,7 @@ def posed(build: Callable[[], nn.Module], classes: bool) -> tuple[Distance, Tens
 CASES = [(vectors, True), (vectors, False), (Sequences, True), (Sequences, False)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("build", "classes"), CASES)
 def test_value_gradient_and_curvature_are_those_of_the_definition(build: Callable[[], nn.Module], classes: bool) -> None:
     distance, theta, (batches, *_), outputs = posed(build, classes)

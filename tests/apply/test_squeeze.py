@@ -40,6 +40,7 @@ def random_plan(model: nn.Module, seed: int, sparsity: float) -> Plan:
     return plan.edited(keep)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     name=st.sampled_from(list(HANDLED)),

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.cifar_archive import IMAGES, contents, pack
 
 from .conftest import Cli
 
 
+@pytest.mark.slow
 def test_the_recipe_runs_from_the_command_line(cli: Cli, tmp_path: Path) -> None:
     """Its own options at a small width, with the path as a recipe's key; data that moves leaves the recording valid."""
     recipe = (Path(__file__).parents[2] / "recipes" / "cifar2-resnet9.yaml").read_text()

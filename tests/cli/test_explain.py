@@ -135,7 +135,8 @@ def test_a_pruned_models_folder_is_enough(cli: Cli, run: Path, tmp_path: Path) -
 
 
 def test_a_model_for_some_classes_is_blamed_on_their_samples(cli: Cli, run: Path) -> None:
-    assert cli("prune", run, "-c", "magnitude", "-s", 0.8, "--classes", "3,5", "--refine", "--name", "two").code == 0
+    few = ("--refine", "--refine-budget", "1s")
+    assert cli("prune", run, "-c", "magnitude", "-s", 0.8, "--classes", "3,5", *few, "--name", "two").code == 0
     found = json.loads(cli("explain", run / "pruned" / "two", "--json").out)
     scoring = Run(run).splits["scoring"]
     samples = [row for unit in found["units"] for row in unit["samples"]]

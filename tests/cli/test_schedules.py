@@ -76,10 +76,10 @@ def test_round_trip(scored: Path, cli: Cli, name: str) -> None:
     assert cli("report", scored).code == 0
 
 
-@pytest.mark.parametrize("refined", [(), ("--refine",)])
+@pytest.mark.parametrize("refined", [(), ("--refine", "--refine-budget", "1s")], ids=["plain", "refined"])
 def test_runs_keep_their_number_through_fine_tuning(scored: Path, cli: Cli, refined: tuple[str, ...]) -> None:
     """N:M goes at once, which is no schedule of several prunings, and is held while the rest trains."""
-    name = "-".join(("nm", *refined))
+    name = "nm-refined" if refined else "nm"
     asked = ("prune", scored, "-c", "magnitude", "--structure", "2:4", "--finetune", 1, "--recalibrate", "--name", name, *refined)
     done = cli(*asked)
     assert done.code == 0, done.err

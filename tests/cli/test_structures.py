@@ -24,11 +24,11 @@ prunable: {ignore: [positions, classifier.weight]}
 score: {samples: 24, criteria: [influence, magnitude, random]}
 compare: {allocations: [global, uniform], structures: [channels, heads, layers, "2:4", "block:4x2"], sparsities: [0.2, 0.5]}
 prune:
-  - {name: neurons, sparsity: 0.4, structure: channels}
+  - {name: neurons, sparsity: 0.4, structure: channels, refine: {when: better, budget: 1s}}
   - {name: heads, sparsity: 0.15, structure: heads, criterion: influence}
-  - {name: layers, sparsity: 0.5, structure: layers}
-  - {name: nm, structure: "2:4"}
-  - {name: tiles, sparsity: 0.3, structure: "block:4x2"}
+  - {name: layers, sparsity: 0.5, structure: layers, refine: {when: better, budget: 1s}}
+  - {name: nm, structure: "2:4", refine: {when: better, budget: 1s}}
+  - {name: tiles, sparsity: 0.3, structure: "block:4x2", refine: {when: better, budget: 1s}}
 eval: {samples: 16, nodes: 1, latency_batches: [1]}
 """
 

@@ -81,6 +81,7 @@ def test_taylor_of_single_samples(tiny_run: Run) -> None:
     assert found.provenance["target"] == "margin"
 
 
+@pytest.mark.slow
 def test_losses_of_the_users_own(tiny_run: Run) -> None:
     """``target=loss`` is the evidence's loss, whatever that is."""
     model, trajectory = tiny_run

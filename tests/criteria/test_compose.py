@@ -196,6 +196,7 @@ def test_gradient_evaluations_are_counted(tiny_run: Run, name: str) -> None:
     }.get(name, 0)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_gradient_evaluations_follow_nodes_targets_and_parts(tiny_run: Run) -> None:
     model, trajectory = tiny_run
     batches = [tiny_data(5, torch.float64)]

@@ -266,6 +266,7 @@ def test_untouched_weights_are_counted_and_named(tmp_path: Path) -> None:
         assert scores.findings["uncovered"] == {"table.weight": 7 * 3}
 
 
+@pytest.mark.slow
 def test_scoring_goes_on_with_finished_chunks(tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, trajectory = tiny_run
     x, y = tiny_data(200, torch.float64)
@@ -297,6 +298,7 @@ def test_scoring_goes_on_with_finished_chunks(tiny_run: Run, tmp_path: Path, mon
     assert changed.digest == score_evidence(replace(evidence, nodes=2), "influence").digest
 
 
+@pytest.mark.slow
 def test_targets_of_sequences_and_regression(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 9)).double()

@@ -53,6 +53,7 @@ def outputs(model: nn.Module, trajectory: Trajectory, state: Tensor, x: Tensor) 
     return torch.func.functional_call(model.eval(), views, (x,)).detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("structure", "norm"), [("channels", False), ("channels", True), ("unstructured", False)])
 def test_blame_is_complete(tmp_path: Path, structure: str, norm: bool) -> None:
     model, trajectory, plan, path = made(tmp_path / "t", structure, norm)

@@ -56,6 +56,7 @@ def channel(model: nn.Module, view: View, unit: int = 1) -> Part:
     return find_part("channel", "conv", str(unit), view.trajectory.layout, model, lambda: view.x[:2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_group_is_the_sum_of_its_weights(tmp_path: Path, optimizer: str) -> None:
     model, view = viewed(tmp_path / "t", optimizer)

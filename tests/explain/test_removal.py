@@ -36,6 +36,7 @@ def kl(model: nn.Module, plan: Plan, x: Tensor) -> float:
         return divergence(masked(model, plan)(x), model(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_layers_classes_and_units_add_up_to_the_divergence(tmp_path: Path, structure: str) -> None:
     model, trajectory, x, y = made(tmp_path / "t")
@@ -90,6 +91,7 @@ def test_a_units_blame_is_the_mean_of_its_samples(tmp_path: Path, structure: str
         assert all(row["masked"] == int(small[row["index"] - 100]) for row in unit["samples"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_samples_blame_a_unit_for_what_it_is_to_blame_for(
     tmp_path: Path, structure: str, monkeypatch: pytest.MonkeyPatch
@@ -140,6 +142,7 @@ def test_samples_of_the_class_that_needs_a_weight_ask_for_it(tmp_path: Path, vit
     assert found["before"]["part"]["blame"] > 0.99 * found["before"]["blame"]
 
 
+@pytest.mark.slow
 def test_plans_of_older_files_are_told_as_they_are(tmp_path: Path) -> None:
     model, trajectory, x, y = made(tmp_path / "t")
     refined = dataclasses.replace(refine(planned(model, "unstructured"), model, [(x, y)], rounds=2, learn=False), given={})
@@ -149,6 +152,7 @@ def test_plans_of_older_files_are_told_as_they_are(tmp_path: Path) -> None:
     assert found["units"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structures", [("unstructured", "unstructured"), ("channels", "channels"), ("channels", "2:4")])
 def test_two_masks_differ_by_what_only_one_removes(tmp_path: Path, structures: tuple[str, str]) -> None:
     model, trajectory, x, y = made(tmp_path / "t")

@@ -33,6 +33,7 @@ def whole(run: Run, x: Tensor, y: Tensor, **options: object) -> Tensor:
     return found
 
 
+@pytest.mark.slow
 def test_equals_the_formula_by_finite_differences(tiny_run: Run) -> None:
     """Σ_s U_s · φ_s with φ from central differences of the logits, weight by weight."""
     model, trajectory = tiny_run
@@ -49,6 +50,7 @@ def test_equals_the_formula_by_finite_differences(tiny_run: Run) -> None:
     torch.testing.assert_close(whole(tiny_run, x, y), expected, atol=1e-7, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_shares_sum_to_the_change_of_the_outputs(tiny_run: Run) -> None:
     """f_0 + Σ_i (ψ_i + ψ_i^reg) = f_N up to quadrature, less with more nodes."""
     model, trajectory = tiny_run
@@ -65,8 +67,9 @@ def test_shares_sum_to_the_change_of_the_outputs(tiny_run: Run) -> None:
     assert errors[2] < errors[1] / 10  # the midpoint rule: 16 times less for 4 times the nodes
 
 
+@pytest.mark.slow
 def test_chunks_do_not_matter(tiny_run: Run) -> None:
-    x, y = tiny_data(40, torch.float64)
+    x, y = tiny_data(13, torch.float64)
     at_once = whole(tiny_run, x, y)
     one = 3 * 46 * 8  # bytes of one sample's scores for one target
     for memory in (one, 3 * one, 9 * one):  # one target at a time, three, all four of two samples
@@ -94,6 +97,7 @@ def test_skipped_chunks_are_the_first(tiny_run: Run) -> None:
     assert all(torch.equal(a.scores[k], b.scores[k]) for a, b in zip(rest, parts[1:], strict=True) for k in a.scores)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-4])
 def test_a_tolerance_bounds_every_intervals_sum(tmp_path: Path, tolerance: float) -> None:
     torch.manual_seed(0)
@@ -190,6 +194,7 @@ def test_step_scores_sum_to_the_change(tiny_run: Run) -> None:
     torch.testing.assert_close(kernel.sum(0), parameterwise, atol=1e-12, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_error_estimates_shrink_with_nodes(tiny_run: Run) -> None:
     model, trajectory = tiny_run
     x, y = tiny_data(20, torch.float64)

@@ -197,6 +197,7 @@ def test_groups_frozen_and_tied_parameters(tmp_path: Path) -> None:
     identities(trajectory, model)
 
 
+@pytest.mark.slow
 def test_dropout_is_replayed(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.Tanh(), nn.Dropout(0.4), nn.Linear(12, 4)).double()
@@ -361,6 +362,7 @@ def test_a_user_adds_a_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     identities(train(tmp_path / "t", model, optimizer), model)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     name=st.sampled_from(list(OPTIMIZERS)),

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1], ids=["sgd", "adamw"])
 def test_same_nodes_same_scores(tmp_path: Path, number: int) -> None:
     from benchmarks import explaind_peer as bench

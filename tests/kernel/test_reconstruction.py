@@ -31,6 +31,7 @@ def test_completeness_shrinks_with_nodes(tiny_run: Run) -> None:
         assert fine < coarse / 3
 
 
+@pytest.mark.slow
 def test_kinked_activations_too(tmp_path: object) -> None:
     torch.manual_seed(0)
     model = TinyNet(torch.relu).double()
@@ -41,6 +42,7 @@ def test_kinked_activations_too(tmp_path: object) -> None:
     assert fine < coarse / 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-6])
 def test_every_interval_of_bisection_holds_the_tolerance(tmp_path: object, tolerance: float) -> None:
     torch.manual_seed(0)
@@ -126,6 +128,7 @@ def test_unmoved_layers_have_no_share(tiny_run: Run) -> None:
     assert set(shares_by_layer(function, Segment(0, start, end, torch.zeros_like(start)), x, y)) == {"conv"}
 
 
+@pytest.mark.slow
 def test_shares_by_layer_are_the_same_for_few_samples_as_among_many() -> None:
     torch.manual_seed(0)
     deep = nn.Sequential(*[m for _ in range(9) for m in (nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh())]).double().eval()

@@ -34,6 +34,7 @@ def started(plan: Plan, clock: Clock, *arguments: object) -> float:
     return clock.now
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", ["unstructured", "channels", "block:2x2"])
 @pytest.mark.parametrize("learn", [True, False])
 def test_a_budget_ends_a_search_within_an_evaluation(structure: str, learn: bool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ EVERY = [("unstructured", "residual"), ("2:4", "residual"), ("block:2x2", "flatt
          ("heads", "separate"), ("heads", "packed"), ("layers", "pre-norm"), ("layers", "blocks")]  # fmt: skip
 
 
-def trained(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Batches]:
-    """A model that has learnt something, so that masks matter, and samples."""
+@cache
+def _trained(name: str, dtype: torch.dtype) -> tuple[nn.Module, Tensor, Tensor]:
     torch.manual_seed(0)
     model = BUILD[name]().to(dtype)
     x, _ = tiny_data(96, dtype)
@@ -42,7 +42,14 @@ def trained(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, B
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return model.eval(), list(zip(x.split(40), y.split(40), strict=True))
+    return model.eval(), x, y
+
+
+def trained(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Batches]:
+    """A model that has learnt something, so that masks matter, and samples."""
+    model, x, y = _trained(name, dtype)
+    torch.manual_seed(0)  # whether it was trained just now or before
+    return copy.deepcopy(model), list(zip(x.clone().split(40), y.clone().split(40), strict=True))
 
 
 def kl(model: nn.Module, plan: Plan, batches: Batches) -> float:
@@ -70,6 +77,7 @@ def planned(model: nn.Module, structure: str, sparsity: float, seed: int = 0, **
     return make_plan(random_scores(model, seed), model, IMAGES, sparsity=share, structure=structure, **options)
 
 
+@pytest.mark.slow
 @settings(max_examples=16, deadline=None)
 @given(
     case=st.sampled_from(EVERY),
@@ -196,6 +204,7 @@ def test_the_divergence_is_the_mean_kl_to_the_dense_model() -> None:
     assert both == pytest.approx(kl(model, plan, batches), rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", ["unstructured", "channels", "block:2x2"])
 def test_the_same_seed_gives_the_same_plan(structure: str) -> None:
     model, batches = trained("residual")
@@ -209,6 +218,7 @@ def test_the_same_seed_gives_the_same_plan(structure: str) -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", ["unstructured", "channels", "2:4", "block:2x2"])
 def test_refining_repairs(structure: str) -> None:
     model, batches = trained("flattened")
@@ -278,6 +288,7 @@ def test_a_mask_that_only_fits_what_it_learnt_from_is_told() -> None:
     assert "more scoring samples" in refined.provenance["refine"]["note"]
 
 
+@pytest.mark.slow
 def test_channels_keep_their_layers_where_that_is_asked_for() -> None:
     model, batches = trained("flattened")
     plan = make_plan(random_scores(model), model, IMAGES, sparsity=0.5, structure="channels")

@@ -71,6 +71,7 @@ def shows(result: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[st
     return capsys.readouterr().out + (folder / "page.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_a_layer_and_its_training_samples(
     name: str, cases: dict[str, Case], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -99,6 +100,7 @@ def test_a_layer_and_its_training_samples(
     assert sum(p["change"] for p in pruned) == pytest.approx(whole, rel=1e-2, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_a_sample_and_a_training_sample(
     name: str, cases: dict[str, Case], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -150,6 +152,7 @@ def test_the_timeline_adds_up(name: str, cases: dict[str, Case]) -> None:
     assert layer_figures(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_an_account_says_null_where_there_are_no_classes(name: str, cases: dict[str, Case], tmp_path: Path) -> None:
     made = cases[name]
@@ -170,6 +173,7 @@ def test_an_account_says_null_where_there_are_no_classes(name: str, cases: dict[
     assert torch.equal(again.rebuilt, dense.rebuilt)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_a_removal_adds_up_to_the_tasks_divergence(
     name: str, cases: dict[str, Case], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -34,6 +34,7 @@ def compared(structures: Sequence[str], **options: Any) -> tuple[nn.Module, dict
     return model, scores, batches, found
 
 
+@pytest.mark.slow
 def test_the_best_plan_everywhere_is_repaired() -> None:
     started: list[Plan] = []
 

@@ -114,6 +114,7 @@ def test_rescoring_takes_one_gradient_a_sample_and_step() -> None:
     assert found.gradients == 7 * sum(len(x) for x, _ in objective.learn) + chosen(model, batches).gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [96, 3 * 256])
 def test_rescoring_costs_the_gradients_of_refining(samples: int) -> None:
     """By the defaults of both, also where a step of learning sees one batch of several."""

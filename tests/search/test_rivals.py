@@ -47,6 +47,7 @@ def test_the_count_is_exact_and_a_repeat_is_the_same(rival: str, name: str) -> N
     assert torch.equal(first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rival", ["edge-popup", "gumbel-gates"])
 def test_learnt_ones_end_below_magnitude(rival: str) -> None:
     _, pattern, objective = setting("multilayer")

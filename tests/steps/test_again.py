@@ -76,6 +76,7 @@ class Refined:
         return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_every_round_keeps_the_size_and_is_never_worse(dense, structure: str) -> None:
     refined, model = Refined(), dense[0]
@@ -153,6 +154,7 @@ def test_the_base_of_a_model_that_was_not_trained_is_the_dense_one(dense) -> Non
     assert one.digest == other.digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", ["unstructured", "channels"])
 def test_the_path_is_complete_where_weights_come_back(dense, tmp_path: Path, structure: str) -> None:
     model, trajectory = dense

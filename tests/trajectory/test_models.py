@@ -59,6 +59,7 @@ def recorded(folder: Path, model: nn.Module, optimizer: Any, x: Tensor) -> Traje
     return Trajectory(folder)
 
 
+@pytest.mark.slow
 def test_wrapped_models_and_optimizers_leave_the_same_recording(tmp_path: Path) -> None:
     x, found = torch.randn(8, 6), {}
     for name, wrap in {

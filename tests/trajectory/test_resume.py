@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,72 +17,56 @@ from torch import nn
 
 from prunekit import ArtifactError, NonFiniteError, Recorder, Trajectory
 from tests.conftest import TinyNet, record, tiny_data
+from tests.trajectory.killed import STEPS, loop
 
-LOOP = """
-import sys, time, torch, torch.nn.functional as F
-from pathlib import Path
-from torch import nn
-from prunekit import Recorder
-torch.set_num_threads(1)
-torch.manual_seed(0)
-folder = Path(sys.argv[1])
-model = nn.Sequential(nn.Flatten(), nn.Linear(16, 300), nn.ReLU(), nn.Dropout(0.3), nn.Linear(300, 4))
-optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
-schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=150)
-x, y = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(1)), torch.arange(64) % 4
-options = {"snapshot_every": 7, **eval(sys.argv[2])}
-if (folder / "snapshot.safetensors").exists():
-    recorder = Recorder.resume(folder, model, optimizer, schedule)
-else:
-    recorder = Recorder(folder, model, optimizer, scheduler=schedule, **options)
-with recorder:
-    print(recorder.steps, flush=True)
-    for step in range(recorder.steps, 150):
-        indices = torch.randint(0, 64, (8,))
-        optimizer.zero_grad()
-        F.cross_entropy(model(x[indices]), y[indices]).backward()
-        recorder.batch(indices)
-        optimizer.step()
-        schedule.step()
-        time.sleep(float(sys.argv[3]))
-"""
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["pytest", "tests.trajectory.killed"])  # pytest: the main module, which a child imports too
 
 
-def start(folder: Path, options: str, pause: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", LOOP, str(folder), options, str(pause)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def start(folder: Path, options: dict[str, Any], pause: float) -> tuple[BaseProcess, int]:
+    """The process that records, and the step that it begins at."""
+    ours, theirs = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=loop, args=(folder, options, pause, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    return process, ours.recv()
 
 
-@pytest.mark.parametrize("options", ["{}", "{'every': 3, 'second_moments': True}", "{'states': 'half'}"])
-def test_kill_at_random_moments(tmp_path: Path, options: str) -> None:
+def finish(folder: Path, options: dict[str, Any]) -> Trajectory:
+    process, _ = start(folder, options, 0)
+    process.join()
+    assert process.exitcode == 0
+    return Trajectory(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"every": 3, "second_moments": True}, {"states": "half"}], ids=str)
+def test_kill_at_random_moments(tmp_path: Path, options: dict[str, Any]) -> None:
     """Seven kills for each way of recording, 21 in all, each followed by a look and a resumption."""
-    assert start(tmp_path / "whole", options, 0).wait() == 0
-    whole = Trajectory(tmp_path / "whole")
-    draw = random.Random(options)
+    whole = finish(tmp_path / "whole", options)
+    draw = random.Random(str(options))
     folder = tmp_path / "killed"
     furthest = 0
     for _ in range(7):
-        process = start(folder, options, 0.004)
-        assert process.stdout is not None
-        begun = int(process.stdout.readline())
+        process, begun = start(folder, options, 0.004)
         assert begun >= furthest - 7 - 1  # a snapshot every 7 steps
         time.sleep(draw.uniform(0.0, 0.08))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         cut = Trajectory(folder)
         assert not cut.complete
-        assert begun - 2 <= len(cut) <= 150
+        assert begun - 2 <= len(cut) <= STEPS
         furthest = max(furthest, len(cut) // 7 * 7)
         for index in range(0, len(cut) + 1, 5):
             torch.testing.assert_close(cut.state(index), whole.state(index), rtol=0, atol=0)
-    assert start(folder, options, 0).wait() == 0
-    again = Trajectory(folder)
+    again = finish(folder, options)
     assert again.complete
-    assert len(again) == 150
+    assert len(again) == STEPS
     assert again.hash == whole.hash
-    assert [again.step(s) for s in range(150)] == [whole.step(s) for s in range(150)]
+    assert [again.step(s) for s in range(STEPS)] == [whole.step(s) for s in range(STEPS)]
     assert torch.equal(again.state(-1), whole.state(-1))
-    for index in (0, 77, 149):
+    for index in (0, 77, STEPS - 1):
         one, two = again.random_states(index), whole.random_states(index)
         assert one is not None
         assert two is not None
