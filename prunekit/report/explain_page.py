@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from prunekit.report.html import write_html
 from prunekit.report.measures import shown
-from prunekit.report.plots import heat_map, inline
+from prunekit.report.plots import data_address, heat_map, inline
 
 SHOWN = 20  # groups in a plot
+SIDE = 64  # pixels of a screen that an image of a sample takes (pictures.html.j2)
+LARGEST = 2 * SIDE  # that are kept of it, for fine screens
 Pictures = Mapping[str, Sequence[tuple[str, Tensor]]]
 """Place on the page (``sample``, ``raised``, ``lowered``, ``changes``, ``unit 0`` …) -> captions and images ``(channels, height,
 
@@ -26,11 +30,11 @@ def write_explanation(path: Path, result: Mapping[str, Any], pictures: Pictures)
     write_html(path, "explain.html.j2", e=result, measures=shown(result.get("measures")), **drawn(result, pictures))
 
 
-def drawn(result: Mapping[str, Any], pictures: Pictures) -> dict[str, dict[str, str]]:
-    """``plots`` and ``pictures`` of an explanation, by name and place, as data addresses."""
+def drawn(result: Mapping[str, Any], pictures: Pictures) -> dict[str, dict[str, Any]]:
+    """``plots`` of an explanation as data addresses by name, and ``pictures`` as lists (see ``picture``) by place."""
     return {
         "plots": {name: inline(figure) for name, figure in _figures(result).items()},
-        "pictures": {place: inline(pictures_figure(shown)) for place, shown in pictures.items()},
+        "pictures": {place: [picture(*one) for one in shown] for place, shown in pictures.items()},
     }
 
 
@@ -167,20 +171,21 @@ def blame_figure(masks: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def pictures_figure(shown: Sequence[tuple[str, Tensor]], columns: int = 12) -> Figure:
-    """Images with captions, each from its own darkest to its own lightest value."""
-    columns = min(columns, len(shown))
-    rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(0.95 * columns + 0.3, 1.35 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for panel in axes:
-        panel.set_axis_off()
-    for panel, (caption, image) in zip(axes, shown, strict=False):
-        pixels = image.detach().cpu().double()
-        pixels = (pixels - pixels.min()) / (pixels.max() - pixels.min()).clamp_min(1e-12)
-        panel.imshow(pixels[0] if len(pixels) == 1 else pixels.movedim(0, 2), cmap="gray", vmin=0, vmax=1)
-        panel.set_title(caption, fontsize=7)
-    return figure
+def picture(caption: str, image: Tensor) -> dict[str, Any]:
+    """What a page shows of an image ``(channels, height, width)``, from its own darkest to its own lightest value.
+
+    ``coarse`` says that a page shows it enlarged, so that its pixels are to stay squares.
+    """
+    from PIL import Image  # matplotlib needs it too
+
+    pixels = image.detach().cpu().double()
+    pixels = (pixels - pixels.min()) / (pixels.max() - pixels.min()).clamp_min(1e-12)
+    grey = (255 * pixels.nan_to_num(1.0)).round().to(torch.uint8)  # an image with NaN in it is white
+    drawn = Image.fromarray((grey[0] if len(grey) == 1 else grey.movedim(0, 2)).contiguous().numpy())
+    drawn.thumbnail((LARGEST, LARGEST))  # larger ones only: dozens of photographs would make a page too large to open
+    buffer = io.BytesIO()
+    drawn.save(buffer, format="png")
+    return {"caption": caption, "address": data_address(buffer.getvalue()), "coarse": max(drawn.size) <= SIDE}
 
 
 def _each(result: Mapping[str, Any]) -> str:

@@ -95,7 +95,12 @@ def inline(figure: Figure) -> str:
     """The figure as a data address for a page that needs no other file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_address(buffer.getvalue())
+
+
+def data_address(png: bytes) -> str:
+    """A PNG as an address that holds it."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def layers_figure(evaluations: dict[str, dict[str, Any]]) -> Figure:

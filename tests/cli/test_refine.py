@@ -84,7 +84,7 @@ def test_a_refined_model_is_written_measured_and_explained(cli: Cli, run: Path) 
     shown = cli("explain", run / "pruned" / "better")
     assert "asked for by (label)" in shown.out
     page = (run / "explain" / "pruned-better.html").read_text()
-    assert page.count('alt="Samples that blame it most') == len(told["units"]) > 0
+    assert page.count('aria-label="Samples that blame it most') == len(told["units"]) > 0
     two = json.loads(cli("explain", run, "diff", "plain", "better", "--json").out)
     assert [mask["alone"] for mask in two["masks"]] == [better["refine"]["changed"]] * 2
     one_line(cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "better"), 1, "refine was")
