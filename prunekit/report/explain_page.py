@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prunekit.report.html import write_html
 from prunekit.report.measures import shown
-from prunekit.report.plots import data_address, heat_map, inline
+from prunekit.report.plots import data_address, heat_map, inline, logarithmic
 
 SHOWN = 20  # groups in a plot
 SIDE = 64  # pixels of a screen that an image of a sample takes (pictures.html.j2)
@@ -137,7 +137,7 @@ def rounds_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
     shown = places[:: max(1, len(places) // 16)]
     panel.set_xticks(shown, [names[k] for k in shown], fontsize=7, rotation=30, ha="right")
     if all(entry[key] > 0 for entry in taken for key in ("learn", "accept")):
-        panel.set_yscale("log")
+        logarithmic(panel)
     panel.set_xlabel("step of learning, or round of swaps, whose mask was taken")
     panel.set_ylabel("divergence")
     panel.legend(fontsize=8, frameon=False)
@@ -165,6 +165,7 @@ def blame_figure(masks: Mapping[str, Mapping[str, Any]]) -> Figure:
         panel.invert_yaxis()
         panel.axvline(0, color="black", linewidth=0.8)
         panel.set_xlabel("blame, parts of the divergence")
+        panel.locator_params(axis="x", nbins=4)  # half a figure's width has no room for more
         panel.grid(alpha=0.25, axis="x")
     if len(masks) > 1:
         panels[-1].legend(fontsize=8, frameon=False)

@@ -7,13 +7,16 @@ import io
 from collections.abc import Iterable, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import matplotlib
 
 matplotlib.use("Agg")
 
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
 
 from prunekit import checkpoint
 from prunekit.report.measures import Shown, deciding
@@ -88,14 +91,20 @@ def _curve(
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes a PNG, whole or not at all."""
     with checkpoint.replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130)
+        _write_png(figure, temporary, dpi=130)
 
 
 def inline(figure: Figure) -> str:
     """The figure as a data address for a page that needs no other file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    _write_png(figure, buffer, dpi=110)
     return data_address(buffer.getvalue())
+
+
+def _write_png(figure: Figure, target: Path | BinaryIO, dpi: int) -> None:
+    """Draws once; ``savefig`` draws a constrained layout twice, first to lay it out."""
+    figure.set_dpi(dpi)
+    FigureCanvasAgg(figure).print_png(target)
 
 
 def data_address(png: bytes) -> str:
@@ -137,7 +146,7 @@ def sensitivity_figure(result: dict[str, Any]) -> Figure:
         for column, value in enumerate(values):
             bright = value > low + 0.55 * (high - low) if good else value < low + 0.45 * (high - low)
             text = f"{value:.0f}" if percent else f"{value:.2g}"
-            panel.text(column, row, text, ha="center", va="center", fontsize=8, color="black" if bright else "white")
+            _in_cell(panel, column, row, text, 8, "black" if bright else "white")
     panel.set_xticks(range(len(sparsities)), [f"{100 * s:g}" for s in sparsities])
     panel.set_yticks(range(len(layers)), layers, fontsize=8)
     panel.set_xlabel("share of this layer removed (%), all others whole")
@@ -158,13 +167,32 @@ def heat_map(rows: Sequence[str], columns: Sequence[str], values: Sequence[Seque
         for row, numbers in enumerate(values):
             for column, value in enumerate(numbers):
                 colour = "white" if abs(value) > 0.6 * largest else "black"
-                panel.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=7, color=colour)
+                _in_cell(panel, column, row, f"{value:.2g}", 7, colour)
     shown = range(0, len(columns), max(1, len(columns) // 16))
     panel.set_xticks(list(shown), [columns[i] for i in shown], fontsize=7, rotation=30, ha="right")
     panel.set_yticks(range(len(rows)), list(rows), fontsize=8)
     panel.set_xlabel(along)
     figure.colorbar(image, label=what)
     return figure
+
+
+def _in_cell(panel: Axes, column: int, row: int, text: str, size: int, colour: str) -> None:
+    written = panel.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
+    written.set_in_layout(False)  # it lies inside its panel, so measuring it tells the layout nothing
+
+
+class PlainNumbers(LogFormatterSciNotation):
+    """Labels the ticks that matplotlib would, but ``2.2``, not ``2.2 × 10⁰``: typesetting that takes longer than the plot."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:.6g}" if super().__call__(x, pos) else ""
+
+
+def logarithmic(panel: Axes) -> None:
+    """Makes the upright axis of ``panel`` logarithmic."""
+    panel.set_yscale("log")
+    panel.yaxis.set_major_formatter(PlainNumbers())
+    panel.yaxis.set_minor_formatter(PlainNumbers())
 
 
 def training_figure(losses: list[float]) -> Figure:
@@ -175,7 +203,8 @@ def training_figure(losses: list[float]) -> Figure:
     panel.set_xlabel("epoch")
     panel.set_ylabel("training loss")
     if all(loss > 0 for loss in losses):  # a log-likelihood may be below 0
-        panel.set_yscale("log")
+        logarithmic(panel)
+    panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     panel.grid(alpha=0.25)
     return figure
 

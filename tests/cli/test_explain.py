@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from prunekit.apply import masked
 from prunekit.criteria import Scores, score
 from prunekit.measure import divergence
 from prunekit.plan import Plan
+from prunekit.verbs.explaining import pictures_of
 from prunekit.verbs.run_folder import Run
 from tests.cli.conftest import Cli
 
@@ -46,7 +48,9 @@ def test_text_json_and_page(cli: Cli, run: Path, asked: str) -> None:
     assert result["schema"] == 1
     assert result["made_from"]["trajectory"] == Run(run).trajectory.hash
     assert Path(result["path"]) == page
-    assert page.is_file()
+    captions = [caption for place in pictures_of(Run(run), result).values() for caption, _ in place]
+    assert re.findall("<figcaption>([^<]*)</figcaption>", page.read_text()) == captions
+    assert captions or asked not in ("sample 12", "diff small", "pruned loose")
     if not asked.startswith(("diff", "pruned")):
         assert "second moments were not recorded" in result["training"]["note"]
         assert result["certificate"]["mean_error"] > 0
