@@ -16,8 +16,8 @@ RECIPE = """
 seed: 3
 threads: 1
 model: {factory: "prunekit.models:digits_cnn", args: {channels: [6, 8, 8]}}
-data: {factory: "prunekit.data:digits", args: {train: 400}}
-train: {optimizer: {name: adamw, lr: 0.02, weight_decay: 0.05}, epochs: 3, batch_size: 50}
+data: {factory: "prunekit.data:digits", args: {}}
+train: {optimizer: {name: adamw, lr: 0.02, weight_decay: 0.05}, epochs: 3, batch_size: 128}
 prunable: {ignore: [classifier.weight]}
 score: {samples: 24}
 compare: {allocations: [global, uniform], sparsities: [0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95]}

@@ -45,8 +45,8 @@ def one_line(done: Done, code: int, *said: str) -> None:
         ("prunekit.models:digits_cnn", "no_such_module:build", ("no module 'no_such_module'",)),
         ("prunekit.models:digits_cnn", "digits_cnn", ("must look like package.module:name",)),
         ("channels: [6, 8, 8]", "width: 3", ("model: prunekit.models:digits_cnn(", "TypeError")),
-        ("\"prunekit.data:digits\", args: {train: 400}", "prunekit.models:digits_mlp", ("must return a mapping of splits",)),
-        ("data: {factory: \"prunekit.data:digits\", args: {train: 400}}", "", ("has no data",)),
+        ("\"prunekit.data:digits\"", "prunekit.models:digits_mlp", ("must return a mapping of splits",)),
+        ("data: {factory: \"prunekit.data:digits\", args: {}}", "", ("has no data",)),
     ],
 )  # fmt: skip
 def test_recipes_are_checked_before_anything_runs(cli: Cli, tmp_path: Path, old: str, new: str, said: tuple[str, ...]) -> None:

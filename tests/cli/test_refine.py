@@ -348,7 +348,7 @@ def test_recipes_can_ask_for_it(cli: Cli, tmp_path: Path) -> None:
     done = cli("run", tmp_path / "r.yaml", "--out", tmp_path / "run", "--json", "--quiet")
     assert done.code == 0, done.err
     first, second, tried, plain = json.loads(done.out)["prune"]
-    assert first["refine"]["samples"] == {"learn": 400, "accept": 24}  # of the training data; the scoring samples
+    assert first["refine"]["samples"] == {"learn": 1000, "accept": 24}  # of the training data; the scoring samples
     assert second["refine"] is None
     assert second["squeezed"] is None
     assert tried["refine_tried"]["refined"]

@@ -138,7 +138,7 @@ def test_sums_that_do_not_fit_take_turns(tmp_path: Path, monkeypatch: pytest.Mon
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 4)).double()
     x = T(9, 6).double()
     whole = scored(tmp_path / "a", model, x, "obs")
-    layers = layer_inputs.layers_of(model, ["0.weight", "2.weight", "4.weight"])[0]
+    layers = layer_inputs.layers_with_inputs(model, ["0.weight", "2.weight", "4.weight"])[0]
     monkeypatch.setattr("prunekit.criteria.by_inputs.HELD", 8 * 50)
     assert [list(some) for some in portions(layers, 2)] == [["0.weight"], ["2.weight", "4.weight"]]
     parted = scored(tmp_path / "b", model, x, "obs")
