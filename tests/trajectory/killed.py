@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,8 +18,8 @@ from prunekit import Recorder
 STEPS = 120
 
 
-def loop(folder: Path, options: dict[str, Any], pause: float, begun: Connection) -> None:
-    """Starts a recording, or goes on with the one in ``folder``, and says through ``begun`` at which step."""
+def loop(folder: Path, options: dict[str, Any], pause: float, steps: Connection) -> None:
+    """Starts a recording, or goes on with the one in ``folder``; says through ``steps`` which one comes next, the first too."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 300), nn.ReLU(), nn.Dropout(0.3), nn.Linear(300, 4))
@@ -28,10 +29,11 @@ def loop(folder: Path, options: dict[str, Any], pause: float, begun: Connection)
     if (folder / "snapshot.safetensors").exists():
         recorder = Recorder.resume(folder, model, optimizer, schedule)
     else:
+        shutil.rmtree(folder, ignore_errors=True)  # killed before the first snapshot: there is nothing to go on with
         recorder = Recorder(folder, model, optimizer, scheduler=schedule, snapshot_every=7, **options)
     with recorder:
-        begun.send(recorder.steps)
-        for _ in range(recorder.steps, STEPS):
+        for step in range(recorder.steps, STEPS):
+            steps.send(step)
             indices = torch.randint(0, 64, (8,))
             optimizer.zero_grad()
             F.cross_entropy(model(x[indices]), y[indices]).backward()

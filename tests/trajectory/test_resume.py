@@ -6,6 +6,7 @@ import multiprocessing
 import random
 import signal
 import time
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,17 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["pytest", "tests.trajectory.killed"])  # pytest: the main module, which a child imports too
 
 
-def start(folder: Path, options: dict[str, Any], pause: float) -> tuple[BaseProcess, int]:
-    """The process that records, and the step that it begins at."""
+def start(folder: Path, options: dict[str, Any], pause: float) -> tuple[BaseProcess, Connection]:
+    """The process that records, and where it says which step comes next."""
     ours, theirs = PROCESSES.Pipe(duplex=False)
     process = PROCESSES.Process(target=loop, args=(folder, options, pause, theirs), daemon=True)
     process.start()
     theirs.close()
-    return process, ours.recv()
+    return process, ours
 
 
 def finish(folder: Path, options: dict[str, Any]) -> Trajectory:
-    process, _ = start(folder, options, 0)
+    process, _steps = start(folder, options, 0)
     process.join()
     assert process.exitcode == 0
     return Trajectory(folder)
@@ -48,18 +49,23 @@ def test_kill_at_random_moments(tmp_path: Path, options: dict[str, Any]) -> None
     folder = tmp_path / "killed"
     furthest = 0
     for _ in range(7):
-        process, begun = start(folder, options, 0.004)
+        process, steps = start(folder, options, 0.004)
+        begun = steps.recv()
         assert begun >= furthest - 7 - 1  # a snapshot every 7 steps
-        time.sleep(draw.uniform(0.0, 0.08))
+        for _ in range(draw.randrange(20)):  # steps, so that a busy machine gets as far
+            steps.recv()
+        time.sleep(draw.uniform(0.0, 0.008))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
         cut = Trajectory(folder)
         assert not cut.complete
         assert begun - 2 <= len(cut) <= STEPS
+        assert len(cut) == 0 or (folder / "snapshot.safetensors").exists()
         furthest = max(furthest, len(cut) // 7 * 7)
         for index in range(0, len(cut) + 1, 5):
             torch.testing.assert_close(cut.state(index), whole.state(index), rtol=0, atol=0)
+    assert furthest > 20
     again = finish(folder, options)
     assert again.complete
     assert len(again) == STEPS
