@@ -55,7 +55,8 @@ class Walk:
             cell = judged(getattr(self, f"_{step.replace(':', '_')}", self._scored(step)))
             if step in ("import", "record") and cell.verdict != WORKS:
                 self.stopped = replace(cell, why=f"no run to go on with, since {step} said: {cell.why}", seconds=0.0)
-            yield step, replace(cell, seconds=round(time.perf_counter() - started, 2))
+            why = cell.why.replace(str(self.folder), "RUNS")  # where a walk ran is nobody's business
+            yield step, replace(cell, why=why, seconds=round(time.perf_counter() - started, 2))
 
     @property
     def run(self) -> Path:
