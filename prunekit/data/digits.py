@@ -10,15 +10,12 @@ from prunekit.errors import UsageError
 CLASSES = 10
 
 
-def digits(
-    seed: int = 0, test: int = 360, validation: int = 270, scoring: int = 160, train: int | None = None
-) -> dict[str, tuple[Tensor, Tensor]]:
+def digits(seed: int = 0, test: int = 360, validation: int = 270, scoring: int = 160) -> dict[str, tuple[Tensor, Tensor]]:
     """Disjoint splits, each with every class in its share; pixels scaled to [0, 1], ``(samples, 1, 8, 8)``.
 
     Args:
         seed: shuffles before splitting.
-        test, validation, scoring: sizes.
-        train: at most so many of the rest, which is for training; all by default.
+        test, validation, scoring: sizes; the rest is for training.
 
     Raises:
         UsageError: the sizes leave fewer than 100 training samples.
@@ -39,6 +36,4 @@ def digits(
     for name, size in (("test", test), ("validation", validation), ("scoring", scoring)):
         rest, part = train_test_split(rest, test_size=size, random_state=seed, stratify=y[rest].tolist())
         parts[name] = part
-    if train is not None and train < 100:
-        raise UsageError(f"digits: train is {train}; it must be at least 100")
-    return {name: (x[part], y[part]) for name, part in {"train": rest[:train], **parts}.items()}
+    return {name: (x[part], y[part]) for name, part in {"train": rest, **parts}.items()}

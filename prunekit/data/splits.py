@@ -130,7 +130,8 @@ class Split:
         """Whether it is seen at once that both are the same samples: one object, or tensors of equal values."""
         if self._source is other._source:
             return self._order == other._order
-        return self.held is not None and other.held is not None and self.digest() == other.digest()
+        held = self.held is not None and other.held is not None and len(self) == len(other)
+        return held and self.digest() == other.digest()
 
     def digest(self) -> str:
         """Identifies the samples: a hash of them all, or of the fingerprint that stands for them.

@@ -11,21 +11,7 @@ from prunekit.explain.training import Training
 from prunekit.explain.view import View
 
 __all__ = [
-    "Part",
-    "PrunedPath",
-    "RemovalEffect",
-    "Training",
-    "View",
-    "account",
-    "dense_reconstruction",
-    "explain_diff",
-    "explain_part",
-    "explain_removal",
-    "explain_removals",
-    "explain_sample",
-    "explain_training_sample",
-    "find_part",
-    "flat_mask",
-    "timeline",
-    "units_of",
+    "Part", "PrunedPath", "RemovalEffect", "Training", "View", "account", "dense_reconstruction", "explain_diff",
+    "explain_part", "explain_removal", "explain_removals", "explain_sample", "explain_training_sample", "find_part",
+    "flat_mask", "timeline", "units_of",
 ]  # fmt: skip

@@ -10,23 +10,6 @@ from prunekit.recipe.values import check_device, parse_seconds
 from prunekit.recipe.yaml_file import read_yaml, to_yaml
 
 __all__ = [
-    "BY_LAYERS",
-    "DROPS",
-    "RESOLVED",
-    "CompareRefine",
-    "Finetune",
-    "Prune",
-    "RateSchedule",
-    "Recipe",
-    "Refine",
-    "Refinement",
-    "Steps",
-    "Study",
-    "Watch",
-    "check_device",
-    "optimizer_of",
-    "parse_seconds",
-    "read_yaml",
-    "scheduler_of",
-    "to_yaml",
+    "BY_LAYERS", "DROPS", "RESOLVED", "CompareRefine", "Finetune", "Prune", "RateSchedule", "Recipe", "Refine", "Refinement",
+    "Steps", "Study", "Watch", "check_device", "optimizer_of", "parse_seconds", "read_yaml", "scheduler_of", "to_yaml",
 ]  # fmt: skip

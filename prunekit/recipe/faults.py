@@ -10,7 +10,6 @@ from typing import Any
 from pydantic import BaseModel
 
 from prunekit.errors import nearest
-from prunekit.recipe.values import Section
 
 KIND = re.compile(r"(str|int|float|bool|list|dict|tuple|literal|constrained-\w+)(\[.*\])?")
 """What pydantic puts into the place of a fault where a value may be of several kinds."""
@@ -23,23 +22,26 @@ SHAPES = {
 """What a recipe's author is told of a value of another shape, by pydantic's kind of fault."""
 
 
-def faults_told(path: str | Path, faults: Sequence[Any], model: type[Section]) -> str:
-    """Every fault of values that ``model`` does not take, those of one value's several kinds (text or a mapping, say) in one."""
+def faults_told(path: str | Path, faults: Sequence[Any], model: type[BaseModel], what: str) -> str:
+    """Every fault of values that ``model`` does not take, those of one value's several kinds (text or a mapping, say) in one.
+
+    ``what`` the whole is called: ``recipe``.
+    """
     told: dict[str, str] = {}
     for fault in faults:
         loc = tuple(part for part in fault["loc"] if not (isinstance(part, str) and KIND.fullmatch(part)))
-        text = _fault(path, {**fault, "loc": loc}, model)
+        text = _fault(path, {**fault, "loc": loc}, model, what)
         key = ".".join(map(str, loc))
         told[key] = f"{told[key]}, or {text.rsplit(': ', 1)[1]}" if key in told else text
     return "; ".join(told.values())
 
 
-def _fault(path: str | Path, fault: Any, model: type[Section]) -> str:
+def _fault(path: str | Path, fault: Any, model: type[BaseModel], what: str) -> str:
     key = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         *parents, last = fault["loc"]
         known = _fields_at(parents, model)
-        return f"{path}: {key} is not a {model.what} key; {nearest(str(last), known)}"
+        return f"{path}: {key} is not a {what} key; {nearest(str(last), known)}"
     message = SHAPES.get(fault["type"]) or fault["msg"].removeprefix("Value error, ").replace("Input should be", "it should be")
     if fault["type"] == "missing":
         return f"{path}: {key} is missing"

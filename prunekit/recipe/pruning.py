@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from prunekit.errors import UsageError
 from prunekit.imports import load_object
 from prunekit.plan import GROUPED, asked_sparsity
-from prunekit.recipe.faults import faults_told
 from prunekit.recipe.training import Finetune
 from prunekit.recipe.values import (
     AllocationName,
@@ -19,6 +18,7 @@ from prunekit.recipe.values import (
     Section,
     Share,
     StructureName,
+    Whole,
     criterion_name,
     known,
     one_of,
@@ -42,7 +42,7 @@ class PruneSchedule(Section):
     every: Count | None = None
 
 
-class Steps(Section):
+class Steps(Whole):
     """How pruning goes on: in which steps, with what training, from which weights."""
 
     schedule: PruneSchedule = PruneSchedule()
@@ -63,14 +63,6 @@ class Steps(Section):
             if given:
                 raise ValueError(f"rewind trains on as the dense training did; leave out finetune.{given[0]}")
         return self
-
-    @classmethod
-    def of(cls, content: dict[str, Any], source: str) -> Self:
-        """Checks values that come from ``source``; raises UsageError."""
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            raise UsageError(faults_told(source, error.errors(), cls)) from None
 
     @property
     def trains(self) -> bool:

@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from prunekit import checkpoint
 from prunekit.errors import UsageError, quoted
 from prunekit.imports import call, load_object
 from prunekit.recipe.building import optimizer_of, scheduler_of
-from prunekit.recipe.faults import faults_told
 from prunekit.recipe.pruning import Prune
 from prunekit.recipe.sections import Compare, Data, Eval, Factory, Prunable, Score, Structure, Train
-from prunekit.recipe.values import Section, check_device, known
+from prunekit.recipe.values import Whole, check_device, known
 from prunekit.recipe.yaml_file import read_yaml, to_yaml
 from prunekit.task import TASKS, Task, get_task
 from prunekit.training import AUGMENTATIONS, Augment
@@ -28,7 +27,7 @@ OWN_LOSSES = ("cross_entropy", "task")
 """Losses by name: both are the task's own, ``cross_entropy`` of tasks with classes."""
 
 
-class Recipe(Section):
+class Recipe(Whole):
     """A whole run. Keys that are not here are refused.
 
     ``task``: what the model is for, a name from ``prunekit.task.TASKS``, or a mapping of its ``name`` and options, or a
@@ -196,18 +195,6 @@ class Recipe(Section):
             if lost:
                 raise UsageError(f"{path}: not whole, it lacks {', '.join(lost)}; run train or import again")
         return recipe
-
-    @classmethod
-    def of(cls, content: dict[str, Any], source: str | Path) -> Recipe:
-        """Checks values that come from ``source`` (named in the message).
-
-        Raises:
-            UsageError: one clause a fault, with the path of its key.
-        """
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            raise UsageError(faults_told(source, error.errors(), cls)) from None
 
 
 def _task_of(found: Any, name: str, arguments: dict[str, Any], loss: Any) -> Task:

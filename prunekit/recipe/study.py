@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from prunekit.errors import UsageError
-from prunekit.recipe.faults import faults_told
-from prunekit.recipe.values import AllocationName, Count, CriterionName, Section, Share, StructureName, switched
+from prunekit.recipe.values import AllocationName, Count, CriterionName, Section, Share, StructureName, Whole, switched
 from prunekit.recipe.yaml_file import read_yaml
 from prunekit.search.ways import get_repair
 
@@ -60,7 +59,7 @@ class Repairs(Section):
         return self
 
 
-class Study(Section):
+class Study(Whole):
     """A comparison over cases and seeds: ``prunekit compare STUDY --out DIR``.
 
     ``cases``: name -> recipe, its path relative to the study's file; ``criteria``: each one line of the result, ``tempered(...)``
@@ -163,11 +162,3 @@ class Study(Section):
             UsageError: as ``Recipe.load``; recipes are looked for when they are trained.
         """
         return cls.of(read_yaml(path), path)
-
-    @classmethod
-    def of(cls, content: dict[str, Any], source: str | Path) -> Study:
-        """Checks values that come from ``source``; raises UsageError."""
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            raise UsageError(faults_told(source, error.errors(), cls)) from None

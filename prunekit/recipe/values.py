@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from prunekit.criteria import expand
-from prunekit.errors import UsageError, nearest
+from prunekit.errors import UsageError, nearest, quoted
 from prunekit.kernel import RULES
 from prunekit.plan import ALLOCATIONS, check_structure
+from prunekit.recipe.faults import faults_told
 
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10**6)]
@@ -21,10 +23,26 @@ Positive = Annotated[float, Field(gt=0, le=10**6, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
-    """A part of a recipe; ``what`` the whole is called in messages."""
+    """Values of a recipe; ``what`` the whole is called in messages."""
 
     what: ClassVar[str] = "recipe"
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Whole(Section):
+    """What is read by itself: a recipe, a study, the options of a command."""
+
+    @classmethod
+    def of(cls, content: dict[str, Any], source: str | Path) -> Self:
+        """Checks values that come from ``source`` (named in the message).
+
+        Raises:
+            UsageError: one clause a fault, with the path of its key.
+        """
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise UsageError(faults_told(source, error.errors(), cls, cls.what)) from None
 
 
 def known(value: str, names: Any, what: str) -> str:
@@ -92,5 +110,5 @@ def check_device(name: str) -> torch.device:
             raise RuntimeError("use cpu, cuda or cuda:N")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"device {name!r} cannot be used here ({quoted(error)})") from None
     return device

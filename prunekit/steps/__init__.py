@@ -6,16 +6,6 @@ from prunekit.steps.planner import GivenPlan, Planner, leaves
 from prunekit.steps.schedule import SCHEDULES, Pruned, Schedule, cut, prune_by_schedule
 
 __all__ = [
-    "SCHEDULES",
-    "Finetuning",
-    "GivenPlan",
-    "Planner",
-    "Pruned",
-    "RefineAgain",
-    "Schedule",
-    "Tuner",
-    "cut",
-    "finetune",
-    "leaves",
-    "prune_by_schedule",
+    "SCHEDULES", "Finetuning", "GivenPlan", "Planner", "Pruned", "RefineAgain", "Schedule", "Tuner", "cut", "finetune",
+    "leaves", "prune_by_schedule",
 ]  # fmt: skip
