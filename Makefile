@@ -20,9 +20,11 @@ test: .venv/installed-test
 test-fast: .venv/installed-test
 	.venv/bin/python -m pytest -n auto --dist worksteal -m "not slow"
 
-# Kinds of real models × steps, written to docs/zoo.md; a fast selection of it is part of make test.
+# Kinds of real models × steps, written to docs/zoo.md (a fast selection of it is part of make test), and tasks × verbs, written
+# to docs/tasks.md.
 zoo: .venv/installed-test
 	.venv/bin/python -m benchmarks.zoo
+	.venv/bin/python -m benchmarks.zoo.verbs
 
 lint: .venv/installed-dev
 	.venv/bin/python -m ruff check .

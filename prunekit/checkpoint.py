@@ -227,11 +227,21 @@ def digest(tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
     total = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
-        total.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        total.update(heading(name, tensor.dtype, tuple(tensor.shape)))
+        total.update(raw(tensor))
     if facts is not None:
         total.update(json.dumps(facts, sort_keys=True, allow_nan=False).encode())
     return total.hexdigest()[:32]
+
+
+def heading(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> bytes:
+    """What ``digest`` hashes before a tensor's own bytes."""
+    return f"{name}|{dtype}|{shape}|".encode()
+
+
+def raw(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU, not copied."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def unique_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

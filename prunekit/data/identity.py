@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,39 +32,49 @@ def digest_of_tensors(batch: Batch, facts: dict[str, Any] | None = None) -> str:
 def digest_of(samples: Samples) -> str:
     """Of samples that are fetched: one pass over all of them, however they are cut into batches.
 
-    Where every batch's tensors fit one another, it is the digest of the samples as one batch.
+    Where every batch's tensors fit one another and those after the first (the labels, of a pair) take no more than ``HELD``
+    bytes, it is the digest of the samples as one batch. A progress bar is shown where there are many batches.
     """
-    return digest_of_batches(samples, len(samples.groups))
-
-
-def digest_of_batches(batches: Iterable[Batch], count: int) -> str:
-    """See ``digest_of``; a progress bar is shown where there are many batches."""
+    rows, count = len(samples), len(samples.groups)
     hashes: dict[str, Any] = {}
     shapes: dict[str, list[tuple[int, ...]]] = {}
     types: dict[str, torch.dtype] = {}
-    every = track(batches, "reading data (batches)", count) if count > 1 else batches
-    small: list[dict[str, Tensor]] = []
-    held = 0
-    for batch in every:
+    first, whole = "", hashlib.sha256()
+    after: dict[str, bytearray] | None = None  # not tensors: many small ones among large passing ones scatter the heap
+    for batch in track(samples, "reading data (batches)", count) if count > 1 else samples:
         found = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors(batch).items()}
-        if held <= HELD:
-            held += sum(t.numel() * t.element_size() for t in found.values())
-            small.append(found)
+        if not hashes:
+            first = min(found)
+            whole.update(checkpoint.heading(first, found[first].dtype, (rows, *found[first].shape[1:])))
+            after = {name: bytearray() for name in found if name != first}
         for name, tensor in found.items():
             if name not in hashes:
                 hashes[name], shapes[name], types[name] = hashlib.sha256(), [], tensor.dtype
-            hashes[name].update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            hashes[name].update(checkpoint.raw(tensor))
             shapes[name].append((size(batch[0]), *tensor.shape))
-    if held <= HELD and small and all(part.keys() == small[0].keys() for part in small):
-        try:
-            return checkpoint.digest({name: torch.cat([part[name] for part in small]) for name in small[0]})
-        except RuntimeError:  # batches of different widths: they are no one batch
-            pass
+        if after is not None:
+            fit = found.keys() == hashes.keys() and all(_fits(found[n], types[n], shapes[n], size(batch[0])) for n in found)
+            if fit and sum(map(len, after.values())) <= HELD:
+                whole.update(checkpoint.raw(found[first]))
+                for name, part in after.items():
+                    part.extend(checkpoint.raw(found[name]))
+            else:
+                after = None
+    if after is not None:
+        for name in sorted(after):
+            whole.update(checkpoint.heading(name, types[name], (rows, *shapes[name][0][2:])))
+            whole.update(after[name])
+        return whole.hexdigest()[:32]
     told = {name: [hashes[name].hexdigest(), str(types[name]), shapes[name]] for name in sorted(hashes)}
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
 
 
-HELD = 64 * 2**20  # bytes: samples that take no more are hashed as one batch, whatever its limits were
+HELD = 16 * 2**20  # bytes of labels, and of other tensors after the first, that are held to be hashed last
+
+
+def _fits(tensor: Tensor, dtype: torch.dtype, shapes: list[tuple[int, ...]], samples: int) -> bool:
+    """Whether a batch's tensor can be joined to those of the batches before it."""
+    return tensor.dim() > 0 and len(tensor) == samples and tensor.dtype == dtype and shapes[0][2:] == tuple(tensor.shape[1:])
 
 
 def check_same_twice(first: Batch, again: Batch) -> None:

@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 
 from prunekit import checkpoint
 from prunekit.batch import Batch, described, leaves, named, size, taken
-from prunekit.data.identity import check_same_twice, digest_of_batches, digest_of_tensors
+from prunekit.data.identity import check_same_twice, digest_of, digest_of_tensors
 from prunekit.data.samples import EVAL_BATCH, Samples
 from prunekit.errors import PrunekitError, UsageError, quoted
 
@@ -146,8 +146,7 @@ class Split:
             return checkpoint.digest({}, {"fingerprint": mark, "samples": len(self)})
         few = range(min(4, len(self)))
         check_same_twice(self.batch(few), self.batch(few))
-        whole = self.samples()
-        return digest_of_batches(whole, len(whole.groups))
+        return digest_of(self.samples())
 
 
 def as_splits(found: Any, factory: str, normal: Normal = pair) -> dict[str, Split]:

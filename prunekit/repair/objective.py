@@ -13,7 +13,7 @@ from prunekit.data import Samples, learn_and_accept
 from prunekit.errors import PrunekitError, UsageError, nearest
 from prunekit.kernel import ModelFunction, mean_value
 from prunekit.task import Target, Task
-from prunekit.task.referenced import Referenced
+from prunekit.task.referenced import Batches, Budget, Referenced
 from prunekit.trajectory import Layout
 from prunekit.trajectory.layout import fixed_state
 
@@ -35,9 +35,9 @@ class Objective:
 
     function: ModelFunction
     theta: Tensor
-    learn: Referenced
-    accept: Referenced
-    labelled: Referenced
+    learn: Batches
+    accept: Batches
+    labelled: Batches
     ranking: ModelFunction
 
     def on_learn(self, factors: Tensor) -> float:
@@ -90,20 +90,18 @@ def make_objective(
         parts = given, Samples.of(accept, task.batch)
         if not len(parts[0]) or not len(parts[1]):
             raise UsageError("refine needs samples to learn from and samples to accept on; one of them has none")
-    learn, judged = (part.bounded(SAMPLES_AT_A_TIME) for part in parts)
-    labelled = Referenced(learn, None, device)
+    budget = Budget()
+    learn, judged = (Batches(part.bounded(SAMPLES_AT_A_TIME), device, budget) for part in parts)
 
     def function_of(wanted: str | Target) -> ModelFunction:
         return ModelFunction(model, layout, fixed, wanted, device, task=task)
 
     if target == "kl":
         reference_of = _reference(function_of(_as_they_are), close_to, task)
-        objective = function_of(task.divergence)
-        referenced = [Referenced(part, reference_of, device) for part in (learn, judged)]
+        close, judged = Referenced(learn, reference_of), Referenced(judged, reference_of)
+        made = Objective(function_of(task.divergence), theta, close, judged, learn, function_of(ranking))
     else:
-        objective = function_of(target)
-        referenced = [labelled, Referenced(judged, None, device)]
-    made = Objective(objective, theta, referenced[0], referenced[1], labelled, function_of(ranking))
+        made = Objective(function_of(target), theta, learn, judged, learn, function_of(ranking))
     at_dense = made.on_learn(torch.ones_like(theta))
     if not torch.tensor(at_dense).isfinite():
         raise PrunekitError(f"refine: the target is {at_dense} for the dense model")

@@ -88,13 +88,13 @@ def shown(told: Iterable[Mapping[str, Any]] | None) -> list[Shown]:
     return [Shown(m["name"], m["better"], m["unit"], bool(m["close"])) for m in (CLASSIFICATION if told is None else told)]
 
 
-def by_name(name: str) -> Shown:
-    """A measure of which only the name is told: as ``prunekit.task``'s own tasks have it; without a direction if none has."""
-    for task in TASKS.values():
-        for found in shown(measures_told(task())):
-            if found.name == name:
-                return found
-    return Shown(name, "", "", False)
+def by_name(name: str, told: Iterable[Mapping[str, Any]] | None) -> Shown:
+    """The measure of that name among those that an artifact tells of; one of ``prunekit.task``'s own where it tells of none.
+
+    A measure that nobody tells of has no direction.
+    """
+    known = shown(told) if told is not None else [m for task in TASKS.values() for m in shown(measures_told(task()))]
+    return next((measure for measure in known if measure.name == name), Shown(name, "", "", False))
 
 
 def deciding(told: Iterable[Mapping[str, Any]] | None) -> Shown:

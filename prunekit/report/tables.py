@@ -14,7 +14,8 @@ def trained(training: Mapping[str, Any]) -> tuple[Shown, dict[str, float]] | Non
     figures = training["accuracy"] if training["accuracy"] is not None else training.get("figures")
     if figures is None:
         return None
-    return by_name("accuracy" if training["accuracy"] is not None else training["measure"]), figures
+    name = "accuracy" if training["accuracy"] is not None else training["measure"]
+    return by_name(name, training.get("measures")), figures
 
 
 def accuracy_tables(comparison: Comparison) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Batches beside another model's outputs for them, kept while they fit a memory budget, else fetched and computed again."""
+"""Batches kept while they fit a memory budget, else fetched again; alone, or beside another model's outputs for them."""
 
 from __future__ import annotations
 
@@ -12,29 +12,34 @@ from prunekit.data.samples import Samples
 from prunekit.task.evaluation import MEMORY
 
 
-class Referenced:
-    """``(inputs, (reference, labels))`` batch by batch, on ``device``, as ``Task.divergence`` takes them.
+class Budget:
+    """Bytes that are left for keeping things; several keepers may share them."""
 
-    Without ``outputs`` plain batches ``(inputs, labels)``, kept in the same way.
+    def __init__(self, size: int = MEMORY) -> None:
+        self.left = size
+
+    def covers(self, nest: object) -> bool:
+        """Whether what the nest takes was left; it is not any more."""
+        needed = sum(t.numel() * t.element_size() for t in leaves(nest))
+        if needed > self.left:
+            return False
+        self.left -= needed
+        return True
+
+
+class Batches:
+    """``(inputs, labels)`` batch by batch, on ``device``, as often as one likes.
 
     Args:
-        outputs: ``(inputs, labels) -> reference``, called without gradients.
-        memory: bytes of batches and references that are kept.
+        budget: for the batches that are kept; ``MEMORY`` bytes when None.
 
     Attributes:
         samples: how many.
     """
 
-    def __init__(
-        self,
-        source: Samples,
-        outputs: Callable[[Inputs, Labels], Tensor] | None,
-        device: torch.device | str,
-        memory: int = MEMORY,
-    ) -> None:
-        self.source, self.outputs, self.device = source, outputs, torch.device(device)
+    def __init__(self, source: Samples, device: torch.device | str, budget: Budget | None = None) -> None:
+        self.source, self.device, self.budget = source, torch.device(device), budget or Budget()
         self.samples = len(source)
-        self._left = memory
         self._kept: dict[int, Batch] = {}
 
     def __len__(self) -> int:
@@ -46,14 +51,9 @@ class Referenced:
             raise IndexError(number)
         found = self._kept.get(number)
         if found is None:
-            inputs, labels = to(self.source.batch(number), self.device)
-            found = (inputs, labels)
-            if self.outputs is not None:
-                with torch.no_grad():
-                    found = inputs, (self.outputs(inputs, labels), labels)
-            needed = sum(t.numel() * t.element_size() for part in found for t in leaves(part))
-            if needed <= self._left:
-                self._kept[number], self._left = found, self._left - needed
+            found = to(self.source.batch(number), self.device)
+            if self.budget.covers(found):
+                self._kept[number] = found
         return found
 
     def __iter__(self) -> Iterator[Batch]:
@@ -63,3 +63,27 @@ class Referenced:
         """The first samples, to try things on."""
         inputs, labels = self[0]
         return taken((inputs, labels), slice(0, min(count, size(inputs))))
+
+
+class Referenced(Batches):
+    """``(inputs, (reference, labels))`` batch by batch, as ``Task.divergence`` takes them.
+
+    Args:
+        batches: kept once for all that are made from them, and their budget with them.
+        outputs: ``(inputs, labels) -> reference``, called without gradients.
+    """
+
+    def __init__(self, batches: Batches, outputs: Callable[[Inputs, Labels], Tensor]) -> None:
+        super().__init__(batches.source, batches.device, batches.budget)
+        self._batches, self._outputs = batches, outputs
+        self._references: dict[int, Tensor] = {}
+
+    def __getitem__(self, number: int) -> Batch:
+        inputs, labels = self._batches[number]
+        found = self._references.get(number)
+        if found is None:
+            with torch.no_grad():
+                found = self._outputs(inputs, labels)
+            if self.budget.covers(found):
+                self._references[number] = found
+        return inputs, (found, labels)

@@ -22,6 +22,7 @@ from prunekit.search import Candidates, Comparison, choose
 from prunekit.search.budget import TRIES
 from prunekit.steps import GivenPlan, Planner
 from prunekit.steps.planner import MakePattern
+from prunekit.task.evaluation import measures_told
 from prunekit.task.evaluation import run as run_model
 from prunekit.trajectory import Trajectory
 from prunekit.verbs.budgets import within_budget
@@ -68,7 +69,7 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
         request["refine"] = refining_request(run, repair)
     folder = run.path / "pruned" / wanted.name
     if reusable(folder, _made_from(folder, dry_run), request, overwrite):
-        return {**_summary(folder, Plan.load(folder / "plan.safetensors")), "reused": True}
+        return {**_summary(run, folder, Plan.load(folder / "plan.safetensors")), "reused": True}
     if dry_run and wanted.schedule.name != "one-shot":
         raise UsageError(f"--dry-run shows a plan that is made at once; schedule {wanted.schedule.name} makes it on the way")
     if dry_run and repair is not None and repair.again:
@@ -135,19 +136,20 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
             else refining_again(run, repair, partial(get_pattern, across=False) if sized else None, seconds)
         )
         done = prune_in_steps(run, folder, planner_at(chosen), sparsity, wanted, training, request, facts, again)
-        return {**_summary(folder, Plan.load(folder / "plan.safetensors")), **done, "reused": False}
+        return {**_summary(run, folder, Plan.load(folder / "plan.safetensors")), **done, "reused": False}
     plan = plan_at(chosen, sparsity)
     plan.provenance["request"] = request
     if dry_run:
         plan.save(folder / "plan.safetensors")
-        return {**_summary(folder, plan), **facts, "dry_run": True, "reused": False}
+        return {**_summary(run, folder, plan), **facts, "dry_run": True, "reused": False}
     return _write(run, plan, folder, facts)
 
 
 def _seconds(wanted: Prune, repair: Refine | None) -> Seconds | None:
-    """The command's time to refine in, over all the plans that it may make: every one that a search for a drop tries, and of
+    """The command's time to refine in, over all the plans that it may make; None without a budget.
 
-    each every round's; None without a budget."""
+    These are every plan that a search for a drop tries, and of each every round's.
+    """
     if repair is None or repair.budget is None:
         return None
     rounds = 1 if wanted.schedule.name == "one-shot" else wanted.schedule.rounds
@@ -198,7 +200,7 @@ def apply_plan(
         manifest = Manifest.load(folder / "prunekit.json")
         found = {"plan": manifest.plan, **manifest.facts.get("request", {})}
         if reusable(folder, found, {"plan": plan.digest, **_training_request(run, steps)}, overwrite):
-            return {**_summary(folder, plan), "reused": True}
+            return {**_summary(run, folder, plan), "reused": True}
     elif folder.exists() and folder != plan_path.resolve().parent and not overwrite and any(folder.iterdir()):
         same = (folder / "plan.safetensors").resolve() == plan_path.resolve()
         if not same:
@@ -211,7 +213,7 @@ def apply_plan(
         refuse_foreign(folder)
         asked = plan.provenance["sparsity"]
         done = prune_in_steps(run, folder, GivenPlan(run.evidence, plan), asked, steps, _training_request(run, steps))
-        return {**_summary(folder, plan), **done, "reused": False}
+        return {**_summary(run, folder, plan), **done, "reused": False}
     return _write(run, plan, folder)
 
 
@@ -247,7 +249,7 @@ def _write(run: Run, plan: Plan, folder: Path, found: Mapping[str, Any] | None =
         facts[f"validation_{figure.name}"] = figure(small)
         check_answers(run.model, small, run.example)
     save(small, plan, folder, facts, squeezed)
-    return {**_summary(folder, plan), **facts, "reused": False}
+    return {**_summary(run, folder, plan), **facts, "reused": False}
 
 
 def _training_request(run: Run, steps: Steps | None) -> dict[str, Any]:
@@ -302,7 +304,7 @@ def _sizes(run: Run, wanted: Prune) -> dict[str, int]:
     return {key: value for key, value in asked.items() if value > 1}
 
 
-def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
+def _summary(run: Run, folder: Path, plan: Plan) -> dict[str, Any]:
     reached = plan.sparsity()
     refined = plan.provenance.get("refine")
     facts = Manifest.load(folder / "prunekit.json").facts if (folder / "prunekit.json").exists() else {}
@@ -314,6 +316,7 @@ def _summary(folder: Path, plan: Plan) -> dict[str, Any]:
         "structure": plan.structure,
         "criterion": plan.provenance["criterion"],
         "allocation": plan.provenance["allocation"],
+        "measures": measures_told(run.task),
         "asked": asked,
         "achieved": reached["prunable"],
         "achieved_all": reached["all"],

@@ -13,6 +13,7 @@ import torch
 
 from prunekit import checkpoint
 from prunekit.apply import save
+from prunekit.apply.answers import check_answers
 from prunekit.criteria import Evidence, Scores, provenance
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.imports import load_object
@@ -93,6 +94,7 @@ def prune_in_steps(
         if figure is not None:
             facts[f"validation_{figure.name}_pruned"] = done.rounds[-1][f"{figure.name}_pruned"]
             facts[f"validation_{figure.name}"] = figure(small)
+            check_answers(run.model, small, run.example)
         facts["cost"] = {"seconds": round(time.perf_counter() - started, 3)}
         save(small, done.plan, inner, facts)
         for path in inner.iterdir():

@@ -18,7 +18,7 @@ from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.recipe import Recipe, Watch
 from prunekit.structure import prunable_parameters
 from prunekit.task import Task
-from prunekit.task.evaluation import evaluate
+from prunekit.task.evaluation import evaluate, measures_told
 from prunekit.training.loop import batches_per_epoch, train
 from prunekit.trajectory import Layout, Recorder, Trajectory, disk_needed, load_into, read_weights, snapshot, write_checkpoints
 from prunekit.trajectory.layout import named_tensors, refuse_meta
@@ -91,6 +91,7 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
         "accuracies": watched,
         "accuracy": figures if first == "accuracy" else None,
         **({"measure": first, "figures": figures} if first != "accuracy" else {}),
+        "measures": measures_told(task),
         "cost": {"seconds": round(seconds, 3)},
     }
     checkpoint.write_json(out / "train.json", result)

@@ -56,4 +56,8 @@ def test_prune_writes_no_such_model(cli: Cli, tmp_path: Path) -> None:
     assert done.code == 1
     assert "the pruned model's outputs.second holds NaN" in done.err
     assert not (run / "pruned" / "small" / "model.safetensors").exists()
+    steps = cli("prune", run, "-c", "taylor", "-s", 0.6, "--name", "small", "--schedule", "iterative", "--rounds", 2)
+    assert steps.code == 1
+    assert "the pruned model's outputs.second holds NaN" in steps.err
+    assert not (run / "pruned" / "small").exists()
     assert cli("prune", run, "-c", "taylor", "-s", 0.6, "--name", "small", "--floor", 0.2).code == 0

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 
 from prunekit import UsageError
 from prunekit.batch import named, size, taken
-from prunekit.data import Samples, Split, learn_and_accept
+from prunekit.data import Samples, Split, identity, learn_and_accept
 from prunekit.task import Classification
 
 PAIR = Classification().batch
@@ -99,6 +99,17 @@ def test_the_identity_does_not_depend_on_the_grouping() -> None:
     digests = {Samples.of(items, PAIR, most).digest() for most in (1, 5, 23, 100)}
     assert len(digests) == 1
     assert Samples.held([(items.x, items.y)]).digest() in digests
+
+
+def test_the_identity_of_many_samples_is_that_of_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = Items()
+    held = Split((items.x, items.y), PAIR).digest()
+    monkeypatch.setattr(identity, "HELD", items.y.numel() * items.y.element_size())  # less than the inputs take
+    assert Samples.of(items, PAIR, 5).digest() == Samples.held([(items.x, items.y)]).digest()
+    monkeypatch.setattr(identity, "HELD", 0)  # the labels are too many as well: it is another identity, and still one
+    others = {Samples.of(Items(flipped=i), PAIR, 5).digest() for i in range(5)}
+    assert len(others) == 5
+    assert held not in others
 
 
 def test_a_fingerprint_stands_for_what_it_names() -> None:

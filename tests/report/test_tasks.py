@@ -274,13 +274,17 @@ def test_names_and_directions_of_measures() -> None:
     assert [m.axis for m in told["regression"]] == ["RMSE ↓", "R² ↑", "distance to dense ↓"]
     assert [m.title for m in told["causal_lm"]][:2] == ["perplexity ↓", "bits a token ↓"]
     assert told["segmentation"][0].axis == "mean IoU (%)"
-    assert by_name("rmse").sign == -1
-    assert by_name("of_their_own").title == "of_their_own"
+    own = [{"name": "of_their_own", "better": "lower", "unit": "", "close": False}]
+    assert by_name("of_their_own", own).title == "of_their_own ↓"
+    assert by_name("of_their_own", None).title == "of_their_own"
+    assert by_name("rmse", None).sign == -1  # of an older artifact, which does not tell
 
 
 def test_a_budget_says_what_it_loses_of_which_measure() -> None:
-    lost = {"budget": {"max_drop": 0.5}, "measure": "rmse", "reached": 0.12, "standard_error": 0.05}
+    told = {"measures": measures_told(get_task("regression"))}
+    lost = {**told, "budget": {"max_drop": 0.5}, "measure": "rmse", "reached": 0.12, "standard_error": 0.05}
     assert _budget(lost) == "--max-drop 0.5: loses 0.12 ± 0.05 of RMSE on validation data"
-    points = {"budget": {"max_accuracy_drop": 1}, "reached": 0.5, "standard_error": 0.2}
+    told = {"measures": measures_told(get_task("classification"))}
+    points = {**told, "budget": {"max_accuracy_drop": 1}, "reached": 0.5, "standard_error": 0.2}
     assert _budget(points) == "--max-accuracy-drop 1: loses 0.5 ± 0.2 points of accuracy on validation data"
     assert _budget({"budget": {"max_macs": 4000}, "reached": 3900}) == "--max-macs 4,000: the plan comes to 3,900"

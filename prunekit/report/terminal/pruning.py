@@ -40,7 +40,7 @@ def prune(result: dict[str, Any]) -> None:
     for number, refined in enumerate(result["refined_again"], 1):
         print(f"  {_refined_again(number, refined)}")
     if tried := result["refine_tried"]:
-        print(f"  {_tried(tried)}")
+        print(f"  {_tried(tried, result['measures'])}")
     if result["compensation_note"]:
         print(f"  compensated {result['compensation_note']}")
     if squeezed := result["squeezed"]:
@@ -53,7 +53,7 @@ def prune(result: dict[str, Any]) -> None:
         if repaired := found.get("refined"):
             told += f", divergence {repaired['before']['accept']:.4g} -> {repaired['after']['accept']:.4g} by refining"
         if name := next((key.removesuffix("_pruned") for key in found if key.endswith("_pruned")), ""):
-            measure = by_name(name)
+            measure = by_name(name, result["measures"])
             told += f", validation {measure.title} {measure.text(found[f'{name}_pruned'])}"
             told += (
                 f", after {found['steps']} step{'s' * (found['steps'] != 1)} {measure.text(found[name])}"
@@ -90,7 +90,7 @@ def _budget(result: dict[str, Any]) -> str:
     option = f"--{name.replace('_', '-')} {asked:,g}"
     if "standard_error" not in result:
         return f"{option}: the plan comes to {result['reached']:,.6g}"
-    measure = by_name(result.get("measure", "accuracy"))
+    measure = by_name(result.get("measure", "accuracy"), result["measures"])
     points = " points of" if measure.unit == "%" else " of"
     return f"{option}: loses {result['reached']:.3g} ± {result['standard_error']:.2g}{points} {measure.plain} on validation data"
 
@@ -105,13 +105,13 @@ def _refined_again(number: int, refined: dict[str, Any]) -> str:
     )
 
 
-def _tried(tried: dict[str, Any]) -> str:
+def _tried(tried: dict[str, Any], told: list[dict[str, Any]]) -> str:
     """One line on a refinement that was to be taken only if it is better."""
     if "why" in tried:
         return f"refine not tried: {tried['why']}"
     before, after = tried["unrefined"], tried["refined"]
-    measures = [by_name(name) for name in before]
-    told = ", ".join(f"{m.brief} {m.text(before[m.name])} -> {m.text(after[m.name])}" for m in measures)
+    measures = [by_name(name, told) for name in before]
+    figures = ", ".join(f"{m.brief} {m.text(before[m.name])} -> {m.text(after[m.name])}" for m in measures)
     if tried["kept"]:
-        return f"refine tried: taken, better on validation data ({told})"
-    return f"refine tried: not taken, no better on validation data ({told}){_ENDS[tried['ended']]}"
+        return f"refine tried: taken, better on validation data ({figures})"
+    return f"refine tried: not taken, no better on validation data ({figures}){_ENDS[tried['ended']]}"
