@@ -60,7 +60,7 @@ def test_own_model_example_runs(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == {"my_module.py", "mine.yaml"}
     ((_, commands),) = blocks("run")
     examples = [code for _, code in blocks("python")]
-    assert len(examples) == 3
+    assert len(examples) == 4
     asked = json.dumps([parsed(commands), examples])
     done = subprocess.run([sys.executable, "-c", ONE_PROCESS], cwd=tmp_path, input=asked, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -51,6 +51,16 @@ def prune(
     Raises:
         ArtifactError: the plan was made for other weights; both hashes are in the message.
         StructureError: surgery did not give the masked model's outputs.
+
+    Example:
+        >>> import torch
+        >>> from prunekit import Trajectory, make_plan, prune, score
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> scores = score(Trajectory.of(model), model, criterion="magnitude")
+        >>> x = torch.randn(2, 4)
+        >>> small = prune(model, make_plan(scores, model, x, sparsity=0.5, structure="channels"), x)
+        >>> small[0].out_features
+        4
     """
     model = bare(model)
     found = model_digest(model)
@@ -66,7 +76,16 @@ def prune(
 
 
 def masked(model: nn.Module, plan: Plan) -> nn.Module:
-    """A dense copy of ``model`` with everything that the plan removes set to 0; it computes what the smaller model does."""
+    """A dense copy of ``model`` with everything that the plan removes set to 0; it computes what the smaller model does.
+
+    Example:
+        >>> import torch
+        >>> from prunekit import Trajectory, make_plan, masked, score
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> plan = make_plan(score(Trajectory.of(model), model, criterion="magnitude"), model, sparsity=0.5)
+        >>> int((masked(model, plan)[0].weight == 0).sum() + (masked(model, plan)[2].weight == 0).sum())  # of 48
+        24
+    """
     result = copied(model)
     apply_masks(result, plan.masks())
     return result

@@ -67,6 +67,17 @@ def compensate(
     Raises:
         ArtifactError: a mask names no parameter or buffer of the model, or has another shape.
         UsageError: an option is out of range, or there are no samples for one of the parts.
+
+    Example:
+        >>> import torch
+        >>> from prunekit import Trajectory, compensate, make_plan, masked, score
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> plan = make_plan(score(Trajectory.of(model), model, criterion="magnitude"), model, sparsity=0.5)
+        >>> x = torch.randn(64, 4)
+        >>> better = compensate(model, plan.masks(), [(x, model(x).argmax(1))])
+        >>> before, after = ((m(x) - model(x)).square().mean() for m in (masked(model, plan), better))
+        >>> bool(after < before)
+        True
     """
     for name, value, least in (("rounds", rounds, 0), ("steps", steps, 1), ("damping", damping, 0)):
         if value < least:

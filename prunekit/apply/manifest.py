@@ -113,6 +113,16 @@ def save(
         ArtifactError: the model is not one that this plan makes, or the disk is full.
         NonFiniteError: a parameter, or a weight that is computed from some, holds NaN or Inf.
         StructureError: two parameters share memory without being the same one.
+
+    Example:
+        >>> import torch
+        >>> from prunekit import Trajectory, make_plan, prune, save, score
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> plan = make_plan(score(Trajectory.of(model), model, criterion="magnitude"), model, sparsity=0.5)
+        >>> folder = getfixture("tmp_path") / "small"
+        >>> manifest = save(prune(model, plan), plan, folder)
+        >>> sorted(path.name for path in folder.iterdir())
+        ['masks.safetensors', 'model.safetensors', 'plan.safetensors', 'prunekit.json']
     """
     folder, model = Path(folder), bare(model)
     taken = plan if squeezed is None else squeezed.plan
@@ -154,6 +164,18 @@ def load(folder: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Modul
 
     Raises:
         ArtifactError: files are missing or damaged, or the factory builds another architecture.
+
+    Example:
+        >>> import copy
+        >>> import torch
+        >>> from prunekit import Trajectory, load, make_plan, prune, save, score
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> plan = make_plan(score(Trajectory.of(model), model, criterion="magnitude"), model, sparsity=0.5)
+        >>> small = prune(model, plan).eval()
+        >>> manifest = save(small, plan, getfixture("tmp_path") / "small")
+        >>> back = load(getfixture("tmp_path") / "small", lambda: copy.deepcopy(model))
+        >>> torch.equal(back[0].weight, small[0].weight)
+        True
     """
     folder = Path(folder)
     manifest = Manifest.load(folder / "prunekit.json")

@@ -61,6 +61,20 @@ def hold_masks(model: nn.Module, plan: Plan | Mapping[str, Tensor], optimizer: A
     Raises:
         UsageError: an optimizer holds parameters that are not the model's.
         ArtifactError, StructureError: the masks do not fit the model, see ``apply_masks``.
+
+    Example:
+        >>> import torch
+        >>> from prunekit import Trajectory, hold_masks, make_plan, score
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> plan = make_plan(score(Trajectory.of(model), model, criterion="magnitude"), model, sparsity=0.5)
+        >>> optimizer = torch.optim.AdamW(model.parameters())
+        >>> with hold_masks(model, plan, optimizer):
+        ...     for _ in range(3):
+        ...         optimizer.zero_grad()
+        ...         model(torch.randn(16, 4)).square().mean().backward()
+        ...         optimizer.step()
+        >>> bool(model[0].weight[~plan.masks()["0.weight"]].any())
+        False
     """
     model, optimizers = bare(model), bare_optimizers(optimizer)
     for one in optimizers:

@@ -75,6 +75,16 @@ def squeeze(
     Raises:
         UsageError: the plan takes units out itself.
         StructureError: nothing of the model can be cut (says why, by layer), or the squeezed model does not compute the same.
+
+    Example:
+        >>> import torch
+        >>> from prunekit import squeeze
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> masks = {"0.weight": torch.ones(8, 4, dtype=torch.bool), "2.weight": torch.ones(2, 8, dtype=torch.bool)}
+        >>> masks["2.weight"][:, 3:] = False  # nothing reads the last five neurons any more
+        >>> small = squeeze(model, masks, torch.randn(2, 4))
+        >>> small.model[0].out_features, small.removed
+        (3, {'0': 5})
     """
     if isinstance(plan, Plan) and plan.smaller:
         raise UsageError(f"squeeze is for plans of masks; {plan.structure} are cut out as they are")

@@ -167,6 +167,44 @@ def score(
         UsageError: unknown criterion or pattern.
         PrunekitError: the criterion needs a path or data that is not there.
         NonFiniteError: NaN or Inf in the trajectory or in the scores.
+
+    Example:
+        >>> import torch
+        >>> from prunekit import Trajectory, score
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x = torch.randn(32, 4)
+        >>> scores = score(Trajectory.of(model), model, [(x, x[:, 0].gt(0).long())], criterion="taylor", ignore=["2.*"])
+        >>> {name: tuple(importance.shape) for name, importance in scores.importance.items()}
+        {'0.weight': (8, 4)}
+    """
+    evidence = gather(
+        trajectory, model, batches, task=task, target=target, loss=loss, ignore=ignore, include=include, seed=seed, device=device,
+        **options,
+    )  # fmt: skip
+    wanted = parse(criterion)
+    if evidence.data is not None and any(CRITERIA[part.name].needs_data for part in wanted.singles):
+        evidence.check()
+    return compose(wanted, {part.text: score_evidence(evidence, part.text) for part in wanted.singles})
+
+
+def gather(
+    trajectory: Trajectory,
+    model: nn.Module,
+    batches: Any = (),
+    *,
+    task: str | Task | None = None,
+    target: str | Target | None = None,
+    loss: Any = None,
+    ignore: Iterable[str] = (),
+    include: Iterable[str] = (),
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    **options: Any,
+) -> Evidence:
+    """What criteria look at, from the arguments of ``score``.
+
+    Raises:
+        UsageError: an option, a pattern or a task does not exist.
     """
     model = bare(model)
     trajectory.layout.check(model)
@@ -178,10 +216,7 @@ def score(
     explained = kind.target if target is None else target
     evidence = Evidence(trajectory, model, prunable, data, kind, explained, seed, **options, device=where, kept=kept)
     check_options(evidence)
-    wanted = parse(criterion)
-    if data is not None and any(CRITERIA[part.name].needs_data for part in wanted.singles):
-        evidence.check()
-    return compose(wanted, {part.text: score_evidence(evidence, part.text) for part in wanted.singles})
+    return evidence
 
 
 def check_options(evidence: Evidence) -> None:

@@ -49,6 +49,21 @@ class OnlineInfluence:
 
     Raises:
         PrunekitError: they take more; score offline, or give fewer samples.
+
+    Example:
+        >>> import torch
+        >>> from prunekit import OnlineInfluence
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x = torch.randn(8, 4)
+        >>> y = x[:, 0].gt(0).long()
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with OnlineInfluence(model, optimizer, x, y, target="margin") as online:
+        ...     for _ in range(3):
+        ...         optimizer.zero_grad()
+        ...         torch.nn.functional.cross_entropy(model(x), y).backward()
+        ...         optimizer.step()
+        >>> online.scores().importance["0.weight"].shape
+        torch.Size([8, 4])
     """
 
     def __init__(

@@ -65,7 +65,22 @@ def find_part(
 
 
 def explain_part(view: View, part: Part, training: Training | None = None, pruned: Sequence[PrunedPath] = ()) -> dict[str, Any]:
-    """What a part contributed: to which classes, when, from which training samples, and what pruning did through it."""
+    """What a part contributed: to which classes, when, from which training samples, and what pruning did through it.
+
+    Example:
+        >>> import copy
+        >>> import torch
+        >>> from prunekit import Trajectory
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> from prunekit.explain import View, explain_part, find_part
+        >>> x = torch.randn(16, 4)
+        >>> y = x[:, 0].gt(0).long()
+        >>> path = Trajectory.of(copy.deepcopy(model), model)
+        >>> view = View.of(model, path, x, y)
+        >>> part = find_part("layer", "0", "", path.layout, model, lambda: x[:2])
+        >>> explain_part(view, part)["title"]
+        'layer 0'
+    """
     mask, weights = part.mask.to(view.function.device), view.own
     traced = trace(view, mask)
     kernel, regularisation = traced.kernel, traced.regularisation

@@ -77,6 +77,14 @@ def make_plan(
             leave too little or too much to remove.
         ArtifactError: the scores were made from other weights; both hashes are in the message.
         StructureError: the model cannot take the structure; names the layer.
+
+    Example:
+        >>> import torch
+        >>> from prunekit import Trajectory, make_plan, score
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> plan = make_plan(score(Trajectory.of(model), model, criterion="magnitude"), model, sparsity=0.75)
+        >>> plan.sparsity()["prunable"], int(plan.masks()["0.weight"].sum() + plan.masks()["2.weight"].sum())
+        (0.75, 12)
     """
     model = bare(model)
     found = model_digest(model)

@@ -129,6 +129,17 @@ def refine(
     Raises:
         ArtifactError: the plan was made for other weights.
         UsageError: an option out of range, too few samples, or a structure that cannot be refined.
+
+    Example:
+        >>> import torch
+        >>> from prunekit import Trajectory, make_plan, refine, score
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> plan = make_plan(score(Trajectory.of(model), model, criterion="magnitude"), model, sparsity=0.5)
+        >>> x = torch.randn(64, 4)
+        >>> better = refine(plan, model, [(x, model(x).argmax(1))], rounds=5, steps=20)
+        >>> found = better.provenance["refine"]
+        >>> found["after"]["accept"] <= found["before"]["accept"] and found["kept"] == 24
+        True
     """
     _check(rounds, share, temper, nodes, steps, budget_seconds)
     deadline = Deadline(budget_seconds)

@@ -167,9 +167,9 @@ def compare(
     scores: Mapping[str, Scores],
     batches: Any,
     *,
-    structures: Sequence[str],
-    allocations: Sequence[str],
-    sparsities: Sequence[float],
+    structures: Sequence[str] = ("unstructured",),
+    allocations: Sequence[str] = ("global", "uniform"),
+    sparsities: Sequence[float] = (0.5, 0.7, 0.9),
     made_from: Mapping[str, Any] | None = None,
     attention: Mappings = (),
     repair: Callable[[Plan], Plan] | None = None,
@@ -184,6 +184,16 @@ def compare(
         repair: of every structure and sparsity the best cell's plan is also measured after this; see ``prunekit.refine``.
         task: what the model is for; its first measure decides.
         repair_at: only at these sparsities (N:M always); None for all.
+
+    Example:
+        >>> import torch
+        >>> from prunekit import Trajectory, compare, score
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x = torch.randn(64, 4)
+        >>> scores = {name: score(Trajectory.of(model), model, criterion=name) for name in ("magnitude", "random")}
+        >>> found = compare(model, scores, [(x, model(x).argmax(1))], allocations=["global"], sparsities=[0.5])
+        >>> [(cell["criterion"], "accuracy" in cell) for cell in found.cells]
+        [('magnitude', True), ('random', True)]
     """
     candidates = Candidates(model, scores, batches, structures, attention, task)
     grid = [(s, c, a, p) for s in structures for c in scores for a, p in choices(s, allocations, sparsities)]

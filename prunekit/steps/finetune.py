@@ -84,6 +84,19 @@ def finetune(
     Raises:
         NonFiniteError: the loss became NaN or Inf.
         ArtifactError: ``folder`` holds a trajectory already, or the disk is full.
+
+    Example:
+        >>> import torch
+        >>> from prunekit import Finetuning, Trajectory, finetune, make_plan, score
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> plan = make_plan(score(Trajectory.of(model), model, criterion="magnitude"), model, sparsity=0.5)
+        >>> x = torch.randn(64, 4)
+        >>> y = x[:, 0].gt(0).long()
+        >>> how = Finetuning(lambda at: (x[at], y[at]), 64, lambda m: torch.optim.SGD(m.parameters(), lr=0.1), epochs=2)
+        >>> len(finetune(model, plan, how))  # each epoch's mean loss
+        2
+        >>> int((model[0].weight == 0).sum() + (model[2].weight == 0).sum())
+        24
     """
     if folder is not None and parent is None:
         raise UsageError("finetune: a recording needs its parent, the dense model's trajectory")

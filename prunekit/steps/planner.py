@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.criteria import Evidence, Scores, compose, get_criterion, model_digest, parse, score_evidence
+from prunekit.criteria import Evidence, Scores, compose, gather, get_criterion, model_digest, parse, score_evidence
 from prunekit.plan import GROUPED, Plan, make_plan
 from prunekit.repair.swaps import Pattern, pattern_inside
 from prunekit.trajectory import Continued, Trajectory, load_into
@@ -90,6 +90,31 @@ class Planner:
         self.evidence, self.first, self.options, self.repair = evidence, scores, dict(options or {}), repair
         self.structure, self.allocation, self.example_inputs = structure, allocation, example_inputs
         self.rescored = 0
+
+    @classmethod
+    def of(
+        cls,
+        trajectory: Trajectory,
+        model: nn.Module,
+        batches: Any = (),
+        *,
+        criterion: str = "magnitude",
+        structure: str = "unstructured",
+        allocation: str = "global",
+        example_inputs: Any = None,
+        options: Mapping[str, Any] | None = None,
+        repair: Repair | None = None,
+        **looking: Any,
+    ) -> Planner:
+        """A planner that scores by ``criterion``, now and in later rounds.
+
+        Args:
+            trajectory, model, batches, looking: as in ``prunekit.score``.
+        """
+        evidence = gather(trajectory, model, batches, **looking)
+        wanted = parse(criterion)
+        scores = compose(wanted, {part.text: score_evidence(evidence, part.text) for part in wanted.singles})
+        return cls(evidence, scores, structure, allocation, example_inputs, options, repair)
 
     @cached_property
     def singles(self) -> dict[str, Scores]:

@@ -54,6 +54,11 @@ class Schedule:
         rounds: of ``iterative``, and prunings of ``gradual``.
         spacing: ``geometric`` removes the same share of what is left in every round, ``linear`` the same number.
         every: optimizer steps between two prunings of ``gradual``; None spreads them over the first half of the steps.
+
+    Example:
+        >>> from prunekit import Schedule
+        >>> [round(share, 3) for share in Schedule("iterative", rounds=3).sparsities(0.9)]
+        [0.536, 0.785, 0.9]
     """
 
     name: str = "one-shot"
@@ -170,6 +175,18 @@ def prune_by_schedule(
     Raises:
         UsageError: a schedule or step that does not exist.
         NonFiniteError: fine-tuning went to NaN or Inf.
+
+    Example:
+        >>> import torch
+        >>> from prunekit import Finetuning, Planner, Schedule, Trajectory, prune_by_schedule
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x = torch.randn(64, 4)
+        >>> y = x[:, 0].gt(0).long()
+        >>> how = Finetuning(lambda at: (x[at], y[at]), 64, lambda m: torch.optim.SGD(m.parameters(), lr=0.1), epochs=1)
+        >>> planner = Planner.of(Trajectory.of(model), model, [(x, y)], criterion="taylor")
+        >>> done = prune_by_schedule(model, planner, 0.75, Schedule("iterative", rounds=2), how=how)
+        >>> [round(found["sparsity"], 2) for found in done.rounds]
+        [0.5, 0.75]
     """
     schedule = schedule or Schedule()
     schedule.check(None if how is None else how.steps)
@@ -204,6 +221,16 @@ def cut(model: nn.Module, plan: Plan, example_inputs: Tensor | None = None) -> n
 
     Raises:
         PrunekitError: ``model`` has weights other than 0 where the plan removes them.
+
+    Example:
+        >>> import torch
+        >>> from prunekit import Planner, Trajectory, cut, prune_by_schedule
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x = torch.randn(2, 4)
+        >>> planner = Planner.of(Trajectory.of(model), model, structure="channels", example_inputs=x)
+        >>> done = prune_by_schedule(model, planner, 0.5)
+        >>> cut(done.model, done.plan, x)[0].out_features
+        4
     """
     named: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, mask in plan.masks().items():

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunekit import checkpoint
 from prunekit.errors import NonFiniteError
@@ -24,9 +24,12 @@ from prunekit.version import __version__
 
 
 def write_checkpoints(
-    folder: Path, model: nn.Module, weights: Sequence[Path], provenance: Mapping[str, Any] | None = None
+    folder: Path,
+    model: nn.Module,
+    weights: Sequence[Path | Mapping[str, Tensor]],
+    provenance: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the states in ``weights`` (in training order, see ``read_weights``) as a trajectory under ``folder``.
+    """Writes the states in ``weights``, files (see ``read_weights``) or in memory, in training order, as a trajectory.
 
     Between two checkpoints the path is taken as straight, and the whole move counts as the data's share. The model
     is left with the last checkpoint's weights.
@@ -40,8 +43,9 @@ def write_checkpoints(
     dtype = np.dtype(np.float64 if path_dtype(model) == torch.float64 else np.float32)
     folder.mkdir(parents=True, exist_ok=True)
     writer = WholeWriter(folder, layout.total, dtype)
-    for path in weights:
-        load_into(model, fitted(read_weights(path), model), path)
+    for given in weights:
+        path, state = (given, read_weights(given)) if isinstance(given, Path) else (Path("a model in memory"), given)
+        load_into(model, fitted(state, model), path)
         row = np.empty(layout.total, dtype)
         layout.flatten(named_tensors(model), out=torch.from_numpy(row))
         if not np.isfinite(row).all():

@@ -57,6 +57,22 @@ class Recorder:
         UsageError: an optimizer holds parameters that are not the model's, or trains one that was frozen when recording began.
         ArtifactError: the folder already holds a trajectory, or the disk is full; the steps so far stay readable.
         NonFiniteError: a weight became NaN or Inf.
+
+    Example:
+        >>> import torch
+        >>> from prunekit import Recorder, Trajectory
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x = torch.randn(64, 4)
+        >>> y = x[:, 0].gt(0).long()
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        >>> with Recorder(getfixture("tmp_path") / "trajectory", model, optimizer) as recorder:
+        ...     for indices in torch.arange(64).split(16):
+        ...         optimizer.zero_grad()
+        ...         torch.nn.functional.cross_entropy(model(x[indices]), y[indices]).backward()
+        ...         recorder.batch(indices)
+        ...         optimizer.step()
+        >>> len(Trajectory(getfixture("tmp_path") / "trajectory"))
+        4
     """
 
     def __init__(

@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunekit import checkpoint
 from prunekit.errors import ArtifactError, NonFiniteError, UsageError
+from prunekit.trajectory.bare import bare
+from prunekit.trajectory.copies import copied
 from prunekit.trajectory.layout import Layout
 from prunekit.trajectory.rules import Recursion, StepLog, optimizer_parts, survival
 from prunekit.trajectory.states import READERS
@@ -64,6 +67,7 @@ class Trajectory:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._own: TemporaryDirectory[str] | None = None
         self.header: dict[str, Any] = checkpoint.read_json(self.folder / "trajectory.json", "trajectory")
         try:
             self._open()
@@ -95,6 +99,35 @@ class Trajectory:
         counts = {k.rsplit("|", 1)[0]: int(v) for k, v in start.items() if k.endswith("|step")}
         counts |= {k.rsplit("|", 1)[0]: 1 for k in start if k.endswith("|momentum_buffer")}
         self.recursion = Recursion(self.layout, header["optimizer"], self._log, self._moments is not None, counts)
+
+    @classmethod
+    def of(cls, *models: nn.Module) -> Trajectory:
+        """The path through models in memory, in training order; of one alone, its weights and no path.
+
+        Criteria that look at no path (``magnitude``, ``taylor`` …) score by one model; ``influence`` needs two, such as the
+        pretrained and the fine-tuned one, and takes the path between them as straight.
+
+        Raises:
+            ArtifactError: the models' tensors are not the same ones.
+            NonFiniteError: a model holds NaN or Inf.
+
+        Example:
+            >>> import torch
+            >>> from prunekit import Trajectory, score
+            >>> model = torch.nn.Linear(4, 2)
+            >>> score(Trajectory.of(model), model, criterion="magnitude").importance["weight"].equal(model.weight.abs())
+            True
+        """
+        from prunekit.trajectory.imported import write_checkpoints  # which records, and a recorder reads trajectories
+
+        if not models:
+            raise UsageError("Trajectory.of takes one model at least")
+        folder = TemporaryDirectory(prefix="prunekit-")
+        states = [bare(model).state_dict() for model in models]
+        write_checkpoints(Path(folder.name), copied(bare(models[-1])), states)
+        found = cls(folder.name)
+        found._own = folder  # lives as long as the trajectory
+        return found
 
     def __len__(self) -> int:
         """The number of optimizer steps N; there are N + 1 states when every one was kept."""

@@ -1,0 +1,37 @@
+from . import explain as explain
+from .apply import compensate as compensate
+from .apply import hold_masks as hold_masks
+from .apply import load as load
+from .apply import masked as masked
+from .apply import prune as prune
+from .apply import save as save
+from .apply import squeeze as squeeze
+from .compression import Compressed as Compressed
+from .compression import compress as compress
+from .criteria import CRITERIA as CRITERIA
+from .criteria import OnlineInfluence as OnlineInfluence
+from .criteria import Scores as Scores
+from .criteria import score as score
+from .errors import ArtifactError as ArtifactError
+from .errors import NonFiniteError as NonFiniteError
+from .errors import PrunekitError as PrunekitError
+from .errors import StructureError as StructureError
+from .errors import UsageError as UsageError
+from .plan import Plan as Plan
+from .plan import make_plan as make_plan
+from .repair import refine as refine
+from .search import Comparison as Comparison
+from .search import compare as compare
+from .steps import Finetuning as Finetuning
+from .steps import Planner as Planner
+from .steps import RefineAgain as RefineAgain
+from .steps import Schedule as Schedule
+from .steps import cut as cut
+from .steps import finetune as finetune
+from .steps import prune_by_schedule as prune_by_schedule
+from .task import TASKS as TASKS
+from .task import Task as Task
+from .trajectory import Recorder as Recorder
+from .trajectory import Trajectory as Trajectory
+
+__version__: str

@@ -1,0 +1,162 @@
+"""One call from a trained model and data to a smaller model: score, choose on validation samples, repair, prune, measure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunekit.apply import masked, prune, save
+from prunekit.apply.answers import check_answers
+from prunekit.criteria import score
+from prunekit.data import Samples
+from prunekit.errors import UsageError
+from prunekit.measure import sizes
+from prunekit.plan import ALLOCATIONS, GROUPED, Plan, asked_sparsity, make_plan
+from prunekit.repair import refine
+from prunekit.search import Candidates, choose
+from prunekit.structure import check_structure, implied_sparsity
+from prunekit.task import Task
+from prunekit.task.evaluation import References, evaluate, measures_told, merit
+from prunekit.task.settle import settle
+from prunekit.trajectory import Trajectory
+from prunekit.trajectory.bare import bare
+
+PARTS = {"scoring": 0.5, "validation": 0.25, "test": 0.25}
+"""Shares of the samples: scores and repairs are computed on the first part, choices made on the second, figures on the third."""
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What ``compress`` made.
+
+    Attributes:
+        model: the pruned model.
+        plan: what was removed, and why (``provenance``).
+        report: ``dense`` and ``pruned`` figures on test samples by measure, ``measures`` (their directions and units), ``chosen``
+            criterion and allocation, ``refined`` (whether the repaired plan was better on validation samples), ``sizes`` of both
+            (``parameters``, ``nonzero_parameters``, ``macs``).
+    """
+
+    model: nn.Module
+    plan: Plan
+    report: dict[str, Any]
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the pruned model as ``prunekit.save`` does; ``prunekit.load`` reads it."""
+        save(self.model, self.plan, folder, {"report": self.report})
+
+
+def compress(
+    model: nn.Module,
+    data: Any,
+    *,
+    sparsity: float | None = None,
+    structure: str = "unstructured",
+    criteria: Sequence[str] | None = None,
+    task: str | Task | None = None,
+    loss: Any = None,
+    ignore: Iterable[str] = (),
+    refine_seconds: float | None = 60.0,
+    seed: int = 0,
+) -> Compressed:
+    """Makes a trained model smaller, with every choice made on samples of its own.
+
+    The samples are split at random into three parts (``PARTS``). Criteria score on the first; the criterion and allocation whose
+    plan does best on the second are taken; the plan is refined, which is kept if it does better there; both models are measured
+    on the third. It is ``prunekit score``, ``prune --criterion auto`` and ``eval`` for a model in memory. Influence needs the
+    recorded training path and so the single steps (``Recorder``, ``score``, ``make_plan``).
+
+    Args:
+        model: the trained model; left as it is.
+        data: batches ``(inputs, labels)`` or mappings with labels among them, a data set, or a ``DataLoader``.
+        sparsity: share of the prunable parameters to remove, in [0, 1); half of them when None, and of N:M what it says.
+        structure: as in ``prunekit.make_plan``.
+        criteria: as in ``prunekit.score``; ``magnitude`` and ``taylor`` when None.
+        task, loss, ignore: as in ``prunekit.score``.
+        refine_seconds: for the repair; None for as long as it takes, 0 for none.
+        seed: of the split and of the repair.
+
+    Raises:
+        UsageError: fewer than eight samples, or what ``score`` and ``make_plan`` refuse.
+        NonFiniteError: the pruned model would answer NaN.
+
+    Example:
+        >>> import prunekit, torch
+        >>> x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> small = prunekit.compress(model, [(x, x[:, 0].gt(0).long())], sparsity=0.5, structure="channels")
+        >>> small.report["sizes"]["pruned"]["parameters"] < small.report["sizes"]["dense"]["parameters"]
+        True
+        >>> small.model(x).shape
+        torch.Size([64, 2])
+    """
+    model = bare(model)
+    check_structure(structure)
+    if sparsity is None and implied_sparsity(structure) is None:
+        sparsity = 0.5
+    sparsity = asked_sparsity(structure, sparsity)
+    kind, samples = settle(model, data, task, loss)
+    if samples is None or len(samples) < 8:
+        raise UsageError(f"compress splits the samples into three parts and needs eight at least; it got {len(samples or ())}")
+    parts = _parted(samples, seed)
+    path, names = Trajectory.of(model), _criteria(kind, criteria)
+    scores = {name: score(path, model, parts["scoring"], criterion=name, task=kind, ignore=ignore, seed=seed) for name in names}
+    candidates = Candidates(model, scores, parts["validation"], [structure], task=kind)
+    chosen = choose(candidates, None, structure, sparsity, list(ALLOCATIONS))
+    example = parts["validation"].rows(0, 2)[0]
+    plan = make_plan(
+        scores[chosen["criterion"]],
+        model,
+        example if structure in GROUPED else None,
+        sparsity=sparsity,
+        structure=structure,
+        allocation=chosen["allocation"],
+    )
+    refined = _refined(plan, model, parts["scoring"], kind, candidates, refine_seconds, seed)
+    plan, better = (plan, False) if refined is None else (refined, True)
+    small = prune(model, plan, example)
+    check_answers(model, small, example)
+    references = References(model, parts["test"], kind)
+    figures = {
+        name: evaluate(each, parts["test"], kind, references).figures() for name, each in (("dense", model), ("pruned", small))
+    }
+    report = {
+        **figures,
+        "measures": measures_told(kind),
+        "chosen": {key: chosen[key] for key in ("criterion", "allocation")},
+        "refined": better,
+        "sizes": {"dense": sizes(model, example), "pruned": sizes(small, example)},
+        "samples": {name: len(part) for name, part in parts.items()},
+    }
+    return Compressed(small, plan, report)
+
+
+def _parted(samples: Samples, seed: int) -> dict[str, Samples]:
+    """The three parts, disjoint, drawn at random."""
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed)).tolist()
+    ends = [0, *(round(len(order) * share) for share in (0.5, 0.75, 1.0))]
+    return {name: samples.take(sorted(order[a:b])) for name, a, b in zip(PARTS, ends, ends[1:], strict=False)}
+
+
+def _criteria(task: Task, asked: Sequence[str] | None) -> Sequence[str]:
+    """What to score by; a task without a loss of its own has Taylor's criterion look at its own target."""
+    if asked is not None:
+        return asked
+    known: Mapping[str, Any] = task.targets()
+    return ["magnitude", "taylor" if "loss" in known else f"taylor(target={task.target})"]
+
+
+def _refined(
+    plan: Plan, model: nn.Module, samples: Samples, task: Task, candidates: Candidates, seconds: float | None, seed: int
+) -> Plan | None:
+    """The repaired plan, where its model is better on validation samples."""
+    if seconds == 0 or all(bool(keep.all()) for keep in plan.keep.values()):
+        return None
+    found = refine(plan, model, samples, task=task, budget_seconds=seconds, seed=seed)
+    before, after = (candidates.measured(masked(model, each)) for each in (plan, found))
+    return found if merit(task, after) > merit(task, before) else None
