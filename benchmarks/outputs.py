@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batch import Batch
-from prunekit.measure import accuracy, agreement, divergence
+from prunekit.measure import accuracy, agreement, kl
 from prunekit.task import Classification
 from prunekit.task.evaluation import run
 
@@ -25,5 +25,5 @@ def fidelity(outputs: Tensor, labels: Tensor, reference: Tensor) -> dict[str, fl
     return {
         "accuracy": accuracy(outputs, labels),
         "agreement": agreement(outputs, reference),
-        "kl": divergence(outputs, reference),
+        "kl": kl(outputs, reference),
     }

@@ -34,7 +34,7 @@ from benchmarks.outputs import predict
 from prunekit import Plan, Recorder, Scores, Trajectory, make_plan, masked, refine, score
 from prunekit.criteria import model_digest
 from prunekit.data import digits
-from prunekit.measure import accuracy, divergence, machine
+from prunekit.measure import accuracy, kl, machine
 from prunekit.recipe import Recipe
 from prunekit.repair.objective import make_objective
 from prunekit.repair.swaps import Weights
@@ -205,7 +205,7 @@ def measure(case: Case, cell: Cell, split: str) -> dict[str, object]:
     outputs, _ = predict(masked(case.model, plan), test)
     learn = samples - round(samples / 4)
     return {
-        "cell": list(cell), "accuracy": accuracy(outputs, labels), "kl": divergence(outputs, dense),
+        "cell": list(cell), "accuracy": accuracy(outputs, labels), "kl": kl(outputs, dense),
         "dense": accuracy(dense, labels), "seconds": seconds, "sparsity": plan.sparsity()["prunable"],
         "gradients": evaluations.gradients / learn, "forwards": evaluations.forwards / learn,
     }  # fmt: skip

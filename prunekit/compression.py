@@ -15,13 +15,13 @@ from prunekit.apply.answers import check_answers
 from prunekit.criteria import score
 from prunekit.data import Samples
 from prunekit.errors import UsageError
-from prunekit.measure import sizes
+from prunekit.measure import merit, sizes
 from prunekit.plan import ALLOCATIONS, GROUPED, Plan, asked_sparsity, make_plan
 from prunekit.repair import refine
 from prunekit.search import Candidates, choose
 from prunekit.structure import check_structure, implied_sparsity
 from prunekit.task import Task
-from prunekit.task.evaluation import References, evaluate, measures_told, merit
+from prunekit.task.evaluation import References, evaluate, measures_told
 from prunekit.task.settle import settle
 from prunekit.trajectory import Trajectory
 from prunekit.trajectory.bare import bare
@@ -159,4 +159,4 @@ def _refined(
         return None
     found = refine(plan, model, samples, task=task, budget_seconds=seconds, seed=seed)
     before, after = (candidates.measured(masked(model, each)) for each in (plan, found))
-    return found if merit(task, after) > merit(task, before) else None
+    return found if merit(task.choosing, after) > merit(task.choosing, before) else None

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunekit.measure import accuracy, agreement, divergence
+from prunekit.measure import accuracy, agreement, kl
 
 
 @torch.no_grad()
@@ -27,7 +27,7 @@ def fidelity(outputs: Tensor, labels: Tensor, reference: Tensor) -> dict[str, fl
     return {
         "accuracy": accuracy(outputs, labels),
         "agreement": agreement(outputs, reference),
-        "kl": divergence(outputs, reference),
+        "kl": kl(outputs, reference),
     }
 
 

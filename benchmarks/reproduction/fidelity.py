@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from prunekit.kernel import reconstruct
-from prunekit.measure import accuracy, agreement, divergence
+from prunekit.measure import accuracy, agreement, kl
 
 from .common import function_of, note, short, table, trained
 
@@ -32,7 +32,7 @@ def run(chosen: argparse.Namespace) -> str:
             started = time.process_time()
             found = reconstruct(function, case.trajectory.segments(), x, y, **how)
             rows.append([
-                name, way, f"{agreement(found.rebuilt, found.model):.3f}", f"{divergence(found.rebuilt, found.model):.1e}",
+                name, way, f"{agreement(found.rebuilt, found.model):.3f}", f"{kl(found.rebuilt, found.model):.1e}",
                 short(float(found.error.mean())), f"{accuracy(found.rebuilt, y):.3f} / {accuracy(found.model, y):.3f}",
                 f"{found.evaluations / len(x) / case.trajectory.pieces:.1f}", f"{time.process_time() - started:.0f}",
                 f"{int(found.residuals.argmax())} ({short(float(found.residuals.max() / found.residuals.sum()))})",

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prunekit.measure import accuracy, agreement, divergence
+from prunekit.measure import accuracy, agreement, kl
 
 from .common import function_of, note, table, trained
 
@@ -71,4 +71,4 @@ def ranked(changes: Tensor, order: str, seed: int) -> Tensor:
 def judged(path: Tensor, kept: Tensor, y: Tensor) -> tuple[float, float]:
     """Agreement in % with, and KL to, the last state of ``path`` ``(states, samples, classes)``."""
     rebuilt = path[0].double() + (path[kept + 1].double() - path[kept].double()).sum(0)
-    return 100 * agreement(rebuilt, path[-1]), divergence(rebuilt, path[-1])
+    return 100 * agreement(rebuilt, path[-1]), kl(rebuilt, path[-1])

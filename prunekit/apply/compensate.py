@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunekit.apply.gauss_newton import Distance, descend
 from prunekit.apply.layerwise import layerwise
 from prunekit.apply.masks import apply_masks
-from prunekit.data import Samples
+from prunekit.data import Samples, learn_and_accept
 from prunekit.errors import UsageError
 from prunekit.kernel import ModelFunction
 from prunekit.progress import Bar
@@ -23,7 +23,6 @@ from prunekit.trajectory import Layout
 from prunekit.trajectory.copies import copied
 from prunekit.trajectory.layout import fixed_state
 
-SAMPLES_AT_A_TIME = 256
 LENGTHS = (0.25, 0.5, 0.75, 1.0)
 
 
@@ -85,8 +84,9 @@ def compensate(
     device = next(model.parameters()).device
     kind, samples = settle(model, batches, task)
     if samples is None:
-        raise UsageError("compensate needs samples to compute from and samples to judge on; one of them has none")
-    learn, judged = _parts(samples, None if accept is None else Samples.of(accept, kind.batch))
+        raise UsageError("compensate needs samples to learn from and samples to accept on; it got none")
+    given = None if accept is None else Samples.of(accept, kind.batch)
+    learn, judged = learn_and_accept(samples, given, torch.arange(len(samples)) % 4 == 1, "compensate")
     result = copied(model)
     apply_masks(result, masks)
     solved = layerwise(model, masks, learn)
@@ -94,7 +94,7 @@ def compensate(
     rows = ModelFunction(solved, layout, fixed_state(solved, layout), lambda out, _: out.reshape(len(out), -1), device, task=kind)
     distance = Distance(rows, kind, copied(model).eval())
     referred, judging = distance.referenced(learn), distance.referenced(judged)
-    theta = _along(distance, _flat(result, layout), _flat(solved, layout), judging)
+    theta = _along(distance, layout.state(result), layout.state(solved), judging)
     if rounds and distance.value(theta, judging) > 0:
         theta = _descended(distance, theta, _free(layout, masks, theta), referred, judging, rounds, steps, damping, seed)
     final, found = dict(result.named_parameters()), layout.views(theta)
@@ -151,22 +151,6 @@ def _lacking(distance: Distance, theta: Tensor, learn: Referenced) -> str:
             raise
         return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
     return ""
-
-
-def _parts(samples: Samples, accept: Samples | None) -> tuple[Samples, Samples]:
-    """Samples to compute from and samples to judge on, at most ``SAMPLES_AT_A_TIME`` in a batch."""
-    parts = (samples, accept)
-    if accept is None:
-        apart = torch.arange(len(samples)) % 4 == 1
-        parts = samples.where(~apart), samples.where(apart)
-    learn, judged = (part.bounded(SAMPLES_AT_A_TIME) for part in parts if part is not None)
-    if not len(learn) or not len(judged):
-        raise UsageError("compensate needs samples to compute from and samples to judge on; one of them has none")
-    return learn, judged
-
-
-def _flat(model: nn.Module, layout: Layout) -> Tensor:
-    return layout.flatten({**dict(model.named_parameters()), **dict(model.named_buffers())})
 
 
 def _free(layout: Layout, masks: Mapping[str, Tensor], theta: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from prunekit.data import Samples
 from prunekit.kernel import ModelFunction
 from prunekit.kernel.gradients import MomentEngine, choose_engine
 from prunekit.task import Task
-from prunekit.task.referenced import Batches, Referenced
+from prunekit.task.referenced import KeptBatches, Referenced
 
 POWER = 0.75  # of the preconditioner (Martens 2010, section 4.7)
 STEPS = (1.0, 0.5, 0.25, 0.125)
@@ -47,7 +47,7 @@ class Distance:
         def reference(x: Inputs, y: Labels) -> Tensor:
             return self.task.reference(self.task.outputs(call(self.dense, x)))
 
-        return Referenced(Batches(samples, self.outputs.device), reference)
+        return Referenced(KeptBatches(samples, self.outputs.device), reference)
 
     def _shaped(self, rows: Tensor, labels: Labels) -> Tensor:
         """Outputs as the task knows them, of the shape of the dense model's."""

@@ -15,10 +15,10 @@ from prunekit.apply.squeeze import Squeezed
 from prunekit.errors import ArtifactError, NonFiniteError
 from prunekit.plan import Plan
 from prunekit.plan.plan import SIZE_ATTRIBUTES
-from prunekit.structure.cut import cut, named_tensors
+from prunekit.structure.cut import Cut
 from prunekit.structure.replacements import REPLACEMENTS
 from prunekit.trajectory import load_into
-from prunekit.trajectory.bare import bare
+from prunekit.trajectory.bare import bare, named_tensors
 from prunekit.trajectory.derived import derived_weights
 from prunekit.trajectory.ties import refuse_overlaps
 from prunekit.version import __version__
@@ -78,6 +78,12 @@ class Manifest:
             manifest = cls(**found)
             manifest._check()
         return manifest
+
+    @property
+    def cut(self) -> Cut:
+        """What the dense model lacks in this one."""
+        attributes = {f"{name}:{key}": value for name, found in self.attributes.items() for key, value in found.items()}
+        return Cut({key: torch.tensor(kept) for key, kept in self.kept.items()}, attributes, self.replaced)
 
     def _check(self) -> None:
         """Only sizes of layers may be set, only known modules put in, only indices kept: a manifest is data, not code."""
@@ -201,8 +207,7 @@ def _shrink(model: nn.Module, manifest: Manifest, folder: Path) -> None:
         if name not in named or int(axis) >= named[name].dim() or max(kept) >= named[name].shape[int(axis)]:
             raise ArtifactError(f"{folder}: {key} does not fit the factory's model; it is another architecture")
     try:
-        attributes = {f"{name}:{key}": value for name, found in manifest.attributes.items() for key, value in found.items()}
-        cut(model, {key: torch.tensor(kept) for key, kept in manifest.kept.items()}, attributes, manifest.replaced)
+        manifest.cut.carry_out(model)
     except (ValueError, AttributeError) as error:
         raise ArtifactError(f"{folder}: does not fit the factory's model ({error}); it is another architecture") from error
 

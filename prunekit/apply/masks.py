@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from prunekit.errors import ArtifactError
 from prunekit.plan import Plan
-from prunekit.trajectory.bare import bare, bare_optimizers
+from prunekit.trajectory.bare import bare, bare_optimizers, named_tensors
 from prunekit.trajectory.derived import check_derived, refresh
 from prunekit.trajectory.describe import refuse_strangers
-from prunekit.trajectory.layout import named_tensors
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from prunekit.apply.masks import apply_masks
 from prunekit.batch import Inputs
 from prunekit.errors import ArtifactError
 from prunekit.plan import Plan
-from prunekit.structure.cut import cut, same_as_masked, values_without
+from prunekit.structure.cut import same_as_masked
 from prunekit.trajectory.copies import copied
 
 
@@ -23,7 +23,7 @@ def cut_units(model: nn.Module, plan: Plan, example_inputs: Inputs) -> nn.Module
     apply_masks(masked, plan.masks())
     small = copied(masked)
     try:
-        cut(small, plan.kept_indices(), values_without(small, plan.lowered()), plan.replaced())
+        plan.cut(small).carry_out(small)
     except (ValueError, AttributeError, IndexError) as error:
         raise ArtifactError(f"the plan does not fit this model: {error}") from error
     for parameter in small.parameters():

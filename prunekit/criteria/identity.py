@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.trajectory import Layout
-from prunekit.trajectory.layout import named_tensors, path_dtype
+from prunekit.trajectory.bare import named_tensors
+from prunekit.trajectory.layout import path_dtype
 
 
 def state_digest(flat: Tensor) -> str:

@@ -172,5 +172,4 @@ class OnlineInfluence:
         return Scores(importance, axes, facts, {"uncovered": uncovered}, cost)
 
     def _flat(self) -> Tensor:
-        named: dict[str, Tensor] = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        return self.layout.flatten(named)
+        return self.layout.state(self.model)

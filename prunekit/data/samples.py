@@ -165,10 +165,30 @@ def _is_tensor(thing: Any) -> bool:
     return isinstance(thing, Tensor)
 
 
-def learn_and_accept(samples: Samples, share: float, seed: int) -> tuple[Samples, Samples]:
-    """Two disjoint parts: what is learnt from, and ``share`` of the samples, drawn at random, to judge it on."""
+def learn_and_accept(samples: Samples, accept: Samples | None, apart: Tensor, who: str) -> tuple[Samples, Samples]:
+    """What is learnt from, and what that is judged on, at most ``EVAL_BATCH`` in a batch.
+
+    Args:
+        accept: samples of their own to judge on; without them those of ``samples`` where ``apart`` ``(samples,)`` is True.
+        who: asks, for the message.
+
+    Raises:
+        UsageError: one of the parts has no sample.
+    """
+    parts = (samples, accept) if accept is not None else (samples.where(~apart), samples.where(apart))
+    learn, judged = (part.bounded(EVAL_BATCH) for part in parts)
+    if not len(learn) or not len(judged):
+        raise UsageError(
+            f"{who} needs samples to learn from and samples to accept on, one of each at least; it got {len(learn)} and "
+            f"{len(judged)}"
+        )
+    return learn, judged
+
+
+def drawn(samples: Samples, share: float, seed: int) -> Tensor:
+    """``share`` of the samples, one at least and not all, drawn at random: bool ``(samples,)``."""
     total = len(samples)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-    accepted = torch.zeros(total, dtype=torch.bool)
-    accepted[order[: min(max(1, round(share * total)), total - 1)]] = True
-    return samples.where(~accepted), samples.where(accepted)
+    found = torch.zeros(total, dtype=torch.bool)
+    found[order[: min(max(1, round(share * total)), total - 1)]] = True
+    return found

@@ -16,7 +16,7 @@ from prunekit.data.identity import tensors
 from prunekit.errors import ArtifactError
 from prunekit.explain.answers import class_labels, class_outputs
 from prunekit.kernel import ModelFunction, Reconstruction, masked_machine, reconstruct, shares_by_layer
-from prunekit.measure import agreement, divergence
+from prunekit.measure import agreement, kl
 from prunekit.progress import Bar
 from prunekit.trajectory import Continued, Segment, Trajectory
 
@@ -168,7 +168,7 @@ def account(
         },
         "masked_machine": {
             **fit(machine, model),
-            "kl_to_pruned": divergence(*map(classes, (machine, model))) if labelled else None,
+            "kl_to_pruned": kl(*map(classes, (machine, model))) if labelled else None,
         },
     }
 

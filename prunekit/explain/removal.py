@@ -21,7 +21,7 @@ from prunekit.explain.path import JUMP_NODES, SCHEMA
 from prunekit.kernel import ModelFunction, blame, layers_of, step_scores
 from prunekit.plan import Plan
 from prunekit.progress import Bar
-from prunekit.repair.swaps import Pattern, get_pattern
+from prunekit.repair.swaps import Swaps, get_swaps
 from prunekit.task import Task, get_task
 from prunekit.trajectory import Layout, Segment, Trajectory
 
@@ -173,14 +173,14 @@ def explain_removal(damage: RemovalEffect, name: str, plan: Plan, indices: Seque
         "moved": None,
         "units": [],
     }
-    pattern = _pattern(damage, given or plan)
-    if pattern is not None:
-        shown = ~pattern.keep
+    swaps = _swaps(damage, given or plan)
+    if swaps is not None:
+        shown = ~swaps.keep
         if given is not None:
-            now = get_pattern(plan, damage.layout, damage.theta.device).keep
-            result["moved"] = {"back": int((now & shown).sum()), "out": int((pattern.keep & ~now).sum())}
+            now = get_swaps(plan, damage.layout, damage.theta.device).keep
+            result["moved"] = {"back": int((now & shown).sum()), "out": int((swaps.keep & ~now).sum())}
             shown = shown & now
-        result["units"] = _units(damage, before or after, given or plan, pattern, shown, indices)
+        result["units"] = _units(damage, before or after, given or plan, swaps, shown, indices)
     return result
 
 
@@ -196,16 +196,16 @@ def explain_removals(
         remove, up to the residuals.
     """
     kept = [damage.mask(plan) for _, plan in (first, second)]
-    patterns = [_pattern(damage, plan) for _, plan in (first, second)]
+    patterns = [_swaps(damage, plan) for _, plan in (first, second)]
     same = first[1].structure == second[1].structure
     masks = []
-    for (name, plan), (mine, other), (pattern, others) in zip(
+    for (name, plan), (mine, other), (swaps, others) in zip(
         (first, second), (kept, kept[::-1]), (patterns, patterns[::-1]), strict=True
     ):
         removal = damage.of(mine, ~mine & other)
         units = []
-        if same and pattern is not None and others is not None:
-            units = _units(damage, removal, plan, pattern, ~pattern.keep & others.keep, indices)
+        if same and swaps is not None and others is not None:
+            units = _units(damage, removal, plan, swaps, ~swaps.keep & others.keep, indices)
         masks.append({"name": name, **_told(damage, removal), "alone": int((~mine & other).sum()), "units": units})
     return {
         **_head(damage, first[0], second[0], f"{first[0]} against {second[0]}"),
@@ -250,19 +250,19 @@ def _told(damage: RemovalEffect, removal: Removal) -> dict[str, Any]:
     return {**told, "table": removal.table.tolist()}
 
 
-def _pattern(damage: RemovalEffect, plan: Plan) -> Pattern | None:
+def _swaps(damage: RemovalEffect, plan: Plan) -> Swaps | None:
     """How the plan's units lie in the path's coordinates; None where they are of two kinds (pruned twice) or partly beside it."""
     try:
-        return get_pattern(plan, damage.layout, damage.theta.device)
+        return get_swaps(plan, damage.layout, damage.theta.device)
     except UsageError:
         return None
 
 
 def _units(
-    damage: RemovalEffect, removal: Removal, plan: Plan, pattern: Pattern, shown: Tensor, indices: Sequence[int]
+    damage: RemovalEffect, removal: Removal, plan: Plan, swaps: Swaps, shown: Tensor, indices: Sequence[int]
 ) -> list[dict[str, Any]]:
     """The most blamed of the removed units ``shown`` ``(U,)``, and whose samples blame them."""
-    blamed = pattern.gather(removal.values, pattern.keep).masked_fill(~shown, -torch.inf)
+    blamed = swaps.gather(removal.values, swaps.keep).masked_fill(~shown, -torch.inf)
     order = [u for u in blamed.argsort(descending=True, stable=True)[:NAMED].tolist() if blamed[u] > 0]
     answers = {}
     if damage.classifies:
@@ -274,7 +274,7 @@ def _units(
     with Bar("who asked (units)", len(order)) as bar:
         for unit in order:
             probe = removal.values.detach().requires_grad_()  # a unit's share of every coordinate: its blame is linear in theirs
-            weights = torch.autograd.grad(pattern.gather(probe, pattern.keep)[unit], probe)[0]
+            weights = torch.autograd.grad(swaps.gather(probe, swaps.keep)[unit], probe)[0]
             scores = damage.by_sample(removal.keep, weights)
             asking = [k for k in scores.argsort(descending=True, stable=True)[:ASKING].tolist() if scores[k] > 0]
             rows = [

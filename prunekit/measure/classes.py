@@ -17,7 +17,7 @@ def agreement(outputs: Tensor, reference: Tensor) -> float:
     return float((outputs.argmax(-1) == reference.argmax(-1)).float().mean())
 
 
-def divergence(outputs: Tensor, reference: Tensor) -> float:
+def kl(outputs: Tensor, reference: Tensor) -> float:
     """Mean Kullback-Leibler divergence KL(reference ‖ outputs) of the softmax distributions, in nats."""
     return float(kl_each(outputs, reference).mean())
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,9 +24,13 @@ def ratio(sums: Tensor, samples: int) -> Tensor:
     return torch.where(sums[..., 1] > 0, sums[..., 0] / sums[..., 1].clamp_min(1e-300), torch.zeros_like(sums[..., 0]))
 
 
+AnyTold = TypeVar("AnyTold", bound="Told")
+
+
 class Directed:
     """What has a direction and a unit."""
 
+    name: str
     better: str
     unit: str
 
@@ -39,6 +43,31 @@ class Directed:
     def scale(self) -> float:
         """What a figure is multiplied with to be in the unit."""
         return 100.0 if self.unit == "%" else 1.0
+
+
+@dataclass(frozen=True)
+class Told(Directed):
+    """A measure as artifacts tell of it: its name, direction and unit, and whether it is of closeness to the dense model."""
+
+    name: str
+    better: str
+    unit: str
+    close: bool
+
+
+def told(measures: Iterable[Mapping[str, Any]]) -> list[Told]:
+    """Measures as artifacts hold them."""
+    return [Told(m["name"], m["better"], m["unit"], bool(m["close"])) for m in measures]
+
+
+def choosing(measures: Sequence[AnyTold]) -> list[AnyTold]:
+    """What one model is better than another by, in this order: the first measure, then closeness to the dense model."""
+    return [*measures[:1], *(measure for measure in measures[1:] if measure.close)]
+
+
+def merit(order: Iterable[Directed], figures: Mapping[str, float]) -> tuple[float, ...]:
+    """What makes one model better than another, to be compared: the measures that choose, in their order and direction."""
+    return tuple(measure.sign * figures[measure.name] for measure in order)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
+from prunekit.criteria import group_scores
 from prunekit.errors import UsageError, nearest
 
 Importances = dict[str, Tensor]
@@ -56,14 +57,7 @@ def mean(importance: Importances, request: Request) -> Importances:
 
 def lamp(importance: Importances, request: Request) -> Importances:
     """``s_i² / Σ_{j: s_j ≥ s_i} s_j²`` within each layer (LAMP: Lee et al. 2021, arXiv 2010.07611, eq. 2), of any criterion."""
-    comparable = {}
-    for name, values in importance.items():
-        squares, order = values.flatten().double().square().sort(stable=True)
-        at_least = squares.flip(0).cumsum(0).flip(0).clamp_min(1e-300)
-        found = torch.empty_like(squares)
-        found[order] = squares / at_least
-        comparable[name] = found.view(values.shape)
-    return comparable
+    return {name: group_scores.lamp(values.double().square()) for name, values in importance.items()}
 
 
 def erk(importance: Importances, request: Request) -> Importances:

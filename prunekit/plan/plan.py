@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunekit import checkpoint
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.plan.patterns import pattern_fault
 from prunekit.structure import pattern_of
+from prunekit.structure.cut import Cut, values_without
 from prunekit.structure.groups import SKIPS, kept_indices, slice_masks
 from prunekit.structure.heads import HEADS, KV_HEADS, WIDTHS
 from prunekit.structure.replacements import REPLACEMENTS
@@ -102,6 +103,14 @@ class Plan:
         if not self.given:
             return None
         return replace(self, keep=self.given, given={}, provenance={k: v for k, v in self.provenance.items() if k != "refine"})
+
+    def cut(self, model: nn.Module) -> Cut:
+        """What leaves ``model``, the dense one, whose sizes it is counted from.
+
+        Raises:
+            AttributeError: the model has none of the modules or sizes that the plan names.
+        """
+        return Cut(self.kept_indices(), values_without(model, self.lowered()), self.replaced())
 
     def kept_indices(self) -> dict[str, Tensor]:
         """``<param>@<axis>`` -> kept indices on that axis, ascending; only axes that lose something, but not all."""

@@ -1,6 +1,6 @@
 """Repairs a plan by what its removal broke: refine, masks learnt, units that change places, what is lowered meanwhile."""
 
 from prunekit.repair.refine import refine
-from prunekit.repair.swaps import PATTERNS
+from prunekit.repair.swaps import SWAPS
 
-__all__ = ["PATTERNS", "refine"]
+__all__ = ["SWAPS", "refine"]

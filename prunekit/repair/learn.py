@@ -17,14 +17,14 @@ from torch import Tensor
 from prunekit.batch import Inputs, Labels
 from prunekit.kernel import samples_in
 from prunekit.repair.objective import Objective
-from prunekit.repair.swaps import Pattern
+from prunekit.repair.swaps import Swaps
 
 NORMAL = (math.pi / 2 - 1) ** 0.5  # standard deviation over mean of |x| for normal x
 BEGIN = 0.5
 
 
 def learnt_masks(
-    pattern: Pattern,
+    swaps: Swaps,
     objective: Objective,
     worth: Tensor,
     *,
@@ -52,23 +52,23 @@ def learnt_masks(
     few = len(objective.learn) <= 2
     for step in range(1, steps + 1):
         t = min(1.0, begin + 2 * (1 - begin) * step / steps)
-        kept = pattern.select(scores).to(theta.dtype)
+        kept = swaps.select(scores).to(theta.dtype)
         mask = torch.lerp(torch.ones_like(kept), kept, t).requires_grad_()
         one = [objective.learn[int(torch.randint(len(objective.learn), (1,), generator=generator))]]
         batches = objective.learn if few else one
         samples = samples_in(batches)
         gradient = torch.zeros_like(mask)
         for x, y in batches:
-            gradient += mask_gradient(objective, pattern, mask, x, y, samples)
+            gradient += mask_gradient(objective, swaps, mask, x, y, samples)
         scores.grad = gradient
         optimizer.step()
         if step % every == 0 or step == steps:
-            yield step, pattern.select(scores)
+            yield step, swaps.select(scores)
 
 
-def mask_gradient(objective: Objective, pattern: Pattern, mask: Tensor, x: Inputs, y: Labels, samples: int) -> Tensor:
+def mask_gradient(objective: Objective, swaps: Swaps, mask: Tensor, x: Inputs, y: Labels, samples: int) -> Tensor:
     """One batch's part of ``∂J/∂mask`` ``(U,)``, ``J`` the mean over ``samples``; ``mask`` requires a gradient."""
-    point = objective.theta * pattern.expand(mask)
+    point = objective.theta * swaps.expand(mask)
     share = point.new_full((), 1 / samples)
     gradient = objective.function.gradient(point.detach(), x, y, share)[1]
     return torch.autograd.grad(point, mask, gradient)[0]

@@ -9,16 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batch import Inputs, Labels
-from prunekit.data import Samples, learn_and_accept
+from prunekit.data import Samples, drawn, learn_and_accept
 from prunekit.errors import PrunekitError, UsageError, nearest
 from prunekit.kernel import ModelFunction, mean_value
 from prunekit.task import Target, Task
-from prunekit.task.referenced import Batches, Budget, Referenced
+from prunekit.task.referenced import Budget, KeptBatches, Referenced
 from prunekit.trajectory import Layout
 from prunekit.trajectory.layout import fixed_state
 
 OBJECTIVES = ("kl", "loss")
-SAMPLES_AT_A_TIME = 256
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,9 @@ class Objective:
 
     function: ModelFunction
     theta: Tensor
-    learn: Batches
-    accept: Batches
-    labelled: Batches
+    learn: KeptBatches
+    accept: KeptBatches
+    labelled: KeptBatches
     ranking: ModelFunction
 
     def on_learn(self, factors: Tensor) -> float:
@@ -82,16 +81,11 @@ def make_objective(
     theta = _flat(model, layout)
     close_to = theta if reference is None else _flat(reference, layout).to(device)
     given = Samples.of(batches, task.batch)
-    if accept is None:
-        if len(given) < 2:
-            raise UsageError(f"refine needs two samples at least, one to learn from and one to accept on; it got {len(given)}")
-        parts = learn_and_accept(given, accept_share, seed)
-    else:
-        parts = given, Samples.of(accept, task.batch)
-        if not len(parts[0]) or not len(parts[1]):
-            raise UsageError("refine needs samples to learn from and samples to accept on; one of them has none")
+    parts = learn_and_accept(
+        given, None if accept is None else Samples.of(accept, task.batch), drawn(given, accept_share, seed), "refine"
+    )
     budget = Budget()
-    learn, judged = (Batches(part.bounded(SAMPLES_AT_A_TIME), device, budget) for part in parts)
+    learn, judged = (KeptBatches(part, device, budget) for part in parts)
 
     def function_of(wanted: str | Target) -> ModelFunction:
         return ModelFunction(model, layout, fixed, wanted, device, task=task)
@@ -132,5 +126,4 @@ def _reference(function: ModelFunction, theta: Tensor, task: Task) -> Any:
 def _flat(model: nn.Module, layout: Layout) -> Tensor:
     if Layout.of(model) != layout:
         raise UsageError("refine: the reference's tensors are not those of the model")
-    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return layout.flatten({name: tensor.detach() for name, tensor in named.items()})
+    return layout.state(model)

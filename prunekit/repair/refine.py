@@ -26,7 +26,7 @@ from prunekit.progress import Bar
 from prunekit.repair.deadline import Deadline, OutOfTime
 from prunekit.repair.learn import learnt_masks, mask_gradient
 from prunekit.repair.objective import Objective, make_objective
-from prunekit.repair.swaps import Pattern, get_pattern
+from prunekit.repair.swaps import Swaps, get_swaps
 from prunekit.task import Target, Task
 from prunekit.task.settle import settle
 from prunekit.trajectory import Layout, Segment
@@ -39,7 +39,7 @@ PARTED = 2.0  # the accept part's divergence over the learn part's may grow by t
 class _Best:
     """The best mask so far and how it came about."""
 
-    pattern: Pattern
+    swaps: Swaps
     objective: Objective
     keep: Tensor
     learn: float
@@ -48,7 +48,7 @@ class _Best:
 
     def offer(self, candidate: Tensor, facts: dict[str, Any]) -> bool:
         """Takes ``candidate`` if it is better on the accept part, and writes the history either way."""
-        factors = self.pattern.expand(candidate.to(self.objective.theta.dtype))
+        factors = self.swaps.expand(candidate.to(self.objective.theta.dtype))
         learn, accept = self.objective.on_learn(factors), self.objective.on_accept(factors)
         taken = accept < self.accept
         self.history.append(
@@ -87,7 +87,7 @@ def refine(
     loss: Any = None,
     accept: Any = None,
     accept_share: float = 0.25,
-    pattern: Callable[[Plan, Layout, torch.device], Pattern] | None = None,
+    swaps: Callable[[Plan, Layout, torch.device], Swaps] | None = None,
     reference: nn.Module | None = None,
 ) -> Plan:
     """The plan with as many units kept, but better ones; never worse than ``plan`` on the samples it is accepted on.
@@ -115,7 +115,7 @@ def refine(
             or ``target`` if it is a function.
         loss: for the target ``"loss"``; the task's own when None.
         accept: samples of their own to accept on; without them ``accept_share`` of ``batches`` is set apart for that.
-        pattern: which swaps are allowed; by the plan's structure when None (``prunekit.search.PATTERNS``).
+        swaps: which swaps are allowed; by the plan's structure when None (``prunekit.search.SWAPS``).
         reference: stay close to this model's outputs instead of ``model``'s own: the dense one, where ``model`` has the kept
             weights as they were trained since (``prunekit.steps.again``). Then ``J`` is not 0 at ``model``; sums of blame
             are what the mask adds.
@@ -148,7 +148,7 @@ def refine(
         raise ArtifactError(f"the plan was made for model {plan.provenance['model']}, this model is {found}")
     device = next(model.parameters()).device
     layout = Layout.of(model)
-    chosen = get_pattern(plan, layout, device) if pattern is None else pattern(plan, layout, device)
+    chosen = get_swaps(plan, layout, device) if swaps is None else swaps(plan, layout, device)
     kind, samples = settle(model, batches, task, loss)
     ranking = importance or (kind.importance() if isinstance(target, str) else target)
     objective = make_objective(
@@ -202,7 +202,7 @@ def refine(
 
 def _swap(best: _Best, rounds: int, share: float, temper: float, nodes: int, deadline: Deadline) -> bool:
     """The rounds of give back and drop; False when time ran out."""
-    pattern, objective = best.pattern, best.objective
+    swaps, objective = best.swaps, best.objective
     theta, dtype = objective.theta, objective.theta.dtype
     engine = choose_engine(objective.ranking, theta, *objective.labelled[0])
     tried = torch.zeros_like(best.keep)  # single units that did not help, since the mask last changed
@@ -213,22 +213,22 @@ def _swap(best: _Best, rounds: int, share: float, temper: float, nodes: int, dea
             ranked = _ranking(number)
             facts: dict[str, Any] = {"stage": "refine", "round": number, "ranked": ranked, "share": share}
             if ranked == "blame":
-                pruned = theta * pattern.expand(best.keep.to(dtype))
+                pruned = theta * swaps.expand(best.keep.to(dtype))
                 step = Segment(0, theta, pruned, torch.zeros_like(theta))
                 found = blame(objective.function, step, objective.learn, nodes=nodes)
-                gain, facts["residual"] = pattern.gather(found.values, best.keep), found.residual
+                gain, facts["residual"] = swaps.gather(found.values, best.keep), found.residual
             else:
                 gain = _gain(best)
-            grown = pattern.grow(best.keep, gain.masked_fill(tried, -torch.inf), share)
+            grown = swaps.grow(best.keep, gain.masked_fill(tried, -torch.inf), share)
             if bool((grown == best.keep).all()):
                 return True  # nothing is left to try
             worth = _worth(best, engine, grown, temper)
             back = grown & ~best.keep
-            if best.offer(pattern.exchange(worth, grown, gain), facts):
+            if best.offer(swaps.exchange(worth, grown, gain), facts):
                 tried.zero_()
             else:
                 share *= SHRINK
-                if share * pattern.count < 1:
+                if share * swaps.count < 1:
                     tried |= back
             bar.describe(best.line(f"refine, round {number}"))
             bar.advance()
@@ -237,10 +237,10 @@ def _swap(best: _Best, rounds: int, share: float, temper: float, nodes: int, dea
 
 def _worth(best: _Best, engine: MomentEngine, keep: Tensor, temper: float) -> Tensor:
     """``magnitude^(1-p) × influence^p`` of every unit in the model that keeps ``keep``, ``(U,)``."""
-    pattern, objective = best.pattern, best.objective
-    present = objective.theta * pattern.expand(keep.to(objective.theta.dtype))
-    influence = pattern.influence(objective.ranking, engine, present, objective.labelled)
-    return influence.pow(temper) * pattern.magnitude(objective.theta).pow(1 - temper)
+    swaps, objective = best.swaps, best.objective
+    present = objective.theta * swaps.expand(keep.to(objective.theta.dtype))
+    influence = swaps.influence(objective.ranking, engine, present, objective.labelled)
+    return influence.pow(temper) * swaps.magnitude(objective.theta).pow(1 - temper)
 
 
 def _ranking(number: int) -> str:
@@ -250,11 +250,11 @@ def _ranking(number: int) -> str:
 
 def _gain(best: _Best) -> Tensor:
     """How much J falls, to first order at the pruned model, when a unit returns: ``-∂J/∂m``, ``(U,)``."""
-    pattern, objective = best.pattern, best.objective
+    swaps, objective = best.swaps, best.objective
     mask = best.keep.to(objective.theta.dtype).requires_grad_()
     gain = torch.zeros_like(mask)
     for x, y in objective.learn:
-        gain -= mask_gradient(objective, pattern, mask, x, y, objective.learn.samples)
+        gain -= mask_gradient(objective, swaps, mask, x, y, objective.learn.samples)
     return gain.detach()
 
 
@@ -267,7 +267,7 @@ def _learn(best: _Best, steps: int, temper: float, seed: int, deadline: Deadline
     worth = _worth(best, engine, torch.ones_like(best.keep), temper)
     with Bar("learn", steps) as bar:
         done = 0
-        for step, candidate in learnt_masks(best.pattern, objective, worth, steps=steps, seed=seed):
+        for step, candidate in learnt_masks(best.swaps, objective, worth, steps=steps, seed=seed):
             best.offer(candidate, {"stage": "learn", "round": step, "ranked": "scores"})
             bar.describe(best.line(f"learn, step {step}"))
             bar.advance(step - done)

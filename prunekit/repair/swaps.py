@@ -27,7 +27,7 @@ from prunekit.structure.groups import SKIPS
 from prunekit.trajectory import Layout, Segment
 
 
-class Pattern(Protocol):
+class Swaps(Protocol):
     """``keep``: the plan's own choice, boolean ``(U,)``."""
 
     keep: Tensor
@@ -356,11 +356,11 @@ class Groups(_Limited):
         return replace(self._plan, keep=dict(zip(self.names, parts, strict=True)))
 
 
-PATTERNS: dict[str, Callable[[Plan, Layout, torch.device], Pattern]] = {"unstructured": Weights, **dict.fromkeys(GROUPED, Groups)}
+SWAPS: dict[str, Callable[[Plan, Layout, torch.device], Swaps]] = {"unstructured": Weights, **dict.fromkeys(GROUPED, Groups)}
 """By the plan's structure; N:M takes ``Runs``, blocks ``Tiles``. A new structure adds its class here."""
 
 
-def get_pattern(plan: Plan, layout: Layout, device: torch.device, across: bool = True) -> Pattern:
+def get_swaps(plan: Plan, layout: Layout, device: torch.device, across: bool = True) -> Swaps:
     """The pattern of a plan's structure.
 
     Args:
@@ -372,21 +372,21 @@ def get_pattern(plan: Plan, layout: Layout, device: torch.device, across: bool =
     """
     if plan.structure in GROUPED:
         return Groups(plan, layout, device, across)
-    if plan.structure in PATTERNS:
-        return PATTERNS[plan.structure](plan, layout, device)
+    if plan.structure in SWAPS:
+        return SWAPS[plan.structure](plan, layout, device)
     if "+" in plan.structure:
         raise UsageError(f"refine: a plan of {plan.structure} was pruned twice; refine the plan of each step")
     pattern = pattern_of(plan.structure)
     if pattern is None:
-        raise UsageError(f"refine: {plan.structure} plans cannot be refined; it takes {', '.join(PATTERNS)}, N:M and blocks")
+        raise UsageError(f"refine: {plan.structure} plans cannot be refined; it takes {', '.join(SWAPS)}, N:M and blocks")
     if pattern.kind == "nm":
         return Runs(plan, layout, device, pattern.second)
     return Tiles(plan, layout, device, pattern.first, pattern.second)
 
 
-def pattern_inside(before: Plan, plan: Plan, layout: Layout, device: torch.device, across: bool = True) -> Pattern:
-    """The pattern of a plan that was made inside ``before``, of the same structure: what that removed stays away."""
-    pattern, earlier = get_pattern(plan, layout, device, across), get_pattern(before, layout, device, across)
-    assert isinstance(pattern, _Limited)
-    pattern.limits.close(~earlier.keep)
-    return pattern
+def swaps_inside(before: Plan, plan: Plan, layout: Layout, device: torch.device, across: bool = True) -> Swaps:
+    """The swaps of a plan that was made inside ``before``, of the same structure: what that removed stays away."""
+    swaps, earlier = get_swaps(plan, layout, device, across), get_swaps(before, layout, device, across)
+    assert isinstance(swaps, _Limited)
+    swaps.limits.close(~earlier.keep)
+    return swaps

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from prunekit.measure.measure import Directed
+from prunekit.measure import Told
 from prunekit.task import TASKS
 from prunekit.task.evaluation import CLASSIFICATION, measures_told
 
@@ -24,14 +23,8 @@ NAMES = {
 """Names in text of the others, where text has another than artifacts."""
 
 
-@dataclass(frozen=True)
-class Shown(Directed):
-    """One measure, as artifacts tell of it (``prunekit.task.evaluation.measures_told``)."""
-
-    name: str
-    better: str
-    unit: str
-    close: bool
+class Shown(Told):
+    """A measure, and how its name and figures are written."""
 
     @property
     def share(self) -> bool:
@@ -100,9 +93,3 @@ def by_name(name: str, told: Iterable[Mapping[str, Any]] | None) -> Shown:
 def deciding(told: Iterable[Mapping[str, Any]] | None) -> Shown:
     """The measure that decides: the first one."""
     return shown(told)[0]
-
-
-def merit(measures: Iterable[Shown], figures: Mapping[str, float]) -> tuple[float, ...]:
-    """As ``prunekit.task.evaluation.merit``: what makes one model better than another."""
-    first, *others = measures
-    return tuple(measure.sign * figures[measure.name] for measure in (first, *(m for m in others if m.close)))

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from prunekit.report.html import write_html
 from prunekit.report.measures import deciding
 from prunekit.report.plots import STYLES, inline
-from prunekit.search.summary import Curve, Row, Runs, Told, spread
+from prunekit.search.summary import Curve, Measures, Row, Runs, spread
 from prunekit.task.evaluation import CLASSIFICATION
 
 SHOWN = 4  # of the methods, the best areas; auto, magnitude and random beside them
@@ -23,7 +23,7 @@ Methods = Mapping[str, Sequence[str]]
 Summary = Sequence[Mapping[str, Any]]
 
 
-def study_figure(rows: Sequence[Row], summary: Summary, methods: Methods, measures: Told = CLASSIFICATION) -> Figure:
+def study_figure(rows: Sequence[Row], summary: Summary, methods: Methods, measures: Measures = CLASSIFICATION) -> Figure:
     """A panel a case and structure: the deciding measure on test data over sparsity, mean over seeds, auto's standard deviation
 
     shaded."""
@@ -93,7 +93,7 @@ def write_study_page(path: Path, result: Mapping[str, Any], rows: Sequence[Row],
     )
 
 
-def cases_table(runs: Sequence[Mapping[str, Any]], measures: Told = CLASSIFICATION) -> list[dict[str, Any]]:
+def cases_table(runs: Sequence[Mapping[str, Any]], measures: Measures = CLASSIFICATION) -> list[dict[str, Any]]:
     """One line a case: the dense model's figure on test data over seeds (in its unit), its size, and samples by split."""
     table, measure = [], deciding(measures)
     for case in dict.fromkeys(run["case"] for run in runs):
@@ -130,7 +130,7 @@ def costs_table(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def layers_table(
-    rows: Sequence[Row], summary: Summary, methods: Methods, measures: Told = CLASSIFICATION
+    rows: Sequence[Row], summary: Summary, methods: Methods, measures: Measures = CLASSIFICATION
 ) -> list[dict[str, Any]]:
     """Survivors by layer (first seed) of what auto took at the middle sparsity, with both compressions."""
     table = []

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prunekit.report.measures import Shown, by_name, merit, shown
+from prunekit.measure import choosing, merit
+from prunekit.report.measures import Shown, by_name, shown
 from prunekit.search import Comparison
 
 
@@ -23,12 +24,12 @@ def accuracy_tables(comparison: Comparison) -> list[dict[str, Any]]:
 
     A row's cells are in the order of ``sparsities``, None where nothing was measured. Repaired plans have a row of their own.
     """
-    tables, measures = [], shown(comparison.measures)
+    tables, order = [], choosing(shown(comparison.measures))
     for structure in dict.fromkeys(cell["structure"] for cell in comparison.cells):
         cells = [cell for cell in comparison.cells if cell["structure"] == structure]
         sparsities = sorted({cell["sparsity"] for cell in cells})
         own = [cell for cell in comparison.unrepaired if cell["structure"] == structure]
-        best = [max((c for c in own if c["sparsity"] == s), key=lambda c: merit(measures, c), default=None) for s in sparsities]
+        best = [max((c for c in own if c["sparsity"] == s), key=lambda c: merit(order, c), default=None) for s in sparsities]
         rows: dict[tuple[str, str], list[dict[str, Any] | None]] = {}
         for cell in cells:
             key = ("refined", "of the best") if cell["repair"] else (cell["criterion"], cell["allocation"])

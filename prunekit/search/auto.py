@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from prunekit.measure import merit
 from prunekit.plan import choices
 from prunekit.progress import track
 from prunekit.search.compare import Candidates, Comparison
-from prunekit.task.evaluation import merit
 
 
 def choose(
@@ -37,4 +37,4 @@ def choose(
             candidates.cell(structure, criterion, allocation, sparsity)
             for criterion, allocation in track(wanted, "auto (candidates)", len(wanted))
         ]
-    return max(cells, key=lambda cell: merit(candidates.task, cell))
+    return max(cells, key=lambda cell: merit(candidates.task.choosing, cell))

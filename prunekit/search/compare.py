@@ -15,12 +15,13 @@ from prunekit.apply import masked
 from prunekit.criteria import Scores
 from prunekit.data import Samples
 from prunekit.errors import ArtifactError
+from prunekit.measure import merit
 from prunekit.plan import GROUPED, Plan, choices, plan_from
 from prunekit.progress import Bar
 from prunekit.structure import Group, find_groups, implied_sparsity
 from prunekit.structure.heads import Mappings
 from prunekit.task import Task, get_task
-from prunekit.task.evaluation import CLASSIFICATION, References, evaluate, measures_told, merit
+from prunekit.task.evaluation import CLASSIFICATION, References, evaluate, measures_told
 
 SCHEMA = 1
 REFINED = "refined"
@@ -43,9 +44,9 @@ class Comparison:
     measures: list[dict[str, Any]] = field(default_factory=lambda: list(CLASSIFICATION))
 
     def best(self, structure: str, sparsity: float, task: Task) -> dict[str, Any] | None:
-        """The cell that does best there by ``prunekit.task.merit`` (ties: order); None if there is none."""
+        """The cell that does best there by ``Task.choosing`` (ties: order); None if there is none."""
         cells = [c for c in self.unrepaired if c["structure"] == structure and c["sparsity"] == sparsity]
-        return max(cells, key=lambda cell: merit(task, cell)) if cells else None
+        return max(cells, key=lambda cell: merit(task.choosing, cell)) if cells else None
 
     @property
     def columns(self) -> tuple[str, ...]:

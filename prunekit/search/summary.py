@@ -18,12 +18,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from prunekit.measure import choosing, merit, told
 from prunekit.task.evaluation import CLASSIFICATION
 
 Row = Mapping[str, Any]
 Variant = tuple[str, str]  # criterion, allocation
 Curve = dict[float, float]  # sparsity -> figure of the first measure
-Told = Sequence[Mapping[str, Any]]  # what the measures are
+Measures = Sequence[Mapping[str, Any]]  # what the measures are
 
 
 def area(curve: Curve, scale: float = 100.0) -> float:
@@ -35,10 +36,10 @@ def area(curve: Curve, scale: float = 100.0) -> float:
     return scale * total / (points[-1][0] - points[0][0])
 
 
-def first_of(measures: Told) -> tuple[str, float, float]:
+def first_of(measures: Measures) -> tuple[str, float, float]:
     """Name of the measure that decides, 1 or -1 by its direction, and what its figures are multiplied with to be shown."""
-    first = measures[0]
-    return first["name"], 1.0 if first["better"] == "higher" else -1.0, 100.0 if first["unit"] == "%" else 1.0
+    first = told(measures)[0]
+    return first.name, first.sign, first.scale
 
 
 class Runs:
@@ -56,7 +57,7 @@ class Runs:
         case: str,
         structure: str,
         methods: Mapping[str, Sequence[str]],
-        measures: Told = CLASSIFICATION,
+        measures: Measures = CLASSIFICATION,
     ) -> None:
         self.methods, self.measures = methods, measures
         self.first, self.sign, self.scale = first_of(measures)
@@ -76,11 +77,6 @@ class Runs:
         """``area`` in the first measure's unit."""
         return area(curve, self.scale)
 
-    def merit(self, row: Row) -> tuple[float, ...]:
-        """What makes one row better than another on validation data: the first measure, then closeness to the dense model."""
-        order = [self.measures[0], *(m for m in self.measures[1:] if m["close"])]
-        return tuple((1 if m["better"] == "higher" else -1) * row["validation"][m["name"]] for m in order)
-
     def variants(self, seed: int, method: str | None = None) -> list[Variant]:
         """Of a method, or all."""
         names = None if method is None else self.methods[method]
@@ -94,9 +90,10 @@ class Runs:
     def auto(self, seed: int) -> dict[float, Row]:
         """At every sparsity the row that does best on validation data, controls left out."""
         found: dict[float, Row] = {}
+        order = choosing(told(self.measures))
         for variant in self.variants(seed):
             for sparsity, row in self.by[seed][variant].items():
-                if sparsity not in found or self.merit(row) > self.merit(found[sparsity]):
+                if sparsity not in found or merit(order, row["validation"]) > merit(order, found[sparsity]["validation"]):
                     found[sparsity] = row
         return found
 
@@ -141,7 +138,9 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float], sign: float =
     return {**found, "se": found["std"] / math.sqrt(len(differences)) if found["std"] is not None else None}
 
 
-def summarise(rows: Sequence[Row], methods: Mapping[str, Sequence[str]], measures: Told = CLASSIFICATION) -> list[dict[str, Any]]:
+def summarise(
+    rows: Sequence[Row], methods: Mapping[str, Sequence[str]], measures: Measures = CLASSIFICATION
+) -> list[dict[str, Any]]:
     """One entry a case and structure, in the rows' order.
 
     Returns:
@@ -187,7 +186,7 @@ def summarise(rows: Sequence[Row], methods: Mapping[str, Sequence[str]], measure
     return entries
 
 
-def after_tuning(rows: Iterable[Row], case: str, structure: str, measures: Told = CLASSIFICATION) -> list[dict[str, Any]]:
+def after_tuning(rows: Iterable[Row], case: str, structure: str, measures: Measures = CLASSIFICATION) -> list[dict[str, Any]]:
     """Fine-tuned rows by method, repair and sparsity, each with ``epochs`` and the first measure on test data as ``spread``."""
     first, _, scale = first_of(measures)
     found: dict[tuple[int, str, str, float], list[float]] = {}
@@ -202,7 +201,7 @@ def after_tuning(rows: Iterable[Row], case: str, structure: str, measures: Told 
 
 
 def after_repair(
-    rows: Iterable[Row], case: str, structure: str, measures: Told = CLASSIFICATION
+    rows: Iterable[Row], case: str, structure: str, measures: Measures = CLASSIFICATION
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Test area of repaired plans by repair and method, as ``spread`` over the seeds where the method was among those looked at.
 

@@ -15,11 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prunekit.criteria import model_digest
 from prunekit.plan import Plan
 from prunekit.steps.finetune import Tuner
+from prunekit.trajectory.bare import named_tensors
 from prunekit.trajectory.copies import copied
 
 RefineFrom = Callable[[Plan, nn.Module, nn.Module], Plan]
@@ -38,7 +39,7 @@ class RefineAgain:
 def returning(model: nn.Module, dense: nn.Module, plan: Plan) -> nn.Module:
     """θ_B, on the CPU: a copy of the masked ``model`` in which everything that ``plan`` removes has its value in ``dense``."""
     base = copied(model).cpu().eval()
-    named, values = _tensors(base), _tensors(dense)
+    named, values = named_tensors(base), named_tensors(dense)
     for name, mask in plan.masks().items():
         named[name].copy_(torch.where(mask, named[name], values[name].to(named[name])))
     return base
@@ -54,12 +55,8 @@ def refine_again(tuner: Tuner, plan: Plan, dense: nn.Module, refined: RefineFrom
     base = returning(tuner.model, dense, plan)
     facts = {key: value for key, value in plan.provenance.items() if key != "refine"}
     found = refined(replace(plan, provenance={**facts, "model": model_digest(base)}), base, dense)
-    tuner.swap(found.masks(), _tensors(dense))
+    tuner.swap(found.masks(), named_tensors(dense))
     told = {**found.provenance["refine"], "from": plan.digest}
     return replace(
         plan, keep=found.keep, provenance={**plan.provenance, "refine_again": [*plan.provenance.get("refine_again", []), told]}
     )
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}

@@ -22,6 +22,7 @@ from prunekit.training.augment import Augment
 from prunekit.training.distill import Distillation
 from prunekit.training.loop import Fetch, batches_per_epoch, train
 from prunekit.trajectory import Recorder, Trajectory, parent_facts
+from prunekit.trajectory.bare import named_tensors
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ class Tuner:
         What comes back takes its value from ``values`` (0 where they have none), what goes is zeroed; the optimizer's state
         of both is emptied. Tensors that ``masks`` do not name are whole from now on.
         """
-        named: dict[str, Tensor] = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        named = named_tensors(self.model)
         old: dict[str, Tensor] = {}
         for name in {**self._masks, **masks}:
             whole = torch.ones(named[name].shape, dtype=torch.bool)

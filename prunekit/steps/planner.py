@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from prunekit.criteria import Evidence, Scores, compose, gather, get_criterion, model_digest, parse, score_evidence
 from prunekit.plan import GROUPED, Plan, make_plan
-from prunekit.repair.swaps import Pattern, pattern_inside
+from prunekit.repair.swaps import Swaps, swaps_inside
 from prunekit.trajectory import Continued, Trajectory, load_into
 from prunekit.trajectory.copies import copied
 
-MakePattern = Callable[..., Pattern]
-"""``(plan, layout, device, across=True) -> pattern``, as ``prunekit.repair.swaps.get_pattern``."""
-Repair = Callable[[Plan, nn.Module, MakePattern | None], Plan]
+MakeSwaps = Callable[..., Swaps]
+"""``(plan, layout, device, across=True) -> swaps``, as ``prunekit.repair.swaps.get_swaps``."""
+Repair = Callable[[Plan, nn.Module, MakeSwaps | None], Plan]
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Planner:
         scores: the dense model's, by the criterion that all rounds use.
         example_inputs: one or two samples, for structures that need the model traced.
         options: further ones of ``make_plan``: ``ratios``, ``floor``, ``attention``.
-        repair: refines every plan, ``(plan, model, pattern) -> plan``: ``model`` is the one in work, that the plan prunes;
-            ``pattern`` holds swaps inside the plan before (None for the first), see ``prunekit.refine``.
+        repair: refines every plan, ``(plan, model, swaps) -> plan``: ``model`` is the one in work, that the plan prunes;
+            ``swaps`` holds swaps inside the plan before (None for the first), see ``prunekit.refine``.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class Planner:
             plan = replace(plan, keep={name: keep & before.keep[name] for name, keep in plan.keep.items()})
         if self.repair is None:
             return plan
-        return self.repair(plan, present, None if before is None else partial(pattern_inside, before))
+        return self.repair(plan, present, None if before is None else partial(swaps_inside, before))
 
     def _scores(self, present: nn.Module, child: Trajectory | None) -> Scores:
         now = model_digest(present)
@@ -163,8 +163,7 @@ class Planner:
         trajectory = self.evidence.trajectory
         if self.of_path and child is not None:
             trajectory = Continued(trajectory, child)
-        named = {**dict(present.named_parameters()), **dict(present.named_buffers())}
-        evidence = replace(self.evidence, trajectory=trajectory, at=trajectory.layout.flatten(named))
+        evidence = replace(self.evidence, trajectory=trajectory, at=trajectory.layout.state(present))
         found, standing = {}, set()
         for name, scores in self.singles.items():
             if get_criterion(name).needs_path and child is None:

@@ -28,6 +28,7 @@ from prunekit.steps.finetune import Finetuning, Tuner, forget
 from prunekit.steps.planner import Planner
 from prunekit.structure import implied_sparsity
 from prunekit.trajectory import Trajectory, load_into, parent_facts
+from prunekit.trajectory.bare import named_tensors
 from prunekit.trajectory.copies import copied
 
 SCHEDULES = ("one-shot", "iterative", "gradual")
@@ -232,7 +233,7 @@ def cut(model: nn.Module, plan: Plan, example_inputs: Tensor | None = None) -> n
         >>> cut(done.model, done.plan, x)[0].out_features
         4
     """
-    named: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    named = named_tensors(model)
     for name, mask in plan.masks().items():
         if bool((named[name].detach().cpu()[~mask] != 0).any()):
             raise PrunekitError(f"{name} has weights other than 0 where the plan removes them; train with masks held")

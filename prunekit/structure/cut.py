@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from prunekit.batch import Inputs
 from prunekit.errors import StructureError, quoted
 from prunekit.structure.groups import SKIPS, Group, kept_indices, shapes_of, slice_masks
 from prunekit.structure.replacements import REPLACEMENTS
+from prunekit.trajectory.bare import named_tensors
 from prunekit.trajectory.copies import copied
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -21,41 +23,45 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-def cut(model: nn.Module, kept: Mapping[str, Tensor], attributes: Mapping[str, int], replaced: Mapping[str, str]) -> None:
-    """Makes ``model`` smaller in place.
+@dataclass(frozen=True)
+class Cut:
+    """What leaves a model for real: a plan makes it, a manifest saves it, and it is carried out here.
 
-    Args:
-        kept: ``<param>@<axis>`` -> kept indices.
-        attributes: ``<module>:<attribute>`` -> its new value.
-        replaced: module -> kind of what takes its place.
-
-    Raises:
-        ValueError: something does not fit this model.
+    Attributes:
+        kept: ``<param>@<axis>`` -> kept indices on that axis, ascending; of axes that lose something.
+        attributes: ``<module>:<attribute>`` -> its new value (numbers of heads, of convolution groups).
+        replaced: module -> kind of what takes its place, see ``REPLACEMENTS``.
     """
-    for name, kind in replaced.items():
-        _place(model, name, REPLACEMENTS[kind](model.get_submodule(name)))
-    for key, value in attributes.items():
-        name, attribute = key.rsplit(":", 1)
-        module = model.get_submodule(name)
-        old = getattr(module, attribute, None)
-        if isinstance(old, bool) or not isinstance(old, int) or not 1 <= value <= old:
-            raise ValueError(f"{name}.{attribute} is {old!r} and cannot become {value!r}")
-        setattr(module, attribute, value)
-    named = named_tensors(model)
-    touched: dict[str, Tensor] = {}
-    for key, indices in kept.items():
-        name, axis = key.rsplit("@", 1)
-        tensor = touched[name] if name in touched else named[name].detach()
-        touched[name] = tensor.index_select(int(axis), indices.to(tensor.device))
-    for name, tensor in touched.items():
-        put(model, name, tensor)
-    for owner in {name.rpartition(".")[0].partition(".parametrizations.")[0] for name in touched}:
-        _resize(model.get_submodule(owner))
 
+    kept: Mapping[str, Tensor]
+    attributes: Mapping[str, int] = field(default_factory=dict)
+    replaced: Mapping[str, str] = field(default_factory=dict)
 
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    def carry_out(self, model: nn.Module) -> None:
+        """Makes ``model`` smaller in place.
+
+        Raises:
+            ValueError: something does not fit this model.
+        """
+        for name, kind in self.replaced.items():
+            _place(model, name, REPLACEMENTS[kind](model.get_submodule(name)))
+        for key, value in self.attributes.items():
+            name, attribute = key.rsplit(":", 1)
+            module = model.get_submodule(name)
+            old = getattr(module, attribute, None)
+            if isinstance(old, bool) or not isinstance(old, int) or not 1 <= value <= old:
+                raise ValueError(f"{name}.{attribute} is {old!r} and cannot become {value!r}")
+            setattr(module, attribute, value)
+        named = named_tensors(model)
+        touched: dict[str, Tensor] = {}
+        for key, indices in self.kept.items():
+            name, axis = key.rsplit("@", 1)
+            tensor = touched[name] if name in touched else named[name].detach()
+            touched[name] = tensor.index_select(int(axis), indices.to(tensor.device))
+        for name, tensor in touched.items():
+            put(model, name, tensor)
+        for owner in {name.rpartition(".")[0].partition(".parametrizations.")[0] for name in touched}:
+            _resize(model.get_submodule(owner))
 
 
 def put(model: nn.Module, name: str, tensor: Tensor) -> None:
@@ -178,12 +184,11 @@ class Prober:
             expected = self.outputs()
         with self.restoring():
             try:
-                cut(
-                    self.model,
+                Cut(
                     {key: where for key, where in kept.items() if not key.startswith(gone)},
                     values_without(self.model, {key: n for key, n in lowered.items() if not key.startswith(gone)}),
                     {name: kind for group in groups for name, kind in group.replace.items()},
-                )
+                ).carry_out(self.model)
                 found = self.outputs()
             except Exception:  # whatever a user's module raises when its sizes do not fit
                 return "the model does not run without some of its units: its code counts on how many there are"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,9 +117,3 @@ def measures_told(task: Task) -> list[dict[str, Any]]:
 
 CLASSIFICATION = measures_told(Classification())
 """What artifacts that are older than other tasks mean."""
-
-
-def merit(task: Task, figures: Mapping[str, float]) -> tuple[float, ...]:
-    """What makes one model better than another: the first measure, then closeness to the dense model, each in its direction."""
-    order = (*task.measures[:1], *task.closeness)
-    return tuple(measure.sign * figures[measure.name] for measure in order)

@@ -1,4 +1,4 @@
-"""Batches kept while they fit a memory budget, else fetched again; alone, or beside another model's outputs for them."""
+"""KeptBatches kept while they fit a memory budget, else fetched again; alone, or beside another model's outputs for them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Budget:
         return True
 
 
-class Batches:
+class KeptBatches:
     """``(inputs, labels)`` batch by batch, on ``device``, as often as one likes.
 
     Args:
@@ -65,7 +65,7 @@ class Batches:
         return taken((inputs, labels), slice(0, min(count, size(inputs))))
 
 
-class Referenced(Batches):
+class Referenced(KeptBatches):
     """``(inputs, (reference, labels))`` batch by batch, as ``Task.divergence`` takes them.
 
     Args:
@@ -73,7 +73,7 @@ class Referenced(Batches):
         outputs: ``(inputs, labels) -> reference``, called without gradients.
     """
 
-    def __init__(self, batches: Batches, outputs: Callable[[Inputs, Labels], Tensor]) -> None:
+    def __init__(self, batches: KeptBatches, outputs: Callable[[Inputs, Labels], Tensor]) -> None:
         super().__init__(batches.source, batches.device, batches.budget)
         self._batches, self._outputs = batches, outputs
         self._references: dict[int, Tensor] = {}

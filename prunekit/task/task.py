@@ -59,6 +59,11 @@ class Task:
         """The user's loss as this task calls it."""
         return as_loss(loss, name)
 
+    @property
+    def choosing(self) -> tuple[Measure, ...]:
+        """What one model is better than another by, in this order: the first measure, then closeness to the dense model."""
+        return *self.measures[:1], *self.closeness
+
     # -- what comes in and out ---------------------------------------------------------------------------------
 
     def batch(self, given: Any) -> Batch:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunekit.errors import UsageError
 
@@ -77,3 +77,9 @@ def bare_optimizers(given: Any) -> list[torch.optim.Optimizer]:
     if len({id(one) for one in found}) < len(found):
         raise UsageError("the same optimizer is given twice")
     return found
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of the model inside its wrappers, by name, tied ones once."""
+    model = bare(model)
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}

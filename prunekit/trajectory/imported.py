@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from prunekit import checkpoint
 from prunekit.errors import NonFiniteError
-from prunekit.trajectory.bare import bare
-from prunekit.trajectory.layout import Layout, fixed_state, named_tensors, path_dtype
+from prunekit.trajectory.bare import bare, named_tensors
+from prunekit.trajectory.layout import Layout, fixed_state, path_dtype
 from prunekit.trajectory.loading import fitted, load_into
 from prunekit.trajectory.recorder import SCHEMA
 from prunekit.trajectory.states import WholeWriter

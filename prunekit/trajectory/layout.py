@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import ArtifactError, UsageError
-from prunekit.trajectory.bare import bare
+from prunekit.trajectory.bare import bare, named_tensors
 from prunekit.trajectory.ties import refuse_overlaps
 
 ORIGINAL = "_orig"  # what torch.nn.utils.prune appends to the name of a weight that it masks
@@ -115,6 +115,10 @@ class Layout:
                 out[entry.span].mul_(mask.detach().reshape(-1).to(out))
         return out
 
+    def state(self, model: nn.Module) -> Tensor:
+        """The model's own state, flat ``(P,)``; see ``flatten``."""
+        return self.flatten(named_tensors(model))
+
     def check(self, model: nn.Module) -> None:
         """Refuses a model whose coordinates are not these.
 
@@ -135,12 +139,6 @@ class Layout:
                     f"recorded {mine.get(name, 'none (absent)')}"
                 )
         raise ArtifactError("the model is not the recorded one: its parameters come in another order")
-
-
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of the model inside its wrappers, by name, tied ones once."""
-    model = bare(model)
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def refuse_meta(model: nn.Module) -> None:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from prunekit import checkpoint
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.trajectory import snapshot
-from prunekit.trajectory.bare import bare, bare_optimizers
+from prunekit.trajectory.bare import bare, bare_optimizers, named_tensors
 from prunekit.trajectory.describe import describe_optimizers, flat_second_moments, group_options, skipped
-from prunekit.trajectory.layout import Layout, fixed_state, named_tensors, path_dtype, refuse_meta
+from prunekit.trajectory.layout import Layout, fixed_state, path_dtype, refuse_meta
 from prunekit.trajectory.notes import Notes
 from prunekit.trajectory.rules import optimizer_parts
 from prunekit.trajectory.store import NAMES

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import PrunekitError, UsageError
-from prunekit.trajectory.bare import bare, bare_optimizers
-from prunekit.trajectory.layout import named_tensors
+from prunekit.trajectory.bare import bare, bare_optimizers, named_tensors
 from prunekit.trajectory.loading import load_into
 from prunekit.trajectory.recorder import Recorder
 from prunekit.trajectory.rules import StepLog, optimizer_parts

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import StructureError
+from prunekit.trajectory.bare import named_tensors
 
 
 def refuse_overlaps(model: nn.Module) -> None:
@@ -19,7 +20,7 @@ def refuse_overlaps(model: nn.Module) -> None:
     Raises:
         StructureError: names both, says how they share, and what to do.
     """
-    named: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    named = named_tensors(model)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     for first, second, how in overlaps(named):
         if first in trained or second in trained:

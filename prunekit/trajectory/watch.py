@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from prunekit import checkpoint
 from prunekit.errors import ArtifactError, UsageError
-from prunekit.trajectory.layout import ORIGINAL, Layout, mask_of, named_tensors
+from prunekit.trajectory.bare import named_tensors
+from prunekit.trajectory.layout import ORIGINAL, Layout, mask_of
 
 ADVICE = (
     "what is recorded is fixed when recording begins; unfreeze it before that (requires_grad_), or begin a recording of its "

@@ -17,11 +17,11 @@ from prunekit.criteria import Scores, expand, model_digest
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.plan import GROUPED, Plan, asked_sparsity, make_plan
 from prunekit.recipe import DROPS, Prune, Refine, Steps, parse_seconds
-from prunekit.repair.swaps import get_pattern
+from prunekit.repair.swaps import get_swaps
 from prunekit.search import Candidates, Comparison, choose
 from prunekit.search.budget import TRIES
 from prunekit.steps import GivenPlan, Planner
-from prunekit.steps.planner import MakePattern
+from prunekit.steps.planner import MakeSwaps
 from prunekit.task.evaluation import measures_told
 from prunekit.task.evaluation import run as run_model
 from prunekit.trajectory import Trajectory
@@ -103,12 +103,12 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
     seconds = _seconds(wanted, repair)
     sized = budget[0] in ("max_macs", "max_bytes", "max_latency_ms")  # these follow from every tensor's size
 
-    def repaired(plan: Plan, model: nn.Module, pattern: MakePattern | None = None) -> Plan:
+    def repaired(plan: Plan, model: nn.Module, swaps: MakeSwaps | None = None) -> Plan:
         if repair is None:
             return plan
         if sized:
-            pattern = partial(pattern or get_pattern, across=False)
-        plan, ended = better_plan(run, plan, repair, wanted.compensate, model, pattern, seconds)
+            swaps = partial(swaps or get_swaps, across=False)
+        plan, ended = better_plan(run, plan, repair, wanted.compensate, model, swaps, seconds)
         if ended == "interrupted" and (wanted.schedule.name != "one-shot" or repair.again):
             raise KeyboardInterrupt  # of a schedule nothing is worth keeping before its last round
         if ended == "interrupted":
@@ -131,9 +131,7 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
     chosen = choose_at(sparsity)
     if wanted.request() and not dry_run:
         again = (
-            None
-            if repair is None
-            else refining_again(run, repair, partial(get_pattern, across=False) if sized else None, seconds)
+            None if repair is None else refining_again(run, repair, partial(get_swaps, across=False) if sized else None, seconds)
         )
         done = prune_in_steps(run, folder, planner_at(chosen), sparsity, wanted, training, request, facts, again)
         return {**_summary(run, folder, Plan.load(folder / "plan.safetensors")), **done, "reused": False}

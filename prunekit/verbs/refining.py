@@ -12,12 +12,13 @@ from torch import nn
 
 from prunekit.apply import masked
 from prunekit.errors import UsageError
+from prunekit.measure import merit
 from prunekit.plan import Plan
 from prunekit.recipe import Refine, Refinement
 from prunekit.repair import refine
 from prunekit.steps import RefineAgain
-from prunekit.steps.planner import MakePattern
-from prunekit.task.evaluation import References, evaluate, merit
+from prunekit.steps.planner import MakeSwaps
+from prunekit.task.evaluation import References, evaluate
 from prunekit.verbs.compensating import compensator
 from prunekit.verbs.run_folder import Run
 
@@ -52,13 +53,13 @@ def refining(run: Run, options: Refinement, seconds: Seconds | None = None) -> C
     Args:
         seconds: in the place of the options' budget, where several plans share it.
 
-    Its arguments: a plan, the model that it was made for (the dense one by default), ``refine``'s ``pattern`` and ``reference``.
+    Its arguments: a plan, the model that it was made for (the dense one by default), ``refine``'s ``swaps`` and ``reference``.
     """
     learn = run.batches("train", options.samples)
     accept = run.batches("scoring", run.recipe.score.samples)
 
     def refined(
-        plan: Plan, model: nn.Module | None = None, pattern: MakePattern | None = None, reference: nn.Module | None = None
+        plan: Plan, model: nn.Module | None = None, swaps: MakeSwaps | None = None, reference: nn.Module | None = None
     ) -> Plan:
         chosen = run.model if model is None else model
         place = next(chosen.parameters()).device
@@ -72,7 +73,7 @@ def refining(run: Run, options: Refinement, seconds: Seconds | None = None) -> C
                     accept=accept,
                     seed=run.recipe.seed,
                     task=run.task,
-                    pattern=pattern,
+                    swaps=swaps,
                     reference=reference,
                     **{**asked, "budget_seconds": budget},
                 )
@@ -83,7 +84,7 @@ def refining(run: Run, options: Refinement, seconds: Seconds | None = None) -> C
 
 
 def refining_again(
-    run: Run, options: Refine, pattern: MakePattern | None = None, seconds: Seconds | None = None
+    run: Run, options: Refine, swaps: MakeSwaps | None = None, seconds: Seconds | None = None
 ) -> RefineAgain | None:
     """What ``prune_by_schedule`` takes to refine again; None where it is not asked for.
 
@@ -94,7 +95,7 @@ def refining_again(
     refined = refining(run, options, seconds)
 
     def again(plan: Plan, base: nn.Module, dense: nn.Module) -> Plan:
-        found = refined(plan, base, pattern, reference=dense)
+        found = refined(plan, base, swaps, reference=dense)
         if found.provenance["refine"]["ended"] == "interrupted":
             raise KeyboardInterrupt
         return found
@@ -117,7 +118,7 @@ def better_plan(
     options: Refine,
     compensating: bool,
     model: nn.Module,
-    pattern: MakePattern | None,
+    swaps: MakeSwaps | None,
     seconds: Seconds | None = None,
 ) -> tuple[Plan, str]:
     """The refined plan; where it is only to be ``better``, the one whose model is better on validation data, which says so.
@@ -125,7 +126,7 @@ def better_plan(
     Args:
         compensating: judge the models after compensation, as they will be written; training comes later and is not waited for.
         model: that the plan was made for: the dense one, or the one in work where a schedule prunes it further.
-        pattern: as in ``prunekit.refine``.
+        swaps: as in ``prunekit.refine``.
 
     Returns:
         the plan, and how refining ended; "" where it was not tried.
@@ -138,7 +139,7 @@ def better_plan(
     if judged and all(bool(keep.all()) for keep in plan.keep.values()):
         return noted(plan, False, why="nothing is removed"), ""
     try:
-        refined = refining(run, options, seconds)(plan, model, pattern)
+        refined = refining(run, options, seconds)(plan, model, swaps)
     except UsageError as error:
         if not judged:
             raise
@@ -149,7 +150,7 @@ def better_plan(
     if ended == "budget" and len(refined.history) == 1:  # the given mask is all there is
         return noted(plan, False, why=f"the budget of {options.budget} was spent before there was a mask to try"), ""
     before, after = (_on_validation(run, each, compensating, model) for each in (plan, refined))
-    better = merit(run.task, after) > merit(run.task, before)
+    better = merit(run.task.choosing, after) > merit(run.task.choosing, before)
     return noted(refined if better else plan, better, unrefined=before, refined=after, ended=ended), ended
 
 

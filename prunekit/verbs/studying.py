@@ -19,7 +19,7 @@ from prunekit.measure import machine
 from prunekit.progress import Bar
 from prunekit.recipe import Recipe, Study
 from prunekit.report import save_figure, study_figure, write_study_page
-from prunekit.search.summary import Told, summarise
+from prunekit.search.summary import Measures, summarise
 from prunekit.verbs.run_folder import Run
 from prunekit.verbs.study_cells import SCHEMA, Job, rows_of, work
 
@@ -172,11 +172,11 @@ def jobs_of_runs(paths: Sequence[Path], out: Path) -> tuple[Study, list[Job]]:
     return study, jobs
 
 
-def _columns(measures: Told) -> tuple[str, ...]:
+def _columns(measures: Measures) -> tuple[str, ...]:
     return (*FACTS, *(f"{split}_{m['name']}" for split in SPLITS for m in measures))
 
 
-def _flat(row: Mapping[str, Any], measures: Told) -> dict[str, Any]:
+def _flat(row: Mapping[str, Any], measures: Measures) -> dict[str, Any]:
     """A row as a line of compare.csv: ``validation_accuracy`` … beside the rest."""
     given = {"method": "", "seconds": "", **row}
     return {**given, **{f"{split}_{m['name']}": row[split][m["name"]] for split in SPLITS for m in measures}}

@@ -21,7 +21,8 @@ from prunekit.task import Task
 from prunekit.task.evaluation import evaluate, measures_told
 from prunekit.training.loop import batches_per_epoch, train
 from prunekit.trajectory import Layout, Recorder, Trajectory, disk_needed, load_into, read_weights, snapshot, write_checkpoints
-from prunekit.trajectory.layout import named_tensors, refuse_meta
+from prunekit.trajectory.bare import named_tensors
+from prunekit.trajectory.layout import refuse_meta
 from prunekit.trajectory.loading import fitted
 from prunekit.verbs.checks import probe, settled, told_on_itself
 from prunekit.verbs.run_folder import PROBLEM, load_splits, reusable

@@ -193,7 +193,7 @@ def test_options_out_of_range_and_samples_that_lack_are_refused() -> None:
         with pytest.raises(UsageError, match=f"{option} is {value}"):
             compensate(model, masks, [(x, y)], **{option: value})  # type: ignore[arg-type]
     for batches, accept in (([], None), ([(x[:1], y[:1])], None), ([(x, y)], [])):
-        with pytest.raises(UsageError, match="samples to judge on"):
+        with pytest.raises(UsageError, match="samples to accept on"):
             compensate(model, masks, batches, accept=accept)
     with pytest.raises(ArtifactError, match="mask nowhere"):
         compensate(model, {"nowhere": torch.ones(2)}, [(x, y)])

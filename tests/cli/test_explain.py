@@ -12,7 +12,7 @@ import torch
 
 from prunekit.apply import masked
 from prunekit.criteria import Scores, score
-from prunekit.measure import divergence
+from prunekit.measure import kl
 from prunekit.plan import Plan
 from prunekit.verbs.explaining import pictures_of
 from prunekit.verbs.run_folder import Run
@@ -129,7 +129,7 @@ def test_a_pruned_models_folder_is_enough(cli: Cli, run: Path, tmp_path: Path) -
     model, plan = Run(run).model, Plan.load(run / "pruned" / "small" / "plan.safetensors")
     x, _ = Run(run).splits["scoring"].batch(range(24))
     with torch.no_grad():
-        assert found["after"]["divergence"] == pytest.approx(divergence(masked(model, plan)(x), model(x)), rel=1e-4)
+        assert found["after"]["divergence"] == pytest.approx(kl(masked(model, plan)(x), model(x)), rel=1e-4)
     assert abs(found["after"]["residual"]) < 0.05 * found["after"]["divergence"]
     gone = {f"{name} {unit}" for name, keep in plan.keep.items() for unit in (~keep).nonzero().flatten().tolist()}
     assert {unit["name"] for unit in found["units"]} <= gone

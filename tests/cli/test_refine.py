@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 import prunekit
 from prunekit import Plan, UsageError
 from prunekit.data import digits
+from prunekit.measure import merit as merit_of
 from prunekit.recipe import Prune
 from prunekit.task import Classification
-from prunekit.task.evaluation import merit as merit_of
 from prunekit.verbs import refining as verbs_refining
 from prunekit.verbs.comparing import compare_run
 from prunekit.verbs.pruning import prune_run
@@ -588,4 +588,4 @@ def test_ctrl_c_ends_a_schedule_and_an_interrupted_model_is_not_reused(
 
 
 def merit(figures: dict[str, float]) -> tuple[float, ...]:
-    return merit_of(Classification(), figures)
+    return merit_of(Classification().choosing, figures)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler
 
 from prunekit import UsageError
 from prunekit.batch import named, size, taken
-from prunekit.data import Samples, Split, identity, learn_and_accept
+from prunekit.data import Samples, Split, drawn, identity, learn_and_accept
 from prunekit.task import Classification
 
 PAIR = Classification().batch
@@ -69,7 +69,7 @@ def test_every_way_to_take_samples_is_indexing() -> None:
         assert [size(x) for x, _ in samples.bounded(2)][:3] == [2, 2, 1 if samples.groups[0] == range(5) else 2]
         beside = samples.beside(torch.arange(23))
         assert torch.equal(torch.cat([rows for _, (_, rows) in beside]), torch.arange(23))
-        learn, accept = learn_and_accept(samples, 0.25, 0)
+        learn, accept = learn_and_accept(samples, None, drawn(samples, 0.25, 0), "it")
         assert len(learn) + len(accept) == 23
         assert len(accept) == 6
         both = torch.cat([whole(learn)[0], whole(accept)[0]])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunekit import Plan, Trajectory, make_plan, masked, refine
 from prunekit.explain import RemovalEffect, explain_removal, explain_removals
-from prunekit.measure import divergence
+from prunekit.measure import kl
 from tests.conftest import record, tiny_data
 from tests.explain.test_diff import Deep
 from tests.structure_models import random_scores
@@ -31,9 +31,9 @@ def planned(model: nn.Module, structure: str, sparsity: float = 0.6, seed: int =
     return make_plan(random_scores(model, seed), model, tiny_data(2, torch.float64)[0], sparsity=share, structure=structure)
 
 
-def kl(model: nn.Module, plan: Plan, x: Tensor) -> float:
+def kl_of(model: nn.Module, plan: Plan, x: Tensor) -> float:
     with torch.no_grad():
-        return divergence(masked(model, plan)(x), model(x))
+        return kl(masked(model, plan)(x), model(x))
 
 
 @pytest.mark.slow
@@ -45,7 +45,7 @@ def test_layers_classes_and_units_add_up_to_the_divergence(tmp_path: Path, struc
     damage = RemovalEffect(model, trajectory, x, y)
     found = explain_removal(damage, "p", refined, range(60))
     for mask, told in ((plan, found["before"]), (refined, found["after"])):
-        whole = kl(model, mask, x)
+        whole = kl_of(model, mask, x)
         assert told["divergence"] == pytest.approx(whole, rel=1e-9)
         assert told["blame"] + told["residual"] == pytest.approx(whole, rel=1e-9)
         assert abs(told["residual"]) < 0.02 * whole
@@ -55,7 +55,7 @@ def test_layers_classes_and_units_add_up_to_the_divergence(tmp_path: Path, struc
         assert [sum(row) for row in told["table"]] == pytest.approx([row["blame"] for row in told["classes"]])
         assert sum(row["samples"] for row in told["classes"]) == 60
         for row in told["classes"]:  # what a class's own mean leaves unexplained is small as well
-            assert row["divergence"] == pytest.approx(kl(model, mask, x[y == row["class"]]), rel=1e-9)
+            assert row["divergence"] == pytest.approx(kl_of(model, mask, x[y == row["class"]]), rel=1e-9)
             assert row["blame"] == pytest.approx(row["divergence"] * row["samples"] / 60, abs=0.02 * whole)
     back = sum(int((k & ~plan.keep[n]).sum()) for n, k in refined.keep.items())
     out = sum(int((plan.keep[n] & ~k).sum()) for n, k in refined.keep.items())
@@ -162,7 +162,7 @@ def test_two_masks_differ_by_what_only_one_removes(tmp_path: Path, structures: t
     gone = [~damage.mask(plan) for plan in plans]
     assert found["both"] == int((gone[0] & gone[1]).sum())
     for told, plan, mine, other in zip(found["masks"], plans, gone, gone[::-1], strict=True):
-        assert told["divergence"] == pytest.approx(kl(model, plan, x), rel=1e-9)
+        assert told["divergence"] == pytest.approx(kl_of(model, plan, x), rel=1e-9)
         alone = mine & ~other
         assert told["alone"] == int(alone.sum())
         values = damage.of(~mine, alone).values

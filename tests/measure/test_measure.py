@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from prunekit.measure import accuracy, agreement, divergence, latencies, machine, sizes
+from prunekit.measure import accuracy, agreement, kl, latencies, machine, sizes
 
 
 def test_divergence_is_kl_from_the_reference() -> None:
     a, b = torch.randn(20, 5), torch.randn(20, 5)
     expected = F.kl_div(F.log_softmax(a, -1), F.softmax(b, -1), reduction="batchmean")
-    assert divergence(a, b) == pytest.approx(float(expected), rel=1e-5)
-    assert divergence(a, a) == pytest.approx(0, abs=1e-12)
+    assert kl(a, b) == pytest.approx(float(expected), rel=1e-5)
+    assert kl(a, a) == pytest.approx(0, abs=1e-12)
 
 
 def test_accuracy_and_agreement_count() -> None:

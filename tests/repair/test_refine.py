@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from prunekit import ArtifactError, Plan, UsageError, make_plan, masked, prune, refine
-from prunekit.measure import divergence
+from prunekit.measure import kl
 from prunekit.repair.objective import make_objective
 from prunekit.repair.swaps import Groups, Runs
 from prunekit.task import Classification
@@ -52,10 +52,10 @@ def trained(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, B
     return copy.deepcopy(model), list(zip(x.clone().split(40), y.clone().split(40), strict=True))
 
 
-def kl(model: nn.Module, plan: Plan, batches: Batches) -> float:
+def kl_of(model: nn.Module, plan: Plan, batches: Batches) -> float:
     x = torch.cat([x for x, _ in batches])
     with torch.no_grad():
-        return divergence(masked(model, plan)(x), model(x))
+        return kl(masked(model, plan)(x), model(x))
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_the_count_is_exact_after_every_round(structure: str, name: str, counted
     plan = planned(model, structure, 0.4)
     refine(plan, model, batches, rounds=8, steps=20, share=0.3)
     assert len(counted) > 4
-    pattern = room.get_pattern(plan, room.Layout.of(model), torch.device("cpu"))
+    pattern = room.get_swaps(plan, room.Layout.of(model), torch.device("cpu"))
     assert set(counted) == {int(pattern.keep.sum())}
 
 
@@ -131,7 +131,7 @@ def test_ratios_and_floors_hold_after_every_round(structure: str, monkeypatch: p
     true = room._Best.offer
 
     def offer(best: Any, candidate: Tensor, facts: dict[str, Any]) -> bool:
-        seen.append(best.pattern.plan(candidate))
+        seen.append(best.swaps.plan(candidate))
         return bool(true(best, candidate, facts))
 
     monkeypatch.setattr(room._Best, "offer", offer)
@@ -154,10 +154,10 @@ def test_runs_of_an_edited_plan_are_kept(counted: list[int]) -> None:
     keep = torch.zeros(9, 4, 4, dtype=torch.bool)
     keep[..., [1, 2]] = True
     plan = plan.edited({"one.weight": keep.view(9, 16)})
-    refined = refine(plan, model, batches, steps=20, pattern=partial(Runs, size=4))
+    refined = refine(plan, model, batches, steps=20, swaps=partial(Runs, size=4))
     assert bool((refined.keep["one.weight"].view(9, 4, 4).sum(2) == 2).all())
     assert not torch.equal(refined.keep["one.weight"], plan.keep["one.weight"])
-    assert kl(model, refined, batches) < kl(model, plan, batches)
+    assert kl_of(model, refined, batches) < kl_of(model, plan, batches)
 
 
 def test_a_vital_weight_comes_back_in_the_first_round() -> None:
@@ -168,7 +168,7 @@ def test_a_vital_weight_comes_back_in_the_first_round() -> None:
     for number in range(63):
         keep = torch.ones(63, dtype=torch.bool)
         keep[number] = False
-        alone[number] = kl(model, everything.edited({"two.weight": keep.view(7, 9)}), batches)
+        alone[number] = kl_of(model, everything.edited({"two.weight": keep.view(7, 9)}), batches)
     order = sorted(alone, key=lambda number: alone[number])
     vital, harmless = order[-1], order[:20]
     keep = torch.ones(63, dtype=torch.bool)
@@ -179,7 +179,7 @@ def test_a_vital_weight_comes_back_in_the_first_round() -> None:
     assert refined.history[1]["ranked"] == "blame"
     assert refined.history[1]["swapped"] == 1
     assert refined.keep["two.weight"].flatten()[vital]
-    assert kl(model, refined, batches) < 0.5 * kl(model, plan, batches)
+    assert kl_of(model, refined, batches) < 0.5 * kl_of(model, plan, batches)
 
 
 def test_blames_residual_closes_the_account() -> None:
@@ -201,7 +201,7 @@ def test_the_divergence_is_the_mean_kl_to_the_dense_model() -> None:
     sizes = facts["samples"]
     assert sizes == {"learn": 72, "accept": 24}
     both = (sizes["learn"] * facts["before"]["learn"] + sizes["accept"] * facts["before"]["accept"]) / 96
-    assert both == pytest.approx(kl(model, plan, batches), rel=1e-9)
+    assert both == pytest.approx(kl_of(model, plan, batches), rel=1e-9)
 
 
 @pytest.mark.slow
@@ -226,7 +226,7 @@ def test_refining_repairs(structure: str) -> None:
     swapped = refine(plan, model, batches, learn=False, share=0.1)
     learnt = refine(plan, model, batches, rounds=0)
     for refined in (swapped, learnt):
-        assert kl(model, refined, batches) < 0.85 * kl(model, plan, batches)
+        assert kl_of(model, refined, batches) < 0.85 * kl_of(model, plan, batches)
 
 
 @pytest.mark.parametrize("calls", [60, 200, 500])
@@ -293,7 +293,7 @@ def test_channels_keep_their_layers_where_that_is_asked_for() -> None:
     model, batches = trained("flattened")
     plan = make_plan(random_scores(model), model, IMAGES, sparsity=0.5, structure="channels")
     anywhere = refine(plan, model, batches, steps=20, share=0.2)
-    within = refine(plan, model, batches, steps=20, share=0.2, pattern=partial(Groups, across=False))
+    within = refine(plan, model, batches, steps=20, share=0.2, swaps=partial(Groups, across=False))
     assert all(int(k.sum()) == int(plan.keep[n].sum()) for n, k in within.keep.items())
     assert anywhere.sparsity()["prunable"] >= plan.sparsity()["prunable"]
     assert all(k.any() for k in anywhere.keep.values())
@@ -306,7 +306,7 @@ def test_what_cannot_be_refined_is_refused() -> None:
         refine(plan, HANDLED["multilayer"](), batches)
     with pytest.raises(UsageError, match="target 'kll' does not exist; did you mean kl"):
         refine(plan, model, batches, target="kll")
-    with pytest.raises(UsageError, match="needs two samples"):
+    with pytest.raises(UsageError, match="one of each at least; it got 1 and 0"):
         refine(plan, model, [(x[:1], y[:1]) for x, y in batches[:1]])
     with pytest.raises(UsageError, match="share of samples to accept on is 1"):
         refine(plan, model, batches, accept_share=1)

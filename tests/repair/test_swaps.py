@@ -19,7 +19,7 @@ from prunekit import Plan, UsageError, make_plan
 from prunekit.kernel import ModelFunction, blame
 from prunekit.kernel.gradients import choose_engine
 from prunekit.repair.limits import Limits
-from prunekit.repair.swaps import Pattern, Runs, get_pattern, pattern_inside
+from prunekit.repair.swaps import Runs, Swaps, get_swaps, swaps_inside
 from prunekit.structure import GROUPED
 from prunekit.trajectory import Layout, Segment
 from tests.conftest import tiny_data
@@ -36,7 +36,7 @@ FLOOR = 0.2
 CASES = [(kind, name) for kind in KINDS for name in MODELS.get(kind, ["flattened", "residual", "joined"])]
 
 
-def pattern_of(kind: str, name: str, sparsity: float, seed: int = 0) -> tuple[nn.Module, Plan, Pattern]:
+def pattern_of(kind: str, name: str, sparsity: float, seed: int = 0) -> tuple[nn.Module, Plan, Swaps]:
     torch.manual_seed(seed)
     model = BUILD[name]().double()
     model(torch.randn(50, 1, 4, 4, dtype=torch.float64))
@@ -53,7 +53,7 @@ def pattern_of(kind: str, name: str, sparsity: float, seed: int = 0) -> tuple[nn
     share = None if ":" in structure and "block" not in structure else min(sparsity, 0.7) if options else sparsity
     plan = make_plan(scores, model, IMAGES.double(), sparsity=share, structure=structure, **options)
     layout = Layout.of(model)
-    return model, plan, get_pattern(plan, layout, CPU, across="within" not in kind)
+    return model, plan, get_swaps(plan, layout, CPU, across="within" not in kind)
 
 
 def fixed_group(name: str) -> str:
@@ -98,7 +98,7 @@ def test_what_an_earlier_plan_removed_stays_away(kind: str, sparsity: float, see
     model, plan, pattern = pattern_of(kind, MODELS.get(kind, ["flattened"])[0], sparsity, seed % 3)
     generator = torch.Generator().manual_seed(seed)
     alive = pattern.keep | (torch.rand(pattern.keep.shape, generator=generator) < 0.5)
-    inside = pattern_inside(pattern.plan(alive), plan, Layout.of(model), CPU, across="within" not in kind)
+    inside = swaps_inside(pattern.plan(alive), plan, Layout.of(model), CPU, across="within" not in kind)
     gain, worth = (torch.rand(alive.shape, generator=generator).double() + 9 * ~alive for _ in range(2))
     grown = inside.grow(inside.keep, gain, share)
     assert not (grown & ~alive).any()
@@ -112,7 +112,7 @@ def across(kind: str) -> bool:
     return kind.split()[0] in ("channels", "heads") and "within" not in kind
 
 
-def holds(kind: str, plan: Plan, pattern: Pattern, keep: Tensor, alive: Tensor | None = None) -> None:
+def holds(kind: str, plan: Plan, pattern: Swaps, keep: Tensor, alive: Tensor | None = None) -> None:
     """Everything that was asked of the plan is so of the swapped one."""
     made = pattern.plan(keep)
     made.check("refined")
@@ -271,12 +271,12 @@ def test_refined_again_and_again_a_plan_does_not_shrink() -> None:
     smaller = pattern.plan(pattern.keep & (torch.arange(len(pattern.keep)) % 3 > 0))
     worth = torch.linspace(1, 0, len(pattern.keep), dtype=torch.float64)
     for refined, room in ((smaller, smaller), (replace(smaller, given=plan.keep), plan)):
-        again = get_pattern(refined, Layout.of(model), CPU)
+        again = get_swaps(refined, Layout.of(model), CPU)
         assert again.limits.most == weights_touched(room)
         found = again.plan(again.select(worth))
         assert all(now <= then for now, then in zip(weights(found), weights(room), strict=True))
     edited = replace(smaller, given=plan.keep, provenance={**smaller.provenance, "edited": True})
-    assert get_pattern(edited, Layout.of(model), CPU).limits.most == weights_touched(smaller)
+    assert get_swaps(edited, Layout.of(model), CPU).limits.most == weights_touched(smaller)
 
 
 def weights_touched(plan: Plan) -> tuple[int, int]:
@@ -290,6 +290,6 @@ def test_what_has_no_swaps_is_refused() -> None:
     layout = Layout.of(model)
     for structure, said in (("planets", "planets plans cannot be refined"), ("channels+2:4", "was pruned twice")):
         with pytest.raises(UsageError, match=said):
-            get_pattern(Plan(structure, plan.keep, {}, plan.shapes, plan.provenance), layout, CPU)
+            get_swaps(Plan(structure, plan.keep, {}, plan.shapes, plan.provenance), layout, CPU)
     with pytest.raises(UsageError, match="a swap needs 2"):
         Runs(plan, layout, CPU, 1)

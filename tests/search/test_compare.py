@@ -13,12 +13,12 @@ from torch import nn
 
 from prunekit import Plan
 from prunekit.errors import ArtifactError
+from prunekit.measure import merit
 from prunekit.repair import refine
 from prunekit.report import accuracy_tables, comparison_figure
 from prunekit.search import Candidates, Comparison, choose, compare
 from prunekit.search.compare import FACTS
 from prunekit.task import Classification
-from prunekit.task.evaluation import merit
 from tests.repair.test_refine import Batches, trained
 from tests.structure_models import random_scores
 
@@ -53,7 +53,7 @@ def test_the_best_plan_everywhere_is_repaired() -> None:
     for cell, plan in zip(repaired, started, strict=True):
         assert cell["repair"] == "refined"
         here = [c for c in plain.cells if (c["structure"], c["sparsity"]) == (cell["structure"], cell["sparsity"])]
-        best = max(here, key=lambda cell: merit(Classification(), cell))
+        best = max(here, key=lambda cell: merit(Classification().choosing, cell))
         same = ("criterion", "allocation", "achieved", "achieved_all")
         assert [cell[k] for k in same] == [best[k] for k in same]
         assert plan.digest == candidates.plan(*(best[k] for k in ("structure", "criterion", "allocation", "sparsity"))).digest

@@ -225,8 +225,8 @@ def test_it_follows_the_last_round_of_a_schedule(dense) -> None:
     """Masks shrink round by round; then what went in the first may come back as well."""
     refined = Refined()
 
-    def repair(plan: Plan, model: nn.Module, pattern: object) -> Plan:
-        return refine(plan, model, [(X, Y)], pattern=pattern, rounds=2, learn=False)
+    def repair(plan: Plan, model: nn.Module, swaps: object) -> Plan:
+        return refine(plan, model, [(X, Y)], swaps=swaps, rounds=2, learn=False)
 
     found = planner(dense, "unstructured", repair)
     done = prune_by_schedule(dense[0], found, KEPT, Schedule("iterative", 2), how=how(epochs=1), again=RefineAgain(1, refined))

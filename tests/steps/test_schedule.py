@@ -199,8 +199,8 @@ def test_every_round_is_refined_inside_the_round_before(dense, steps: str, struc
     """From the model as it is by then; what went earlier stays away; counts are those of unrefined rounds."""
     seen: list[tuple[Plan, nn.Module, Plan]] = []
 
-    def repair(plan: Plan, model: nn.Module, pattern: object) -> Plan:
-        found = refine(plan, model, [(X, Y)], pattern=pattern, rounds=4, steps=10)
+    def repair(plan: Plan, model: nn.Module, swaps: object) -> Plan:
+        found = refine(plan, model, [(X, Y)], swaps=swaps, rounds=4, steps=10)
         seen.append((plan, copy.deepcopy(model), found))
         return found
 
@@ -226,8 +226,8 @@ def test_every_round_is_refined_inside_the_round_before(dense, steps: str, struc
 
 
 def test_refined_rounds_hold_ratios_and_floor(dense) -> None:
-    def repair(plan: Plan, model: nn.Module, pattern: object) -> Plan:
-        return refine(plan, model, [(X, Y)], pattern=pattern, rounds=4, steps=10)
+    def repair(plan: Plan, model: nn.Module, swaps: object) -> Plan:
+        return refine(plan, model, [(X, Y)], swaps=swaps, rounds=4, steps=10)
 
     found = planner(dense, "random", options={"ratios": {"conv.weight": 0.5}, "floor": 0.2}, repair=repair)
     done = prune_by_schedule(dense[0], found, 0.6, Schedule("iterative", 1))
