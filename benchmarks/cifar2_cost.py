@@ -23,7 +23,7 @@ from prunekit.data.cifar import TEST, TRAIN
 from prunekit.kernel import ModelFunction, attribute
 from prunekit.measure import machine
 from prunekit.recipe import Recipe
-from prunekit.training import batches_per_epoch, train
+from prunekit.training import TrainOptions, batches_per_epoch, train
 from prunekit.trajectory import Layout, disk_needed
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "cifar2-resnet9.yaml"
@@ -62,9 +62,11 @@ def main() -> None:
         with Recorder(Path(scratch) / "path", model, optimizer, scheduler=scheduler) as recorder:
             started = time.process_time()
             train(
-                model, optimizer, scheduler, recipe.load_loss(), splits["train"].batch, samples,
-                epochs=1, batch_size=size, seed=0, recorder=recorder, end=options.steps, drop_last=True,
-                augment=recipe.load_augment(), after_step=lambda steps: ended.append(time.process_time()),
+                model, optimizer, scheduler, TrainOptions(
+                    splits["train"].batch, samples, task=recipe.load_task(), epochs=1, batch_size=size, drop_last=True,
+                    augment=recipe.load_augment(),
+                ),
+                recorder=recorder, end=options.steps, after_step=lambda steps: ended.append(time.process_time()),
             )  # fmt: skip
         # The first step pays for what later ones find ready.
         each = (ended[-1] - ended[0]) / (len(ended) - 1) if len(ended) > 1 else ended[0] - started

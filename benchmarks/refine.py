@@ -27,7 +27,6 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.outputs import predict
@@ -41,7 +40,7 @@ from prunekit.repair.swaps import Weights
 from prunekit.search.rivals import RIVALS
 from prunekit.search.rivals.evaluations import counted
 from prunekit.task import Classification
-from prunekit.training import train
+from prunekit.training import TrainOptions, train
 from prunekit.trajectory import Layout
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "digits-cnn.yaml"
@@ -90,8 +89,10 @@ class Case:
         recorder = Recorder(folder, model, optimizer, scheduler=scheduler) if folder else None
         with recorder or contextlib.nullcontext():
             train(
-                model, optimizer, scheduler, F.cross_entropy, lambda i: (x[i], y[i]), len(x),
-                epochs=options.epochs, batch_size=options.batch_size, seed=self.seed, recorder=recorder,
+                model, optimizer, scheduler, TrainOptions(
+                    lambda i: (x[i], y[i]), len(x), epochs=options.epochs, batch_size=options.batch_size, seed=self.seed
+                ),
+                recorder=recorder,
             )  # fmt: skip
         return model.eval()
 

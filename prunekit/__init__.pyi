@@ -19,6 +19,7 @@ from .errors import StructureError as StructureError
 from .errors import UsageError as UsageError
 from .plan import Plan as Plan
 from .plan import make_plan as make_plan
+from .repair import RefineOptions as RefineOptions
 from .repair import refine as refine
 from .search import Comparison as Comparison
 from .search import compare as compare

@@ -16,12 +16,14 @@ from prunekit.cli.options import (
     Quiet,
 )
 from prunekit.cli.output import Output
+from prunekit.cli.panels import panels
 from prunekit.cli.top import app
 from prunekit.errors import UsageError
 
 
 @app.command(
-    epilog="Example: prunekit compare runs/digits-cnn; over cases and seeds: prunekit compare recipes/comparison.yaml --out DIR"
+    cls=panels({}),
+    epilog="Example: prunekit compare runs/digits-cnn; over cases and seeds: prunekit compare recipes/comparison.yaml --out DIR",
 )
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN… | STUDY", help="A run; with --out several, or a study.")],

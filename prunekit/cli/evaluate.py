@@ -15,10 +15,11 @@ from prunekit.cli.options import (
     Quiet,
 )
 from prunekit.cli.output import Output
+from prunekit.cli.panels import panels
 from prunekit.cli.top import app
 
 
-@app.command("eval", epilog="Example: prunekit eval runs/digits-cnn/pruned/small")
+@app.command("eval", cls=panels({}), epilog="Example: prunekit eval runs/digits-cnn/pruned/small")
 def eval_(
     pruned: Annotated[Path, typer.Argument(metavar="RUN/pruned/NAME", help="Folder of a pruned model.")],
     device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,

@@ -14,13 +14,15 @@ from prunekit.cli.options import (
     Quiet,
 )
 from prunekit.cli.output import Output
+from prunekit.cli.panels import panels
 from prunekit.cli.top import app
 from prunekit.errors import UsageError
 
 
 @app.command(
+    cls=panels({}),
     epilog="Example: prunekit explain runs/digits-cnn channel conv2 7; prunekit explain runs/digits-cnn diff channels; "
-    "prunekit explain runs/digits-cnn/pruned/unstructured"
+    "prunekit explain runs/digits-cnn/pruned/unstructured",
 )
 def explain(
     run: Annotated[Path, typer.Argument(metavar="RUN | RUN/pruned/NAME", help="A run, or a pruned model and nothing more.")],

@@ -18,11 +18,20 @@ from prunekit.cli.options import (
     json_object,
 )
 from prunekit.cli.output import Output
+from prunekit.cli.panels import panels
 from prunekit.cli.top import app
 from prunekit.errors import UsageError
 
+PANELS = {
+    "The model": ("model", "model_args", "weights"),
+    "Its data and what it is for": ("data", "data_args", "task", "loss"),
+    "What may be pruned": ("ignore", "include", "attention"),
+}
 
-@app.command("import", epilog="Example: prunekit import --model my_module:build --weights model.safetensors --out RUN")
+
+@app.command(
+    "import", cls=panels(PANELS), epilog="Example: prunekit import --model my_module:build --weights model.safetensors --out RUN"
+)
 def import_(
     model: Annotated[str, typer.Option(help="Import path of the model factory, module:function.")],
     weights: Annotated[list[Path], typer.Option(help="Checkpoint (safetensors, shards, .pt); repeat it, in order, for a path.")],

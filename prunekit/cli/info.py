@@ -11,10 +11,11 @@ from prunekit.cli.options import (
     Json,
 )
 from prunekit.cli.output import Output
+from prunekit.cli.panels import panels
 from prunekit.cli.top import app
 
 
-@app.command(epilog="Example: prunekit info runs/digits-cnn/scores/influence.safetensors")
+@app.command(cls=panels({}), epilog="Example: prunekit info runs/digits-cnn/scores/influence.safetensors")
 def info(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Any artifact, run folder or recipe.")], as_json: Json = False
 ) -> None:

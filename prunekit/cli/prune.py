@@ -20,11 +20,25 @@ from prunekit.cli.options import (
     ratios,
 )
 from prunekit.cli.output import Output
+from prunekit.cli.panels import panels
 from prunekit.cli.top import app
 from prunekit.errors import UsageError
 
+PANELS = {
+    "Limits of what goes": ("ratio", "floor", "round_to", "min_units", "classes"),
+    "Budgets, instead of a sparsity": (
+        "max_params", "max_macs", "max_bytes", "max_latency_ms", "max_accuracy_drop", "max_drop",
+    ),
+    "A plan as a file": ("dry_run", "apply"),
+    "Repair": ("compensate", "refine", "refine_budget", "refine_again", "squeeze"),
+    "In steps": ("schedule", "rounds", "every", "finetune", "lr", "distill", "temperature", "rewind", "recalibrate"),
+}  # fmt: skip
 
-@app.command(epilog="Example: prunekit prune runs/digits-cnn --criterion auto --sparsity 0.8 --structure channels --name small")
+
+@app.command(
+    cls=panels(PANELS),
+    epilog="Example: prunekit prune runs/digits-cnn --criterion auto --sparsity 0.8 --structure channels --name small",
+)
 def prune(
     run: RunFolder,
     criterion: Annotated[str, typer.Option("--criterion", "-c", help="As in score, or auto: the best here.")] = "auto",
@@ -35,12 +49,12 @@ def prune(
     floor: Annotated[float, typer.Option(help="Share of every layer that stays, in [0, 1).")] = 0.0,
     round_to: Annotated[int | None, typer.Option(min=1, help="Channels, heads: what stays is a multiple of this.")] = None,
     min_units: Annotated[int | None, typer.Option(min=1, help="Channels, heads: so many stay in a layer at least.")] = None,
-    max_params: Annotated[int | None, typer.Option(help="Instead of a sparsity: parameters that may stay.")] = None,
-    max_macs: Annotated[int | None, typer.Option(help="Instead: theoretical MACs of one sample.")] = None,
-    max_bytes: Annotated[int | None, typer.Option(help="Instead: size of model.safetensors.")] = None,
-    max_latency_ms: Annotated[float | None, typer.Option(help="Instead: measured, at the last eval.latency_batches.")] = None,
-    max_accuracy_drop: Annotated[float | None, typer.Option(help="Instead: points of validation accuracy to lose.")] = None,
-    max_drop: Annotated[float | None, typer.Option(help="Instead: what the task's first measure may lose, in its unit.")] = None,
+    max_params: Annotated[int | None, typer.Option(help="Parameters that may stay.")] = None,
+    max_macs: Annotated[int | None, typer.Option(help="Theoretical MACs of one sample.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="Size of model.safetensors.")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(help="Measured, at the last eval.latency_batches.")] = None,
+    max_accuracy_drop: Annotated[float | None, typer.Option(help="Points of validation accuracy to lose.")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="What the task's first measure may lose, in its unit.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the pruned model: RUN/pruned/NAME.")] = None,
     classes: Annotated[str | None, typer.Option(metavar="3,5", help="Keep what serves these classes, judged on them.")] = None,
     compensate: Annotated[bool, typer.Option("--compensate", help="Let kept weights make up for removed ones.")] = False,

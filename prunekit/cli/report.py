@@ -9,10 +9,11 @@ from prunekit.cli.options import (
     RunFolder,
 )
 from prunekit.cli.output import Output
+from prunekit.cli.panels import panels
 from prunekit.cli.top import app
 
 
-@app.command(epilog="Example: prunekit report runs/digits-cnn")
+@app.command(cls=panels({}), epilog="Example: prunekit report runs/digits-cnn")
 def report(run: RunFolder, quiet: Quiet = False, as_json: Json = False) -> None:
     """Write RUN/report.html from what the run holds by now."""
     from prunekit.verbs.reporting import report_run

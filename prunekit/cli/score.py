@@ -17,23 +17,30 @@ from prunekit.cli.options import (
     Seed,
 )
 from prunekit.cli.output import Output
+from prunekit.cli.panels import panels
 from prunekit.cli.top import app
 
+PANELS = {
+    "How influence looks at the path": (
+        "target", "share", "aggregation", "quadrature", "nodes", "early", "tolerance", "stride", "memory", "max_error",
+    ),
+}  # fmt: skip
 
-@app.command(epilog="Example: prunekit score runs/digits-cnn --criterion influence --criterion magnitude")
+
+@app.command(cls=panels(PANELS), epilog="Example: prunekit score runs/digits-cnn --criterion influence --criterion magnitude")
 def score(
     run: RunFolder,
     criterion: Annotated[list[str], typer.Option("--criterion", "-c", help=CRITERION_HELP)],
-    quadrature: Annotated[str | None, typer.Option(help="influence: ranking or reconstruction.")] = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="influence: nodes a piece, for ranking.")] = None,
-    early: Annotated[tuple[int, int] | None, typer.Option(metavar="STEPS NODES", help="influence: nodes in early steps.")] = None,
-    tolerance: Annotated[float | None, typer.Option(help="influence: allowed error, for reconstruction.")] = None,
-    stride: Annotated[int | None, typer.Option(min=1, help="influence: kept states a piece.")] = None,
-    share: Annotated[str | None, typer.Option(help="influence: kernel, regularisation, whole or survival.")] = None,
-    aggregation: Annotated[str | None, typer.Option(help="influence: l1, l2, square or mean (signed), over samples.")] = None,
-    memory: Annotated[str | None, typer.Option(help="influence: for scores in work, such as 512MiB.")] = None,
-    max_error: Annotated[float | None, typer.Option(help="influence: write nothing if the estimated error is larger.")] = None,
-    target: Annotated[str | None, typer.Option(help="influence: outputs, log_prob, margin, loss, or module:function.")] = None,
+    quadrature: Annotated[str | None, typer.Option(help="ranking or reconstruction.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="nodes a piece, for ranking.")] = None,
+    early: Annotated[tuple[int, int] | None, typer.Option(metavar="STEPS NODES", help="nodes in early steps.")] = None,
+    tolerance: Annotated[float | None, typer.Option(help="allowed error, for reconstruction.")] = None,
+    stride: Annotated[int | None, typer.Option(min=1, help="kept states a piece.")] = None,
+    share: Annotated[str | None, typer.Option(help="kernel, regularisation, whole or survival.")] = None,
+    aggregation: Annotated[str | None, typer.Option(help="l1, l2, square or mean (signed), over samples.")] = None,
+    memory: Annotated[str | None, typer.Option(help="for scores in work, such as 512MiB.")] = None,
+    max_error: Annotated[float | None, typer.Option(help="write nothing if the estimated error is larger.")] = None,
+    target: Annotated[str | None, typer.Option(help="outputs, log_prob, margin, loss, or module:function.")] = None,
     skip_unfit: Annotated[bool, typer.Option("--skip-unfit", help="wanda, obs: by magnitude what they cannot score.")] = False,
     seed: Seed = None, device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip

@@ -15,10 +15,11 @@ from prunekit.cli.options import (
     RunFolder,
 )
 from prunekit.cli.output import Output
+from prunekit.cli.panels import panels
 from prunekit.cli.top import app
 
 
-@app.command(epilog="Example: prunekit sensitivity runs/digits-cnn --criterion magnitude")
+@app.command(cls=panels({}), epilog="Example: prunekit sensitivity runs/digits-cnn --criterion magnitude")
 def sensitivity(
     run: RunFolder,
     criterion: Annotated[str, typer.Option("--criterion", "-c", help="Decides what goes inside a layer.")] = "magnitude",

@@ -13,10 +13,11 @@ from prunekit.cli.options import (
     Seed,
 )
 from prunekit.cli.output import Output
+from prunekit.cli.panels import panels
 from prunekit.cli.top import app
 
 
-@app.command(epilog="Example: prunekit train recipes/digits-cnn.yaml --out runs/digits-cnn")
+@app.command(cls=panels({}), epilog="Example: prunekit train recipes/digits-cnn.yaml --out runs/digits-cnn")
 def train(
     recipe: RecipeFile, out: Out, seed: Seed = None, device: Device = None, overwrite: Overwrite = False,
     quiet: Quiet = False, as_json: Json = False,

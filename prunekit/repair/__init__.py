@@ -1,6 +1,6 @@
 """Repairs a plan by what its removal broke: refine, masks learnt, units that change places, what is lowered meanwhile."""
 
-from prunekit.repair.refine import refine
+from prunekit.repair.refine import RefineOptions, refine
 from prunekit.repair.swaps import SWAPS
 
-__all__ = ["SWAPS", "refine"]
+__all__ = ["SWAPS", "RefineOptions", "refine"]

@@ -35,6 +35,49 @@ SHRINK = 0.6  # of the share that is swapped, after a round that did not help
 PARTED = 2.0  # the accept part's divergence over the learn part's may grow by this factor before it is said
 
 
+@dataclass(frozen=True)
+class RefineOptions:
+    """How long ``refine`` looks, and how.
+
+    Attributes:
+        rounds: of swaps, at most. Fewer when there is nothing left to try.
+        budget_seconds: stops at the first evaluation of the model that ends after so long, start-up included (the dense
+            outputs, and how good the plan is); what was being tried then is left. With a budget the plan depends on the
+            machine's speed; without one, the same seed gives the same plan.
+        learn: before the swaps, learn a mask for ``steps`` steps from the tempered importances of the dense model
+            (``prunekit.repair.learn``); swaps go on from the better of that mask and the plan's.
+        share: of the number kept that the first round swaps.
+        temper: p of ``magnitude^(1-p) × influence^p``, the importance of what may leave.
+        nodes: midpoints of the pruning segment for blame.
+        accept_share: of the samples, set apart to accept on where none of their own are given, in (0, 1).
+
+    Raises:
+        UsageError: one is out of range.
+    """
+
+    rounds: int = 30
+    budget_seconds: float | None = None
+    learn: bool = True
+    steps: int = 300
+    share: float = 0.1
+    temper: float = 0.5
+    nodes: int = 8
+    accept_share: float = 0.25
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("rounds", 0, math.inf),
+            ("nodes", 1, math.inf),
+            ("steps", 1, math.inf),
+            ("temper", 0, 1),
+            ("share", 0, 1),
+            ("budget_seconds", 0, math.inf),
+        ):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise UsageError(f"refine: {name} is {value}; it must be from {low} to {high}".replace(" to inf", " upwards"))
+
+
 @dataclass
 class _Best:
     """The best mask so far and how it came about."""
@@ -72,23 +115,17 @@ def refine(
     plan: Plan,
     model: nn.Module,
     batches: Any,
+    options: RefineOptions | None = None,
     *,
     task: str | Task | None = None,
-    rounds: int = 30,
-    budget_seconds: float | None = None,
     target: str | Target = "kl",
     seed: int = 0,
-    learn: bool = True,
-    steps: int = 300,
-    share: float = 0.1,
-    temper: float = 0.5,
-    nodes: int = 8,
     importance: str | Target | None = None,
     loss: Any = None,
     accept: Any = None,
-    accept_share: float = 0.25,
     swaps: Callable[[Plan, Layout, torch.device], Swaps] | None = None,
     reference: nn.Module | None = None,
+    **changes: Any,
 ) -> Plan:
     """The plan with as many units kept, but better ones; never worse than ``plan`` on the samples it is accepted on.
 
@@ -97,24 +134,17 @@ def refine(
         model: the trained dense model; left as it is. It is computed with on its own device.
         batches: samples to learn from: batches ``(inputs, labels)`` or mappings with labels among them, a data set, or a
             ``DataLoader``.
+        options, changes: how long and how it looks, and what is other than there: ``refine(…, rounds=5)``; see
+            ``RefineOptions``.
         task: what the model is for, a name from ``prunekit.task.TASKS`` or a ``Task``; None where samples leave no doubt.
-        rounds: of swaps, at most. Fewer when there is nothing left to try.
-        budget_seconds: stops at the first evaluation of the model that ends after so long, start-up included (the dense
-            outputs, and how good the plan is); what was being tried then is left. With a budget the plan depends on the
-            machine's speed; without one, the same seed gives the same plan.
         target: what is lowered: ``"kl"``, the task's divergence from the dense model (KL of classes, squared distance of
             numbers; labels are not looked at), ``"loss"`` on the labels, or a function ``(outputs, labels) -> (samples,
             targets)``, lower is better.
         seed: of the split of the samples, and of batches while learning.
-        learn: before the swaps, learn a mask for ``steps`` steps from the tempered importances of the dense model
-            (``prunekit.repair.learn``); swaps go on from the better of that mask and the plan's.
-        share: of the number kept that the first round swaps.
-        temper: p of ``magnitude^(1-p) × influence^p``, the importance of what may leave.
-        nodes: midpoints of the pruning segment for blame.
         importance: target whose per-sample gradients give that influence; by default the margin, where the task has one,
             or ``target`` if it is a function.
         loss: for the target ``"loss"``; the task's own when None.
-        accept: samples of their own to accept on; without them ``accept_share`` of ``batches`` is set apart for that.
+        accept: samples of their own to accept on; without them a share of ``batches`` is set apart for that.
         swaps: which swaps are allowed; by the plan's structure when None (``prunekit.search.SWAPS``).
         reference: stay close to this model's outputs instead of ``model``'s own: the dense one, where ``model`` has the kept
             weights as they were trained since (``prunekit.steps.again``). Then ``J`` is not 0 at ``model``; sums of blame
@@ -141,8 +171,8 @@ def refine(
         >>> found["after"]["accept"] <= found["before"]["accept"] and found["kept"] == 24
         True
     """
-    _check(rounds, share, temper, nodes, steps, budget_seconds)
-    deadline = Deadline(budget_seconds)
+    how = replace(options or RefineOptions(), **changes)
+    deadline = Deadline(how.budget_seconds)
     found = model_digest(model)
     if plan.provenance["model"] != found:
         raise ArtifactError(f"the plan was made for model {plan.provenance['model']}, this model is {found}")
@@ -152,7 +182,15 @@ def refine(
     kind, samples = settle(model, batches, task, loss)
     ranking = importance or (kind.importance() if isinstance(target, str) else target)
     objective = make_objective(
-        model, samples or (), target, ranking, task=kind, accept=accept, accept_share=accept_share, seed=seed, reference=reference
+        model,
+        samples or (),
+        target,
+        ranking,
+        task=kind,
+        accept=accept,
+        accept_share=how.accept_share,
+        seed=seed,
+        reference=reference,
     )
     factors = chosen.expand(chosen.keep.to(objective.theta.dtype))
     best = _Best(chosen, objective, chosen.keep, objective.on_learn(factors), objective.on_accept(factors))
@@ -164,16 +202,16 @@ def refine(
     ended = "done"
     try:
         if not bool(chosen.keep.all()) and bool(chosen.keep.any()):
-            in_time = not learn or _learn(best, steps, temper, seed, deadline)
+            in_time = not how.learn or _learn(best, how, seed, deadline)
             if in_time:
-                in_time = _swap(best, rounds, share, temper, nodes, deadline)
+                in_time = _swap(best, how, deadline)
             ended = "done" if in_time else "budget"
     except OutOfTime:
         ended = "budget"
     except KeyboardInterrupt:
         ended = "interrupted"
     counts = [part.samples for part in (objective.learn, objective.accept)]
-    options = {"rounds": rounds, "learn": learn, "steps": steps, "share": share, "temper": temper, "nodes": nodes, "seed": seed}
+    told = {key: getattr(how, key) for key in ("rounds", "learn", "steps", "share", "temper", "nodes")}
     facts: dict[str, Any] = {
         "target": target if isinstance(target, str) else getattr(target, "__name__", type(target).__name__),
         "samples": {"learn": counts[0], "accept": counts[1]},
@@ -183,7 +221,7 @@ def refine(
         "kept": int(best.keep.sum()),
         "ended": ended,
         "from": plan.digest,
-        "options": options,
+        "options": {**told, "seed": seed},
         "history": best.history,
     }
     if _parted(start, (best.learn, best.accept)):
@@ -200,14 +238,14 @@ def refine(
     return replace(refined, given=dict(plan.keep), provenance={**refined.provenance, "refine": facts})
 
 
-def _swap(best: _Best, rounds: int, share: float, temper: float, nodes: int, deadline: Deadline) -> bool:
+def _swap(best: _Best, how: RefineOptions, deadline: Deadline) -> bool:
     """The rounds of give back and drop; False when time ran out."""
-    swaps, objective = best.swaps, best.objective
+    swaps, objective, share = best.swaps, best.objective, how.share
     theta, dtype = objective.theta, objective.theta.dtype
     engine = choose_engine(objective.ranking, theta, *objective.labelled[0])
     tried = torch.zeros_like(best.keep)  # single units that did not help, since the mask last changed
-    with Bar("refine", rounds) as bar:
-        for number in range(1, rounds + 1):
+    with Bar("refine", how.rounds) as bar:
+        for number in range(1, how.rounds + 1):
             if deadline.passed:
                 return False
             ranked = _ranking(number)
@@ -215,14 +253,14 @@ def _swap(best: _Best, rounds: int, share: float, temper: float, nodes: int, dea
             if ranked == "blame":
                 pruned = theta * swaps.expand(best.keep.to(dtype))
                 step = Segment(0, theta, pruned, torch.zeros_like(theta))
-                found = blame(objective.function, step, objective.learn, nodes=nodes)
+                found = blame(objective.function, step, objective.learn, nodes=how.nodes)
                 gain, facts["residual"] = swaps.gather(found.values, best.keep), found.residual
             else:
                 gain = _gain(best)
             grown = swaps.grow(best.keep, gain.masked_fill(tried, -torch.inf), share)
             if bool((grown == best.keep).all()):
                 return True  # nothing is left to try
-            worth = _worth(best, engine, grown, temper)
+            worth = _worth(best, engine, grown, how.temper)
             back = grown & ~best.keep
             if best.offer(swaps.exchange(worth, grown, gain), facts):
                 tried.zero_()
@@ -258,16 +296,16 @@ def _gain(best: _Best) -> Tensor:
     return gain.detach()
 
 
-def _learn(best: _Best, steps: int, temper: float, seed: int, deadline: Deadline) -> bool:
+def _learn(best: _Best, how: RefineOptions, seed: int, deadline: Deadline) -> bool:
     """Learnt masks, judged as they come; False when time ran out."""
     if deadline.passed:
         return False
     objective = best.objective
     engine = choose_engine(objective.ranking, objective.theta, *objective.labelled[0])
-    worth = _worth(best, engine, torch.ones_like(best.keep), temper)
-    with Bar("learn", steps) as bar:
+    worth = _worth(best, engine, torch.ones_like(best.keep), how.temper)
+    with Bar("learn", how.steps) as bar:
         done = 0
-        for step, candidate in learnt_masks(best.swaps, objective, worth, steps=steps, seed=seed):
+        for step, candidate in learnt_masks(best.swaps, objective, worth, steps=how.steps, seed=seed):
             best.offer(candidate, {"stage": "learn", "round": step, "ranked": "scores"})
             bar.describe(best.line(f"learn, step {step}"))
             bar.advance(step - done)
@@ -282,16 +320,3 @@ def _parted(before: tuple[float, float], after: tuple[float, float]) -> bool:
     if min(*before, *after) <= 0:
         return False
     return after[1] / after[0] > PARTED * max(1.0, before[1] / before[0])
-
-
-def _check(rounds: int, share: float, temper: float, nodes: int, steps: int, budget: float | None) -> None:
-    for name, value, low, high in (
-        ("rounds", rounds, 0, math.inf),
-        ("nodes", nodes, 1, math.inf),
-        ("steps", steps, 1, math.inf),
-        ("temper", temper, 0, 1),
-        ("share", share, 0, 1),
-        ("budget_seconds", budget, 0, math.inf),
-    ):
-        if value is not None and not low <= value <= high:
-            raise UsageError(f"refine: {name} is {value}; it must be from {low} to {high}".replace(" to inf", " upwards"))

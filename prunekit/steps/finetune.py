@@ -6,7 +6,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,49 +17,25 @@ from torch import Tensor, nn
 from prunekit.apply import apply_masks, hold_masks
 from prunekit.errors import UsageError
 from prunekit.plan import Plan
-from prunekit.task import Classification, Task
-from prunekit.training.augment import Augment
-from prunekit.training.distill import Distillation
-from prunekit.training.loop import Fetch, batches_per_epoch, train
+from prunekit.training.loop import TrainOptions, train
 from prunekit.trajectory import Recorder, Trajectory, parent_facts
 from prunekit.trajectory.bare import named_tensors
 
 
 @dataclass(frozen=True)
-class Finetuning:
-    """How to train a pruned model on.
+class Finetuning(TrainOptions):
+    """How to train a pruned model on; ``epochs`` are of one round.
 
     Attributes:
-        batch: indices ``(k,)`` of training samples -> inputs and labels.
-        samples: how many training samples there are.
         optimizer: makes the optimizer for a model.
         scheduler: ``(optimizer, steps)`` -> a schedule that is stepped after every step; None for a constant rate.
-        task: what the model is for, its loss included; classification when None.
-        epochs, batch_size: of one round.
-        seed: of the order of samples.
-        drop_last, augment: see ``prunekit.training.train``.
-        distill: soft labels from the dense model.
         record: options of the ``Recorder`` (``every``, ``second_moments``).
     """
 
-    batch: Fetch
-    samples: int
     optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     scheduler: Callable[[torch.optim.Optimizer, int], Any] = lambda optimizer, steps: None
-    task: Task = field(default_factory=Classification)
-    epochs: int = 10
-    batch_size: int = 64
-    seed: int = 0
-    drop_last: bool = False
-    augment: Augment | None = None
-    distill: Distillation | None = None
+    _: KW_ONLY
     record: Mapping[str, Any] = field(default_factory=dict)
-    device: torch.device | str = "cpu"
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of all epochs."""
-        return self.epochs * batches_per_epoch(self.samples, self.batch_size, self.drop_last)
 
 
 def finetune(
@@ -170,11 +146,10 @@ class Tuner:
                 warnings.simplefilter("ignore")  # torch warns of a schedule that moves before its optimizer: it is meant
                 for _ in range(begin):
                     scheduler.step()
+        how = how if seed is None else replace(how, seed=seed)
         return train(
-            self.model, self.optimizer, scheduler, how.task, how.batch, how.samples,
-            epochs=how.epochs, batch_size=how.batch_size, seed=how.seed if seed is None else seed, recorder=self._recorder,
-            device=how.device, drop_last=how.drop_last, augment=how.augment, begin=begin, end=end, distill=how.distill,
-            after_step=after_step, stage=stage,
+            self.model, self.optimizer, scheduler, how, recorder=self._recorder, begin=begin, end=end, after_step=after_step,
+            stage=stage,
         )  # fmt: skip
 
     def shrink(self, masks: Mapping[str, Tensor]) -> None:

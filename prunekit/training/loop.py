@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -26,24 +27,48 @@ def batches_per_epoch(samples: int, batch_size: int, drop_last: bool = False) ->
     return max(1, samples // batch_size) if drop_last else math.ceil(samples / batch_size)
 
 
+@dataclass(frozen=True)
+class TrainOptions:
+    """On what a model is trained, and how long.
+
+    Attributes:
+        batch: indices ``(k,)`` of training samples -> inputs and labels.
+        samples: how many training samples there are.
+        task: which of the model's answers counts and which loss is lowered; classification when not given.
+        epochs, batch_size: of one run.
+        seed: of the order of samples.
+        drop_last: leave out an epoch's last batch where it is smaller than the others; the order is new in every epoch.
+        augment: changes the inputs of every step, by a seed made of ``seed`` and the step, which is recorded.
+        distill: joins a teacher's soft labels to the loss.
+    """
+
+    batch: Fetch
+    samples: int
+    _: KW_ONLY
+    task: Task = field(default_factory=Classification)
+    epochs: int = 10
+    batch_size: int = 64
+    seed: int = 0
+    drop_last: bool = False
+    augment: Augment | None = None
+    distill: Distillation | None = None
+    device: torch.device | str = "cpu"
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of all epochs."""
+        return self.epochs * batches_per_epoch(self.samples, self.batch_size, self.drop_last)
+
+
 def train(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scheduler: Any,
-    task: Task | Callable[[Tensor, Tensor], Tensor],
-    batch: Fetch,
-    samples: int,
+    how: TrainOptions,
     *,
-    epochs: int,
-    batch_size: int,
-    seed: int,
     recorder: Recorder | None = None,
-    device: torch.device | str = "cpu",
     begin: int | None = None,
     end: int | None = None,
-    distill: Distillation | None = None,
-    drop_last: bool = False,
-    augment: Augment | None = None,
     after_step: Callable[[int], None] = lambda steps: None,
     after_epoch: Callable[[int], bool] = lambda epochs: False,
     stage: str = "train",
@@ -52,15 +77,8 @@ def train(
 
     Args:
         scheduler: stepped after every optimizer step; None for a constant rate.
-        task: which of the model's answers counts and which loss is lowered; or a loss ``(outputs, labels) -> scalar``.
-        batch: indices ``(k,)`` -> inputs and labels.
-        samples: how many training samples there are.
-        seed: of the order of samples.
         begin: steps before this one are passed over, in the same order of samples; by default those that a resumed
             ``recorder`` holds already. ``end``: where to stop, short of all epochs.
-        distill: joins a teacher's soft labels to the loss.
-        drop_last: leave out an epoch's last batch where it is smaller than the others; the order is new in every epoch.
-        augment: changes the inputs of every step, by a seed made of ``seed`` and the step, which is recorded.
         after_step: called with the number of steps behind, once weights and rates have moved.
         after_epoch: called with the number of epochs behind; training ends when it says True.
         stage: for the progress bar and the message.
@@ -68,28 +86,28 @@ def train(
     Raises:
         NonFiniteError: the loss became NaN or Inf; names epoch and step.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(how.seed)
     history: list[float] = []
-    steps = batches_per_epoch(samples, batch_size, drop_last)
-    seen = augmented(batch, augment) if augment is not None else batch
-    kind = task if isinstance(task, Task) else Classification(task)
+    steps = batches_per_epoch(how.samples, how.batch_size, how.drop_last)
+    seen = augmented(how.batch, how.augment) if how.augment is not None else how.batch
+    kind = how.task
     model.train()
 
     def order() -> Any:
-        for epoch in range(epochs):
-            permutation = torch.randperm(samples, generator=generator)
-            for begin in range(0, steps * batch_size, batch_size):
-                yield epoch, permutation[begin : begin + batch_size]
+        for epoch in range(how.epochs):
+            permutation = torch.randperm(how.samples, generator=generator)
+            for begin in range(0, steps * how.batch_size, how.batch_size):
+                yield epoch, permutation[begin : begin + how.batch_size]
 
     total, count = 0.0, 0
     first = begin if begin is not None else recorder.steps if recorder is not None else 0
-    last = epochs * steps if end is None else min(end, epochs * steps)
+    last = how.steps if end is None else min(end, how.steps)
     for step, (epoch, indices) in enumerate(track(islice(order(), last), stage, last)):
         if step < first:
             continue
-        drawn = [] if augment is None else [step_seed(seed, step)]
+        drawn = [] if how.augment is None else [step_seed(how.seed, step)]
         x, y = seen(indices, *drawn)
-        x, y = to(x, device), to(y, device)
+        x, y = to(x, how.device), to(y, how.device)
         optimizer.zero_grad()
         outputs = kind.outputs(called(model, x))
         try:
@@ -98,8 +116,8 @@ def train(
             raise
         except Exception as error:  # labels that no batch which was tried beforehand had
             raise kind.cause(f"loss: {kind.loss.name}", outputs.detach(), y, error) from error
-        if distill is not None:
-            value = distill(value, outputs, x, y)
+        if how.distill is not None:
+            value = how.distill(value, outputs, x, y)
         current = value.item()
         if not math.isfinite(current):
             rate = "train.lr" if stage == "train" else "finetune.lr"

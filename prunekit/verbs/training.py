@@ -19,7 +19,7 @@ from prunekit.recipe import Recipe, Watch
 from prunekit.structure import prunable_parameters
 from prunekit.task import Task
 from prunekit.task.evaluation import evaluate, measures_told
-from prunekit.training.loop import batches_per_epoch, train
+from prunekit.training import TrainOptions, train
 from prunekit.trajectory import Layout, Recorder, Trajectory, disk_needed, load_into, read_weights, snapshot, write_checkpoints
 from prunekit.trajectory.bare import named_tensors
 from prunekit.trajectory.layout import refuse_meta
@@ -54,10 +54,13 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
         recipe.save(out / "recipe.yaml")
         return {**read_training(out / "train.json"), "reused": True}
 
-    samples, epochs, size = len(splits["train"]), recipe.train.epochs, recipe.train.batch_size
-    steps = epochs * batches_per_epoch(samples, size, recipe.train.drop_last)
+    how = TrainOptions(
+        splits["train"].batch, len(splits["train"]), task=task, epochs=recipe.train.epochs, batch_size=recipe.train.batch_size,
+        seed=recipe.seed, drop_last=recipe.train.drop_last, augment=recipe.load_augment(), device=recipe.device,
+    )  # fmt: skip
+    steps = how.steps
     keep = recipe.train.record
-    needed = disk_needed(model, steps, samples * epochs, keep.every, keep.states, keep.second_moments)
+    needed = disk_needed(model, steps, how.samples * how.epochs, keep.every, keep.states, keep.second_moments)
     announce(
         f"train: {steps} steps of {layout.total:,} coordinates; the trajectory takes {needed / 1e6:.1f} MB of disk under {out}"
     )
@@ -75,9 +78,7 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
     watched: list[dict[str, float]] = []
     with recorder:
         losses = train(
-            model, optimizer, scheduler, task, splits["train"].batch, samples,
-            epochs=epochs, batch_size=size, seed=recipe.seed, recorder=recorder, device=recipe.device,
-            drop_last=recipe.train.drop_last, augment=recipe.load_augment(),
+            model, optimizer, scheduler, how, recorder=recorder,
             after_epoch=_watching(recipe.train.watch, model, splits, task, watched),
         )  # fmt: skip
     seconds = time.perf_counter() - started

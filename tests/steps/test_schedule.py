@@ -22,7 +22,7 @@ from prunekit.repair import refine
 from prunekit.steps import Finetuning, Planner, Pruned, Schedule, cut, finetune, prune_by_schedule
 from prunekit.steps.planner import _Shrinking
 from prunekit.steps.schedule import cubic
-from prunekit.training import recalibrate, train
+from prunekit.training import TrainOptions, recalibrate, train
 from prunekit.trajectory import Continued, Recorder
 from tests.conftest import TinyNet, record, tiny_data
 from tests.structure_models import HANDLED, IMAGES, Residual, random_scores
@@ -53,8 +53,8 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Trajecto
     model = TinyNet().double()
     optimizer = optimizer_of(model)
     with Recorder(tmp_path_factory.mktemp("dense") / "t", model, optimizer) as recorder:
-        train(model, optimizer, cosine(optimizer, 12), nn.functional.cross_entropy, lambda i: (X[i], Y[i]), 24,
-              epochs=4, batch_size=8, seed=3, recorder=recorder)  # fmt: skip
+        how = TrainOptions(lambda i: (X[i], Y[i]), 24, epochs=4, batch_size=8, seed=3)
+        train(model, optimizer, cosine(optimizer, 12), how, recorder=recorder)
     return model, Trajectory(recorder.folder)
 
 

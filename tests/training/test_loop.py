@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from prunekit.kernel import ModelFunction, attribute, data_scores
 from prunekit.recipe import RateSchedule, scheduler_of
-from prunekit.training import AUGMENTATIONS, augmented, batches_per_epoch, train
+from prunekit.training import AUGMENTATIONS, TrainOptions, augmented, batches_per_epoch, train
 from prunekit.training.augment import step_seed
 from prunekit.trajectory import Recorder, Trajectory
 
@@ -31,14 +32,20 @@ def images(samples: int) -> tuple[Tensor, Tensor]:
     return x, torch.randint(0, 3, (samples,), generator=generator)
 
 
-def trained(folder: Path, samples: int = 23, end: int | None = None, **options: object) -> tuple[nn.Module, Trajectory]:
+def trained(
+    folder: Path,
+    samples: int = 23,
+    end: int | None = None,
+    after_epoch: Callable[[int], bool] = lambda epochs: False,
+    **options: object,
+) -> tuple[nn.Module, Trajectory]:
     """Batches of 5, SGD with momentum; recorded."""
     model, (x, y) = net(), images(samples)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     with Recorder(folder, model, optimizer) as recorder:
         train(
-            model, optimizer, None, F.cross_entropy, lambda i: (x[i], y[i]), samples,
-            epochs=3, batch_size=5, seed=4, recorder=recorder, end=end, **options,
+            model, optimizer, None, TrainOptions(lambda i: (x[i], y[i]), samples, epochs=3, batch_size=5, seed=4, **options),
+            recorder=recorder, end=end, after_epoch=after_epoch,
         )  # type: ignore[arg-type]  # fmt: skip
     return model, Trajectory(folder)
 
@@ -118,8 +125,8 @@ def test_a_resumed_run_augments_as_the_uninterrupted_one(tmp_path: Path) -> None
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     for begin, end in ((0, 7), (7, None)):
         train(
-            model, optimizer, None, F.cross_entropy, lambda i: (x[i], y[i]), 23,
-            epochs=3, batch_size=5, seed=4, augment=flip, begin=begin, end=end,
+            model, optimizer, None, TrainOptions(lambda i: (x[i], y[i]), 23, epochs=3, batch_size=5, seed=4, augment=flip),
+            begin=begin, end=end,
         )  # fmt: skip
     torch.testing.assert_close(torch.cat([p.detach().flatten() for p in model.parameters()]), whole.state(-1), atol=0, rtol=0)
 

@@ -7,15 +7,13 @@ model as it is by then. Each step costs one gradient of every sample to learn fr
 
 from __future__ import annotations
 
-import inspect
-
 import torch
 from torch import Tensor
 
 from prunekit.kernel.gradients import choose_engine
 from prunekit.repair.limits import best
 from prunekit.repair.objective import Objective
-from prunekit.repair.refine import refine
+from prunekit.repair.refine import RefineOptions
 from prunekit.repair.swaps import Weights
 
 TEMPER = 0.5
@@ -48,7 +46,7 @@ def equal_cost(batches: int = 1) -> int:
     Learning: the importances that scores start at, and a gradient a step (of one of the ``batches`` where there are more than
     two). Swaps: importances in every round; blame's nodes in every odd one, one gradient of the gain in every even one.
     """
-    defaults = {name: option.default for name, option in inspect.signature(refine).parameters.items()}
-    rounds, nodes, steps = (int(defaults[name]) for name in ("rounds", "nodes", "steps"))
+    defaults = RefineOptions()
+    rounds, nodes, steps = defaults.rounds, defaults.nodes, defaults.steps
     learning = 1 + (steps if batches <= 2 else round(steps / batches))
     return learning + rounds + (rounds + 1) // 2 * nodes + rounds // 2
