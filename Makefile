@@ -43,7 +43,7 @@ clean:
 	@touch $@
 
 .venv/installed: .venv/python pyproject.toml constraints.txt
-	$(PIP) install -q -c constraints.txt -e .
+	$(PIP) install -q -c constraints.txt -e ".[demo]"
 	@touch $@
 
 .venv/installed-test: .venv/python pyproject.toml constraints.txt

@@ -11,7 +11,17 @@ from typing import Any
 
 from prunekit.errors import UsageError, nearest, quoted
 
+EXTRAS = {"jinja2": "report", "matplotlib": "report", "sklearn": "digits"}
+"""Package that only some need -> the extra of prunekit's that installs it."""
 _run_folder: Path | None = None
+
+
+def lacking(error: ModuleNotFoundError) -> UsageError | None:
+    """What to say where one of ``EXTRAS`` is not installed; None for any other module."""
+    name = (error.name or "").partition(".")[0]
+    if name not in EXTRAS:
+        return None
+    return UsageError(f"this needs {name}, which is not installed; pip install 'prunekit[{EXTRAS[name]}]'")
 
 
 def use_working_folder(run: Path | None) -> None:
@@ -92,5 +102,7 @@ def call(path: str, key: str, arguments: dict[str, Any]) -> Any:
         return function(**arguments)
     except UsageError:
         raise
+    except ModuleNotFoundError as error:
+        raise lacking(error) or UsageError(f"{key}: {path}(**{arguments}) failed: {quoted(error)}") from error
     except (Exception, SystemExit) as error:  # the user's own function: its error in one line
         raise UsageError(f"{key}: {path}(**{arguments}) failed: {quoted(error)}") from error

@@ -13,6 +13,7 @@ import typer
 
 from prunekit.cli.top import app
 from prunekit.errors import PrunekitError, UsageError
+from prunekit.imports import lacking
 
 
 def main() -> None:
@@ -38,6 +39,8 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, ModuleNotFoundError):
+            error = lacking(error) or error
         if isinstance(error, PrunekitError):
             _fail(str(error), 2 if isinstance(error, UsageError) else 1)
         place = traceback.extract_tb(error.__traceback__)[-1]

@@ -1,0 +1,9 @@
+from . import terminal as terminal
+from .explain_page import write_explanation as write_explanation
+from .page import write_page as write_page
+from .plots import comparison_figure as comparison_figure
+from .plots import save_figure as save_figure
+from .plots import sensitivity_figure as sensitivity_figure
+from .study import study_figure as study_figure
+from .study import write_study_page as write_study_page
+from .tables import accuracy_tables as accuracy_tables
