@@ -1,0 +1,167 @@
+"""Whose code may run: what a recipe inside a run folder names is imported only where this user made that run, or trusts it.
+
+A recipe on the command line is the user's word. A run folder may come from anybody, so its recipe is data: before any of its
+import paths is followed, they must be known here. What is known is kept per user and machine as a keyed hash (HMAC-SHA256) of the
+recipe and of the files that its paths lead to, so that neither an edited recipe nor another module of the same name passes for
+what was trusted. Moving a folder changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import importlib
+import importlib.util
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunekit.errors import UsageError, quoted
+from prunekit.recipe.yaml_file import read_yaml
+
+BUILT_IN = ("prunekit.models", "prunekit.data")
+"""Modules whose offered names (``__all__``) any recipe may use."""
+PATH = re.compile(r"([^\s:(),*+^=]+):([^\s:(),*+^=]+)")
+"""An import path, also inside a composed criterion."""
+PLAIN = re.compile(r"\d+:\d+|block:\d+x\d+")
+"""Texts with a colon that are none: patterns of weights."""
+STATE = "PRUNEKIT_STATE"
+"""Environment variable: the folder that keeps what is trusted, where the usual one will not do."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """One import path of a recipe: at which ``key`` it stands, and the ``file`` or package that its module comes from."""
+
+    key: str
+    path: str
+    file: str
+
+
+def imports_of(recipe: Path) -> list[Named]:
+    """Every import path that a recipe names, built-in factories left out. Nothing is imported.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    found = dict.fromkeys(_paths(read_yaml(recipe), ""))
+    return [Named(key, path, _file(path)) for key, path in found]
+
+
+def check(folder: Path) -> None:
+    """Refuses a run folder whose recipe names code that is not known to be this user's.
+
+    Raises:
+        UsageError: names what would be imported, from where, and what to do.
+    """
+    named = imports_of(folder / "recipe.yaml")
+    if not named or _is_known(folder, named):
+        return
+    shown = ", ".join(f"{one.key}: {one.path} ({one.file})" for one in named[:3]) + (" …" if len(named) > 3 else "")
+    raise UsageError(
+        f"{folder}: this run was not made here, and its recipe names code that would run: {shown}; look at it, then let it with "
+        f"prunekit trust {folder}"
+    )
+
+
+def remember(folder: Path) -> str | None:
+    """From now on the folder's recipe may import what it names, from where it does now; says why that cannot be kept."""
+    named = imports_of(folder / "recipe.yaml")
+    if not named:
+        return None
+    try:
+        place = _known() / _mark(folder, named)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+    except OSError as error:
+        return f"{_state()}: {quoted(error)}; set {STATE} to a folder of yours, or later commands ask for prunekit trust {folder}"
+    return None
+
+
+def _is_known(folder: Path, named: Sequence[Named]) -> bool:
+    try:
+        return (_known() / _mark(folder, named)).exists()
+    except OSError:
+        return False
+
+
+def _paths(content: Any, key: str) -> Iterator[tuple[str, str]]:
+    """``(key, module:name)`` of every text in a nest that holds an import path, also inside a composed criterion."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            yield from _paths(str(name), key)
+            yield from _paths(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(content, list):
+        for value in content:
+            yield from _paths(value, key)
+    elif isinstance(content, str) and ":" in content and not PLAIN.fullmatch(content):
+        found = PATH.findall(content)
+        if ":" in PATH.sub("", content):  # whatever else could be read as one
+            yield key, content
+        for module, name in found:
+            if not _built_in(module, name):
+                yield key, f"{module}:{name}"
+
+
+def _built_in(module: str, name: str) -> bool:
+    if module not in BUILT_IN:
+        return False
+    return name in importlib.import_module(module).__all__
+
+
+def _file(path: str) -> str:
+    """Where the module's outermost package would come from; looking for it runs nothing."""
+    top = path.partition(":")[0].partition(".")[0]
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        return "not found"
+    places = [spec.origin, *(spec.submodule_search_locations or ())]
+    place = next((p for p in places if p and os.path.exists(p)), None)
+    return str(Path(place).resolve()) if place else str(spec.origin)
+
+
+def _mark(folder: Path, named: Sequence[Named]) -> str:
+    """The keyed hash of what the recipe says and of where its paths lead."""
+    told = {"recipe": read_yaml(folder / "recipe.yaml"), "files": sorted({one.file for one in named})}
+    return hmac.new(_key(), json.dumps(told, sort_keys=True, default=str).encode(), hashlib.sha256).hexdigest()
+
+
+def _state() -> Path:
+    if given := os.environ.get(STATE):
+        return Path(given)
+    if local := os.environ.get("LOCALAPPDATA"):
+        return Path(local) / "prunekit"
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "prunekit"
+
+
+def _known() -> Path:
+    return _state() / "trusted"
+
+
+def _key() -> bytes:
+    """This user's secret on this machine, made when it is first needed."""
+    path = _state() / "key"
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not path.exists():
+        made = path.with_name(f".key-{secrets.token_hex(8)}")
+        handle = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(secrets.token_bytes(32))
+        try:
+            os.link(made, path)  # whole from the beginning, and the first one of several processes wins
+        except FileExistsError:
+            pass
+        finally:
+            made.unlink()
+    key = path.read_bytes()
+    if len(key) != 32:
+        raise OSError(f"{path} is no key of 32 bytes; remove it, and trust your runs again")
+    return key
