@@ -42,7 +42,7 @@ class Continued(Trajectory):
         self._before = parent.pieces_until(self.branch)
         self.folder: Path = child.folder
         self.header, self.layout, self.complete = child.header, child.layout, child.complete
-        self.start_optimizer = parent.start_optimizer
+        self.start_optimizer, self.start_states = parent.start_optimizer, parent.start_states
 
     def __len__(self) -> int:
         return self.branch + 1 + len(self.child)

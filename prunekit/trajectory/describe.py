@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import UsageError
-from prunekit.trajectory.rules import optimizer_name
+from prunekit.trajectory.rules import OptimizerRule, find_rule, optimizer_name
 
 
 def describe_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -80,12 +80,16 @@ def without_gradient(model: nn.Module, optimizer: torch.optim.Optimizer) -> list
 
 @torch.no_grad()
 def flat_second_moments(model: nn.Module, optimizer: torch.optim.Optimizer, entries: Any, out: Tensor) -> Tensor:
-    """Adam's raw ``v`` (amsgrad: its running maximum) into the flat vector ``out``; 0 where there is none."""
+    """Second moments as the optimizer's rule names them into the flat vector ``out``; 0 where there are none.
+
+    Of Adam it is the raw ``v`` (amsgrad: its running maximum). An optimizer without a rule is asked for the same entries.
+    """
     out.zero_()
+    entries_of_state = (find_rule(optimizer_name(optimizer)) or OptimizerRule()).moments_in
     parameters = dict(model.named_parameters())
     for entry in entries:
         state = optimizer.state.get(parameters[entry.name], {})
-        v = state.get("max_exp_avg_sq", state.get("exp_avg_sq"))
+        v = next((state[name] for name in entries_of_state if name in state), None)
         if v is not None:
             out[entry.span].copy_(v.reshape(-1))
     return out
