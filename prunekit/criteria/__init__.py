@@ -324,6 +324,7 @@ def provenance(evidence: Evidence, criterion: str) -> dict[str, Any]:
             "stride": evidence.stride,
             "phase": None if evidence.phase is None else list(evidence.phase),
             "note": evidence.trajectory.rule_note,
+            **({"optimizer_rules": trajectory.foreign_rules} if trajectory.foreign_rules else {}),
         }
     if chosen.needs_path and chosen.needs_data:
         facts |= {

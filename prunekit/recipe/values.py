@@ -14,6 +14,7 @@ from prunekit.errors import UsageError, nearest, quoted
 from prunekit.kernel import RULES
 from prunekit.plan import ALLOCATIONS, check_structure
 from prunekit.recipe.faults import faults_told
+from prunekit.registry import IMPORT_PATH
 
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10**6)]
@@ -82,6 +83,7 @@ def switched(value: Any) -> Any:
 CriterionName = Annotated[str, AfterValidator(criterion_name)]
 AllocationName = Annotated[str, one_of(ALLOCATIONS, "allocation")]
 StructureName = Annotated[str, AfterValidator(structure_name)]
+ImportPath = Annotated[str, Field(pattern=f"^{IMPORT_PATH}$")]
 RuleName = Annotated[str, one_of(RULES, "quadrature rule")]
 
 

@@ -67,6 +67,10 @@ class Continued(Trajectory):
     def rule_note(self) -> str:
         return "; ".join(dict.fromkeys(note for note in (self.parent.rule_note, self.child.rule_note) if note))
 
+    @property
+    def foreign_rules(self) -> dict[str, str]:
+        return {**self.parent.foreign_rules, **self.child.foreign_rules}
+
     def step(self, index: int) -> StepLog:
         if index == self.branch:
             return StepLog(moved=False)

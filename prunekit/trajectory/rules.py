@@ -241,6 +241,7 @@ class Recursion:
     """The recursion of one recorded path: which linear step each parameter took at each optimizer step.
 
     Attributes:
+        foreign: optimizer -> import path of its rule, of rules that are not prunekit's own.
         note: a sentence on what cannot be told apart; empty when everything can.
         explains_data: whether training samples' gradients can be traced (data-wise scores).
         taken: by step, how many were taken up to it and with it (states that were set are none).
@@ -261,6 +262,11 @@ class Recursion:
         self.members = [[group["parameters"] for group in part["groups"]] for part in parts]
         found = [_rule_for(part, has_second_moments, rules) for part in parts] or [_rule_for(None, has_second_moments, rules)]
         self.rules = [rule for rule, _, _ in found]
+        self.foreign = {
+            part["name"]: f"{type(rule).__module__}:{type(rule).__qualname__}"
+            for part, rule in zip(parts, self.rules, strict=False)  # one rule, None, where there are no parts
+            if rule is not None and type(rule).__module__ != __name__
+        }
         self.note = "; ".join(dict.fromkeys(note for _, note, _ in found if note))
         self.explains_data = all(explains for _, _, explains in found)
         self._counts = dict(start_counts)

@@ -208,6 +208,11 @@ class Trajectory:
         """A sentence when decay and data cannot be told apart; empty otherwise."""
         return self.recursion.note
 
+    @property
+    def foreign_rules(self) -> dict[str, str]:
+        """Optimizer -> import path of its rule, of rules that are not prunekit's own."""
+        return self.recursion.foreign
+
     def step(self, index: int) -> StepLog:
         """What was logged of step ``index``."""
         return self._log[index]
