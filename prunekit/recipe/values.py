@@ -14,7 +14,7 @@ from prunekit.errors import UsageError, nearest, quoted
 from prunekit.kernel import RULES
 from prunekit.plan import ALLOCATIONS, check_structure
 from prunekit.recipe.faults import faults_told
-from prunekit.registry import IMPORT_PATH
+from prunekit.registry import IMPORT_PATH, Registry
 
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10**6)]
@@ -49,7 +49,8 @@ class Whole(Section):
 def known(value: str, names: Any, what: str) -> str:
     """``value``, if it is one of ``names``; raises ValueError else."""
     if value not in names:
-        raise ValueError(f"{what} {value!r} does not exist; {nearest(value, list(names))}")
+        every = names.names() if isinstance(names, Registry) else list(names)
+        raise ValueError(f"{what} {value!r} does not exist; {nearest(value, every)}")
     return value
 
 
