@@ -163,8 +163,8 @@ def test_only_import_paths_are_import_paths(wrong: str) -> None:
 
 def test_importing_prunekit_looks_for_no_packages() -> None:
     code = (
-        "from prunekit import score, prune, Recorder, TASKS; from prunekit.recipe import Recipe; from prunekit.registry import offered; "
-        "print('classification' in TASKS, offered.cache_info().misses)"
+        "from prunekit import score, prune, Recorder, TASKS; from prunekit.recipe import Recipe; "
+        "from prunekit.registry import offered; print('classification' in TASKS, offered.cache_info().misses)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "True 0\n", done.stderr

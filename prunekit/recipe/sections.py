@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from prunekit.criteria import AGGREGATIONS, DEFAULT
 from prunekit.kernel import SHARES
@@ -168,13 +168,20 @@ class Attention(Section):
         return self
 
 
+AttentionOrFamily = Annotated[
+    Annotated[Attention, Tag("dict")] | Annotated[ImportPath, Tag("str")],
+    Discriminator(lambda value: "str" if isinstance(value, str) else "dict"),
+]
+"""One attention, or ``module:function`` that gives such mappings of a model."""
+
+
 class Structure(Section):
     """``attention``: attention whose heads the names of its layers do not give away; ``module:function`` makes such mappings.
 
     ``round_to``, ``min_units``: of channels and heads, what stays is a multiple of this, and so many at least; see ``make_plan``.
     """
 
-    attention: list[Attention | ImportPath] = []
+    attention: list[AttentionOrFamily] = []
     round_to: Count = 1
     min_units: Count = 1
 

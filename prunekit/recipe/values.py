@@ -76,6 +76,13 @@ def structure_name(value: str) -> str:
     return value
 
 
+def import_path(value: str) -> str:
+    """``value``, if it looks like ``package.module:name``; nothing is imported. Raises ValueError else."""
+    if re.fullmatch(IMPORT_PATH, value) is None:
+        raise ValueError("it must look like package.module:name")
+    return value
+
+
 def switched(value: Any) -> Any:
     """A section that ``true`` turns on with its defaults, and ``false`` off."""
     return {} if value is True else None if value is False else value
@@ -84,7 +91,7 @@ def switched(value: Any) -> Any:
 CriterionName = Annotated[str, AfterValidator(criterion_name)]
 AllocationName = Annotated[str, one_of(ALLOCATIONS, "allocation")]
 StructureName = Annotated[str, AfterValidator(structure_name)]
-ImportPath = Annotated[str, Field(pattern=f"^{IMPORT_PATH}$")]
+ImportPath = Annotated[str, AfterValidator(import_path)]
 RuleName = Annotated[str, one_of(RULES, "quadrature rule")]
 
 
