@@ -18,10 +18,9 @@ from prunekit.recipe.pruning import Prune
 from prunekit.recipe.sections import Compare, Data, Eval, Factory, Prunable, Score, Structure, Train
 from prunekit.recipe.values import Whole, check_device, known
 from prunekit.recipe.yaml_file import read_yaml, to_yaml
-from prunekit.task import TASKS, Task, get_task
+from prunekit.task import TASKS, Classification, Task, get_task
 from prunekit.training import AUGMENTATIONS, Augment
 
-CLASS_TASKS = (None, "classification", "segmentation", "token_classification", "causal_lm", "masked_lm", "seq2seq")
 RESOLVED = "# The resolved recipe of this run: every value, defaults included.\n"
 OWN_LOSSES = ("cross_entropy", "task")
 """Losses by name: both are the task's own, ``cross_entropy`` of tasks with classes."""
@@ -78,7 +77,10 @@ class Recipe(Whole):
 
     def _has_classes(self) -> bool:
         name = self.task.get("name") if isinstance(self.task, dict) else self.task
-        return name in CLASS_TASKS
+        if name is None or not TASKS.is_own(name):
+            return name is None
+        kind = TASKS[name]
+        return isinstance(kind, type) and issubclass(kind, Classification)
 
     @field_validator("device")
     @classmethod

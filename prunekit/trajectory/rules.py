@@ -299,11 +299,13 @@ class Recursion:
 
     def buffers(self, start: Mapping[str, Mapping[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """``(name, b)`` of every parameter whose optimizer began with a buffer; ``start``: the state by parameter."""
-        for rule, members in zip(self.rules, self.members, strict=False):  # no members of an optimizer that is not known
-            for name in (n for group in members for n in group if n in self.spans):
-                held = (start[name][entry] for entry in rule.buffer_in if entry in start.get(name, {})) if rule else iter(())
-                if (buffer := next(held, None)) is not None:
-                    yield name, buffer
+        owners = zip(self.rules, self.members, strict=False)  # no members of an optimizer that is not known
+        rules = {name: rule for rule, members in owners for group in members for name in group}
+        for name, state in start.items():
+            rule = rules.get(name)
+            entry = next((entry for entry in rule.buffer_in if entry in state), None) if rule is not None else None
+            if entry is not None and name in self.spans:
+                yield name, state[entry]
 
     def _count(self, name: str, index: int) -> int:
         return self._counts.get(name, 0) + self.taken[index] - bisect_right(self._left.get(name, ()), index)

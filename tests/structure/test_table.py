@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from prunekit import make_plan, masked, prune
-from prunekit.cli.options import STRUCTURE_HELP
 from prunekit.explain.part import UNITS_OF
 from prunekit.structure import GROUPED, STRUCTURES, Structure, check_structure, find_groups, takes_sizes
 from tests.structure_models import CASES, IMAGES, random_scores
@@ -35,7 +34,6 @@ def test_what_it_finds_leaves_the_model_smaller_and_computing_what_the_masked_on
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_it_is_named_wherever_structures_are(structure: str) -> None:
     check_structure(structure)
-    assert structure in STRUCTURE_HELP
     assert f"\n| `{structure}` |" in DOCS
     if structure in GROUPED:
         kind = GROUPED[structure]
