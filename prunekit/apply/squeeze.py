@@ -23,8 +23,8 @@ from prunekit.plan.plan import ATTRIBUTES, REPLACE
 from prunekit.structure import Group, find_groups
 from prunekit.structure.cut import CONVOLUTIONS
 from prunekit.structure.groups import shapes_of
-from prunekit.structure.heads import Mappings
 from prunekit.structure.roles import weight_roles
+from prunekit.structure.structure import Mappings
 from prunekit.trajectory.copies import copied
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}

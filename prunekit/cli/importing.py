@@ -44,7 +44,8 @@ def import_(
     ignore: Annotated[list[str] | None, typer.Option(help="Pattern of parameters not to prune; repeatable.")] = None,
     include: Annotated[list[str] | None, typer.Option(help="Pattern of parameters to prune that are no layer's weights.")] = None,
     attention: Annotated[
-        list[str] | None, typer.Option(metavar="JSON", help="Layers of an attention: q, k, v (or qkv), o, heads; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="JSON", help="Layers of an attention: q, k, v (or qkv), o, heads, or module:function; repeatable."),
     ] = None,
     seed: Seed = None, device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -56,7 +57,7 @@ def import_(
         **({} if task is None else {"task": json_object(task, "--task") if task.startswith("{") else task}),
         **({} if loss is None else {"loss": loss}),
         "prunable": {"ignore": ignore or [], "include": include or []},
-        "structure": {"attention": [json_object(one, "--attention") for one in attention or []]},
+        "structure": {"attention": [_attention(one) for one in attention or []]},
     }
     if data is not None:
         content["data"] = {"factory": data, "args": json_object(data_args, "--data-args")}
@@ -68,3 +69,8 @@ def import_(
         result = import_run(checked, weights, out, overwrite, output.note)
     output.show("import", result)
     output.finish(result)
+
+
+def _attention(text: str) -> dict[str, Any] | str:
+    """The mapping, or the import path of a function that makes some."""
+    return json_object(text, "--attention") if text.lstrip().startswith("{") or ":" not in text else text

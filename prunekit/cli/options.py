@@ -18,11 +18,11 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace artifacts 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no tables.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 …; the recipe's by default.")]
-STRUCTURE_HELP = "unstructured, channels, heads, layers, N:M (2:4), block:ROWSxCOLUMNS (block:4x1)"
+STRUCTURE_HELP = "unstructured, channels, heads, layers, N:M (2:4), block:ROWSxCOLUMNS (block:4x1), module:structure"
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Overrides the recipe's seed.")]
 CRITERION_HELP = (
     "Name of a criterion, or all; repeatable. With options: 'influence(target=margin,aggregation=l2)'; composed: "
-    "'influence^0.25*magnitude^0.75', 'rank(influence)+rank(magnitude)', 'tempered(influence)'."
+    "'influence^0.25*magnitude^0.75', 'rank(influence)+rank(magnitude)', 'tempered(influence)'; your own: module:criterion."
 )
 
 

@@ -1,7 +1,8 @@
 """Trajectory, model and data in, scores out: a plain dict from name to criterion, one entry function.
 
 A new criterion is one file with a ``CRITERION`` and one line in ``CRITERIA``; options, products, ranks, file names, recipe
-and command line follow from there (``prunekit.criteria.spec`` has the syntax of names).
+and command line follow from there (``prunekit.criteria.spec`` has the syntax of names). One of the user's own needs no line:
+``module:name`` stands wherever a name does (``prunekit.criteria.own``), and packages offer theirs under ``prunekit.criteria``.
 """
 
 from __future__ import annotations
@@ -34,13 +35,15 @@ from prunekit.criteria import (
 )
 from prunekit.criteria.aggregations import AGGREGATIONS
 from prunekit.criteria.compose import compose, temper
-from prunekit.criteria.evidence import Criterion, Evidence
+from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 from prunekit.criteria.identity import model_digest, state_digest
 from prunekit.criteria.online import OnlineInfluence
+from prunekit.criteria.own import as_criterion, source
 from prunekit.criteria.scores import Scores
 from prunekit.criteria.spec import Single, Spec
 from prunekit.errors import PrunekitError, StructureError, UsageError, nearest
 from prunekit.kernel import SHARES, get_rule
+from prunekit.registry import Registry
 from prunekit.structure.prunable import kept_layers, prunable_parameters
 from prunekit.task import Target, Task
 from prunekit.task.losses import CROSS_ENTROPY
@@ -50,28 +53,33 @@ from prunekit.trajectory.bare import bare
 from prunekit.trajectory.derived import unmaskable
 
 __all__ = [
-    "AGGREGATIONS", "CRITERIA", "DEFAULT", "Criterion", "Evidence", "OnlineInfluence", "Scores", "Single", "Spec",
-    "check_options", "compose", "expand", "get_criterion", "model_digest", "parse", "provenance", "score", "score_evidence",
-    "score_slug", "state_digest", "temper",
+    "AGGREGATIONS", "CRITERIA", "DEFAULT", "Criterion", "CriterionResult", "Evidence", "OnlineInfluence", "Scores", "Single",
+    "Spec", "check_criterion", "check_options", "compose", "expand", "get_criterion", "model_digest", "parse", "provenance",
+    "score", "score_evidence", "score_slug", "state_digest", "temper",
 ]  # fmt: skip
 
-CRITERIA: dict[str, Criterion] = {
-    "influence": influence.CRITERION,
-    "survival": influence.SURVIVAL,
-    "lca": influence.LCA,
-    "magnitude": magnitude.CRITERION,
-    "gradient": gradient.CRITERION,
-    "taylor": taylor.CRITERION,
-    "fisher": fisher.CRITERION,
-    "lamp": lamp.CRITERION,
-    "snip": snip.CRITERION,
-    "grasp": grasp.CRITERION,
-    "synflow": synflow.CRITERION,
-    "obs": obs.CRITERION,
-    "wanda": wanda.CRITERION,
-    "movement": movement.CRITERION,
-    "random": random.CRITERION,
-}
+CRITERIA: Registry[Criterion] = Registry(
+    "criterion",
+    "prunekit.criteria",
+    as_criterion,
+    {
+        "influence": influence.CRITERION,
+        "survival": influence.SURVIVAL,
+        "lca": influence.LCA,
+        "magnitude": magnitude.CRITERION,
+        "gradient": gradient.CRITERION,
+        "taylor": taylor.CRITERION,
+        "fisher": fisher.CRITERION,
+        "lamp": lamp.CRITERION,
+        "snip": snip.CRITERION,
+        "grasp": grasp.CRITERION,
+        "synflow": synflow.CRITERION,
+        "obs": obs.CRITERION,
+        "wanda": wanda.CRITERION,
+        "movement": movement.CRITERION,
+        "random": random.CRITERION,
+    },
+)
 DEFAULT = ("influence", "magnitude", "gradient", "taylor", "random")
 """What a recipe scores when it says nothing."""
 
@@ -83,6 +91,18 @@ def expand(text: str) -> list[str]:
         UsageError: see ``prunekit.criteria.spec.parse``.
     """
     return [found.text for found in spec.parse(text, CRITERIA)]
+
+
+def check_criterion(text: str) -> None:
+    """Checks what ``text`` names, importing what is not prunekit's own.
+
+    Raises:
+        UsageError: see ``prunekit.criteria.spec.parse``; or a user's own criterion cannot be imported, is none, or does not take
+            an option that it is given.
+    """
+    for found in spec.parse(text, CRITERIA):
+        for single in found.singles:
+            _chosen(single)
 
 
 def parse(text: str) -> Spec:
@@ -108,7 +128,13 @@ def get_criterion(text: str) -> Criterion:
     Raises:
         UsageError: unknown, near names are offered; or a composition.
     """
-    return CRITERIA[_single(text).name]
+    return _chosen(_single(text))
+
+
+def _chosen(single: Single) -> Criterion:
+    found = CRITERIA[single.name]
+    spec.check_accepted(single.text, single.name, dict(single.options), found.accepts)
+    return found
 
 
 def _single(text: str) -> Single:
@@ -121,7 +147,7 @@ def _single(text: str) -> Single:
 def _looking(evidence: Evidence, text: str) -> tuple[str, Criterion, Evidence]:
     """Canonical name, criterion, and the evidence as the name's options want it."""
     single = _single(text)
-    chosen = CRITERIA[single.name]
+    chosen = _chosen(single)
     options = {**chosen.preset, **dict(single.options)}
     fields: dict[str, Any] = {key: options[key] for key in ("target", "share", "aggregation") if key in options}
     if "nodes" in options:
@@ -151,7 +177,7 @@ def score(
         model: the recorded architecture; its own weights are not used.
         batches: scoring samples: batches ``(inputs, labels)`` or mappings with labels among them, a data set, or a
             ``DataLoader``, which are read batch by batch.
-        criterion: a name from ``CRITERIA``, with options or composed: see ``prunekit.criteria.spec``.
+        criterion: a name from ``CRITERIA`` or ``module:name``, with options or composed: see ``prunekit.criteria.spec``.
         task: what the model is for, a name from ``prunekit.task.TASKS`` or a ``Task``; None where samples leave no doubt.
         target: what influence explains, a name that the task has or a function; the task's own when None.
         loss: ``(outputs, labels) -> scalar``, for criteria that look at it; the task's own when None.
@@ -182,7 +208,7 @@ def score(
         **options,
     )  # fmt: skip
     wanted = parse(criterion)
-    if evidence.data is not None and any(CRITERIA[part.name].needs_data for part in wanted.singles):
+    if evidence.data is not None and any(_chosen(part).needs_data for part in wanted.singles):
         evidence.check()
     return compose(wanted, {part.text: score_evidence(evidence, part.text) for part in wanted.singles})
 
@@ -283,6 +309,9 @@ def provenance(evidence: Evidence, criterion: str) -> dict[str, Any]:
         "prunable": list(evidence.prunable),
         **({"kept": list(evidence.kept)} if evidence.kept else {}),
     }
+    single = Single.of(name)
+    if not CRITERIA.is_own(single.name):
+        facts["code"] = {"path": CRITERIA.path(single.name), "source": source(chosen.compute)}
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in evidence.model.parameters()):
         facts["compute_dtype"] = "float32"  # of a model in half precision
     if chosen.needs_data:
@@ -295,6 +324,7 @@ def provenance(evidence: Evidence, criterion: str) -> dict[str, Any]:
             "stride": evidence.stride,
             "phase": None if evidence.phase is None else list(evidence.phase),
             "note": evidence.trajectory.rule_note,
+            **({"optimizer_rules": trajectory.foreign_rules} if trajectory.foreign_rules else {}),
         }
     if chosen.needs_path and chosen.needs_data:
         facts |= {

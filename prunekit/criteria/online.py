@@ -25,7 +25,7 @@ from prunekit.task import Target, Task, get_task
 from prunekit.trajectory.bare import bare, bare_optimizer
 from prunekit.trajectory.describe import describe_optimizer, flat_second_moments, group_options, skipped, without_gradient
 from prunekit.trajectory.layout import Layout, fixed_state
-from prunekit.trajectory.rules import Recursion, StepLog
+from prunekit.trajectory.rules import Recursion, StepLog, start_counts
 
 
 class OnlineInfluence:
@@ -103,10 +103,8 @@ class OnlineInfluence:
         self._theta = self._flat()
         self._description = describe_optimizer(self.model, self.optimizer)
         self._running = torch.zeros_like(self._theta)
-        for name, parameter in self.model.named_parameters():
-            state = self.optimizer.state.get(parameter, {})
-            if "step" in state or "momentum_buffer" in state:
-                self._counts[name] = int(state.get("step", 1))
+        states = {name: self.optimizer.state.get(parameter, {}) for name, parameter in self.model.named_parameters()}
+        self._counts = start_counts(self._description, states)
         targets, samples = targets_of(self.function, self._theta, self.x, self.y), size(self.x)
         needed = samples * targets * self.layout.total * self._theta.element_size()
         if needed > self._memory:

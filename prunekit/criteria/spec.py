@@ -5,6 +5,7 @@ influence(target=margin,aggregation=l2)      options, each accepted by the crite
 influence^0.25*magnitude^0.75                a product of importances; exponents above 0, 1 where none is given
 rank(influence)+rank(magnitude)              the mean of ranks; inside rank(...) a criterion or a product
 tempered(influence)                          stands for influence^p*magnitude^(1-p), one p each of TEMPERS
+my_module:steady^0.5*magnitude^0.5           a criterion of the user's own, by import path, stands wherever a name does
 ```
 
 Every name has one canonical text (no blanks, options and factors in a fixed order, equal factors joined), which artifacts
@@ -14,23 +15,29 @@ carry, and a *slug* for file names. Slugs use ``a-z 0-9 _ . -`` only and can be 
 |---|---|---|---|---|---|---|---|
 | in its slug | ``.`` | ``-`` | ``--`` | ``---`` | ``----`` | ``rank-`` | nothing |
 
-``influence(target=margin,aggregation=l2)`` lies in ``influence.target-margin.aggregation-l2.safetensors``. A slug that would
-pass 150 characters is cut there and gets ``-----`` and a hash of the whole name instead of its end.
+``influence(target=margin,aggregation=l2)`` lies in ``influence.target-margin.aggregation-l2.safetensors``. In an import path
+``.`` becomes ``..`` and ``:`` becomes ``...``: ``my_package.mine:steady`` lies in ``my_package..mine...steady.safetensors``.
+A slug that would pass 150 characters is cut there and gets ``-----`` and a hash of the whole name instead of its end; one with
+capital letters, which some file systems do not tell from small ones, gets the hash too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING
 
 from prunekit.criteria.aggregations import AGGREGATIONS
 from prunekit.errors import UsageError, nearest
 from prunekit.kernel import SHARES
+from prunekit.registry import IMPORT_PATH, Registry
 from prunekit.task import TARGET_NAMES
+
+if TYPE_CHECKING:
+    from prunekit.criteria.evidence import Criterion
 
 TEMPERS = ("0", "0.1", "0.25", "0.5", "0.75", "1")
 """The exponents p that ``tempered`` tries: 0 is magnitude alone, 1 the criterion alone."""
@@ -39,7 +46,7 @@ RESERVED = ("rank", "tempered", "auto", "all")
 LONGEST_SLUG = 150
 GREATEST = Decimal(100)
 
-_TOKEN = re.compile(r"\s*(?:([A-Za-z_]\w*)|(\d+\.?\d*|\.\d+)|([()=,^*+]))")
+_TOKEN = re.compile(rf"\s*(?:({IMPORT_PATH}|[A-Za-z_]\w*)|(\d+\.?\d*|\.\d+)|([()=,^*+]))")
 
 
 @dataclass(frozen=True)
@@ -123,11 +130,11 @@ def tempered(part: Single | Product, p: str | Decimal) -> Single | Product:
 # -- parsing -----------------------------------------------------------------------------------------------------
 
 
-def parse(text: str, known: Mapping[str, Any]) -> list[Spec]:
-    """What ``text`` names: one criterion, or for ``tempered(...)`` the list that it stands for.
+def parse(text: str, known: Registry[Criterion]) -> list[Spec]:
+    """What ``text`` names: one criterion, or for ``tempered(...)`` the list that it stands for. Nothing is imported.
 
     Args:
-        known: ``CRITERIA``: name -> an object whose ``accepts`` lists option names.
+        known: ``CRITERIA``. What is not in the table itself may have any option here; see ``check_accepted``.
 
     Raises:
         UsageError: not of the syntax above, an unknown name (near ones are offered), an option that the criterion does
@@ -139,7 +146,7 @@ def parse(text: str, known: Mapping[str, Any]) -> list[Spec]:
 class _Parser:
     """Recursive descent, one method a rule of the syntax."""
 
-    def __init__(self, text: str, known: Mapping[str, Any]) -> None:
+    def __init__(self, text: str, known: Registry[Criterion]) -> None:
         self.text, self.known = text, known
         self.tokens = list(self._tokens())
         self.at = 0
@@ -228,7 +235,7 @@ class _Parser:
             raise self.wrong(f"{name}(...) cannot stand inside another expression")
         if name not in self.known:
             where = "" if name == self.text else f" (in {self.text!r})"
-            raise UsageError(f"criterion {name!r} does not exist{where}; {nearest(name, list(self.known))}")
+            raise UsageError(f"criterion {name!r} does not exist{where}; {nearest(name, self.known.names())}")
         options: dict[str, str] = {}
         if self.next == "(":
             self.take()
@@ -245,16 +252,21 @@ class _Parser:
 
     def option(self, name: str) -> tuple[str, str]:
         key = self.take()
-        accepts = self.known[name].accepts
-        if key not in accepts:
-            said = nearest(key, list(accepts)) if accepts else "it takes none"
-            raise self.wrong(f"{name} has no option {key!r}; {said}")
+        check_accepted(self.text, name, [key], self.known[name].accepts if self.known.is_own(name) else tuple(OPTIONS))
         self.take("=")
         value = self.take()
         try:
             return key, OPTIONS[key](value)
         except ValueError as error:
             raise self.wrong(f"{key} is {value!r}; {error}") from None
+
+
+def check_accepted(text: str, name: str, keys: Iterable[str], accepts: tuple[str, ...]) -> None:
+    """Raises UsageError for an option that criterion ``name``, in the whole name ``text``, does not take."""
+    for key in keys:
+        if key not in accepts:
+            said = nearest(key, list(accepts)) if accepts else "it takes none"
+            raise UsageError(f"criterion {text!r}: {name} has no option {key!r}; {said}")
 
 
 # -- options: name -> what checks a value and gives its canonical text -------------------------------------------
@@ -304,14 +316,16 @@ def slug(spec: Spec) -> str:
     """A file name without its ending; see the table at the top."""
     parts = [f"rank-{_slug(part)}" for part in spec.parts] if isinstance(spec, Rank) else [_slug(spec)]
     full = "----".join(parts)
-    if len(full) <= LONGEST_SLUG:
+    if len(full) <= LONGEST_SLUG and full.islower():
         return full
+    full = full.lower()
     return f"{full[:LONGEST_SLUG].rstrip('-.')}-----{hashlib.sha256(spec.text.encode()).hexdigest()[:32]}"
 
 
 def _slug(spec: Single | Product) -> str:
     if isinstance(spec, Single):
-        return ".".join([spec.name, *(f"{key}-{value}" for key, value in spec.options)])
+        name = spec.name.replace(".", "..").replace(":", "...")
+        return ".".join([name, *(f"{key}-{value}" for key, value in spec.options)])
     return "---".join(f"{_slug(part)}{'' if power == 1 else f'--{_plain(power)}'}" for part, power in spec.factors)
 
 
@@ -329,11 +343,18 @@ def text_of(found: str) -> str:
     return _product_text(found)
 
 
+_NAME = re.compile(r"\w+(?:(?:\.\.\w+)*\.\.\.\w+(?:\.\.\w+)*)?", re.ASCII)
+
+
 def _product_text(found: str) -> str:
     texts = []
     for factor in found.split("---"):
         single, _, power = factor.partition("--")
-        name, *rest = single.split(".")
+        found_name = _NAME.match(single)
+        if found_name is None:
+            raise ValueError(f"{found!r} is no criterion's file name")
+        name = found_name[0].replace("...", ":").replace("..", ".")
+        rest = single[found_name.end() :].split(".")[1:]
         options: list[str] = []
         for piece in rest:  # a piece without "-" is what follows a number's point
             if "-" in piece:

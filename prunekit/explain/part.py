@@ -14,11 +14,11 @@ from prunekit.errors import UsageError, nearest
 from prunekit.explain.path import JUMP_NODES, SCHEMA, PrunedPath, summed, trace
 from prunekit.explain.training import Training, training_samples
 from prunekit.explain.view import View, quantity
-from prunekit.structure import Groups, find_groups
-from prunekit.structure.heads import Mappings
+from prunekit.structure import GROUPED, Groups, find_groups
+from prunekit.structure.structure import Mappings
 from prunekit.trajectory import Layout
 
-UNITS_OF = {"channel": "channels", "head": "heads"}
+UNITS_OF = {structure.part: name for name, structure in GROUPED.items() if structure.part is not None}
 """Kinds of parts that are units of a group -> the structure whose groups they are."""
 
 

@@ -315,8 +315,6 @@ def check_data_scores(trajectory: Trajectory) -> None:
 def _momentum(trajectory: Trajectory, value: Tensor) -> Tensor:
     """What the optimizer's buffers held before the first step did; ``value`` is ``carry_0 V_0``."""
     total = value.new_zeros(value.shape[:2])
-    for key, tensor in trajectory.start_optimizer.items():
-        name, kind = key.rsplit("|", 1)
-        if kind in ("momentum_buffer", "exp_avg") and name in trajectory.recursion.spans:
-            total -= value[..., trajectory.recursion.spans[name]] @ tensor.flatten().to(value)
+    for name, buffer in trajectory.recursion.buffers(trajectory.start_states):
+        total -= value[..., trajectory.recursion.spans[name]] @ buffer.flatten().to(value)
     return total

@@ -26,8 +26,8 @@ from prunekit.structure import (
     implied_sparsity,
     pattern_of,
 )
-from prunekit.structure.heads import Mappings
 from prunekit.structure.roles import weight_roles
+from prunekit.structure.structure import Mappings
 from prunekit.trajectory.bare import bare
 
 __all__ = [
@@ -60,7 +60,8 @@ def make_plan(
         sparsity: share of prunable parameters to remove, in [0, 1). Exactly ``round(sparsity × prunable)`` weights
             go in an unstructured plan; for blocks and units it is the nearest that their order of importance passes; N:M
             says it itself (None).
-        structure: a name from ``STRUCTURES``, or a pattern: N:M such as ``2:4``, or ``block:ROWSxCOLUMNS``.
+        structure: a name from ``STRUCTURES``, ``module:structure``, or a pattern: N:M such as ``2:4``, or
+            ``block:ROWSxCOLUMNS``.
         allocation: a name from ``ALLOCATIONS``; without effect on N:M, which keeps as much everywhere.
         ratios: shell-style pattern of layers -> share to remove from them, whatever the allocation says; the layers are
             parameters in an unstructured plan (``conv1.weight``), and groups for channels (``conv1``).
@@ -156,7 +157,7 @@ def plan_from(
         refused |= unscored
         if not groups:
             raise UsageError(f"{structure}: nothing that can be cut may be pruned; see prunable.ignore")
-        keep = channel_keeps(scores, groups, shapes, prunable, sparsity, transform, sizes, structure == "heads")
+        keep = channel_keeps(scores, groups, shapes, prunable, sparsity, transform, sizes, GROUPED[structure].counted)
         for group in groups:
             index |= group.index()
             if group.attributes or group.replace:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunekit.criteria.scores import Scores
 from prunekit.errors import UsageError
 from prunekit.plan.allocation import Sharing
-from prunekit.structure import Group
+from prunekit.structure import Group, takes_sizes
 from prunekit.structure.roles import weight_roles
 
 STACK = "layers"
@@ -36,7 +36,7 @@ class Sizes:
         for name, value in (("round_to", self.round_to), ("min_units", self.least)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UsageError(f"{name} is {value!r}; it must be a whole number of 1 or more")
-            if value > 1 and structure not in ("channels", "heads"):
+            if value > 1 and not takes_sizes(structure):
                 raise UsageError(f"{name} is {value}; it is for channels and heads, and the structure is {structure}")
 
     def bundles(self, group: Group, heads: bool, comparable: Tensor) -> list[tuple[float, list[int]]]:

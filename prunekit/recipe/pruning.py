@@ -26,7 +26,7 @@ from prunekit.recipe.values import (
 )
 from prunekit.repair.objective import OBJECTIVES
 from prunekit.steps.schedule import SCHEDULES, SPACINGS, check_again, check_steps
-from prunekit.structure import implied_sparsity
+from prunekit.structure import implied_sparsity, takes_sizes
 
 BUDGETS = ("max_params", "max_macs", "max_bytes", "max_latency_ms", "max_accuracy_drop", "max_drop")
 DROPS = ("max_accuracy_drop", "max_drop")
@@ -194,7 +194,9 @@ class Prune(Steps):
         if self.squeeze and self.structure in GROUPED:
             raise ValueError(f"squeeze is for plans of masks; {self.structure} are cut out as they are")
         for key in ("round_to", "min_units"):
-            if getattr(self, key) is not None and self.structure not in ("channels", "heads"):
+            if getattr(self, key) is not None and (
+                self.structure not in GROUPED or (GROUPED.is_own(self.structure) and not takes_sizes(self.structure))
+            ):
                 raise ValueError(f"{key} is for channels and heads, and the structure is {self.structure}")
         if self.squeeze and self.request():
             raise ValueError("squeeze is for pruning at once; leave out schedule, finetune, rewind and recalibrate")

@@ -11,17 +11,16 @@ from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from prunekit import checkpoint
-from prunekit.errors import UsageError, quoted
+from prunekit.errors import UsageError
 from prunekit.imports import call, load_object
 from prunekit.recipe.building import optimizer_of, scheduler_of
 from prunekit.recipe.pruning import Prune
 from prunekit.recipe.sections import Compare, Data, Eval, Factory, Prunable, Score, Structure, Train
 from prunekit.recipe.values import Whole, check_device, known
 from prunekit.recipe.yaml_file import read_yaml, to_yaml
-from prunekit.task import TASKS, Task, get_task
+from prunekit.task import TASKS, Classification, Task, get_task
 from prunekit.training import AUGMENTATIONS, Augment
 
-CLASS_TASKS = (None, "classification", "segmentation", "token_classification", "causal_lm", "masked_lm", "seq2seq")
 RESOLVED = "# The resolved recipe of this run: every value, defaults included.\n"
 OWN_LOSSES = ("cross_entropy", "task")
 """Losses by name: both are the task's own, ``cross_entropy`` of tasks with classes."""
@@ -78,7 +77,10 @@ class Recipe(Whole):
 
     def _has_classes(self) -> bool:
         name = self.task.get("name") if isinstance(self.task, dict) else self.task
-        return name in CLASS_TASKS
+        if name is None or not TASKS.is_own(name):
+            return name is None
+        kind = TASKS[name]
+        return isinstance(kind, type) and issubclass(kind, Classification)
 
     @field_validator("device")
     @classmethod
@@ -125,10 +127,8 @@ class Recipe(Whole):
             UsageError: there is no such task, or it is none.
         """
         loss = self.load_loss()
-        if isinstance(self.task, str) and ":" in self.task:
-            return _task_of(load_object(self.task, "task"), self.task, {}, loss)
         if isinstance(self.task, dict) and "factory" in self.task:
-            return _task_of(load_object(self.task["factory"], "task.factory"), "task.factory", self.task.get("args", {}), loss)
+            return get_task(self.task["factory"], loss, **self.task.get("args", {}))
         if isinstance(self.task, dict):
             options = {key: value for key, value in self.task.items() if key != "name"}
             return get_task(self.task["name"], loss, **options)
@@ -195,17 +195,3 @@ class Recipe(Whole):
             if lost:
                 raise UsageError(f"{path}: not whole, it lacks {', '.join(lost)}; run train or import again")
         return recipe
-
-
-def _task_of(found: Any, name: str, arguments: dict[str, Any], loss: Any) -> Task:
-    """A task of the user's: a class, a function that makes one, or one that is made."""
-    if not isinstance(found, Task):
-        try:
-            found = found(**arguments)
-        except UsageError:
-            raise
-        except Exception as error:  # the user's own
-            raise UsageError(f"task: {name} failed: {quoted(error)}") from error
-    if not isinstance(found, Task):
-        raise UsageError(f"task: {name} gave a {type(found).__name__}, not a prunekit.Task")
-    return found if loss is None else found.with_loss(loss)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from prunekit.criteria import AGGREGATIONS, DEFAULT
 from prunekit.kernel import SHARES
@@ -14,6 +14,7 @@ from prunekit.recipe.values import (
     AllocationName,
     Count,
     CriterionName,
+    ImportPath,
     Nodes,
     Positive,
     RuleName,
@@ -103,6 +104,8 @@ class Score(Section):
     ``quadrature: ranking`` takes a fixed ``rule`` with ``nodes``, in the first steps other nodes by ``early: [steps, nodes]``;
     ``reconstruction`` halves steps until every interval's sum is within ``tolerance``. ``memory`` holds the scores in work.
 
+    ``optimizer_rules``: of optimizers that prunekit does not know, ``{my_module.MyOptimizer: my_module:MyRule}``.
+
     ``skip_unfit``: wanda and obs score by magnitude what has no inputs that they can look at, instead of refusing.
     """
 
@@ -120,6 +123,7 @@ class Score(Section):
     phase: tuple[int, int] | None = None
     memory: str = "512MiB"
     skip_unfit: bool = False
+    optimizer_rules: dict[str, ImportPath] = {}
 
     @field_validator("memory")
     @classmethod
@@ -164,18 +168,25 @@ class Attention(Section):
         return self
 
 
+AttentionOrFamily = Annotated[
+    Annotated[Attention, Tag("dict")] | Annotated[ImportPath, Tag("str")],
+    Discriminator(lambda value: "str" if isinstance(value, str) else "dict"),
+]
+"""One attention, or ``module:function`` that gives such mappings of a model."""
+
+
 class Structure(Section):
-    """``attention``: attention whose heads the names of its layers do not give away.
+    """``attention``: attention whose heads the names of its layers do not give away; ``module:function`` makes such mappings.
 
     ``round_to``, ``min_units``: of channels and heads, what stays is a multiple of this, and so many at least; see ``make_plan``.
     """
 
-    attention: list[Attention] = []
+    attention: list[AttentionOrFamily] = []
     round_to: Count = 1
     min_units: Count = 1
 
-    def mappings(self) -> list[dict[str, Any]]:
-        return [spec.model_dump() for spec in self.attention]
+    def mappings(self) -> list[dict[str, Any] | str]:
+        return [spec if isinstance(spec, str) else spec.model_dump() for spec in self.attention]
 
 
 class Compare(Section):

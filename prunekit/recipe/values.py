@@ -14,6 +14,7 @@ from prunekit.errors import UsageError, nearest, quoted
 from prunekit.kernel import RULES
 from prunekit.plan import ALLOCATIONS, check_structure
 from prunekit.recipe.faults import faults_told
+from prunekit.registry import IMPORT_PATH, Registry
 
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10**6)]
@@ -48,7 +49,8 @@ class Whole(Section):
 def known(value: str, names: Any, what: str) -> str:
     """``value``, if it is one of ``names``; raises ValueError else."""
     if value not in names:
-        raise ValueError(f"{what} {value!r} does not exist; {nearest(value, list(names))}")
+        every = names.names() if isinstance(names, Registry) else list(names)
+        raise ValueError(f"{what} {value!r} does not exist; {nearest(value, every)}")
     return value
 
 
@@ -74,6 +76,13 @@ def structure_name(value: str) -> str:
     return value
 
 
+def import_path(value: str) -> str:
+    """``value``, if it looks like ``package.module:name``; nothing is imported. Raises ValueError else."""
+    if re.fullmatch(IMPORT_PATH, value) is None:
+        raise ValueError("it must look like package.module:name")
+    return value
+
+
 def switched(value: Any) -> Any:
     """A section that ``true`` turns on with its defaults, and ``false`` off."""
     return {} if value is True else None if value is False else value
@@ -82,6 +91,7 @@ def switched(value: Any) -> Any:
 CriterionName = Annotated[str, AfterValidator(criterion_name)]
 AllocationName = Annotated[str, one_of(ALLOCATIONS, "allocation")]
 StructureName = Annotated[str, AfterValidator(structure_name)]
+ImportPath = Annotated[str, AfterValidator(import_path)]
 RuleName = Annotated[str, one_of(RULES, "quadrature rule")]
 
 

@@ -19,7 +19,7 @@ from prunekit.measure import merit
 from prunekit.plan import GROUPED, Plan, choices, plan_from
 from prunekit.progress import Bar
 from prunekit.structure import Group, find_groups, implied_sparsity
-from prunekit.structure.heads import Mappings
+from prunekit.structure.structure import Mappings
 from prunekit.task import Task, get_task
 from prunekit.task.evaluation import CLASSIFICATION, References, evaluate, measures_told
 

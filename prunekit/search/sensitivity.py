@@ -11,7 +11,7 @@ from torch import Tensor
 from prunekit.apply import masked
 from prunekit.criteria import Scores
 from prunekit.errors import UsageError
-from prunekit.plan import STRUCTURES, Plan
+from prunekit.plan import GROUPED, STRUCTURES, Plan
 from prunekit.progress import track
 from prunekit.search.compare import Candidates
 from prunekit.task.evaluation import measures_told
@@ -33,7 +33,7 @@ def sensitivity(candidates: Candidates, structure: str, criterion: str, sparsiti
     Raises:
         UsageError: a pattern, which has no sparsity to vary.
     """
-    if structure not in STRUCTURES:
+    if structure != "unstructured" and structure not in GROUPED:
         raise UsageError(f"sensitivity: {structure!r} is a pattern; take one of {', '.join(STRUCTURES)}")
     whole = candidates.plan(structure, criterion, "uniform", 0.0)
     importance = _importance(candidates.scores[criterion], whole, candidates)

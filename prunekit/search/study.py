@@ -67,7 +67,7 @@ def one_shot(
     for allocation, sparsity in choices(structure, allocations, sparsities):
         plan = bench.candidates.plan(structure, criterion, allocation, sparsity)
         rows.append(_row(bench, plan, criterion, allocation, sparsity, ""))
-        if control and structure in ("unstructured", *GROUPED):
+        if control and (structure == "unstructured" or structure in GROUPED):
             rows.append(_row(bench, shuffled(plan, bench.seed), criterion, allocation, sparsity, "shuffled"))
     return rows
 

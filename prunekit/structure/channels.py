@@ -11,13 +11,59 @@ from torch import nn
 
 from prunekit.batch import Inputs
 from prunekit.errors import StructureError, quoted
-from prunekit.structure.groups import Group, tied_names
+from prunekit.structure.cut import Prober
+from prunekit.structure.groups import Group, Groups, tied_names
+from prunekit.structure.heads import attention_groups, attention_units
 from prunekit.structure.labels import united_along
 from prunekit.structure.roles import weight_roles
+from prunekit.structure.structure import Mappings, Structure, checked
 from prunekit.structure.trace import SILENT, TookTooLong, Trace
 
 SECONDS = 120.0
 """After so long a model's reading is given up; attention and MLPs known by their names go on."""
+
+
+def channel_units(prober: Prober, attention: Mappings) -> Groups:
+    """Channels and neurons with all that depends on them, and the heads of known attention; all were cut once."""
+    heads, refused, projections, others = attention_groups(prober.model, attention)
+    traced: list[Group] = []
+    try:
+        traced, left_out = traced_groups(prober.model, prober.inputs, projections)
+        refused = left_out | refused
+    except StructureError as error:
+        refused = {"channels": str(error).removeprefix("channels: "), **refused}
+    found, refused = checked(prober, traced, refused)  # apart: a replaced module may allow what the given one does not
+    if failed := {group.name.partition("#")[0] for group in traced} & refused.keys():
+        found, refused = _evenly(prober, found, refused, failed, projections)
+    whole, refused = attention_units(prober, heads, others, refused)
+    return Groups(found + whole, refused)
+
+
+def _evenly(
+    prober: Prober, found: list[Group], refused: dict[str, str], failed: set[str], projections: set[str]
+) -> tuple[list[Group], dict[str, str]]:
+    """What could not go channel by channel may go in the same places of every part that code folds its axis into."""
+    taken = {key: set(where.flatten().tolist()) for group in found for key, where in group.members.items()}
+    groups, _ = traced_groups(prober.model, prober.inputs, projections, even=True)
+    again = [
+        group
+        for group in groups
+        if group.name.partition("#")[0] in failed
+        and not any(taken.get(key, set()) & set(where.flatten().tolist()) for key, where in group.members.items())
+    ]
+    faults = prober.faults(again)
+    more = [group for group in again if group.name not in faults]
+    cut = {group.name.partition("#")[0] for group in more}
+    return found + more, {name: why for name, why in refused.items() if name not in cut}
+
+
+STRUCTURE = Structure(
+    channel_units,
+    "channels and neurons with all that depends on them, and the heads of known attention",
+    nothing="the model has no channels that can be removed (only its output layer has any)",
+    sized=True,
+    part="channel",
+)
 
 
 def traced_groups(

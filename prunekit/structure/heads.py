@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import UsageError
-from prunekit.structure.groups import Group, tied_names
+from prunekit.errors import PrunekitError, UsageError, quoted
+from prunekit.imports import load_object
+from prunekit.structure.cut import Prober
+from prunekit.structure.groups import Group, Groups, tied_names
 from prunekit.structure.replacements import NarrowAttention
+from prunekit.structure.structure import Mappings, Structure, checked
 
 PROJECTIONS = (
     ("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q", "k", "v"), ("wq", "wk", "wv"), ("to_q", "to_k", "to_v"),
@@ -23,11 +26,32 @@ OUTPUTS = (
 HEADS = ("heads", "num_heads", "n_heads", "n_head", "num_attention_heads")
 KV_HEADS = ("kv_heads", "num_kv_heads", "n_kv_heads", "num_key_value_heads")
 WIDTHS = ("all_head_size", "attn_dim", "inner_dim", "inner_width", "inner_size", "split_size")
-Mappings = Sequence[Mapping[str, Any]]
-"""``[{q: <layer>, k: …, v: …, o: …, heads: 4, kv_heads: 2}]``: attention that its names do not give away.
 
-``{qkv: <layer>, o: …, heads: 4}``: one layer whose outputs are all queries, then all keys, then all values.
-"""
+
+def head_units(prober: Prober, attention: Mappings) -> Groups:
+    """Attention heads; with grouped queries a key-value head with all its query heads. All were cut once."""
+    heads, refused, _, others = attention_groups(prober.model, attention)
+    return Groups(*attention_units(prober, heads, others, refused))
+
+
+STRUCTURE = Structure(
+    head_units,
+    "attention heads; with grouped queries a key-value head with all its query heads",
+    nothing="no attention was found (nn.MultiheadAttention, or q/k/v/o projections beside a number of heads); "
+    "name it in the recipe's structure.attention",
+    sized=True,
+    counted=True,
+    part="head",
+)
+
+
+def attention_units(
+    prober: Prober, heads: list[Group], others: list[Group], refused: dict[str, str]
+) -> tuple[list[Group], dict[str, str]]:
+    """The groups that can be cut, other readings taken where the first cannot; the rest with reasons."""
+    whole, refused = checked(prober, heads, refused)
+    more, _ = checked(prober, [group for group in others if group.name in refused], {})
+    return whole + more, {name: why for name, why in refused.items() if name not in {group.name for group in more}}
 
 
 def attention_groups(model: nn.Module, given: Mappings = ()) -> tuple[list[Group], dict[str, str], set[str], list[Group]]:
@@ -49,7 +73,7 @@ def attention_groups(model: nn.Module, given: Mappings = ()) -> tuple[list[Group
     refused: dict[str, str] = {}
     layers: set[str] = set()
     tied = tied_names(model)
-    specs = [_checked(model, mapping) for mapping in given]
+    specs = [_checked(model, mapping) for mapping in _mappings(model, given)]
     mapped = {_first(spec) for spec in specs}
     for name, module in model.named_modules():
         if isinstance(module, (nn.MultiheadAttention, NarrowAttention)):
@@ -75,6 +99,25 @@ def attention_groups(model: nn.Module, given: Mappings = ()) -> tuple[list[Group
             found.remove(group)
             refused[group.name] = f"{bound} is tied to {tied[bound]}; surgery would untie them"
     return found, refused, layers, others
+
+
+def _mappings(model: nn.Module, given: Mappings) -> list[Mapping[str, Any]]:
+    """The mappings as they are, and those that the functions named among them make of the model."""
+    found: list[Mapping[str, Any]] = []
+    for one in given:
+        if not isinstance(one, str):
+            found.append(one)
+            continue
+        try:
+            made = list(load_object(one, "structure.attention")(model))
+        except PrunekitError:
+            raise
+        except Exception as error:  # the user's own
+            raise UsageError(f"structure.attention: {one}(model) failed: {quoted(error)}") from error
+        if not all(isinstance(mapping, Mapping) for mapping in made):
+            raise UsageError(f"structure.attention: {one}(model) must give mappings such as {{q: …, k: …, v: …, o: …, heads: 4}}")
+        found += made
+    return found
 
 
 def _first(spec: Mapping[str, Any]) -> str:

@@ -10,12 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.structure.cut import Prober, put
-from prunekit.structure.groups import SKIP, Group, tied_names
+from prunekit.structure.groups import SKIP, Group, Groups, tied_names
 from prunekit.structure.replacements import first_tensor
+from prunekit.structure.structure import Mappings, Structure, checked
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 Calls = list[tuple[Any, Any]]
 """Arguments and keyword arguments of every call of a module."""
+
+
+def layer_units(prober: Prober, attention: Mappings) -> Groups:
+    """Whole residual blocks; all were cut once."""
+    return Groups(*checked(prober, *layer_groups(prober)))
+
+
+STRUCTURE = Structure(
+    layer_units,
+    "whole residual blocks",
+    nothing="no stack of blocks (nn.Sequential or nn.ModuleList) was found",
+)
 
 
 @torch.no_grad()

@@ -6,14 +6,12 @@ import re
 from dataclasses import dataclass
 
 from prunekit.errors import UsageError, nearest
-
-GROUPED = ("channels", "heads", "layers")
-"""Structures whose units are taken out of the tensors; all others are masks."""
+from prunekit.structure.find import GROUPED
 
 STRUCTURES = ("unstructured", *GROUPED)
 """Structures without numbers in their names; see ``KNOWN`` for the patterns."""
 
-KNOWN = "unstructured, channels, heads, layers, N:M such as 2:4, block:ROWSxCOLUMNS such as block:4x1"
+KNOWN = f"{', '.join(STRUCTURES)}, N:M such as 2:4, block:ROWSxCOLUMNS such as block:4x1"
 LARGEST = 4096
 
 
@@ -46,9 +44,15 @@ def pattern_of(structure: str) -> Pattern | None:
 
 
 def check_structure(structure: str) -> None:
-    """Raises UsageError for an unknown structure."""
-    if structure not in STRUCTURES and pattern_of(structure) is None:
-        raise UsageError(f"structure {structure!r} does not exist; {nearest(structure, list(STRUCTURES))} (known: {KNOWN})")
+    """Raises UsageError for an unknown structure; a user's own is imported when groups are looked for."""
+    if structure != "unstructured" and structure not in GROUPED and pattern_of(structure) is None:
+        near = nearest(structure, ["unstructured", *GROUPED.names()])
+        raise UsageError(f"structure {structure!r} does not exist; {near} (known: {KNOWN}, or module:structure of your own)")
+
+
+def takes_sizes(structure: str) -> bool:
+    """Whether ``round_to`` and ``min_units`` are about it. Raises UsageError for one that cannot be imported."""
+    return structure in GROUPED and GROUPED[structure].sized
 
 
 def implied_sparsity(structure: str) -> float | None:

@@ -1,6 +1,7 @@
 """What a model is for: a plain dict from name to task, one entry function.
 
-A new task is one file with a subclass of ``Task`` and one line in ``TASKS``; a user's own comes by import path.
+A new task is one file with a subclass of ``Task`` and one line in ``TASKS``; a user's own comes by import path, an installed
+package's by entry point (``prunekit.tasks``).
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor
 
 from prunekit.batch import Inputs, Labels
-from prunekit.errors import UsageError, nearest
+from prunekit.errors import UsageError, nearest, quoted
 from prunekit.measure.measure import Measure
+from prunekit.registry import Registry
 from prunekit.task.binary import Binary, MultiLabel
 from prunekit.task.classification import Classification
 from prunekit.task.heads import Heads, Unlabelled
@@ -29,23 +31,48 @@ __all__ = [
     "get_task", "guess_task",
 ]  # fmt: skip
 
-TASKS: dict[str, Callable[..., Task]] = {
-    "classification": Classification,
-    "binary": Binary,
-    "multi_label": MultiLabel,
-    "regression": Regression,
-    "segmentation": Segmentation,
-    "token_classification": TokenClassification,
-    "causal_lm": CausalLM,
-    "masked_lm": MaskedLM,
-    "seq2seq": Seq2SeqLM,
-    "heads": Heads,
-    "unlabelled": Unlabelled,
-}
+
+def as_task(found: Any, name: str) -> Callable[..., Task]:
+    """What makes a user's task: a class, a function, or a task that is made already. Raises UsageError for anything else."""
+
+    def make(loss: Any = None, **options: Any) -> Task:
+        made = found
+        if not isinstance(found, Task) or options:
+            try:
+                made = found(**options)
+            except UsageError:
+                raise
+            except Exception as error:  # the user's own
+                raise UsageError(f"task: {name} failed: {quoted(error)}") from error
+        if not isinstance(made, Task):
+            raise UsageError(f"task: {name} gave a {type(made).__name__}, not a prunekit.Task")
+        return made if loss is None else made.with_loss(loss)
+
+    return make
+
+
+TASKS: Registry[Callable[..., Task]] = Registry(
+    "task",
+    "prunekit.tasks",
+    as_task,
+    {
+        "classification": Classification,
+        "binary": Binary,
+        "multi_label": MultiLabel,
+        "regression": Regression,
+        "segmentation": Segmentation,
+        "token_classification": TokenClassification,
+        "causal_lm": CausalLM,
+        "masked_lm": MaskedLM,
+        "seq2seq": Seq2SeqLM,
+        "heads": Heads,
+        "unlabelled": Unlabelled,
+    },
+)
 
 
 def get_task(task: str | Task | None, loss: Any = None, **options: Any) -> Task:
-    """A task by its name; a task is taken as it is, None is classification.
+    """A task by its name, or by ``module:task``; a task is taken as it is, None is classification.
 
     Args:
         loss: instead of the task's own.
@@ -57,8 +84,8 @@ def get_task(task: str | Task | None, loss: Any = None, **options: Any) -> Task:
     if isinstance(task, Task):
         return task if loss is None else task.with_loss(loss)
     name = task or "classification"
-    if name not in TASKS:
-        raise UsageError(f"task {name!r} does not exist; {nearest(name, list(TASKS))}, or module:task of your own")
+    if not TASKS.is_own(name):
+        return TASKS[name](loss=loss, **options)
     known = _options(TASKS[name])
     for option in options:
         if option not in known:

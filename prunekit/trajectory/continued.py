@@ -42,7 +42,7 @@ class Continued(Trajectory):
         self._before = parent.pieces_until(self.branch)
         self.folder: Path = child.folder
         self.header, self.layout, self.complete = child.header, child.layout, child.complete
-        self.start_optimizer = parent.start_optimizer
+        self.start_optimizer, self.start_states = parent.start_optimizer, parent.start_states
 
     def __len__(self) -> int:
         return self.branch + 1 + len(self.child)
@@ -66,6 +66,10 @@ class Continued(Trajectory):
     @property
     def rule_note(self) -> str:
         return "; ".join(dict.fromkeys(note for note in (self.parent.rule_note, self.child.rule_note) if note))
+
+    @property
+    def foreign_rules(self) -> dict[str, str]:
+        return {**self.parent.foreign_rules, **self.child.foreign_rules}
 
     def step(self, index: int) -> StepLog:
         if index == self.branch:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import UsageError
-from prunekit.trajectory.rules import optimizer_name
+from prunekit.trajectory.rules import OptimizerRule, find_rule, optimizer_name
 
 
 def describe_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -80,12 +80,27 @@ def without_gradient(model: nn.Module, optimizer: torch.optim.Optimizer) -> list
 
 @torch.no_grad()
 def flat_second_moments(model: nn.Module, optimizer: torch.optim.Optimizer, entries: Any, out: Tensor) -> Tensor:
-    """Adam's raw ``v`` (amsgrad: its running maximum) into the flat vector ``out``; 0 where there is none."""
+    """Second moments, from where the optimizer's rule says that they are, into the flat vector ``out``; 0 where there are none.
+
+    Of Adam it is the raw ``v`` (amsgrad: its running maximum).
+
+    Raises:
+        UsageError: the optimizer keeps a state and no second moments where they are looked for, though its rule needs them or
+            it has none.
+    """
     out.zero_()
+    rule = find_rule(optimizer_name(optimizer))
+    places = (rule or OptimizerRule()).moments_in
     parameters = dict(model.named_parameters())
-    for entry in entries:
-        state = optimizer.state.get(parameters[entry.name], {})
-        v = state.get("max_exp_avg_sq", state.get("exp_avg_sq"))
+    held = [(entry, state) for entry in entries if (state := optimizer.state.get(parameters[entry.name]))]
+    found = [(entry, next((state[place] for place in places if place in state), None)) for entry, state in held]
+    if (rule is None or rule.second_moments) and held and all(v is None for _, v in found):
+        keys = ", ".join(sorted({str(key) for _, state in held for key in state}))
+        raise UsageError(
+            f"second_moments: {optimizer_name(optimizer)} has none of {', '.join(places)} in its state (it has {keys}); "
+            "give it a rule whose moments_in says where they are (docs/kernel.md), or record without second_moments"
+        )
+    for entry, v in found:
         if v is not None:
             out[entry.span].copy_(v.reshape(-1))
     return out

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunekit.errors import UsageError
+from prunekit.registry import Registry
 from prunekit.trajectory.layout import Layout
 
 
@@ -65,10 +67,38 @@ class LinearStep:
 
 
 class OptimizerRule:
-    """What a rule says of one parameter's step. To add an optimizer, write ``step`` and put the class into ``RULES``."""
+    """All that prunekit needs to know of an optimizer. To add one, write ``step`` and enter the class in ``RULES``.
+
+    The other members say which entries of ``optimizer.state[parameter]`` mean what, where that is not what torch's own
+    optimizers call it.
+    """
 
     second_moments = False
     """Whether ``step`` needs the recorded second moments (``Recorder(..., second_moments=True)``)."""
+    moments_in: tuple[str, ...] = ("max_exp_avg_sq", "exp_avg_sq")
+    """Entries of the state that hold second moments; the first of these that is there is recorded, flat and as it is."""
+    buffer_in: tuple[str, ...] = ("momentum_buffer", "exp_avg")
+    """Entries of the state that hold ``b``, the first of these that is there; it counts where training began with one."""
+
+    def taken(self, state: Mapping[str, Any]) -> int:
+        """How many steps a parameter had taken when its optimizer's state was ``state``.
+
+        Optimizers that do not count (SGD) are past their first step, which fills the buffer, once there is one.
+        """
+        if any(entry in state for entry in self.buffer_in) or "step" in state:
+            return int(state.get("step", 1))
+        return 0
+
+    def without_second_moments(self, name: str, groups: Sequence[Mapping[str, Any]]) -> OptimizerRule | str:
+        """What takes the rule's place where second moments were not recorded: another rule, or a sentence on why none does.
+
+        A rule that does takes data-wise scores out of reach; it only has to say what weight decay did.
+
+        Args:
+            name: the optimizer's, for the sentence.
+            groups: its parameter groups' hyperparameters.
+        """
+        return f"{name} needs Recorder(..., second_moments=True) to tell decay from data"
 
     def step(self, options: Mapping[str, Any], count: int, second_moment: Tensor | None) -> LinearStep:
         """The linear form of one step.
@@ -76,7 +106,7 @@ class OptimizerRule:
         Args:
             options: the parameter group's hyperparameters at this step.
             count: how many steps this parameter has taken, this one included.
-            second_moment: raw ``v`` after this step, flat, for rules that need it.
+            second_moment: what ``moments_in`` names, after this step, flat, for rules that need it.
         """
         raise NotImplementedError
 
@@ -101,6 +131,13 @@ class DecoupledDecay(OptimizerRule):
         return LinearStep(0.0, decoupled=options["lr"] * options["weight_decay"])
 
 
+class NoDecay(OptimizerRule):
+    """Adam without weight decay and without recorded second moments: the update is all the data's."""
+
+    def step(self, options: Mapping[str, Any], count: int, second_moment: Tensor | None) -> LinearStep:
+        return LinearStep(0.0)
+
+
 class Adam(OptimizerRule):
     """Adam and AdamW, amsgrad too: ``rate = a / ((1 - β1^t) (sqrt(v / (1 - β2^t)) + ε))`` per weight.
 
@@ -108,6 +145,16 @@ class Adam(OptimizerRule):
     """
 
     second_moments = True
+
+    def without_second_moments(self, name: str, groups: Sequence[Mapping[str, Any]]) -> OptimizerRule | str:
+        if all(group.get("decoupled_weight_decay") for group in groups):
+            return DecoupledDecay()
+        if all(group["weight_decay"] == 0 for group in groups):
+            return NoDecay()
+        return (
+            "Adam's coupled weight decay passes through its second moments, which were not recorded (second_moments=True "
+            "does): the whole update counts as the data's share"
+        )
 
     def step(self, options: Mapping[str, Any], count: int, second_moment: Tensor | None) -> LinearStep:
         assert second_moment is not None
@@ -120,15 +167,57 @@ class Adam(OptimizerRule):
         return LinearStep(rate, through=1.0, gain=1 - first, carry=first, coupled=decay)
 
 
-class NoDecay(OptimizerRule):
-    """Adam without weight decay and without recorded second moments: the update is all the data's."""
+def as_rule(found: Any, name: str) -> type[OptimizerRule]:
+    """A rule's class, as it is. Raises UsageError for anything else."""
+    if not (isinstance(found, type) and issubclass(found, OptimizerRule)):
+        kind = found.__name__ if isinstance(found, type) else type(found).__name__
+        raise UsageError(
+            f"optimizer rule of {name!r} is {kind}; it must be a subclass of prunekit.trajectory.rules.OptimizerRule"
+        )
+    return found
 
-    def step(self, options: Mapping[str, Any], count: int, second_moment: Tensor | None) -> LinearStep:
-        return LinearStep(0.0)
+
+RULES: Registry[type[OptimizerRule]] = Registry(
+    "optimizer rule",
+    "prunekit.optimizers",
+    as_rule,
+    {"torch.SGD": SGD, "torch.Adam": Adam, "torch.AdamW": Adam},
+)
+"""By ``optimizer_name``; a user's own optimizer goes in as ``RULES["my_module.MyOptimizer"] = MyRule``, an installed package's as
+an entry point of that name; ``Trajectory(folder, rules={"my_module.MyOptimizer": "my_module:MyRule"})`` is about one path."""
+
+Rules = Mapping[str, str | type[OptimizerRule]]
+"""By ``optimizer_name``, a rule's class or its import path: what goes before ``RULES``."""
 
 
-RULES: dict[str, type[OptimizerRule]] = {"torch.SGD": SGD, "torch.Adam": Adam, "torch.AdamW": Adam}
-"""By ``optimizer_name``; a user's own optimizer goes in as ``RULES["my_module.MyOptimizer"] = MyRule``."""
+def find_rule(name: str, rules: Rules | None = None) -> OptimizerRule | None:
+    """The rule of the optimizer that ``name`` is; None where there is none.
+
+    Raises:
+        UsageError: what ``rules`` or a package names cannot be imported, or is no rule.
+    """
+    given = (rules or {}).get(name)
+    if given is not None:
+        return (RULES[given] if isinstance(given, str) else as_rule(given, name))()
+    return RULES[name]() if name in RULES else None
+
+
+def start_counts(
+    described: Mapping[str, Any] | None, states: Mapping[str, Mapping[str, Any]], rules: Rules | None = None
+) -> dict[str, int]:
+    """How many steps each parameter had taken before the first recorded one, where it had.
+
+    Args:
+        described: the optimizers, see ``describe_optimizers``.
+        states: by parameter name, its optimizer's state.
+    """
+    found: dict[str, int] = {}
+    for part in optimizer_parts(described):
+        rule = find_rule(part["name"], rules)
+        for name in (n for group in part["groups"] for n in group["parameters"]):
+            if rule is not None and (count := rule.taken(states.get(name, {}))):
+                found[name] = count
+    return found
 
 
 def optimizer_name(optimizer: torch.optim.Optimizer) -> str:
@@ -152,6 +241,7 @@ class Recursion:
     """The recursion of one recorded path: which linear step each parameter took at each optimizer step.
 
     Attributes:
+        foreign: optimizer -> import path of its rule, of rules that are not prunekit's own.
         note: a sentence on what cannot be told apart; empty when everything can.
         explains_data: whether training samples' gradients can be traced (data-wise scores).
         taken: by step, how many were taken up to it and with it (states that were set are none).
@@ -164,13 +254,19 @@ class Recursion:
         log: Sequence[StepLog],
         has_second_moments: bool,
         start_counts: Mapping[str, int],
+        rules: Rules | None = None,
     ) -> None:
         self.log = log
         self.spans = {entry.name: entry.span for entry in layout}
         parts = optimizer_parts(optimizer)
         self.members = [[group["parameters"] for group in part["groups"]] for part in parts]
-        found = [_rule_for(part, has_second_moments) for part in parts] or [_rule_for(None, has_second_moments)]
+        found = [_rule_for(part, has_second_moments, rules) for part in parts] or [_rule_for(None, has_second_moments, rules)]
         self.rules = [rule for rule, _, _ in found]
+        self.foreign = {
+            part["name"]: f"{type(rule).__module__}:{type(rule).__qualname__}"
+            for part, rule in zip(parts, self.rules, strict=False)  # one rule, None, where there are no parts
+            if rule is not None and type(rule).__module__ != __name__
+        }
         self.note = "; ".join(dict.fromkeys(note for _, note, _ in found if note))
         self.explains_data = all(explains for _, _, explains in found)
         self._counts = dict(start_counts)
@@ -201,6 +297,16 @@ class Recursion:
                 v = None if second_moments is None else second_moments[self.spans[name]]
                 yield name, rule.step(options, self._count(name, index), v)
 
+    def buffers(self, start: Mapping[str, Mapping[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """``(name, b)`` of every parameter whose optimizer began with a buffer; ``start``: the state by parameter."""
+        owners = zip(self.rules, self.members, strict=False)  # no members of an optimizer that is not known
+        rules = {name: rule for rule, members in owners for group in members for name in group}
+        for name, state in start.items():
+            rule = rules.get(name)
+            entry = next((entry for entry in rule.buffer_in if entry in state), None) if rule is not None else None
+            if entry is not None and name in self.spans:
+                yield name, state[entry]
+
     def _count(self, name: str, index: int) -> int:
         return self._counts.get(name, 0) + self.taken[index] - bisect_right(self._left.get(name, ()), index)
 
@@ -217,28 +323,22 @@ class Recursion:
                 out[span].sub_(pull * linear.rate)
 
 
-def _rule_for(optimizer: Mapping[str, Any] | None, has_second_moments: bool) -> tuple[OptimizerRule | None, str, bool]:
+def _rule_for(
+    optimizer: Mapping[str, Any] | None, has_second_moments: bool, rules: Rules | None
+) -> tuple[OptimizerRule | None, str, bool]:
     if optimizer is None:
         return None, "the optimizer is not known: the whole update counts as the data's share, weight decay included", False
-    rule = RULES.get(optimizer["name"])
+    name = optimizer["name"]
+    rule = find_rule(name, rules)
     if rule is None:
         return None, (
-            f"no rule for {optimizer['name']}: the whole update counts as the data's share, weight decay included, and "
+            f"no rule for {name}: the whole update counts as the data's share, weight decay included, and "
             "data-wise scores cannot be had (prunekit.trajectory.rules.OptimizerRule says how to add one)"
         ), False  # fmt: skip
     if not rule.second_moments or has_second_moments:
-        return rule(), "", True
-    groups = optimizer["groups"]
-    if rule is not Adam:
-        return None, f"{optimizer['name']} needs Recorder(..., second_moments=True) to tell decay from data", False
-    if all(g.get("decoupled_weight_decay") for g in groups):
-        return DecoupledDecay(), "", False
-    if all(g["weight_decay"] == 0 for g in groups):
-        return NoDecay(), "", False
-    return None, (
-        "Adam's coupled weight decay passes through its second moments, which were not recorded (second_moments=True "
-        "does): the whole update counts as the data's share"
-    ), False  # fmt: skip
+        return rule, "", True
+    instead = rule.without_second_moments(name, optimizer["groups"])
+    return (None, instead, False) if isinstance(instead, str) else (instead, "", False)
 
 
 def survival(

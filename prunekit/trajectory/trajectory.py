@@ -18,7 +18,7 @@ from prunekit.errors import ArtifactError, NonFiniteError, UsageError
 from prunekit.trajectory.bare import bare
 from prunekit.trajectory.copies import copied
 from prunekit.trajectory.layout import Layout
-from prunekit.trajectory.rules import Recursion, StepLog, optimizer_parts, survival
+from prunekit.trajectory.rules import Recursion, Rules, StepLog, optimizer_parts, start_counts, survival
 from prunekit.trajectory.states import READERS
 from prunekit.trajectory.store import DTYPES, RowReader, joint_hash
 
@@ -61,12 +61,17 @@ class Segment:
 class Trajectory:
     """Opens a recorded trajectory; one that was cut off opens up to its last whole step.
 
+    Args:
+        rules: of optimizers that prunekit does not know, by name, such as ``{"my_module.MyOptimizer": "my_module:MyRule"}``;
+            see ``prunekit.trajectory.rules``.
+
     Raises:
+        UsageError: ``rules`` names what is no rule.
         ArtifactError: there is none, its files are truncated, or it was written by a newer schema.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, rules: Rules | None = None) -> None:
+        self.folder, self._rules = Path(folder), rules
         self._own: TemporaryDirectory[str] | None = None
         self.header: dict[str, Any] = checkpoint.read_json(self.folder / "trajectory.json", "trajectory")
         try:
@@ -96,9 +101,17 @@ class Trajectory:
             self._moments = RowReader(self.folder, "second_moments", self.layout.total, header["dtype"], taken)
         start = checkpoint.read_tensors(self.folder / "start.safetensors") if header["optimizer"] else {}
         self.start_optimizer = start
-        counts = {k.rsplit("|", 1)[0]: int(v) for k, v in start.items() if k.endswith("|step")}
-        counts |= {k.rsplit("|", 1)[0]: 1 for k in start if k.endswith("|momentum_buffer")}
-        self.recursion = Recursion(self.layout, header["optimizer"], self._log, self._moments is not None, counts)
+        counts = start_counts(header["optimizer"], self.start_states, self._rules)
+        self.recursion = Recursion(self.layout, header["optimizer"], self._log, self._moments is not None, counts, self._rules)
+
+    @cached_property
+    def start_states(self) -> dict[str, dict[str, Tensor]]:
+        """By parameter name, its optimizer's state before the first step: entry -> tensor."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in self.start_optimizer.items():
+            name, entry = key.rsplit("|", 1)
+            found.setdefault(name, {})[entry] = tensor
+        return found
 
     @classmethod
     def of(cls, *models: nn.Module) -> Trajectory:
@@ -194,6 +207,11 @@ class Trajectory:
     def rule_note(self) -> str:
         """A sentence when decay and data cannot be told apart; empty otherwise."""
         return self.recursion.note
+
+    @property
+    def foreign_rules(self) -> dict[str, str]:
+        """Optimizer -> import path of its rule, of rules that are not prunekit's own."""
+        return self.recursion.foreign
 
     def step(self, index: int) -> StepLog:
         """What was logged of step ``index``."""

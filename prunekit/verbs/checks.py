@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batch import Batch, Inputs, Labels, call, leaves, named, to
-from prunekit.criteria import expand, parse
+from prunekit.criteria import check_criterion, expand, parse
 from prunekit.data import EVAL_BATCH, Split
 from prunekit.errors import PrunekitError, StructureError, UsageError, quoted
 from prunekit.measure import Measure
@@ -19,6 +19,7 @@ from prunekit.structure import find_groups, prunable_parameters
 from prunekit.task import Task, guess_task
 from prunekit.task.evaluation import run, unfit
 from prunekit.trajectory import Layout
+from prunekit.trajectory.rules import find_rule
 
 PROBE = 4
 
@@ -33,7 +34,7 @@ def probe(recipe: Recipe, model: nn.Module, splits: dict[str, Split], training: 
         training: whether the model will be trained; one that is not needs no loss.
 
     Raises:
-        UsageError: names the piece (model, data, loss, target, task) and what it did.
+        UsageError: names the piece (model, data, loss, target, task, criterion, optimizer rule) and what it did.
     """
     layout = Layout.of(model)
     if not layout.parameters:
@@ -41,6 +42,10 @@ def probe(recipe: Recipe, model: nn.Module, splits: dict[str, Split], training: 
     bad = next((e.name for e in layout if "@" in e.name or "|" in e.name), None)
     if bad is not None:
         raise UsageError(f"model.factory: the parameter name {bad!r} holds '@' or '|', which score files use as separators")
+    for criterion in (*recipe.score.criteria, *(p.criterion for p in recipe.prune if p.criterion != "auto")):
+        check_criterion(criterion)
+    for name in recipe.score.optimizer_rules:
+        find_rule(name, recipe.score.optimizer_rules)
     prunable_parameters(model, layout, recipe.prunable.ignore, recipe.prunable.include)
     task = recipe.load_task()
     target = recipe.load_target()
@@ -111,9 +116,7 @@ def probe_structures(recipe: Recipe, model: nn.Module, splits: dict[str, Split])
     """
     asked = {*recipe.compare.structures, *(p.structure for p in recipe.prune)}
     example = splits["validation"].batch(range(min(2, len(splits["validation"]))))[0]
-    for structure in GROUPED:
-        if structure not in asked:
-            continue
+    for structure in sorted(one for one in asked if one in GROUPED):
         try:
             find_groups(structure, model, example, recipe.structure.mappings())
         except StructureError as error:

@@ -22,6 +22,7 @@ from prunekit.search import Candidates, Comparison, choose
 from prunekit.search.budget import TRIES
 from prunekit.steps import GivenPlan, Planner
 from prunekit.steps.planner import MakeSwaps
+from prunekit.structure import takes_sizes
 from prunekit.task.evaluation import measures_told
 from prunekit.task.evaluation import run as run_model
 from prunekit.trajectory import Trajectory
@@ -278,7 +279,7 @@ def _made_from(folder: Path, dry_run: bool) -> dict[str, Any] | None:
         else:
             manifest = Manifest.load(folder / "prunekit.json")
             found, trained = manifest.provenance, manifest.facts.get("request", {})
-            files = ["plan", "model", *(["masks"] if not set(manifest.structure.split("+")) <= set(GROUPED) else [])]
+            files = ["plan", "model", *(["masks"] if not all(one in GROUPED for one in manifest.structure.split("+")) else [])]
             for name in files:  # a damaged one may not be reused
                 checkpoint.read_tensors(folder / f"{name}.safetensors")
             if manifest.facts.get("finetune"):
@@ -296,7 +297,7 @@ def _made_from(folder: Path, dry_run: bool) -> dict[str, Any] | None:
 
 def _sizes(run: Run, wanted: Prune) -> dict[str, int]:
     """Which numbers of units may stay, where that is not any: the wanted ones, else the recipe's for channels and heads."""
-    if wanted.structure not in ("channels", "heads"):
+    if not takes_sizes(wanted.structure):
         return {}
     asked = {key: getattr(wanted, key) or getattr(run.recipe.structure, key) for key in ("round_to", "min_units")}
     return {key: value for key, value in asked.items() if value > 1}

@@ -52,7 +52,7 @@ class Run:
 
     @cached_property
     def trajectory(self) -> Trajectory:
-        trajectory = Trajectory(self.path / "trajectory")
+        trajectory = Trajectory(self.path / "trajectory", self.recipe.score.optimizer_rules)
         if not trajectory.complete:
             raise ArtifactError(
                 f"{trajectory.folder}: recording was cut off after {len(trajectory)} steps; train again with --overwrite"

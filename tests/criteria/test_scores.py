@@ -104,6 +104,11 @@ def test_group_of_magnitudes_is_their_norm(tiny_run: Run) -> None:
 
 
 @pytest.mark.parametrize("criterion", list(CRITERIA))
+def test_every_criterion_stands_in_the_docs(criterion: str) -> None:
+    assert f"\n| `{criterion}` |" in (Path(__file__).parents[2] / "docs" / "criteria.md").read_text()
+
+
+@pytest.mark.parametrize("criterion", list(CRITERIA))
 def test_saved_scores_come_back_and_repeat_exactly(tiny_run: Run, tmp_path: Path, criterion: str) -> None:
     model, trajectory = tiny_run
     batches = [tiny_data(20, torch.float64)]

@@ -28,8 +28,8 @@ VALUES = {
 
 @st.composite
 def singles(draw: st.DrawFn) -> Single:
-    name = draw(st.sampled_from(list(CRITERIA)))
-    accepts = CRITERIA[name].accepts
+    name = draw(st.sampled_from([*CRITERIA, "my_module:mine", "a.b_2.c:d.mine_3"]))
+    accepts = CRITERIA[name].accepts if CRITERIA.is_own(name) else tuple(OPTIONS)
     chosen = draw(st.lists(st.sampled_from(accepts), unique=True)) if accepts else []
     return Single(name, tuple((key, draw(VALUES[key])) for key in OPTIONS if key in chosen))
 
@@ -77,6 +77,9 @@ def test_examples_of_the_documentation() -> None:
     assert score_slug("influence^0.25*magnitude^0.75") == "influence--0.25---magnitude--0.75"
     assert score_slug("rank(magnitude)+rank(influence)") == "rank-influence----rank-magnitude"
     assert score_slug("magnitude") == "magnitude"
+    assert score_slug("my_package.mine:steady") == "my_package..mine...steady"
+    assert score_slug("mine:Steady").startswith("mine...steady-----") != score_slug("mine:steady")
+    assert expand("tempered(mine:steady)")[1] == "magnitude^0.9*mine:steady^0.1"
     assert expand("magnitude*influence^.50*magnitude") == ["influence^0.5*magnitude^2"]
     long = "*".join(f"influence(target=margin,share=survival,aggregation=l2,nodes={n})" for n in range(1, 5))
     assert "-----" in score_slug(long)

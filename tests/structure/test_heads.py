@@ -177,3 +177,19 @@ def test_the_width_that_an_attention_keeps_as_a_number_shrinks_with_its_heads(wi
     model = nn.Sequential(Kept(), nn.Linear(8, 2))
     (group,) = find_groups("heads", model, torch.randn(2, 5, 8))
     assert group.attributes == {"0:num_heads": 1, f"0:{width}": 3}
+
+
+def family(model: nn.Module) -> list[dict[str, object]]:
+    """What a user's function says of models whose names follow a pattern."""
+    return [BERT]
+
+
+def test_a_family_of_ones_own_stands_for_its_mappings() -> None:
+    model = Bert()
+    (said,), (made,) = (find_groups("heads", model, IMAGES, given) for given in ([BERT], [f"{__name__}:family"]))
+    assert made.name == said.name
+    assert {key: where.tolist() for key, where in made.members.items()} == {k: w.tolist() for k, w in said.members.items()}
+    with pytest.raises(UsageError, match=r"structure.attention: .* has no 'famly'; did you mean family"):
+        find_groups("heads", model, IMAGES, [f"{__name__}:famly"])
+    with pytest.raises(UsageError, match=r"test_heads:Bert\(model\) failed: TypeError"):
+        find_groups("heads", model, IMAGES, [f"{__name__}:Bert"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from torch import nn
 
 from prunekit import Recorder, Trajectory
+from prunekit.trajectory.rules import RULES, start_counts
 from tests.conftest import TinyNet, record
 
 OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
@@ -106,3 +109,48 @@ def test_unknown_optimizers_say_so(tmp_path: Path) -> None:
     trajectory = record(tmp_path / "t", model, Mine(model.parameters(), lr=0.1, weight_decay=0.1))
     assert "no rule" in trajectory.rule_note
     assert not next(iter(trajectory.segments())).regularisation.any()
+
+
+def made(name: str, model: nn.Module, **options: Any) -> torch.optim.Optimizer:
+    """The optimizer that a name of ``RULES`` stands for."""
+    module, _, cls = name.rpartition(".")
+    found: type[torch.optim.Optimizer] = getattr(import_module("torch.optim" if module == "torch" else module), cls)
+    return found(model.parameters(), lr=0.1, **options)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.2])
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_tells_decay_from_data(tmp_path: Path, name: str, decay: float) -> None:
+    """Without data a step is decay alone, from the optimizer's first step on and where training began with its state filled."""
+    model = TinyNet().double()
+    optimizer = made(name, model, weight_decay=decay)
+    for folder, scale in (("cold", 0.0), ("filling", 1.0), ("warm", 0.0)):
+        with Recorder(tmp_path / folder, model, optimizer, second_moments=True):
+            for _ in range(4):
+                for p in model.parameters():
+                    p.grad = scale * torch.randn_like(p)
+                optimizer.step()
+    cold, warm = Trajectory(tmp_path / "cold"), Trajectory(tmp_path / "warm")
+    assert cold.rule_note == warm.rule_note == ""
+    assert cold.recursion.explains_data
+    assert not cold.foreign_rules
+    for segment in cold.segments():
+        torch.testing.assert_close(segment.data_update, torch.zeros_like(segment.update), atol=1e-12, rtol=0)
+    counts, held = start_counts(warm.header["optimizer"], warm.start_states), dict(warm.recursion.buffers(warm.start_states))
+    if any(entry == "step" for state in warm.start_states.values() for entry in state):
+        assert counts == dict.fromkeys(dict(model.named_parameters()), 8)
+    assert held.keys() <= counts.keys()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_says_what_it_can_without_second_moments(tmp_path: Path, name: str) -> None:
+    model = TinyNet().double()
+    trajectory = record(tmp_path / "t", model, made(name, model, weight_decay=0.2), 3)
+    assert trajectory.recursion.explains_data == (not RULES[name].second_moments)
+    assert bool(trajectory.rule_note) == (trajectory.recursion.rules == [None])
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_stands_in_the_docs(name: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "kernel.md").read_text()
+    assert re.search(rf"^\| {re.escape(name.removeprefix('torch.'))}\b", page, re.M)

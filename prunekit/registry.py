@@ -1,0 +1,111 @@
+"""Things by name: prunekit's own in a table, a user's by import path, an installed package's by entry point.
+
+One class for criteria, structures, optimizer rules and tasks. A table's own names always win. ``module:name`` is imported by
+``prunekit.imports`` and nowhere else. A package offers a thing in its ``pyproject.toml``:
+
+```toml
+[project.entry-points."prunekit.criteria"]
+steady = "my_package.criteria:CRITERION"
+```
+
+Whether a name is *known* is answered from the table, the spelling and the packages' metadata alone: reading a recipe runs no
+code of anybody's. Code is imported when the thing is used, or when ``check`` asks for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+from prunekit.errors import UsageError, nearest
+from prunekit.imports import load_object
+
+T = TypeVar("T")
+
+IMPORT_PATH = r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*"
+"""``package.module:name``, or ``package.module:Class.name``."""
+
+
+class Registry(dict[str, T]):
+    """A table from name to thing. ``table[name]`` also finds what an import path or an entry point names.
+
+    Iteration, ``len`` and ``items`` are about the table's own entries; ``in`` also holds for import paths and entry points.
+
+    Args:
+        what: one of the things in messages, such as ``criterion``.
+        group: of entry points, such as ``prunekit.criteria``; None for none.
+        accept: ``(object, its name) -> thing``; raises UsageError for an object that cannot be one.
+        entries: the table itself.
+        paths: whether ``module:name`` names a thing here.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        group: str,
+        accept: Callable[[Any, str], T],
+        entries: Mapping[str, T],
+        paths: bool = True,
+    ) -> None:
+        super().__init__(entries)
+        self.what, self.group, self.accept, self.paths = what, group, accept, paths
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (isinstance(name, str) and (self._is_path(name) or bool(self._offers(name))))
+
+    def __missing__(self, name: str) -> T:
+        path = self.path(name)
+        return self.accept(load_object(path, self._asked(name)), name)
+
+    def names(self) -> list[str]:
+        """Every name that does not need a module said: the table's own, then the installed packages'."""
+        return [*self, *sorted({point.name for point in offered(self.group)} - {*self})]
+
+    def path(self, name: str) -> str:
+        """``module:name`` of what is not in the table.
+
+        Raises:
+            UsageError: there is none; near names are offered. Or several packages offer it.
+        """
+        if self._is_path(name):
+            return name
+        points = self._offers(name)
+        if not points:
+            hint = f", or module:{self.what.split()[-1]} of your own" if self.paths else ""
+            raise UsageError(f"{self.what} {name!r} does not exist; {nearest(name, self.names())}{hint}")
+        if len(points) > 1:
+            raise UsageError(f"{self.what} {name!r} is offered by {' and '.join(_package(p) for p in points)}; uninstall one")
+        return points[0].value.partition("[")[0].replace(" ", "")
+
+    def is_own(self, name: str) -> bool:
+        """Whether the table itself holds it."""
+        return super().__contains__(name)
+
+    def check(self, name: str) -> None:
+        """Raises UsageError for a name that is not known, without importing anything."""
+        if name not in self:
+            self.path(name)
+
+    def _is_path(self, name: str) -> bool:
+        return self.paths and re.fullmatch(IMPORT_PATH, name) is not None
+
+    def _offers(self, name: str) -> list[EntryPoint]:
+        return [point for point in offered(self.group) if point.name == name]
+
+    def _asked(self, name: str) -> str:
+        """What asked for an import, for the message."""
+        points = [] if self._is_path(name) else self._offers(name)
+        return f"{self.what} {name!r} of package {_package(points[0])} (entry point in {self.group})" if points else self.what
+
+
+@cache
+def offered(group: str) -> tuple[EntryPoint, ...]:
+    """What installed packages offer in a group, looked up once; nothing of theirs is imported."""
+    return tuple({(point.name, point.value): point for point in entry_points(group=group)}.values())
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.value
