@@ -17,11 +17,12 @@ from prunekit.search.study import REFINED_AGAIN, Repaired, StudyRun, compensated
 from prunekit.search.summary import Runs, Variant
 from prunekit.search.ways import RepairSamples, settings
 from prunekit.task.evaluation import measures_told
+from prunekit.training.record import TrainingRecord
 from prunekit.verbs.compensating import compensator
 from prunekit.verbs.run_folder import Run, first_difference
 from prunekit.verbs.scheduling import finetuning_of
 from prunekit.verbs.scoring import score_run
-from prunekit.verbs.training import read_training, train_run
+from prunekit.verbs.training import train_run
 
 SCHEMA = 1
 AUTO = "auto"
@@ -87,7 +88,7 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
         "criteria": {name: checkpoint.read_header(run.score_path(name), "scores")["cost"] for name in singles},
     }
     if (job.run / "train.json").exists():
-        facts["training_seconds"] = read_training(job.run / "train.json")["cost"]["seconds"]
+        facts["training_seconds"] = TrainingRecord.load(job.run / "train.json").cost["seconds"]
     tick()
     data = {name: run.splits[name].digest() for name in ("validation", "test")}
     rows: list[dict[str, Any]] = []
