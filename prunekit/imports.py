@@ -11,7 +11,7 @@ from typing import Any
 
 from prunekit.errors import UsageError, nearest, quoted
 
-EXTRAS = {"jinja2": "report", "matplotlib": "report", "sklearn": "digits"}
+EXTRAS = {"PIL": "report", "jinja2": "report", "matplotlib": "report", "sklearn": "digits"}
 """Package that only some need -> the extra of prunekit's that installs it."""
 _run_folder: Path | None = None
 

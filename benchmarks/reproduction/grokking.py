@@ -11,9 +11,9 @@ from torch import Tensor
 from prunekit.kernel import ModelFunction
 from prunekit.kernel.gradients import choose_engine
 from prunekit.measure import accuracy
+from prunekit.training.record import TrainingRecord
 from prunekit.trajectory import Segment
 from prunekit.verbs.run_folder import Run
-from prunekit.verbs.training import read_training
 
 from .common import COMPONENTS, function_of, note, table, trained
 
@@ -40,7 +40,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> str:
     case = trained(CASE, chosen.out)
-    accuracies = read_training(case.path / "train.json")["accuracies"]
+    accuracies = TrainingRecord.load(case.path / "train.json").accuracies
     learnt = {split: next(row["epoch"] for row in accuracies if row[split] >= LEARNT) for split in ("train", "validation")}
     text = (
         f"Training accuracy reaches {LEARNT:.0%} at epoch {learnt['train']}, validation accuracy at {learnt['validation']}, "

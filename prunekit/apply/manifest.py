@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from prunekit import checkpoint
 from prunekit.apply.squeeze import Squeezed
+from prunekit.artifact import Artifact
 from prunekit.errors import ArtifactError, NonFiniteError
 from prunekit.plan import Plan
 from prunekit.plan.plan import SIZE_ATTRIBUTES
@@ -23,11 +24,9 @@ from prunekit.trajectory.derived import derived_weights
 from prunekit.trajectory.ties import refuse_overlaps
 from prunekit.version import __version__
 
-SCHEMA = 1
-
 
 @dataclass(frozen=True)
-class Manifest:
+class Manifest(Artifact):
     """Everything but the numbers.
 
     Attributes:
@@ -41,6 +40,9 @@ class Manifest:
         replaced: module -> kind of what takes its place (a removed block, a narrower attention); see ``REPLACEMENTS``.
     """
 
+    KIND: ClassVar[str] = "pruned"
+    CALLED: ClassVar[str] = "manifest"
+
     structure: str
     kept: dict[str, list[int]]
     attributes: dict[str, dict[str, int]]
@@ -50,55 +52,25 @@ class Manifest:
     facts: dict[str, Any]
     replaced: dict[str, str] = field(default_factory=dict)
 
-    def save(self, path: Path) -> None:
-        checkpoint.write_json(
-            path,
-            {
-                "schema": SCHEMA,
-                "kind": "pruned",
-                "structure": self.structure,
-                "kept": self.kept,
-                "attributes": self.attributes,
-                "aliases": self.aliases,
-                "plan": self.plan,
-                "provenance": self.provenance,
-                "facts": self.facts,
-                "replaced": self.replaced,
-            },
-        )
-
-    @classmethod
-    def load(cls, path: Path) -> Manifest:
-        """Raises ArtifactError when the file is missing, no manifest, or of a newer schema."""
-        found = checkpoint.read_json(path, "pruned")
-        with checkpoint.reading(path, "manifest"):
-            if found.pop("schema") != SCHEMA:
-                raise ArtifactError(f"{path}: written by a newer prunekit; this one reads schema {SCHEMA}")
-            found.pop("kind")
-            manifest = cls(**found)
-            manifest._check()
-        return manifest
-
     @property
     def cut(self) -> Cut:
         """What the dense model lacks in this one."""
         attributes = {f"{name}:{key}": value for name, found in self.attributes.items() for key, value in found.items()}
         return Cut({key: torch.tensor(kept) for key, kept in self.kept.items()}, attributes, self.replaced)
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """Only sizes of layers may be set, only known modules put in, only indices kept: a manifest is data, not code."""
         for key, kept in self.kept.items():
             key.rsplit("@", 1)[1]
-            if not kept or not all(isinstance(i, int) and i >= 0 for i in kept):
+            if not kept or min(kept) < 0:
                 raise ValueError(f"kept {key} must be indices")
         for name, attributes in self.attributes.items():
             for attribute, value in attributes.items():
-                if attribute not in SIZE_ATTRIBUTES or type(value) is not int or value < 1:
+                if attribute not in SIZE_ATTRIBUTES or value < 1:
                     raise ValueError(f"attribute {name}.{attribute} = {value!r}")
         for name, kind in self.replaced.items():
             if not name or kind not in REPLACEMENTS:
                 raise ValueError(f"{name!r} replaced by {kind!r}")
-        self.provenance.get("request"), self.facts.get("sparsity"), self.aliases.keys()
 
 
 def save(

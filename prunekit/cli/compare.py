@@ -78,6 +78,6 @@ def _study(paths: list[Path], out: Path, jobs: int, output: Output) -> None:
     else:
         study, work = jobs_of_runs(paths, out)
     with output.working(out):
-        result = {**study_run(study, work, out, jobs), "path": str(out / "report.html")}
-    output.show("study", result)
-    output.finish(result)
+        found, page = study_run(study, work, out, jobs), out / "report.html"
+    output.show("study", (found, page))
+    output.finish({**found.content(), "path": str(page)})

@@ -25,11 +25,12 @@ def eval_(
     device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Measure a pruned model on test data, and rebuild it from the training path."""
-    from prunekit.verbs.evaluating import evaluate, run_of
+    from prunekit.verbs.evaluating import evaluate
+    from prunekit.verbs.pruned_folder import run_of
 
     output = Output(quiet, as_json)
     opened = open_run(run_of(pruned), device)
     with output.working(opened.path):
-        result = evaluate(opened, pruned, overwrite)
-    output.show("eval", (pruned.resolve().name, result))
-    output.finish(result)
+        record, reused = evaluate(opened, pruned, overwrite)
+    output.show("eval", (pruned.resolve().name, record, reused))
+    output.finish({**record.content(), "reused": reused})

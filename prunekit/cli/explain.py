@@ -36,8 +36,8 @@ def explain(
     device: Device = None, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Say what a part or sample gave, when, from what data, and what pruning changed; writes a page under RUN/explain."""
-    from prunekit.verbs.evaluating import run_of
     from prunekit.verbs.explaining import explain_run
+    from prunekit.verbs.pruned_folder import run_of
 
     output = Output(quiet, as_json)
     if not what and run.resolve().parent.name == "pruned":

@@ -19,8 +19,8 @@ def report(run: RunFolder, quiet: Quiet = False, as_json: Json = False) -> None:
     from prunekit.verbs.reporting import report_run
 
     output = Output(quiet, as_json)
-    opened = open_run(run, None)
+    opened = open_run(run, "cpu")  # nothing is computed, so the recipe's device need not be here
     with output.working(run):
-        page, left_out = report_run(opened)
-    output.show("report", (page, left_out))
-    output.finish({"path": str(page), "left_out": left_out})
+        page, left_out, missing = report_run(opened)
+    output.show("report", (page, left_out, missing))
+    output.finish({"path": str(page), "left_out": left_out, "missing": missing})

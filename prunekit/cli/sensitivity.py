@@ -33,6 +33,6 @@ def sensitivity(
     output = Output(quiet, as_json)
     opened = open_run(run, device)
     with output.working(run):
-        result = sensitivity_run(opened, structure, criterion, sparsity or [], overwrite)
-    output.show("sensitivity", result)
-    output.finish(result)
+        found, path, reused = sensitivity_run(opened, structure, criterion, sparsity or [], overwrite)
+    output.show("sensitivity", (found, path, reused))
+    output.finish({**found.content(), "path": str(path), "reused": reused})

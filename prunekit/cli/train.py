@@ -23,11 +23,11 @@ def train(
     quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Train the recipe's model and record every step."""
-    from prunekit.verbs.training import train_run
+    from prunekit.verbs.training import train_run, training_facts
 
     output = Output(quiet, as_json)
     checked = read_recipe(recipe, out, seed, device)
     with output.working(out):
-        result = train_run(checked, out, overwrite, output.note)
-    output.show("train", result)
-    output.finish(result)
+        record, reused = train_run(checked, out, overwrite, output.note)
+    output.show("train", (record, reused))
+    output.finish(training_facts(out, record, reused))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -21,6 +21,76 @@ from prunekit.progress import Bar
 from prunekit.trajectory import Continued, Segment, Trajectory
 
 OUTPUTS = 1000  # errors are told output by output up to here, where outputs are no classes
+
+
+class Fit(TypedDict):
+    """How far outputs that were rebuilt are from the model's; ``argmax_agreement`` is None where outputs are no classes."""
+
+    mean_error: float
+    max_error: float
+    mean_error_per_output: NotRequired[list[float] | None]
+    max_error_per_output: NotRequired[list[float] | None]
+    mean_output: float
+    argmax_agreement: float | None
+
+
+class Certificate(TypedDict):
+    """What is left unexplained of the steps of a path, in mean absolute output."""
+
+    total: float
+    mean_per_step: NotRequired[float]
+    worst_step: int
+    worst: float
+    evaluations_per_sample_and_step: NotRequired[float]
+
+
+class PathPart(TypedDict):
+    """A part of a path: how far it moved the outputs, and the certificate of its steps."""
+
+    mean_change: float
+    certificate: Certificate
+
+
+class DenseFit(Fit):
+    certificate: Certificate
+
+
+class PathSteps(TypedDict):
+    """How many steps of training, and of fine-tuning, a pruned model's path has."""
+
+    dense: int
+    finetuning: int
+
+
+class LayerShare(TypedDict):
+    """How far a layer's removal moved the outputs, and its share in all layers'."""
+
+    mean_change: NotRequired[float]
+    share: float
+
+
+class PrunedFit(Fit):
+    steps: NotRequired[PathSteps]
+    pruning_step_error: NotRequired[float]
+    evaluations_per_sample: NotRequired[float]
+    mean_change: NotRequired[float]
+    by_layer: dict[str, LayerShare]
+    by_layer_residual: NotRequired[float]
+    rewound: NotRequired[PathPart]
+    finetuning: NotRequired[PathPart]
+
+
+class MaskedMachineFit(Fit):
+    kl_to_pruned: NotRequired[float | None]
+
+
+class Account(TypedDict):
+    """The kernel section of an evaluation; what ``NotRequired`` keys lack there is a part of the path, or a file's age."""
+
+    samples: int
+    dense: DenseFit
+    pruned: PrunedFit
+    masked_machine: MaskedMachineFit
 
 
 def dense_reconstruction(
@@ -77,7 +147,7 @@ def account(
     child: Trajectory | None = None,
     rule: str = "midpoint",
     nodes: int | None = None,
-) -> dict[str, Any]:
+) -> Account:
     """The kernel section of an evaluation, as JSON values. What it says by layer is about all prunings of the path.
 
     Where the task has no class a sample, ``argmax_agreement`` and ``kl_to_pruned`` are None, and errors by output are where there
@@ -103,7 +173,7 @@ def account(
     def classes(values: Tensor) -> Tensor:
         return class_outputs(function.task, values)
 
-    def fit(rebuilt: Tensor, model: Tensor) -> dict[str, Any]:
+    def fit(rebuilt: Tensor, model: Tensor) -> Fit:
         error = (rebuilt - model).abs()
         each = labelled or error.shape[1] <= OUTPUTS
         return {
@@ -147,25 +217,28 @@ def account(
     left_over = change - sum(shares.values(), torch.zeros_like(change))
     sizes = {layer: float(share.abs().mean()) for layer, share in shares.items()}
     machine = _kept_alone(function, trajectory, path, mask.to(last.dtype), x, y, stride)
+    found: PrunedFit = {
+        **fit(rebuilt, model),
+        "steps": {
+            "dense": len(trajectory) if path is None else path.branch,
+            "finetuning": 0 if child is None else sum(child.step(s).moved for s in range(len(child))),
+        },
+        "pruning_step_error": float(pruning.error.mean()),
+        "evaluations_per_sample": pruning.evaluations / samples,
+        "mean_change": float(change.abs().mean()),
+        "by_layer": {
+            layer: {"mean_change": size, "share": size / max(sum(sizes.values()), 1e-30)} for layer, size in sizes.items()
+        },
+        "by_layer_residual": float(left_over.abs().mean()),
+    }
+    if before is not None and before is not dense:
+        found["rewound"] = _part(before)
+    if tuned is not None:
+        found["finetuning"] = _part(tuned)
     return {
         "samples": samples,
         "dense": {**fit(dense.rebuilt, dense.model), "certificate": _certificate(dense)},
-        "pruned": {
-            **fit(rebuilt, model),
-            "steps": {
-                "dense": len(trajectory) if path is None else path.branch,
-                "finetuning": 0 if child is None else sum(child.step(s).moved for s in range(len(child))),
-            },
-            "pruning_step_error": float(pruning.error.mean()),
-            "evaluations_per_sample": pruning.evaluations / samples,
-            "mean_change": float(change.abs().mean()),
-            "by_layer": {
-                layer: {"mean_change": size, "share": size / max(sum(sizes.values()), 1e-30)} for layer, size in sizes.items()
-            },
-            "by_layer_residual": float(left_over.abs().mean()),
-            **({"rewound": _part(before)} if before is not None and before is not dense else {}),
-            **({"finetuning": _part(tuned)} if tuned is not None else {}),
-        },
+        "pruned": found,
         "masked_machine": {
             **fit(machine, model),
             "kl_to_pruned": kl(*map(classes, (machine, model))) if labelled else None,
@@ -208,12 +281,11 @@ def _difference(function: ModelFunction, segment: Segment, x: Inputs, y: Labels)
     return function(segment.end.to(function.device), x, y) - function(segment.start.to(function.device), x, y)
 
 
-def _part(made: Reconstruction) -> dict[str, Any]:
-    """A part of a path: how far it moved the outputs, and the certificate of its steps."""
+def _part(made: Reconstruction) -> PathPart:
     return {"mean_change": float((made.model - made.start).abs().mean()), "certificate": _certificate(made)}
 
 
-def _certificate(made: Reconstruction) -> dict[str, Any]:
+def _certificate(made: Reconstruction) -> Certificate:
     return {
         "total": float(made.residuals.sum()),
         "mean_per_step": float(made.residuals.mean()),

@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
+from prunekit.explain.pictures import Pictures
 from prunekit.report.html import write_html
 from prunekit.report.measures import shown
-from prunekit.report.plots import data_address, heat_map, inline, logarithmic
+from prunekit.report.plots import heat_map, inline, logarithmic
 
 SHOWN = 20  # groups in a plot
-SIDE = 64  # pixels of a screen that an image of a sample takes (pictures.html.j2)
-LARGEST = 2 * SIDE  # that are kept of it, for fine screens
-Pictures = Mapping[str, Sequence[tuple[str, Tensor]]]
-"""Place on the page (``sample``, ``raised``, ``lowered``, ``changes``, ``unit 0`` …) -> captions and images ``(channels, height,
-
-width)``."""
 
 
 def write_explanation(path: Path, result: Mapping[str, Any], pictures: Pictures) -> None:
     """Writes the page of an explanation (see ``prunekit.explain``), whole or not at all."""
-    write_html(path, "explain.html.j2", e=result, measures=shown(result.get("measures")), **drawn(result, pictures))
+    write_html(
+        path, "explain.html.j2", e=result, measures=shown(result.get("measures")), pictures=pictures, plots=plots_of(result)
+    )
 
 
-def drawn(result: Mapping[str, Any], pictures: Pictures) -> dict[str, dict[str, Any]]:
-    """``plots`` of an explanation as data addresses by name, and ``pictures`` as lists (see ``picture``) by place."""
-    return {
-        "plots": {name: inline(figure) for name, figure in _figures(result).items()},
-        "pictures": {place: [picture(*one) for one in shown] for place, shown in pictures.items()},
-    }
+def plots_of(result: Mapping[str, Any]) -> dict[str, str]:
+    """An explanation's plots as data addresses by name."""
+    return {name: inline(figure) for name, figure in _figures(result).items()}
 
 
 def _figures(result: Mapping[str, Any]) -> dict[str, Figure]:
@@ -170,23 +161,6 @@ def blame_figure(masks: Mapping[str, Mapping[str, Any]]) -> Figure:
     if len(masks) > 1:
         panels[-1].legend(fontsize=8, frameon=False)
     return figure
-
-
-def picture(caption: str, image: Tensor) -> dict[str, Any]:
-    """What a page shows of an image ``(channels, height, width)``, from its own darkest to its own lightest value.
-
-    ``coarse`` says that a page shows it enlarged, so that its pixels are to stay squares.
-    """
-    from PIL import Image  # matplotlib needs it too
-
-    pixels = image.detach().cpu().double()
-    pixels = (pixels - pixels.min()) / (pixels.max() - pixels.min()).clamp_min(1e-12)
-    grey = (255 * pixels.nan_to_num(1.0)).round().to(torch.uint8)  # an image with NaN in it is white
-    drawn = Image.fromarray((grey[0] if len(grey) == 1 else grey.movedim(0, 2)).contiguous().numpy())
-    drawn.thumbnail((LARGEST, LARGEST))  # larger ones only: dozens of photographs would make a page too large to open
-    buffer = io.BytesIO()
-    drawn.save(buffer, format="png")
-    return {"caption": caption, "address": data_address(buffer.getvalue()), "coarse": max(drawn.size) <= SIDE}
 
 
 def _each(result: Mapping[str, Any]) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prunekit.report.explain_page import Pictures, drawn
+from prunekit.explain import EvaluationRecord, RemovalRecord, Timeline
+from prunekit.report.explain_page import plots_of
 from prunekit.report.html import write_html
 from prunekit.report.measures import Shown, deciding, shown
 from prunekit.report.plots import comparison_figure, inline, layers_figure, training_figure
 from prunekit.report.tables import accuracy_tables, trained
 from prunekit.report.timeline import layer_figures, samples_figure
 from prunekit.search.compare import Comparison
+from prunekit.training.record import TrainingRecord
 
 
 def write_page(
@@ -20,28 +22,30 @@ def write_page(
     *,
     name: str,
     recipe: str,
-    training: dict[str, Any] | None,
+    training: TrainingRecord | None,
     trajectory: dict[str, Any],
     scores: list[dict[str, Any]],
     comparison: Comparison | None,
-    evaluations: dict[str, dict[str, Any]],
-    repairs: Mapping[str, tuple[dict[str, Any], Pictures]],
-    left_out: list[str],
-    timeline: dict[str, Any] | None = None,
+    evaluations: Mapping[str, EvaluationRecord],
+    repairs: Mapping[str, RemovalRecord],
+    left_out: Sequence[str],
+    missing: Sequence[str],
+    timeline: Timeline | None,
 ) -> None:
     """Writes ``report.html``: curves and tables of everything that the run holds so far.
 
     Args:
         recipe: the resolved recipe as text.
-        training: losses by epoch and figures; None for an imported model.
+        training: None for an imported model.
         trajectory: steps, coordinates, bytes, hash, cost.
         scores: one dict a score file (criterion, digest, seconds).
-        evaluations: by pruned model's name, what eval.json holds.
-        repairs: by refined model's name, what ``prunekit.explain.removal`` says of it, and images of samples for it.
+        evaluations: by pruned model's name.
+        repairs: by refined model's name.
         left_out: what the run folder holds but the page does not show, and why.
-        timeline: see ``prunekit.explain.timeline``; None where there is no path or no data.
+        missing: what the run folder lacks, and which command adds it.
+        timeline: None where there is no path or no data.
     """
-    explained = {n: e for n, e in evaluations.items() if e["kernel"]}
+    explained = {n: e.kernel for n, e in evaluations.items() if e.kernel is not None}
     write_html(
         path,
         "page.html.j2",
@@ -49,7 +53,7 @@ def write_page(
         recipe=recipe,
         training=training,
         trained=trained(training) if training else None,
-        training_picture=inline(training_figure(training["losses"])) if training else None,
+        training_picture=inline(training_figure(training.losses)) if training else None,
         trajectory=trajectory,
         scores=scores,
         comparison=comparison,
@@ -58,18 +62,19 @@ def write_page(
         tables=accuracy_tables(comparison) if comparison else [],
         evaluations=evaluations,
         measures=_measures(evaluations.values()),
-        measures_of={name: shown(e.get("measures")) for name, e in evaluations.items()},
+        measures_of={name: shown(e.measures) for name, e in evaluations.items()},
         explained=explained,
-        repairs={name: (told, drawn(told, pictures)) for name, (told, pictures) in repairs.items()},
+        repairs={name: (found, plots_of(found.told)) for name, found in repairs.items()},
         left_out=left_out,
+        missing=missing,
         timeline=timeline,
         timeline_pictures={k: inline(f) for k, f in layer_figures(timeline).items()} if timeline else {},
-        samples_picture=inline(samples_figure(timeline["samples"])) if timeline and timeline["samples"] else None,
+        samples_picture=inline(samples_figure(timeline.samples)) if timeline and timeline.samples else None,
         layers_picture=inline(layers_figure(explained)) if explained else None,
     )
 
 
-def _measures(evaluations: Iterable[Mapping[str, Any]]) -> list[Shown]:
+def _measures(evaluations: Iterable[EvaluationRecord]) -> list[Shown]:
     """Of all evaluations, against labels first."""
-    found = dict.fromkeys(measure for evaluation in evaluations for measure in shown(evaluation.get("measures")))
+    found = dict.fromkeys(measure for evaluation in evaluations for measure in shown(evaluation.measures))
     return sorted(found, key=lambda measure: measure.close)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,8 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
 
 from prunekit import checkpoint
+from prunekit.explain.account import Account
 from prunekit.report.measures import Shown, deciding
 from prunekit.search.compare import Comparison
+from prunekit.search.sensitivity import Sensitivity
 
 # Line style and marker tell criteria apart without colour; the colours are Okabe-Ito's, safe for colour blindness.
 STYLES = [
@@ -112,13 +114,14 @@ def data_address(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def layers_figure(evaluations: dict[str, dict[str, Any]]) -> Figure:
+def layers_figure(accounts: Mapping[str, Account]) -> Figure:
     """For each pruned model, what share of the outputs' change came through each layer."""
-    figure = Figure(figsize=(7, 0.8 + 0.32 * sum(len(_layers(e)) for e in evaluations.values())), layout="constrained")
-    axes = figure.subplots(len(evaluations), 1, squeeze=False, sharex=True)
+    rows = sum(len(account["pruned"]["by_layer"]) for account in accounts.values())
+    figure = Figure(figsize=(7, 0.8 + 0.32 * rows), layout="constrained")
+    axes = figure.subplots(len(accounts), 1, squeeze=False, sharex=True)
     hatches = ["", "///", "...", "xxx"]
-    for number, (panel, (name, evaluation)) in enumerate(zip(axes[:, 0], evaluations.items(), strict=True)):
-        layers = _layers(evaluation)
+    for number, (panel, (name, account)) in enumerate(zip(axes[:, 0], accounts.items(), strict=True)):
+        layers = account["pruned"]["by_layer"]
         panel.barh(
             list(layers), [100 * v["share"] for v in layers.values()],
             color="#BBCCEE", edgecolor="black", hatch=hatches[number % len(hatches)],
@@ -129,11 +132,11 @@ def layers_figure(evaluations: dict[str, dict[str, Any]]) -> Figure:
     return figure
 
 
-def sensitivity_figure(result: dict[str, Any]) -> Figure:
+def sensitivity_figure(found: Sensitivity) -> Figure:
     """The deciding measure by layer (rows) and sparsity (columns), as shades with the figures in them."""
-    measure = deciding(result.get("measures"))
-    layers, sparsities = _ordered(c["layer"] for c in result["cells"]), sorted({c["sparsity"] for c in result["cells"]})
-    table = {(c["layer"], c["sparsity"]): measure.scale * c[measure.name] for c in result["cells"]}
+    measure = deciding(found.measures)
+    layers, sparsities = _ordered(c["layer"] for c in found.cells), sorted({c["sparsity"] for c in found.cells})
+    table = {(c["layer"], c["sparsity"]): measure.scale * c[measure.name] for c in found.cells}
     rows = [[table[layer, sparsity] for sparsity in sparsities] for layer in layers]
     figure = Figure(figsize=(2.4 + 0.62 * len(sparsities), 1.3 + 0.34 * len(layers)), layout="constrained")
     panel = figure.subplots()
@@ -150,8 +153,8 @@ def sensitivity_figure(result: dict[str, Any]) -> Figure:
     panel.set_xticks(range(len(sparsities)), [f"{100 * s:g}" for s in sparsities])
     panel.set_yticks(range(len(layers)), layers, fontsize=8)
     panel.set_xlabel("share of this layer removed (%), all others whole")
-    made = result["made_from"]
-    dense = f"; dense {measure.spaced(result['dense'][measure.name])}" if measure.name in result["dense"] else ""
+    made = found.made_from
+    dense = f"; dense {measure.spaced(found.dense[measure.name])}" if measure.name in found.dense else ""
     panel.set_title(f"{made['structure']} by {made['criterion']}{dense}", fontsize=9, loc="left")
     figure.colorbar(image, label=f"validation {measure.axis}")
     return figure
@@ -207,11 +210,6 @@ def training_figure(losses: list[float]) -> Figure:
     panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     panel.grid(alpha=0.25)
     return figure
-
-
-def _layers(evaluation: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = evaluation["kernel"]["pruned"]["by_layer"]
-    return found
 
 
 def _ordered(items: Iterable[str]) -> list[str]:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from prunekit.report.html import write_html
 from prunekit.report.measures import deciding
 from prunekit.report.plots import STYLES, inline
+from prunekit.search.study import StudyRecord
 from prunekit.search.summary import Curve, Measures, Row, Runs, spread
 from prunekit.task.evaluation import CLASSIFICATION
 
@@ -68,7 +69,7 @@ def _band(curves: Sequence[Curve], scale: float) -> tuple[list[float], list[floa
     return [100 * s for s in x], [statistics.fmean(v) for v in values], spreads
 
 
-def write_study_page(path: Path, result: Mapping[str, Any], rows: Sequence[Row], methods: Methods) -> None:
+def write_study_page(path: Path, result: StudyRecord, rows: Sequence[Row], methods: Methods) -> None:
     """What was run, on what, with what result, and what it cost.
 
     Args:
@@ -79,17 +80,17 @@ def write_study_page(path: Path, result: Mapping[str, Any], rows: Sequence[Row],
     write_html(
         path,
         "study.html.j2",
-        study=result["study"],
-        machine=result["machine"],
-        cost=result["cost"],
-        rows=result["rows"],
-        cases=cases_table(result["runs"], result["measures"]),
-        measure=deciding(result["measures"]),
-        costs=costs_table(result["runs"]),
-        summary=result["summary"],
+        study=result.study,
+        machine=result.machine,
+        cost=result.cost,
+        rows=result.rows,
+        cases=cases_table(result.runs, result.measures),
+        measure=deciding(result.measures),
+        costs=costs_table(result.runs),
+        summary=result.summary,
         tuned_methods=lambda tuned: list(dict.fromkeys((t["method"], t["repair"]) for t in tuned)),
-        layers=layers_table(rows, result["summary"], methods, result["measures"]),
-        picture=inline(study_figure(rows, result["summary"], methods, result["measures"])),
+        layers=layers_table(rows, result.summary, methods, result.measures),
+        picture=inline(study_figure(rows, result.summary, methods, result.measures)),
     )
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from prunekit.measure import choosing, merit
 from prunekit.report.measures import Shown, by_name, shown
 from prunekit.search import Comparison
+from prunekit.training.record import TrainingRecord
 
 
-def trained(training: Mapping[str, Any]) -> tuple[Shown, dict[str, float]] | None:
+def trained(training: TrainingRecord) -> tuple[Shown, dict[str, float]] | None:
     """The measure that a training record tells of, and its figures by split; None for a task without a measure."""
-    figures = training["accuracy"] if training["accuracy"] is not None else training.get("figures")
-    if figures is None:
+    if training.first is None:
         return None
-    name = "accuracy" if training["accuracy"] is not None else training["measure"]
-    return by_name(name, training.get("measures")), figures
+    name, figures = training.first
+    return by_name(name, training.measures), figures
 
 
 def accuracy_tables(comparison: Comparison) -> list[dict[str, Any]]:

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Literal
 
 from matplotlib.figure import Figure
 
+from prunekit.explain.timeline import Samples, Timeline
 from prunekit.report.plots import heat_map
 
+SHARES: tuple[Literal["kernel"], Literal["regularisation"]] = ("kernel", "regularisation")
 
-def layer_figures(found: dict[str, Any]) -> dict[str, Figure]:
+
+def layer_figures(found: Timeline) -> dict[str, Figure]:
     """Layer × phase: by gradients, and by weight decay and whatever else moved weights without data (if it did anything)."""
-    rows = found["layers"]["rows"]
+    rows = found.layers["rows"]
     times = [f"{p['begin']}–{p['end'] - 1}" for p in rows[0]["phases"]]
     names = [row["layer"] for row in rows]
-    what = "moved the target by" if found.get("quantity") else "moved the right answers by"
-    figures = {}
-    for share in ("kernel", "regularisation"):
+    what = "moved the target by" if found.quantity else "moved the right answers by"
+    figures: dict[str, Figure] = {}
+    for share in SHARES:
         values = [[p[share] for p in row["phases"]] for row in rows]
         if any(map(any, values)):
             figures[share] = heat_map(names, times, values, "training steps", what)
     return figures
 
 
-def samples_figure(samples: dict[str, Any]) -> Figure:
+def samples_figure(samples: Samples) -> Figure:
     """Sample × stretch of training; a dot where the answer became right for good."""
     rows = samples["rows"]
     times = [f"{a}–{b - 1}" for a, b in pairwise(samples["edges"])]

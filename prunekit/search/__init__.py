@@ -2,6 +2,6 @@
 
 from prunekit.search.auto import choose
 from prunekit.search.compare import Candidates, Comparison, compare
-from prunekit.search.sensitivity import sensitivity
+from prunekit.search.sensitivity import Sensitivity, sensitivity
 
-__all__ = ["Candidates", "Comparison", "choose", "compare", "sensitivity"]
+__all__ = ["Candidates", "Comparison", "Sensitivity", "choose", "compare", "sensitivity"]

@@ -5,43 +5,57 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal, TypedDict
 
 from torch import nn
 
 from prunekit import checkpoint
 from prunekit.apply import masked
+from prunekit.artifact import Artifact, conform
 from prunekit.criteria import Scores
 from prunekit.data import Samples
-from prunekit.errors import ArtifactError
 from prunekit.measure import merit
 from prunekit.plan import GROUPED, Plan, choices, plan_from
 from prunekit.progress import Bar
 from prunekit.structure import Group, find_groups, implied_sparsity
 from prunekit.structure.structure import Mappings
 from prunekit.task import Task, get_task
-from prunekit.task.evaluation import CLASSIFICATION, References, evaluate, measures_told
+from prunekit.task.evaluation import CLASSIFICATION, MeasureTold, References, evaluate, measures_told
 
-SCHEMA = 1
 REFINED = "refined"
-FACTS = ("structure", "criterion", "allocation", "sparsity", "repair", "achieved", "achieved_all")
-"""What a cell is; the figures of the task's measures follow."""
 
 
-@dataclass(frozen=True)
-class Comparison:
+class CellFacts(TypedDict):
+    """What a cell is; the figures of the task's measures follow."""
+
+    structure: str
+    criterion: str
+    allocation: str
+    sparsity: float
+    repair: Literal["", "refined"]
+    achieved: float
+    achieved_all: float
+
+
+FACTS = tuple(CellFacts.__annotations__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Artifact):
     """One row a cell (``FACTS`` and figures), the dense model's figures on validation data, and what it was made from.
 
     A cell's ``repair`` is empty, or ``refined``: what ``refine`` made of the best plan there, which has that criterion and
     allocation. Choices are made among the others.
     """
 
-    cells: list[dict[str, Any]]
-    dense: dict[str, float]
+    KIND: ClassVar[str] = "comparison"
+    CALLED: ClassVar[str] = "comparison"
+
     made_from: dict[str, Any]
+    dense: dict[str, float]
+    measures: list[MeasureTold] = field(default_factory=lambda: list(CLASSIFICATION))
+    cells: list[dict[str, Any]]
     cost: dict[str, Any]
-    measures: list[dict[str, Any]] = field(default_factory=lambda: list(CLASSIFICATION))
 
     def best(self, structure: str, sparsity: float, task: Task) -> dict[str, Any] | None:
         """The cell that does best there by ``Task.choosing`` (ties: order); None if there is none."""
@@ -62,46 +76,23 @@ class Comparison:
         """The cells as comma-separated values, one row each."""
         return checkpoint.csv_text(self.columns, self.cells)
 
-    def save(self, path: Path) -> None:
-        """Writes ``path`` as JSON."""
-        checkpoint.write_json(
-            path,
-            {
-                "schema": SCHEMA,
-                "kind": "comparison",
-                "made_from": self.made_from,
-                "dense": self.dense,
-                "measures": self.measures,
-                "cells": self.cells,
-                "cost": self.cost,
-            },
-        )
-
     @classmethod
-    def load(cls, path: Path) -> Comparison:
-        """Raises ArtifactError when the file is missing, damaged, or of a newer schema."""
-        found = checkpoint.read_json(path, "comparison")
-        with checkpoint.reading(path, "comparison"):
-            if found["schema"] != SCHEMA:
-                raise ArtifactError(f"{path}: schema {found['schema']}, this prunekit reads {SCHEMA}")
-            for cell in found["cells"]:
-                cell.setdefault("repair", "")  # a file that is older than this column holds criteria alone
-                [cell[column] for column in FACTS]
-                if cell["repair"] not in ("", REFINED):
-                    raise ValueError(f"a cell's repair is {cell['repair']!r}")
-            if all(cell["repair"] for cell in found["cells"]):
-                raise ValueError("no cells")
-            names = [key for key in found["cells"][0] if key not in FACTS]
-            if (
-                not names
-                or not found["dense"]
-                or any(float(cell[name]) != cell[name] for cell in found["cells"] for name in names)
-            ):
-                raise ValueError("cells without figures")
-            dense = {str(name): float(value) for name, value in found["dense"].items()}
-            measures = [dict(measure) for measure in found.get("measures", CLASSIFICATION)]
-            _ = [(m["name"], m["better"], m["unit"], m["close"]) for m in measures]
-            return cls(found["cells"], dense, dict(found["made_from"]), dict(found["cost"]), measures)
+    def brought_up_to_date(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """A file that is older than the column ``repair`` holds criteria alone."""
+        conform(content["cells"], list[dict[str, Any]], "cells")
+        return {**content, "cells": [{"repair": "", **cell} for cell in content["cells"]]}
+
+    def check(self) -> None:
+        """Every cell has its facts and figures, and there are some to choose among."""
+        for number, cell in enumerate(self.cells):
+            conform(cell, CellFacts, f"cells[{number}]")
+            for name in self.columns:
+                if name not in FACTS:
+                    conform(cell[name], float, f"cells[{number}].{name}")
+        if not self.unrepaired:
+            raise ValueError("no cells")
+        if not self.dense or len(self.columns) == len(FACTS):
+            raise ValueError("cells without figures")
 
     def fits(self, task: Task) -> bool:
         """Whether it holds the figures that ``task`` chooses by."""
@@ -203,7 +194,9 @@ def compare(
         for s, p in dict.fromkeys((s, p) for s, _, _, p in grid)
         if repair is not None and (repair_at is None or p in repair_at or implied_sparsity(s) is not None)
     ]
-    found = Comparison([], candidates.dense, dict(made_from or {}), {}, measures_told(candidates.task))
+    found = Comparison(
+        made_from=dict(made_from or {}), dense=candidates.dense, measures=measures_told(candidates.task), cells=[], cost={}
+    )
     with Bar("compare (cells)", len(grid) + len(again)) as bar:
         for structure, criterion, allocation, sparsity in grid:
             found.cells.append(candidates.cell(structure, criterion, allocation, sparsity))

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.apply import apply_masks, masked
+from prunekit.artifact import Artifact
 from prunekit.data import Samples
 from prunekit.measure import sizes
 from prunekit.plan import GROUPED, Plan, choices
@@ -23,12 +24,47 @@ from prunekit.search.compare import Candidates
 from prunekit.search.ways import RepairSamples, get_repair, refine_plan
 from prunekit.steps.again import refine_again
 from prunekit.steps.finetune import Finetuning, Tuner, finetune
-from prunekit.task.evaluation import References, evaluate
+from prunekit.task.evaluation import MeasureTold, References, evaluate
 from prunekit.trajectory.copies import copied
 
 REFINED_AGAIN = "refined again"
 Compensate = Callable[[nn.Module, Mapping[str, Tensor]], nn.Module]
 """``(model, masks)`` -> a copy whose kept weights make up for the removed ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cells(Artifact):
+    """A file of a study's cells: rows (see ``prunekit.search.summary``), and what they were measured from."""
+
+    KIND: ClassVar[str] = "cells"
+    CALLED: ClassVar[str] = "cells"
+
+    made_from: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecord(Artifact):
+    """A study's compare.json: what was asked, what was run on what, and what it came to.
+
+    Attributes:
+        study: the resolved study.
+        runs: facts about each case and seed: the dense model, samples, and what its criteria cost.
+        measures: of the cases' task.
+        summary: see ``prunekit.search.summary.summarise``.
+        rows: how many pruned models were measured.
+    """
+
+    KIND: ClassVar[str] = "study"
+    CALLED: ClassVar[str] = "study"
+
+    study: dict[str, Any]
+    machine: str
+    runs: list[dict[str, Any]]
+    measures: list[MeasureTold]
+    summary: list[dict[str, Any]]
+    rows: int
+    cost: dict[str, Any]
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -109,8 +109,17 @@ def evaluate(model: nn.Module, samples: Samples, task: Task, references: Referen
     return Evaluation(measures, {name: torch.cat(parts) for name, parts in found.items()}, count)
 
 
-def measures_told(task: Task) -> list[dict[str, Any]]:
-    """What artifacts say of a task's measures: ``name``, ``better``, ``unit``, and whether they are ``close``ness."""
+class MeasureTold(TypedDict):
+    """What artifacts say of a measure; ``close`` is whether it is one of closeness to the dense model."""
+
+    name: str
+    better: str
+    unit: str
+    close: bool
+
+
+def measures_told(task: Task) -> list[MeasureTold]:
+    """What artifacts say of a task's measures."""
     told = [(measure, False) for measure in task.measures] + [(measure, True) for measure in task.closeness]
     return [{"name": m.name, "better": m.better, "unit": m.unit, "close": close} for m, close in told]
 

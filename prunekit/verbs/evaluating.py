@@ -9,64 +9,45 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from prunekit import checkpoint
-from prunekit.apply import Manifest, dense_state, load
+from prunekit.apply import dense_state
 from prunekit.batch import to
 from prunekit.criteria import model_digest
-from prunekit.errors import ArtifactError, UsageError
-from prunekit.explain import account, dense_reconstruction, flat_mask
+from prunekit.errors import ArtifactError
+from prunekit.explain import EvaluationRecord, account, dense_reconstruction, flat_mask
+from prunekit.explain.account import Account
+from prunekit.explain.evaluation import Latency, OnClasses, Refined, Refinement, Round
 from prunekit.kernel import ModelFunction
 from prunekit.measure import latencies, machine, sizes
 from prunekit.plan import Plan
-from prunekit.task.evaluation import CLASSIFICATION, Evaluation, References, measures_told
+from prunekit.task.evaluation import Evaluation, References, measures_told
 from prunekit.task.evaluation import evaluate as measured
-from prunekit.trajectory import Continued, Trajectory
+from prunekit.trajectory import Trajectory
+from prunekit.verbs.accounts import keep_removal, keep_timeline
 from prunekit.verbs.budgets import file_size
 from prunekit.verbs.compensating import pruned_as_asked
+from prunekit.verbs.pruned_folder import child_of, open_pruned
 from prunekit.verbs.run_folder import Run, recorded_inputs, reusable
 
-SCHEMA = 1
 
+def evaluate(run: Run, folder: Path, overwrite: bool = False) -> tuple[EvaluationRecord, bool]:
+    """Writes eval.json into ``folder``, and beside it and into the run folder what the report explains (``verbs.accounts``).
 
-def run_of(folder: Path) -> Path:
-    """The run folder that ``RUN/pruned/<name>`` lies in.
-
-    Raises:
-        UsageError: it does not lie in one.
-    """
-    run = folder.resolve().parent.parent
-    if folder.resolve().parent.name != "pruned" or not (run / "recipe.yaml").exists():
-        raise UsageError(f"{folder}: not RUN/pruned/NAME inside a run folder")
-    return run
-
-
-def open_pruned(run: Run, folder: Path) -> tuple[Manifest, Plan, torch.nn.Module]:
-    """A pruned model of the run with its manifest and plan, which belong together and to this run's dense model.
-
-    Raises:
-        ArtifactError: something is missing or damaged, or does not belong; says what to do.
-    """
-    manifest, plan = Manifest.load(folder / "prunekit.json"), Plan.load(folder / "plan.safetensors")
-    if manifest.plan != plan.digest:
-        raise ArtifactError(
-            f"{folder}: plan.safetensors is {plan.digest}, the model was pruned by {manifest.plan}; apply it first "
-            f"(prunekit prune {run.path} --apply {folder / 'plan.safetensors'} --overwrite)"
-        )
-    found = model_digest(run.model)
-    if plan.provenance["model"] != found:
-        raise ArtifactError(
-            f"{folder}: pruned from model {plan.provenance['model']}, this run's is {found}; prune again with --overwrite"
-        )
-    return manifest, plan, load(folder, run.new_model)
-
-
-def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
-    """Writes eval.json into ``folder`` and returns its content.
+    Returns:
+        what it holds, and whether it was there already.
 
     Raises:
         ArtifactError: the pruned model is damaged or was made from another model than this run's.
     """
+    found = _evaluate(run, folder, overwrite)
+    keep_timeline(run)
+    keep_removal(run, folder.resolve().name)
+    return found
+
+
+def _evaluate(run: Run, folder: Path, overwrite: bool) -> tuple[EvaluationRecord, bool]:
     if not (folder / "prunekit.json").exists():
         known = sorted(p.parent.name for p in (run.path / "pruned").glob("*/prunekit.json"))
         raise ArtifactError(f"{folder / 'prunekit.json'}: no such file; pruned models of this run: {', '.join(known) or 'none'}")
@@ -89,10 +70,10 @@ def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
     }
     path = folder / "eval.json"
     squeezed = bool(manifest.facts.get("squeezed"))
-    if reusable(path, recorded_inputs(path, lambda p: read_evaluation(p)["made_from"]), made_from, overwrite):
-        found = read_evaluation(path)
-        if "masked" in found or not squeezed:  # older files do not say what a squeezed model was before: measured anew
-            return {**found, "reused": True}
+    if reusable(path, recorded_inputs(path, lambda p: EvaluationRecord.load(p).made_from), made_from, overwrite):
+        found = EvaluationRecord.load(path)
+        if found.masked is not None or not squeezed:  # older files do not say what a squeezed model was before: measured anew
+            return found, True
     started = time.perf_counter()
     unsqueezed = _unsqueezed(run, plan) if squeezed else None
     dense = run.model.to(run.device)
@@ -103,50 +84,53 @@ def evaluate(run: Run, folder: Path, overwrite: bool = False) -> dict[str, Any]:
     pruned_found = measured(pruned, samples, task, references)
     one = to(run.splits["test"].batch([0])[0], run.device)
     dense_file = safetensors.torch.save(checkpoint.unique_state({k: v.cpu() for k, v in dense.state_dict().items()})[0])
-    result = {
-        "schema": SCHEMA,
-        "kind": "evaluation",
-        "made_from": made_from,
-        "test_samples": dense_found.samples,
-        "measures": measures_told(task),
-        "sparsity": plan.sparsity(),
-        "dense": {**dense_found.figures(), **sizes(dense, one), "bytes": len(dense_file)},
-        "pruned": {
-            **pruned_found.figures(),
-            **sizes(pruned, one),
-            "bytes": (folder / "model.safetensors").stat().st_size,
-        },
-        **_on_classes(run, plan, dense_found, pruned_found),
-        "layers": plan.counts(),
-        "latency": _latency(run, dense, pruned, unsqueezed),
-        "refine": _refinement(plan),
-        "kernel": _kernel(run, plan, pruned, child, manifest.kept),
-    }
+    before = None
     if unsqueezed is not None:
-        result["masked"] = {
+        before = {
             **measured(unsqueezed, samples, task, references).figures(),
             **sizes(unsqueezed, one),
             "bytes": file_size(unsqueezed, plan),
         }
-    result["cost"] = {"seconds": round(time.perf_counter() - started, 3)}
+    reached = plan.sparsity()
+    record = EvaluationRecord(
+        made_from=made_from,
+        test_samples=dense_found.samples,
+        measures=measures_told(task),
+        sparsity={"prunable": reached["prunable"], "all": reached["all"]},
+        dense={**dense_found.figures(), **sizes(dense, one), "bytes": len(dense_file)},
+        pruned={**pruned_found.figures(), **sizes(pruned, one), "bytes": (folder / "model.safetensors").stat().st_size},
+        asked_classes=_on_classes(run, plan, dense_found, pruned_found),
+        layers={name: {"total": c["total"], "kept": c["kept"]} for name, c in plan.counts().items()},
+        latency=_latency(run, dense, pruned, unsqueezed),
+        refine=_refinement(plan),
+        kernel=_kernel(run, plan, pruned, child, manifest.kept),
+        masked=before,
+        cost={"seconds": round(time.perf_counter() - started, 3)},
+    )
     run.model.cpu()
-    checkpoint.write_json(path, result)
-    return {**result, "reused": False}
+    record.save(path)
+    return record, False
 
 
-def _on_classes(run: Run, plan: Plan, dense: Evaluation, pruned: Evaluation) -> dict[str, Any]:
+def _on_classes(run: Run, plan: Plan, dense: Evaluation, pruned: Evaluation) -> OnClasses | None:
     """Figures of a model that was pruned for some classes, on their test samples and on the others."""
     classes = plan.provenance.get("request", {}).get("classes")
     if not classes:
-        return {}
+        return None
     found_classes = [run.task.classes(labels) for _, labels in run.batches("test")]
     labels = torch.cat([found for found in found_classes if found is not None])
     mine = torch.isin(labels, torch.tensor(classes))
-    found: dict[str, Any] = {"classes": classes, "samples": int(mine.sum())}
-    for name, who in (("on_classes", mine), ("on_others", ~mine)):
-        if who.any():
-            found[name] = {"dense": dense.where(who).figures()[run.task.deciding.name], **pruned.where(who).figures()}
-    return {"asked_classes": found}
+    found: OnClasses = {"classes": classes, "samples": int(mine.sum())}
+    if mine.any():
+        found["on_classes"] = _figures(run, dense, pruned, mine)
+    if not mine.all():
+        found["on_others"] = _figures(run, dense, pruned, ~mine)
+    return found
+
+
+def _figures(run: Run, dense: Evaluation, pruned: Evaluation, who: Tensor) -> dict[str, float]:
+    """The pruned model's figures on some samples, and the dense one's first."""
+    return {"dense": dense.where(who).figures()[run.task.deciding.name], **pruned.where(who).figures()}
 
 
 def _unsqueezed(run: Run, plan: Plan) -> torch.nn.Module:
@@ -154,7 +138,7 @@ def _unsqueezed(run: Run, plan: Plan) -> torch.nn.Module:
     return pruned_as_asked(run, plan)[0].to(run.device)
 
 
-def _latency(run: Run, dense: torch.nn.Module, pruned: torch.nn.Module, unsqueezed: torch.nn.Module | None) -> dict[str, Any]:
+def _latency(run: Run, dense: torch.nn.Module, pruned: torch.nn.Module, unsqueezed: torch.nn.Module | None) -> Latency:
     batches = {}
     test = run.splits["test"]
     for size in run.recipe.eval.latency_batches:
@@ -167,37 +151,42 @@ def _latency(run: Run, dense: torch.nn.Module, pruned: torch.nn.Module, unsqueez
     return {"machine": machine(), "batches": batches}
 
 
-def _refinement(plan: Plan) -> dict[str, Any] | None:
+def _refinement(plan: Plan) -> Refinement | None:
     """Divergence by round, of the masks that were taken, and of later refinements; None for a plan that was not refined."""
     facts = plan.provenance.get("refine")
     if facts is None:
         return None
-    keys = ("stage", "round", "learn", "accept", "swapped")
-    rounds = [{key: entry[key] for key in keys} for entry in facts["history"] if entry["kept"]]
-    told = ("target", "samples", "before", "after", "changed", "ended")
-    again = [{key: later[key] for key in told} for later in plan.provenance.get("refine_again", ())]
-    return {**{key: facts[key] for key in told}, "rounds": rounds, **({"again": again} if again else {})}
+    rounds: list[Round] = [
+        {
+            "stage": entry["stage"],
+            "round": entry["round"],
+            "learn": entry["learn"],
+            "accept": entry["accept"],
+            "swapped": entry["swapped"],
+        }
+        for entry in facts["history"]
+        if entry["kept"]
+    ]
+    found: Refinement = {**_refined(facts), "rounds": rounds}
+    if again := plan.provenance.get("refine_again", ()):
+        found["again"] = [_refined(later) for later in again]
+    return found
 
 
-def child_of(run: Run, folder: Path, plan: Plan, pruned: torch.nn.Module) -> Trajectory:
-    """The recorded fine-tuning of a pruned model.
-
-    Raises:
-        ArtifactError: it is missing or cut off, it continues another trajectory, or it ends at other weights.
-    """
-    child = Trajectory(folder / "trajectory")
-    path = Continued(run.trajectory, child)
-    if not child.complete:
-        raise ArtifactError(f"{child.folder}: recording was cut off after {len(child)} steps; prune again with --overwrite")
-    end = child.layout.flatten(dense_state(pruned, plan))
-    if not torch.equal(path.state(-1), end.to(path.state(-1).dtype)):
-        raise ArtifactError(f"{child.folder}: does not end at the weights in {folder / 'model.safetensors'}; prune again")
-    return child
+def _refined(facts: Mapping[str, Any]) -> Refined:
+    return {
+        "target": facts["target"],
+        "samples": facts["samples"],
+        "before": facts["before"],
+        "after": facts["after"],
+        "changed": facts["changed"],
+        "ended": facts["ended"],
+    }
 
 
 def _kernel(
     run: Run, plan: Plan, pruned: torch.nn.Module, child: Trajectory | None, kept: Mapping[str, Sequence[int]]
-) -> dict[str, Any] | None:
+) -> Account | None:
     """The kernel section; None for a run with a single checkpoint, which has no path."""
     trajectory, options = run.trajectory, run.recipe.eval
     if len(trajectory) == 0:
@@ -217,29 +206,3 @@ def _kernel(
         function, trajectory, dense, state, mask, x, y, tolerance=options.tolerance, stride=options.stride, child=child,
         rule=options.rule, nodes=options.nodes,
     )  # fmt: skip
-
-
-def read_evaluation(path: Path) -> dict[str, Any]:
-    """Raises ArtifactError when eval.json is missing, damaged, or lacks what tables and pages show of it."""
-    found = checkpoint.read_json(path, "evaluation")
-    with checkpoint.reading(path, "evaluation"):
-        small = ["pruned", *(["masked"] if "masked" in found else [])]
-        found.setdefault("measures", CLASSIFICATION)  # files that are older than this key
-        for part in ("dense", *small):
-            _ = [float(found[part][key]) for key in ("parameters", "nonzero", "macs", "bytes")]
-            _ = [float(found[part][m["name"]]) for m in found["measures"] if part != "dense" or not m["close"]]
-        _ = found["test_samples"], [(m["better"], m["unit"]) for m in found["measures"]]
-        _ = float(found["sparsity"]["prunable"]), float(found["sparsity"]["all"]), found["latency"]["machine"]
-        _ = [found["made_from"][key] for key in ("criterion", "allocation", "structure", "weights")]
-        _ = [float(t[f"{part}_ms"]) for t in found["latency"]["batches"].values() for part in ("dense", *small)]
-        _ = [(c["kept"] / c["total"]) for c in found["layers"].values()]
-        if found["kernel"] is not None:
-            for part in ("dense", "pruned", "masked_machine"):
-                _ = [float(found["kernel"][part][key]) for key in ("mean_error", "max_error", "mean_output")]
-                _ = found["kernel"][part]["argmax_agreement"]  # null where outputs are no classes
-            _ = [float(v["share"]) for v in found["kernel"]["pruned"]["by_layer"].values()]
-            _ = (
-                [found["kernel"]["dense"]["certificate"][key] for key in ("total", "worst_step", "worst")],
-                found["kernel"]["samples"],
-            )
-    return found

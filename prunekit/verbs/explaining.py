@@ -31,10 +31,10 @@ from prunekit.explain import (
 )
 from prunekit.explain.answers import text_of
 from prunekit.explain.path import JUMP_NODES
+from prunekit.explain.pictures import Picture, picture
 from prunekit.plan import Plan
-from prunekit.report import write_explanation
 from prunekit.trajectory import Continued, Segment
-from prunekit.verbs.evaluating import child_of, open_pruned
+from prunekit.verbs.pruned_folder import child_of, open_pruned
 from prunekit.verbs.run_folder import Run
 
 KINDS = ("weight", "channel", "head", "layer", "sample", "pruned", "diff")
@@ -71,6 +71,8 @@ def explain_run(
         ArtifactError: a pruned model is damaged or of another run.
         PrunekitError: the run has no path, or lacks what the explanation needs.
     """
+    from prunekit.report import write_explanation  # eval explains too, and needs no plotting library
+
     if kind not in KINDS:
         raise UsageError(f"explain {kind!r}: there is no such thing to explain; {nearest(kind, list(KINDS))}")
     allowed = (*JUDGED, "train") if kind == "sample" else JUDGED
@@ -234,10 +236,10 @@ def _slug(kind: str, name: str, index: str, split: str) -> str:
     return "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", part) for part in parts)
 
 
-def pictures_of(run: Run, result: dict[str, Any]) -> dict[str, list[tuple[str, Tensor]]]:
-    """Inputs to show, by place on the page, with captions; empty where the data are no images."""
+def pictures_of(run: Run, result: dict[str, Any]) -> dict[str, list[Picture]]:
+    """Samples to show, by place on the page; empty where the data are no images."""
     train, own = run.splits["train"], run.splits[result["split"]]
-    found: dict[str, list[tuple[str, Tensor]]] = {}
+    found: dict[str, list[Picture]] = {}
     for side in ("raised", "lowered"):
         rows = result.get("training", {}).get(side, [])
         found[side] = _captioned(train, [(r["index"], f"{r['index']}: {text_of(r['label'])}\n{r['score']:+.3g}") for r in rows])
@@ -255,7 +257,7 @@ def pictures_of(run: Run, result: dict[str, Any]) -> dict[str, list[tuple[str, T
     return {place: shown for place, shown in found.items() if shown}
 
 
-def _captioned(split: Split, rows: list[tuple[int, str]]) -> list[tuple[str, Tensor]]:
+def _captioned(split: Split, rows: list[tuple[int, str]]) -> list[Picture]:
     if not rows:
         return []
     x, _ = split.batch([number for number, _ in rows])
@@ -264,4 +266,4 @@ def _captioned(split: Split, rows: list[tuple[int, str]]) -> list[tuple[str, Ten
     images = x[:, None] if x.dim() == 3 else x
     if images.dim() != 4 or images.shape[1] not in (1, 3) or not all(4 <= side <= 1024 for side in images.shape[2:]):
         return []
-    return [(caption, image) for (_, caption), image in zip(rows, images, strict=True)]
+    return [picture(caption, image) for (_, caption), image in zip(rows, images, strict=True)]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit import checkpoint
+from prunekit.apply import Manifest
 from prunekit.criteria.spec import text_of
 from prunekit.errors import ArtifactError
 from prunekit.recipe import Recipe
@@ -70,9 +71,9 @@ def _folder(path: Path) -> dict[str, Any]:
         }
     if (path / "prunekit.json").exists():
         with checkpoint.reading(path / "prunekit.json", "manifest"):
-            content = _json(path / "prunekit.json")
-            return {"kind": "pruned", "path": str(path), "structure": content["structure"], "plan": content["plan"],
-                    "made_from": _brief(content["provenance"]), **content["facts"],
+            manifest = Manifest.load(path / "prunekit.json")
+            return {"kind": "pruned", "path": str(path), "structure": manifest.structure, "plan": manifest.plan,
+                    "made_from": _brief(manifest.provenance), **manifest.facts,
                     "files": {p.name: p.stat().st_size for p in sorted(path.iterdir())}}  # fmt: skip
     if (path / "recipe.yaml").exists():
         recipe = Recipe.load(path / "recipe.yaml")

@@ -2,71 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from prunekit import checkpoint
+from prunekit.apply import Manifest
+from prunekit.artifact import Artifact
 from prunekit.errors import ArtifactError
-from prunekit.explain import timeline
+from prunekit.explain import EvaluationRecord, RemovalRecord, Timeline
 from prunekit.recipe import Recipe
 from prunekit.report import write_page
 from prunekit.search import Comparison
+from prunekit.training.record import TrainingRecord
+from prunekit.verbs.accounts import keep_timeline
 from prunekit.verbs.checks import probe_structures
 from prunekit.verbs.comparing import compare_run
-from prunekit.verbs.evaluating import evaluate, read_evaluation
-from prunekit.verbs.explaining import explain_pruned, pictures_of, view_of
+from prunekit.verbs.evaluating import evaluate
 from prunekit.verbs.pruning import prune_run
 from prunekit.verbs.run_folder import Run, load_splits
 from prunekit.verbs.scoring import score_run
-from prunekit.verbs.training import read_training, train_run
+from prunekit.verbs.training import train_run, training_facts
 
 Announce = Callable[[str], None]
-REPAIR_NODES = 8  # as refining itself; explain takes more
+Read = TypeVar("Read")
+Kind = TypeVar("Kind", bound=Artifact)
 
 
-def report_run(run: Run) -> tuple[Path, list[str]]:
-    """Writes RUN/report.html from whatever the run holds by now.
+def report_run(run: Run) -> tuple[Path, list[str], list[str]]:
+    """Writes RUN/report.html from whatever the run holds by now; neither model nor data are looked at.
 
     Returns:
-        the page, and what was left out because it was made from another trajectory, or is damaged: one line each.
+        the page; what was left out because it is damaged or was made from something else, one line each; and which command
+        adds what is missing, one line each.
     """
     trajectory = run.trajectory
     left_out: list[str] = []
 
-    def kept(path: Path, read: Callable[[], Any]) -> Any:
+    def kept(read: Callable[[], Read]) -> Read | None:
         try:
             return read()
         except ArtifactError as error:
             left_out.append(str(error))
             return None
 
-    scores = [s for path in run.score_files() if (s := kept(path, partial(run.scores_in, path))) is not None]
-    digests = {s.digest for s in scores}
+    def own(kind: type[Kind], path: Path) -> Kind | None:
+        return kept(partial(_own, kind, path, trajectory.hash)) if path.exists() else None
+
+    scores = [s for path in run.score_files() if (s := kept(partial(run.recorded_scores, path))) is not None]
     compared, training = run.path / "compare.json", run.path / "train.json"
-    comparison = kept(compared, lambda: Comparison.load(compared)) if compared.exists() else None
-    if comparison is not None and not set(comparison.made_from.get("scores", {}).values()) <= digests:
+    comparison = kept(partial(Comparison.load, compared)) if compared.exists() else None
+    if comparison is not None and not set(comparison.made_from.get("scores", {}).values()) <= {s.digest for s in scores}:
         left_out.append(f"{compared}: made from other scores than the run has now")
         comparison = None
-    evaluations = {}
-    for path in sorted((run.path / "pruned").glob("[!.]*/eval.json")):
-        found = kept(path, partial(read_evaluation, path))
-        if found is not None and found["made_from"].get("trajectory") != trajectory.hash:
-            left_out.append(f"{path}: made from another trajectory")
-        elif found is not None:
-            evaluations[path.parent.name] = found
+    folders = {path.name: path for path in sorted((run.path / "pruned").glob("[!.]*"))}
+    found = {name: own(EvaluationRecord, folder / "eval.json") for name, folder in folders.items()}
+    evaluations = {name: evaluation for name, evaluation in found.items() if evaluation is not None}
     repairs = {}
-    for name in [name for name, found in evaluations.items() if found.get("refine")]:
-        told = kept(run.path / "pruned" / name, partial(explain_pruned, run, name, nodes=REPAIR_NODES))
-        if told is not None:
-            repairs[name] = told, pictures_of(run, told)
+    for name in [name for name, evaluation in evaluations.items() if evaluation.refine]:
+        removal = own(RemovalRecord, folders[name] / "removal.json")
+        if removal is not None and kept(partial(_check_plan, removal, folders[name])):
+            repairs[name] = removal
+    timeline = own(Timeline, run.path / "timeline.json")
+    missing = _missing(run, evaluations, repairs, timeline is not None)
     page = run.path / "report.html"
     write_page(
         page,
         name=run.path.resolve().name,
         recipe=(run.path / "recipe.yaml").read_text(encoding="utf-8"),
-        training=kept(training, lambda: read_training(training)) if training.exists() else None,
+        training=kept(partial(TrainingRecord.load, training)) if training.exists() else None,
         trajectory={
             "steps": len(trajectory),
             "coordinates": trajectory.layout.total,
@@ -78,40 +82,43 @@ def report_run(run: Run) -> tuple[Path, list[str]]:
         evaluations=evaluations,
         repairs=repairs,
         left_out=left_out,
-        timeline=_timeline(run),
+        missing=missing,
+        timeline=timeline,
     )
-    return page, left_out
+    return page, left_out, missing
 
 
-def _timeline(run: Run) -> dict[str, Any] | None:
-    """What ``prunekit.explain.timeline`` says of the run, kept in timeline.json; None without a path or data."""
-    if len(run.trajectory) == 0 or run.recipe.data is None:
-        return None
-    view = view_of(run, "test")
-    path, made_from = run.path / "timeline.json", {"trajectory": run.trajectory.hash, **view.facts}
-    try:
-        found = _read_timeline(path)
-        if found["made_from"] == made_from:
-            return found
-    except ArtifactError:
-        pass  # absent or damaged: it is made again
-    found = {"schema": 1, "kind": "timeline", "made_from": made_from, **timeline(view)}
-    checkpoint.write_json(path, found)
+def _own(kind: type[Kind], path: Path, trajectory: str) -> Kind:
+    """Raises ArtifactError when the artifact is damaged, or was made from another trajectory."""
+    found = kind.load(path)
+    made_from: Mapping[str, Any] = found.content()["made_from"]
+    if made_from.get("trajectory") != trajectory:
+        raise ArtifactError(f"{path}: made from another trajectory")
     return found
 
 
-def _read_timeline(path: Path) -> dict[str, Any]:
-    """Raises ArtifactError when timeline.json is missing, of another schema, or lacks what the page shows of it."""
-    found = checkpoint.read_json(path, "timeline")
-    with checkpoint.reading(path, "timeline"):
-        if found["schema"] != 1:
-            raise ArtifactError(f"{path}: schema {found['schema']}, this prunekit reads 1")
-        layers, samples = found["layers"], found["samples"]
-        _ = found["made_from"], found["samples_seen"], float(layers["change"]), float(layers["residual"])
-        for row in layers["rows"]:
-            _ = row["layer"], [(p["begin"], p["end"], float(p["kernel"]), float(p["regularisation"])) for p in row["phases"]]
-        for row in samples["rows"] if samples else ():
-            _ = row["sample"], row["label"], row["answer"], row["learned"], [float(v) for v in row["moved"]]
+def _check_plan(removal: RemovalRecord, folder: Path) -> bool:
+    """Raises ArtifactError when an explanation is of another plan than the pruned model beside it."""
+    plan = Manifest.load(folder / "prunekit.json").plan
+    if removal.made_from.get("plan") != plan:
+        raise ArtifactError(f"{folder / 'removal.json'}: made from plan {removal.made_from.get('plan')}, the model's is {plan}")
+    return True
+
+
+def _missing(run: Run, evaluations: Mapping[str, EvaluationRecord], repairs: Collection[str], timeline: bool) -> list[str]:
+    """What the page could show and does not, and the command that adds it."""
+    pruned = sorted(path.parent.name for path in (run.path / "pruned").glob("[!.]*/prunekit.json"))
+    if run.recipe.data is None:
+        return []
+
+    def added(what: str, name: str) -> str:
+        return f"no {what}; prunekit eval {run.path / 'pruned' / name} adds it"
+
+    found = [added(f"evaluation of {name}", name) for name in pruned if name not in evaluations]
+    refined = [name for name, evaluation in evaluations.items() if evaluation.refine and name not in repairs]
+    found += [added(f"blame of what {name} removes", name) for name in refined]
+    if not timeline and len(run.trajectory) > 0:
+        found.append(added("timeline of training", pruned[0] if pruned else "NAME, of any pruned model,"))
     return found
 
 
@@ -136,16 +143,17 @@ def run_recipe(
         done = prune_run(run, wanted, overwrite=overwrite)
         show("prune", done)
         pruned.append(done)
-        result = evaluate(run, run.path / "pruned" / wanted.name, overwrite)
-        show("eval", (wanted.name, result))
-        evaluated.append(result)
-    page, left_out = report_run(run)
-    show("report", (page, left_out))
+        evaluation, known = evaluate(run, run.path / "pruned" / wanted.name, overwrite)
+        show("eval", (wanted.name, evaluation, known))
+        evaluated.append({**evaluation.content(), "reused": known})
+    keep_timeline(run)
+    reported = report_run(run)
+    show("report", reported)
     return {
-        "train": trained,
+        "train": training_facts(out, *trained),
         "score": scored,
         "compare": {"path": str(out / "compare.json"), "cells": len(comparison.cells), "reused": reused},
         "prune": pruned,
         "eval": evaluated,
-        "report": str(page),
+        "report": str(reported[0]),
     }

@@ -178,10 +178,24 @@ class Run:
         return self.scores_in(path)
 
     def scores_in(self, path: Path) -> Scores:
-        """A score file of this run's trajectory.
+        """A score file of this run's trajectory and model.
 
         Raises:
             ArtifactError: damaged, of another name than its content, or made from another trajectory, model or parts.
+        """
+        scores = self.recorded_scores(path)
+        if scores.provenance["model"] != model_digest(self.model):
+            raise ArtifactError(
+                f"{path}: made from model {scores.provenance['model']}, this run's is {model_digest(self.model)}; "
+                "score again with --overwrite"
+            )
+        return scores
+
+    def recorded_scores(self, path: Path) -> Scores:
+        """A score file of this run's trajectory; the model is not built.
+
+        Raises:
+            ArtifactError: damaged, of another name than its content, or made from another trajectory or parts.
         """
         scores = Scores.load(path)
         try:
@@ -193,11 +207,6 @@ class Run:
         if scores.provenance["trajectory"] != self.trajectory.hash:
             raise ArtifactError(
                 f"{path}: made from trajectory {scores.provenance['trajectory']}, this run's is {self.trajectory.hash}; "
-                "score again with --overwrite"
-            )
-        if scores.provenance["model"] != model_digest(self.model):
-            raise ArtifactError(
-                f"{path}: made from model {scores.provenance['model']}, this run's is {model_digest(self.model)}; "
                 "score again with --overwrite"
             )
         for part in scores.provenance.get("parts", ()):

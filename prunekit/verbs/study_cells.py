@@ -13,17 +13,27 @@ from prunekit.criteria import expand, parse, score_slug
 from prunekit.errors import ArtifactError
 from prunekit.recipe import BY_LAYERS, Finetune, Recipe, Steps, Study
 from prunekit.search.compare import Candidates
-from prunekit.search.study import REFINED_AGAIN, Repaired, StudyRun, compensated, dense_facts, fine_tuned, one_shot, refined_again
+from prunekit.search.study import (
+    REFINED_AGAIN,
+    Cells,
+    Repaired,
+    StudyRun,
+    compensated,
+    dense_facts,
+    fine_tuned,
+    one_shot,
+    refined_again,
+)
 from prunekit.search.summary import Runs, Variant
 from prunekit.search.ways import RepairSamples, settings
 from prunekit.task.evaluation import measures_told
+from prunekit.training.record import TrainingRecord
 from prunekit.verbs.compensating import compensator
 from prunekit.verbs.run_folder import Run, first_difference
 from prunekit.verbs.scheduling import finetuning_of
 from prunekit.verbs.scoring import score_run
-from prunekit.verbs.training import read_training, train_run
+from prunekit.verbs.training import train_run
 
-SCHEMA = 1
 AUTO = "auto"
 AGAIN_FOLDER = REFINED_AGAIN.replace(" ", "-")
 Tick = Callable[[], None]
@@ -87,7 +97,7 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
         "criteria": {name: checkpoint.read_header(run.score_path(name), "scores")["cost"] for name in singles},
     }
     if (job.run / "train.json").exists():
-        facts["training_seconds"] = read_training(job.run / "train.json")["cost"]["seconds"]
+        facts["training_seconds"] = TrainingRecord.load(job.run / "train.json").cost["seconds"]
     tick()
     data = {name: run.splits[name].digest() for name in ("validation", "test")}
     rows: list[dict[str, Any]] = []
@@ -211,14 +221,13 @@ def _cells(path: Path, made_from: Mapping[str, Any], measure: Callable[[], list[
     """Rows from the file, if it was made from the same; else measured and written."""
     if path.exists():
         try:
-            found = checkpoint.read_json(path, "cells")
-            if first_difference(found["made_from"], made_from) is None:
-                rows: list[dict[str, Any]] = found["rows"]
-                return rows
-        except (ArtifactError, KeyError):
+            found = Cells.load(path)
+            if first_difference(found.made_from, made_from) is None:
+                return found.rows
+        except ArtifactError:
             pass  # damaged: measured again, and replaced
     rows = measure()
-    checkpoint.write_json(path, {"schema": SCHEMA, "kind": "cells", "made_from": dict(made_from), "rows": rows})
+    Cells(made_from=dict(made_from), rows=rows).save(path)
     return rows
 
 
@@ -227,13 +236,13 @@ def rows_of(job: Job) -> Iterator[dict[str, Any]]:
     for structure in job.study.structures:
         folder = structure.replace(":", "-")
         for name in job.names:
-            for row in checkpoint.read_json(job.cells / folder / f"{score_slug(name)}.json", "cells")["rows"]:
+            for row in Cells.load(job.cells / folder / f"{score_slug(name)}.json").rows:
                 yield {"case": job.case, "seed": job.seed, **row}
         ways = job.study.ways_of(structure)
         kinds = ["compensated", "tuned", *ways, *(f"{way}-compensated" for way in ways), AGAIN_FOLDER]
         again = [path for kind in kinds for path in sorted((job.cells / f"{folder}-{kind}").glob("*.json"))]
         for path in again:
-            for row in checkpoint.read_json(path, "cells")["rows"]:
+            for row in Cells.load(path).rows:
                 if _belongs(row, job.study):
                     yield {"case": job.case, "seed": job.seed, **row}
 

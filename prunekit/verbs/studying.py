@@ -19,9 +19,10 @@ from prunekit.measure import machine
 from prunekit.progress import Bar
 from prunekit.recipe import Recipe, Study
 from prunekit.report import save_figure, study_figure, write_study_page
+from prunekit.search.study import StudyRecord
 from prunekit.search.summary import Measures, summarise
 from prunekit.verbs.run_folder import Run
-from prunekit.verbs.study_cells import SCHEMA, Job, rows_of, work
+from prunekit.verbs.study_cells import Job, rows_of, work
 
 SPLITS = ("validation", "test")
 FACTS = (
@@ -30,7 +31,7 @@ FACTS = (
 )  # fmt: skip
 
 
-def study_run(study: Study, jobs: Sequence[Job], out: Path, processes: int) -> dict[str, Any]:
+def study_run(study: Study, jobs: Sequence[Job], out: Path, processes: int) -> StudyRecord:
     """Does every job and writes compare.json, compare.csv, compare.png and report.html into ``out``.
 
     Finished cells lie in ``out/cells`` and are not measured again; those made from something else are.
@@ -50,21 +51,19 @@ def study_run(study: Study, jobs: Sequence[Job], out: Path, processes: int) -> d
     if other is not None:
         raise UsageError(f"{other['case']} and {facts[0]['case']} are of other tasks, whose measures cannot be compared")
     methods = {criterion: expand(criterion) for criterion in study.criteria}
-    result: dict[str, Any] = {
-        "schema": SCHEMA,
-        "kind": "study",
-        "study": study.model_dump(mode="json"),
-        "machine": machine(),
-        "runs": facts,
-        "measures": measures,
-        "summary": summarise(rows, methods, measures),
-        "rows": len(rows),
-        "cost": {"seconds": round(time.perf_counter() - started, 1), "processes": processes},
-    }
+    result = StudyRecord(
+        study=study.model_dump(mode="json"),
+        machine=machine(),
+        runs=facts,
+        measures=measures,
+        summary=summarise(rows, methods, measures),
+        rows=len(rows),
+        cost={"seconds": round(time.perf_counter() - started, 1), "processes": processes},
+    )
     checkpoint.write_text(out / "compare.csv", checkpoint.csv_text(_columns(measures), [_flat(row, measures) for row in rows]))
-    save_figure(study_figure(rows, result["summary"], methods, measures), out / "compare.png")
+    save_figure(study_figure(rows, result.summary, methods, measures), out / "compare.png")
     write_study_page(out / "report.html", result, rows, methods)
-    checkpoint.write_json(out / "compare.json", result)
+    result.save(out / "compare.json")
     return result
 
 

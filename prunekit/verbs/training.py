@@ -20,6 +20,7 @@ from prunekit.structure import prunable_parameters
 from prunekit.task import Task
 from prunekit.task.evaluation import evaluate, measures_told
 from prunekit.training import TrainOptions, train
+from prunekit.training.record import WATCHED, TrainingRecord
 from prunekit.trajectory import Layout, Recorder, Trajectory, disk_needed, load_into, read_weights, snapshot, write_checkpoints
 from prunekit.trajectory.bare import named_tensors
 from prunekit.trajectory.layout import refuse_meta
@@ -27,11 +28,12 @@ from prunekit.trajectory.loading import fitted
 from prunekit.verbs.checks import probe, settled, told_on_itself
 from prunekit.verbs.run_folder import PROBLEM, load_splits, reusable
 
-WATCHED = ("train", "validation")
 
-
-def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any = print) -> dict[str, Any]:
+def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any = print) -> tuple[TrainingRecord, bool]:
     """Trains the recipe's model and records its path under ``out``.
+
+    Returns:
+        what train.json holds, and whether it was there already.
 
     Raises:
         ArtifactError: ``out`` holds a trajectory of another recipe, or the disk has too little room.
@@ -52,7 +54,7 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
     trajectory = out / "trajectory"
     if reusable(trajectory, _made_from(trajectory), provenance, overwrite):
         recipe.save(out / "recipe.yaml")
-        return {**read_training(out / "train.json"), "reused": True}
+        return TrainingRecord.load(out / "train.json"), True
 
     how = TrainOptions(
         splits["train"].batch, len(splits["train"]), task=task, epochs=recipe.train.epochs, batch_size=recipe.train.batch_size,
@@ -84,22 +86,26 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
     seconds = time.perf_counter() - started
     figures = {name: _figure(model, splits[name], task) for name in WATCHED} if task.measures else None
     first = task.measures[0].name if task.measures else None
-    result: dict[str, Any] = {
-        "schema": 1,
-        "kind": "training",
-        "steps": recorder.steps,
-        "coordinates": layout.total,
-        "losses": losses,
-        "accuracies": watched,
-        "accuracy": figures if first == "accuracy" else None,
-        **({"measure": first, "figures": figures} if first != "accuracy" else {}),
-        "measures": measures_told(task),
-        "cost": {"seconds": round(seconds, 3)},
-    }
-    checkpoint.write_json(out / "train.json", result)
+    record = TrainingRecord(
+        steps=recorder.steps,
+        coordinates=layout.total,
+        losses=losses,
+        accuracies=watched,
+        accuracy=figures if first == "accuracy" else None,
+        measure=first if first != "accuracy" else None,
+        figures=figures if first != "accuracy" else None,
+        measures=measures_told(task),
+        cost={"seconds": round(seconds, 3)},
+    )
+    record.save(out / "train.json")
     recipe.save(out / "recipe.yaml")
     checkpoint.replace_folder(partial, trajectory)  # last: what it means to be trained
-    return {**result, "trajectory": Trajectory(trajectory).hash, "reused": False}
+    return record, False
+
+
+def training_facts(out: Path, record: TrainingRecord, reused: bool) -> dict[str, Any]:
+    """What train says to programs."""
+    return {**record.content(), "trajectory": Trajectory(out / "trajectory").hash, "reused": reused}
 
 
 def import_run(
@@ -167,16 +173,6 @@ def _figure(model: nn.Module, split: Split, task: Task) -> float:
     return evaluate(model, split.samples(), task).figures()[task.measures[0].name]
 
 
-def read_training(path: Path) -> dict[str, Any]:
-    """Raises ArtifactError when train.json is missing, damaged, or lacks what is shown of it."""
-    found = checkpoint.read_json(path, "training")
-    with checkpoint.reading(path, "training record"):
-        figures = found["accuracy"] if found["accuracy"] is not None else found["figures"]
-        _ = found["steps"] + 0, [float(figures[split]) for split in WATCHED if figures is not None]
-        _ = float(found["cost"]["seconds"]), [float(value) for value in found["losses"]]
-    return found
-
-
 def _made_from(trajectory: Path) -> dict[str, Any] | None:
     if not trajectory.exists():
         return None
@@ -185,7 +181,7 @@ def _made_from(trajectory: Path) -> dict[str, Any] | None:
         opened.verify()  # a damaged one may not be reused
         _ = opened.fixed
         if opened.header["optimizer"] is not None:
-            read_training(trajectory.parent / "train.json")
+            TrainingRecord.load(trajectory.parent / "train.json")
         with checkpoint.reading(trajectory / "trajectory.json", "trajectory"):
             return _given(opened.header)
     except PrunekitError as error:

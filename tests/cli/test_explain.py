@@ -48,7 +48,7 @@ def test_text_json_and_page(cli: Cli, run: Path, asked: str) -> None:
     assert result["schema"] == 1
     assert result["made_from"]["trajectory"] == Run(run).trajectory.hash
     assert Path(result["path"]) == page
-    captions = [caption for place in pictures_of(Run(run), result).values() for caption, _ in place]
+    captions = [shown["caption"] for place in pictures_of(Run(run), result).values() for shown in place]
     assert re.findall("<figcaption>([^<]*)</figcaption>", page.read_text()) == captions
     assert captions or asked not in ("sample 12", "diff small", "pruned loose")
     if not asked.startswith(("diff", "pruned")):
@@ -253,16 +253,21 @@ def test_bad_classes(cli: Cli, finished: Path, classes: str, message: str) -> No
 # -- report ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_report_shows_training_along_its_time(cli: Cli, run: Path) -> None:
+def test_the_report_shows_training_along_its_time_as_eval_made_it(cli: Cli, run: Path) -> None:
     text = (run / "report.html").read_text()
     assert "Training, seen along its own time" in text
     assert "Sample by stretch of training" in text
     kept = (run / "timeline.json").read_text()
-    assert cli("report", run).code == 0
-    assert (run / "timeline.json").read_text() == kept
     (run / "timeline.json").write_text("{")
-    assert cli("report", run).code == 0
+    damaged = json.loads(cli("report", run, "--json").out)
+    assert (len(damaged["left_out"]), len(damaged["missing"])) == (1, 1)
+    assert f"prunekit eval {run / 'pruned' / 'loose'}" in damaged["missing"][0]
+    assert "Training, seen along its own time" not in (run / "report.html").read_text()
+    assert (run / "timeline.json").read_text() == "{"
+    assert cli("eval", run / "pruned" / "loose").code == 0
     assert json.loads((run / "timeline.json").read_text()) == json.loads(kept)
+    assert json.loads(cli("report", run, "--json").out)["missing"] == []
+    assert (run / "report.html").read_text() == text
 
 
 def test_squeezed_models_are_explained(run: Path, cli: Cli) -> None:

@@ -285,11 +285,12 @@ def test_the_timeline_adds_up(tmp_path: Path) -> None:
     _, view = viewed(tmp_path / "t", nodes=8)
     found = timeline(view)
     first, last = (view.values(view.trajectory.state(i)) for i in (0, -1))
-    assert found["layers"]["change"] == pytest.approx(float(((last - first) * view.own).sum()), abs=1e-12)
-    assert abs(found["layers"]["residual"]) < 1e-3 * abs(found["layers"]["change"])
-    rows = found["samples"]["rows"]
+    assert found.layers["change"] == pytest.approx(float(((last - first) * view.own).sum()), abs=1e-12)
+    assert abs(found.layers["residual"]) < 1e-3 * abs(found.layers["change"])
+    assert found.samples is not None
+    rows = found.samples["rows"]
     assert [row["label"] for row in rows] == sorted(view.y.tolist())
-    assert found["samples"]["edges"] == list(range(11))
+    assert found.samples["edges"] == list(range(11))
     answers = torch.stack([view.values(view.trajectory.state(s)).argmax(1) for s in range(11)])
     for row in rows:
         k, label = row["sample"], row["label"]

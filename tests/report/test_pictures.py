@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from prunekit.explain.pictures import picture
 from prunekit.report import write_explanation
 from prunekit.report.plots import logarithmic
 
@@ -56,7 +57,7 @@ def page_of(images: list[tuple[str, Tensor]], folder: Path) -> Shown:
         "certificate": dict.fromkeys(("mean_residual", "max_residual", "mean_change", "nodes"), 1),
         "cost": {"seconds": 0.0}, "made_from": {"trajectory": "t"},
     }  # fmt: skip
-    write_explanation(folder / "page.html", result, {"changes": images})
+    write_explanation(folder / "page.html", result, {"changes": [picture(*one) for one in images]})
     return Shown((folder / "page.html").read_text())
 
 

@@ -145,10 +145,10 @@ def test_the_timeline_adds_up(name: str, cases: dict[str, Case]) -> None:
     view = viewed(made)
     found = timeline(view)
     change = value(made, view, made.trajectory.state(-1)) - value(made, view, made.trajectory.state(0))
-    assert found["layers"]["change"] == pytest.approx(change)
-    assert abs(found["layers"]["residual"]) < 0.02 * abs(change) + 1e-3
-    assert (found["samples"] is None) == (name in VALUED)
-    assert ("quantity" in found) == (name in VALUED)
+    assert found.layers["change"] == pytest.approx(change)
+    assert abs(found.layers["residual"]) < 0.02 * abs(change) + 1e-3
+    assert (found.samples is None) == (name in VALUED)
+    assert (found.quantity is not None) == (name in VALUED)
     assert layer_figures(found)
 
 
@@ -243,7 +243,7 @@ def test_a_diff_of_yes_and_no_is_one_of_classes(
 
 @pytest.mark.parametrize("name", MADE)
 def test_comparisons_are_shown_by_the_first_measure(
-    name: str, cases: dict[str, Case], capsys: pytest.CaptureFixture[str]
+    name: str, cases: dict[str, Case], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = cases[name]
     scores = {f"random {seed}": random_scores(made.model, seed) for seed in (1, 2)}
@@ -262,9 +262,8 @@ def test_comparisons_are_shown_by_the_first_measure(
     assert f"validation {measure.title}" in capsys.readouterr().out
     candidates = Candidates(made.model, scores, [made.test], ["unstructured"], task=made.task)
     result = sensitivity(candidates, "unstructured", "random 1", [0.5])
-    told = {**result, "made_from": {"structure": "unstructured", "criterion": "random 1", "sparsities": [0.5]}}
-    assert sensitivity_figure(told).axes
-    terminal.SHOW["sensitivity"]({**told, "reused": False, "path": "p"})
+    assert sensitivity_figure(result).axes
+    terminal.SHOW["sensitivity"]((result, tmp_path / "s.json", False))
     assert measure.title in capsys.readouterr().out
 
 

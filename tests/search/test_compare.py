@@ -64,7 +64,7 @@ def test_the_best_plan_everywhere_is_repaired() -> None:
 def test_auto_never_takes_a_repaired_cell() -> None:
     model, scores, batches, plain = compared(["unstructured"])
     better = {**plain.cells[0], "accuracy": 1.0, "agreement": 1.0, "kl": 0.0, "repair": "refined"}
-    mixed = Comparison([better, *plain.cells], plain.dense, {}, {})
+    mixed = Comparison(made_from={}, dense=plain.dense, cells=[better, *plain.cells], cost={})
     candidates = Candidates(model, scores, batches, ["unstructured"])
     for sparsity in SPARSITIES:
         chosen = partial(choose, structure="unstructured", sparsity=sparsity, allocations=ALLOCATIONS)
@@ -91,7 +91,7 @@ def test_files_without_the_column_are_read_and_damaged_ones_refused(tmp_path: Pa
 def test_tables_and_picture_have_a_line_of_repaired_plans() -> None:
     *_, plain = compared(["unstructured"])
     cells = [{**c, "repair": "refined", "accuracy": 1.0} for c in plain.cells if c["criterion"] == "random 0"][1:3]
-    mixed = Comparison([*plain.cells, *cells], plain.dense, {}, {})
+    mixed = Comparison(made_from={}, dense=plain.dense, cells=[*plain.cells, *cells], cost={})
     (before,), (after,) = accuracy_tables(plain), accuracy_tables(mixed)
     added = after["rows"].keys() - before["rows"].keys()
     assert added == {("refined", "of the best")}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from prunekit.report.measures import deciding
 from prunekit.report.tables import accuracy_tables
 from prunekit.report.terminal.tables import again, in_unit, new_table, print_table
 from prunekit.search.compare import Comparison
+from prunekit.search.sensitivity import Sensitivity
+from prunekit.search.study import StudyRecord
 
 
 def score(results: list[dict[str, Any]]) -> None:
@@ -42,13 +45,14 @@ def compare(result: tuple[Comparison, bool]) -> None:
         print("compare: unchanged, reused")
 
 
-def study(result: dict[str, Any]) -> None:
-    measure = deciding(result.get("measures"))
+def study(result: tuple[StudyRecord, Path]) -> None:
+    found, page = result
+    measure = deciding(found.measures)
     points = ", in points" if measure.unit == "%" else ""
     digits = ".2f" if points else ".4g"
     table = new_table(f"compare: area under the curve of test {measure.title}{points}, mean ± standard deviation over seeds",
                    "case, structure", "auto", "regret", "best criterion", "", "magnitude")  # fmt: skip
-    for e in result["summary"]:
+    for e in found.summary:
         best = max(e["methods"], key=lambda m: measure.sign * e["methods"][m]["mean"])
         magnitude = e["methods"].get("magnitude")
         table.add_row(
@@ -56,25 +60,26 @@ def study(result: dict[str, Any]) -> None:
             _points(e["methods"][best], digits), _points(magnitude, digits) if magnitude else "",
         )  # fmt: skip
     print_table(table)
-    if len(result["study"]["seeds"]) < 3:
+    if len(found.study["seeds"]) < 3:
         print("  fewer than three seeds: no claim about criteria can rest on this")
-    print(f"compare: {result['rows']:,} pruned models -> {result['path']}")
+    print(f"compare: {found.rows:,} pruned models -> {page}")
 
 
 def _points(found: dict[str, Any], digits: str) -> str:
     return f"{found['mean']:{digits}}" + ("" if found["std"] is None else f" ± {found['std']:{digits}}")
 
 
-def sensitivity(result: dict[str, Any]) -> None:
-    made, measure = result["made_from"], deciding(result.get("measures"))
-    dense = f" (dense {measure.number(result['dense'][measure.name])})" if measure.name in result["dense"] else ""
+def sensitivity(result: tuple[Sensitivity, Path, bool]) -> None:
+    found, path, reused = result
+    made, measure = found.made_from, deciding(found.measures)
+    dense = f" (dense {measure.number(found.dense[measure.name])})" if measure.name in found.dense else ""
     shares = [f"{s:g}" for s in made["sparsities"]]
     title = f"sensitivity, {made['structure']} by {made['criterion']}: validation {in_unit(measure)}{dense}"
-    table = new_table(f"{title}{again(result['reused'])}", "layer, alone", *shares)
+    table = new_table(f"{title}{again(reused)}", "layer, alone", *shares)
     rows: dict[str, list[str]] = {}
-    for cell in result["cells"]:
+    for cell in found.cells:
         rows.setdefault(cell["layer"], []).append(measure.number(cell[measure.name]))
     for layer, values in rows.items():
         table.add_row(layer, *values)
     print_table(table)
-    print(f"sensitivity: {result['path']}")
+    print(f"sensitivity: {path}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from prunekit.explain import EvaluationRecord
+from prunekit.explain.account import Fit
 from prunekit.report.measures import shown
 from prunekit.report.terminal.tables import again, new_table, print_table
 
@@ -15,40 +15,41 @@ SIZES = {
 }
 
 
-def evaluate(result: tuple[str, dict[str, Any]]) -> None:
-    name, e = result
-    others = {"before squeezing": e["masked"]} if "masked" in e else {}
-    small = {**others, "pruned": e["pruned"]}
-    models = {"dense": e["dense"], **small}
+def evaluate(result: tuple[str, EvaluationRecord, bool]) -> None:
+    name, e, reused = result
+    others = {"before squeezing": e.masked} if e.masked is not None else {}
+    small = {**others, "pruned": e.pruned}
+    models = {"dense": e.dense, **small}
     between = [""] * len(others)
-    table = new_table(f"eval: {name}, {e['test_samples']} test samples{again(e['reused'])}", "", *models)
-    measures = shown(e.get("measures"))
+    table = new_table(f"eval: {name}, {e.test_samples} test samples{again(reused)}", "", *models)
+    measures = shown(e.measures)
     for measure in measures:
-        told = ["", *small.values()] if measure.close else models.values()
+        told = [None, *small.values()] if measure.close else models.values()
         table.add_row(measure.label, *(measure.text(found[measure.name]) if found else "" for found in told))
-    table.add_row("sparsity, prunable / all", "", *between, f"{e['sparsity']['prunable']:.4f} / {e['sparsity']['all']:.4f}")
-    if asked := e.get("asked_classes"):
+    table.add_row("sparsity, prunable / all", "", *between, f"{e.sparsity['prunable']:.4f} / {e.sparsity['all']:.4f}")
+    if asked := e.asked_classes:
         first = measures[0]
-        for key, what in (("on_classes", f"{first.title} on classes {', '.join(map(str, asked['classes']))}"),
-                          ("on_others", f"{first.title} on the others")):  # fmt: skip
-            if key in asked:
-                table.add_row(what, first.text(asked[key]["dense"]), *between, first.text(asked[key][first.name]))
+        listed = ", ".join(map(str, asked["classes"]))
+        for figures, what in ((asked.get("on_classes"), f"classes {listed}"), (asked.get("on_others"), "the others")):
+            if figures is not None:
+                told_of = first.text(figures["dense"]), *between, first.text(figures[first.name])
+                table.add_row(f"{first.title} on {what}", *told_of)
     for key, label in SIZES.items():
         table.add_row(label, *(f"{found[key]:,}" for found in models.values()))
-    for size, times in e["latency"]["batches"].items():
+    for size, times in e.latency["batches"].items():
         measured = ("dense_ms", *(["masked_ms"] if others else []), "pruned_ms")
         table.add_row(f"latency, batch {size} (ms)", *(f"{times[key]:.2f}" for key in measured))
     print_table(table)
-    if refined := e.get("refine"):
+    if refined := e.refine:
         before, after = refined["before"]["accept"], refined["after"]["accept"]
         later = [f"{a['before']['accept']:.4g} -> {a['after']['accept']:.4g}" for a in refined.get("again", ())]
         print(f"refined: divergence {'; after fine-tuning '.join([f'{before:.4g} -> {after:.4g}', *later])}")
-    kernel = e["kernel"]
+    kernel = e.kernel
     if kernel is None:
         print("kernel: this run has one checkpoint, so there is no path to rebuild the model from")
         return
     table = new_table(f"kernel, {kernel['samples']} test samples", "", "dense rebuilt", "pruned rebuilt", "kept weights alone")
-    parts = [kernel["dense"], kernel["pruned"], kernel["masked_machine"]]
+    parts: list[Fit] = [kernel["dense"], kernel["pruned"], kernel["masked_machine"]]
     table.add_row("mean error per output", *(f"{p['mean_error']:.4f}" for p in parts))
     table.add_row("largest error", *(f"{p['max_error']:.4f}" for p in parts))
     if all(p["argmax_agreement"] is not None for p in parts):

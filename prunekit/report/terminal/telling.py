@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 
-def report(result: tuple[Path, list[str]]) -> None:
-    path, left_out = result
+def report(result: tuple[Path, list[str], list[str]]) -> None:
+    path, left_out, missing = result
     for line in left_out:
         print(f"report: left out: {line}")
+    for line in missing:
+        print(f"report: {line}")
     print(f"report: {path}")
 
 

@@ -6,19 +6,21 @@ from typing import Any
 
 from prunekit.report.tables import trained
 from prunekit.report.terminal.tables import again
+from prunekit.training.record import TrainingRecord
 
 LEARNT = 0.98
 """The accuracy whose first epoch is told of a watched training: of memorising, and of generalising."""
 
 
-def train(result: dict[str, Any]) -> None:
-    found, told = trained(result), f"train: {result['steps']} steps in {result['cost']['seconds']:.1f} s"
+def train(result: tuple[TrainingRecord, bool]) -> None:
+    record, reused = result
+    found, told = trained(record), f"train: {record.steps} steps in {record.cost['seconds']:.1f} s"
     if found is not None:
         measure, figures = found
         train, validation = (measure.spaced(figures[split]).replace(" %", "%") for split in ("train", "validation"))
         told += f", {measure.title} {train} on training, {validation} on validation data"
-    print(f"{told}{again(result['reused'])}")
-    if (watched := result.get("accuracies")) and result["accuracy"] is not None:
+    print(f"{told}{again(reused)}")
+    if (watched := record.accuracies) and record.accuracy is not None:
         print(
             f"  {LEARNT:.0%} right: training data {_reached(watched, 'train')}, validation data {_reached(watched, 'validation')}"
         )

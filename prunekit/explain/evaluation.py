@@ -1,0 +1,147 @@
+"""eval.json: a pruned model measured on test data beside the dense one, and the kernel's account of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NotRequired, TypedDict
+
+from prunekit.artifact import SOMETIMES, Artifact, Cost, conform
+from prunekit.explain.account import Account
+from prunekit.task.evaluation import CLASSIFICATION, MeasureTold
+
+
+class Shares(TypedDict):
+    """Shares of parameters that were removed: of the prunable ones, and of all."""
+
+    prunable: float
+    all: float
+
+
+class Counts(TypedDict):
+    """Weights of a parameter, and how many of them are kept."""
+
+    total: int
+    kept: int
+
+
+class Latency(TypedDict):
+    """Milliseconds by batch size: ``dense_ms``, ``pruned_ms``, of a squeezed model also ``masked_ms``; and their ``ratio``."""
+
+    machine: str
+    batches: dict[str, dict[str, float]]
+
+
+class OnClasses(TypedDict):
+    """Figures of a model that was pruned for some classes, on their test samples and on the others."""
+
+    classes: list[int]
+    samples: int
+    on_classes: NotRequired[dict[str, float]]
+    on_others: NotRequired[dict[str, float]]
+
+
+class Parts(TypedDict):
+    """Of the samples that a mask is learnt from, and of those that accept it: how many, or the divergence on them."""
+
+    learn: float
+    accept: float
+
+
+class Round(TypedDict):
+    """A step of refining whose mask was taken: divergences, and how many weights or units changed places."""
+
+    stage: str
+    round: int
+    learn: float
+    accept: float
+    swapped: int
+
+
+class Refined(TypedDict):
+    """What a refinement looked at, from and to which divergence it came, how many came back, and how it ended."""
+
+    target: str
+    samples: Parts
+    before: Parts
+    after: Parts
+    changed: int
+    ended: str
+
+
+class Refinement(Refined):
+    """A plan's refinement, round by round, and those after fine-tuning."""
+
+    rounds: list[Round]
+    again: NotRequired[list[Refined]]
+
+
+class Sources(TypedDict):
+    """What an evaluation is made from; identities of data and options beside it."""
+
+    weights: str
+    trajectory: str
+    criterion: str
+    allocation: str
+    structure: str
+
+
+class ModelSize(TypedDict):
+    """A model's sizes; the figures of the task's measures stand beside them."""
+
+    parameters: int
+    nonzero: int
+    macs: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecord(Artifact):
+    """A pruned model in figures.
+
+    Attributes:
+        made_from: ``Sources``, and what else decides whether it would be the same again.
+        measures: of the task, against labels first.
+        dense, pruned: figures and ``ModelSize``.
+        asked_classes: of a model that was pruned for some classes.
+        layers: by prunable parameter.
+        refine: None for a plan that was not refined.
+        kernel: None for a run without a path.
+        masked: of a squeezed model, what it was before: figures and ``ModelSize``. Older files lack it.
+    """
+
+    KIND: ClassVar[str] = "evaluation"
+    CALLED: ClassVar[str] = "evaluation"
+
+    made_from: dict[str, Any]
+    test_samples: int
+    measures: list[MeasureTold] = field(default_factory=lambda: list(CLASSIFICATION))
+    sparsity: Shares
+    dense: dict[str, float]
+    pruned: dict[str, float]
+    asked_classes: OnClasses | None = field(default=None, metadata=SOMETIMES)
+    layers: dict[str, Counts]
+    latency: Latency
+    refine: Refinement | None = None
+    kernel: Account | None
+    masked: dict[str, float] | None = field(default=None, metadata=SOMETIMES)
+    cost: Cost
+
+    @property
+    def models(self) -> Mapping[str, dict[str, float]]:
+        """Figures and sizes of every model that was measured, by the field's name."""
+        found = {"dense": self.dense, "masked": self.masked, "pruned": self.pruned}
+        return {name: figures for name, figures in found.items() if figures is not None}
+
+    def check(self) -> None:
+        """Every model has its sizes, latencies and figures; the dense one is not close to itself."""
+        conform(self.made_from, Sources, "made_from")
+        for name, figures in self.models.items():
+            conform(figures, ModelSize, name)
+            for measure in self.measures:
+                if name != "dense" or not measure["close"]:
+                    conform(figures.get(measure["name"]), float, f"{name}.{measure['name']}")
+            for size, times in self.latency["batches"].items():
+                conform(times.get(f"{name}_ms"), float, f"latency.batches.{size}.{name}_ms")
+        if not all(counts["total"] for counts in self.layers.values()):
+            raise ValueError("layers holds a parameter without weights")
