@@ -6,6 +6,8 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from prunekit.errors import UsageError, nearest, quoted
 
 EXTRAS = {"PIL": "report", "jinja2": "report", "matplotlib": "report", "sklearn": "digits"}
 """Package that only some need -> the extra of prunekit's that installs it."""
-_run_folder: Path | None = None
+_run_folders: tuple[Path, ...] = ()
+_forbidden: str | None = None
 
 
 def lacking(error: ModuleNotFoundError) -> UsageError | None:
@@ -24,27 +27,52 @@ def lacking(error: ModuleNotFoundError) -> UsageError | None:
     return UsageError(f"this needs {name}, which is not installed; pip install 'prunekit[{EXTRAS[name]}]'")
 
 
-def use_working_folder(run: Path | None) -> None:
-    """Lets a user's own modules in the working folder be imported, last on the path; never those of a run folder.
+@contextmanager
+def no_code(what: str) -> Iterator[None]:
+    """Nothing that is named by an import path is imported inside.
+
+    Args:
+        what: runs no code, for the message.
+    """
+    global _forbidden
+    before, _forbidden = _forbidden, what
+    try:
+        yield
+    finally:
+        _forbidden = before
+
+
+def use_working_folder(*runs: Path) -> None:
+    """Lets a user's own modules in the working folder be imported, last on the path; never those of run folders.
 
     A run folder can come from somebody else, and what lies in it must not become code.
     """
     here = Path.cwd().resolve()
-    global _run_folder
-    blocked = _run_folder = run.resolve() if run is not None else None
+    global _run_folders
+    _run_folders = tuple(run.resolve() for run in runs)
 
     def inside(entry: str) -> bool:
-        folder = Path(entry or os.curdir).resolve()
-        return blocked is not None and (folder == blocked or blocked in folder.parents)
+        return _in_run_folder(Path(entry or os.curdir).resolve()) is not None
 
     sys.path[:] = [entry for entry in sys.path if not inside(entry)]
     if not inside(str(here)) and str(here) not in sys.path:
         sys.path.append(str(here))
 
 
+def is_installed(folder: Path) -> bool:
+    """Whether packages found in ``folder`` count as installed: not those of the working folder, nor of a run folder."""
+    folder = folder.resolve()
+    return folder != Path.cwd().resolve() and _in_run_folder(folder) is None
+
+
+def _in_run_folder(place: Path) -> Path | None:
+    """The run folder that ``place`` is or lies in."""
+    return next((run for run in _run_folders if place == run or run in place.parents), None)
+
+
 def _refuse_run_folder(module_name: str, key: str) -> None:
     """A dotted name can reach into a folder that is not on the path itself (``RUN.module`` from RUN's parent)."""
-    if _run_folder is None:
+    if not _run_folders:
         return
     parts = module_name.split(".")
     for count in range(1, len(parts) + 1):
@@ -52,8 +80,8 @@ def _refuse_run_folder(module_name: str, key: str) -> None:
         if spec is None:
             return
         for place in [spec.origin, *(spec.submodule_search_locations or ())]:
-            if place and (resolved := Path(place).resolve()) and (_run_folder == resolved or _run_folder in resolved.parents):
-                raise UsageError(f"{key}: {module_name!r} lies in the run folder {_run_folder}, whose code is never run")
+            if place and (run := _in_run_folder(Path(place).resolve())) is not None:
+                raise UsageError(f"{key}: {module_name!r} lies in the run folder {run}, whose code is never run")
 
 
 def load_object(path: str, key: str) -> Any:
@@ -68,6 +96,8 @@ def load_object(path: str, key: str) -> Any:
     module_name, _, name = path.partition(":")
     if not module_name or not name:
         raise UsageError(f"{key} is {path!r}; it must look like package.module:name")
+    if _forbidden is not None:
+        raise UsageError(f"{key}: {path!r} is code, and {_forbidden} runs none")
     try:
         _refuse_run_folder(module_name, key)
         module = importlib.import_module(module_name)

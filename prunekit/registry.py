@@ -18,10 +18,11 @@ import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, TypeVar
 
 from prunekit.errors import UsageError, nearest
-from prunekit.imports import load_object
+from prunekit.imports import is_installed, load_object
 
 T = TypeVar("T")
 
@@ -103,8 +104,16 @@ class Registry(dict[str, T]):
 
 @cache
 def offered(group: str) -> tuple[EntryPoint, ...]:
-    """What installed packages offer in a group, looked up once; nothing of theirs is imported."""
-    return tuple({(point.name, point.value): point for point in entry_points(group=group)}.values())
+    """What installed packages offer in a group, looked up once; nothing of theirs is imported.
+
+    A folder that one works in is no place of installed packages, whatever metadata somebody put there.
+    """
+    found = {(point.name, point.value): point for point in entry_points(group=group) if _installed(point)}
+    return tuple(found.values())
+
+
+def _installed(point: EntryPoint) -> bool:
+    return point.dist is None or is_installed(Path(str(point.dist.locate_file(""))))
 
 
 def _package(point: EntryPoint) -> str:

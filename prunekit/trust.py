@@ -16,7 +16,8 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ PATH = re.compile(r"([^\s:(),*+^=]+):([^\s:(),*+^=]+)")
 """An import path, also inside a composed criterion."""
 PLAIN = re.compile(r"\d+:\d+|block:\d+x\d+")
 """Texts with a colon that are none: patterns of weights."""
+NOWHERE = "not found"
 STATE = "PRUNEKIT_STATE"
 """Environment variable: the folder that keeps what is trusted, where the usual one will not do."""
 
@@ -56,38 +58,43 @@ def imports_of(recipe: Path) -> list[Named]:
 def check(folder: Path) -> None:
     """Refuses a run folder whose recipe names code that is not known to be this user's.
 
+    A path that leads nowhere is left to fail where it is followed.
+
     Raises:
         UsageError: names what would be imported, from where, and what to do.
     """
-    named = imports_of(folder / "recipe.yaml")
-    if not named or _is_known(folder, named):
+    unknown = [one for one in imports_of(folder / "recipe.yaml") if one.file != NOWHERE and not _is_known(folder, one)]
+    if not unknown:
         return
-    shown = ", ".join(f"{one.key}: {one.path} ({one.file})" for one in named[:3]) + (" …" if len(named) > 3 else "")
+    shown = ", ".join(f"{one.key}: {one.path} ({one.file})" for one in unknown[:3]) + (" …" if len(unknown) > 3 else "")
     raise UsageError(
-        f"{folder}: this run was not made here, and its recipe names code that would run: {shown}; look at it, then let it with "
-        f"prunekit trust {folder}"
+        f"{plain(folder)}: this run was not made here, and its recipe names code that would run: {plain(shown)}; look at it, "
+        f"and let it with prunekit trust {shlex.quote(str(folder))}"
     )
 
 
 def remember(folder: Path) -> str | None:
     """From now on the folder's recipe may import what it names, from where it does now; says why that cannot be kept."""
-    named = imports_of(folder / "recipe.yaml")
-    if not named:
-        return None
     try:
-        place = _known() / _mark(folder, named)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.touch()
+        for one in imports_of(folder / "recipe.yaml"):
+            place = _known() / _mark(folder, one)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.touch()
     except OSError as error:
         return f"{_state()}: {quoted(error)}; set {STATE} to a folder of yours, or later commands ask for prunekit trust {folder}"
     return None
 
 
-def _is_known(folder: Path, named: Sequence[Named]) -> bool:
+def _is_known(folder: Path, one: Named) -> bool:
     try:
-        return (_known() / _mark(folder, named)).exists()
+        return (_known() / _mark(folder, one)).exists()
     except OSError:
         return False
+
+
+def plain(text: object) -> str:
+    """Without what a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def _paths(content: Any, key: str) -> Iterator[tuple[str, str]]:
@@ -122,15 +129,15 @@ def _file(path: str) -> str:
     except (ImportError, ValueError):
         spec = None
     if spec is None:
-        return "not found"
+        return NOWHERE
     places = [spec.origin, *(spec.submodule_search_locations or ())]
     place = next((p for p in places if p and os.path.exists(p)), None)
     return str(Path(place).resolve()) if place else str(spec.origin)
 
 
-def _mark(folder: Path, named: Sequence[Named]) -> str:
-    """The keyed hash of what the recipe says and of where its paths lead."""
-    told = {"recipe": read_yaml(folder / "recipe.yaml"), "files": sorted({one.file for one in named})}
+def _mark(folder: Path, one: Named) -> str:
+    """The keyed hash of what the recipe says, and of where one of its paths leads."""
+    told = {"recipe": read_yaml(folder / "recipe.yaml"), "key": one.key, "path": one.path, "file": one.file}
     return hmac.new(_key(), json.dumps(told, sort_keys=True, default=str).encode(), hashlib.sha256).hexdigest()
 
 

@@ -10,7 +10,7 @@ from prunekit.cli.top import app
 __all__ = ["VERBS", "app", "main"]
 
 VERBS = (
-    "train", "importing", "score", "compare", "prune", "evaluate", "sensitivity", "explain", "report", "run", "info",
+    "train", "importing", "score", "compare", "prune", "evaluate", "sensitivity", "explain", "report", "run", "info", "trust",
 )  # fmt: skip
 """Files of this room that add a verb, in the order of ``prunekit --help``."""
 

@@ -70,7 +70,7 @@ def _study(paths: list[Path], out: Path, jobs: int, output: Output) -> None:
     from prunekit.imports import use_working_folder
     from prunekit.verbs.studying import jobs_of_runs, jobs_of_study, study_run
 
-    use_working_folder(out)
+    use_working_folder(out, *(path for path in paths if path.is_dir()))
     if (out / "recipe.yaml").exists():
         raise UsageError(f"--out is {out}, a run folder, whose own comparison would be replaced; give a folder of its own")
     if len(paths) == 1 and paths[0].suffix in (".yaml", ".yml"):

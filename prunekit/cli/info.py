@@ -20,9 +20,11 @@ def info(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Any artifact, run folder or recipe.")], as_json: Json = False
 ) -> None:
     """Say what an artifact is, what it was made from, and what it cost."""
+    from prunekit.imports import no_code
     from prunekit.verbs.info import info as describe
 
-    result = describe(path)
+    with no_code("info"):
+        result = describe(path)
     output = Output(False, as_json)
     output.show("info", result)
     output.finish(result)

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 
-def open_run(path: Path, device: str | None) -> Any:
+def open_run(path: Path, device: str | None, *, code: bool = True) -> Any:
     from prunekit.imports import use_working_folder
     from prunekit.verbs.run_folder import Run
 
     use_working_folder(path)
-    return Run(path, device)
+    return Run(path, device, code=code)
 
 
 def read_recipe(path: Path, out: Path, seed: int | None, device: str | None) -> Any:

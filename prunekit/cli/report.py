@@ -16,11 +16,12 @@ from prunekit.cli.top import app
 @app.command(cls=panels({}), epilog="Example: prunekit report runs/digits-cnn")
 def report(run: RunFolder, quiet: Quiet = False, as_json: Json = False) -> None:
     """Write RUN/report.html from what the run holds by now."""
+    from prunekit.imports import no_code
     from prunekit.verbs.reporting import report_run
 
     output = Output(quiet, as_json)
-    opened = open_run(run, "cpu")  # nothing is computed, so the recipe's device need not be here
-    with output.working(run):
+    opened = open_run(run, "cpu", code=False)  # nothing is computed, so the recipe's device need not be here
+    with output.working(run), no_code("report"):
         page, left_out, missing = report_run(opened)
     output.show("report", (page, left_out, missing))
     output.finish({"path": str(page), "left_out": left_out, "missing": missing})

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit import checkpoint
+from prunekit import checkpoint, trust
 from prunekit.batch import Inputs
 from prunekit.criteria import Evidence, Scores, compose, expand, model_digest, parse, score_slug
 from prunekit.data import Samples, Split, as_splits
@@ -35,15 +35,18 @@ class Run:
         device: overrides the recipe's.
         classes: look at these classes alone: ``batches`` gives their samples only, scores are made from those (and lie in a
             folder of their own), and of the target ``outputs`` theirs count.
+        code: whether model or data are looked at, whose code the recipe names; see ``prunekit.trust``.
 
     Raises:
-        UsageError: it is no run folder.
+        UsageError: it is no run folder, or its recipe names code that is not known to be this user's.
     """
 
-    def __init__(self, path: Path, device: str | None = None, classes: Sequence[int] = ()) -> None:
+    def __init__(self, path: Path, device: str | None = None, classes: Sequence[int] = (), *, code: bool = True) -> None:
         self.path, self.classes = path, tuple(classes)
         if not (path / "recipe.yaml").is_file():
             raise UsageError(f"{path}: not a run folder (no recipe.yaml); make one with prunekit train or import")
+        if code:
+            trust.check(path)
         self.recipe = Recipe.load(path / "recipe.yaml", resolved=True)
         try:
             self.device = check_device(self.recipe.device if device is None else device)

@@ -71,7 +71,9 @@ def _parallel(jobs: Sequence[Job], processes: int, bar: Bar) -> Iterator[dict[st
     """In the order of the jobs; ticks come through a queue, so that one bar counts for all."""
     context = multiprocessing.get_context("spawn")
     ticks: Any = context.Queue()
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(ticks,)) as pool:
+    with ProcessPoolExecutor(
+        processes, mp_context=context, initializer=_begin, initargs=(ticks, [job.run for job in jobs])
+    ) as pool:
         futures = [pool.submit(_remote, job) for job in jobs]
         pending: set[Future[dict[str, Any]]] = set(futures)
         try:
@@ -102,19 +104,19 @@ _ticks: Any = None
 """A worker's way to say that a cell is done."""
 
 
-def _begin(ticks: Any) -> None:
+def _begin(ticks: Any, runs: Sequence[Path]) -> None:
     """A worker says nothing, and leaves Ctrl-C to its parent."""
     import signal
     import warnings
 
     global _ticks
     _ticks = ticks
+    use_working_folder(*runs)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.simplefilter("ignore")
 
 
 def _remote(job: Job) -> dict[str, Any]:
-    use_working_folder(job.run)
     return work(job, lambda: _ticks.put(1))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from prunekit import checkpoint
+from prunekit import checkpoint, trust
 from prunekit.criteria import model_digest
 from prunekit.data import Split
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
@@ -53,7 +53,7 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
     provenance = {"recipe": facts, "start": model_digest(model), "data": {n: s.digest() for n, s in splits.items()}}
     trajectory = out / "trajectory"
     if reusable(trajectory, _made_from(trajectory), provenance, overwrite):
-        recipe.save(out / "recipe.yaml")
+        _save(recipe, out, announce)
         return TrainingRecord.load(out / "train.json"), True
 
     how = TrainOptions(
@@ -98,7 +98,7 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
         cost={"seconds": round(seconds, 3)},
     )
     record.save(out / "train.json")
-    recipe.save(out / "recipe.yaml")
+    _save(recipe, out, announce)
     checkpoint.replace_folder(partial, trajectory)  # last: what it means to be trained
     return record, False
 
@@ -141,7 +141,7 @@ def import_run(
         with checkpoint.replacing_folder(trajectory) as temporary:
             write_checkpoints(temporary, model, weights, provenance)
         (out / "train.json").unlink(missing_ok=True)
-    recipe.save(out / "recipe.yaml")
+    _save(recipe, out, announce)
     opened = Trajectory(trajectory)
     return {
         "states": len(opened) + 1,
@@ -151,6 +151,13 @@ def import_run(
         "task": None if recipe.data is None else recipe.load_task().name,
         "reused": reused,
     }
+
+
+def _save(recipe: Recipe, out: Path, announce: Callable[[str], None]) -> None:
+    """Writes the user's recipe into the run folder, where later commands may follow its import paths."""
+    recipe.save(out / "recipe.yaml")
+    if why := trust.remember(out):
+        announce(f"the run cannot be noted as yours: {why}")
 
 
 def _watching(

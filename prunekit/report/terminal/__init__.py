@@ -9,7 +9,7 @@ from prunekit.report.terminal.comparing import compare, score, sensitivity, stud
 from prunekit.report.terminal.evaluating import evaluate
 from prunekit.report.terminal.explaining import explain
 from prunekit.report.terminal.pruning import prune
-from prunekit.report.terminal.telling import info, report
+from prunekit.report.terminal.telling import info, report, trust
 from prunekit.report.terminal.training import imported, train
 
 __all__ = ["SHOW"]
@@ -26,5 +26,6 @@ SHOW: dict[str, Callable[[Any], None]] = {
     "explain": explain,
     "report": report,
     "info": info,
+    "trust": trust,
 }
 """Verb -> what prints its result."""

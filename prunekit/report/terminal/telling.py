@@ -1,9 +1,11 @@
-"""What report and info print."""
+"""What report, info and trust print."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+
+from prunekit.trust import Named, plain
 
 
 def report(result: tuple[Path, list[str], list[str]]) -> None:
@@ -13,6 +15,14 @@ def report(result: tuple[Path, list[str], list[str]]) -> None:
     for line in missing:
         print(f"report: {line}")
     print(f"report: {path}")
+
+
+def trust(result: tuple[Path, list[Named]]) -> None:
+    run, named = result
+    if not named:
+        print(f"trust: {run}: its recipe names nothing that would have to be trusted")
+    for one in named:
+        print(f"trust: {plain(one.key)}: {plain(one.path)}, from {plain(one.file)}")
 
 
 def info(result: dict[str, Any]) -> None:

@@ -1,0 +1,40 @@
+"""prunekit trust: parses, calls, prints."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from prunekit.cli.options import Json, Quiet, RunFolder
+from prunekit.cli.output import Output
+from prunekit.cli.panels import panels
+from prunekit.cli.top import app
+from prunekit.errors import UsageError
+
+
+@app.command(cls=panels({}), epilog="Example: prunekit trust runs/from-a-colleague")
+def trust(
+    run: RunFolder,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    quiet: Quiet = False, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Show what a run folder's recipe would import, and let it."""
+    import sys
+
+    from prunekit import trust as trusting
+    from prunekit.imports import use_working_folder
+
+    output = Output(quiet, as_json)
+    use_working_folder(run)
+    if not (run / "recipe.yaml").is_file():
+        raise UsageError(f"{run}: not a run folder (no recipe.yaml)")
+    named = trusting.imports_of(run / "recipe.yaml")
+    output.show("trust", (run, named))
+    if named and not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("trust asks before it lets code run; nobody can answer here, so look at it and give --yes")
+        typer.confirm("Let it run?", abort=True, err=True)
+    if why := trusting.remember(run):
+        raise UsageError(f"cannot be kept: {why}")
+    output.finish({"path": str(run), "imports": [vars(one) for one in named]})
