@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import io
+import os
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from prunekit.cli import main
 
@@ -54,14 +59,48 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return call
 
 
+@pytest.fixture
+def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made and not drawn, for tests that make many reports and look at their words.
+
+    What figures show is tested without this, in ``tests/report`` and of the finished run's own report.
+    """
+    blank = io.BytesIO()
+    Figure(figsize=(0.1, 0.1)).savefig(blank)
+
+    def print_png(_canvas: FigureCanvasAgg, target: Path | BinaryIO, **_: object) -> None:
+        if isinstance(target, Path):
+            target.write_bytes(blank.getvalue())
+        else:
+            target.write(blank.getvalue())
+
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", print_png)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run made by ``prunekit run``; shared, so tests that write take ``run`` instead."""
-    return whole_run(RECIPE, tmp_path_factory.mktemp("finished run"))  # a path with a space
+    return whole_run(RECIPE, "finished run", tmp_path_factory)  # a path with a space
 
 
-def whole_run(recipe: str, folder: Path) -> Path:
-    """The run folder that ``prunekit run`` makes of a recipe's text."""
+def whole_run(recipe: str, name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder that ``prunekit run`` makes of a recipe's text.
+
+    Of several pytest-xdist workers the first makes it and the others copy it.
+    """
+    folder = tmp_path_factory.mktemp(name)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return _made(recipe, folder)
+    shared = tmp_path_factory.getbasetemp().parent / name
+    with shared.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not shared.exists():
+            _made(recipe, folder).parent.rename(shared)
+    shutil.copytree(shared, folder, dirs_exist_ok=True)
+    return folder / "run"
+
+
+def _made(recipe: str, folder: Path) -> Path:
     (folder / "recipe.yaml").write_text(recipe)
     argv, sys.argv = sys.argv, ["prunekit", "run", str(folder / "recipe.yaml"), "--out", str(folder / "run"), "--quiet"]
     try:

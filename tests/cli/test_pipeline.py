@@ -18,8 +18,10 @@ from safetensors.torch import load_file, save_file
 import prunekit
 from prunekit.data import digits
 from prunekit.models import digits_cnn
+from prunekit.models.digits import DigitsCNN
 from prunekit.verbs.run_folder import Run
 from tests.cli.conftest import RECIPE, Cli
+from tests.interrupt import ctrl_c, trains
 
 CRITERIA = ["influence", "magnitude", "gradient", "taylor", "random"]
 
@@ -331,25 +333,14 @@ def test_recording_options_of_a_recipe(cli: Cli, tmp_path: Path) -> None:
         assert cli("eval", out / "pruned" / "a", "--quiet").code == 0
 
 
-def test_training_that_was_cut_off_goes_on(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path) -> None:
-    from prunekit.training import loop
-
+def test_training_that_was_cut_off_goes_on(cli: Cli, tmp_path: Path, finished: Path) -> None:
     (tmp_path / "r.yaml").write_text(RECIPE.replace("epochs: 3", "epochs: 3, record: {snapshot_every: 5}"))
-    real = loop.math.isfinite
-    calls: list[float] = []
-
-    def interrupted(value: float) -> bool:
-        calls.append(value)
-        if len(calls) == 13:
-            raise KeyboardInterrupt
-        return real(value)
-
-    monkeypatch.setattr(loop.math, "isfinite", interrupted)
-    assert cli("train", tmp_path / "r.yaml", "--out", tmp_path / "run").code == 130
+    with ctrl_c(DigitsCNN, trains, call=17):
+        assert cli("train", tmp_path / "r.yaml", "--out", tmp_path / "run").code == 130
     assert not (tmp_path / "run" / "trajectory").exists()
     done = cli("train", tmp_path / "r.yaml", "--out", tmp_path / "run")
     assert done.code == 0
-    assert "goes on after step 10" in done.err
+    assert "goes on after step 10" in done.err, done.err
     resumed, whole = (prunekit.Trajectory(f / "trajectory") for f in (tmp_path / "run", finished))
     assert resumed.hash == whole.hash
     assert not (tmp_path / "run" / "trajectory.partial").exists()

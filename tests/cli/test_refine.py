@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import prunekit
 from prunekit import Plan, UsageError
 from prunekit.data import digits
 from prunekit.measure import merit as merit_of
+from prunekit.models.digits import DigitsCNN
 from prunekit.recipe import Prune
 from prunekit.task import Classification
 from prunekit.verbs import refining as verbs_refining
@@ -26,6 +26,7 @@ from prunekit.verbs.run_folder import Run
 from tests.cli.conftest import RECIPE, Cli
 from tests.cli.test_bad_input import one_line
 from tests.cli.test_pipeline import small_cnn
+from tests.interrupt import ctrl_c, repairs
 from tests.reference import fidelity, predict
 
 
@@ -391,13 +392,9 @@ def test_compare_has_a_line_of_refined_plans(cli: Cli, run: Path) -> None:
     assert without["cells"] == plain["cells"]
 
 
-def test_ctrl_c_ends_a_comparison(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
+def test_ctrl_c_ends_a_comparison(run: Path) -> None:
     before = (run / "compare.json").read_bytes()
-    monkeypatch.setattr(sys.modules["prunekit.repair.refine"], "blame", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with ctrl_c(DigitsCNN, repairs, call=9), pytest.raises(KeyboardInterrupt):
         compare_run(Run(run), True, ["unstructured"], ["global"], [0.9], True)
     assert (run / "compare.json").read_bytes() == before
 
@@ -569,22 +566,18 @@ def test_a_line_is_refined_where_something_is_compared(cli: Cli, tmp_path: Path)
     one_line(cli("train", tmp_path / "r.yaml", "--out", tmp_path / "run"), 2, "refine.sparsities has 0.6")
 
 
-def test_ctrl_c_ends_a_schedule_and_an_interrupted_model_is_not_reused(
-    cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stopped(plan: Plan, *_: object, **__: object) -> Plan:
-        return replace(plan, provenance={**plan.provenance, "refine": {"ended": "interrupted", "changed": 0, "history": []}})
-
-    monkeypatch.setattr(verbs_refining, "refine", stopped)
-    steps = ("--schedule", "iterative", "--rounds", 2, "--refine")
-    assert cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "steps", *steps).code == 130
-    assert not (run / "pruned" / "steps").exists()
-    again = ("--finetune", 1, "--refine-again", 1)
-    assert cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "again", *again).code == 130
-    assert not (run / "pruned" / "again").exists()
-    prune_run(Run(run), Prune.of({"name": "one", "criterion": "magnitude", "sparsity": 0.8, "refine": True}, "test"))
-    done = cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "one", "--refine")
-    one_line(done, 1, "refining was interrupted", "--overwrite")
+def test_ctrl_c_ends_a_schedule_and_an_interrupted_model_is_not_reused(cli: Cli, run: Path) -> None:
+    asked = ("prune", run, "-c", "magnitude", "-s", 0.8, "--name")
+    for name, more in (
+        ("steps", ("--schedule", "iterative", "--rounds", 2, "--refine")),
+        ("again", ("--finetune", 1, "--refine-again", 1)),
+    ):
+        with ctrl_c(DigitsCNN, repairs, call=9):
+            assert cli(*asked, name, *more).code == 130
+        assert not (run / "pruned" / name).exists()
+    with ctrl_c(DigitsCNN, repairs, call=9):
+        prune_run(Run(run), Prune.of({"name": "one", "criterion": "magnitude", "sparsity": 0.8, "refine": True}, "test"))
+    one_line(cli(*asked, "one", "--refine"), 1, "refining was interrupted", "--overwrite")
 
 
 def merit(figures: dict[str, float]) -> tuple[float, ...]:
