@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import fcntl
-import io
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from prunekit.cli import main
+from tests.pictures import undrawn
 
 RECIPE = """
 seed: 3
@@ -60,21 +59,14 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made and not drawn, for tests that make many reports and look at their words.
+def drawn() -> None:
+    """For tests whose pictures are to be drawn; others write blank ones. The finished run's are drawn too."""
 
-    What figures show is tested without this, in ``tests/report`` and of the finished run's own report.
-    """
-    blank = io.BytesIO()
-    Figure(figsize=(0.1, 0.1)).savefig(blank)
 
-    def print_png(_canvas: FigureCanvasAgg, target: Path | BinaryIO, **_: object) -> None:
-        if isinstance(target, Path):
-            target.write_bytes(blank.getvalue())
-        else:
-            target.write(blank.getvalue())
-
-    monkeypatch.setattr(FigureCanvasAgg, "print_png", print_png)
+@pytest.fixture(autouse=True)
+def pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    with nullcontext() if "drawn" in request.fixturenames else undrawn():
+        yield
 
 
 @pytest.fixture(scope="session")

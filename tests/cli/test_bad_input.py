@@ -282,7 +282,6 @@ READERS = {
 
 @pytest.mark.parametrize(("name", "key"), [(n, k) for n, keys in KEYS.items() for k in keys])
 @pytest.mark.parametrize("value", ["absent", None, [], "text"])
-@pytest.mark.usefixtures("blank_pictures")
 def test_json_with_missing_or_mistyped_keys(run: Path, cli: Cli, tmp_path: Path, name: str, key: str, value: object) -> None:
     content = json.loads((run / name).read_text())
     if value == "absent":

@@ -210,6 +210,7 @@ def test_a_refined_plan_is_compensated_within_its_budget_or_fine_tuned(cli: Cli,
     assert found["refine"]["rounds"]
 
 
+@pytest.mark.slow
 def test_an_accuracy_budget_is_searched_with_refined_plans(cli: Cli, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (tmp_path / "r.yaml").write_text(RECIPE.replace("lr: 0.02", "lr: 0.01").replace("epochs: 3", "epochs: 15"))  # it has learnt
@@ -217,7 +218,7 @@ def test_an_accuracy_budget_is_searched_with_refined_plans(cli: Cli, tmp_path: P
     assert cli("score", run, "--criterion", "magnitude").code == 0
     opened = Run(run)
     wanted = {"criterion": "magnitude", "max_accuracy_drop": 8}
-    refining = {"refine": {"rounds": 6, "learn": False}}
+    refining = {"refine": {"rounds": 6, "learn": False, "samples": 256}}
     plain = prune_run(opened, Prune.of({**wanted, "name": "plain"}, "test"))
     better = prune_run(opened, Prune.of({**wanted, **refining, "name": "better"}, "test"))
     assert better["achieved"] > plain["achieved"]

@@ -42,9 +42,11 @@ def study(tmp_path: Path) -> Path:
     return tmp_path / "study.yaml"
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("drawn")
 def test_a_study_from_one_command(study: Path, cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    study.write_text(STUDY + "refine: true\n")  # at the sparsities of tune
+    study.write_text(STUDY + "refine: {of: {unstructured: [magnitude]}}\n")  # at the sparsities of tune
     done = cli("compare", study, "--out", out, "--json")
     assert done.code == 0, done.err
     found = json.loads((out / "compare.json").read_text())
@@ -104,6 +106,7 @@ def test_a_study_from_one_command(study: Path, cli: Cli, tmp_path: Path) -> None
     assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_compensation_by_layers_alone(study: Path, cli: Cli, tmp_path: Path) -> None:
     """Other rows than with the network's outputs, in cells that are measured again when the other is asked for."""
     out, found = tmp_path / "out", {}
@@ -227,6 +230,7 @@ def test_a_runs_own_comparison_is_not_replaced(study: Path, run: Path, cli: Cli)
     assert (run / "compare.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_workers_and_says_one_line(study: Path, tmp_path: Path) -> None:
     study.write_text(STUDY.replace("seeds: [0, 1]", "seeds: [0, 1, 2, 3, 4, 5]"))
     command = [sys.executable, "-m", "prunekit", "compare", str(study), "--out", str(tmp_path / "out"), "--jobs", "2", "-q"]

@@ -142,6 +142,7 @@ def test_one_checkpoint_has_no_path(tmp_path: Path) -> None:
         score(trajectory, model, [], "taylor")
 
 
+@pytest.mark.slow
 def test_checkpoints_make_a_path(tmp_path: Path) -> None:
     models = [TinyNet() for _ in range(3)]
     paths = []
@@ -210,6 +211,7 @@ def test_aggregations_agree_with_their_definitions(tiny_run: Run) -> None:
         score(trajectory, model, batches, aggregation="l3")
 
 
+@pytest.mark.slow
 def test_shares_and_phases_add_up(tiny_run: Run) -> None:
     model, trajectory = tiny_run
     batches = [tiny_data(4, torch.float64)]

@@ -85,7 +85,7 @@ def planned(model: nn.Module, structure: str, sparsity: float, seed: int = 0, **
 
 
 @pytest.mark.slow
-@settings(max_examples=16, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     case=st.sampled_from(EVERY),
     sparsity=st.sampled_from([0.0, 0.3, 0.6, 0.9]),
@@ -119,6 +119,7 @@ def factors(objective: Any, plan: Plan) -> Tensor:
     return layout.flatten({n: masks.get(n, one.bool()).float() for n, one in ones.items()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("structure", "name"), EVERY)
 def test_the_count_is_exact_after_every_round(structure: str, name: str) -> None:
     model, batches = trained(name)
@@ -128,6 +129,7 @@ def test_the_count_is_exact_after_every_round(structure: str, name: str) -> None
     assert {int(mask.sum()) for mask in noted.masks} == {int(noted.true.keep.sum())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", ["unstructured", "block:2x2", "channels"])
 def test_ratios_and_floors_hold_after_every_round(structure: str) -> None:
     model, batches = trained("flattened")
@@ -144,6 +146,7 @@ def test_ratios_and_floors_hold_after_every_round(structure: str) -> None:
             assert int(keep.sum()) >= min(0.3 * keep.numel(), int(plan.keep[name].sum()))
 
 
+@pytest.mark.slow
 def test_runs_of_an_edited_plan_are_kept() -> None:
     model, batches = trained("multilayer")
     scores = random_scores(model)
@@ -180,6 +183,7 @@ def test_a_vital_weight_comes_back_in_the_first_round() -> None:
     assert kl_of(model, refined, batches) < 0.5 * kl_of(model, plan, batches)
 
 
+@pytest.mark.slow
 def test_blames_residual_closes_the_account() -> None:
     model, batches = trained("multilayer", torch.float64)
     plan = make_plan(random_scores(model), model, sparsity=0.5)
@@ -277,6 +281,7 @@ def test_a_saved_plan_keeps_its_history(tmp_path: Path) -> None:
         assert moved == {"back": int((after & ~before).sum()), "out": int((before & ~after).sum())}
 
 
+@pytest.mark.slow
 def test_a_mask_that_only_fits_what_it_learnt_from_is_told() -> None:
     model, batches = trained("multilayer")
     x, y = batches[0]
