@@ -32,10 +32,10 @@ from tests.reference import fidelity, predict
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """40 steps and 6 rounds at most: these tests are about what is done with refined plans, and make many."""
+    """20 steps and 4 rounds at most: these tests are about what is done with refined plans, and make many."""
 
     def shortened(*arguments: object, steps: int, rounds: int, **options: object) -> Plan:
-        return prunekit.refine(*arguments, steps=min(steps, 40), rounds=min(rounds, 6), **options)  # type: ignore[arg-type]
+        return prunekit.refine(*arguments, steps=min(steps, 20), rounds=min(rounds, 4), **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(verbs_refining, "refine", shortened)
 
