@@ -6,15 +6,17 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch import nn
 
 import prunekit
 from prunekit import Plan, UsageError
-from prunekit.data import digits
+from prunekit.data import Samples, digits
 from prunekit.measure import merit as merit_of
 from prunekit.models.digits import DigitsCNN
 from prunekit.recipe import Prune
@@ -32,10 +34,10 @@ from tests.reference import fidelity, predict
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """20 steps and 4 rounds at most: these tests are about what is done with refined plans, and make many."""
+    """20 steps, 4 rounds and 256 samples at most: these tests are about what is done with refined plans, and make many."""
 
-    def shortened(*arguments: object, steps: int, rounds: int, **options: object) -> Plan:
-        return prunekit.refine(*arguments, steps=min(steps, 20), rounds=min(rounds, 4), **options)  # type: ignore[arg-type]
+    def shortened(plan: Plan, model: nn.Module, samples: Samples, *, steps: int, rounds: int, **options: Any) -> Plan:
+        return prunekit.refine(plan, model, samples.first(256), steps=min(steps, 20), rounds=min(rounds, 4), **options)
 
     monkeypatch.setattr(verbs_refining, "refine", shortened)
 
@@ -341,7 +343,13 @@ def test_recipes_can_ask_for_it(cli: Cli, tmp_path: Path) -> None:
     recipe["score"]["criteria"] = ["magnitude"]
     recipe["compare"] = {"sparsities": [0.9], "structures": ["unstructured"]}
     recipe["prune"] = [
-        {"name": "a", "criterion": "magnitude", "sparsity": 0.9, "refine": {"rounds": 4, "learn": False}, "squeeze": True},
+        {
+            "name": "a",
+            "criterion": "magnitude",
+            "sparsity": 0.9,
+            "refine": {"rounds": 4, "learn": False, "samples": 100},
+            "squeeze": True,
+        },
         {"name": "b", "criterion": "magnitude", "sparsity": 0.9, "refine": False},
         {"name": "c", "sparsity": 0.9},
         {"name": "d", "sparsity": 0.9, "refine": False},
@@ -350,7 +358,7 @@ def test_recipes_can_ask_for_it(cli: Cli, tmp_path: Path) -> None:
     done = cli("run", tmp_path / "r.yaml", "--out", tmp_path / "run", "--json", "--quiet")
     assert done.code == 0, done.err
     first, second, tried, plain = json.loads(done.out)["prune"]
-    assert first["refine"]["samples"] == {"learn": 1000, "accept": 24}  # of the training data; the scoring samples
+    assert first["refine"]["samples"] == {"learn": 100, "accept": 24}  # of the training data; the scoring samples
     assert second["refine"] is None
     assert second["squeezed"] is None
     assert tried["refine_tried"]["refined"]
