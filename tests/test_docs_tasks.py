@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 import prunekit
 from prunekit.cli import main
 from prunekit.recipe import pruning
+from tests.pictures import undrawn
 
 PAGE = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
 FILES: dict[str, str] = dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", PAGE, re.S))
@@ -25,15 +26,16 @@ FIRST = {
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(pruning, "TRY_FOR", "1s")  # recipes stay as written; how well a search ends is not what they show
+    monkeypatch.setattr(pruning, "TRY_FOR", "0.2s")  # recipes stay as written; how well a search ends is not what they show
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     for name in FILES:  # another test's module of the same name
         monkeypatch.delitem(sys.modules, name.removesuffix(".py"), raising=False)
-    return tmp_path
+    with undrawn():
+        yield tmp_path
 
 
 @pytest.fixture

@@ -50,6 +50,7 @@ def test_the_example_of_schedules_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "runs/a/child/trajectory.json").is_file()
 
 
+@pytest.mark.slow
 def test_importing_takes_nothing_along() -> None:
     """Neither plotting nor data libraries, nor torch before it is needed; the import path stays as it was."""
     code = (

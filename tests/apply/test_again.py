@@ -77,6 +77,7 @@ def test_three_times(tmp_path: Path) -> None:
     torch.testing.assert_close(masked(dense, plan)(x), model(x), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", ["2:4", "unstructured"])
 def test_the_second_plan_is_refined_inside_the_first(second: str) -> None:
     """On the model that the first one left: both patterns stay exact, and the small model is what comes closer."""

@@ -91,6 +91,7 @@ def test_value_gradient_and_curvature_are_those_of_the_definition(build: Callabl
     assert ((draws.mean(0) - exact.diagonal()).abs() <= 5 * error + 1e-12).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("build", "classes"), CASES)
 def test_the_step_solves_what_is_free_and_leaves_the_rest(build: Callable[[], nn.Module], classes: bool) -> None:
     distance, theta, (batches, *_), _ = posed(build, classes)
@@ -153,6 +154,7 @@ def pruned_nm(tmp_path: Path) -> tuple[nn.Module, dict[str, Tensor], Tensor, Ten
     return model, halves, x, y
 
 
+@pytest.mark.slow
 def test_one_layer_reaches_the_least_squares_of_its_outputs() -> None:
     """Labels that are no classes: squared error, whose minimum for one linear layer is plain least squares."""
     torch.manual_seed(0)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from prunekit.cli import main
+from tests.pictures import undrawn
 
 RECIPE = """
 seed: 3
@@ -54,14 +58,41 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return call
 
 
+@pytest.fixture
+def drawn() -> None:
+    """For tests whose pictures are to be drawn; others write blank ones. The finished run's are drawn too."""
+
+
+@pytest.fixture(autouse=True)
+def pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    with nullcontext() if "drawn" in request.fixturenames else undrawn():
+        yield
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run made by ``prunekit run``; shared, so tests that write take ``run`` instead."""
-    return whole_run(RECIPE, tmp_path_factory.mktemp("finished run"))  # a path with a space
+    return whole_run(RECIPE, "finished run", tmp_path_factory)  # a path with a space
 
 
-def whole_run(recipe: str, folder: Path) -> Path:
-    """The run folder that ``prunekit run`` makes of a recipe's text."""
+def whole_run(recipe: str, name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder that ``prunekit run`` makes of a recipe's text.
+
+    Of several pytest-xdist workers the first makes it and the others copy it.
+    """
+    folder = tmp_path_factory.mktemp(name)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return _made(recipe, folder)
+    shared = tmp_path_factory.getbasetemp().parent / name
+    with shared.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not shared.exists():
+            _made(recipe, folder).parent.rename(shared)
+    shutil.copytree(shared, folder, dirs_exist_ok=True)
+    return folder / "run"
+
+
+def _made(recipe: str, folder: Path) -> Path:
     (folder / "recipe.yaml").write_text(recipe)
     argv, sys.argv = sys.argv, ["prunekit", "run", str(folder / "recipe.yaml"), "--out", str(folder / "run"), "--quiet"]
     try:

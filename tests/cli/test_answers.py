@@ -44,6 +44,7 @@ def test_nan_where_there_was_a_number_is_named() -> None:
     check_answers(broken, broken, x)
 
 
+@pytest.mark.slow
 def test_prune_writes_no_such_model(cli: Cli, tmp_path: Path) -> None:
     save_file(Towers().state_dict(), tmp_path / "weights.safetensors")
     run, here = tmp_path / "run", __name__

@@ -17,6 +17,7 @@ from prunekit.plan import Plan
 from prunekit.verbs.explaining import pictures_of
 from prunekit.verbs.run_folder import Run
 from tests.cli.conftest import Cli
+from tests.pictures import undrawn
 
 EXPLAINED = {
     "channel conv2 1": ("channel-conv2-1", "channel 1 of conv2"),
@@ -29,6 +30,7 @@ EXPLAINED = {
 }
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("asked", EXPLAINED)
 def test_text_json_and_page(cli: Cli, run: Path, asked: str) -> None:
     slug, title = EXPLAINED[asked]
@@ -41,7 +43,8 @@ def test_text_json_and_page(cli: Cli, run: Path, asked: str) -> None:
     assert "http" not in text
     assert title in text
     page.unlink()
-    told = cli("explain", run, *asked.split(), "--json")
+    with undrawn():
+        told = cli("explain", run, *asked.split(), "--json")
     result = json.loads(told.out)
     assert result["title"] == title
     assert result["kind"] == "explanation"
@@ -205,7 +208,8 @@ def test_scores_for_classes_are_those_of_their_samples(cli: Cli, run: Path) -> N
 
 
 def test_auto_judges_classes_on_their_samples(cli: Cli, run: Path) -> None:
-    pruned = cli("prune", run, "-s", 0.8, "--structure", "channels", "--classes", "3,5", "--name", "best", "--json")
+    pruned = cli("prune", run, "-s", 0.8, "--structure", "channels", "--classes", "3,5", "--name", "best", "--no-refine",
+                 "--json")  # fmt: skip
     assert pruned.code == 0, pruned.err
     done = json.loads(pruned.out)
     opened = Run(run)
@@ -226,9 +230,9 @@ def test_auto_judges_classes_on_their_samples(cli: Cli, run: Path) -> None:
             reached[name, allocation] = accuracy(folder)
     assert reached[done["criterion"], done["allocation"]] == max(reached.values())
     assert done["validation_accuracy"] == pytest.approx(max(reached.values()))
-    again = cli("prune", run, "-s", 0.8, "--structure", "channels", "--classes", "3,5", "--name", "best")
+    again = cli("prune", run, "-s", 0.8, "--structure", "channels", "--classes", "3,5", "--name", "best", "--no-refine")
     assert "reused" in again.out
-    other = cli("prune", run, "-s", 0.8, "--structure", "channels", "--classes", "3", "--name", "best")
+    other = cli("prune", run, "-s", 0.8, "--structure", "channels", "--classes", "3", "--name", "best", "--no-refine")
     assert other.code == 1
     assert "classes" in other.err
 

@@ -18,8 +18,10 @@ from safetensors.torch import load_file, save_file
 import prunekit
 from prunekit.data import digits
 from prunekit.models import digits_cnn
+from prunekit.models.digits import DigitsCNN
 from prunekit.verbs.run_folder import Run
 from tests.cli.conftest import RECIPE, Cli
+from tests.interrupt import ctrl_c, trains
 
 CRITERIA = ["influence", "magnitude", "gradient", "taylor", "random"]
 
@@ -266,7 +268,7 @@ def test_imported_models(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPat
     assert done.code == 0
     assert "a path of 2 checkpoints" in done.out
     assert cli("score", "two", "-c", "all").code == 0
-    assert cli("prune", "two", "-c", "auto", "-s", 0.5, "--structure", "channels", "--name", "a").code == 0
+    assert cli("prune", "two", "-c", "auto", "-s", 0.5, "--structure", "channels", "--name", "a", "--no-refine").code == 0
     assert cli("eval", "two/pruned/a").code == 0
     other = cli("import", "--model", "their_module:build", "--model-args", '{"width": 7}', "--weights",
                 "late.safetensors", "--out", "three")  # fmt: skip
@@ -275,6 +277,7 @@ def test_imported_models(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "three" / "trajectory").exists()
 
 
+@pytest.mark.slow
 def test_a_run_folder_is_never_on_the_path(run: Path, tmp_path: Path) -> None:
     (run / "evil.py").write_text("raise SystemExit('code from the run folder ran')\n")
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
@@ -289,6 +292,7 @@ def test_a_run_folder_is_never_on_the_path(run: Path, tmp_path: Path) -> None:
     assert "no module 'evil'" in done.stderr
 
 
+@pytest.mark.slow
 def test_checkout_door_and_version(cli: Cli) -> None:
     door = Path(prunekit.__file__).parents[1] / "cli.py"
     printed = subprocess.run([sys.executable, str(door), "--help"], capture_output=True, text=True, check=True).stdout
@@ -321,6 +325,7 @@ def test_influence_options_on_the_command_line(run: Path, cli: Cli) -> None:
     assert files(run) == before
 
 
+@pytest.mark.slow
 def test_recording_options_of_a_recipe(cli: Cli, tmp_path: Path) -> None:
     for number, record in enumerate(("{every: 4}", "{states: half}", "{second_moments: true, snapshot_every: 0}")):
         (tmp_path / "r.yaml").write_text(RECIPE.replace("epochs: 3", f"epochs: 1, record: {record}"))
@@ -331,25 +336,14 @@ def test_recording_options_of_a_recipe(cli: Cli, tmp_path: Path) -> None:
         assert cli("eval", out / "pruned" / "a", "--quiet").code == 0
 
 
-def test_training_that_was_cut_off_goes_on(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: Path) -> None:
-    from prunekit.training import loop
-
+def test_training_that_was_cut_off_goes_on(cli: Cli, tmp_path: Path, finished: Path) -> None:
     (tmp_path / "r.yaml").write_text(RECIPE.replace("epochs: 3", "epochs: 3, record: {snapshot_every: 5}"))
-    real = loop.math.isfinite
-    calls: list[float] = []
-
-    def interrupted(value: float) -> bool:
-        calls.append(value)
-        if len(calls) == 13:
-            raise KeyboardInterrupt
-        return real(value)
-
-    monkeypatch.setattr(loop.math, "isfinite", interrupted)
-    assert cli("train", tmp_path / "r.yaml", "--out", tmp_path / "run").code == 130
+    with ctrl_c(DigitsCNN, trains, call=17):
+        assert cli("train", tmp_path / "r.yaml", "--out", tmp_path / "run").code == 130
     assert not (tmp_path / "run" / "trajectory").exists()
     done = cli("train", tmp_path / "r.yaml", "--out", tmp_path / "run")
     assert done.code == 0
-    assert "goes on after step 10" in done.err
+    assert "goes on after step 10" in done.err, done.err
     resumed, whole = (prunekit.Trajectory(f / "trajectory") for f in (tmp_path / "run", finished))
     assert resumed.hash == whole.hash
     assert not (tmp_path / "run" / "trajectory.partial").exists()
@@ -374,6 +368,7 @@ def test_ratios_and_floor_on_the_command_line(run: Path, cli: Cli) -> None:
     assert not (run / "pruned" / "wrong").exists()
 
 
+@pytest.mark.usefixtures("drawn")
 def test_sensitivity_prunes_one_layer_at_a_time(run: Path, cli: Cli) -> None:
     done = cli("sensitivity", run, "-c", "magnitude", "--sparsity", 0, "--sparsity", 0.5, "--json")
     assert done.code == 0, done.err

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch import nn
 
 import prunekit
 from prunekit import Plan, UsageError
-from prunekit.data import digits
+from prunekit.data import Samples, digits
 from prunekit.measure import merit as merit_of
+from prunekit.models.digits import DigitsCNN
 from prunekit.recipe import Prune
 from prunekit.task import Classification
 from prunekit.verbs import refining as verbs_refining
@@ -26,15 +28,16 @@ from prunekit.verbs.run_folder import Run
 from tests.cli.conftest import RECIPE, Cli
 from tests.cli.test_bad_input import one_line
 from tests.cli.test_pipeline import small_cnn
+from tests.interrupt import ctrl_c, repairs
 from tests.reference import fidelity, predict
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """40 steps and 6 rounds at most: these tests are about what is done with refined plans, and make many."""
+    """20 steps, 4 rounds and 256 samples at most: these tests are about what is done with refined plans, and make many."""
 
-    def shortened(*arguments: object, steps: int, rounds: int, **options: object) -> Plan:
-        return prunekit.refine(*arguments, steps=min(steps, 40), rounds=min(rounds, 6), **options)  # type: ignore[arg-type]
+    def shortened(plan: Plan, model: nn.Module, samples: Samples, *, steps: int, rounds: int, **options: Any) -> Plan:
+        return prunekit.refine(plan, model, samples.first(256), steps=min(steps, 20), rounds=min(rounds, 4), **options)
 
     monkeypatch.setattr(verbs_refining, "refine", shortened)
 
@@ -209,6 +212,7 @@ def test_a_refined_plan_is_compensated_within_its_budget_or_fine_tuned(cli: Cli,
     assert found["refine"]["rounds"]
 
 
+@pytest.mark.slow
 def test_an_accuracy_budget_is_searched_with_refined_plans(cli: Cli, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (tmp_path / "r.yaml").write_text(RECIPE.replace("lr: 0.02", "lr: 0.01").replace("epochs: 3", "epochs: 15"))  # it has learnt
@@ -216,7 +220,7 @@ def test_an_accuracy_budget_is_searched_with_refined_plans(cli: Cli, tmp_path: P
     assert cli("score", run, "--criterion", "magnitude").code == 0
     opened = Run(run)
     wanted = {"criterion": "magnitude", "max_accuracy_drop": 8}
-    refining = {"refine": {"rounds": 6, "learn": False}}
+    refining = {"refine": {"rounds": 6, "learn": False, "samples": 256}}
     plain = prune_run(opened, Prune.of({**wanted, "name": "plain"}, "test"))
     better = prune_run(opened, Prune.of({**wanted, **refining, "name": "better"}, "test"))
     assert better["achieved"] > plain["achieved"]
@@ -339,7 +343,13 @@ def test_recipes_can_ask_for_it(cli: Cli, tmp_path: Path) -> None:
     recipe["score"]["criteria"] = ["magnitude"]
     recipe["compare"] = {"sparsities": [0.9], "structures": ["unstructured"]}
     recipe["prune"] = [
-        {"name": "a", "criterion": "magnitude", "sparsity": 0.9, "refine": {"rounds": 4, "learn": False}, "squeeze": True},
+        {
+            "name": "a",
+            "criterion": "magnitude",
+            "sparsity": 0.9,
+            "refine": {"rounds": 4, "learn": False, "samples": 100},
+            "squeeze": True,
+        },
         {"name": "b", "criterion": "magnitude", "sparsity": 0.9, "refine": False},
         {"name": "c", "sparsity": 0.9},
         {"name": "d", "sparsity": 0.9, "refine": False},
@@ -348,7 +358,7 @@ def test_recipes_can_ask_for_it(cli: Cli, tmp_path: Path) -> None:
     done = cli("run", tmp_path / "r.yaml", "--out", tmp_path / "run", "--json", "--quiet")
     assert done.code == 0, done.err
     first, second, tried, plain = json.loads(done.out)["prune"]
-    assert first["refine"]["samples"] == {"learn": 1000, "accept": 24}  # of the training data; the scoring samples
+    assert first["refine"]["samples"] == {"learn": 100, "accept": 24}  # of the training data; the scoring samples
     assert second["refine"] is None
     assert second["squeezed"] is None
     assert tried["refine_tried"]["refined"]
@@ -391,13 +401,9 @@ def test_compare_has_a_line_of_refined_plans(cli: Cli, run: Path) -> None:
     assert without["cells"] == plain["cells"]
 
 
-def test_ctrl_c_ends_a_comparison(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
+def test_ctrl_c_ends_a_comparison(run: Path) -> None:
     before = (run / "compare.json").read_bytes()
-    monkeypatch.setattr(sys.modules["prunekit.repair.refine"], "blame", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with ctrl_c(DigitsCNN, repairs, call=9), pytest.raises(KeyboardInterrupt):
         compare_run(Run(run), True, ["unstructured"], ["global"], [0.9], True)
     assert (run / "compare.json").read_bytes() == before
 
@@ -569,22 +575,18 @@ def test_a_line_is_refined_where_something_is_compared(cli: Cli, tmp_path: Path)
     one_line(cli("train", tmp_path / "r.yaml", "--out", tmp_path / "run"), 2, "refine.sparsities has 0.6")
 
 
-def test_ctrl_c_ends_a_schedule_and_an_interrupted_model_is_not_reused(
-    cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stopped(plan: Plan, *_: object, **__: object) -> Plan:
-        return replace(plan, provenance={**plan.provenance, "refine": {"ended": "interrupted", "changed": 0, "history": []}})
-
-    monkeypatch.setattr(verbs_refining, "refine", stopped)
-    steps = ("--schedule", "iterative", "--rounds", 2, "--refine")
-    assert cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "steps", *steps).code == 130
-    assert not (run / "pruned" / "steps").exists()
-    again = ("--finetune", 1, "--refine-again", 1)
-    assert cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "again", *again).code == 130
-    assert not (run / "pruned" / "again").exists()
-    prune_run(Run(run), Prune.of({"name": "one", "criterion": "magnitude", "sparsity": 0.8, "refine": True}, "test"))
-    done = cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "one", "--refine")
-    one_line(done, 1, "refining was interrupted", "--overwrite")
+def test_ctrl_c_ends_a_schedule_and_an_interrupted_model_is_not_reused(cli: Cli, run: Path) -> None:
+    asked = ("prune", run, "-c", "magnitude", "-s", 0.8, "--name")
+    for name, more in (
+        ("steps", ("--schedule", "iterative", "--rounds", 2, "--refine")),
+        ("again", ("--finetune", 1, "--refine-again", 1)),
+    ):
+        with ctrl_c(DigitsCNN, repairs, call=9):
+            assert cli(*asked, name, *more).code == 130
+        assert not (run / "pruned" / name).exists()
+    with ctrl_c(DigitsCNN, repairs, call=9):
+        prune_run(Run(run), Prune.of({"name": "one", "criterion": "magnitude", "sparsity": 0.8, "refine": True}, "test"))
+    one_line(cli(*asked, "one", "--refine"), 1, "refining was interrupted", "--overwrite")
 
 
 def merit(figures: dict[str, float]) -> tuple[float, ...]:

@@ -11,9 +11,11 @@ import yaml
 
 import prunekit
 from prunekit.models import digits_cnn
+from prunekit.models.digits import DigitsCNN
 from prunekit.trajectory import Continued
 from tests.cli.conftest import RECIPE, Cli
 from tests.cli.test_pipeline import files, small_cnn
+from tests.interrupt import ctrl_c, trains
 
 
 @pytest.fixture(scope="module")
@@ -204,20 +206,10 @@ def test_a_damaged_fine_tuning_is_told(scored: Path, cli: Cli) -> None:
     assert cli("eval", scored / "pruned" / "damaged").code == 0
 
 
-def test_interrupted_fine_tuning_leaves_nothing(scored: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunekit.training import loop
-
-    real, calls = loop.math.isfinite, []
-
-    def interrupted(value: float) -> bool:
-        calls.append(value)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return real(value)
-
+def test_interrupted_fine_tuning_leaves_nothing(scored: Path, cli: Cli) -> None:
     before = files(scored)
-    monkeypatch.setattr(loop.math, "isfinite", interrupted)
-    assert cli("prune", scored, "-c", "magnitude", "-s", 0.5, "--name", "cut", "--finetune", 1).code == 130
+    with ctrl_c(DigitsCNN, trains, call=5):
+        assert cli("prune", scored, "-c", "magnitude", "-s", 0.5, "--name", "cut", "--finetune", 1).code == 130
     assert files(scored) == before
     assert not list((scored / "pruned").glob("*cut*")) + list((scored / "pruned").glob(".prunekit*"))
 

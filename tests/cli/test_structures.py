@@ -40,7 +40,7 @@ def build() -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def attentive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run of a small transformer, made by ``prunekit run``."""
-    return whole_run(RECIPE, tmp_path_factory.mktemp("attentive"))
+    return whole_run(RECIPE, "attentive", tmp_path_factory)
 
 
 def test_a_run_cuts_and_measures_every_structure(attentive: Path) -> None:

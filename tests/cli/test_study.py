@@ -33,6 +33,7 @@ tune: {epochs: 1, sparsities: {unstructured: [0.8]}}
 
 
 SHORT = STUDY.replace("seeds: [0, 1]", "seeds: [0]").replace('"tempered(taylor)"', "taylor").replace("leading: 1", "leading: 0")
+SMALL = SHORT.replace("magnitude, random, taylor", "magnitude, taylor").replace("unstructured: [0.5, 0.8]", "unstructured: [0.8]")
 
 
 @pytest.fixture
@@ -42,9 +43,11 @@ def study(tmp_path: Path) -> Path:
     return tmp_path / "study.yaml"
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("drawn")
 def test_a_study_from_one_command(study: Path, cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    study.write_text(STUDY + "refine: true\n")  # at the sparsities of tune
+    study.write_text(STUDY + "refine: {of: {unstructured: [magnitude]}}\n")  # at the sparsities of tune
     done = cli("compare", study, "--out", out, "--json")
     assert done.code == 0, done.err
     found = json.loads((out / "compare.json").read_text())
@@ -104,6 +107,7 @@ def test_a_study_from_one_command(study: Path, cli: Cli, tmp_path: Path) -> None
     assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_compensation_by_layers_alone(study: Path, cli: Cli, tmp_path: Path) -> None:
     """Other rows than with the network's outputs, in cells that are measured again when the other is asked for."""
     out, found = tmp_path / "out", {}
@@ -122,8 +126,9 @@ def test_compensation_by_layers_alone(study: Path, cli: Cli, tmp_path: Path) -> 
     assert "compensate" in done.err
 
 
+@pytest.mark.slow
 def test_cells_are_the_same_from_processes_kept_and_measured_again_where_damaged(study: Path, cli: Cli, tmp_path: Path) -> None:
-    out, text = tmp_path / "out", SHORT.replace("seeds: [0]", "seeds: [0, 1]").replace("channels: [0.4]", "'2:4': [0.5]")
+    out, text = tmp_path / "out", SMALL.replace("seeds: [0]", "seeds: [0, 1]").replace("channels: [0.4]", "'2:4': [0.5]")
     study.write_text(text.replace("channels: [global, uniform]", ""))
     assert cli("compare", study, "--out", out).code == 0
     done = cli("compare", study, "--out", tmp_path / "two", "--jobs", 2)
@@ -140,9 +145,10 @@ def test_cells_are_the_same_from_processes_kept_and_measured_again_where_damaged
     assert (out / "compare.csv").read_text() == first
 
 
+@pytest.mark.slow
 def test_asking_for_refined_again_measures_nothing_else(study: Path, cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    text = SHORT.replace("epochs: 1", "epochs: 3").replace(", channels: [0.4]", "").replace(", channels: [global, uniform]", "")
+    text = SMALL.replace("epochs: 1", "epochs: 3").replace(", channels: [0.4]", "").replace(", channels: [global, uniform]", "")
     study.write_text(text + "refine: {tune: [refined]}\n")
     assert cli("compare", study, "--out", out).code == 0
     first = (out / "compare.csv").read_text()
@@ -227,6 +233,7 @@ def test_a_runs_own_comparison_is_not_replaced(study: Path, run: Path, cli: Cli)
     assert (run / "compare.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_workers_and_says_one_line(study: Path, tmp_path: Path) -> None:
     study.write_text(STUDY.replace("seeds: [0, 1]", "seeds: [0, 1, 2, 3, 4, 5]"))
     command = [sys.executable, "-m", "prunekit", "compare", str(study), "--out", str(tmp_path / "out"), "--jobs", "2", "-q"]

@@ -31,6 +31,7 @@ def write(folder: Path, options: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_watched_accuracies_are_those_of_the_recorded_states(cli: Cli, tmp_path: Path) -> None:
     assert cli("train", write(tmp_path, "watch: {every: 2}"), "--out", tmp_path / "run").code == 0
     record = json.loads((tmp_path / "run" / "train.json").read_text())
@@ -63,6 +64,7 @@ def test_training_ends_once_both_accuracies_are_reached(cli: Cli, tmp_path: Path
     assert (again.code, json.loads(again.out)["reused"]) == (0, True)
 
 
+@pytest.mark.slow
 def test_dropped_and_augmented_batches_are_in_the_record(cli: Cli, tmp_path: Path) -> None:
     recipe = write(tmp_path, "drop_last: true, augment: horizontal_flip")
     assert cli("train", recipe, "--out", tmp_path / "run").code == 0
@@ -82,6 +84,7 @@ def test_an_unknown_augmentation_names_the_known(cli: Cli, tmp_path: Path) -> No
     assert "did you mean horizontal_flip" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [["--finetune", "1"], ["--rewind", "2"]])
 def test_training_on_uses_the_same_batches_and_ends_where_the_dense_training_did(
     cli: Cli, tmp_path: Path, steps: list[str]

@@ -142,6 +142,7 @@ def test_parts_of_other_weights_are_refused(parts: dict[str, Scores]) -> None:
         temper(parts["influence"], other, 0)
 
 
+@pytest.mark.slow
 def test_options_are_what_they_say(tiny_run: Run) -> None:
     model, trajectory = tiny_run
     batches = [tiny_data(6, torch.float64)]
@@ -159,6 +160,7 @@ def test_options_are_what_they_say(tiny_run: Run) -> None:
             assert torch.equal({**named.importance, **named.axis_sums}[key], tensor)
 
 
+@pytest.mark.slow
 def test_loss_change_allocation_sums_to_the_change_of_the_loss(tiny_run: Run) -> None:
     model, trajectory = tiny_run
     x, y = tiny_data(6, torch.float64)

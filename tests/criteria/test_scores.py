@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -146,6 +147,7 @@ def test_one_checkpoint_has_no_path(tmp_path: Path) -> None:
         score(trajectory, model, [], "taylor")
 
 
+@pytest.mark.slow
 def test_checkpoints_make_a_path(tmp_path: Path) -> None:
     models = [TinyNet() for _ in range(3)]
     paths = []
@@ -214,6 +216,7 @@ def test_aggregations_agree_with_their_definitions(tiny_run: Run) -> None:
         score(trajectory, model, batches, aggregation="l3")
 
 
+@pytest.mark.slow
 def test_shares_and_phases_add_up(tiny_run: Run) -> None:
     model, trajectory = tiny_run
     batches = [tiny_data(4, torch.float64)]
@@ -273,34 +276,44 @@ def test_untouched_weights_are_counted_and_named(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_scoring_goes_on_with_finished_chunks(tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The samples are the user's, who presses Ctrl-C while the third of four batches is fetched to be scored."""
     model, trajectory = tiny_run
     x, y = tiny_data(200, torch.float64)
-    evidence = Evidence(trajectory, model, ("conv.weight", "head.weight"), Samples.held([(x, y)]))
-    whole = score_evidence(evidence, "influence")
+    fetched: list[int] = []
+    interrupts = False
+
+    def fetch(where: Sequence[int]) -> tuple[Tensor, Tensor]:
+        if interrupts and where[0] == 100 and fetched.count(100) == 1:  # all samples are looked at once before
+            raise KeyboardInterrupt
+        fetched.append(where[0])
+        return x[list(where)], y[list(where)]
+
+    def scored(interrupted: bool = False, **changes: Any) -> Scores:
+        nonlocal interrupts
+        interrupts = interrupted
+        fetched.clear()
+        return score_evidence(replace(evidence, **changes), "influence")
+
+    samples = Samples(fetch, [range(begin, begin + 50) for begin in range(0, 200, 50)])
+    evidence = Evidence(trajectory, model, ("conv.weight", "head.weight"), samples)
+    whole = scored()
+    assert fetched[-4:] == [0, 50, 100, 150]
     monkeypatch.setattr(additive, "SECONDS_BETWEEN_SAVES", -1.0)
     partial = tmp_path / "partial.safetensors"
-    real, calls = additive._add, []
-
-    def stops(*arguments: object) -> None:
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        real(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(additive, "_add", stops)
     with pytest.raises(KeyboardInterrupt):
-        score_evidence(replace(evidence, partial=partial), "influence")
+        scored(interrupted=True, partial=partial)
+    assert fetched[-2:] == [0, 50]
     assert partial.exists()
-    again = score_evidence(replace(evidence, partial=partial), "influence")
-    assert len(calls) == 3 + 2  # two of four chunks were kept
+    again = scored(partial=partial)
+    assert fetched[-2:] == [100, 150]  # two of four chunks were kept
+    assert fetched.count(50) == 1
     assert again.digest == whole.digest
     assert not partial.exists()
-    other = tmp_path / "other.safetensors"
-    calls.clear()
     with pytest.raises(KeyboardInterrupt):
-        score_evidence(replace(evidence, partial=other), "influence")
-    changed = score_evidence(replace(evidence, partial=other, nodes=2), "influence")
-    assert changed.digest == score_evidence(replace(evidence, nodes=2), "influence").digest
+        scored(interrupted=True, partial=partial)
+    assert partial.exists()
+    changed = scored(partial=partial, nodes=2)
+    assert changed.digest == scored(nodes=2).digest
 
 
 @pytest.mark.slow

@@ -60,6 +60,7 @@ def test_slugs_are_safe_file_names_that_can_be_read_back(spec: Single | Product 
         assert text_of(found) == spec.text
 
 
+@pytest.mark.slow
 @given(specs, specs)
 def test_slugs_are_unique(one: Single | Product | Rank, other: Single | Product | Rank) -> None:
     assert (slug(one) == slug(other)) == (one.text == other.text)
@@ -136,6 +137,7 @@ def test_what_is_not_a_name_is_refused_in_one_line(text: str, said: str) -> None
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @given(st.text(alphabet="influence(tar=gm)^*+0.5,rk ", max_size=40))
 def test_no_text_breaks_the_parser(text: str) -> None:
     try:

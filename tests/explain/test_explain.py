@@ -128,6 +128,7 @@ def test_layers_in_one_backward_pass_are_directional_derivatives(tmp_path: Path)
             torch.testing.assert_close(found[row, :, k], (by_step * view.own).sum((1, 2)), atol=1e-13, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_sample_is_rebuilt_and_its_certificate_is_the_error(tmp_path: Path) -> None:
     model, view = viewed(tmp_path / "t", nodes=8)
     one = View.of(model, view.trajectory, view.x[:1], view.y[:1], nodes=8)
@@ -202,6 +203,7 @@ def planted(tmp_path: Path) -> tuple[nn.Module, Trajectory]:
     return model, recorded(tmp_path / "t", model, optimizer, planted_data(64, 1), steps=40)
 
 
+@pytest.mark.slow
 def test_a_channel_that_only_one_class_uses(planted: tuple[nn.Module, Trajectory]) -> None:
     model, trajectory = planted
     view = View.of(model, trajectory, *planted_data(32, 2))
@@ -229,6 +231,7 @@ def test_scores_from_one_class_know_whom_a_channel_serves(planted: tuple[nn.Modu
         assert rank >= 5 if wanted == ONLY_CLASS else rank == 0  # of 8: among the top 3, or the first to go
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
 def test_a_training_sample_repeated_under_a_wrong_label(tmp_path: Path, optimizer: str) -> None:
     torch.manual_seed(0)

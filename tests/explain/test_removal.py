@@ -67,6 +67,7 @@ def test_layers_classes_and_units_add_up_to_the_divergence(tmp_path: Path, struc
     assert found["units"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_a_units_blame_is_the_mean_of_its_samples(tmp_path: Path, structure: str) -> None:
     model, trajectory, x, y = made(tmp_path / "t")
@@ -173,6 +174,7 @@ def test_two_masks_differ_by_what_only_one_removes(tmp_path: Path, structures: t
         assert bool(told["units"]) == (structures[0] == structures[1])
 
 
+@pytest.mark.slow
 def test_labels_need_not_be_classes(tmp_path: Path) -> None:
     model, trajectory, x, y = made(tmp_path / "t")
     found = explain_removal(RemovalEffect(model, trajectory, x, y.double()), "p", planned(model, "unstructured"), range(60))

@@ -131,6 +131,7 @@ def test_every_option(tmp_path: Path, name: str, option: dict[str, Any]) -> None
     identities(trajectory, model, (lambda i, seed: augmented(i, seed)) if "augment" in option else batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["momentum", "nesterov", "adam, coupled decay", "adamw"])
 def test_an_optimizer_that_starts_warm(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
@@ -204,6 +205,7 @@ def test_dropout_is_replayed(tmp_path: Path) -> None:
     identities(train(tmp_path / "t", model, ADAMW(model.parameters(), lr=0.02, weight_decay=0.1), micro=2), model)
 
 
+@pytest.mark.slow
 def test_batch_norm_shares_a_batchs_statistics(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Tanh(), nn.Flatten(), nn.Linear(12, 4)).double()

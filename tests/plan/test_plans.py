@@ -47,6 +47,7 @@ def test_exactly_the_asked_number_goes_ties_included(sizes: list[int], sparsity:
             assert abs(int((~mask).sum()) - sparsity * len(mask)) <= 1
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     name=st.sampled_from(list(HANDLED)),

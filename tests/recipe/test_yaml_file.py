@@ -120,7 +120,8 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
 @given(args=st.dictionaries(st.text(max_size=5) | LOOKS, VALUES, max_size=3))
 def test_a_resolved_recipe_reads_back_as_the_same_values(args: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
     recipe = Recipe.of({"seed": 0, "model": {"factory": "m:b", "args": args}, "data": {"factory": "m:d"}}, "test")

@@ -66,7 +66,7 @@ def flat(model: nn.Module, layout: Layout) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     number=st.integers(0, 2),
     sparsity=st.floats(0.05, 0.9),
@@ -91,7 +91,7 @@ def test_counts_stay_exact_after_any_swap(kind: str, number: int, sparsity: floa
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(sparsity=st.floats(0.3, 0.9), seed=st.integers(0, 50), share=st.floats(0, 1))
 def test_what_an_earlier_plan_removed_stays_away(kind: str, sparsity: float, seed: int, share: float) -> None:
     """However much it would gain and be worth."""
@@ -156,7 +156,7 @@ def weights(plan: Plan) -> tuple[int, int]:
     return sum(left[name] for name in plan.provenance["prunable"]), sum(left.values())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_limits_select_what_trying_all_sets_finds(data: st.DataObject) -> None:
     units = data.draw(st.integers(1, 8))

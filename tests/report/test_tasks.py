@@ -129,6 +129,7 @@ def test_a_sample_and_a_training_sample(
     shows(given, tmp_path, capsys)
 
 
+@pytest.mark.slow
 def test_outputs_are_told_one_by_one_only_where_that_says_something(cases: dict[str, Case]) -> None:
     rows = {}
     for name in MADE:
@@ -197,6 +198,7 @@ def test_a_removal_adds_up_to_the_tasks_divergence(
     assert KL[name] in shows(two, tmp_path, capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VALUED)
 def test_a_diff_blames_groups_for_the_distance(
     name: str, cases: dict[str, Case], tmp_path: Path, capsys: pytest.CaptureFixture[str]

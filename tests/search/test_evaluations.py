@@ -135,6 +135,7 @@ def test_rescoring_costs_the_gradients_of_refining(samples: int) -> None:
     assert (found.gradients - choosing) % samples == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["rescored", "rescored-10"])
 def test_rescoring_units_takes_a_gradient_a_round(way: str, tmp_path: Path) -> None:
     """As many rounds as refining takes gradients, or ten, but no more than there are units to remove."""

@@ -22,6 +22,7 @@ def row(seed: int, criterion: str, sparsity: float, validation: float, test: flo
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.floats(0, 0.99), st.floats(0, 1)), min_size=2, max_size=9, unique_by=lambda p: round(p[0], 3)))
 def test_area_is_the_mean_height_by_fine_steps(points: list[tuple[float, float]]) -> None:
     curve = {round(s, 3): f for s, f in points}

@@ -169,7 +169,9 @@ def test_the_path_is_complete_where_weights_come_back(dense, tmp_path: Path, str
 
     folder = tmp_path / "child"
     first = planner(dense, structure).plan(model, KEPT)
-    done = prune_by_schedule(model, planner(dense, structure), KEPT, how=how(), folder=folder, again=RefineAgain(2, swapped))
+    done = prune_by_schedule(
+        model, planner(dense, structure), KEPT, how=how(epochs=2), folder=folder, again=RefineAgain(2, swapped)
+    )
     child = Trajectory(folder)
     path = Continued(trajectory, child)
     jumps = [s for s in child.segments() if s.jump]

@@ -36,6 +36,7 @@ def half_plan(trajectory: Trajectory, model: nn.Module, structure: str = "unstru
     return make_plan(score(trajectory, model, criterion="magnitude"), model, X[:2], sparsity=sparsity, structure=structure)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", ["unstructured", "channels"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_masks_hold_exactly_and_the_path_is_complete(tmp_path: Path, tiny_run, optimizer: str, structure: str) -> None:
@@ -136,6 +137,7 @@ def test_steps_with_shrinking_masks_are_those_of_a_loop_written_out(tmp_path: Pa
     assert all(torch.equal(a, b) for a, b in zip(tuned.parameters(), by_hand.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_cut_model_computes_what_the_fine_tuned_masked_one_does(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Residual().double()

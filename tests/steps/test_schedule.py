@@ -115,6 +115,7 @@ def test_cubic_of_zhu_and_gupta(sparsity: float, prunings: int) -> None:
     assert found == sorted(found)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6), levels=st.integers(1, 4), rounds=st.integers(2, 6), sparsity=st.floats(0, 0.98),
        structure=st.sampled_from(["unstructured", "channels"]), allocation=st.sampled_from(["global", "uniform"]))  # fmt: skip
@@ -144,6 +145,7 @@ def test_ties_and_zeros_never_bring_a_weight_back(
 MODEL = HANDLED["flattened"]()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", ["unstructured", "channels"])
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("tuned", [False, True])

@@ -106,6 +106,7 @@ def test_every_augmented_batch_can_be_made_again(tmp_path: Path) -> None:
         optimizer.step()
 
 
+@pytest.mark.slow
 def test_data_scores_of_augmented_training_sum_to_the_weights(tmp_path: Path) -> None:
     """``Σ_k score_k = Σ_i ψ_i``: it breaks when a batch is made again otherwise than the step saw it."""
     model, path = trained(tmp_path, augment=flip)

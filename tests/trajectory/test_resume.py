@@ -155,6 +155,7 @@ def test_every_kth_state(tmp_path: Path, every: int) -> None:
         assert (one.regularisation - two.regularisation).norm() < 0.05 * two.regularisation.norm()
 
 
+@pytest.mark.slow
 def test_half_precision_differences(tmp_path: Path) -> None:
     def made(name: str, states: str) -> Trajectory:
         torch.manual_seed(2)

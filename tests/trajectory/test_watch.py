@@ -180,6 +180,7 @@ KINDS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["on one pass", "in turns", "one rarely"])
 @pytest.mark.parametrize(("first", "second"), [("sgd", "sgd"), ("sgd", "adamw"), ("adamw", "adamw")])
 def test_two_optimizers_on_one_path(tmp_path: Path, first: str, second: str, order: str) -> None:

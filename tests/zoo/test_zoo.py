@@ -12,6 +12,7 @@ from benchmarks.zoo.cells import FAULT, REFUSED, WORKS, Wrong, command, judged
 from benchmarks.zoo.entry import STEPS
 from benchmarks.zoo.steps import counted, walk
 from prunekit import PrunekitError, StructureError, UsageError
+from tests.pictures import undrawn
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries; what a user must know is in what prunekit says
 
@@ -32,7 +33,8 @@ def test_every_step_works_or_is_refused_by_name(name: str, tmp_path: Path) -> No
     if package is not None:
         pytest.skip(f"{name} needs {package}, which is not installed (pip install 'prunekit[test]')")
     steps = [step for step in STEPS if name in DEAR.get(step, FAST)]
-    cells = walk(name, tmp_path, steps)
+    with undrawn():  # make zoo draws
+        cells = walk(name, tmp_path, steps)
     assert list(cells) == steps
     faults = [f"{step}: {cell.why} {cell.where}" for step, cell in cells.items() if cell.verdict == FAULT]
     assert not faults, "\n".join(faults)
