@@ -30,7 +30,7 @@ def explain(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A parameter, group or layer; a sample; a pruned model.")] = "",
     index: Annotated[str, typer.Argument(metavar="[INDEX]", help="Of a weight, channel or head; diff: another model.")] = "",
     split: Annotated[str | None, typer.Option(help="test, validation, scoring; train for a training sample.")] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="At most so many; eval.samples by default.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="How many at most; eval.samples by default.")] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="Of a training step; pruned, diff: of the pruning.")] = None,
     pruned: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Look at this pruned model only; repeatable.")] = None,
     device: Device = None, quiet: Quiet = False, as_json: Json = False,

@@ -48,7 +48,7 @@ def prune(
     ratio: Annotated[list[str] | None, typer.Option(metavar="PATTERN=SHARE", help="Share to remove; last match counts.")] = None,
     floor: Annotated[float, typer.Option(help="Share of every layer that stays, in [0, 1).")] = 0.0,
     round_to: Annotated[int | None, typer.Option(min=1, help="Channels, heads: what stays is a multiple of this.")] = None,
-    min_units: Annotated[int | None, typer.Option(min=1, help="Channels, heads: so many stay in a layer at least.")] = None,
+    min_units: Annotated[int | None, typer.Option(min=1, help="Channels, heads: the least that stays in a layer.")] = None,
     max_params: Annotated[int | None, typer.Option(help="Parameters that may stay.")] = None,
     max_macs: Annotated[int | None, typer.Option(help="Theoretical MACs of one sample.")] = None,
     max_bytes: Annotated[int | None, typer.Option(help="Size of model.safetensors.")] = None,
@@ -65,7 +65,7 @@ def prune(
     ] = None,
     refine_budget: Annotated[str | None, typer.Option(help="Refine for so long in all, such as 60s; auto's try: 60s.")] = None,
     refine_again: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Refine and fine-tune so many times more; implies --refine.")
+        int | None, typer.Option(min=0, metavar="N", help="Refine and fine-tune N times more; implies --refine.")
     ] = None,
     squeeze: Annotated[bool, typer.Option("--squeeze", help="Take out channels that an unstructured mask emptied.")] = False,
     schedule: Annotated[str, typer.Option(help="one-shot, iterative, or gradual (while it fine-tunes).")] = "one-shot",

@@ -49,7 +49,7 @@ class Collected:
     """Running sums over chunks; every aggregation is a function of something that adds up.
 
     ``sums``: per prunable parameter, of what the aggregation adds up (``Aggregation.each``); ``axes``: signed axis sums of
-    every chunk, in order; ``count``: samples × targets; ``chunks``: how many are in; ``spacing``: every so many samples have
+    every chunk, in order; ``count``: samples × targets; ``chunks``: how many are in; ``spacing``: every ``spacing``-th sample has
     their axis sums kept (0 before any chunk).
     """
 

@@ -1,5 +1,7 @@
-"""Fisher: ``θ² · E[g²] / 2``, the loss that removing a weight costs in second order (Optimal Brain Damage, LeCun et al. 1989),
-the Hessian's diagonal taken from the empirical Fisher: per-sample gradients of the loss at the true labels (Theis et al. 2018,
+"""Fisher: ``θ² · E[g²] / 2``, the loss that removing a weight costs in second order.
+
+It is Optimal Brain Damage (LeCun et al. 1989) with the Hessian's diagonal taken from the empirical Fisher: per-sample gradients
+of the loss at the true labels (Theis et al. 2018,
 arXiv 1801.05787; Liu et al. 2021, arXiv 2108.00708, for groups).
 
 A group's is ``E[(Σ_i θ_i g_i)²] / 2``: the Fisher's quadratic form for removing all of it, cross terms included.

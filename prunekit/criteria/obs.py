@@ -1,5 +1,7 @@
-"""OBS, layer by layer: ``θ_i² / [H⁻¹]_ii`` with ``H = Σ x xᵀ`` of the layer's inputs (Optimal Brain Surgeon, Hassibi and Stork
-1993; OBC, Frantar and Alistarh 2022, arXiv 2208.11580; SparseGPT, arXiv 2301.00774).
+"""OBS, layer by layer: ``θ_i² / [H⁻¹]_ii`` with ``H = Σ x xᵀ`` of the layer's inputs.
+
+Optimal Brain Surgeon (Hassibi and Stork 1993), by layers: OBC (Frantar and Alistarh 2022, arXiv 2208.11580), SparseGPT (arXiv
+2301.00774).
 
 What the layer's squared output error grows by when weight ``i`` goes and the others of its output make up for it as well as
 they can. ``H + λI`` is inverted, ``λ = damping × mean diagonal`` (0.01 by default; ``obs(damping=0.1)``). A group's is the sum of

@@ -45,7 +45,7 @@ def as_criterion(found: Any, name: str) -> Criterion:
 
 
 class _Checked:
-    """A user's function, whose errors are told in one line and whose result is looked at before anything is made of it."""
+    """A user's function. Its errors become one line, and its result is checked before it is used."""
 
     def __init__(self, compute: Callable[[Evidence], Any], name: str) -> None:
         self.compute, self.name = compute, name

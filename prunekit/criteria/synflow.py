@@ -1,5 +1,6 @@
-"""SynFlow: ``|θ| · ∂R/∂|θ|``, ``R`` the summed outputs of the model with absolute weights, fed with ones (Tanaka et al. 2020,
-arXiv 2006.05467). Looks at no data but for the shape of one scoring sample.
+"""SynFlow: ``|θ| · ∂R/∂|θ|``, ``R`` the summed outputs of the model with absolute weights, fed with ones.
+
+Tanaka et al. 2020, arXiv 2006.05467. It looks at no data but for the shape of one scoring sample.
 
 One-shot, where the paper repeats it in 100 rounds. Computed in float64: ``R`` is a product over layers and overflows early.
 

@@ -20,7 +20,7 @@ from prunekit.measure import agreement, kl
 from prunekit.progress import Bar
 from prunekit.trajectory import Continued, Segment, Trajectory
 
-OUTPUTS = 1000  # errors are told output by output up to here, where outputs are no classes
+OUTPUTS = 1000  # up to this number of outputs the record has each one's error, where outputs are no classes
 
 
 class Fit(TypedDict):

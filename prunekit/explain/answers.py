@@ -13,7 +13,7 @@ from prunekit.batch import Inputs, Labels, split, take
 from prunekit.kernel import ModelFunction
 from prunekit.task import Binary, Task
 
-FEW = 8  # values of a label or an answer that are told
+FEW = 8  # values of a label or an answer that are written
 AT_A_TIME = 256
 
 

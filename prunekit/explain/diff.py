@@ -50,11 +50,11 @@ def explain_diff(
     pruning's straight pieces that is ``Σ_i blame_i = -Σ_i ∫ ∂_i m dθ_i``, exactly; a group's blame is the sum over what leaves
     with it. A coordinate that leaves with several groups counts for each in equal parts, so groups add up to the whole.
     Without classes ``-m(x)`` is the task's divergence of the sample's outputs from the dense model's, and no answer changes:
-    those samples are told that moved furthest.
+    the result names the samples that moved furthest.
 
     Args:
         x, y: samples and labels.
-        limit: blame is told for so many changed samples, those whose margin fell furthest.
+        limit: how many changed samples are blamed; the ones whose margin fell furthest.
         nodes: midpoints of every piece of the pruning.
         task: what the model is for; classification when None.
 
@@ -136,7 +136,7 @@ class _Change:
         margin: the target that pruning lowers, ``(samples, 1)``; ``against``: what it takes as labels.
         margins: its values ``(samples,)``, dense and pruned.
         answers: dense and pruned, and ``labels``, one a sample as JSON values.
-        facts: what is told of all samples.
+        facts: what the result says of all samples.
     """
 
     order: Tensor

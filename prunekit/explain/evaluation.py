@@ -42,7 +42,7 @@ class OnClasses(TypedDict):
 
 
 class Parts(TypedDict):
-    """Of the samples that a mask is learnt from, and of those that accept it: how many, or the divergence on them."""
+    """A number of the samples that a mask is learnt from, and of the samples that accept it: their count, or the divergence."""
 
     learn: float
     accept: float

@@ -18,7 +18,7 @@ from prunekit.kernel import ModelFunction, step_scores
 from prunekit.task import Target, Task, get_task
 from prunekit.trajectory import Segment, Trajectory
 
-COLUMNS = 50  # outputs that are told one by one, where there are no classes
+COLUMNS = 50  # outputs that have a row of their own, where there are no classes
 QUANTITIES = {
     "outputs": "the outputs",
     "log_prob": "the target log_prob (the log-probability of a sample's labels)",
@@ -115,7 +115,7 @@ class View:
         return {
             "task": name,
             "target": self.task.target,
-            "note": f"the task {name} has not one class a sample, so nothing is told class by class; explained is its target "
+            "note": f"the task {name} has not one class a sample, so no table is by class; explained is its target "
             f"{self.task.target}, summed over all that a sample has of it",
         }
 

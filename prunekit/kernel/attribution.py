@@ -71,7 +71,7 @@ def attribute(
         x, y: scoring samples and labels.
         nodes, rule: quadrature within each piece; for what one midpoint is good for see docs/kernel.md.
         tolerance: instead of a fixed rule, halve a piece until every interval's sum of scores is off by less, per sample.
-        early: ``(steps, nodes)``: so many nodes in the first so many steps of training, where Adam moves furthest.
+        early: ``(steps, nodes)``: the first steps of training, where Adam moves furthest, and how many nodes they get.
         share: ``"kernel"`` (U), ``"regularisation"`` (R), ``"whole"`` (D) or ``"survival"`` (what decay left of U).
         skip: chunks that are done already.
         tick: called with the number of samples done, once per piece and chunk.

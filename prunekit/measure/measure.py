@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prunekit.batch import Labels
 
-BLOCKS = 20  # samples are left out in so many blocks where a measure does not add up
+BLOCKS = 20  # of samples, left out one after another where a measure does not add up
 
 
 def mean(sums: Tensor, samples: int) -> Tensor:

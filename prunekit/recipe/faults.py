@@ -1,4 +1,4 @@
-"""What a recipe's author is told of values that do not fit."""
+"""Messages about values in a recipe that do not fit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHAPES = {
     "list_type": "a list is wanted here, [ONE, TWO]",
     "tuple_type": "a list is wanted here, [ONE, TWO]",
 }
-"""What a recipe's author is told of a value of another shape, by pydantic's kind of fault."""
+"""The message about a value of another shape, by pydantic's kind of fault."""
 
 
 def faults_told(path: str | Path, faults: Sequence[Any], model: type[BaseModel], what: str) -> str:

@@ -87,8 +87,8 @@ class Refinement(Section):
     """How a plan is repaired by the blame of what it removed (docs/refine.md).
 
     ``learn``: learn a mask for ``steps`` steps first; ``rounds``: of swaps, at most; ``budget``: stop after so long, such as
-    ``60s`` or ``5m``; ``target``: what is lowered, ``kl`` (to the dense model), ``loss``, or ``module:function``; ``samples``: at
-    most so many training samples to learn from; the scoring samples accept.
+    ``60s`` or ``5m``; ``target``: what is lowered, ``kl`` (to the dense model), ``loss``, or ``module:function``; ``samples``:
+    the most training samples to learn from; the scoring samples accept.
     """
 
     rounds: Annotated[int, Field(ge=0, le=10**6)] = 30
@@ -122,7 +122,7 @@ class Refinement(Section):
 class Refine(Refinement):
     """``when``: ``always``; ``better``: only if the pruned model is better for it on validation data; ``never``. ``true`` and
 
-    ``false`` are short for the first and the last. ``again``: so many times more after fine-tuning, each followed by as much
+    ``false`` are short for the first and the last. ``again``: how many times more after fine-tuning, each followed by as much
     fine-tuning (docs/schedules.md).
     """
 
@@ -137,7 +137,7 @@ class Refine(Refinement):
 
 
 class CompareRefine(Refinement):
-    """``sparsities``: of those compared, where the best plan is refined too; null: everywhere."""
+    """``sparsities``: at which of the compared ones the best plan is refined too; null: at all."""
 
     sparsities: list[Share] | None = None
 

@@ -56,7 +56,7 @@ class Record(Section):
 
 
 class Watch(Section):
-    """The task's first measure on training and validation data ``every`` so many epochs, kept in train.json.
+    """The task's first measure on training and validation data after every ``every`` epochs, kept in train.json.
 
     ``until``: training ends early once both are at least this good (a share, of accuracy).
     """
@@ -97,7 +97,7 @@ class Prunable(Section):
 
 
 class Score(Section):
-    """``criteria``: names with options and compositions, see ``prunekit.criteria.spec``; ``samples``: at most so many scoring
+    """``criteria``: names with options and compositions, see ``prunekit.criteria.spec``; ``samples``: the most scoring
 
     samples. The rest says how influence looks at the path (docs/kernel.md):
 
@@ -178,7 +178,7 @@ AttentionOrFamily = Annotated[
 class Structure(Section):
     """``attention``: attention whose heads the names of its layers do not give away; ``module:function`` makes such mappings.
 
-    ``round_to``, ``min_units``: of channels and heads, what stays is a multiple of this, and so many at least; see ``make_plan``.
+    ``round_to``, ``min_units``: of channels and heads, a multiple of the first stays, and at least the second; see ``make_plan``.
     """
 
     attention: list[AttentionOrFamily] = []

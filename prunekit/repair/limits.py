@@ -95,7 +95,7 @@ def ranks(order: Tensor, part: Tensor) -> Tensor:
 
 
 class Sizes:
-    """How many weights stay, when so many units of every group do: a tensor keeps the product of its axes.
+    """How many weights stay, by how many units of every group do: a tensor keeps the product of its axes.
 
     Args:
         groups: their names, in the order in which units are counted.

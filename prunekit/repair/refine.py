@@ -32,7 +32,7 @@ from prunekit.task.settle import settle
 from prunekit.trajectory import Layout, Segment
 
 SHRINK = 0.6  # of the share that is swapped, after a round that did not help
-PARTED = 2.0  # the accept part's divergence over the learn part's may grow by this factor before it is said
+PARTED = 2.0  # a note is made when the accept part's divergence over the learn part's has grown by more than this
 
 
 @dataclass(frozen=True)

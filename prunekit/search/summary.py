@@ -3,7 +3,7 @@
 A *row* is one pruned model, measured: ``case``, ``seed``, ``structure``, ``criterion``, ``allocation``, ``sparsity``, ``control``
 ("" or "shuffled"), ``epochs`` (of fine-tuning, 0 for one-shot), ``repair`` ("", "compensated", "refined", another way, or a way
 "+compensated"; repaired and fine-tuned rows name their ``method``), and ``validation`` and ``test``, each with the figures of the
-task's measures. What the measures are is told beside the rows (``prunekit.task.evaluation.measures_told``); the first decides.
+task's measures. Beside the rows stands what the measures are (``prunekit.task.evaluation.measures_told``); the first decides.
 
 A *variant* is a criterion with an allocation. A *method* is what a reader would call a criterion: a set of variants, of which
 each run takes the one with the largest area on validation data. Nothing is ever chosen on test data, except the best variant in

@@ -1,4 +1,4 @@
-"""Refine what was fine-tuned again: among its trained weights and, of those removed, the dense ones.
+"""Refine what was fine-tuned again, among its trained weights and the dense values of the removed ones.
 
 Between fine-tuning and a new mask the model is
 

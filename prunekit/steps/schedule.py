@@ -170,7 +170,7 @@ def prune_by_schedule(
         folder: where fine-tuning steps are recorded, as a child of the planner's trajectory. With ``rewind`` only the last
             round's are: the earlier ones chose masks, but no weight of the final model comes from them.
         measure: a figure of a model on validation data, told of every round.
-        again: after the last round, refine and fine-tune so many times more; the mask keeps its size, but all that was ever
+        again: how many times more to refine and fine-tune after the last round; the mask keeps its size, but all that was ever
             removed may come back, with its dense value.
 
     Raises:
@@ -325,7 +325,7 @@ class _Work:
         return self._done()
 
     def gradual(self) -> Plan:
-        """One run of fine-tuning, pruned after every so many steps."""
+        """One run of fine-tuning, pruned at even distances."""
         assert self.how is not None
         every = self.schedule.spread(self.how.steps)
         with self._tuner({}, None) as tuner:

@@ -183,7 +183,7 @@ def _attribute(module: nn.Module, names: Sequence[str]) -> tuple[str | None, int
 
 
 def _separate(name: str, model: nn.Module, spec: Mapping[str, Any]) -> Group:
-    """Raises ValueError when the sizes are not those of so many heads."""
+    """Raises ValueError when the sizes do not fit the number of heads."""
     (q, k, v), heads = (_sizes(model, spec[key])[0] for key in "qkv"), int(spec["heads"])
     inputs = _sizes(model, spec["o"])[1]
     if q % heads:
@@ -205,7 +205,7 @@ def _separate(name: str, model: nn.Module, spec: Mapping[str, Any]) -> Group:
 
 
 def _fused(name: str, model: nn.Module, spec: Mapping[str, Any], by_head: bool = False) -> Group:
-    """Raises ValueError when the sizes are not those of so many heads.
+    """Raises ValueError when the sizes do not fit the number of heads.
 
     Args:
         by_head: query, key and value of a head stand together, instead of all queries before all keys before all values.

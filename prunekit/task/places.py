@@ -85,7 +85,7 @@ class LanguageModel(Places):
     ``log_prob`` is the sum over a sample's tokens, margin and loss their mean.
 
     Args:
-        bytes_per_token: of the text, for bits a byte; without it bits a token are told.
+        bytes_per_token: of the text, for bits a byte; without it the measure is bits a token.
     """
 
     target = "log_prob"

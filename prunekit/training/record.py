@@ -9,7 +9,7 @@ from prunekit.artifact import SOMETIMES, Artifact, Cost
 from prunekit.task.evaluation import MeasureTold
 
 WATCHED = ("train", "validation")
-"""Splits whose figures are told."""
+"""Splits whose figures the record holds."""
 
 
 @dataclass(frozen=True, kw_only=True)

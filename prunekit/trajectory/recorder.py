@@ -41,7 +41,7 @@ class Recorder:
             of any of them is a step of the path. Its post-step hook triggers the recording, so learning rates are the ones the
             step used, and steps that a GradScaler skips are not recorded, fused optimizers' neither.
         provenance: facts to keep with the trajectory (recipe, seeds); JSON values.
-        every: keep the state of every so-many-th step only; rates and batches are kept of all.
+        every: k keeps the state of every k-th step only; rates and batches are kept of all.
         states: ``"whole"``, or ``"half"`` for half-precision differences: half the disk, see docs/kernel.md.
         second_moments: also keep Adam's ``v`` after each step, which data-wise scores and coupled decay need.
         scheduler: kept in the snapshots, for ``resume``; a list of several is one.

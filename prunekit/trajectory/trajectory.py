@@ -268,7 +268,7 @@ class Trajectory:
         """The path's pieces in order.
 
         Args:
-            stride: so many pieces between kept states are taken as one straight piece.
+            stride: how many pieces between kept states are taken as one straight piece.
             begin, end: only pieces that start at optimizer steps in ``[begin, end)``: a phase of training.
             survival: also fill ``Segment.surviving``.
             until: the path ends at this state, one that was kept; None for the last.

@@ -61,7 +61,7 @@ def explain_run(
             layer, a sample's number, a pruned model (``diff``: or two).
         split: whose samples are looked at; for ``sample``, the one that it belongs to. ``test`` by default, for ``pruned``
             those that refining looked at: ``scoring``.
-        samples: at most so many; the recipe's ``eval.samples`` by default (``diff``: all are compared, so many are blamed;
+        samples: the most that are looked at; ``eval.samples`` by default (``diff``: all are compared, these are blamed;
             ``pruned``: ``score.samples``).
         nodes: of a step of training, one by default unless there are few; of the pruning for ``pruned`` and ``diff``.
         only: names of pruned models to look at; all of the run's by default.

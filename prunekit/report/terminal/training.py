@@ -9,7 +9,7 @@ from prunekit.report.terminal.tables import again
 from prunekit.training.record import TrainingRecord
 
 LEARNT = 0.98
-"""The accuracy whose first epoch is told of a watched training: of memorising, and of generalising."""
+"""The first epoch with this accuracy is printed: on training data it memorises, on validation data it generalises."""
 
 
 def train(result: tuple[TrainingRecord, bool]) -> None:
