@@ -90,12 +90,8 @@ class Recorder:
     ) -> None:
         if every < 1:
             raise PrunekitError(f"Recorder: every is {every}; it must be 1 or more")
-        self.folder, self.model, self.optimizers, self.scheduler = (
-            Path(folder),
-            bare(model),
-            bare_optimizers(optimizer),
-            scheduler,
-        )
+        self.folder, self.model, self.scheduler = Path(folder), bare(model), scheduler
+        self.optimizers = bare_optimizers(optimizer)
         self._called = model  # a wrapper is what the loop calls, and compiled code does not run hooks added later
         self.provenance = dict(provenance or {})
         self.every, self.kind, self.second_moments, self.snapshot_every = every, states, second_moments, snapshot_every
