@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunekit.errors import UsageError, quoted
+from prunekit.errors import UsageError, plain, quoted
 from prunekit.recipe.yaml_file import read_yaml
 
 BUILT_IN = ("prunekit.models", "prunekit.data")
@@ -90,11 +90,6 @@ def _is_known(folder: Path, one: Named) -> bool:
         return (_known() / _mark(folder, one)).exists()
     except OSError:
         return False
-
-
-def plain(text: object) -> str:
-    """Without what a terminal would obey."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def _paths(content: Any, key: str) -> Iterator[tuple[str, str]]:

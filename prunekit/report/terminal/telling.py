@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from prunekit.trust import Named, plain
+from prunekit.errors import plain
 
 
 def report(result: tuple[Path, list[str], list[str]]) -> None:
@@ -17,7 +17,7 @@ def report(result: tuple[Path, list[str], list[str]]) -> None:
     print(f"report: {path}")
 
 
-def trust(result: tuple[Path, list[Named]]) -> None:
+def trust(result: tuple[Path, list[Any]]) -> None:
     run, named = result
     if not named:
         print(f"trust: {run}: its recipe names nothing that would have to be trusted")
