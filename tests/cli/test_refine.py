@@ -337,6 +337,7 @@ def test_patterns_are_refined_and_squeezed(cli: Cli, run: Path, structure: str) 
     assert cli("eval", run / "pruned" / "p").code == 0
 
 
+@pytest.mark.slow
 def test_recipes_can_ask_for_it(cli: Cli, tmp_path: Path) -> None:
     recipe = yaml.safe_load(RECIPE)
     recipe["train"]["epochs"] = 1
