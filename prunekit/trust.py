@@ -8,6 +8,7 @@ what was trusted. Moving a folder changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import importlib
@@ -17,7 +18,7 @@ import os
 import re
 import secrets
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,19 +78,73 @@ def remember(folder: Path) -> str | None:
     """From now on the folder's recipe may import what it names, from where it does now; says why that cannot be kept."""
     try:
         for one in imports_of(folder / "recipe.yaml"):
-            place = _known() / _mark(folder, one)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.touch()
+            _keep(_mark(read_yaml(folder / "recipe.yaml"), one))
     except OSError as error:
         return f"{_state()}: {quoted(error)}; set {STATE} to a folder of yours, or later commands ask for prunekit trust {folder}"
     return None
 
 
+def check_file(folder: Path, file: Path, facts: Mapping[str, Any]) -> None:
+    """Refuses a score or plan file whose facts name code: a criterion, target or structure by import path.
+
+    Known are paths of the run's recipe, which ``check`` has let pass, and those that this user has worked with (``used``).
+
+    Raises:
+        UsageError: names the path and what to do.
+    """
+    named = [one for one in _named_in(facts) if one.file != NOWHERE]
+    if not named:
+        return
+    own = {one.path for one in imports_of(folder / "recipe.yaml")}
+    for one in named:
+        if one.path not in own and not _exists(_mark({}, one)):
+            raise UsageError(
+                f"{plain(file)}: names code that neither you nor the run's recipe named here, {plain(one.path)} "
+                f"({plain(one.file)}); score or plan with it yourself, or remove that file"
+            )
+
+
+def used(facts: Mapping[str, Any]) -> None:
+    """From now on files may name the criteria, targets and structures of these facts: this user has just worked with them."""
+    for one in _named_in(facts):
+        with contextlib.suppress(OSError):  # then later commands refuse, and say so
+            _keep(_mark({}, one))
+
+
+def _named_in(facts: Any) -> list[Named]:
+    found: dict[str, None] = {}
+
+    def look(value: Any, key: str) -> None:
+        if isinstance(value, Mapping):
+            for name, inner in value.items():
+                look(inner, str(name))
+        elif isinstance(value, list | tuple):
+            for inner in value:
+                look(inner, key)
+        elif key in ("criterion", "target", "structure"):
+            found.update((path, None) for _, path in _paths(value, key))
+
+    look(facts, "")
+    return [Named("file", path, _file(path)) for path in found]
+
+
 def _is_known(folder: Path, one: Named) -> bool:
+    return _exists(_mark(read_yaml(folder / "recipe.yaml"), one))
+
+
+def _exists(mark: str | None) -> bool:
     try:
-        return (_known() / _mark(folder, one)).exists()
+        return mark is not None and (_known() / mark).exists()
     except OSError:
         return False
+
+
+def _keep(mark: str | None) -> None:
+    if mark is None:
+        raise OSError("no key can be kept there")
+    place = _known() / mark
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.touch()
 
 
 def _paths(content: Any, key: str) -> Iterator[tuple[str, str]]:
@@ -130,10 +185,14 @@ def _file(path: str) -> str:
     return str(Path(place).resolve()) if place else str(spec.origin)
 
 
-def _mark(folder: Path, one: Named) -> str:
-    """The keyed hash of what the recipe says, and of where one of its paths leads."""
-    told = {"recipe": read_yaml(folder / "recipe.yaml"), "key": one.key, "path": one.path, "file": one.file}
-    return hmac.new(_key(), json.dumps(told, sort_keys=True, default=str).encode(), hashlib.sha256).hexdigest()
+def _mark(recipe: Mapping[str, Any], one: Named) -> str | None:
+    """The keyed hash of what the recipe says, and of where one of its paths leads; None where no key can be had."""
+    told = {"recipe": recipe, "key": one.key, "path": one.path, "file": one.file}
+    try:
+        key = _key()
+    except OSError:
+        return None
+    return hmac.new(key, json.dumps(told, sort_keys=True, default=str).encode(), hashlib.sha256).hexdigest()
 
 
 def _state() -> Path:

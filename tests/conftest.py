@@ -23,8 +23,9 @@ from prunekit.trajectory.imported import write_checkpoints
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# What the tests' runs are trusted by is theirs alone.
-os.environ["PRUNEKIT_STATE"] = tempfile.mkdtemp(prefix="prunekit-state-")
+# What the tests' runs are trusted by is theirs alone; workers have it from the process that starts them.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["PRUNEKIT_STATE"] = tempfile.mkdtemp(prefix="prunekit-state-")
 
 # Every test draws the same numbers wherever and after whatever it runs; PRUNEKIT_TEST_SEED tries others.
 SEED = os.environ.get("PRUNEKIT_TEST_SEED")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from prunekit import trust
 from prunekit.apply import Manifest, dense_state, load
 from prunekit.criteria import model_digest
 from prunekit.errors import ArtifactError, UsageError
@@ -33,6 +34,7 @@ def open_pruned(run: Run, folder: Path) -> tuple[Manifest, Plan, torch.nn.Module
         ArtifactError: something is missing or damaged, or does not belong; says what to do.
     """
     manifest, plan = Manifest.load(folder / "prunekit.json"), Plan.load(folder / "plan.safetensors")
+    trust.check_file(run.path, folder / "plan.safetensors", {"structure": plan.structure, **plan.provenance})
     if manifest.plan != plan.digest:
         raise ArtifactError(
             f"{folder}: plan.safetensors is {plan.digest}, the model was pruned by {manifest.plan}; apply it first "

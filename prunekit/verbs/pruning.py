@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from prunekit import checkpoint
+from prunekit import checkpoint, trust
 from prunekit.apply import Manifest, save, squeeze
 from prunekit.apply.answers import check_answers
 from prunekit.criteria import Scores, expand, model_digest
@@ -140,6 +140,7 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
     plan.provenance["request"] = request
     if dry_run:
         plan.save(folder / "plan.safetensors")
+        trust.used({"structure": plan.structure, **plan.provenance})
         return {**_summary(run, folder, plan), **facts, "dry_run": True, "reused": False}
     return _write(run, plan, folder, facts)
 
@@ -184,6 +185,7 @@ def apply_plan(
     if steps is not None and steps.schedule.name != "one-shot":
         raise UsageError(f"--apply takes a finished plan; schedule {steps.schedule.name} makes its own, leave it out")
     plan = Plan.load(plan_path)
+    trust.check_file(run.path, plan_path, {"structure": plan.structure, **plan.provenance})
     if squeezing:
         if plan.smaller:
             raise UsageError(f"--squeeze is for plans of masks; {plan.structure} are cut out as they are")
@@ -248,6 +250,7 @@ def _write(run: Run, plan: Plan, folder: Path, found: Mapping[str, Any] | None =
         facts[f"validation_{figure.name}"] = figure(small)
         check_answers(run.model, small, run.example)
     save(small, plan, folder, facts, squeezed)
+    trust.used({"structure": plan.structure, **plan.provenance})
     return {**_summary(run, folder, plan), **facts, "reused": False}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from prunekit import checkpoint
+from prunekit import checkpoint, trust
 from prunekit.apply import save
 from prunekit.apply.answers import check_answers
 from prunekit.criteria import Evidence, Scores, provenance
@@ -97,6 +97,7 @@ def prune_in_steps(
             check_answers(run.model, small, run.example)
         facts["cost"] = {"seconds": round(time.perf_counter() - started, 3)}
         save(small, done.plan, inner, facts)
+        trust.used({"structure": done.plan.structure, **done.plan.provenance})
         for path in inner.iterdir():
             os.replace(path, temporary / path.name)
         inner.rmdir()

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from prunekit import checkpoint
+from prunekit import checkpoint, trust
 from prunekit.criteria import (
     Evidence,
     Scores,
@@ -80,6 +80,7 @@ def _score_one(
         scores = score_evidence(replace(evidence, partial=partial), name)
         _check_error(name, scores.findings, max_error)
         scores.save(path)
+        trust.used(scores.provenance)
     header = checkpoint.read_header(path, "scores")
     _check_error(name, header["findings"], max_error)
     return _result(path, header, reused)
@@ -92,6 +93,7 @@ def _compose(run: Run, spec: Spec, overwrite: bool) -> dict[str, Any]:
     reused = reusable(path, recorded_inputs(path, _provenance), scores.provenance, overwrite)
     if not reused:
         scores.save(path)
+        trust.used(scores.provenance)
     return _result(path, checkpoint.read_header(path, "scores"), reused)
 
 

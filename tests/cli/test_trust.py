@@ -43,7 +43,7 @@ score: {{criteria: [magnitude]}}
 compare: {{structures: [unstructured], allocations: [global], sparsities: [0.5]}}
 prune: [{{name: half, criterion: magnitude, sparsity: 0.5}}]
 """
-    return whole_run(recipe, tmp_path_factory.mktemp("own"))
+    return whole_run(recipe, "own", tmp_path_factory)
 
 
 def arguments(verb: str, run: Path) -> tuple[object, ...]:
@@ -199,3 +199,50 @@ def test_metadata_in_the_working_folder_offers_nothing(tmp_path: Path, monkeypat
         assert "sneaky" not in {point.name for point in offered("prunekit.criteria")}
     finally:
         offered.cache_clear()
+
+
+@pytest.mark.parametrize("key", ["target", "criterion"])
+def test_a_score_file_names_no_code_either(key: str, own: Path, tmp_path: Path, cli: Cli) -> None:
+    """Of a run whose recipe needs no trust, or has it."""
+    from dataclasses import replace
+
+    from prunekit.criteria import Scores, score_slug
+
+    run = tmp_path / "run"
+    shutil.copytree(own, run)
+    assert cli("score", run, "-c", "taylor", "-q").code == 0
+    (path,) = (run / "scores").glob("taylor*")
+    scores = Scores.load(path)
+    changed = replace(scores, provenance={**scores.provenance, key: "subprocess:check_output"})
+    path.unlink()
+    changed.save(run / "scores" / f"{score_slug(changed.criterion)}.safetensors")
+    for verb in (("compare", run), ("prune", run, "-s", 0.4, "--schedule", "iterative", "--rounds", 2)):
+        done = cli(*verb)
+        assert done.code == 2, done.err
+        assert "names code that neither you nor the run's recipe named here, subprocess:check_output" in done.err
+
+
+def test_a_plan_file_names_no_code_either(own: Path, tmp_path: Path, cli: Cli) -> None:
+    from dataclasses import replace
+
+    from prunekit import Plan
+
+    plan = Plan.load(own / "pruned" / "half" / "plan.safetensors")
+    replace(plan, provenance={**plan.provenance, "criterion": "os:system"}).save(tmp_path / "plan.safetensors")
+    done = cli("prune", own, "--apply", tmp_path / "plan.safetensors", "--name", "theirs")
+    assert done.code == 2
+    assert "names code that neither you nor the run's recipe named here, os:system" in done.err
+
+
+def linear(evidence: object) -> dict[str, Tensor]:
+    """A criterion of this user's."""
+    return {name: tensor.abs() for name, tensor in evidence.weights().items() if name in evidence.prunable}  # type: ignore[attr-defined]
+
+
+def test_what_this_user_named_on_the_command_line_may_stand_in_files(own: Path, tmp_path: Path, cli: Cli) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(own, run)
+    assert cli("score", run, "-c", f"{__name__}:linear", "-q").code == 0
+    done = cli("prune", run, "-c", f"{__name__}:linear", "-s", 0.4, "--name", "mine")
+    assert done.code == 0, done.err
+    assert cli("eval", run / "pruned" / "mine", "-q").code == 0
