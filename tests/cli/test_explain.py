@@ -257,6 +257,7 @@ def test_bad_classes(cli: Cli, finished: Path, classes: str, message: str) -> No
 # -- report ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_report_shows_training_along_its_time_as_eval_made_it(cli: Cli, run: Path) -> None:
     text = (run / "report.html").read_text()
     assert "Training, seen along its own time" in text

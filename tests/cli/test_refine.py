@@ -183,7 +183,7 @@ def test_an_evaluation_without_the_figures_before_squeezing_is_made_anew(cli: Cl
     assert again["masked"] == found["masked"]
     assert json.loads(cli("eval", folder, "--json").out)["reused"]
     (folder / "eval.json").write_text(json.dumps({**old, "masked": found["masked"]}))
-    one_line(cli("eval", folder), 1, "eval.json", "no 'masked_ms'", "--overwrite")
+    one_line(cli("eval", folder), 1, "eval.json", "masked_ms is None; it must be a number", "--overwrite")
 
 
 def test_a_refined_plan_is_compensated_within_its_budget_or_fine_tuned(cli: Cli, run: Path) -> None:

@@ -11,6 +11,7 @@ from prunekit.data import Split, digits
 from prunekit.measure import accuracy
 from prunekit.models import digits_cnn
 from prunekit.report import terminal
+from prunekit.training.record import TrainingRecord
 from prunekit.trajectory import Trajectory, load_into
 from tests.reference import predict
 
@@ -48,10 +49,11 @@ def test_watched_accuracies_are_those_of_the_recorded_states(cli: Cli, tmp_path:
 
 def test_the_epochs_of_memorising_and_generalising_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     seen = [(10, 0.5, 0.1), (20, 0.98, 0.97), (30, 0.97, 0.99), (40, 1.0, 1.0)]
-    terminal.SHOW["train"]({
-        "steps": 40, "cost": {"seconds": 1.0}, "accuracy": {"train": 1.0, "validation": 1.0}, "reused": False,
-        "accuracies": [{"epoch": epoch, "train": a, "validation": b} for epoch, a, b in seen],
-    })  # fmt: skip
+    record = TrainingRecord(
+        steps=40, coordinates=1, losses=[1.0], cost={"seconds": 1.0}, accuracy={"train": 1.0, "validation": 1.0},
+        accuracies=[{"epoch": epoch, "train": a, "validation": b} for epoch, a, b in seen],
+    )  # fmt: skip
+    terminal.SHOW["train"]((record, False))
     assert "98% right: training data at epoch 20, validation data at epoch 30" in capsys.readouterr().out
 
 
