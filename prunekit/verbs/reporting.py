@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from prunekit.apply import Manifest
 from prunekit.artifact import Artifact
 from prunekit.errors import ArtifactError
-from prunekit.explain import EvaluationRecord, RemovalRecord, Timeline
+from prunekit.explain import EvaluationRecord, RemovalRecord
 from prunekit.recipe import Recipe
-from prunekit.report import write_page
+from prunekit.report import SECTIONS, RunArtifacts, write_page
 from prunekit.search import Comparison
 from prunekit.training.record import TrainingRecord
 from prunekit.verbs.accounts import keep_timeline
@@ -58,19 +58,17 @@ def report_run(run: Run) -> tuple[Path, list[str], list[str]]:
     folders = {path.name: path for path in sorted((run.path / "pruned").glob("[!.]*"))}
     found = {name: own(EvaluationRecord, folder / "eval.json") for name, folder in folders.items()}
     evaluations = {name: evaluation for name, evaluation in found.items() if evaluation is not None}
-    repairs = {}
+    removals = {}
     for name in [name for name, evaluation in evaluations.items() if evaluation.refine]:
         removal = own(RemovalRecord, folders[name] / "removal.json")
         if removal is not None and kept(partial(_check_plan, removal, folders[name])):
-            repairs[name] = removal
-    timeline = own(Timeline, run.path / "timeline.json")
-    missing = _missing(run, evaluations, repairs, timeline is not None)
-    page = run.path / "report.html"
-    write_page(
-        page,
-        name=run.path.resolve().name,
+            removals[name] = removal
+    asked = {kind: place for section in SECTIONS.values() for kind, place in section.reads.items()}
+    read = {kind: own(kind, run.path / place) for kind, place in asked.items()}
+    artifacts = RunArtifacts(
+        path=run.path,
         recipe=(run.path / "recipe.yaml").read_text(encoding="utf-8"),
-        training=kept(partial(TrainingRecord.load, training)) if training.exists() else None,
+        has_data=run.recipe.data is not None,
         trajectory={
             "steps": len(trajectory),
             "coordinates": trajectory.layout.total,
@@ -78,14 +76,15 @@ def report_run(run: Run) -> tuple[Path, list[str], list[str]]:
             "hash": trajectory.hash,
         },
         scores=[{"criterion": s.criterion, "digest": s.digest, "seconds": s.cost.get("seconds", 0.0)} for s in scores],
+        training=kept(partial(TrainingRecord.load, training)) if training.exists() else None,
         comparison=comparison,
+        pruned=[name for name, folder in folders.items() if (folder / "prunekit.json").exists()],
         evaluations=evaluations,
-        repairs=repairs,
-        left_out=left_out,
-        missing=missing,
-        timeline=timeline,
+        removals=removals,
+        single={kind: artifact for kind, artifact in read.items() if artifact is not None},
     )
-    return page, left_out, missing
+    page = run.path / "report.html"
+    return page, left_out, write_page(page, artifacts, left_out)
 
 
 def _own(kind: type[Kind], path: Path, trajectory: str) -> Kind:
@@ -103,23 +102,6 @@ def _check_plan(removal: RemovalRecord, folder: Path) -> bool:
     if removal.made_from.get("plan") != plan:
         raise ArtifactError(f"{folder / 'removal.json'}: made from plan {removal.made_from.get('plan')}, the model's is {plan}")
     return True
-
-
-def _missing(run: Run, evaluations: Mapping[str, EvaluationRecord], repairs: Collection[str], timeline: bool) -> list[str]:
-    """What the page could show and does not, and the command that adds it."""
-    pruned = sorted(path.parent.name for path in (run.path / "pruned").glob("[!.]*/prunekit.json"))
-    if run.recipe.data is None:
-        return []
-
-    def added(what: str, name: str) -> str:
-        return f"no {what}; prunekit eval {run.path / 'pruned' / name} adds it"
-
-    found = [added(f"evaluation of {name}", name) for name in pruned if name not in evaluations]
-    refined = [name for name, evaluation in evaluations.items() if evaluation.refine and name not in repairs]
-    found += [added(f"blame of what {name} removes", name) for name in refined]
-    if not timeline and len(run.trajectory) > 0:
-        found.append(added("timeline of training", pruned[0] if pruned else "NAME, of any pruned model,"))
-    return found
 
 
 def run_recipe(
