@@ -19,13 +19,13 @@ def write_page(path: Path, run: RunArtifacts, left_out: Sequence[str] = ()) -> l
         what the page could show and does not, and which command adds it, one line each.
     """
     missing = [line for section in SECTIONS.values() for line in section.missing(run)] if run.has_data else []
-    drawn = [(section, section.values(run)) for section in SECTIONS.values()]
+    values_of = [(section, section.values(run)) for section in SECTIONS.values()]
     write_html(
         path,
         "page.html.j2",
         name=run.path.resolve().name,
         left_out=left_out,
         missing=missing,
-        sections=[(s.title, filled(s.template, **values)) for s, values in drawn if values is not None],
+        sections=[(filled(s.title, **values), filled(s.template, **values)) for s, values in values_of if values is not None],
     )
     return missing

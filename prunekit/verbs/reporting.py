@@ -36,6 +36,13 @@ def report_run(run: Run) -> tuple[Path, list[str], list[str]]:
         the page; what was left out because it is damaged or was made from something else, one line each; and which command
         adds what is missing, one line each.
     """
+    artifacts, left_out = run_artifacts(run)
+    page = run.path / "report.html"
+    return page, left_out, write_page(page, artifacts, left_out)
+
+
+def run_artifacts(run: Run) -> tuple[RunArtifacts, list[str]]:
+    """What the page is drawn from, and what was left out because it is damaged or was made from something else."""
     trajectory = run.trajectory
     left_out: list[str] = []
 
@@ -83,8 +90,7 @@ def report_run(run: Run) -> tuple[Path, list[str], list[str]]:
         removals=removals,
         single={kind: artifact for kind, artifact in read.items() if artifact is not None},
     )
-    page = run.path / "report.html"
-    return page, left_out, write_page(page, artifacts, left_out)
+    return artifacts, left_out
 
 
 def _own(kind: type[Kind], path: Path, trajectory: str) -> Kind:

@@ -64,10 +64,10 @@ class Section:
     """A section of the page: a heading, and below it a template that is filled with values.
 
     Attributes:
-        title: the heading.
-        values: what the template shows, by name; None leaves the section out, for the run lacks what it is about.
-        template: Jinja text, whose values are all escaped. A long one is a file beside the section's:
-            ``{% include "sections/NAME.html.j2" %}``.
+        title: the heading, a Jinja template as text.
+        values: what the templates show, by name; None leaves the section out, for the run lacks what it is about.
+        template: what stands below the heading, likewise. All values are escaped. A long template is a file beside the
+            section's, ``{% include "sections/NAME.html.j2" %}``.
         reads: artifacts of the run that this section shows, and where they lie in the run folder. Each says in ``made_from``
             which ``trajectory`` it was made from.
         missing: one line for each thing that the section would show if the run had it, with the command that adds it; asked
