@@ -143,7 +143,7 @@ def flat_mask(plan: Plan, layout: Layout) -> Tensor:
     return torch.cat([masks[e.name].flatten() if e.name in masks else torch.ones(e.size, dtype=torch.bool) for e in layout])
 
 
-def explain_removal(damage: RemovalEffect, name: str, plan: Plan, indices: Sequence[int]) -> dict[str, Any]:
+def explain_removal(effect: RemovalEffect, name: str, plan: Plan, indices: Sequence[int]) -> dict[str, Any]:
     """What a pruned model's mask is to blame for; of a refined one, before and after, and who asked for what came back.
 
     Args:
@@ -156,36 +156,36 @@ def explain_removal(damage: RemovalEffect, name: str, plan: Plan, indices: Seque
         blamed that are gone); ``moved``: how many units came ``back`` and went ``out``.
     """
     given = plan.before
-    kept = damage.mask(plan)
+    kept = effect.mask(plan)
     nothing = torch.zeros_like(kept)
-    after, before = damage.of(kept, nothing), None
+    after, before = effect.of(kept, nothing), None
     if given is not None:
-        earlier = damage.mask(given)
-        before = damage.of(earlier, kept & ~earlier)
+        earlier = effect.mask(given)
+        before = effect.of(earlier, kept & ~earlier)
     result: dict[str, Any] = {
-        **_head(damage, name, "", f"what {name} removes"),
+        **_head(effect, name, "", f"what {name} removes"),
         "what": "pruned",
         "structure": plan.structure,
-        "before": None if before is None else _told(damage, before),
-        "after": _told(damage, after),
+        "before": None if before is None else _told(effect, before),
+        "after": _told(effect, after),
         "refine": plan.provenance.get("refine"),
         "refined_again": len(plan.provenance.get("refine_again", ())),
         "moved": None,
         "units": [],
     }
-    swaps = _swaps(damage, given or plan)
+    swaps = _swaps(effect, given or plan)
     if swaps is not None:
         shown = ~swaps.keep
         if given is not None:
-            now = get_swaps(plan, damage.layout, damage.theta.device).keep
+            now = get_swaps(plan, effect.layout, effect.theta.device).keep
             result["moved"] = {"back": int((now & shown).sum()), "out": int((swaps.keep & ~now).sum())}
             shown = shown & now
-        result["units"] = _units(damage, before or after, given or plan, swaps, shown, indices)
+        result["units"] = _units(effect, before or after, given or plan, swaps, shown, indices)
     return result
 
 
 def explain_removals(
-    damage: RemovalEffect, first: tuple[str, Plan], second: tuple[str, Plan], indices: Sequence[int]
+    effect: RemovalEffect, first: tuple[str, Plan], second: tuple[str, Plan], indices: Sequence[int]
 ) -> dict[str, Any]:
     """Two masks of one dense model: the blame of each, and of what only one of them removes.
 
@@ -195,20 +195,20 @@ def explain_removals(
         ``both``: how many coordinates both remove. The divergences differ by the parts' difference, and by that of what both
         remove, up to the residuals.
     """
-    kept = [damage.mask(plan) for _, plan in (first, second)]
-    patterns = [_swaps(damage, plan) for _, plan in (first, second)]
+    kept = [effect.mask(plan) for _, plan in (first, second)]
+    patterns = [_swaps(effect, plan) for _, plan in (first, second)]
     same = first[1].structure == second[1].structure
     masks = []
     for (name, plan), (mine, other), (swaps, others) in zip(
         (first, second), (kept, kept[::-1]), (patterns, patterns[::-1]), strict=True
     ):
-        removal = damage.of(mine, ~mine & other)
+        removal = effect.of(mine, ~mine & other)
         units = []
         if same and swaps is not None and others is not None:
-            units = _units(damage, removal, plan, swaps, ~swaps.keep & others.keep, indices)
-        masks.append({"name": name, **_told(damage, removal), "alone": int((~mine & other).sum()), "units": units})
+            units = _units(effect, removal, plan, swaps, ~swaps.keep & others.keep, indices)
+        masks.append({"name": name, **_told(effect, removal), "alone": int((~mine & other).sum()), "units": units})
     return {
-        **_head(damage, first[0], second[0], f"{first[0]} against {second[0]}"),
+        **_head(effect, first[0], second[0], f"{first[0]} against {second[0]}"),
         "what": "diff",
         "both": int((~kept[0] & ~kept[1]).sum()),
         "masks": masks,
@@ -220,71 +220,71 @@ def units_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [unit for mask in (result, *result.get("masks", ())) for unit in mask.get("units", ())]
 
 
-def _head(damage: RemovalEffect, name: str, index: str, title: str) -> dict[str, Any]:
-    name_of = divergence_name(damage.task)
+def _head(effect: RemovalEffect, name: str, index: str, title: str) -> dict[str, Any]:
+    name_of = divergence_name(effect.task)
     return {
-        "schema": SCHEMA, "kind": "explanation", "name": name, "index": index, "title": title, "samples": damage.count,
-        "nodes": damage.nodes, **({} if name_of is None else {"divergence_is": name_of}),
+        "schema": SCHEMA, "kind": "explanation", "name": name, "index": index, "title": title, "samples": effect.count,
+        "nodes": effect.nodes, **({} if name_of is None else {"divergence_is": name_of}),
     }  # fmt: skip
 
 
-def _told(damage: RemovalEffect, removal: Removal) -> dict[str, Any]:
+def _told(effect: RemovalEffect, removal: Removal) -> dict[str, Any]:
     def sums(table: Tensor) -> dict[str, Any]:
         found: dict[str, Any] = {
             "blame": float(table.sum()),
             "layers": [
                 {"layer": layer, "blame": blamed}
-                for layer, blamed in zip(layers_of(damage.layout), table.sum(0).tolist(), strict=True)
+                for layer, blamed in zip(layers_of(effect.layout), table.sum(0).tolist(), strict=True)
             ],
         }
-        if damage.classifies:
+        if effect.classifies:
             found["classes"] = [
-                {"class": c, "blame": blamed} for c, blamed in zip(damage.classes, table.sum(1).tolist(), strict=True)
+                {"class": c, "blame": blamed} for c, blamed in zip(effect.classes, table.sum(1).tolist(), strict=True)
             ]
         return found
 
     told = {"divergence": removal.divergence, "residual": removal.residual, **sums(removal.table), "part": sums(removal.part)}
     for row, own in zip(told.get("classes", ()), removal.of_class, strict=False):
-        assert damage.labels is not None
-        row |= {"samples": int((damage.labels == row["class"]).sum()), "divergence": own}
+        assert effect.labels is not None
+        row |= {"samples": int((effect.labels == row["class"]).sum()), "divergence": own}
     return {**told, "table": removal.table.tolist()}
 
 
-def _swaps(damage: RemovalEffect, plan: Plan) -> Swaps | None:
+def _swaps(effect: RemovalEffect, plan: Plan) -> Swaps | None:
     """How the plan's units lie in the path's coordinates; None where they are of two kinds (pruned twice) or partly beside it."""
     try:
-        return get_swaps(plan, damage.layout, damage.theta.device)
+        return get_swaps(plan, effect.layout, effect.theta.device)
     except UsageError:
         return None
 
 
 def _units(
-    damage: RemovalEffect, removal: Removal, plan: Plan, swaps: Swaps, shown: Tensor, indices: Sequence[int]
+    effect: RemovalEffect, removal: Removal, plan: Plan, swaps: Swaps, shown: Tensor, indices: Sequence[int]
 ) -> list[dict[str, Any]]:
     """The most blamed of the removed units ``shown`` ``(U,)``, and whose samples blame them."""
     blamed = swaps.gather(removal.values, swaps.keep).masked_fill(~shown, -torch.inf)
     order = [u for u in blamed.argsort(descending=True, stable=True)[:NAMED].tolist() if blamed[u] > 0]
     answers = {}
-    if damage.classifies:
-        masked = damage.raw(damage.theta * removal.keep.to(damage.theta))
+    if effect.classifies:
+        masked = effect.raw(effect.theta * removal.keep.to(effect.theta))
         answers = {
-            "dense": answers_of(damage.task, damage.dense, damage.y), "masked": answers_of(damage.task, masked, damage.y)
+            "dense": answers_of(effect.task, effect.dense, effect.y), "masked": answers_of(effect.task, masked, effect.y)
         }  # fmt: skip
     found = []
     with Bar("who asked (units)", len(order)) as bar:
         for unit in order:
             probe = removal.values.detach().requires_grad_()  # a unit's share of every coordinate: its blame is linear in theirs
             weights = torch.autograd.grad(swaps.gather(probe, swaps.keep)[unit], probe)[0]
-            scores = damage.by_sample(removal.keep, weights)
+            scores = effect.by_sample(removal.keep, weights)
             asking = [k for k in scores.argsort(descending=True, stable=True)[:ASKING].tolist() if scores[k] > 0]
             rows = [
                 {
-                    "index": indices[k], "label": damage.label(k), "blame": float(scores[k]),
+                    "index": indices[k], "label": effect.label(k), "blame": float(scores[k]),
                     **{model: given[k] for model, given in answers.items()},
                 }
                 for k in asking
             ]  # fmt: skip
-            found.append({"name": _name(damage.layout, plan, unit, weights), "blame": float(blamed[unit]), "samples": rows})
+            found.append({"name": _name(effect.layout, plan, unit, weights), "blame": float(blamed[unit]), "samples": rows})
             bar.advance()
     return found
 

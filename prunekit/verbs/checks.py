@@ -24,7 +24,7 @@ from prunekit.trajectory.rules import find_rule
 PROBE = 4
 
 
-def probe(recipe: Recipe, model: nn.Module, splits: dict[str, Split], training: bool = True) -> None:
+def try_once(recipe: Recipe, model: nn.Module, splits: dict[str, Split], training: bool = True) -> None:
     """Checks what a recipe's own pieces do with each other.
 
     Of every split the first batch, the last one and the first of the largest size that is ever run go through model, task and
@@ -108,7 +108,7 @@ def settled(recipe: Recipe, model: nn.Module, splits: Mapping[str, Split] | None
     return recipe if name == "classification" else recipe.model_copy(update={"task": name})
 
 
-def probe_structures(recipe: Recipe, model: nn.Module, splits: dict[str, Split]) -> None:
+def try_structures(recipe: Recipe, model: nn.Module, splits: dict[str, Split]) -> None:
     """Checks, before a whole recipe is run, that the model takes every structure that the recipe will ask for.
 
     Raises:

@@ -190,8 +190,8 @@ def explain_pruned(
     """
     _pruned(run, [name])
     _, plan, _ = open_pruned(run, run.path / "pruned" / name)
-    damage, indices = _damage(run, split, samples or run.recipe.score.samples, nodes, _classes(plan))
-    return {**explain_removal(damage, name, plan, indices), "split": split}
+    effect, indices = _effect(run, split, samples or run.recipe.score.samples, nodes, _classes(plan))
+    return {**explain_removal(effect, name, plan, indices), "split": split}
 
 
 def _two(run: Run, first: str, second: str, split: str, samples: int | None, nodes: int | None) -> dict[str, Any]:
@@ -200,8 +200,8 @@ def _two(run: Run, first: str, second: str, split: str, samples: int | None, nod
         _, plans[name], _ = open_pruned(run, run.path / "pruned" / name)
     if len(plans) == 1:
         raise UsageError(f"diff {first} {second}: a pruned model does not differ from itself")
-    damage, indices = _damage(run, split, samples or run.recipe.eval.samples, nodes)
-    return explain_removals(damage, (first, plans[first]), (second, plans[second]), indices)
+    effect, indices = _effect(run, split, samples or run.recipe.eval.samples, nodes)
+    return explain_removals(effect, (first, plans[first]), (second, plans[second]), indices)
 
 
 def _classes(plan: Plan) -> list[int]:
@@ -209,11 +209,11 @@ def _classes(plan: Plan) -> list[int]:
     return list(plan.provenance.get("request", {}).get("classes", ()))
 
 
-def _damage(run: Run, split: str, limit: int, nodes: int | None, classes: Sequence[int] = ()) -> tuple[RemovalEffect, list[int]]:
+def _effect(run: Run, split: str, limit: int, nodes: int | None, classes: Sequence[int] = ()) -> tuple[RemovalEffect, list[int]]:
     """The first ``limit`` samples of a split, of some classes only, and their numbers in it."""
     some = (run.restricted(classes) if classes else run).batches(split, limit)
-    damage = RemovalEffect(run.model, run.trajectory, *some.rows(0, len(some)), nodes or JUMP_NODES, run.device, run.task)
-    return damage, [int(i) for group in some.groups for i in group]
+    effect = RemovalEffect(run.model, run.trajectory, *some.rows(0, len(some)), nodes or JUMP_NODES, run.device, run.task)
+    return effect, [int(i) for group in some.groups for i in group]
 
 
 def _number(run: Run, text: str, split: str) -> int:

@@ -16,7 +16,7 @@ from prunekit.report import SECTIONS, RunArtifacts, write_page
 from prunekit.search import Comparison
 from prunekit.training.record import TrainingRecord
 from prunekit.verbs.accounts import keep_timeline
-from prunekit.verbs.checks import probe_structures
+from prunekit.verbs.checks import try_structures
 from prunekit.verbs.comparing import compare_run
 from prunekit.verbs.evaluating import evaluate
 from prunekit.verbs.pruning import prune_run
@@ -118,7 +118,7 @@ def run_recipe(
     Args:
         show: called with each verb's name and result as soon as it is there.
     """
-    probe_structures(recipe, recipe.build_model(), load_splits(recipe))
+    try_structures(recipe, recipe.build_model(), load_splits(recipe))
     trained = train_run(recipe, out, overwrite, announce)
     show("train", trained)
     run = Run(out)

@@ -25,7 +25,7 @@ from prunekit.trajectory import Layout, Recorder, Trajectory, disk_needed, load_
 from prunekit.trajectory.bare import named_tensors
 from prunekit.trajectory.layout import refuse_meta
 from prunekit.trajectory.loading import fitted
-from prunekit.verbs.checks import probe, settled, told_on_itself
+from prunekit.verbs.checks import settled, told_on_itself, try_once
 from prunekit.verbs.run_folder import PROBLEM, load_splits, reusable
 
 
@@ -44,7 +44,7 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
     model = recipe.build_model()
     refuse_meta(model)
     recipe = settled(recipe, model, splits)
-    probe(recipe, model, splits)
+    try_once(recipe, model, splits)
     task = recipe.load_task()
     for note in told_on_itself(splits):
         announce(f"train: {note}")
@@ -131,7 +131,7 @@ def import_run(
         "imported": [checkpoint.digest(read_weights(path)) for path in weights],
     }
     if splits is not None:
-        probe(recipe, model, splits, training=False)
+        try_once(recipe, model, splits, training=False)
         for note in told_on_itself(splits):
             announce(f"import: {note}")
     trajectory = out / "trajectory"

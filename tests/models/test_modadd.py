@@ -15,7 +15,7 @@ from prunekit.data import modadd
 from prunekit.models import modadd_transformer
 from prunekit.recipe import Recipe
 from prunekit.trajectory import Layout
-from prunekit.verbs.checks import probe
+from prunekit.verbs.checks import try_once
 from prunekit.verbs.run_folder import load_splits
 
 
@@ -63,7 +63,7 @@ def test_heads_that_do_not_divide_the_width_are_refused() -> None:
 def test_the_recipe_fits_its_own_pieces_together() -> None:
     recipe = Recipe.load(Path(__file__).parents[2] / "recipes" / "modadd-transformer.yaml")
     model, splits = recipe.build_model(), load_splits(recipe)
-    probe(recipe, model, splits)
+    try_once(recipe, model, splits)
     assert {name: len(split) for name, split in splits.items()} == {
         "train": 4000, "validation": 2000, "test": 241, "scoring": 200,
     }  # fmt: skip
