@@ -150,11 +150,11 @@ def test_trust_shows_what_it_lets_run_and_asks(own: Path, tmp_path: Path, cli: C
 def test_another_module_of_the_same_name_is_not_what_was_trusted(
     own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = gift(own, tmp_path, model={"factory": "their_module:build", "args": {}})
+    run = gift(own, tmp_path, model={"factory": "module_of_two_places:build", "args": {}})
     mine, theirs = tmp_path / "mine", tmp_path / "theirs"
     for folder in (mine, theirs):
         folder.mkdir()
-        (folder / "their_module.py").write_text("def build(): ...\n")
+        (folder / "module_of_two_places.py").write_text("def build(): ...\n")
     monkeypatch.syspath_prepend(str(mine))
     assert trust.remember(run) is None
     trust.check(run)
