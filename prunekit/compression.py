@@ -57,7 +57,7 @@ def compress(
     *,
     sparsity: float | None = None,
     structure: str = "unstructured",
-    criteria: Sequence[str] | None = None,
+    criteria: str | Sequence[str] | None = None,
     task: str | Task | None = None,
     loss: Any = None,
     ignore: Iterable[str] = (),
@@ -143,9 +143,13 @@ def _parted(samples: Samples, seed: int) -> dict[str, Samples]:
     return {name: samples.take(sorted(order[a:b])) for name, a, b in zip(PARTS, ends, ends[1:], strict=False)}
 
 
-def _criteria(task: Task, asked: Sequence[str] | None) -> Sequence[str]:
+def _criteria(task: Task, asked: str | Sequence[str] | None) -> Sequence[str]:
     """What to score by; a task without a loss of its own has Taylor's criterion look at its own target."""
     if asked is not None:
+        if isinstance(asked, str):
+            return [asked]
+        if not asked:
+            raise UsageError("compress needs one criterion at least; None takes magnitude and taylor")
         return asked
     known: Mapping[str, Any] = task.targets()
     return ["magnitude", "taylor" if "loss" in known else f"taylor(target={task.target})"]
@@ -157,6 +161,9 @@ def _refined(
     """The repaired plan, where its model is better on validation samples."""
     if seconds == 0 or all(bool(keep.all()) for keep in plan.keep.values()):
         return None
-    found = refine(plan, model, samples, task=task, budget_seconds=seconds, seed=seed)
+    try:
+        found = refine(plan, model, samples, task=task, budget_seconds=seconds, seed=seed)
+    except UsageError:  # it is tried unasked: where it does not apply, the plan stays as it is
+        return None
     before, after = (candidates.measured(masked(model, each)) for each in (plan, found))
     return found if merit(task.choosing, after) > merit(task.choosing, before) else None

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.machinery import PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from prunekit.errors import UsageError, nearest, quoted
 
 EXTRAS = {"PIL": "report", "jinja2": "report", "matplotlib": "report", "sklearn": "digits"}
 """Package that only some need -> the extra of prunekit's that installs it."""
+IMPORT_PATH = r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*"
+"""``package.module:name``, or ``package.module:Class.name``. Nothing else is imported, and ``prunekit.trust`` looks for these."""
 _run_folders: tuple[Path, ...] = ()
 _forbidden: str | None = None
 
@@ -50,6 +54,8 @@ def use_working_folder(*runs: Path) -> None:
     here = Path.cwd().resolve()
     global _run_folders
     _run_folders = tuple(run.resolve() for run in runs)
+    if _Guard not in sys.meta_path:
+        sys.meta_path.insert(0, _Guard)
 
     def inside(entry: str) -> bool:
         return _in_run_folder(Path(entry or os.curdir).resolve()) is not None
@@ -70,18 +76,25 @@ def _in_run_folder(place: Path) -> Path | None:
     return next((run for run in _run_folders if place == run or run in place.parents), None)
 
 
-def _refuse_run_folder(module_name: str, key: str) -> None:
-    """A dotted name can reach into a folder that is not on the path itself (``RUN.module`` from RUN's parent)."""
-    if not _run_folders:
-        return
-    parts = module_name.split(".")
-    for count in range(1, len(parts) + 1):
-        spec = importlib.util.find_spec(".".join(parts[:count]))
-        if spec is None:
+class _InRunFolder(ModuleNotFoundError):
+    """A module would come from a run folder."""
+
+    def __init__(self, name: str, run: Path) -> None:
+        super().__init__(f"{name} lies in the run folder {run}", name=name)
+        self.run = run
+
+
+class _Guard:
+    """Stands before Python's own finders, so that no import of anybody's, libraries' optional ones too, ends in a run folder."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> None:
+        if not _run_folders or name.partition(".")[0] == "prunekit":
             return
-        for place in [spec.origin, *(spec.submodule_search_locations or ())]:
+        spec = PathFinder.find_spec(name, path, target)
+        for place in () if spec is None else (spec.origin, *(spec.submodule_search_locations or ())):
             if place and (run := _in_run_folder(Path(place).resolve())) is not None:
-                raise UsageError(f"{key}: {module_name!r} lies in the run folder {run}, whose code is never run")
+                raise _InRunFolder(name, run)
 
 
 def load_object(path: str, key: str) -> Any:
@@ -94,13 +107,14 @@ def load_object(path: str, key: str) -> Any:
         UsageError: not of that form, no such module, no such name in it, or the module fails to import.
     """
     module_name, _, name = path.partition(":")
-    if not module_name or not name:
+    if re.fullmatch(IMPORT_PATH, path) is None:
         raise UsageError(f"{key} is {path!r}; it must look like package.module:name")
     if _forbidden is not None:
         raise UsageError(f"{key}: {path!r} is code, and {_forbidden} runs none")
     try:
-        _refuse_run_folder(module_name, key)
         module = importlib.import_module(module_name)
+    except _InRunFolder as error:
+        raise UsageError(f"{key}: {module_name!r} lies in the run folder {error.run}, whose code is never run") from None
     except ModuleNotFoundError as error:
         raise UsageError(f"{key}: {path!r} cannot be imported: no module {error.name!r} here or installed") from None
     except UsageError:

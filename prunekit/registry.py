@@ -22,12 +22,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prunekit.errors import UsageError, nearest
-from prunekit.imports import is_installed, load_object
+from prunekit.imports import IMPORT_PATH, is_installed, load_object
 
 T = TypeVar("T")
-
-IMPORT_PATH = r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*"
-"""``package.module:name``, or ``package.module:Class.name``."""
 
 
 class Registry(dict[str, T]):

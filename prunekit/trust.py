@@ -24,17 +24,21 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import UsageError, plain, quoted
+from prunekit.imports import IMPORT_PATH
 from prunekit.recipe.yaml_file import read_yaml
 
 BUILT_IN = ("prunekit.models", "prunekit.data")
 """Modules whose offered names (``__all__``) any recipe may use."""
-PATH = re.compile(r"([^\s:(),*+^=]+):([^\s:(),*+^=]+)")
-"""An import path, also inside a composed criterion."""
-PLAIN = re.compile(r"\d+:\d+|block:\d+x\d+")
-"""Texts with a colon that are none: patterns of weights."""
+PATH = re.compile(IMPORT_PATH)
+"""Also inside a composed criterion. Whatever could be imported matches it, since ``load_object`` takes nothing else."""
 NOWHERE = "not found"
 STATE = "PRUNEKIT_STATE"
 """Environment variable: the folder that keeps what is trusted, where the usual one will not do."""
+
+_here: set[str] = set()
+"""What this process has kept, wherever it could."""
+_OF_THIS_PROCESS = secrets.token_bytes(32)
+"""The key where none can be kept."""
 
 
 @dataclass(frozen=True)
@@ -69,19 +73,23 @@ def check(folder: Path) -> None:
         return
     shown = ", ".join(f"{one.key}: {one.path} ({one.file})" for one in unknown[:3]) + (" …" if len(unknown) > 3 else "")
     raise UsageError(
-        f"{plain(folder)}: this run was not made here, and its recipe names code that would run: {plain(shown)}; look at it, "
+        f"{plain(folder)}: this run is not known as yours, and its recipe names code that would run: {plain(shown)}; look at it, "
         f"and let it with prunekit trust {shlex.quote(str(folder))}"
     )
 
 
 def remember(folder: Path) -> str | None:
-    """From now on the folder's recipe may import what it names, from where it does now; says why that cannot be kept."""
-    try:
-        for one in imports_of(folder / "recipe.yaml"):
+    """From now on the folder's recipe may import what it names, from where it does now; says why that cannot be kept.
+
+    In this process it may in any case.
+    """
+    why = None
+    for one in imports_of(folder / "recipe.yaml"):
+        try:
             _keep(_mark(read_yaml(folder / "recipe.yaml"), one))
-    except OSError as error:
-        return f"{_state()}: {quoted(error)}; set {STATE} to a folder of yours, or later commands ask for prunekit trust {folder}"
-    return None
+        except OSError as error:
+            why = f"{quoted(error)}; set {STATE} to a folder of yours, or later commands ask for prunekit trust {folder}"
+    return why
 
 
 def check_file(folder: Path, file: Path, facts: Mapping[str, Any]) -> None:
@@ -132,16 +140,14 @@ def _is_known(folder: Path, one: Named) -> bool:
     return _exists(_mark(read_yaml(folder / "recipe.yaml"), one))
 
 
-def _exists(mark: str | None) -> bool:
-    try:
-        return mark is not None and (_known() / mark).exists()
-    except OSError:
-        return False
+def _exists(mark: str) -> bool:
+    with contextlib.suppress(OSError):
+        return mark in _here or (_known() / mark).exists()
+    return False
 
 
-def _keep(mark: str | None) -> None:
-    if mark is None:
-        raise OSError("no key can be kept there")
+def _keep(mark: str) -> None:
+    _here.add(mark)
     place = _known() / mark
     place.parent.mkdir(parents=True, exist_ok=True)
     place.touch()
@@ -156,19 +162,15 @@ def _paths(content: Any, key: str) -> Iterator[tuple[str, str]]:
     elif isinstance(content, list):
         for value in content:
             yield from _paths(value, key)
-    elif isinstance(content, str) and ":" in content and not PLAIN.fullmatch(content):
-        found = PATH.findall(content)
-        if ":" in PATH.sub("", content):  # whatever else could be read as one
-            yield key, content
-        for module, name in found:
-            if not _built_in(module, name):
-                yield key, f"{module}:{name}"
+    elif isinstance(content, str):
+        for path in PATH.findall(content):
+            if not _built_in(path):
+                yield key, path
 
 
-def _built_in(module: str, name: str) -> bool:
-    if module not in BUILT_IN:
-        return False
-    return name in importlib.import_module(module).__all__
+def _built_in(path: str) -> bool:
+    module, _, name = path.partition(":")
+    return module in BUILT_IN and name in importlib.import_module(module).__all__
 
 
 def _file(path: str) -> str:
@@ -185,13 +187,13 @@ def _file(path: str) -> str:
     return str(Path(place).resolve()) if place else str(spec.origin)
 
 
-def _mark(recipe: Mapping[str, Any], one: Named) -> str | None:
-    """The keyed hash of what the recipe says, and of where one of its paths leads; None where no key can be had."""
+def _mark(recipe: Mapping[str, Any], one: Named) -> str:
+    """The keyed hash of what the recipe says, and of where one of its paths leads."""
     told = {"recipe": recipe, "key": one.key, "path": one.path, "file": one.file}
     try:
         key = _key()
     except OSError:
-        return None
+        key = _OF_THIS_PROCESS
     return hmac.new(key, json.dumps(told, sort_keys=True, default=str).encode(), hashlib.sha256).hexdigest()
 
 
@@ -200,7 +202,12 @@ def _state() -> Path:
         return Path(given)
     if local := os.environ.get("LOCALAPPDATA"):
         return Path(local) / "prunekit"
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "prunekit"
+    if given := os.environ.get("XDG_STATE_HOME"):
+        return Path(given) / "prunekit"
+    try:
+        return Path.home() / ".local" / "state" / "prunekit"
+    except RuntimeError as error:  # a user without a home
+        raise OSError(str(error)) from None
 
 
 def _known() -> Path:

@@ -234,8 +234,8 @@ def gather(
     """
     model = bare(model)
     trajectory.layout.check(model)
-    ignored = list(ignore)
-    prunable = tuple(prunable_parameters(model, trajectory.layout, ignored, list(include)))
+    ignored, included = ([given] if isinstance(given, str) else list(given) for given in (ignore, include))
+    prunable = tuple(prunable_parameters(model, trajectory.layout, ignored, included))
     kept = tuple(kept_layers(model, ignored))
     where = torch.device(device)
     kind, data = settle(model, batches, task, loss)

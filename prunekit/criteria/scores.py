@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +54,12 @@ class Scores:
         inside = {"parts": [part.digest for part in self.parts]} if self.parts else {}
         facts = {**self.provenance, "findings": self.findings, **inside}
         return checkpoint.digest({**self.importance, **self.axis_sums}, facts)
+
+    def with_parts(self) -> Iterator[Scores]:
+        """These scores, and all that they are composed of."""
+        yield self
+        for part in self.parts:
+            yield from part.with_parts()
 
     def check(self) -> None:
         """Refuses what no plan can be made of.

@@ -32,8 +32,9 @@ from typing import TYPE_CHECKING
 
 from prunekit.criteria.aggregations import AGGREGATIONS
 from prunekit.errors import UsageError, nearest
+from prunekit.imports import IMPORT_PATH
 from prunekit.kernel import SHARES
-from prunekit.registry import IMPORT_PATH, Registry
+from prunekit.registry import Registry
 from prunekit.task import TARGET_NAMES
 
 if TYPE_CHECKING:

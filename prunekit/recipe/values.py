@@ -11,10 +11,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from prunekit.criteria import expand
 from prunekit.errors import UsageError, nearest, quoted
+from prunekit.imports import IMPORT_PATH
 from prunekit.kernel import RULES
 from prunekit.plan import ALLOCATIONS, check_structure
 from prunekit.recipe.faults import faults_told
-from prunekit.registry import IMPORT_PATH, Registry
+from prunekit.registry import Registry
 
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10**6)]

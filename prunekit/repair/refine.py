@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.criteria import model_digest
-from prunekit.errors import ArtifactError, UsageError
+from prunekit.errors import ArtifactError, UsageError, nearest
 from prunekit.kernel import blame
 from prunekit.kernel.gradients import MomentEngine, choose_engine
 from prunekit.plan import Plan
@@ -74,8 +74,23 @@ class RefineOptions:
             ("budget_seconds", 0, math.inf),
         ):
             value = getattr(self, name)
-            if value is not None and not low <= value <= high:
+            if value is None and name == "budget_seconds":
+                continue
+            whole = name in ("rounds", "nodes", "steps")
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+                raise UsageError(f"refine: {name} is {value!r}; it must be a {'whole ' if whole else ''}number")
+            if not low <= value <= high:
                 raise UsageError(f"refine: {name} is {value}; it must be from {low} to {high}".replace(" to inf", " upwards"))
+
+
+def _options(options: RefineOptions | None, changes: Mapping[str, Any]) -> RefineOptions:
+    known = [each.name for each in fields(RefineOptions)]
+    for name in changes:
+        if name not in known:
+            raise UsageError(f"refine: option {name!r} does not exist; {nearest(name, known)}")
+    if options is not None and not isinstance(options, RefineOptions):
+        raise UsageError(f"refine: options are {type(options).__name__}; give RefineOptions, or single ones by name")
+    return replace(options or RefineOptions(), **changes)
 
 
 @dataclass
@@ -171,7 +186,7 @@ def refine(
         >>> found["after"]["accept"] <= found["before"]["accept"] and found["kept"] == 24
         True
     """
-    how = replace(options or RefineOptions(), **changes)
+    how = _options(options, changes)
     deadline = Deadline(how.budget_seconds)
     found = model_digest(model)
     if plan.provenance["model"] != found:

@@ -3,6 +3,6 @@
 What draws is imported when it is first looked at (``__init__.pyi`` lists it): tables on the terminal need no plotting library.
 """
 
-import lazy_loader
+from prunekit.lazy import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 import matplotlib
 
 matplotlib.use("Agg")
+if Path(matplotlib.matplotlib_fname()).resolve().parent == Path.cwd().resolve():
+    matplotlib.rcdefaults()  # a matplotlibrc in the folder one works in, which may be a run folder, sets no pictures of ours
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg

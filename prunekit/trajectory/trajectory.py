@@ -17,7 +17,7 @@ from prunekit import checkpoint
 from prunekit.errors import ArtifactError, NonFiniteError, UsageError
 from prunekit.trajectory.bare import bare
 from prunekit.trajectory.copies import copied
-from prunekit.trajectory.layout import Layout
+from prunekit.trajectory.layout import Layout, refuse_meta
 from prunekit.trajectory.rules import Recursion, Rules, StepLog, optimizer_parts, start_counts, survival
 from prunekit.trajectory.states import READERS
 from prunekit.trajectory.store import DTYPES, RowReader, joint_hash
@@ -135,6 +135,8 @@ class Trajectory:
 
         if not models:
             raise UsageError("Trajectory.of takes one model at least")
+        for model in models:
+            refuse_meta(bare(model))
         folder = TemporaryDirectory(prefix="prunekit-")
         states = [bare(model).state_dict() for model in models]
         write_checkpoints(Path(folder.name), copied(bare(models[-1])), states)

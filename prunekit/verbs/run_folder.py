@@ -201,7 +201,7 @@ class Run:
             ArtifactError: damaged, of another name than its content, or made from another trajectory or parts.
         """
         scores = Scores.load(path)
-        trust.check_file(self.path, path, scores.provenance)
+        trust.check_file(self.path, path, {"all": [one.provenance for one in scores.with_parts()]})
         try:
             belongs = self.score_path(scores.criterion)
         except UsageError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from torch import Tensor, nn
 
 from prunekit import UsageError, trust
+from prunekit.imports import load_object, use_working_folder
 from prunekit.registry import offered
 from prunekit.verbs.run_folder import Run
 from tests.cli.conftest import Cli
@@ -35,7 +37,10 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of this user's, with a pruned model."""
     from tests.cli.conftest import whole_run
 
-    recipe = f"""
+    return whole_run(OWN, "own", tmp_path_factory)
+
+
+OWN = f"""
 model: {{factory: "{__name__}:build"}}
 data: {{factory: "{__name__}:data"}}
 train: {{epochs: 1, batch_size: 6}}
@@ -43,7 +48,6 @@ score: {{criteria: [magnitude]}}
 compare: {{structures: [unstructured], allocations: [global], sparsities: [0.5]}}
 prune: [{{name: half, criterion: magnitude, sparsity: 0.5}}]
 """
-    return whole_run(recipe, "own", tmp_path_factory)
 
 
 def arguments(verb: str, run: Path) -> tuple[object, ...]:
@@ -76,6 +80,8 @@ SENT = {
     "a task": {"task": "evil:build"},
     "a module whose name is no identifier": {"loss": "1evil:build"},
     "a criterion inside another": {"score": {"criteria": ["tempered(evil:build)"]}},
+    "a folder that no module can be": {"loss": "gift (1).evil:build"},
+    "a pattern's spelling": {"score": {"target": "block:x4x1"}},
     "what built-in modules import": {"model": {"factory": "prunekit.models:nn.Linear", "args": {}}},
 }
 
@@ -92,7 +98,7 @@ def test_what_a_stranger_sent_does_not_run(what: str, own: Path, tmp_path: Path,
             f"open({str(tmp_path / RAN)!r}, 'w')\ndef build(*a, **k): open({str(tmp_path / RAN)!r}, 'w')\n"
         )
     monkeypatch.syspath_prepend(str(tmp_path))  # as python -m and scripts have it
-    with pytest.raises(UsageError, match="this run was not made here, and its recipe names code"):
+    with pytest.raises(UsageError, match="this run is not known as yours, and its recipe names code"):
         Run(run)
     assert not (tmp_path / RAN).exists()
 
@@ -130,12 +136,12 @@ def test_ones_own_runs_are_known_wherever_they_are_moved(own: Path, tmp_path: Pa
 
 def test_trust_shows_what_it_lets_run_and_asks(own: Path, tmp_path: Path, cli: Cli) -> None:
     run = gift(own, tmp_path, seed=77)  # another recipe, of the same code
-    with pytest.raises(UsageError, match="not made here"):
+    with pytest.raises(UsageError, match="not known as yours"):
         Run(run)
     asked = cli("trust", run)
     assert asked.code == 2
     assert "give --yes" in asked.err
-    with pytest.raises(UsageError, match="not made here"):
+    with pytest.raises(UsageError, match="not known as yours"):
         Run(run)
     done = cli("trust", run, "--yes")
     assert done.code == 0
@@ -143,7 +149,7 @@ def test_trust_shows_what_it_lets_run_and_asks(own: Path, tmp_path: Path, cli: C
     Run(run)
     text = (run / "recipe.yaml").read_text()
     (run / "recipe.yaml").write_text(text.replace("batch_size: 6", "batch_size: 7"))  # edited: ask again
-    with pytest.raises(UsageError, match="not made here"):
+    with pytest.raises(UsageError, match="not known as yours"):
         Run(run)
 
 
@@ -159,7 +165,7 @@ def test_another_module_of_the_same_name_is_not_what_was_trusted(
     assert trust.remember(run) is None
     trust.check(run)
     monkeypatch.syspath_prepend(str(theirs))
-    with pytest.raises(UsageError, match="not made here"):
+    with pytest.raises(UsageError, match="not known as yours"):
         trust.check(run)
 
 
@@ -171,7 +177,7 @@ def test_built_in_factories_need_no_trust_and_marks_are_keyed(tmp_path: Path, mo
     (tmp_path / "recipe.yaml").write_text('model: {factory: "json:loads"}\n')
     for name in ("one", "other"):
         monkeypatch.setenv(trust.STATE, str(tmp_path / name))
-        with pytest.raises(UsageError, match="not made here"):
+        with pytest.raises(UsageError, match="not known as yours"):
             trust.check(tmp_path)
         assert trust.remember(tmp_path) is None
         trust.check(tmp_path)
@@ -246,3 +252,75 @@ def test_what_this_user_named_on_the_command_line_may_stand_in_files(own: Path, 
     done = cli("prune", run, "-c", f"{__name__}:linear", "-s", 0.4, "--name", "mine")
     assert done.code == 0, done.err
     assert cli("eval", run / "pruned" / "mine", "-q").code == 0
+
+
+def test_only_names_of_modules_are_ever_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``trust`` looks for is all that there is: other spellings are refused where they would be imported."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("gift (1)", "1evil", "a+b", "block"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / RAN)!r}, 'w')\n")
+        for path in (f"{name}:4x1", f"{name}:build.", f" {name}:build", f"{name}:a:b"):
+            with pytest.raises(UsageError, match=r"it must look like package\.module:name"):
+                load_object(path, "loss")
+    assert not (tmp_path / RAN).exists()
+
+
+def test_a_recordings_optimizer_is_no_import_path(own: Path, tmp_path: Path, cli: Cli) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(own, run)
+    header = run / "trajectory" / "trajectory.json"
+    header.write_text(header.read_text().replace("torch.AdamW", "antigravity_of_theirs:Rule"))
+    done = cli("score", run, "-c", "random", "-q")
+    assert "antigravity_of_theirs" not in done.err
+    assert done.code == 0
+
+
+def test_parts_of_composed_scores_name_no_code(own: Path, tmp_path: Path, cli: Cli) -> None:
+    from dataclasses import replace
+
+    from prunekit.criteria import Scores
+
+    run = tmp_path / "run"
+    shutil.copytree(own, run)
+    composed = "rank(magnitude)+rank(random)"
+    assert cli("score", run, "-c", composed, "-q").code == 0
+    (path,) = (run / "scores").glob("rank*")
+    scores = Scores.load(path)
+    first, *others = scores.parts
+    evil = replace(first, provenance={**first.provenance, "target": "antigravity_of_theirs:x"})
+    (tmp_path / "antigravity_of_theirs.py").write_text("")
+    replace(scores, parts=(evil, *others)).save(path)
+    sys.path.insert(0, str(tmp_path))
+    try:
+        done = cli("prune", run, "-c", composed, "-s", 0.4)
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert done.code == 2
+    assert "names code that neither you nor the run's recipe named here" in done.err
+
+
+def test_no_librarys_optional_import_ends_in_a_run_folder(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "module_nobody_has"
+    shutil.copytree(own, run)
+    (run / "__init__.py").write_text(f"open({str(tmp_path / RAN)!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    use_working_folder(run)
+    try:
+        with pytest.raises(ModuleNotFoundError, match="lies in the run folder"):
+            import module_nobody_has  # noqa: F401
+    finally:
+        use_working_folder()
+    assert not (tmp_path / RAN).exists()
+
+
+@pytest.mark.slow
+def test_where_nothing_can_be_kept_ones_own_run_still_goes_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(trust.STATE, str(tmp_path / "file" / "state"))
+    (tmp_path / "r.yaml").write_text(OWN)
+    done = cli("run", tmp_path / "r.yaml", "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert "cannot be noted as yours" in done.err
