@@ -314,7 +314,7 @@ def test_code_in_a_run_folder_is_not_reached_by_a_dotted_name(run: Path, cli: Cl
 
     (run / "recipe.yaml").write_text(RESOLVED + yaml.safe_dump(recipe))
     monkeypatch.chdir(run.parent)
-    one_line(cli("score", "run", "-c", "magnitude", "--overwrite"), 2, "this run is not known as yours")
+    one_line(cli("score", "run", "-c", "magnitude", "--overwrite"), 2, "lies in the run folder")
     assert cli("trust", "run", "--yes").code == 0
     one_line(cli("score", "run", "-c", "magnitude", "--overwrite"), 2, "lies in the run folder")  # whatever one trusts
 
