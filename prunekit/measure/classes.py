@@ -22,6 +22,10 @@ def kl(outputs: Tensor, reference: Tensor) -> float:
     return float(kl_each(outputs, reference).mean())
 
 
+divergence = kl
+"""Its name in scripts that are older than ``Task.divergence``."""
+
+
 def kl_each(outputs: Tensor, reference: Tensor) -> Tensor:
     """KL(reference ‖ outputs) at every place, float64, ``outputs``' shape without its last axis.
 
