@@ -1,5 +1,8 @@
 """What can go wrong for a user: one line each, which names the thing, its value and what to do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class PrunekitError(Exception):
     """The work could not be done; the command line prints the message and exits with 1."""
@@ -19,6 +22,21 @@ class StructureError(PrunekitError):
 
 class NonFiniteError(PrunekitError):
     """NaN or Inf where numbers are needed."""
+
+
+@contextmanager
+def theirs(what: str) -> Iterator[None]:
+    """Somebody else's code runs inside: what it raises becomes one line that begins with ``what``; our own refusals pass.
+
+    Raises:
+        UsageError: ``what`` failed, and how.
+    """
+    try:
+        yield
+    except PrunekitError:
+        raise
+    except Exception as error:  # whatever it raises is its author's to read
+        raise UsageError(f"{what} failed: {quoted(error)}") from error
 
 
 def quoted(error: BaseException, most: int = 200) -> str:

@@ -25,7 +25,6 @@ from typing import Any
 
 from prunekit.errors import UsageError, plain, quoted
 from prunekit.imports import IMPORT_PATH
-from prunekit.recipe.yaml_file import read_yaml
 
 BUILT_IN = ("prunekit.models", "prunekit.data")
 """Modules whose offered names (``__all__``) any recipe may use."""
@@ -50,25 +49,23 @@ class Named:
     file: str
 
 
-def imports_of(recipe: Path) -> list[Named]:
-    """Every import path that a recipe names, built-in factories left out. Nothing is imported.
-
-    Raises:
-        UsageError: the file cannot be read.
-    """
-    found = dict.fromkeys(_paths(read_yaml(recipe), ""))
-    return [Named(key, path, _file(path)) for key, path in found]
+def imports_of(recipe: Mapping[str, Any]) -> list[Named]:
+    """Every import path that a recipe's content names, built-in factories left out. Nothing is imported."""
+    return [Named(key, path, _file(path)) for key, path in dict.fromkeys(_paths(recipe, ""))]
 
 
-def check(folder: Path) -> None:
+def check(folder: Path, recipe: Mapping[str, Any]) -> None:
     """Refuses a run folder whose recipe names code that is not known to be this user's.
 
     A path that leads nowhere is left to fail where it is followed.
 
+    Args:
+        recipe: the content of its recipe.yaml, which is then worked with: a file may be another when it is read again.
+
     Raises:
         UsageError: names what would be imported, from where, and what to do.
     """
-    unknown = [one for one in imports_of(folder / "recipe.yaml") if one.file != NOWHERE and not _is_known(folder, one)]
+    unknown = [one for one in imports_of(recipe) if one.file != NOWHERE and not _exists(_mark(recipe, one))]
     if not unknown:
         return
     shown = ", ".join(f"{one.key}: {one.path} ({one.file})" for one in unknown[:3]) + (" …" if len(unknown) > 3 else "")
@@ -78,21 +75,21 @@ def check(folder: Path) -> None:
     )
 
 
-def remember(folder: Path) -> str | None:
+def remember(folder: Path, recipe: Mapping[str, Any]) -> str | None:
     """From now on the folder's recipe may import what it names, from where it does now; says why that cannot be kept.
 
     In this process it may in any case.
     """
     why = None
-    for one in imports_of(folder / "recipe.yaml"):
+    for one in imports_of(recipe):
         try:
-            _keep(_mark(read_yaml(folder / "recipe.yaml"), one))
+            _keep(_mark(recipe, one))
         except OSError as error:
             why = f"{quoted(error)}; set {STATE} to a folder of yours, or later commands ask for prunekit trust {folder}"
     return why
 
 
-def check_file(folder: Path, file: Path, facts: Mapping[str, Any]) -> None:
+def check_file(recipe: Mapping[str, Any], file: Path, facts: Mapping[str, Any]) -> None:
     """Refuses a score or plan file whose facts name code: a criterion, target or structure by import path.
 
     Known are paths of the run's recipe, which ``check`` has let pass, and those that this user has worked with (``used``).
@@ -101,9 +98,7 @@ def check_file(folder: Path, file: Path, facts: Mapping[str, Any]) -> None:
         UsageError: names the path and what to do.
     """
     named = [one for one in _named_in(facts) if one.file != NOWHERE]
-    if not named:
-        return
-    own = {one.path for one in imports_of(folder / "recipe.yaml")}
+    own = {path for _, path in _paths(recipe, "")} if named else set()
     for one in named:
         if one.path not in own and not _exists(_mark({}, one)):
             raise UsageError(
@@ -134,10 +129,6 @@ def _named_in(facts: Any) -> list[Named]:
 
     look(facts, "")
     return [Named("file", path, _file(path)) for path in found]
-
-
-def _is_known(folder: Path, one: Named) -> bool:
-    return _exists(_mark(read_yaml(folder / "recipe.yaml"), one))
 
 
 def _exists(mark: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,12 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 import prunekit
+from benchmarks.zoo.verbs import FILES
 from prunekit.cli import main
 from prunekit.recipe import pruning
 from tests.pictures import undrawn
 
-PAGE = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
-FILES: dict[str, str] = dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", PAGE, re.S))
 FIRST = {
     "classes": "accuracy", "yesno": "accuracy", "labels": "accuracy", "numbers_": "rmse", "pixels": "miou", "tagger": "accuracy",
     "writer": "perplexity", "blanks": "perplexity", "answer": "perplexity", "vae": "error",

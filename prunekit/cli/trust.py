@@ -24,17 +24,19 @@ def trust(
 
     from prunekit import trust as trusting
     from prunekit.imports import use_working_folder
+    from prunekit.recipe import read_yaml
 
     output = Output(quiet, as_json)
     use_working_folder(run)
     if not (run / "recipe.yaml").is_file():
         raise UsageError(f"{run}: not a run folder (no recipe.yaml)")
-    named = trusting.imports_of(run / "recipe.yaml")
+    recipe = read_yaml(run / "recipe.yaml")
+    named = trusting.imports_of(recipe)
     output.show("trust", (run, named))
     if named and not yes:
         if not sys.stdin.isatty():
             raise UsageError("trust asks before it lets code run; nobody can answer here, so look at it and give --yes")
         typer.confirm("Let it run?", abort=True, err=True)
-    if why := trusting.remember(run):
+    if why := trusting.remember(run, recipe):
         raise UsageError(f"cannot be kept: {why}")
     output.finish({"path": str(run), "imports": [vars(one) for one in named]})

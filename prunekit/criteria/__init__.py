@@ -207,6 +207,11 @@ def score(
         trajectory, model, batches, task=task, target=target, loss=loss, ignore=ignore, include=include, seed=seed, device=device,
         **options,
     )  # fmt: skip
+    return score_gathered(evidence, criterion)
+
+
+def score_gathered(evidence: Evidence, criterion: str) -> Scores:
+    """``score`` of what is gathered already; the samples are looked at first, where the criterion needs any."""
     wanted = parse(criterion)
     if evidence.data is not None and any(_chosen(part).needs_data for part in wanted.singles):
         evidence.check()

@@ -14,7 +14,7 @@ from torch import Tensor
 from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 from prunekit.criteria.group_scores import GROUPINGS
 from prunekit.criteria.spec import OPTIONS
-from prunekit.errors import PrunekitError, UsageError, nearest, quoted
+from prunekit.errors import UsageError, nearest, theirs
 
 
 def as_criterion(found: Any, name: str) -> Criterion:
@@ -51,12 +51,8 @@ class _Checked:
         self.compute, self.name = compute, name
 
     def __call__(self, evidence: Evidence) -> CriterionResult:
-        try:
+        with theirs(f"criterion {self.name!r}"):
             found = self.compute(evidence)
-        except PrunekitError:
-            raise
-        except Exception as error:  # the user's own
-            raise UsageError(f"criterion {self.name!r} failed: {quoted(error)}") from error
         if isinstance(found, Mapping):
             found = CriterionResult(dict(found))
         if not isinstance(found, CriterionResult):

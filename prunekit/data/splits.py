@@ -13,7 +13,7 @@ from prunekit import checkpoint
 from prunekit.batch import Batch, described, leaves, named, size, taken
 from prunekit.data.identity import check_same_twice, digest_of, digest_of_tensors
 from prunekit.data.samples import EVAL_BATCH, Samples
-from prunekit.errors import PrunekitError, UsageError, quoted
+from prunekit.errors import UsageError, theirs
 
 SPLITS = ("train", "validation", "test", "scoring")
 """What each is for: learning; every choice (compare, auto); the final figures; scores. They must be disjoint."""
@@ -96,12 +96,8 @@ class Split:
         if self.held is not None:
             return taken(self.held, torch.as_tensor(indices))
         where = [int(i) if self._order is None else self._order[int(i)] for i in indices]
-        try:
+        with theirs(f"data: reading samples {where[:3]}…"):
             found = self.normal(self.collate([self._source[i] for i in where]))
-        except PrunekitError:
-            raise
-        except Exception as error:  # the user's own data set
-            raise UsageError(f"data: reading samples {where[:3]}… failed: {quoted(error)}") from error
         _check(found, len(where))
         return found
 

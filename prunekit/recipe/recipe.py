@@ -178,20 +178,23 @@ class Recipe(Whole):
             raise UsageError(f"{path}: is not a recipe that prunekit wrote and would be replaced; choose another --out")
 
     @classmethod
-    def load(cls, path: str | Path, resolved: bool = False) -> Recipe:
+    def load(cls, path: str | Path) -> Recipe:
         """Reads a recipe.
-
-        Args:
-            resolved: it was written by ``save``, so a missing key means that the file is not whole.
 
         Raises:
             UsageError: missing, not YAML, or values out of range; one line a fault, with the path of its key.
         """
         path = Path(path)
-        content = read_yaml(path)
+        return cls.of(read_yaml(path), path)
+
+    @classmethod
+    def resolved(cls, content: dict[str, Any], path: Path) -> Recipe:
+        """Of the content of a file that ``save`` wrote, where a missing key means that the file is not whole.
+
+        Raises:
+            UsageError: as ``load``, or a key is missing.
+        """
         recipe = cls.of(content, path)
-        if resolved:
-            lost = [key for key in cls.model_fields if key not in content and key != "task"]
-            if lost:
-                raise UsageError(f"{path}: not whole, it lacks {', '.join(lost)}; run train or import again")
+        if lost := [key for key in cls.model_fields if key not in content and key != "task"]:
+            raise UsageError(f"{path}: not whole, it lacks {', '.join(lost)}; run train or import again")
         return recipe

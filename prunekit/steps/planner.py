@@ -11,7 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.criteria import Evidence, Scores, compose, gather, get_criterion, model_digest, parse, score_evidence
+from prunekit.criteria import (
+    Evidence,
+    Scores,
+    compose,
+    gather,
+    get_criterion,
+    model_digest,
+    parse,
+    score_evidence,
+    score_gathered,
+)
 from prunekit.plan import GROUPED, Plan, make_plan
 from prunekit.repair.swaps import Swaps, swaps_inside
 from prunekit.trajectory import Continued, Trajectory, load_into
@@ -112,8 +122,7 @@ class Planner:
             trajectory, model, batches, looking: as in ``prunekit.score``.
         """
         evidence = gather(trajectory, model, batches, **looking)
-        wanted = parse(criterion)
-        scores = compose(wanted, {part.text: score_evidence(evidence, part.text) for part in wanted.singles})
+        scores = score_gathered(evidence, criterion)
         return cls(evidence, scores, structure, allocation, example_inputs, options, repair)
 
     @cached_property

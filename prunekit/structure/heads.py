@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import PrunekitError, UsageError, quoted
+from prunekit.errors import UsageError, theirs
 from prunekit.imports import load_object
 from prunekit.structure.cut import Prober
 from prunekit.structure.groups import Group, Groups, tied_names
@@ -108,12 +108,8 @@ def _mappings(model: nn.Module, given: Mappings) -> list[Mapping[str, Any]]:
         if not isinstance(one, str):
             found.append(one)
             continue
-        try:
+        with theirs(f"structure.attention: {one}(model)"):
             made = list(load_object(one, "structure.attention")(model))
-        except PrunekitError:
-            raise
-        except Exception as error:  # the user's own
-            raise UsageError(f"structure.attention: {one}(model) failed: {quoted(error)}") from error
         if not all(isinstance(mapping, Mapping) for mapping in made):
             raise UsageError(f"structure.attention: {one}(model) must give mappings such as {{q: …, k: …, v: …, o: …, heads: 4}}")
         found += made

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prunekit.errors import PrunekitError, UsageError, quoted
+from prunekit.errors import UsageError, theirs
 from prunekit.structure.cut import Prober
 from prunekit.structure.groups import Group, Groups
 
@@ -63,13 +63,8 @@ def as_structure(found: Any, name: str) -> Structure:
 
 def _groups(name: str, prober: Prober, find: Callable[[], Any]) -> Groups:
     """What a user's function finds, less what cannot be cut."""
-    with prober.restoring():  # whatever it does to the model
-        try:
-            found = find()
-        except PrunekitError:
-            raise
-        except Exception as error:  # the user's own
-            raise UsageError(f"structure {name!r} failed: {quoted(error)}") from error
+    with prober.restoring(), theirs(f"structure {name!r}"):  # whatever it does to the model is undone
+        found = find()
     groups = list(found) if isinstance(found, Sequence) else None
     if groups is None or not all(isinstance(group, Group) for group in groups):
         raise UsageError(f"structure {name!r} gave a {type(found).__name__}; it must give a list of prunekit.structure.Group")

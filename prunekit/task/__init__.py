@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from prunekit.batch import Inputs, Labels
-from prunekit.errors import UsageError, nearest, quoted
+from prunekit.errors import UsageError, nearest, theirs
 from prunekit.measure.measure import Measure
 from prunekit.registry import Registry
 from prunekit.task.binary import Binary, MultiLabel
@@ -38,12 +38,8 @@ def as_task(found: Any, name: str) -> Callable[..., Task]:
     def make(loss: Any = None, **options: Any) -> Task:
         made = found
         if not isinstance(found, Task) or options:
-            try:
+            with theirs(f"task: {name}"):
                 made = found(**options)
-            except UsageError:
-                raise
-            except Exception as error:  # the user's own
-                raise UsageError(f"task: {name} failed: {quoted(error)}") from error
         if not isinstance(made, Task):
             raise UsageError(f"task: {name} gave a {type(made).__name__}, not a prunekit.Task")
         return made if loss is None else made.with_loss(loss)

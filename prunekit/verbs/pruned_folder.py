@@ -1,16 +1,20 @@
-"""A pruned model's folder inside a run: which run it is of, and opening it with the plan and the steps that belong to it."""
+"""A pruned model's folder inside a run: written, and opened with the plan and the steps that belong to it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from prunekit import trust
-from prunekit.apply import Manifest, dense_state, load
+from prunekit.apply import Manifest, Squeezed, dense_state, load, save
+from prunekit.apply.answers import check_answers
 from prunekit.criteria import model_digest
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.plan import Plan
+from prunekit.steps.schedule import Figure
 from prunekit.trajectory import Continued, Trajectory
 from prunekit.verbs.run_folder import Run
 
@@ -27,14 +31,58 @@ def run_of(folder: Path) -> Path:
     return run
 
 
+def read_plan(run: Run, path: Path) -> Plan:
+    """A plan file, whoever made it.
+
+    Raises:
+        ArtifactError: it is missing or damaged.
+        UsageError: it names code, see ``prunekit.trust``.
+    """
+    plan = Plan.load(path)
+    trust.check_file(run.said, path, _named(plan))
+    return plan
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """A plan alone, to be looked at and edited."""
+    plan.save(path)
+    trust.used(_named(plan))
+
+
+def write_pruned(
+    run: Run,
+    small: torch.nn.Module,
+    plan: Plan,
+    folder: Path,
+    facts: Mapping[str, Any],
+    figure: Figure | None,
+    squeezed: Squeezed | None = None,
+) -> dict[str, Any]:
+    """A pruned model, once it was seen to answer; the facts of its manifest, ``figure``'s among them.
+
+    Raises:
+        NonFiniteError: it answers NaN where the dense model does not.
+    """
+    told = dict(facts)
+    if figure is not None:  # there are data
+        told[f"validation_{figure.name}"] = figure(small)
+        check_answers(run.model, small, run.example)
+    save(small, plan, folder, told, squeezed)
+    trust.used(_named(plan))
+    return told
+
+
+def _named(plan: Plan) -> dict[str, Any]:
+    return {"structure": plan.structure, **plan.provenance}
+
+
 def open_pruned(run: Run, folder: Path) -> tuple[Manifest, Plan, torch.nn.Module]:
     """A pruned model of the run with its manifest and plan, which belong together and to this run's dense model.
 
     Raises:
         ArtifactError: something is missing or damaged, or does not belong; says what to do.
     """
-    manifest, plan = Manifest.load(folder / "prunekit.json"), Plan.load(folder / "plan.safetensors")
-    trust.check_file(run.path, folder / "plan.safetensors", {"structure": plan.structure, **plan.provenance})
+    manifest, plan = Manifest.load(folder / "prunekit.json"), read_plan(run, folder / "plan.safetensors")
     if manifest.plan != plan.digest:
         raise ArtifactError(
             f"{folder}: plan.safetensors is {plan.digest}, the model was pruned by {manifest.plan}; apply it first "

@@ -10,9 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from prunekit import checkpoint, trust
-from prunekit.apply import Manifest, save, squeeze
-from prunekit.apply.answers import check_answers
+from prunekit import checkpoint
+from prunekit.apply import Manifest, squeeze
 from prunekit.criteria import Scores, expand, model_digest
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.plan import GROUPED, Plan, asked_sparsity, make_plan
@@ -28,6 +27,7 @@ from prunekit.task.evaluation import run as run_model
 from prunekit.trajectory import Trajectory
 from prunekit.verbs.budgets import within_budget
 from prunekit.verbs.compensating import compensation_request, pruned_as_asked
+from prunekit.verbs.pruned_folder import read_plan, write_plan, write_pruned
 from prunekit.verbs.refining import Seconds, better_plan, refining_again, refining_request
 from prunekit.verbs.run_folder import PROBLEM, Run, comparison_inputs, reusable
 from prunekit.verbs.scheduling import planner_for, prune_in_steps, validation_figure
@@ -139,8 +139,7 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
     plan = plan_at(chosen, sparsity)
     plan.provenance["request"] = request
     if dry_run:
-        plan.save(folder / "plan.safetensors")
-        trust.used({"structure": plan.structure, **plan.provenance})
+        write_plan(plan, folder / "plan.safetensors")
         return {**_summary(run, folder, plan), **facts, "dry_run": True, "reused": False}
     return _write(run, plan, folder, facts)
 
@@ -184,8 +183,7 @@ def apply_plan(
     """
     if steps is not None and steps.schedule.name != "one-shot":
         raise UsageError(f"--apply takes a finished plan; schedule {steps.schedule.name} makes its own, leave it out")
-    plan = Plan.load(plan_path)
-    trust.check_file(run.path, plan_path, {"structure": plan.structure, **plan.provenance})
+    plan = read_plan(run, plan_path)
     if squeezing:
         if plan.smaller:
             raise UsageError(f"--squeeze is for plans of masks; {plan.structure} are cut out as they are")
@@ -245,13 +243,9 @@ def _write(run: Run, plan: Plan, folder: Path, found: Mapping[str, Any] | None =
     facts: dict[str, Any] = dict(found or {})
     if note:
         facts["compensation_note"] = note
-    if run.recipe.data is not None:
-        figure = validation_figure(run)
-        facts[f"validation_{figure.name}"] = figure(small)
-        check_answers(run.model, small, run.example)
-    save(small, plan, folder, facts, squeezed)
-    trust.used({"structure": plan.structure, **plan.provenance})
-    return {**_summary(run, folder, plan), **facts, "reused": False}
+    figure = validation_figure(run) if run.recipe.data is not None else None
+    told = write_pruned(run, small, plan, folder, facts, figure, squeezed)
+    return {**_summary(run, folder, plan), **told, "reused": False}
 
 
 def _training_request(run: Run, steps: Steps | None) -> dict[str, Any]:

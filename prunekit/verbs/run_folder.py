@@ -17,7 +17,7 @@ from prunekit.criteria import Evidence, Scores, compose, expand, model_digest, p
 from prunekit.data import Samples, Split, as_splits
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.imports import call
-from prunekit.recipe import Recipe, check_device
+from prunekit.recipe import Recipe, check_device, read_yaml
 from prunekit.search import Comparison
 from prunekit.structure import kept_layers, prunable_parameters
 from prunekit.task import Task
@@ -45,9 +45,10 @@ class Run:
         self.path, self.classes = path, tuple(classes)
         if not (path / "recipe.yaml").is_file():
             raise UsageError(f"{path}: not a run folder (no recipe.yaml); make one with prunekit train or import")
+        self.said = read_yaml(path / "recipe.yaml")
         if code:
-            trust.check(path)
-        self.recipe = Recipe.load(path / "recipe.yaml", resolved=True)
+            trust.check(path, self.said)
+        self.recipe = Recipe.resolved(self.said, path / "recipe.yaml")
         try:
             self.device = check_device(self.recipe.device if device is None else device)
         except ValueError as error:
@@ -201,7 +202,7 @@ class Run:
             ArtifactError: damaged, of another name than its content, or made from another trajectory or parts.
         """
         scores = Scores.load(path)
-        trust.check_file(self.path, path, {"all": [one.provenance for one in scores.with_parts()]})
+        trust.check_file(self.said, path, {"all": [one.provenance for one in scores.with_parts()]})
         try:
             belongs = self.score_path(scores.criterion)
         except UsageError as error:

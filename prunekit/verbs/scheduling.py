@@ -11,9 +11,7 @@ from typing import Any
 
 import torch
 
-from prunekit import checkpoint, trust
-from prunekit.apply import save
-from prunekit.apply.answers import check_answers
+from prunekit import checkpoint
 from prunekit.criteria import Evidence, Scores, provenance
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.imports import load_object
@@ -25,6 +23,7 @@ from prunekit.steps.schedule import Figure
 from prunekit.task.evaluation import References, evaluate
 from prunekit.training import Distillation, batches_per_epoch, recalibrate
 from prunekit.trajectory.copies import copied
+from prunekit.verbs.pruned_folder import write_pruned
 from prunekit.verbs.run_folder import Run, first_difference
 
 
@@ -93,11 +92,8 @@ def prune_in_steps(
         }
         if figure is not None:
             facts[f"validation_{figure.name}_pruned"] = done.rounds[-1][f"{figure.name}_pruned"]
-            facts[f"validation_{figure.name}"] = figure(small)
-            check_answers(run.model, small, run.example)
         facts["cost"] = {"seconds": round(time.perf_counter() - started, 3)}
-        save(small, done.plan, inner, facts)
-        trust.used({"structure": done.plan.structure, **done.plan.provenance})
+        facts = write_pruned(run, small, done.plan, inner, facts, figure)
         for path in inner.iterdir():
             os.replace(path, temporary / path.name)
         inner.rmdir()

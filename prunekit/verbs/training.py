@@ -15,7 +15,7 @@ from prunekit import checkpoint, trust
 from prunekit.criteria import model_digest
 from prunekit.data import Split
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
-from prunekit.recipe import Recipe, Watch
+from prunekit.recipe import Recipe, Watch, read_yaml
 from prunekit.structure import prunable_parameters
 from prunekit.task import Task
 from prunekit.task.evaluation import evaluate, measures_told
@@ -156,7 +156,7 @@ def import_run(
 def _save(recipe: Recipe, out: Path, announce: Callable[[str], None]) -> None:
     """Writes the user's recipe into the run folder, where later commands may follow its import paths."""
     recipe.save(out / "recipe.yaml")
-    if why := trust.remember(out):
+    if why := trust.remember(out, read_yaml(out / "recipe.yaml")):
         announce(f"the run cannot be noted as yours: {why}")
 
 

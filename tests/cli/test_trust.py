@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from prunekit import UsageError, trust
 from prunekit.imports import load_object, use_working_folder
+from prunekit.recipe import read_yaml
 from prunekit.registry import offered
 from prunekit.verbs.run_folder import Run
 from tests.cli.conftest import Cli
@@ -162,25 +163,25 @@ def test_another_module_of_the_same_name_is_not_what_was_trusted(
         folder.mkdir()
         (folder / "module_of_two_places.py").write_text("def build(): ...\n")
     monkeypatch.syspath_prepend(str(mine))
-    assert trust.remember(run) is None
-    trust.check(run)
+    assert trust.remember(run, read_yaml(run / "recipe.yaml")) is None
+    trust.check(run, read_yaml(run / "recipe.yaml"))
     monkeypatch.syspath_prepend(str(theirs))
     with pytest.raises(UsageError, match="not known as yours"):
-        trust.check(run)
+        trust.check(run, read_yaml(run / "recipe.yaml"))
 
 
 def test_built_in_factories_need_no_trust_and_marks_are_keyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "recipe.yaml").write_text(
         'model: {factory: "prunekit.models:digits_cnn"}\ncompare: {structures: ["2:4", "block:4x1"]}\n'
     )
-    assert trust.imports_of(tmp_path / "recipe.yaml") == []
+    assert trust.imports_of(read_yaml(tmp_path / "recipe.yaml")) == []
     (tmp_path / "recipe.yaml").write_text('model: {factory: "json:loads"}\n')
     for name in ("one", "other"):
         monkeypatch.setenv(trust.STATE, str(tmp_path / name))
         with pytest.raises(UsageError, match="not known as yours"):
-            trust.check(tmp_path)
-        assert trust.remember(tmp_path) is None
-        trust.check(tmp_path)
+            trust.check(tmp_path, read_yaml(tmp_path / "recipe.yaml"))
+        assert trust.remember(tmp_path, read_yaml(tmp_path / "recipe.yaml")) is None
+        trust.check(tmp_path, read_yaml(tmp_path / "recipe.yaml"))
         assert (tmp_path / name / "key").stat().st_mode & 0o077 == 0
     one, other = ({p.name for p in (tmp_path / name / "trusted").iterdir()} for name in ("one", "other"))
     assert not one & other  # another user's marks are worth nothing here
@@ -190,7 +191,7 @@ def test_where_nothing_can_be_kept_it_is_said(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "recipe.yaml").write_text('model: {factory: "json:loads"}\n')
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(trust.STATE, str(tmp_path / "file" / "state"))
-    assert "set PRUNEKIT_STATE" in str(trust.remember(tmp_path))
+    assert "set PRUNEKIT_STATE" in str(trust.remember(tmp_path, read_yaml(tmp_path / "recipe.yaml")))
 
 
 def test_metadata_in_the_working_folder_offers_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
