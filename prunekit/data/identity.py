@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,48 +34,66 @@ def digest_of(samples: Samples) -> str:
     """Of samples that are fetched: one pass over all of them, however they are cut into batches.
 
     Where every batch's tensors fit one another and those after the first (the labels, of a pair) take no more than ``HELD``
-    bytes, it is the digest of the samples as one batch. A progress bar is shown where there are many batches.
+    bytes, it is the digest of the samples as one batch. Else it is one of batches; what was read until that showed is read again.
     """
-    rows, count = len(samples), len(samples.groups)
-    hashes: dict[str, Any] = {}
-    shapes: dict[str, list[tuple[int, ...]]] = {}
-    types: dict[str, torch.dtype] = {}
-    first, whole = "", hashlib.sha256()
-    after: dict[str, bytearray] | None = None  # not tensors: many small ones among large passing ones scatter the heap
-    for batch in track(samples, "reading data (batches)", count) if count > 1 else samples:
-        found = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors(batch).items()}
-        if not hashes:
-            first = min(found)
-            whole.update(checkpoint.heading(first, found[first].dtype, (rows, *found[first].shape[1:])))
-            after = {name: bytearray() for name in found if name != first}
-        for name, tensor in found.items():
-            if name not in hashes:
-                hashes[name], shapes[name], types[name] = hashlib.sha256(), [], tensor.dtype
-            hashes[name].update(checkpoint.raw(tensor))
-            shapes[name].append((size(batch[0]), *tensor.shape))
-        if after is not None:
-            fit = found.keys() == hashes.keys() and all(_fits(found[n], types[n], shapes[n], size(batch[0])) for n in found)
-            if fit and sum(map(len, after.values())) <= HELD:
-                whole.update(checkpoint.raw(found[first]))
-                for name, part in after.items():
-                    part.extend(checkpoint.raw(found[name]))
-            else:
-                after = None
-    if after is not None:
-        for name in sorted(after):
-            whole.update(checkpoint.heading(name, types[name], (rows, *shapes[name][0][2:])))
-            whole.update(after[name])
-        return whole.hexdigest()[:32]
-    told = {name: [hashes[name].hexdigest(), str(types[name]), shapes[name]] for name in sorted(hashes)}
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+    return _as_one(samples) or _of_batches(samples)
 
 
 HELD = 16 * 2**20  # bytes of labels, and of other tensors after the first, that are held to be hashed last
 
 
-def _fits(tensor: Tensor, dtype: torch.dtype, shapes: list[tuple[int, ...]], samples: int) -> bool:
-    """Whether a batch's tensor can be joined to those of the batches before it."""
-    return tensor.dim() > 0 and len(tensor) == samples and tensor.dtype == dtype and shapes[0][2:] == tuple(tensor.shape[1:])
+def _as_one(samples: Samples) -> str | None:
+    """The digest of the samples as one batch; None where they are none, or too many tensors would have to be held."""
+    first, like = "", dict[str, Tensor]()
+    whole = hashlib.sha256()
+    after: dict[str, bytearray] = {}  # not tensors: many small ones among large passing ones scatter the heap
+    for batch in _read(samples):
+        found = _tensors(batch)
+        if not like:
+            first, like = min(found), found
+            whole.update(checkpoint.heading(first, found[first].dtype, (len(samples), *found[first].shape[1:])))
+            after = {name: bytearray() for name in sorted(found) if name != first}
+        if found.keys() != like.keys() or not all(_fits(found[name], like[name], size(batch[0])) for name in found):
+            return None
+        whole.update(checkpoint.raw(found[first]))
+        for name, part in after.items():
+            part.extend(checkpoint.raw(found[name]))
+        if sum(map(len, after.values())) > HELD:
+            return None
+    for name, part in after.items():
+        whole.update(checkpoint.heading(name, like[name].dtype, (len(samples), *like[name].shape[1:])))
+        whole.update(part)
+    return whole.hexdigest()[:32]
+
+
+def _of_batches(samples: Samples) -> str:
+    """A digest of every tensor's bytes and of the shapes that they come in."""
+    hashes: dict[str, Any] = {}
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    types: dict[str, torch.dtype] = {}
+    for batch in _read(samples):
+        for name, tensor in _tensors(batch).items():
+            if name not in hashes:
+                hashes[name], shapes[name], types[name] = hashlib.sha256(), [], tensor.dtype
+            hashes[name].update(checkpoint.raw(tensor))
+            shapes[name].append((size(batch[0]), *tensor.shape))
+    told = {name: [hashes[name].hexdigest(), str(types[name]), shapes[name]] for name in sorted(hashes)}
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+
+
+def _read(samples: Samples) -> Iterable[Batch]:
+    """Every batch; a progress bar is shown where there are many."""
+    count = len(samples.groups)
+    return track(samples, "reading data (batches)", count) if count > 1 else samples
+
+
+def _tensors(batch: Batch) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors(batch).items()}
+
+
+def _fits(tensor: Tensor, like: Tensor, samples: int) -> bool:
+    """Whether a batch's tensor can be joined to the first batch's."""
+    return tensor.dim() > 0 and len(tensor) == samples and tensor.dtype == like.dtype and tensor.shape[1:] == like.shape[1:]
 
 
 def check_same_twice(first: Batch, again: Batch) -> None:
