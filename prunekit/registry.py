@@ -9,7 +9,7 @@ steady = "my_package.criteria:CRITERION"
 ```
 
 Whether a name is *known* is answered from the table, the spelling and the packages' metadata alone: reading a recipe runs no
-code of anybody's. Code is imported when the thing is used, or when ``check`` asks for it.
+code of anybody's. Code is imported when the thing is used.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ class Registry(dict[str, T]):
         group: of entry points, such as ``prunekit.criteria``; None for none.
         accept: ``(object, its name) -> thing``; raises UsageError for an object that cannot be one.
         entries: the table itself.
-        paths: whether ``module:name`` names a thing here.
     """
 
     def __init__(
@@ -46,10 +45,9 @@ class Registry(dict[str, T]):
         group: str,
         accept: Callable[[Any, str], T],
         entries: Mapping[str, T],
-        paths: bool = True,
     ) -> None:
         super().__init__(entries)
-        self.what, self.group, self.accept, self.paths = what, group, accept, paths
+        self.what, self.group, self.accept = what, group, accept
 
     def __contains__(self, name: object) -> bool:
         return super().__contains__(name) or (isinstance(name, str) and (self._is_path(name) or bool(self._offers(name))))
@@ -72,23 +70,22 @@ class Registry(dict[str, T]):
             return name
         points = self._offers(name)
         if not points:
-            hint = f", or module:{self.what.split()[-1]} of your own" if self.paths else ""
-            raise UsageError(f"{self.what} {name!r} does not exist; {nearest(name, self.names())}{hint}")
+            own = f"or module:{self.what.split()[-1]} of your own"
+            raise UsageError(f"{self.what} {name!r} does not exist; {nearest(name, self.names())}, {own}")
         if len(points) > 1:
             raise UsageError(f"{self.what} {name!r} is offered by {' and '.join(_package(p) for p in points)}; uninstall one")
         return points[0].value.partition("[")[0].replace(" ", "")
+
+    def told(self, name: str) -> T | None:
+        """What a file means by a name: the table's own or a package's; nothing for an import path, since a file names no code."""
+        return None if self._is_path(name) or name not in self else self[name]
 
     def is_own(self, name: str) -> bool:
         """Whether the table itself holds it."""
         return super().__contains__(name)
 
-    def check(self, name: str) -> None:
-        """Raises UsageError for a name that is not known, without importing anything."""
-        if name not in self:
-            self.path(name)
-
     def _is_path(self, name: str) -> bool:
-        return self.paths and re.fullmatch(IMPORT_PATH, name) is not None
+        return re.fullmatch(IMPORT_PATH, name) is not None
 
     def _offers(self, name: str) -> list[EntryPoint]:
         return [point for point in offered(self.group) if point.name == name]

@@ -11,7 +11,6 @@ training sample's gradient did (docs/kernel.md).
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import UsageError
-from prunekit.imports import IMPORT_PATH
 from prunekit.registry import Registry
 from prunekit.trajectory.layout import Layout
 
@@ -201,9 +199,8 @@ def find_rule(name: str, rules: Rules | None = None) -> OptimizerRule | None:
     given = (rules or {}).get(name)
     if given is not None:
         return (RULES[given] if isinstance(given, str) else as_rule(given, name))()
-    if re.fullmatch(IMPORT_PATH, name):  # a recording is data: what it calls its optimizer names no code
-        return None
-    return RULES[name]() if name in RULES else None
+    rule = RULES.told(name)
+    return None if rule is None else rule()
 
 
 def start_counts(
