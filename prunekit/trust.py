@@ -30,6 +30,8 @@ BUILT_IN = ("prunekit.models", "prunekit.data")
 """Modules whose offered names (``__all__``) any recipe may use."""
 PATH = re.compile(IMPORT_PATH)
 """Also inside a composed criterion. Whatever could be imported matches it, since ``load_object`` takes nothing else."""
+Facts = Mapping[str, Any] | list[dict[str, Any]]
+"""Provenance, of one thing or of all that it is composed of."""
 NOWHERE = "not found"
 STATE = "PRUNEKIT_STATE"
 """Environment variable: the folder that keeps what is trusted, where the usual one will not do."""
@@ -89,7 +91,7 @@ def remember(folder: Path, recipe: Mapping[str, Any]) -> str | None:
     return why
 
 
-def check_file(recipe: Mapping[str, Any], file: Path, facts: Mapping[str, Any]) -> None:
+def check_file(recipe: Mapping[str, Any], file: Path, facts: Facts) -> None:
     """Refuses a score or plan file whose facts name code: a criterion, target or structure by import path.
 
     Known are paths of the run's recipe, which ``check`` has let pass, and those that this user has worked with (``used``).
@@ -107,14 +109,14 @@ def check_file(recipe: Mapping[str, Any], file: Path, facts: Mapping[str, Any]) 
             )
 
 
-def used(facts: Mapping[str, Any]) -> None:
+def used(facts: Facts) -> None:
     """From now on files may name the criteria, targets and structures of these facts: this user has just worked with them."""
     for one in _named_in(facts):
         with contextlib.suppress(OSError):  # then later commands refuse, and say so
             _keep(_mark({}, one))
 
 
-def _named_in(facts: Any) -> list[Named]:
+def _named_in(facts: Facts) -> list[Named]:
     found: dict[str, None] = {}
 
     def look(value: Any, key: str) -> None:

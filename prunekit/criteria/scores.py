@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -55,11 +55,10 @@ class Scores:
         facts = {**self.provenance, "findings": self.findings, **inside}
         return checkpoint.digest({**self.importance, **self.axis_sums}, facts)
 
-    def with_parts(self) -> Iterator[Scores]:
-        """These scores, and all that they are composed of."""
-        yield self
-        for part in self.parts:
-            yield from part.with_parts()
+    @property
+    def every_provenance(self) -> list[dict[str, Any]]:
+        """These scores' provenance, and that of all that they are composed of."""
+        return [self.provenance, *(found for part in self.parts for found in part.every_provenance)]
 
     def check(self) -> None:
         """Refuses what no plan can be made of.

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from prunekit.apply import Manifest
 from prunekit.criteria import model_digest
 from prunekit.errors import ArtifactError
 from prunekit.explain import RemovalRecord, Timeline, timeline
 from prunekit.explain.timeline import sources
 from prunekit.verbs.explaining import explain_pruned, pictures_of, view_of
-from prunekit.verbs.pruned_folder import open_pruned
 from prunekit.verbs.run_folder import Run
 
 NODES = 8  # of a removal, as refining itself takes; explain takes more
@@ -32,16 +32,16 @@ def keep_removal(run: Run, name: str) -> None:
     """Writes RUN/pruned/NAME/removal.json for a refined model, unless it is there and made from the same.
 
     Raises:
-        ArtifactError: the pruned model is damaged, or was made from another model than this run's.
+        ArtifactError: the manifest is damaged, or what it is made again from.
     """
     folder = run.path / "pruned" / name
-    _, plan, _ = open_pruned(run, folder)
-    if plan.provenance.get("refine") is None:
+    manifest = Manifest.load(folder / "prunekit.json")
+    if manifest.provenance.get("refine") is None:
         return
     made_from = {
         "trajectory": run.trajectory.hash,
         "model": model_digest(run.model),
-        "plan": plan.digest,
+        "plan": manifest.plan,
         "scoring": run.splits["scoring"].digest(),
         "samples": run.recipe.score.samples,
         "nodes": NODES,

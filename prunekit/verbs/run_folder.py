@@ -202,7 +202,7 @@ class Run:
             ArtifactError: damaged, of another name than its content, or made from another trajectory or parts.
         """
         scores = Scores.load(path)
-        trust.check_file(self.said, path, {"all": [one.provenance for one in scores.with_parts()]})
+        trust.check_file(self.said, path, scores.every_provenance)
         try:
             belongs = self.score_path(scores.criterion)
         except UsageError as error:

@@ -80,7 +80,7 @@ def _score_one(
         scores = score_evidence(replace(evidence, partial=partial), name)
         _check_error(name, scores.findings, max_error)
         scores.save(path)
-        trust.used({"all": [one.provenance for one in scores.with_parts()]})
+        trust.used(scores.every_provenance)
     header = checkpoint.read_header(path, "scores")
     _check_error(name, header["findings"], max_error)
     return _result(path, header, reused)
@@ -93,7 +93,7 @@ def _compose(run: Run, spec: Spec, overwrite: bool) -> dict[str, Any]:
     reused = reusable(path, recorded_inputs(path, _provenance), scores.provenance, overwrite)
     if not reused:
         scores.save(path)
-        trust.used({"all": [one.provenance for one in scores.with_parts()]})
+        trust.used(scores.every_provenance)
     return _result(path, checkpoint.read_header(path, "scores"), reused)
 
 

@@ -9,11 +9,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+from torch import nn
 
+import prunekit
+from prunekit import Plan
 from prunekit.cli import main
+from prunekit.data import Samples
+from prunekit.verbs import refining as verbs_refining
 from tests.pictures import undrawn
 
 RECIPE = """
@@ -39,6 +44,19 @@ class Done(NamedTuple):
 
 
 Cli = Callable[..., Done]
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refining takes 20 steps, 4 rounds and 256 samples at most: for tests of what is done with refined plans.
+
+    Unlike a budget in seconds this means the same on a machine that is busy.
+    """
+
+    def shortened(plan: Plan, model: nn.Module, samples: Samples, *, steps: int, rounds: int, **options: Any) -> Plan:
+        return prunekit.refine(plan, model, samples.first(256), steps=min(steps, 20), rounds=min(rounds, 4), **options)
+
+    monkeypatch.setattr(verbs_refining, "refine", shortened)
 
 
 @pytest.fixture

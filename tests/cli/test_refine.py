@@ -6,17 +6,15 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from torch import nn
 
 import prunekit
 from prunekit import Plan, UsageError
-from prunekit.data import Samples, digits
+from prunekit.data import digits
 from prunekit.measure import merit as merit_of
 from prunekit.models.digits import DigitsCNN
 from prunekit.recipe import Prune
@@ -31,15 +29,7 @@ from tests.cli.test_pipeline import small_cnn
 from tests.interrupt import ctrl_c, repairs
 from tests.reference import fidelity, predict
 
-
-@pytest.fixture(autouse=True)
-def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """20 steps, 4 rounds and 256 samples at most: these tests are about what is done with refined plans, and make many."""
-
-    def shortened(plan: Plan, model: nn.Module, samples: Samples, *, steps: int, rounds: int, **options: Any) -> Plan:
-        return prunekit.refine(plan, model, samples.first(256), steps=min(steps, 20), rounds=min(rounds, 4), **options)
-
-    monkeypatch.setattr(verbs_refining, "refine", shortened)
+pytestmark = pytest.mark.usefixtures("short")
 
 
 def pruned(cli: Cli, run: Path, name: str, *more: object) -> dict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 
 from prunekit.recipe import RESOLVED
@@ -16,8 +17,9 @@ SECTIONS = (
 )  # fmt: skip
 
 
+@pytest.mark.usefixtures("short")
 def test_a_run_whose_modules_are_gone_is_reported_whole(run: Path, cli: Cli) -> None:
-    done = cli("prune", run, "-c", "magnitude", "-s", 0.9, "--refine", "--refine-budget", "2s", "--name", "better")
+    done = cli("prune", run, "-c", "magnitude", "-s", 0.9, "--refine", "--name", "better")
     assert done.code == 0, done.err
     assert cli("eval", run / "pruned" / "better").code == 0
     assert json.loads(cli("report", run, "--json").out)["missing"] == []

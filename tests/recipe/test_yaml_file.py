@@ -127,7 +127,7 @@ def test_a_resolved_recipe_reads_back_as_the_same_values(args: dict[str, Any], t
     recipe = Recipe.of({"seed": 0, "model": {"factory": "m:b", "args": args}, "data": {"factory": "m:d"}}, "test")
     path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
     recipe.save(path)
-    back = Recipe.load(path, resolved=True)
+    back = Recipe.resolved(read_yaml(path), path)
     assert repr(back.model.args) == repr(args)  # types too
     assert back == recipe
 
