@@ -10,19 +10,25 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prunekit.errors import ArtifactError, PrunekitError
+from prunekit.errors import ArtifactError, Note, PrunekitError
 
 HEADER = "prunekit"  # the one metadata key we write: one key keeps the file's bytes in a fixed order
+CHECKSUM = "checksum"
+"""Key of a JSON artifact, and of a header, that proves its content; see ``checksum``."""
+TENSORS = "tensors"
+"""Key of a header that proves the tensors beside it."""
 
 
 @contextmanager
@@ -120,30 +126,106 @@ def replace_folder(new: Path, path: Path) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes ``content`` as indented JSON; NaN and Inf are refused, since JSON has neither."""
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    """Writes ``content`` as indented JSON with its checksum; NaN and Inf are refused, since JSON has neither."""
+    write_text(path, json.dumps({**content, CHECKSUM: checksum(content)}, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, kind: str) -> dict[str, Any]:
-    """Reads an artifact of ``kind``.
+def read_json(path: Path, kind: str | None = None) -> dict[str, Any]:
+    """Reads an artifact of ``kind``, of any kind if None.
 
     Raises:
-        ArtifactError: the file is missing, is not JSON, or is another kind of artifact.
+        ArtifactError: the file is missing, is not JSON, is another kind of artifact, or was changed after it was written.
     """
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except FileNotFoundError:
         raise ArtifactError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not a readable JSON file ({error})") from None
     found = content.get("kind") if isinstance(content, dict) else type(content).__name__
-    if found != kind:
-        raise ArtifactError(f"{path}: expected an artifact of kind {kind!r}, found {found!r}")
-    return dict(content)
+    if not isinstance(content, dict) or found is None or (kind is not None and found != kind):
+        raise ArtifactError(f"{path}: expected an artifact of kind {kind or 'any of prunekit'!r}, found {found!r}")
+    _prove(path, content)
+    return content
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Writes tensors as safetensors with ``header`` as JSON inside the file's metadata."""
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def checksum(content: Mapping[str, Any]) -> str:
+    """Proves a JSON file's content: XXH3 (128 bits) of its compact text, in the file's order.
+
+    It tells what was damaged or changed by hand, in a time that nobody notices; it is no signature, since whoever writes the
+    file can write the checksum as well.
+    """
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, separators=(",", ":"), allow_nan=False).encode())
+
+
+def tensor_checksum(tensors: Mapping[str, Tensor]) -> str:
+    """The same of tensors: names, types, shapes and bytes, in name order."""
+    total = xxhash.xxh3_128()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(heading(name, tensor.dtype, tuple(tensor.shape)))
+        total.update(raw(tensor))
+    return total.hexdigest()
+
+
+def file_checksum(path: Path) -> str:
+    """The same of a file's bytes.
+
+    Raises:
+        ArtifactError: it cannot be read.
+    """
+    total = xxhash.xxh3_128()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(2**20):
+                total.update(chunk)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read ({error.strerror or error})") from None
+    return total.hexdigest()
+
+
+def agree(path: Path, found: str | None, written: Any, what: str = "was changed after it was written") -> None:
+    """Compares what a file holds with what it, or the file that it belongs to, says that it holds.
+
+    Raises:
+        ArtifactError: they differ; names the file and both.
+    """
+    if found != written:
+        raise ArtifactError(f"{path}: {what} (its checksum is {found}, it was written with {written}); make it again")
+
+
+def _prove(path: Path, content: dict[str, Any]) -> None:
+    """Takes the checksum out of ``content`` and compares; a file that is older than checksums is told of."""
+    if CHECKSUM in content:
+        written = content.pop(CHECKSUM)
+        agree(path, checksum(content), written)
+    elif "kind" in content:
+        told(path)
+
+
+def told(path: Path) -> None:
+    """Says that a file is too old to be proved, once a folder."""
+    text = f"{path.parent}: holds files of a prunekit without checksums; whether they were changed since cannot be told"
+    warnings.warn(text, Note, stacklevel=2)
+
+
+def metadata(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> dict[str, str]:
+    """A safetensors file's metadata: ``header`` as JSON, with the checksums that prove it and the tensors."""
+    facts = {**header, TENSORS: tensor_checksum(tensors)}
+    text = json.dumps(facts, sort_keys=True, allow_nan=False)
+    return {HEADER: json.dumps({**facts, CHECKSUM: checksum(json.loads(text))}, sort_keys=True, allow_nan=False)}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
+    """Writes tensors as safetensors with ``header`` and checksums as JSON inside the file's metadata.
+
+    Returns:
+        the checksum that proves the whole file.
+    """
     contiguous: dict[str, Tensor] = {}
     taken: set[int] = set()
     for name, tensor in tensors.items():
@@ -153,15 +235,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
             found = found.clone()  # the format refuses tensors that share memory
         taken.add(found.untyped_storage().data_ptr())
         contiguous[name] = found
-    metadata = {HEADER: json.dumps(header, sort_keys=True, allow_nan=False)}
+    facts = metadata(contiguous, header)
     with replacing(path) as temporary:
         try:
-            save_file(contiguous, temporary, metadata=metadata)
+            save_file(contiguous, temporary, metadata=facts)
         except SafetensorError as error:
             raise ArtifactError(f"{path}: could not be written ({error})") from error
         except KeyError as error:  # a type that the format has no name for
             name = next((name for name, tensor in contiguous.items() if tensor.dtype == error.args[0]), "a tensor")
             raise ArtifactError(f"{path}: {name} is {error.args[0]}, which safetensors cannot hold") from None
+    return str(json.loads(facts[HEADER])[CHECKSUM])
 
 
 def write_text(path: Path, text: str) -> None:
@@ -179,32 +262,56 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, changed: bool = False) -> dict[str, Tensor]:
     """Reads every tensor of a safetensors file.
 
+    Args:
+        changed: whether its tensors may have been changed since, as a plan's decisions may.
+
     Raises:
-        ArtifactError: the file is missing, truncated, or not safetensors.
+        ArtifactError: the file is missing, truncated, not safetensors, or was changed after it was written.
     """
     with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        header = _header_of(path, file.metadata())
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    if TENSORS in header and not changed:
+        agree(path, tensor_checksum(tensors), header[TENSORS])
+    return tensors
 
 
 def read_header(path: Path, kind: str | None = None) -> dict[str, Any]:
     """Reads what prunekit wrote into a safetensors file's metadata; ``{}`` for a file from elsewhere.
 
     Raises:
-        ArtifactError: the file cannot be read, or it is not of ``kind``.
+        ArtifactError: the file cannot be read, it is not of ``kind``, or its header was changed after it was written.
     """
     with _opened(path) as file:
-        metadata = file.metadata() or {}
+        header = _header_of(path, file.metadata())
+    if kind is not None and header.get("kind") != kind:
+        raise ArtifactError(f"{path}: expected an artifact of kind {kind!r}, found {header.get('kind')!r}")
+    return header
+
+
+def read_checksum(path: Path) -> str | None:
+    """The checksum that a safetensors file says proves it; None for a file without."""
+    with _opened(path) as file:
+        found = _parsed(path, file.metadata()).get(CHECKSUM)
+    return None if found is None else str(found)
+
+
+def _header_of(path: Path, found: Mapping[str, str] | None) -> dict[str, Any]:
+    header = _parsed(path, found)
+    _prove(path, header)
+    return header
+
+
+def _parsed(path: Path, found: Mapping[str, str] | None) -> dict[str, Any]:
     try:
-        header = json.loads(metadata.get(HEADER, "{}"))
+        header = json.loads((found or {}).get(HEADER, "{}"))
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: its prunekit metadata is not JSON ({error})") from None
     if not isinstance(header, dict):
         raise ArtifactError(f"{path}: its prunekit metadata is no mapping")
-    if kind is not None and header.get("kind") != kind:
-        raise ArtifactError(f"{path}: expected an artifact of kind {kind!r}, found {header.get('kind')!r}")
     return header
 
 

@@ -24,6 +24,10 @@ class NonFiniteError(PrunekitError):
     """NaN or Inf where numbers are needed."""
 
 
+class Note(UserWarning):
+    """Something that the user should know and that stops nothing; the command line prints it in one line."""
+
+
 @contextmanager
 def theirs(what: str) -> Iterator[None]:
     """Somebody else's code runs inside: what it raises becomes one line that begins with ``what``; our own refusals pass.

@@ -7,6 +7,7 @@ import random
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,11 +90,12 @@ def record(
     optimizer: torch.optim.Optimizer,
     steps: int = 12,
     data: tuple[Tensor, Tensor] | None = None,
+    **options: Any,
 ) -> Trajectory:
-    """Trains on batches of 8 and records it, as a user's own loop would."""
+    """Trains on batches of 8 and records it, as a user's own loop would; ``options`` are the recorder's."""
     dtype = next(model.parameters()).dtype
     x, y = data or tiny_data(24, dtype)
-    with Recorder(folder, model, optimizer) as recorder:
+    with Recorder(folder, model, optimizer, **options) as recorder:
         for step in range(steps):
             indices = torch.arange(step * 8, step * 8 + 8) % len(x)
             optimizer.zero_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +24,9 @@ from prunekit.trajectory.derived import derived_weights
 from prunekit.trajectory.ties import refuse_overlaps
 from prunekit.version import __version__
 
+MODEL, MASKS = "model.safetensors", "masks.safetensors"
+KINDS = {MODEL: "model", MASKS: "masks"}
+
 
 @dataclass(frozen=True)
 class Manifest(Artifact):
@@ -38,6 +41,7 @@ class Manifest(Artifact):
         provenance: the plan's, and the version.
         facts: sparsity reached, and other facts for people.
         replaced: module -> kind of what takes its place (a removed block, a narrower attention); see ``REPLACEMENTS``.
+        files: file beside it -> its checksum; empty in older manifests.
     """
 
     KIND: ClassVar[str] = "pruned"
@@ -51,12 +55,41 @@ class Manifest(Artifact):
     provenance: dict[str, Any]
     facts: dict[str, Any]
     replaced: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def cut(self) -> Cut:
         """What the dense model lacks in this one."""
         attributes = {f"{name}:{key}": value for name, found in self.attributes.items() for key, value in found.items()}
         return Cut({key: torch.tensor(kept) for key, kept in self.kept.items()}, attributes, self.replaced)
+
+    def tensors(self, folder: Path, name: str) -> dict[str, Tensor]:
+        """What ``MODEL`` or ``MASKS`` holds in the manifest's folder.
+
+        Raises:
+            ArtifactError: it is missing, damaged, was changed, or belongs to another manifest.
+        """
+        path = folder / name
+        header = checkpoint.read_header(path, KINDS[name])
+        if header["plan"] != self.plan:
+            raise ArtifactError(f"{folder}: {name} belongs to plan {header['plan']}, prunekit.json to {self.plan}")
+        tensors = checkpoint.read_tensors(path)
+        if name in self.files:
+            written = self.files[name]
+            checkpoint.agree(path, checkpoint.read_checksum(path), written, "is not the file that prunekit.json was written with")
+        return tensors
+
+    def prove(self, folder: Path) -> None:
+        """Reads every file beside the manifest.
+
+        Raises:
+            ArtifactError: as ``tensors``, or the plan is not the one that was applied.
+        """
+        plan = Plan.load(folder / "plan.safetensors")
+        if plan.digest != self.plan:
+            raise ArtifactError(f"{folder}: plan.safetensors is {plan.digest}, the model was pruned by {self.plan}")
+        for name in (MODEL, MASKS) if plan.masking else (MODEL,):
+            self.tensors(folder, name)
 
     def check(self) -> None:
         """Only sizes of layers may be set, only known modules put in, only indices kept: a manifest is data, not code."""
@@ -123,11 +156,12 @@ def save(
         taken.replaced(),
     )
     with checkpoint.replacing_folder(folder) as temporary:
-        checkpoint.write_tensors(temporary / "model.safetensors", state, {"kind": "model", "plan": plan.digest})
+        written = {MODEL: checkpoint.write_tensors(temporary / MODEL, state, {"kind": "model", "plan": plan.digest})}
         if plan.masking:
             bits = {name: mask.to(torch.uint8) for name, mask in masks.items()}
-            checkpoint.write_tensors(temporary / "masks.safetensors", bits, {"kind": "masks", "plan": plan.digest})
+            written[MASKS] = checkpoint.write_tensors(temporary / MASKS, bits, {"kind": "masks", "plan": plan.digest})
         plan.save(temporary / "plan.safetensors")
+        manifest = replace(manifest, files=written)
         manifest.save(temporary / "prunekit.json")
     return manifest
 
@@ -157,10 +191,7 @@ def load(folder: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Modul
     """
     folder = Path(folder)
     manifest = Manifest.load(folder / "prunekit.json")
-    header = checkpoint.read_header(folder / "model.safetensors", "model")
-    if header["plan"] != manifest.plan:
-        raise ArtifactError(f"{folder}: model.safetensors belongs to plan {header['plan']}, prunekit.json to {manifest.plan}")
-    state = checkpoint.read_tensors(folder / "model.safetensors")
+    state = manifest.tensors(folder, MODEL)
     model = model_factory()
     inner = bare(model)
     with checkpoint.reading(folder / "prunekit.json", "manifest"):

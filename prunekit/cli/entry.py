@@ -12,7 +12,7 @@ from pathlib import Path
 import typer
 
 from prunekit.cli.top import app
-from prunekit.errors import PrunekitError, UsageError
+from prunekit.errors import Note, PrunekitError, UsageError
 from prunekit.imports import lacking
 
 
@@ -21,6 +21,8 @@ def main() -> None:
     debug = bool(os.environ.get("PRUNEKIT_DEBUG"))
     if not debug:
         warnings.simplefilter("ignore")  # of the libraries underneath; what a user must know is said in our own words
+        warnings.simplefilter("default", Note)
+        warnings.showwarning = _note  # type: ignore[assignment]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a path may hold what the terminal cannot show
@@ -49,6 +51,10 @@ def main() -> None:
     if code == 130:  # the parser turns Ctrl-C into a code and says nothing
         _fail("interrupted", 130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _note(message: Warning | str, *where: object) -> None:
+    print(f"prunekit: note: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _fail(message: str, code: int) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from prunekit.errors import Note
 from prunekit.progress import progress_bars
 
 
@@ -22,6 +24,8 @@ class Output:
 
     def __init__(self, quiet: bool, as_json: bool) -> None:
         self.quiet, self.as_json, self.stdout = quiet, as_json, sys.stdout
+        if quiet:
+            warnings.simplefilter("ignore", Note)
 
     def note(self, text: str) -> None:
         if not self.quiet:

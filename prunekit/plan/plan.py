@@ -325,7 +325,7 @@ class Plan:
         """
         path = Path(path)
         header = checkpoint.read_header(path, "plan")
-        tensors = checkpoint.read_tensors(path)
+        tensors = checkpoint.read_tensors(path, changed=True)  # its own digest tells
         with checkpoint.reading(path, "plan"):
             return cls._from(path, header, tensors)
 

@@ -16,6 +16,7 @@ from prunekit.errors import NonFiniteError
 from prunekit.trajectory.bare import bare, named_tensors
 from prunekit.trajectory.layout import Layout, fixed_state, path_dtype
 from prunekit.trajectory.loading import fitted, load_into
+from prunekit.trajectory.proof import FIXED, LOG, seal
 from prunekit.trajectory.recorder import SCHEMA
 from prunekit.trajectory.states import WholeWriter
 from prunekit.trajectory.store import NAMES
@@ -52,8 +53,9 @@ def write_checkpoints(
             raise NonFiniteError(f"{path}: holds NaN or Inf")
         writer.append(row)
     fixed, _ = checkpoint.unique_state(fixed_state(model, layout))
-    checkpoint.write_tensors(folder / "fixed.safetensors", fixed, {"kind": "fixed"})
-    (folder / "steps.jsonl").write_text("".join(json.dumps({}) + "\n" for _ in weights[1:]))
+    checkpoint.write_tensors(folder / FIXED, fixed, {"kind": "fixed"})
+    (folder / LOG).write_text("".join(json.dumps({}) + "\n" for _ in weights[1:]))
+    finished = writer.finish()
     checkpoint.write_json(
         folder / "trajectory.json",
         {
@@ -69,7 +71,8 @@ def write_checkpoints(
             "optimizer": None,
             "provenance": {"prunekit": __version__, "torch": torch.__version__, **(provenance or {})},
             "steps": len(weights) - 1,
-            "hash": writer.finish(),
+            "hash": finished.hash,
+            "files": seal(folder, finished),
             "cost": {"seconds": 0.0},
         },
     )

@@ -21,6 +21,7 @@ from prunekit.trajectory.bare import bare, bare_optimizers, named_tensors
 from prunekit.trajectory.describe import describe_optimizers, flat_second_moments, group_options, skipped
 from prunekit.trajectory.layout import Layout, fixed_state, path_dtype, refuse_meta
 from prunekit.trajectory.notes import Notes
+from prunekit.trajectory.proof import ENDED, FIXED, START, seal
 from prunekit.trajectory.rules import optimizer_parts
 from prunekit.trajectory.store import NAMES
 from prunekit.trajectory.watch import ADVICE, Watch
@@ -28,6 +29,8 @@ from prunekit.trajectory.writer import BackgroundWriter, no_room
 from prunekit.version import __version__
 
 SCHEMA = 1
+WHEN_ENDED = ("complete", "steps", "last_state", "hash", "files", "cost")
+"""Keys of trajectory.json that say how recording ended; a recording that goes on has not."""
 
 
 class Recorder:
@@ -197,6 +200,7 @@ class Recorder:
         header = checkpoint.read_json(Path(folder) / "trajectory.json", "trajectory")
         if header["complete"]:
             raise ArtifactError(f"{folder}: recording was complete after {header['steps']} steps; nothing to resume")
+        header = {**{key: value for key, value in header.items() if key not in WHEN_ENDED}, "complete": False}
         Layout.from_json(header["layout"]).check(model)
         recorder = cls(
             folder, model, optimizer, header["provenance"], every=header["every"], states=header["states"],
@@ -222,11 +226,11 @@ class Recorder:
                 self._begin(dtype, replay)
             rows = self._resumed["rows"] if self._resumed else {}
             streams = {"second_moments": self.second_moments, "random": replay}
-            self._watch = Watch(self.model, self.layout, self.folder / "fixed.safetensors")
+            self._watch = Watch(self.model, self.layout, self.folder / FIXED)
             self._writer = BackgroundWriter(self.folder, self.layout, dtype, self.kind, streams, rows, self._lines)
             if self._resumed is None:
                 self._writer.start_with(self._watch.copy_to(self._writer.row()))
-                checkpoint.write_json(self.folder / "trajectory.json", self._header)
+            checkpoint.write_json(self.folder / "trajectory.json", self._header)
         except OSError as error:
             raise no_room(self.folder, 0, error) from error
         self._watch.keep()
@@ -246,9 +250,9 @@ class Recorder:
 
     def _begin(self, dtype: np.dtype[Any], replay: bool) -> None:
         fixed, _ = checkpoint.unique_state(fixed_state(self.model, self.layout))
-        checkpoint.write_tensors(self.folder / "fixed.safetensors", fixed, {"kind": "fixed"})
+        checkpoint.write_tensors(self.folder / FIXED, fixed, {"kind": "fixed"})
         start = snapshot.optimizer_tensors(self.model, self.optimizers)
-        checkpoint.write_tensors(self.folder / "start.safetensors", start, {"kind": "start"})
+        checkpoint.write_tensors(self.folder / START, start, {"kind": "start"})
         self._header: dict[str, Any] = {
             "schema": SCHEMA,
             "kind": "trajectory",
@@ -285,7 +289,7 @@ class Recorder:
         if written is None:
             try:
                 if ended:
-                    checkpoint.write_tensors(self.folder / "ended.safetensors", ended, {"kind": "ended"})
+                    checkpoint.write_tensors(self.folder / ENDED, ended, {"kind": "ended"})
                 cost = {"seconds": round(time.perf_counter() - self._started, 3)}
                 checkpoint.write_json(
                     self.folder / "trajectory.json",
@@ -294,7 +298,8 @@ class Recorder:
                         "complete": kind is None and failure is None,
                         "steps": self._writer.lines,
                         "last_state": not self._kept_last,
-                        "hash": self._writer.hash,
+                        "hash": self._writer.finished.hash,
+                        "files": seal(self.folder, self._writer.finished),
                         "cost": cost,
                     },
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunekit.trajectory.store import NAMES, RowReader, RowWriter
+from prunekit.trajectory.store import NAMES, Finished, RowReader, RowWriter, joined, joint_hash
 
+Sums = Mapping[str, Tensor] | None
 BASE_EVERY = 64  # differences between two whole states: what a reader adds up at most to reach a state
 
 
@@ -24,16 +25,19 @@ class WholeWriter:
     def append(self, state: np.ndarray[Any, Any]) -> None:
         self._rows.append(state)
 
-    def finish(self) -> str:
+    def finish(self) -> Finished:
         return self._rows.finish()
 
 
 class WholeReader:
-    def __init__(self, folder: Path, width: int, dtype: np.dtype[Any], rows: int) -> None:
-        self._rows = RowReader(folder, "states", width, NAMES[dtype], rows)
+    def __init__(self, folder: Path, width: int, dtype: np.dtype[Any], rows: int, sums: Sums = None) -> None:
+        self._rows = RowReader(folder, "states", width, NAMES[dtype], rows, sums)
 
     def state(self, row: int) -> Tensor:
         return self._rows.row(row)
+
+    def read(self) -> None:
+        self._rows.read()
 
     def digest(self) -> str:
         return self._rows.digest()
@@ -69,17 +73,16 @@ class DifferenceWriter:
             self._read = _add(self._read, half, scale)
         self._count += 1
 
-    def finish(self) -> str:
-        parts = [w.finish() for w in (self._bases, self._differences, self._scales)]
-        return hashlib.sha256("".join(parts).encode()).hexdigest()[:32]
+    def finish(self) -> Finished:
+        return joined([w.finish() for w in (self._bases, self._differences, self._scales)])
 
 
 class DifferenceReader:
-    def __init__(self, folder: Path, width: int, dtype: np.dtype[Any], rows: int) -> None:
+    def __init__(self, folder: Path, width: int, dtype: np.dtype[Any], rows: int, sums: Sums = None) -> None:
         bases = (rows - 1) // BASE_EVERY + 1
 
         def reader(stream: str, width: int, kind: np.dtype[Any], count: int) -> RowReader:
-            return RowReader(folder, stream, width, NAMES[kind], count)
+            return RowReader(folder, stream, width, NAMES[kind], count, sums)
 
         self._bases = reader("bases", width, dtype, bases)
         self._differences = reader("differences", width, np.dtype(np.float16), rows - bases)
@@ -99,9 +102,12 @@ class DifferenceReader:
         self._last = (row, state)
         return torch.from_numpy(state.copy())
 
+    def read(self) -> None:
+        for stream in (self._bases, self._differences, self._scales):
+            stream.read()
+
     def digest(self) -> str:
-        parts = [r.digest() for r in (self._bases, self._differences, self._scales)]
-        return hashlib.sha256("".join(parts).encode()).hexdigest()[:32]
+        return joint_hash([r.digest() for r in (self._bases, self._differences, self._scales)])
 
 
 def _add(state: np.ndarray[Any, Any], half: np.ndarray[Any, Any], scale: float) -> np.ndarray[Any, Any]:

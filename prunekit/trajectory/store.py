@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
+from prunekit.checkpoint import agree
 from prunekit.errors import ArtifactError
 
+SUMS = "rows.safetensors"
 HEADER_BYTES = 256  # length field + JSON padded with spaces, which the format allows; the rows begin aligned
 BLOCK_BYTES = 256 * 2**20
 NAMES: dict[np.dtype[Any], str] = {
@@ -38,6 +42,13 @@ def _header(stream: str, rows: int, width: int, dtype: np.dtype[Any]) -> bytes:
     facts = {"dtype": NAMES[dtype], "shape": [rows, width], "data_offsets": [0, rows * width * dtype.itemsize]}
     text = json.dumps({stream: facts}).encode()
     return (HEADER_BYTES - 8).to_bytes(8, "little") + text.ljust(HEADER_BYTES - 8)
+
+
+class Finished(NamedTuple):
+    """What a stream came to: the SHA-256 (32 hex digits) of all rows, and by stream the XXH3 (64 bits) of each, ``(rows,)``."""
+
+    hash: str
+    sums: dict[str, Tensor]
 
 
 class RowWriter:
@@ -81,8 +92,8 @@ class RowWriter:
         _write_all(self._file, _header(self.stream, self.rows_per_block, self.width, self.dtype), 0)
         os.ftruncate(self._file, HEADER_BYTES + self.rows_per_block * self.row_bytes)
 
-    def finish(self) -> str:
-        """Trims the last block to its rows and returns the SHA-256 (32 hex digits) of all rows.
+    def finish(self) -> Finished:
+        """Trims the last block to its rows.
 
         They are hashed here and not as they come: hashing takes longer than writing, and would slow training down.
         """
@@ -92,7 +103,13 @@ class RowWriter:
             _write_all(self._file, _header(self.stream, rows, self.width, self.dtype), 0)
             os.fsync(self._file)
         self._close()
-        return RowReader(self.folder, self.stream, self.width, NAMES[self.dtype], self.rows).digest()
+        hashed, sums = hashlib.sha256(), np.empty(self.rows, np.uint64)
+        reader = RowReader(self.folder, self.stream, self.width, NAMES[self.dtype], self.rows)
+        for index in range(self.rows):
+            data = reader.row(index).numpy().data
+            hashed.update(data)
+            sums[index] = xxhash.xxh3_64_intdigest(data)
+        return Finished(hashed.hexdigest()[:32], {self.stream: torch.from_numpy(sums.view(np.int64))})
 
     def _close(self) -> None:
         if self._file is not None:
@@ -103,13 +120,22 @@ class RowWriter:
 class RowReader:
     """Rows by memory map: reading one touches only its own pages.
 
+    Args:
+        sums: what the rows were when recording ended, ``Finished.sums``; None where it was cut off, or is older than they.
+
     Raises:
-        ArtifactError: a block is missing or shorter than its rows; names the file.
+        ArtifactError: a block is missing or shorter than its rows, or ``sums`` are of another number of rows; names the file.
     """
 
-    def __init__(self, folder: Path, stream: str, width: int, dtype: str, rows: int) -> None:
+    def __init__(
+        self, folder: Path, stream: str, width: int, dtype: str, rows: int, sums: Mapping[str, Tensor] | None = None
+    ) -> None:
         self.folder, self.stream, self.width, self.dtype = folder, stream, width, DTYPES[dtype]
         self.rows = rows
+        self._sums = None if sums is None else sums.get(stream)
+        if sums is not None and (self._sums is None or self._sums.shape != (rows,)):
+            raise ArtifactError(f"{folder / SUMS}: is not of the {rows} rows of {stream}")
+        self._proved = [False] * rows
         self.rows_per_block = max(1, _rows_in_first(folder, stream)) if rows else 1
         self._blocks: dict[int, np.ndarray[Any, Any]] = {}
         for block in range(-(-rows // self.rows_per_block)):
@@ -124,7 +150,11 @@ class RowReader:
         return min(self.rows_per_block, self.rows - block * self.rows_per_block)
 
     def row(self, index: int) -> Tensor:
-        """Row ``index``, ``(width,)``, backed by the file; writing to it does not change the file."""
+        """Row ``index``, ``(width,)``, backed by the file; writing to it does not change the file.
+
+        Raises:
+            ArtifactError: the file was cut short, or the row was changed, since recording ended.
+        """
         block, within = divmod(index, self.rows_per_block)
         if block not in self._blocks:
             self._blocks.clear()  # one open map at a time: long trajectories have more blocks than file handles
@@ -135,7 +165,22 @@ class RowReader:
             if path.stat().st_size < start + needed * self.width * self.dtype.itemsize:
                 raise ArtifactError(f"{path}: truncated or rewritten ({path.stat().st_size} bytes)")
             self._blocks[block] = np.memmap(path, self.dtype, mode="c", offset=start, shape=(needed, self.width))
-        return torch.from_numpy(self._blocks[block][within])
+        row = self._blocks[block][within]
+        if self._sums is not None and not self._proved[index]:
+            found, written = xxhash.xxh3_64_hexdigest(row.data), f"{int(self._sums[index]) % 2**64:016x}"
+            path = block_path(self.folder, self.stream, block)
+            agree(path, found, written, f"row {within} was changed after it was recorded")
+            self._proved[index] = True
+        return torch.from_numpy(row)
+
+    def read(self) -> None:
+        """Reads every row, and so proves it.
+
+        Raises:
+            ArtifactError: as ``row``.
+        """
+        for index in range(self.rows):
+            self.row(index)
 
     def digest(self) -> str:
         """SHA-256 (32 hex digits) of all rows; reads every byte."""
@@ -148,6 +193,11 @@ class RowReader:
 def joint_hash(parts: list[str]) -> str:
     """One hash for several streams; a single stream's own."""
     return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()[:32]
+
+
+def joined(parts: Sequence[Finished]) -> Finished:
+    """Several streams as one."""
+    return Finished(joint_hash([part.hash for part in parts]), {k: v for part in parts for k, v in part.sums.items()})
 
 
 def _rows_in_first(folder: Path, stream: str) -> int:

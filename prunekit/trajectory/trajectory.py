@@ -18,6 +18,7 @@ from prunekit.errors import ArtifactError, NonFiniteError, UsageError
 from prunekit.trajectory.bare import bare
 from prunekit.trajectory.copies import copied
 from prunekit.trajectory.layout import Layout, refuse_meta
+from prunekit.trajectory.proof import ENDED, FIXED, LOG, START, Proof
 from prunekit.trajectory.rules import Recursion, Rules, StepLog, optimizer_parts, start_counts, survival
 from prunekit.trajectory.states import READERS
 from prunekit.trajectory.store import DTYPES, RowReader, joint_hash
@@ -85,21 +86,22 @@ class Trajectory:
             raise ArtifactError(f"{self.folder}: schema {header['schema']}, this prunekit reads {SCHEMA}")
         self.layout = Layout.from_json(header["layout"])
         self.complete: bool = header["complete"]
+        self._proof = Proof(self.folder, header.get("files"))
         log, kept = self._read_log()
         if self.complete and len(log) != header["steps"]:
-            path = self.folder / "steps.jsonl"
+            path = self.folder / LOG
             raise ArtifactError(f"{path}: truncated ({len(log)} steps, {header['steps']} recorded)")
         if header.get("last_state"):
             kept[-1] = True
         self._rows = [0, *(index + 1 for index, is_kept in enumerate(kept) if is_kept)]
         self._log = log[: self._rows[-1]]  # steps after the last state that was kept cannot be reached
         dtype = DTYPES[header["dtype"]]
-        self._states = READERS[header["states"]](self.folder, self.layout.total, dtype, len(self._rows))
+        self._states = READERS[header["states"]](self.folder, self.layout.total, dtype, len(self._rows), self._proof.sums)
         self._moments: RowReader | None = None
         if header["second_moments"]:
             taken = sum(step.moved for step in self._log)
-            self._moments = RowReader(self.folder, "second_moments", self.layout.total, header["dtype"], taken)
-        start = checkpoint.read_tensors(self.folder / "start.safetensors") if header["optimizer"] else {}
+            self._moments = RowReader(self.folder, "second_moments", self.layout.total, header["dtype"], taken, self._proof.sums)
+        start = self._proof.tensors(START) if header["optimizer"] else {}
         self.start_optimizer = start
         counts = start_counts(header["optimizer"], self.start_states, self._rules)
         self.recursion = Recursion(self.layout, header["optimizer"], self._log, self._moments is not None, counts, self._rules)
@@ -180,11 +182,18 @@ class Trajectory:
         return str(self.header.get("hash") or self._states.digest())
 
     def verify(self) -> None:
-        """Reads every state and compares with the recorded hash.
+        """Reads everything that was recorded and compares with what was noted when recording ended.
 
         Raises:
-            ArtifactError: they differ: the states were changed after they were recorded.
+            ArtifactError: they differ: something was changed after it was recorded.
         """
+        _ = self.fixed
+        if self._proof.sums is not None:
+            streams = [self._states, self._moments, self._random if self.header["random"] else None]
+            for stream in streams:
+                if stream is not None:
+                    stream.read()
+            return
         recorded = self.header.get("hash")
         parts = [self._states.digest()]
         if self._moments is not None:
@@ -198,12 +207,11 @@ class Trajectory:
     @cached_property
     def fixed(self) -> dict[str, Tensor]:
         """What the model needs beside the path: frozen parameters, integer buffers, as they are at its end."""
-        ended = self.folder / "ended.safetensors"
-        return {**self._start_fixed, **(checkpoint.read_tensors(ended) if self.complete and ended.exists() else {})}
+        return {**self._start_fixed, **(self._proof.tensors(ENDED) if self.complete and self._proof.has(ENDED) else {})}
 
     @cached_property
     def _start_fixed(self) -> dict[str, Tensor]:
-        return checkpoint.read_tensors(self.folder / "fixed.safetensors")
+        return self._proof.tensors(FIXED)
 
     @property
     def rule_note(self) -> str:
@@ -257,7 +265,7 @@ class Trajectory:
     @cached_property
     def _random(self) -> RowReader:
         width = torch.get_rng_state().numel()
-        return RowReader(self.folder, "random", width, "U8", sum(self._forwards))
+        return RowReader(self.folder, "random", width, "U8", sum(self._forwards), self._proof.sums)
 
     def model_state(self, index: int = -1) -> dict[str, Tensor]:
         """State ``index`` by name, with the fixed part: enough for ``load_state_dict`` up to tied names."""
@@ -326,7 +334,7 @@ class Trajectory:
         return scaled
 
     def _read_log(self) -> tuple[list[StepLog], list[bool]]:
-        path = self.folder / "steps.jsonl"
+        path = self.folder / LOG
         defaults = [
             [{k: v for k, v in group.items() if k != "parameters"} for group in part["groups"]]
             for part in optimizer_parts(self.header["optimizer"])
@@ -334,10 +342,7 @@ class Trajectory:
         steps: list[StepLog] = []
         kept: list[bool] = []
         self._forwards: list[int] = []
-        try:
-            lines = path.read_text().split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ArtifactError(f"{path}: cannot be read ({error})") from None
+        lines = self._proof.log().split("\n")
         for number, line in enumerate(lines[:-1]):  # a line cut off by a crash has no newline: not a whole step
             try:
                 facts = json.loads(line)

@@ -19,8 +19,9 @@ from torch import nn
 from prunekit.errors import ArtifactError, NonFiniteError, PrunekitError
 from prunekit.trajectory import snapshot
 from prunekit.trajectory.layout import Layout, path_dtype
+from prunekit.trajectory.proof import LOG
 from prunekit.trajectory.states import BASE_EVERY, WRITERS
-from prunekit.trajectory.store import RowWriter, joint_hash
+from prunekit.trajectory.store import Finished, RowWriter, joined
 
 BUFFERS = 12
 Row = np.ndarray[Any, Any]
@@ -46,7 +47,7 @@ class BackgroundWriter:
     ) -> None:
         self.folder, self.layout = folder, layout
         self.lines = lines
-        self.hash = ""
+        self.finished = Finished("", {})
         self._counts = {name: rows.get(name, 0) for name in ("states", "second_moments", "random")}
         self._states = WRITERS[kind](folder, layout.total, dtype, rows=self._counts["states"])
         self._extra: dict[str, RowWriter] = {}
@@ -56,7 +57,7 @@ class BackgroundWriter:
         if streams["random"]:
             size = torch.get_rng_state().numel()
             self._extra["random"] = RowWriter(folder, "random", size, np.dtype(np.uint8), rows=self._counts["random"])
-        self._log = _open_log(folder / "steps.jsonl", lines)
+        self._log = _open_log(folder / LOG, lines)
         self._failure: PrunekitError | None = None
         self._free: queue.SimpleQueue[Row] = queue.SimpleQueue()
         for _ in range(BUFFERS):
@@ -138,8 +139,7 @@ class BackgroundWriter:
         self._thread.join()
         if self._failure is None:
             try:
-                parts = [self._states.finish(), *(w.finish() for w in self._extra.values())]
-                self.hash = joint_hash(parts)
+                self.finished = joined([self._states.finish(), *(w.finish() for w in self._extra.values())])
             except OSError as error:
                 self._failure = no_room(self.folder, self.lines, error)
         with contextlib.suppress(OSError):  # a full disk has been told of above

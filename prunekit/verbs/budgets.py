@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -132,8 +131,7 @@ def _bytes(run: Run) -> Callable[[Plan], float]:
 def file_size(model: nn.Module, plan: Plan) -> int:
     """Bytes of the model.safetensors that ``apply.save`` would write."""
     state, _ = checkpoint.unique_state({name: tensor.cpu() for name, tensor in model.state_dict().items()})
-    header = json.dumps({"kind": "model", "plan": plan.digest}, sort_keys=True)
-    return len(safetensors.torch.save(state, {checkpoint.HEADER: header}))
+    return len(safetensors.torch.save(state, checkpoint.metadata(state, {"kind": "model", "plan": plan.digest})))
 
 
 def _latency(run: Run) -> Callable[[Plan], float]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from prunekit import checkpoint
 from prunekit.apply import dense_state
+from prunekit.apply.manifest import MASKS
 from prunekit.batch import to
 from prunekit.criteria import model_digest
 from prunekit.errors import ArtifactError
@@ -53,7 +54,7 @@ def _evaluate(run: Run, folder: Path, overwrite: bool) -> tuple[EvaluationRecord
         raise ArtifactError(f"{folder / 'prunekit.json'}: no such file; pruned models of this run: {', '.join(known) or 'none'}")
     manifest, plan, pruned = open_pruned(run, folder)
     if plan.masking:
-        checkpoint.read_tensors(folder / "masks.safetensors")  # a folder is measured whole or not at all
+        manifest.tensors(folder, MASKS)  # a folder is measured whole or not at all
     options = run.recipe.eval
     child = child_of(run, folder, plan, pruned) if manifest.facts.get("finetune") else None
     made_from = {

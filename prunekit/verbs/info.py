@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -34,28 +33,16 @@ def _describe(path: Path) -> dict[str, Any]:
     if path.suffix in (".yaml", ".yml"):
         return {"kind": "recipe", "path": str(path), **Recipe.load(path).model_dump(mode="json")}
     if path.suffix == ".json":
-        content = _json(path)
-        if "kind" in content:
-            bulky = {k: f"{len(v)} entries" for k, v in content.items() if isinstance(v, list | dict) and len(str(v)) > 1500}
-            return {"kind": content["kind"], "path": str(path), **content, **bulky}
+        content = checkpoint.read_json(path)
+        bulky = {k: f"{len(v)} entries" for k, v in content.items() if isinstance(v, list | dict) and len(str(v)) > 1500}
+        return {"kind": content["kind"], "path": str(path), **content, **bulky}
     raise ArtifactError(f"{path}: not an artifact of prunekit's")
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path}: not a readable JSON file ({error})") from None
-    return content if isinstance(content, dict) else {}
 
 
 def _folder(path: Path) -> dict[str, Any]:
     if (path / "trajectory.json").exists():
         trajectory = Trajectory(path)
+        trajectory.verify()
         optimizer = trajectory.header["optimizer"]
         return {
             "kind": "trajectory",
@@ -72,6 +59,7 @@ def _folder(path: Path) -> dict[str, Any]:
     if (path / "prunekit.json").exists():
         with checkpoint.reading(path / "prunekit.json", "manifest"):
             manifest = Manifest.load(path / "prunekit.json")
+            manifest.prove(path)
             return {"kind": "pruned", "path": str(path), "structure": manifest.structure, "plan": manifest.plan,
                     "made_from": _brief(manifest.provenance), **manifest.facts,
                     "files": {p.name: p.stat().st_size for p in sorted(path.iterdir())}}  # fmt: skip
@@ -87,10 +75,37 @@ def _folder(path: Path) -> dict[str, Any]:
             "scores": sorted(_criterion(p.stem) for p in (path / "scores").glob("[!.]*.safetensors")),
             "compared": (path / "compare.json").exists(),
             "pruned": sorted(p.parent.name for p in (path / "pruned").glob("*/prunekit.json")),
+            "proved": _prove(path),
         }
     if (path / "plan.safetensors").exists():
         return _tensors(path / "plan.safetensors")
     raise ArtifactError(f"{path}: not a folder of prunekit's (no recipe.yaml, trajectory.json or prunekit.json)")
+
+
+def _prove(folder: Path) -> int:
+    """Reads every artifact below a folder, and so compares it with its checksum; returns how many files there are.
+
+    Raises:
+        ArtifactError: the first that is damaged, or was changed after it was written.
+    """
+    if (folder / "trajectory.json").exists():
+        trajectory = Trajectory(folder)
+        if trajectory.complete:
+            trajectory.verify()
+        return sum(1 for _ in folder.iterdir())
+    if (folder / "prunekit.json").exists():
+        Manifest.load(folder / "prunekit.json").prove(folder)
+    count = 0
+    for path in sorted(folder.glob("[!.]*")):
+        if path.is_dir():
+            count += _prove(path)
+        elif path.suffix == ".json":
+            checkpoint.read_json(path)
+            count += 1
+        elif path.suffix == ".safetensors":
+            checkpoint.read_tensors(path, changed=path.name == "plan.safetensors")
+            count += 1
+    return count
 
 
 def _brief(provenance: dict[str, Any]) -> dict[str, Any]:

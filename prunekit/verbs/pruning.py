@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import nn
 
-from prunekit import checkpoint
 from prunekit.apply import Manifest, squeeze
 from prunekit.criteria import Scores, expand, model_digest
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
@@ -260,6 +259,8 @@ def _training_request(run: Run, steps: Steps | None) -> dict[str, Any]:
 def _auto(run: Run, scores: Mapping[str, Scores], structure: str, sparsity: float, allocation: str | None) -> dict[str, Any]:
     inputs = comparison_inputs(run)
     comparison = None
+    if inputs and PROBLEM in inputs:
+        raise ArtifactError(f"{inputs[PROBLEM]} (prunekit compare {run.path} --overwrite)")
     if inputs and inputs.get("scores") == {n: s.digest for n, s in scores.items()}:
         comparison = Comparison.load(run.path / "compare.json")
     candidates = Candidates(run.model, scores, run.batches("validation"), [structure], run.recipe.structure.mappings(), run.task)
@@ -276,9 +277,7 @@ def _made_from(folder: Path, dry_run: bool) -> dict[str, Any] | None:
         else:
             manifest = Manifest.load(folder / "prunekit.json")
             found, trained = manifest.provenance, manifest.facts.get("request", {})
-            files = ["plan", "model", *(["masks"] if not all(one in GROUPED for one in manifest.structure.split("+")) else [])]
-            for name in files:  # a damaged one may not be reused
-                checkpoint.read_tensors(folder / f"{name}.safetensors")
+            manifest.prove(folder)  # a damaged one may not be reused
             if manifest.facts.get("finetune"):
                 Trajectory(folder / "trajectory").verify()
     except PrunekitError as error:

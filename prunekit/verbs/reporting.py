@@ -85,7 +85,7 @@ def run_artifacts(run: Run) -> tuple[RunArtifacts, list[str]]:
         scores=[{"criterion": s.criterion, "digest": s.digest, "seconds": s.cost.get("seconds", 0.0)} for s in scores],
         training=kept(partial(TrainingRecord.load, training)) if training.exists() else None,
         comparison=comparison,
-        pruned=[name for name, folder in folders.items() if (folder / "prunekit.json").exists()],
+        pruned=[name for name, folder in folders.items() if _is_pruned(folder) and kept(partial(_proved, folder))],
         evaluations=evaluations,
         removals=removals,
         single={kind: artifact for kind, artifact in read.items() if artifact is not None},
@@ -100,6 +100,16 @@ def _own(kind: type[Kind], path: Path, trajectory: str) -> Kind:
     if made_from.get("trajectory") != trajectory:
         raise ArtifactError(f"{path}: made from another trajectory")
     return found
+
+
+def _is_pruned(folder: Path) -> bool:
+    return (folder / "prunekit.json").exists()
+
+
+def _proved(folder: Path) -> bool:
+    """Raises ArtifactError when a pruned model is damaged, or was changed after it was written."""
+    Manifest.load(folder / "prunekit.json").prove(folder)
+    return True
 
 
 def _check_plan(removal: RemovalRecord, folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -25,6 +26,8 @@ from prunekit.trajectory import Trajectory, load_into
 from prunekit.verbs.checks import settled
 
 PROBLEM = "problem"
+OF_THE_MACHINE = ("device", "threads")
+"""Keys of a recipe that may be others later than they were in training."""
 
 
 class Run:
@@ -56,11 +59,25 @@ class Run:
 
     @cached_property
     def trajectory(self) -> Trajectory:
+        """What was recorded of training.
+
+        Raises:
+            ArtifactError: it is damaged or was cut off, or the run's recipe is not the one that it was recorded with.
+        """
         trajectory = Trajectory(self.path / "trajectory", self.recipe.score.optimizer_rules)
         if not trajectory.complete:
             raise ArtifactError(
                 f"{trajectory.folder}: recording was cut off after {len(trajectory)} steps; train again with --overwrite"
             )
+        noted = trajectory.provenance.get("recipe")
+        if isinstance(noted, Mapping):
+            now = json.loads(json.dumps(self.recipe.training_facts()))
+            noted = {key: value for key, value in noted.items() if key not in OF_THE_MACHINE}
+            if (difference := first_difference(noted, _known(now, noted))) is not None:
+                raise ArtifactError(
+                    f"{self.path / 'recipe.yaml'}: not the recipe that {trajectory.folder} was recorded with ({difference}); "
+                    "put back what it was, or train again with --overwrite"
+                )
         return trajectory
 
     @cached_property
@@ -286,6 +303,16 @@ def reusable(what: Path, found: Mapping[str, Any] | None, wanted: Mapping[str, A
     if difference is None:
         return True
     raise ArtifactError(f"{what}: exists, made from other inputs ({difference}); use --overwrite to replace it")
+
+
+def _known(now: Mapping[str, Any], noted: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a recipe's facts those whose keys were noted: older recordings lack sections, and keys in them, that have come since."""
+
+    def section(now: Any, noted: Any) -> Any:
+        both = isinstance(now, Mapping) and isinstance(noted, Mapping)
+        return {key: value for key, value in now.items() if key in noted} if both else now
+
+    return {key: section(now[key], value) for key, value in noted.items() if key in now}
 
 
 def first_difference(found: Any, wanted: Any, key: str = "") -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import sys
@@ -12,12 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 from torch import nn
 
 import prunekit
-from prunekit import Plan
+from prunekit import Plan, checkpoint
 from prunekit.cli import main
 from prunekit.data import Samples
+from prunekit.recipe import RESOLVED, Recipe, read_yaml
 from prunekit.verbs import refining as verbs_refining
 from tests.pictures import undrawn
 
@@ -120,6 +123,16 @@ def _made(recipe: str, folder: Path) -> Path:
         sys.argv = argv
     assert stop.value.code == 0
     return folder / "run"
+
+
+def with_recipe(run: Path, **changes: Any) -> None:
+    """Gives a run another recipe, as if it had been trained with it."""
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text()) | changes
+    (run / "recipe.yaml").write_text(RESOLVED + yaml.safe_dump(recipe))
+    path = run / "trajectory" / "trajectory.json"
+    header = checkpoint.read_json(path)
+    facts = json.loads(json.dumps(Recipe.resolved(read_yaml(run / "recipe.yaml"), run / "recipe.yaml").training_facts()))
+    checkpoint.write_json(path, {**header, "provenance": {**header["provenance"], "recipe": facts}})
 
 
 @pytest.fixture

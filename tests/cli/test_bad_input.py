@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from prunekit import checkpoint
 from prunekit.errors import UsageError
 from prunekit.recipe import Recipe
 from tests.cli.conftest import RECIPE, Cli, Done
@@ -196,9 +197,9 @@ def test_json_artifacts_with_wrong_content(run: Path, cli: Cli) -> None:
 @pytest.mark.parametrize("refine", ["yes", 3, [], {"history": 2}, {}])
 def test_info_names_a_manifest_that_was_damaged_by_hand(run: Path, cli: Cli, refine: object) -> None:
     path = run / "pruned" / "loose" / "prunekit.json"
-    content = json.loads(path.read_text())
+    content = checkpoint.read_json(path)
     content["provenance"]["refine"] = refine
-    path.write_text(json.dumps(content))
+    checkpoint.write_json(path, content)
     one_line(cli("info", path.parent), 1, f"{path}: not a whole manifest")
 
 
@@ -226,10 +227,10 @@ def test_states_that_were_changed_are_noticed(run: Path, cli: Cli, tmp_path: Pat
     content[int(len(content) * row) // 4 * 4 + 2] ^= 1
     path.write_bytes(bytes(content))
     (tmp_path / "r.yaml").write_text(RECIPE)
-    one_line(cli("train", tmp_path / "r.yaml", "--out", run), 1, "states were changed")
-    one_line(cli("score", run, "-c", "influence", "--overwrite"), 1, "states were changed")
+    one_line(cli("train", tmp_path / "r.yaml", "--out", run), 1, "was changed after it was recorded")
+    one_line(cli("score", run, "-c", "influence", "--overwrite"), 1, "was changed after it was recorded")
     if row > 0.9:  # the trained weights themselves
-        one_line(cli("compare", run, "--overwrite"), 1, "made from model")
+        one_line(cli("compare", run, "--overwrite"), 1, "was changed after it was recorded")
 
 
 REUSED = {

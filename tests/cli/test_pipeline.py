@@ -41,6 +41,7 @@ def test_run_leaves_every_artifact(finished: Path) -> None:
         "recipe.yaml", "train.json", "compare.json", "compare.csv", "compare.png", "report.html",
         "reconstruction.safetensors", "timeline.json", "trajectory/trajectory.json", "trajectory/steps.jsonl",
         "trajectory/states-00000.safetensors", "trajectory/fixed.safetensors", "trajectory/start.safetensors",
+        "trajectory/rows.safetensors",
         *(f"scores/{c}.safetensors" for c in CRITERIA),
         *(f"pruned/{n}/{f}" for n in ("loose", "small")
           for f in ("model.safetensors", "plan.safetensors", "prunekit.json", "eval.json")),

@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 import prunekit
-from prunekit import Plan, UsageError
+from prunekit import Plan, UsageError, checkpoint
 from prunekit.data import digits
 from prunekit.measure import merit as merit_of
 from prunekit.models.digits import DigitsCNN
@@ -165,14 +165,14 @@ def test_an_evaluation_without_the_figures_before_squeezing_is_made_anew(cli: Cl
     old = {key: value for key, value in found.items() if key not in ("masked", "reused")}
     for times in old["latency"]["batches"].values():
         del times["masked_ms"]
-    (folder / "eval.json").write_text(json.dumps(old))
+    checkpoint.write_json(folder / "eval.json", old)
     assert cli("report", run).code == 0
     assert "before and after squeezing" not in (run / "report.html").read_text()
     again = json.loads(cli("eval", folder, "--json").out)
     assert not again["reused"]
     assert again["masked"] == found["masked"]
     assert json.loads(cli("eval", folder, "--json").out)["reused"]
-    (folder / "eval.json").write_text(json.dumps({**old, "masked": found["masked"]}))
+    checkpoint.write_json(folder / "eval.json", {**old, "masked": found["masked"]})
     one_line(cli("eval", folder), 1, "eval.json", "masked_ms is None; it must be a number", "--overwrite")
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from prunekit.recipe import RESOLVED
-from tests.cli.conftest import Cli
+from tests.cli.conftest import Cli, with_recipe
 
 SECTIONS = (
     "Pruned models", "what came back, and the samples that asked for it", "The kernel's account",
@@ -25,10 +24,8 @@ def test_a_run_whose_modules_are_gone_is_reported_whole(run: Path, cli: Cli) -> 
     assert json.loads(cli("report", run, "--json").out)["missing"] == []
     page, recipe = (run / "report.html").read_text(), (run / "recipe.yaml").read_text()
     assert [section for section in SECTIONS if section.lower() not in page.lower()] == []
-    gone = yaml.safe_load(recipe)
-    for part in ("model", "data"):
-        gone[part]["factory"] = "a_module_that_is_gone:build"
-    (run / "recipe.yaml").write_text(RESOLVED + yaml.safe_dump(gone))
+    parts = {part: {**yaml.safe_load(recipe)[part], "factory": "a_module_that_is_gone:build"} for part in ("model", "data")}
+    with_recipe(run, **parts)
     assert cli("score", run, "-c", "magnitude").code == 2
     done = cli("report", run, "--json")
     assert (done.code, done.err) == (0, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -11,12 +12,12 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from prunekit import UsageError, trust
+from prunekit import UsageError, checkpoint, trust
 from prunekit.imports import load_object, use_working_folder
 from prunekit.recipe import read_yaml
 from prunekit.registry import offered
 from prunekit.verbs.run_folder import Run
-from tests.cli.conftest import Cli
+from tests.cli.conftest import Cli, with_recipe
 
 VERBS = ("score", "compare", "prune", "eval", "sensitivity", "explain")
 RAN = "touched"
@@ -66,9 +67,7 @@ def gift(own: Path, tmp_path: Path, **changes: object) -> Path:
     """The run as a stranger would send it: its recipe changed."""
     run = tmp_path / "gift"
     shutil.copytree(own, run)
-    first, _, rest = (run / "recipe.yaml").read_text().partition("\n")
-    content = yaml.safe_load(rest)
-    (run / "recipe.yaml").write_text(f"{first}\n{yaml.safe_dump(content | changes)}")
+    with_recipe(run, **changes)
     return run
 
 
@@ -269,8 +268,10 @@ def test_only_names_of_modules_are_ever_imported(tmp_path: Path, monkeypatch: py
 def test_a_recordings_optimizer_is_no_import_path(own: Path, tmp_path: Path, cli: Cli) -> None:
     run = tmp_path / "run"
     shutil.copytree(own, run)
-    header = run / "trajectory" / "trajectory.json"
-    header.write_text(header.read_text().replace("torch.AdamW", "antigravity_of_theirs:Rule"))
+    path = run / "trajectory" / "trajectory.json"
+    text = json.dumps(checkpoint.read_json(path))
+    assert "torch.AdamW" in text
+    checkpoint.write_json(path, json.loads(text.replace("torch.AdamW", "antigravity_of_theirs:Rule")))
     done = cli("score", run, "-c", "random", "-q")
     assert "antigravity_of_theirs" not in done.err
     assert done.code == 0

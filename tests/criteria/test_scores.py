@@ -22,6 +22,7 @@ from prunekit import (
     Scores,
     Trajectory,
     UsageError,
+    checkpoint,
     make_plan,
     score,
 )  # fmt: skip
@@ -364,11 +365,8 @@ def damaged(tmp_path: Path, tensor: Tensor) -> Path:
     path = tmp_path / "scores.safetensors"
     scores = Scores({"w": torch.ones(2, 2)}, {}, {"criterion": "magnitude", "group": "l2", "prunable": ["w"]})
     scores.save(path)
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    save_file({"w": tensor}, path, metadata=metadata)
+    header = checkpoint.read_header(path)
+    checkpoint.write_tensors(path, {"w": tensor}, header)
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from prunekit import ArtifactError, NonFiniteError, PrunekitError, Recorder, Trajectory
+from prunekit import ArtifactError, NonFiniteError, PrunekitError, Recorder, Trajectory, checkpoint
 from prunekit.trajectory import store
 from tests.conftest import TinyNet, record, tiny_data
 
@@ -175,6 +176,45 @@ def test_an_exception_in_the_loop_is_the_users_own(tmp_path: Path) -> None:
     assert not Trajectory(tmp_path / "t").complete
 
 
+def unsealed(folder: Path, **changes: object) -> None:
+    """As a prunekit without checksums wrote it."""
+    header = {**checkpoint.read_json(folder / "trajectory.json"), **changes}
+    (folder / "trajectory.json").write_text(json.dumps({key: value for key, value in header.items() if key != "files"}))
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("states", ["whole", "half"])
+def test_every_file_of_a_recording_proves_itself(tmp_path: Path, states: str) -> None:
+    model = TinyNet()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    recorded = record(tmp_path / "t", model, optimizer, states=states, second_moments=True)
+    recorded.verify()
+    for path in sorted((tmp_path / "t").iterdir()):
+        size = path.stat().st_size
+        for place in (size - 2, min(store.HEADER_BYTES + 5, size - 1)):
+            flip(path, place)
+            with pytest.raises(ArtifactError, match=re.escape(path.name)):
+                Trajectory(tmp_path / "t").verify()
+            flip(path, place)
+    Trajectory(tmp_path / "t").verify()
+
+
+def test_a_row_is_proved_when_it_is_read(tmp_path: Path) -> None:
+    model = TinyNet()
+    record(tmp_path / "t", model, torch.optim.SGD(model.parameters(), lr=0.1))
+    path = tmp_path / "t" / "states-00000.safetensors"
+    flip(path, store.HEADER_BYTES + 4 * 46 * 5)
+    trajectory = Trajectory(tmp_path / "t")
+    trajectory.state(4)
+    with pytest.raises(ArtifactError, match=r"row 5 was changed after it was recorded \(its checksum is \w{16}, it was"):
+        trajectory.state(5)
+
+
 @pytest.mark.parametrize("name", ["states-00000.safetensors", "steps.jsonl", "trajectory.json"])
 def test_truncated_files_are_refused_by_name(tmp_path: Path, name: str) -> None:
     model = TinyNet()
@@ -188,9 +228,7 @@ def test_truncated_files_are_refused_by_name(tmp_path: Path, name: str) -> None:
 def test_a_step_that_is_not_whole_does_not_count(tmp_path: Path) -> None:
     model = TinyNet()
     record(tmp_path / "t", model, torch.optim.SGD(model.parameters(), lr=0.1))
-    header = json.loads((tmp_path / "t" / "trajectory.json").read_text())
-    header["complete"] = False  # as a killed process leaves it
-    (tmp_path / "t" / "trajectory.json").write_text(json.dumps(header))
+    unsealed(tmp_path / "t", complete=False)  # as a killed process leaves it
     log = tmp_path / "t" / "steps.jsonl"
     log.write_text(log.read_text()[:-5])
     assert len(Trajectory(tmp_path / "t")) == 11
@@ -203,5 +241,7 @@ def test_nan_in_a_stored_state_is_refused(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[store.HEADER_BYTES + 4 * 46 * 5 : store.HEADER_BYTES + 4 * 46 * 5 + 4] = b"\x00\x00\xc0\x7f"
     path.write_bytes(bytes(content))
+    unsealed(tmp_path / "t")
+    trajectory = Trajectory(tmp_path / "t")
     with pytest.raises(NonFiniteError, match=r"state 5 has NaN or Inf in conv\.weight"):
         list(trajectory.segments())
