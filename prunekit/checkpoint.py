@@ -1,15 +1,11 @@
-"""How tensors and facts reach the disk and come back: safetensors and JSON, whole or not at all, never pickle."""
+"""How tensors and facts reach the disk and come back: safetensors and JSON, each with its checksum, never pickle."""
 
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import io
 import json
-import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from prunekit.durable import replacing
 from prunekit.errors import ArtifactError, Note, PrunekitError
 
 HEADER = "prunekit"  # the one metadata key we write: one key keeps the file's bytes in a fixed order
@@ -29,47 +26,6 @@ CHECKSUM = "checksum"
 """Key of a JSON artifact, and of a header, that proves its content; see ``checksum``."""
 TENSORS = "tensors"
 """Key of a header that proves the tensors beside it."""
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary file beside ``path`` that takes its place on success and disappears on failure."""
-    temporary = _temporary(path, folder=False)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ArtifactError(f"{path}: could not be written ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside ``path`` that takes its place, as a whole, on success."""
-    temporary = _temporary(path, folder=True)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
-        replace_folder(temporary, path)
-    except OSError as error:
-        raise ArtifactError(f"{path}: could not be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _temporary(path: Path, folder: bool) -> Path:
-    """A new, empty file or folder beside ``path``."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if folder:
-            return Path(tempfile.mkdtemp(prefix=".prunekit.", suffix=".tmp", dir=path.parent))
-        handle, name = tempfile.mkstemp(prefix=".prunekit.", suffix=".tmp", dir=path.parent)
-    except OSError as error:
-        raise ArtifactError(f"{path}: could not be written ({error.strerror or error})") from None
-    os.close(handle)
-    return Path(name)
 
 
 @contextmanager
@@ -86,43 +42,6 @@ def reading(path: Path, kind: str) -> Iterator[None]:
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0] if str(error) else "empty"
         raise ArtifactError(f"{path}: not a whole {kind} ({what}); make it again") from error
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps other prunekit processes from writing into ``folder``; the lock goes with the process, however it ends.
-
-    Raises:
-        ArtifactError: another one is writing there.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise ArtifactError(f"{folder}: could not be written ({error.strerror or error})") from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(file)
-        raise ArtifactError(f"{folder}: another prunekit is writing here; wait for it, or choose another folder") from None
-    try:
-        yield
-    finally:
-        os.close(file)
-
-
-def replace_folder(new: Path, path: Path) -> None:
-    """Moves the folder ``new`` to ``path``; what was there is removed only once the new one stands."""
-    old = new.with_name(f"{new.name}.old")
-    if path.exists():
-        os.replace(path, old)
-    try:
-        os.replace(new, path)
-    except OSError:
-        if old.exists():
-            os.replace(old, path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -348,7 +267,7 @@ def heading(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> bytes:
 
 def raw(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor on the CPU, not copied."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
+    return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
 
 
 def unique_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -372,9 +291,3 @@ def unique_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
             seen[key] = name
             kept[name] = tensor
     return kept, aliases
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

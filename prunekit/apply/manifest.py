@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from prunekit import checkpoint
 from prunekit.apply.squeeze import Squeezed
 from prunekit.artifact import Artifact
+from prunekit.durable import replacing_folder
 from prunekit.errors import ArtifactError, NonFiniteError
 from prunekit.plan import Plan
 from prunekit.plan.plan import SIZE_ATTRIBUTES
@@ -155,7 +156,7 @@ def save(
         },
         taken.replaced(),
     )
-    with checkpoint.replacing_folder(folder) as temporary:
+    with replacing_folder(folder) as temporary:
         written = {MODEL: checkpoint.write_tensors(temporary / MODEL, state, {"kind": "model", "plan": plan.digest})}
         if plan.masking:
             bits = {name: mask.to(torch.uint8) for name, mask in masks.items()}

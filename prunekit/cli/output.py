@@ -45,7 +45,7 @@ class Output:
     @contextmanager
     def working(self, run: Path | None = None) -> Iterator[None]:
         """Progress bars on; ``run`` is written by nobody else meanwhile."""
-        from prunekit.checkpoint import locked
+        from prunekit.durable import locked
 
         with ExitStack() as stack:
             if run is not None:

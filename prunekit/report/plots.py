@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
 
-from prunekit import checkpoint
+from prunekit.durable import replacing
 from prunekit.explain.account import Account
 from prunekit.report.measures import Shown, deciding
 from prunekit.search.compare import Comparison
@@ -94,7 +94,7 @@ def _curve(
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes a PNG, whole or not at all."""
-    with checkpoint.replacing(path) as temporary:
+    with replacing(path) as temporary:
         _write_png(figure, temporary, dpi=130)
 
 

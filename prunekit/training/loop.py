@@ -73,7 +73,7 @@ def train(
     after_epoch: Callable[[int], bool] = lambda epochs: False,
     stage: str = "train",
 ) -> list[float]:
-    """Trains in place; returns each epoch's mean training loss (of the steps taken here, when resumed within one).
+    """Trains in place; returns each epoch's mean training loss, those before a resumed recording went on too.
 
     Args:
         scheduler: stepped after every optimizer step; None for a constant rate.
@@ -100,6 +100,9 @@ def train(
                 yield epoch, permutation[begin : begin + how.batch_size]
 
     total, count = 0.0, 0
+    if recorder is not None and recorder.resumed:
+        history = recorder.aside.get("losses", history)
+        total, count = recorder.aside.get("epoch", (total, count))
     first = begin if begin is not None else recorder.steps if recorder is not None else 0
     last = how.steps if end is None else min(end, how.steps)
     for step, (epoch, indices) in enumerate(track(islice(order(), last), stage, last)):
@@ -133,6 +136,8 @@ def train(
         if (step + 1) % steps == 0 or step + 1 == last:
             history.append(total / count)
             total, count = 0.0, 0
+        if recorder is not None:
+            recorder.aside |= {"losses": history, "epoch": [total, count]}
         if (step + 1) % steps == 0 and after_epoch((step + 1) // steps):
             break
     return history

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -24,6 +25,12 @@ def seal(folder: Path, finished: Finished) -> dict[str, str]:
         if (folder / name).exists() and (proof := checkpoint.read_checksum(folder / name)) is not None:
             found[name] = proof
     return found
+
+
+def going_on(header: Mapping[str, Any]) -> dict[str, Any]:
+    """trajectory.json of a recording that goes on: without what says how it ended."""
+    ended = ("steps", "last_state", "hash", "files", "cost")
+    return {**{key: value for key, value in header.items() if key not in ended}, "complete": False}
 
 
 class Proof:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,22 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import checkpoint
-from prunekit.errors import ArtifactError, PrunekitError, UsageError
+from prunekit.errors import ArtifactError, PrunekitError
 from prunekit.trajectory import snapshot
 from prunekit.trajectory.bare import bare, bare_optimizers, named_tensors
 from prunekit.trajectory.describe import describe_optimizers, flat_second_moments, group_options, skipped
 from prunekit.trajectory.layout import Layout, fixed_state, path_dtype, refuse_meta
+from prunekit.trajectory.members import Members
 from prunekit.trajectory.notes import Notes
-from prunekit.trajectory.proof import ENDED, FIXED, START, seal
-from prunekit.trajectory.rules import optimizer_parts
+from prunekit.trajectory.proof import ENDED, FIXED, START, going_on, seal
 from prunekit.trajectory.store import NAMES
-from prunekit.trajectory.watch import ADVICE, Watch
+from prunekit.trajectory.watch import Watch
 from prunekit.trajectory.writer import BackgroundWriter, no_room
 from prunekit.version import __version__
 
 SCHEMA = 1
-WHEN_ENDED = ("complete", "steps", "last_state", "hash", "files", "cost")
-"""Keys of trajectory.json that say how recording ended; a recording that goes on has not."""
 
 
 class Recorder:
@@ -102,12 +101,19 @@ class Recorder:
         self.layout = Layout.of(self.model)
         self.steps = 0
         """Steps recorded so far; where a resumed loop goes on."""
+        self.aside: dict[str, Any] = {}
+        """A loop's own figures, JSON values: snapshots keep them, ``resume`` brings them back."""
         self._notes = Notes([p for p in self.model.parameters() if p.requires_grad])
         self._lines = 0
         self._resumed: dict[str, Any] | None = None
         self._snapshot: dict[str, Any] | None = None
         self._kept_last = True
         self._averaged = self._warned = False
+
+    @property
+    def resumed(self) -> bool:
+        """Whether it goes on with a recording that was cut off."""
+        return self._resumed is not None
 
     # -- what a training loop calls ---------------------------------------------------------------------------
 
@@ -200,7 +206,7 @@ class Recorder:
         header = checkpoint.read_json(Path(folder) / "trajectory.json", "trajectory")
         if header["complete"]:
             raise ArtifactError(f"{folder}: recording was complete after {header['steps']} steps; nothing to resume")
-        header = {**{key: value for key, value in header.items() if key not in WHEN_ENDED}, "complete": False}
+        header = going_on(header)
         Layout.from_json(header["layout"]).check(model)
         recorder = cls(
             folder, model, optimizer, header["provenance"], every=header["every"], states=header["states"],
@@ -209,6 +215,7 @@ class Recorder:
         recorder._header = header
         recorder._resumed = snapshot.restore(Path(folder), recorder.model, recorder.optimizers, scheduler)
         recorder.steps = int(recorder._resumed["step"])
+        recorder.aside = recorder._resumed.get("aside", {})
         recorder._lines = int(recorder._resumed.get("lines", recorder.steps))
         return recorder
 
@@ -234,7 +241,7 @@ class Recorder:
         except OSError as error:
             raise no_room(self.folder, 0, error) from error
         self._watch.keep()
-        self._list_members()
+        self._members = Members(self.model, self.layout, self.optimizers, self._header["optimizer"])
         self._hooks = [
             hook
             for one in self.optimizers
@@ -317,8 +324,9 @@ class Recorder:
             self._notes.random.append(torch.get_rng_state())
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if self._held != [len(group["params"]) for one in self.optimizers for group in one.param_groups]:
-            self._add_groups()
+        if self._members.changed:
+            self._members.add_groups()
+            checkpoint.write_json(self.folder / "trajectory.json", self._header)
         self._watch.check_step(optimizer)
         if moved := self._watch.moved():
             self._set(self._watch.copy_to(self._writer.row()), self._watch.copy_kept)
@@ -340,13 +348,13 @@ class Recorder:
             return
         line["groups"] = [
             {k: v for k, v in group_options(group).items() if k == "lr" or start.get(k) != v}
-            for group, start in zip(optimizer.param_groups, self._described[number]["groups"], strict=True)
+            for group, start in zip(optimizer.param_groups, self._members.groups[number], strict=True)
         ]
         if not any(s is not None for s in line.get("seeds", ())):
             line.pop("seeds", None)
         if not any(w is not None for w in line.get("weights", ())):
             line.pop("weights", None)
-        missing = [name for name, parameter in self._stepped[number] if parameter.grad is None]
+        missing = [name for name, parameter in self._members.stepped[number] if parameter.grad is None]
         if missing:
             line["without_gradient"] = missing
         if len(self.optimizers) > 1:
@@ -370,36 +378,12 @@ class Recorder:
         if self.snapshot_every and self.steps % self.snapshot_every == 0:
             self._take_snapshot()
 
-    def _list_members(self) -> None:
-        """What the optimizers hold, looked up when that changes."""
-        names = {id(p): name for name, p in self.model.named_parameters()}
-        recorded = {entry.name for entry in self.layout}
-        self._stepped = [
-            [(names[id(p)], p) for group in one.param_groups for p in group["params"] if names.get(id(p)) in recorded]
-            for one in self.optimizers
-        ]
-        self._held = [len(group["params"]) for one in self.optimizers for group in one.param_groups]
-        self._described = optimizer_parts(self._header["optimizer"])
-
-    def _add_groups(self) -> None:
-        """Takes in parameter groups that a loop added (``add_param_group``)."""
-        recorded = {entry.name for entry in self.layout}
-        for mine, now in zip(self._described, optimizer_parts(describe_optimizers(self.model, self.optimizers)), strict=True):
-            known, new = now["groups"][: len(mine["groups"])], now["groups"][len(mine["groups"]) :]
-            if [set(g["parameters"]) & recorded for g in known] != [set(g["parameters"]) for g in mine["groups"]]:
-                raise UsageError("parameters of an optimizer's groups changed while recording; add a group (add_param_group)")
-            for group in new:
-                if strange := [name for name in group["parameters"] if name not in recorded]:
-                    raise UsageError(f"{strange[0]} was frozen when recording began and is trained now: {ADVICE}")
-            mine["groups"].extend(new)
-        self._list_members()
-        checkpoint.write_json(self.folder / "trajectory.json", self._header)
-
     def _take_snapshot(self) -> None:
         self._snapshot = snapshot.take(self.steps, self._lines, self.model, self.optimizers, self._writer.queued)
 
     def _write_snapshot(self) -> None:
         assert self._snapshot is not None
         snapshot.add_schedule(self._snapshot, self.optimizers, self.scheduler)
+        self._snapshot["header"]["aside"] = json.loads(json.dumps(self.aside))  # as it is now, not when it is written
         self._writer.put_snapshot(self._snapshot)
         self._snapshot = None

@@ -14,6 +14,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from prunekit import durable
 from prunekit.checkpoint import agree
 from prunekit.errors import ArtifactError
 
@@ -82,14 +83,14 @@ class RowWriter:
             self._open(block, fresh=True)
         assert self._file is not None
         data = np.ascontiguousarray(row, dtype=self.dtype).data.cast("B") if self.width else memoryview(b"")
-        _write_all(self._file, data, HEADER_BYTES + within * self.row_bytes)
+        _write_all(self._file, data, HEADER_BYTES + within * self.row_bytes, self._path)
         self.rows += 1
 
     def _open(self, block: int, fresh: bool) -> None:
         self._close()
-        path = block_path(self.folder, self.stream, block)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | (os.O_TRUNC if fresh else 0), 0o666)
-        _write_all(self._file, _header(self.stream, self.rows_per_block, self.width, self.dtype), 0)
+        self._path = block_path(self.folder, self.stream, block)
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | (os.O_TRUNC if fresh else 0), 0o666)
+        _write_all(self._file, _header(self.stream, self.rows_per_block, self.width, self.dtype), 0, self._path)
         os.ftruncate(self._file, HEADER_BYTES + self.rows_per_block * self.row_bytes)
 
     def finish(self) -> Finished:
@@ -100,7 +101,7 @@ class RowWriter:
         if self._file is not None and self.rows:
             rows = (self.rows - 1) % self.rows_per_block + 1
             os.ftruncate(self._file, HEADER_BYTES + rows * self.row_bytes)
-            _write_all(self._file, _header(self.stream, rows, self.width, self.dtype), 0)
+            _write_all(self._file, _header(self.stream, rows, self.width, self.dtype), 0, self._path)
             os.fsync(self._file)
         self._close()
         hashed, sums = hashlib.sha256(), np.empty(self.rows, np.uint64)
@@ -213,7 +214,8 @@ def _rows_in_first(folder: Path, stream: str) -> int:
         raise ArtifactError(f"{path}: truncated or not safetensors ({error})") from None
 
 
-def _write_all(file: int, data: bytes | memoryview, offset: int) -> None:
+def _write_all(file: int, data: bytes | memoryview, offset: int, path: Path) -> None:
+    durable.on_operation("write", path)
     view = memoryview(data)
     while len(view):
         written = os.pwrite(file, view, offset)

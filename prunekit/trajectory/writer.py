@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from prunekit import durable
 from prunekit.errors import ArtifactError, NonFiniteError, PrunekitError
 from prunekit.trajectory import snapshot
 from prunekit.trajectory.layout import Layout, path_dtype
@@ -104,6 +105,7 @@ class BackgroundWriter:
                 for state in random:
                     self._extra["random"].append(state)
                 if line is not None:
+                    durable.on_operation("write", self.folder / LOG)
                     self._log.write(json.dumps(line) + "\n")  # the line makes the step whole: it comes last
                     self._log.flush()
                     self.lines += 1

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from prunekit import checkpoint
+from prunekit.durable import together
 from prunekit.plan import Plan
 from prunekit.recipe import CompareRefine
 from prunekit.report import comparison_figure, save_figure
@@ -50,7 +51,7 @@ def compare_run(
     path = run.path / "compare.json"
     if reusable(path, comparison_inputs(run), made_from, overwrite):
         found = Comparison.load(path)
-        _write_views(run, found)
+        _write(run, found, anew=False)
         return found, True
     started = time.perf_counter()
     made = compare(
@@ -66,8 +67,7 @@ def compare_run(
     )
     run.model.cpu()
     made.cost["seconds"] = round(time.perf_counter() - started, 3)
-    _write_views(run, made)
-    made.save(path)  # last: what it means to be compared
+    _write(run, made, anew=True)
     return made, False
 
 
@@ -83,12 +83,15 @@ def _whole(refined: Callable[[Plan], Plan]) -> Callable[[Plan], Plan]:
     return whole
 
 
-def _write_views(run: Run, comparison: Comparison) -> None:
-    """compare.png and compare.csv say what compare.json says; they are written anew when they do not."""
-    table, picture = run.path / "compare.csv", run.path / "compare.png"
-    text = comparison.csv()
-    if not table.is_file() or table.read_text(encoding="utf-8", errors="replace") != text:
-        checkpoint.write_text(table, text)
-        picture.unlink(missing_ok=True)
-    if not picture.is_file():
-        save_figure(comparison_figure(comparison), picture)
+def _write(run: Run, comparison: Comparison, anew: bool) -> None:
+    """compare.json, compare.csv and compare.png say the same: all are written, or those that do not."""
+    table, picture, text = run.path / "compare.csv", run.path / "compare.png", comparison.csv()
+    other = anew or not table.is_file() or table.read_text(encoding="utf-8", errors="replace") != text
+    if not other and picture.is_file():
+        return
+    with together(run.path) as staged:
+        if anew:
+            comparison.save(staged.folder / "compare.json")
+        if other:
+            checkpoint.write_text(staged.folder / table.name, text)
+        save_figure(comparison_figure(comparison), staged.folder / picture.name)

@@ -50,7 +50,7 @@ def evaluate(run: Run, folder: Path, overwrite: bool = False) -> tuple[Evaluatio
 
 def _evaluate(run: Run, folder: Path, overwrite: bool) -> tuple[EvaluationRecord, bool]:
     if not (folder / "prunekit.json").exists():
-        known = sorted(p.parent.name for p in (run.path / "pruned").glob("*/prunekit.json"))
+        known = sorted(p.parent.name for p in (run.path / "pruned").glob("[!.]*/prunekit.json"))
         raise ArtifactError(f"{folder / 'prunekit.json'}: no such file; pruned models of this run: {', '.join(known) or 'none'}")
     manifest, plan, pruned = open_pruned(run, folder)
     if plan.masking:

@@ -74,7 +74,7 @@ def _folder(path: Path) -> dict[str, Any]:
             "trajectory": _folder(path / "trajectory") if (path / "trajectory" / "trajectory.json").exists() else None,
             "scores": sorted(_criterion(p.stem) for p in (path / "scores").glob("[!.]*.safetensors")),
             "compared": (path / "compare.json").exists(),
-            "pruned": sorted(p.parent.name for p in (path / "pruned").glob("*/prunekit.json")),
+            "pruned": sorted(p.parent.name for p in (path / "pruned").glob("[!.]*/prunekit.json")),
             "proved": _prove(path),
         }
     if (path / "plan.safetensors").exists():

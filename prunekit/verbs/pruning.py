@@ -268,7 +268,7 @@ def _auto(run: Run, scores: Mapping[str, Scores], structure: str, sparsity: floa
 
 
 def _made_from(folder: Path, dry_run: bool) -> dict[str, Any] | None:
-    if not folder.exists():
+    if not folder.exists() or not any(path.name[0] != "." for path in folder.iterdir()):  # a killed process leaves it empty
         return None
     trained: dict[str, Any] = {}
     try:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit import checkpoint, trust
+from prunekit import checkpoint, durable, trust
 from prunekit.batch import Inputs
 from prunekit.criteria import Evidence, Scores, compose, expand, model_digest, parse, score_slug
 from prunekit.data import Samples, Split, as_splits
@@ -48,6 +48,7 @@ class Run:
         self.path, self.classes = path, tuple(classes)
         if not (path / "recipe.yaml").is_file():
             raise UsageError(f"{path}: not a run folder (no recipe.yaml); make one with prunekit train or import")
+        durable.opened(path)
         self.said = read_yaml(path / "recipe.yaml")
         if code:
             trust.check(path, self.said)

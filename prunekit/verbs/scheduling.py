@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from prunekit import checkpoint
 from prunekit.criteria import Evidence, Scores, provenance
+from prunekit.durable import replacing_folder
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.imports import load_object
 from prunekit.plan import GROUPED
@@ -63,7 +63,7 @@ def prune_in_steps(
 
     figure = validation_figure(run) if run.recipe.data is not None else None
 
-    with checkpoint.replacing_folder(folder) as temporary:
+    with replacing_folder(folder) as temporary:
         inner = temporary / "model"
         done = prune_by_schedule(
             run.model,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prunekit import checkpoint
+from prunekit.durable import together
 from prunekit.plan import check_sparsity, check_structure
 from prunekit.report import save_figure, sensitivity_figure
 from prunekit.search import Candidates, Sensitivity, sensitivity
@@ -55,8 +56,9 @@ def sensitivity_run(
         found = sensitivity(candidates, structure, criterion, grid, made_from)
         run.model.cpu()
         found.cost["seconds"] = round(time.perf_counter() - started, 3)
-    checkpoint.write_text(path.with_suffix(".csv"), found.csv())
-    save_figure(sensitivity_figure(found), path.with_suffix(".png"))
-    if not reused:
-        found.save(path)
+    with together(run.path) as staged:
+        checkpoint.write_text(staged.folder / f"{path.stem}.csv", found.csv())
+        save_figure(sensitivity_figure(found), staged.folder / f"{path.stem}.png")
+        if not reused:
+            found.save(staged.folder / path.name)
     return found, path, reused

@@ -13,6 +13,7 @@ from typing import Any
 
 from prunekit import checkpoint
 from prunekit.criteria import expand
+from prunekit.durable import together
 from prunekit.errors import UsageError
 from prunekit.imports import load_object, use_working_folder
 from prunekit.measure import machine
@@ -60,10 +61,12 @@ def study_run(study: Study, jobs: Sequence[Job], out: Path, processes: int) -> S
         rows=len(rows),
         cost={"seconds": round(time.perf_counter() - started, 1), "processes": processes},
     )
-    checkpoint.write_text(out / "compare.csv", checkpoint.csv_text(_columns(measures), [_flat(row, measures) for row in rows]))
-    save_figure(study_figure(rows, result.summary, methods, measures), out / "compare.png")
-    write_study_page(out / "report.html", result, rows, methods)
-    result.save(out / "compare.json")
+    table = checkpoint.csv_text(_columns(measures), [_flat(row, measures) for row in rows])
+    with together(out) as staged:
+        checkpoint.write_text(staged.folder / "compare.csv", table)
+        save_figure(study_figure(rows, result.summary, methods, measures), staged.folder / "compare.png")
+        write_study_page(staged.folder / "report.html", result, rows, methods)
+        result.save(staged.folder / "compare.json")
     return result
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from prunekit import checkpoint, trust
 from prunekit.criteria import model_digest
 from prunekit.data import Split
+from prunekit.durable import together
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.recipe import Recipe, Watch, read_yaml
 from prunekit.structure import prunable_parameters
@@ -53,7 +54,7 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
     provenance = {"recipe": facts, "start": model_digest(model), "data": {n: s.digest() for n, s in splits.items()}}
     trajectory = out / "trajectory"
     if reusable(trajectory, _made_from(trajectory), provenance, overwrite):
-        _save(recipe, out, announce)
+        _save(recipe, out, out, announce)
         return TrainingRecord.load(out / "train.json"), True
 
     how = TrainOptions(
@@ -77,7 +78,7 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
     else:
         shutil.rmtree(partial, ignore_errors=True)
         recorder = Recorder(partial, model, optimizer, provenance, scheduler=scheduler, **keep.model_dump())
-    watched: list[dict[str, float]] = []
+    watched: list[dict[str, float]] = recorder.aside.setdefault("watched", [])
     with recorder:
         losses = train(
             model, optimizer, scheduler, how, recorder=recorder,
@@ -97,9 +98,10 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
         measures=measures_told(task),
         cost={"seconds": round(seconds, 3)},
     )
-    record.save(out / "train.json")
-    _save(recipe, out, announce)
-    checkpoint.replace_folder(partial, trajectory)  # last: what it means to be trained
+    with together(out) as staged:
+        record.save(staged.folder / "train.json")
+        _save(recipe, staged.folder, out, announce)
+        staged.take(partial.name, trajectory.name)
     return record, False
 
 
@@ -138,10 +140,12 @@ def import_run(
     reused = reusable(trajectory, _made_from(trajectory), provenance, overwrite)
     if not reused:
         _check_room(out, 4 * Layout.of(model).total * len(weights))
-        with checkpoint.replacing_folder(trajectory) as temporary:
-            write_checkpoints(temporary, model, weights, provenance)
-        (out / "train.json").unlink(missing_ok=True)
-    _save(recipe, out, announce)
+        with together(out) as staged:
+            write_checkpoints(staged.folder / trajectory.name, model, weights, provenance)
+            _save(recipe, staged.folder, out, announce)
+            staged.remove("train.json")
+    else:
+        _save(recipe, out, out, announce)
     opened = Trajectory(trajectory)
     return {
         "states": len(opened) + 1,
@@ -153,10 +157,10 @@ def import_run(
     }
 
 
-def _save(recipe: Recipe, out: Path, announce: Callable[[str], None]) -> None:
-    """Writes the user's recipe into the run folder, where later commands may follow its import paths."""
-    recipe.save(out / "recipe.yaml")
-    if why := trust.remember(out, read_yaml(out / "recipe.yaml")):
+def _save(recipe: Recipe, place: Path, out: Path, announce: Callable[[str], None]) -> None:
+    """Writes the user's recipe into ``place``, from where it comes into the run folder ``out``: later commands may follow it."""
+    recipe.save(place / "recipe.yaml")
+    if why := trust.remember(out, read_yaml(place / "recipe.yaml")):
         announce(f"the run cannot be noted as yours: {why}")
 
 

@@ -204,7 +204,7 @@ def test_info_names_a_manifest_that_was_damaged_by_hand(run: Path, cli: Cli, ref
 
 
 def test_two_writers_in_one_folder(run: Path, cli: Cli) -> None:
-    from prunekit.checkpoint import locked
+    from prunekit.durable import locked
 
     before = files(run)
     with locked(run):

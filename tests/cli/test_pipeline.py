@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import prunekit
+from prunekit import checkpoint
 from prunekit.data import digits
 from prunekit.models import digits_cnn
 from prunekit.models.digits import DigitsCNN
@@ -338,7 +339,7 @@ def test_recording_options_of_a_recipe(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_training_that_was_cut_off_goes_on(cli: Cli, tmp_path: Path, finished: Path) -> None:
-    (tmp_path / "r.yaml").write_text(RECIPE.replace("epochs: 3", "epochs: 3, record: {snapshot_every: 5}"))
+    (tmp_path / "r.yaml").write_text(RECIPE.replace("epochs: 3", "epochs: 3, watch: {every: 1}, record: {snapshot_every: 5}"))
     with ctrl_c(DigitsCNN, trains, call=17):
         assert cli("train", tmp_path / "r.yaml", "--out", tmp_path / "run").code == 130
     assert not (tmp_path / "run" / "trajectory").exists()
@@ -348,6 +349,10 @@ def test_training_that_was_cut_off_goes_on(cli: Cli, tmp_path: Path, finished: P
     resumed, whole = (prunekit.Trajectory(f / "trajectory") for f in (tmp_path / "run", finished))
     assert resumed.hash == whole.hash
     assert not (tmp_path / "run" / "trajectory.partial").exists()
+    assert cli("train", tmp_path / "r.yaml", "--out", tmp_path / "whole").code == 0
+    told = [checkpoint.read_json(tmp_path / name / "train.json") | {"cost": None} for name in ("run", "whole")]
+    assert told[0] == told[1]
+    assert len(told[0]["losses"]) == len(told[0]["accuracies"]) == 3
 
 
 def test_ratios_and_floor_on_the_command_line(run: Path, cli: Cli) -> None:

@@ -1,0 +1,237 @@
+"""Kills every writing verb at every one of its durable operations, or at random moments, and looks at what is left.
+
+``python -m tests.faults.kill`` kills at every operation, ``--random N`` at N moments of each verb. What must hold each time:
+
+- before anything else is called, whatever stood before stands, old or new, and proves itself;
+- the same verb, called again, succeeds, and leaves what an undisturbed call leaves, and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from prunekit import checkpoint, durable
+from prunekit.apply import Manifest
+from prunekit.errors import PrunekitError
+from prunekit.trajectory import Trajectory
+from tests.faults.small import RECIPE, content, prunekit
+
+OTHER = RECIPE.replace("lr: 0.02", "lr: 0.03")
+STUDY = """
+cases: {one: recipe.yaml}
+seeds: [0]
+criteria: [magnitude]
+samples: 8
+structures: {unstructured: [0.5]}
+allocations: {unstructured: [global]}
+leading: 0
+tune: {epochs: 1, sparsities: {}}
+"""
+VERBS: dict[str, tuple[str, ...]] = {
+    "train": ("train", "RECIPE", "--out", "NEW"),
+    "train-overwrite": ("train", "OTHER", "--out", "RUN", "--overwrite"),
+    "import": ("import", "--model", "tests.faults.small:build", "--weights", "WEIGHTS", "--data", "tests.faults.small:data",
+               "--out", "NEW"),
+    "import-overwrite": ("import", "--model", "tests.faults.small:build", "--weights", "WEIGHTS", "--out", "RUN", "--overwrite"),
+    "score": ("score", "RUN", "-c", "snip"),
+    "score-overwrite": ("score", "RUN", "-c", "influence", "--overwrite"),
+    "compare": ("compare", "RUN", "--overwrite"),
+    "sensitivity": ("sensitivity", "RUN", "-c", "magnitude", "--sparsity", "0.5"),
+    "prune": ("prune", "RUN", "-c", "magnitude", "-s", "0.3", "--name", "new"),
+    "prune-overwrite": ("prune", "RUN", "-c", "magnitude", "-s", "0.25", "--structure", "channels", "--name", "small",
+                        "--overwrite"),
+    "prune-finetune": ("prune", "RUN", "-c", "magnitude", "-s", "0.3", "--finetune", "1", "--name", "loose", "--overwrite"),
+    "dry-run": ("prune", "RUN", "-c", "magnitude", "-s", "0.3", "--name", "plan", "--dry-run"),
+    "eval": ("eval", "RUN/pruned/loose", "--overwrite"),
+    "explain": ("explain", "RUN", "layer", "0"),
+    "report": ("report", "RUN"),
+    "study": ("compare", "STUDY", "--out", "NEW"),
+    "run": ("run", "RECIPE", "--out", "NEW"),
+}  # fmt: skip
+"""Name -> arguments; NEW is a folder that is not there yet."""
+
+
+PLACES = {"RECIPE": "recipe.yaml", "OTHER": "other.yaml", "STUDY": "study.yaml", "NEW": "new", "WEIGHTS": "weights.safetensors"}
+Hook = Callable[[str, Path], None]
+TEMPORARY = re.compile(r"\.prunekit\.\w+\.tmp")
+
+
+class Bench:
+    """A folder with a finished run, copied for every kill."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.base = folder, folder / "base"
+        self.base.mkdir()
+        (self.base / "recipe.yaml").write_text(RECIPE)
+        (self.base / "other.yaml").write_text(OTHER)
+        (self.base / "study.yaml").write_text(STUDY)
+        self.call(self.base, ("run", "RECIPE", "--out", "RUN"))
+        model = checkpoint.read_tensors(self.base / "run" / "pruned" / "loose" / "model.safetensors")
+        checkpoint.write_tensors(self.base / "weights.safetensors", model, {})
+
+    def arguments(self, place: Path, verb: tuple[str, ...]) -> list[str]:
+        found = [str(place / PLACES[word]) if word in PLACES else word for word in verb]
+        return [word.replace("RUN", str(place / "run"), 1) if word.startswith("RUN") else word for word in found]
+
+    def call(self, place: Path, verb: tuple[str, ...], hook: Hook | None = None, after: float = 0.0) -> int:
+        """The verb in a process of its own; returns its exit code, negative for the signal that ended it.
+
+        Args:
+            hook: called before its durable operations; ``after``: seconds until it is killed, 0 for never.
+        """
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                with (self.folder / "said").open("w") as said:
+                    os.dup2(said.fileno(), 1)
+                    os.dup2(said.fileno(), 2)
+                    durable.on_operation = hook or durable.on_operation
+                    code = prunekit(*self.arguments(place, verb))
+                    sys.stdout.flush()
+                    (self.folder / "modules").write_text(json.dumps(sorted(sys.modules)))
+            finally:
+                os._exit(code)
+        if after:
+            time.sleep(after)
+            os.kill(child, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def said(self) -> str:
+        return (self.folder / "said").read_text().strip()
+
+    def copy(self, name: str) -> Path:
+        place = self.folder / name
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(self.base, place)
+        return place
+
+
+def whole(run: Path, before: set[str]) -> list[str]:
+    """What is wrong with the artifacts that stood before, as they stand now."""
+    faults = [f"{name} is gone" for name in sorted(before) if not (run / name).exists() and not _may_go(name)]
+    for path in sorted(run.rglob("*")):
+        if any(part.startswith(".") for part in path.relative_to(run).parts) or "trajectory.partial" in str(path):
+            continue
+        try:
+            if path.name == "trajectory.json":
+                Trajectory(path.parent).verify()
+            elif path.name == "prunekit.json":
+                Manifest.load(path).prove(path.parent)
+            elif path.suffix == ".json":
+                checkpoint.read_json(path)
+            elif path.suffix == ".safetensors":
+                checkpoint.read_tensors(path)
+        except PrunekitError as error:
+            faults.append(str(error))
+    return faults
+
+
+def _may_go(name: str) -> bool:
+    """What a new artifact does not have: an evaluation of the model that was replaced, and the training of an imported one."""
+    return (name.startswith("pruned/") and not name.endswith(("prunekit.json", "plan.safetensors", "model.safetensors"))) or (
+        name in ("train.json", "trajectory/start.safetensors", "trajectory/ended.safetensors")
+    )
+
+
+def left(folder: Path) -> list[str]:
+    """What a process left behind."""
+    return [str(p.relative_to(folder)) for p in folder.rglob("*") if p.name.startswith(".prunekit") or ".partial" in p.name]
+
+
+def as_it_is(folder: Path) -> str:
+    """Digest of every file and folder, whatever temporaries are called."""
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*"), key=lambda path: TEMPORARY.sub("x", str(path))):
+        total.update(TEMPORARY.sub("x", str(path.relative_to(folder))).encode())
+        total.update(path.read_bytes() if path.is_file() else b"/")
+    return total.hexdigest()
+
+
+def check(bench: Bench, name: str, moments: int | None, draw: random.Random) -> tuple[int, list[str]]:
+    """Kills one verb at every operation, or at so many moments; returns how often, and what was wrong."""
+    verb, counted = VERBS[name], bench.folder / "counted"
+    place = bench.copy("whole")
+    counted.write_text("")
+
+    def count(what: str, path: Path) -> None:
+        with counted.open("a") as file:
+            file.write(".")
+
+    begun = time.perf_counter()
+    if (code := bench.call(place, verb, count)) != 0:
+        return 0, [f"undisturbed: exit code {code}: {bench.said()}"]
+    seconds, operations = time.perf_counter() - begun, len(counted.read_text())
+    expected, faults = content(place), []
+    seen_before: set[str] = set()
+    run = bench.base / "run"
+    before = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    for kill in range(1, (operations if moments is None else moments) + 1):
+        place = bench.copy("killed")
+        seen = 0
+
+        def end(what: str, path: Path, kill: int = kill) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        moment = draw.uniform(0.0, seconds)
+        code = bench.call(place, verb, end) if moments is None else bench.call(place, verb, after=moment)
+        where = f"{name}, killed " + (f"at operation {kill} of {operations}" if moments is None else f"after {moment:.3f} s")
+        if code not in (0, -signal.SIGKILL):
+            faults.append(f"{where}: exit code {code}: {bench.said()}")
+            continue
+        if (state := as_it_is(place)) in seen_before:
+            continue  # the next call would do the same again
+        seen_before.add(state)
+        faults += [f"{where}: {fault}" for fault in whole(place / "run", before)]
+        if (code := bench.call(place, verb)) != 0:
+            faults.append(f"{where}: the next call ends with {code}: {bench.said()}")
+            continue
+        found = content(place)
+        faults += [f"{where}: {p} is other than undisturbed" for p in expected if found.get(p) != expected[p]]
+        faults += [f"{where}: {p} is left behind" for p in (*left(place), *(p for p in found if p not in expected))]
+    return operations if moments is None else moments, faults
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("verbs", nargs="*", help=f"of {', '.join(VERBS)}; all of them by default")
+    parser.add_argument("--random", type=int, metavar="N", help="kill at so many random moments instead")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["PRUNEKIT_STATE"] = folder
+        bench = Bench(Path(folder))
+        for module in json.loads((bench.folder / "modules").read_text()):  # what each child would import anew
+            with contextlib.suppress(Exception):
+                importlib.import_module(module)
+        total, bad = 0, 0
+        for name in asked.verbs or VERBS:
+            begun = time.perf_counter()
+            kills, faults = check(bench, name, asked.random, random.Random(f"{asked.seed} {name}"))
+            print(f"{name}: {kills} kills, {len(faults)} faults, {time.perf_counter() - begun:.1f} s", flush=True)
+            for fault in faults:
+                print(f"  {fault}", flush=True)
+            total, bad = total + kills, bad + len(faults)
+    print(f"{total} kills, {bad} faults")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
