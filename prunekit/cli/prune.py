@@ -8,20 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from prunekit.cli.opening import open_run
-from prunekit.cli.options import (
-    STRUCTURE_HELP,
-    Device,
-    Json,
-    Overwrite,
-    Quiet,
-    RunFolder,
-    check_name,
-    numbers,
-    ratios,
-)
+from prunekit.cli.options import STRUCTURE_HELP, Device, Json, Overwrite, Quiet, RunFolder, check_name, numbers, ratios
 from prunekit.cli.output import Output
-from prunekit.cli.panels import panels
-from prunekit.cli.top import app
+from prunekit.cli.verb import verb
 from prunekit.errors import UsageError
 
 PANELS = {
@@ -35,9 +24,10 @@ PANELS = {
 }  # fmt: skip
 
 
-@app.command(
-    cls=panels(PANELS),
-    epilog="Example: prunekit prune runs/digits-cnn --criterion auto --sparsity 0.8 --structure channels --name small",
+@verb(
+    after="compare",
+    headings=PANELS,
+    example="prunekit prune runs/digits-cnn --criterion auto --sparsity 0.8 --structure channels --name small",
 )
 def prune(
     run: RunFolder,
@@ -81,6 +71,7 @@ def prune(
 ) -> None:  # fmt: skip
     """Plan what goes, and write the pruned model."""
     from prunekit.recipe import Prune
+    from prunekit.report.terminal.pruning import show_pruned
     from prunekit.structure import check_structure, implied_sparsity
     from prunekit.verbs.pruning import apply_plan, prune_run
 
@@ -131,7 +122,7 @@ def prune(
             result = apply_plan(opened, apply, name, overwrite, steps, squeeze)
         else:
             result = prune_run(opened, wanted, dry_run, overwrite)
-    output.show("prune", result)
+    output.show(show_pruned, result)
     output.finish(result)
 
 
