@@ -35,7 +35,7 @@ def verb(
 
 
 def put_in_order() -> None:
-    """Orders the help as the verbs ask for; verbs that follow the same one stand by name.
+    """Orders the help as the verbs ask for. Of those that follow the same one, they come first that nobody follows, by name.
 
     Raises:
         LookupError: a verb follows one that does not exist.
@@ -43,7 +43,8 @@ def put_in_order() -> None:
     order: list[str] = []
 
     def follow(before: str) -> None:
-        for called in sorted(one for one, after in _AFTER.items() if after == before):
+        behind = [one for one, after in _AFTER.items() if after == before]
+        for called in sorted(behind, key=lambda one: (one in _AFTER.values(), one)):
             order.append(called)
             follow(called)
 

@@ -33,6 +33,19 @@ def test_help_lists_them_as_a_run_goes(cli: Cli) -> None:
     assert listed == [name_of(verb) for verb in VERBS]
 
 
+def test_a_new_verb_stands_right_behind_the_one_that_it_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "registered_commands", list(app.registered_commands))
+    monkeypatch.setattr(verb, "_AFTER", dict(verb._AFTER))
+
+    @verb.verb(after="train", example="prunekit wander")
+    def wander() -> None:
+        """Go somewhere."""
+
+    verb.put_in_order()
+    names = [command.name for command in app.registered_commands]
+    assert names[:3] == ["train", "wander", "import"]
+
+
 def test_a_verb_follows_one_that_exists(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(verb._AFTER, "wander", "nowhere")
     with pytest.raises(LookupError, match="verb wander follows 'nowhere'"):
