@@ -17,8 +17,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from pkgutil import iter_modules
+from types import ModuleType
 from typing import Any, TypeVar
 
 from prunekit.errors import UsageError, nearest
@@ -94,6 +97,18 @@ class Registry(dict[str, T]):
         """What asked for an import, for the message."""
         points = [] if self._is_path(name) else self._offers(name)
         return f"{self.what} {name!r} of package {_package(points[0])} (entry point in {self.group})" if points else self.what
+
+
+def held_by_files(package: ModuleType, attribute: str) -> dict[str, Any]:
+    """A table made of a folder: each file's name, and what the file calls ``attribute``, in the order of the alphabet.
+
+    Example:
+        >>> from prunekit.structure import units
+        >>> list(held_by_files(units, "STRUCTURE"))
+        ['channels', 'heads', 'layers']
+    """
+    files = (import_module(f"{package.__name__}.{file.name}") for file in iter_modules(package.__path__))
+    return {file.__name__.rpartition(".")[2]: getattr(file, attribute) for file in files}
 
 
 @cache

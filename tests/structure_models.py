@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from prunekit import Scores
 from prunekit.criteria import model_digest
+from prunekit.errors import StructureError
+from prunekit.structure import GROUPED, find_groups
 from prunekit.trajectory import Layout
 
 IMAGES = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -440,12 +442,24 @@ STACKED: dict[str, Callable[[], nn.Module]] = {
     "torch's own": lambda: Encoder(norm_first=True),
 }
 
-CASES: list[tuple[str, str, Callable[[], nn.Module]]] = [
-    *(("channels", name, build) for name, build in {**HANDLED, **ATTENTIVE, **STACKED}.items()),
-    *(("heads", name, build) for name, build in ATTENTIVE.items()),
-    *(("layers", name, build) for name, build in STACKED.items()),
-]
-"""Structure, name, model: all that units can be cut from."""
+ALL = {**HANDLED, **ATTENTIVE, **STACKED}
+OF: dict[str, dict[str, Callable[[], nn.Module]]] = {"channels": ALL, "heads": ATTENTIVE, "layers": STACKED}
+
+
+def has_units(structure: str, model: nn.Module) -> bool:
+    try:
+        return bool(find_groups(structure, model.eval(), IMAGES))
+    except StructureError:
+        return False
+
+
+def models_of(structure: str) -> dict[str, Callable[[], nn.Module]]:
+    """The models that units can be cut from: those in ``OF``, or for a structure that is not named there whichever has some."""
+    return OF.get(structure) or {name: build for name, build in ALL.items() if has_units(structure, build())}
+
+
+CASES = [(structure, name, build) for structure in GROUPED for name, build in models_of(structure).items()]
+"""Structure, name, model: all that units can be cut from, for every structure in the table."""
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "layer norm": (Normed, r"one: norm is a LayerNorm"),

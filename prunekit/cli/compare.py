@@ -8,22 +8,15 @@ from typing import Annotated
 import typer
 
 from prunekit.cli.opening import open_run
-from prunekit.cli.options import (
-    STRUCTURE_HELP,
-    Device,
-    Json,
-    Overwrite,
-    Quiet,
-)
+from prunekit.cli.options import STRUCTURE_HELP, Device, Json, Overwrite, Quiet
 from prunekit.cli.output import Output
-from prunekit.cli.panels import panels
-from prunekit.cli.top import app
+from prunekit.cli.verb import verb
 from prunekit.errors import UsageError
 
 
-@app.command(
-    cls=panels({}),
-    epilog="Example: prunekit compare runs/digits-cnn; over cases and seeds: prunekit compare recipes/comparison.yaml --out DIR",
+@verb(
+    after="score",
+    example="prunekit compare runs/digits-cnn; over cases and seeds: prunekit compare recipes/comparison.yaml --out DIR",
 )
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN… | STUDY", help="A run; with --out several, or a study.")],
@@ -38,6 +31,7 @@ def compare(
     """Compare every scored criterion on validation data; with --out, over runs or a study's cases and seeds, on test data."""
     from prunekit.plan import check_sparsity, check_structure
     from prunekit.plan.allocation import get_allocation
+    from prunekit.report.terminal.comparing import show_comparison
     from prunekit.verbs.comparing import compare_run
 
     output = Output(quiet, as_json)
@@ -60,7 +54,7 @@ def compare(
     opened = open_run(run, device)
     with output.working(run):
         result = compare_run(opened, overwrite, structure or [], allocation or [], sparsity or [], refine)
-    output.show("compare", result)
+    output.show(show_comparison, result)
     comparison, reused = result
     cells = {"dense": comparison.dense, "cells": comparison.cells, "cost": comparison.cost}
     output.finish({"path": str(run / "compare.json"), **cells, "reused": reused})
@@ -68,6 +62,7 @@ def compare(
 
 def _study(paths: list[Path], out: Path, jobs: int, output: Output) -> None:
     from prunekit.imports import use_working_folder
+    from prunekit.report.terminal.comparing import show_study
     from prunekit.verbs.studying import jobs_of_runs, jobs_of_study, study_run
 
     use_working_folder(out, *(path for path in paths if path.is_dir()))
@@ -79,5 +74,5 @@ def _study(paths: list[Path], out: Path, jobs: int, output: Output) -> None:
         study, work = jobs_of_runs(paths, out)
     with output.working(out):
         found, page = study_run(study, work, out, jobs), out / "report.html"
-    output.show("study", (found, page))
+    output.show(show_study, (found, page))
     output.finish({**found.content(), "path": str(page)})

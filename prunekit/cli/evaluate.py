@@ -8,23 +8,18 @@ from typing import Annotated
 import typer
 
 from prunekit.cli.opening import open_run
-from prunekit.cli.options import (
-    Device,
-    Json,
-    Overwrite,
-    Quiet,
-)
+from prunekit.cli.options import Device, Json, Overwrite, Quiet
 from prunekit.cli.output import Output
-from prunekit.cli.panels import panels
-from prunekit.cli.top import app
+from prunekit.cli.verb import verb
 
 
-@app.command("eval", cls=panels({}), epilog="Example: prunekit eval runs/digits-cnn/pruned/small")
+@verb(name="eval", after="prune", example="prunekit eval runs/digits-cnn/pruned/small")
 def eval_(
     pruned: Annotated[Path, typer.Argument(metavar="RUN/pruned/NAME", help="Folder of a pruned model.")],
     device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Measure a pruned model on test data, and rebuild it from the training path."""
+    from prunekit.report.terminal.evaluating import show_evaluation
     from prunekit.verbs.evaluating import evaluate
     from prunekit.verbs.pruned_folder import run_of
 
@@ -32,5 +27,5 @@ def eval_(
     opened = open_run(run_of(pruned), device)
     with output.working(opened.path):
         record, reused = evaluate(opened, pruned, overwrite)
-    output.show("eval", (pruned.resolve().name, record, reused))
+    output.show(show_evaluation, (pruned.resolve().name, record, reused))
     output.finish({**record.content(), "reused": reused})

@@ -8,20 +8,15 @@ from typing import Annotated
 import typer
 
 from prunekit.cli.opening import open_run
-from prunekit.cli.options import (
-    Device,
-    Json,
-    Quiet,
-)
+from prunekit.cli.options import Device, Json, Quiet
 from prunekit.cli.output import Output
-from prunekit.cli.panels import panels
-from prunekit.cli.top import app
+from prunekit.cli.verb import verb
 from prunekit.errors import UsageError
 
 
-@app.command(
-    cls=panels({}),
-    epilog="Example: prunekit explain runs/digits-cnn channel conv2 7; prunekit explain runs/digits-cnn diff channels; "
+@verb(
+    after="sensitivity",
+    example="prunekit explain runs/digits-cnn channel conv2 7; prunekit explain runs/digits-cnn diff channels; "
     "prunekit explain runs/digits-cnn/pruned/unstructured",
 )
 def explain(
@@ -36,6 +31,7 @@ def explain(
     device: Device = None, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Say what a part or sample gave, when, from what data, and what pruning changed; writes a page under RUN/explain."""
+    from prunekit.report.terminal.explaining import show_explanation
     from prunekit.verbs.explaining import explain_run
     from prunekit.verbs.pruned_folder import run_of
 
@@ -47,5 +43,5 @@ def explain(
     opened = open_run(run, device)
     with output.working(run):
         result = explain_run(opened, what, name, index, split=split, samples=samples, nodes=nodes, only=pruned)
-    output.show("explain", result)
+    output.show(show_explanation, result)
     output.finish(result)

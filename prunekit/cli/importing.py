@@ -8,18 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from prunekit.cli.opening import recipe_of
-from prunekit.cli.options import (
-    Device,
-    Json,
-    Out,
-    Overwrite,
-    Quiet,
-    Seed,
-    json_object,
-)
+from prunekit.cli.options import Device, Json, Out, Overwrite, Quiet, Seed, json_object
 from prunekit.cli.output import Output
-from prunekit.cli.panels import panels
-from prunekit.cli.top import app
+from prunekit.cli.verb import verb
 from prunekit.errors import UsageError
 
 PANELS = {
@@ -29,8 +20,11 @@ PANELS = {
 }
 
 
-@app.command(
-    "import", cls=panels(PANELS), epilog="Example: prunekit import --model my_module:build --weights model.safetensors --out RUN"
+@verb(
+    name="import",
+    after="train",
+    headings=PANELS,
+    example="prunekit import --model my_module:build --weights model.safetensors --out RUN",
 )
 def import_(
     model: Annotated[str, typer.Option(help="Import path of the model factory, module:function.")],
@@ -67,8 +61,18 @@ def import_(
         raise UsageError("--data-args without --data")
     with output.working(out):
         result = import_run(checked, weights, out, overwrite, output.note)
-    output.show("import", result)
+    output.show(show_imported, result)
     output.finish(result)
+
+
+def show_imported(result: dict[str, Any]) -> None:
+    from prunekit.report.terminal.tables import again
+
+    kind = (
+        f"a path of {result['states']} checkpoints" if result["path"] else "one checkpoint (no path: influence needs two or more)"
+    )
+    task = f", task {result['task']}" if result["task"] else ""
+    print(f"import: {result['coordinates']:,} coordinates, {kind}{task}{again(result['reused'])}")
 
 
 def _attention(text: str) -> dict[str, Any] | str:

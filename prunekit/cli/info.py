@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from prunekit.cli.options import (
-    Json,
-)
+from prunekit.cli.options import Json
 from prunekit.cli.output import Output
-from prunekit.cli.panels import panels
-from prunekit.cli.top import app
+from prunekit.cli.verb import verb
 
 
-@app.command(cls=panels({}), epilog="Example: prunekit info runs/digits-cnn/scores/influence.safetensors")
+@verb(after="run", example="prunekit info runs/digits-cnn/scores/influence.safetensors")
 def info(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Any artifact, run folder or recipe.")], as_json: Json = False
 ) -> None:
@@ -26,5 +23,18 @@ def info(
     with no_code("info"):
         result = describe(path)
     output = Output(False, as_json)
-    output.show("info", result)
+    output.show(show_info, result)
     output.finish(result)
+
+
+def show_info(result: dict[str, Any]) -> None:
+    _tree(result, "")
+
+
+def _tree(value: dict[str, Any], indent: str) -> None:
+    for key, inner in value.items():
+        if isinstance(inner, dict) and inner:
+            print(f"{indent}{key}:")
+            _tree(inner, indent + "  ")
+        else:
+            print(f"{indent}{key}: {inner}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Annotated, Any
 
 import typer
@@ -18,7 +19,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace artifacts 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars, no tables.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 …; the recipe's by default.")]
-STRUCTURE_HELP = "unstructured, channels, heads, layers, N:M (2:4), block:ROWSxCOLUMNS (block:4x1), module:structure"
+STRUCTURES = ", ".join(file.name for file in iter_modules([str(Path(__file__).parents[1] / "structure" / "units")]))
+"""Structures whose units leave whole. Their files are listed and not imported, since those need torch and help does not."""
+STRUCTURE_HELP = f"unstructured, {STRUCTURES}, N:M (2:4), block:ROWSxCOLUMNS (block:4x1), module:structure"
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Overrides the recipe's seed.")]
 CRITERION_HELP = (
     "Name of a criterion, or all; repeatable. With options: 'influence(target=margin,aggregation=l2)'; composed: "

@@ -6,13 +6,15 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prunekit.errors import Note
 from prunekit.progress import progress_bars
+
+Shown = TypeVar("Shown")
 
 
 class Output:
@@ -31,12 +33,11 @@ class Output:
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
-    def show(self, verb: str, result: Any) -> None:
+    def show(self, prints: Callable[[Shown], None], result: Shown) -> None:
+        """Calls ``prints`` with the result, unless nobody is to read it."""
         if not self.quiet and not self.as_json:
-            from prunekit.report import terminal
-
             with redirect_stdout(self.stdout):
-                terminal.SHOW[verb](result)
+                prints(result)
 
     def finish(self, result: Any) -> None:
         if self.as_json:

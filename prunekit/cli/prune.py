@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from prunekit.cli.opening import open_run
-from prunekit.cli.options import (
-    STRUCTURE_HELP,
-    Device,
-    Json,
-    Overwrite,
-    Quiet,
-    RunFolder,
-    check_name,
-    numbers,
-    ratios,
-)
+from prunekit.cli.options import STRUCTURE_HELP, Device, Json, Overwrite, Quiet, RunFolder, check_name, numbers, ratios
 from prunekit.cli.output import Output
-from prunekit.cli.panels import panels
-from prunekit.cli.top import app
-from prunekit.errors import UsageError
+from prunekit.cli.verb import verb
 
 PANELS = {
     "Limits of what goes": ("ratio", "floor", "round_to", "min_units", "classes"),
@@ -35,9 +24,10 @@ PANELS = {
 }  # fmt: skip
 
 
-@app.command(
-    cls=panels(PANELS),
-    epilog="Example: prunekit prune runs/digits-cnn --criterion auto --sparsity 0.8 --structure channels --name small",
+@verb(
+    after="compare",
+    headings=PANELS,
+    example="prunekit prune runs/digits-cnn --criterion auto --sparsity 0.8 --structure channels --name small",
 )
 def prune(
     run: RunFolder,
@@ -80,85 +70,30 @@ def prune(
     device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Plan what goes, and write the pruned model."""
-    from prunekit.recipe import Prune
-    from prunekit.structure import check_structure, implied_sparsity
+    from prunekit.recipe import applied_steps, prune_section
+    from prunekit.report.terminal.pruning import show_pruned
     from prunekit.verbs.pruning import apply_plan, prune_run
 
     output = Output(quiet, as_json)
     if name is not None:
         check_name(name)
-    budgets = {
+    options = {
+        "criterion": criterion, "sparsity": sparsity, "structure": structure, "allocation": allocation, "name": name,
+        "ratio": ratios(ratio or []), "floor": floor, "round_to": round_to, "min_units": min_units,
         "max_params": max_params, "max_macs": max_macs, "max_bytes": max_bytes, "max_latency_ms": max_latency_ms,
         "max_accuracy_drop": max_accuracy_drop, "max_drop": max_drop,
+        "classes": numbers(classes, "--classes"), "compensate": compensate, "dry_run": dry_run,
+        "refine": refine, "refine_budget": refine_budget, "refine_again": refine_again, "squeeze": squeeze,
+        "schedule": schedule, "rounds": rounds, "every": every, "finetune": finetune, "lr": lr,
+        "distill": distill, "temperature": temperature, "rewind": rewind, "recalibrate": recalibrate,
     }  # fmt: skip
-    how_much = {k: v for k, v in {"sparsity": sparsity, **budgets}.items() if v is not None}
-    if apply is not None and (
-        how_much or dry_run or refine or refine_budget or refine_again or allocation or compensate or classes or ratio or floor
-        or round_to or min_units
-        or criterion != "auto" or structure != "unstructured"
-    ):  # fmt: skip
-        raise UsageError("--apply takes a finished plan: leave out --dry-run and what makes one, such as --sparsity and --refine")
-    if refine_again and refine is False:
-        raise UsageError("--refine-again with --no-refine: leave one of them out")
-    refine = True if refine_again else refine
-    if refine_budget is not None and refine is None and criterion != "auto":
-        raise UsageError("--refine-budget without --refine; unasked, only criterion auto tries to refine")
-    if refine_budget is not None and refine is False:
-        raise UsageError("--refine-budget with --no-refine: leave one of them out")
-    repair: bool | dict[str, Any] | None = refine
-    if refine_budget is not None or refine_again:
-        repair = {"when": "always" if refine else "better", "budget": refine_budget, "again": refine_again or 0}
-    steps = _steps(schedule, rounds, every, finetune, lr, distill, temperature, rewind, recalibrate)
     if apply is None:
-        check_structure(structure)
-        if not how_much and not implied_sparsity(structure):
-            raise UsageError("prune needs --sparsity, a budget such as --max-params, or --apply PLAN")
-        kind, value = next(iter(how_much.items()), ("sparsity", implied_sparsity(structure) or 0.0))
-        label = f"{value:g}" if kind == "sparsity" else f"{kind.removeprefix('max_')}-{value:g}"
-        wanted = Prune.of(
-            {
-                **steps.model_dump(mode="json"), **how_much, "name": name or f"{structure.replace(':', '-')}-{label}",
-                "criterion": criterion, "structure": structure, "allocation": allocation, "ratios": ratios(ratio or []),
-                "floor": floor, "round_to": round_to, "min_units": min_units,
-                "compensate": compensate, "refine": repair, "squeeze": squeeze,
-                "classes": numbers(classes, "--classes"),
-            },
-            "prune",
-        )  # fmt: skip
+        work = partial(prune_run, wanted=prune_section(options), dry_run=dry_run, overwrite=overwrite)
+    else:
+        steps = applied_steps(options)
+        work = partial(apply_plan, plan_path=apply, name=name, overwrite=overwrite, steps=steps, squeezing=squeeze)
     opened = open_run(run, device)
     with output.working(run):
-        if apply is not None:
-            result = apply_plan(opened, apply, name, overwrite, steps, squeeze)
-        else:
-            result = prune_run(opened, wanted, dry_run, overwrite)
-    output.show("prune", result)
+        result = work(opened)
+    output.show(show_pruned, result)
     output.finish(result)
-
-
-def _steps(
-    schedule: str, rounds: int | None, every: int | None, epochs: float | None, lr: float | None,
-    distill: float | None, temperature: float | None, rewind: int | None, recalibrate: bool,
-) -> Any:  # fmt: skip
-    """prune's options as the recipe's keys, checked as those are."""
-    from prunekit.recipe import Steps
-
-    training = epochs is not None or rewind is not None
-    for option, value in (("--lr", lr), ("--distill", distill)):
-        if value is not None and not training:
-            raise UsageError(f"{option} is about fine-tuning; give --finetune EPOCHS or --rewind STEP")
-    if temperature is not None and distill is None:
-        raise UsageError("--temperature is about soft labels; give --distill WEIGHT")
-    if rounds is not None and schedule not in ("iterative", "gradual"):
-        raise UsageError("--rounds is about pruning in steps; give --schedule iterative or gradual")
-    if every is not None and schedule != "gradual":
-        raise UsageError("--every is about pruning while training; give --schedule gradual")
-
-    def given(**options: Any) -> dict[str, Any]:
-        return {k: v for k, v in options.items() if v is not None}
-
-    soft = None if distill is None else given(weight=distill, temperature=temperature)
-    asked: dict[str, Any] = {"schedule": given(name=schedule, rounds=rounds, every=every)}
-    asked |= {"rewind": rewind, "recalibrate": recalibrate}
-    if training:
-        asked["finetune"] = given(epochs=epochs, lr=lr, distill=soft)
-    return Steps.of(asked, "prune")

@@ -7,18 +7,9 @@ from typing import Annotated
 import typer
 
 from prunekit.cli.opening import open_run
-from prunekit.cli.options import (
-    CRITERION_HELP,
-    Device,
-    Json,
-    Overwrite,
-    Quiet,
-    RunFolder,
-    Seed,
-)
+from prunekit.cli.options import CRITERION_HELP, Device, Json, Overwrite, Quiet, RunFolder, Seed
 from prunekit.cli.output import Output
-from prunekit.cli.panels import panels
-from prunekit.cli.top import app
+from prunekit.cli.verb import verb
 
 PANELS = {
     "How influence looks at the path": (
@@ -27,7 +18,7 @@ PANELS = {
 }  # fmt: skip
 
 
-@app.command(cls=panels(PANELS), epilog="Example: prunekit score runs/digits-cnn --criterion influence --criterion magnitude")
+@verb(after="import", headings=PANELS, example="prunekit score runs/digits-cnn --criterion influence --criterion magnitude")
 def score(
     run: RunFolder,
     criterion: Annotated[list[str], typer.Option("--criterion", "-c", help=CRITERION_HELP)],
@@ -48,6 +39,7 @@ def score(
     from dataclasses import replace
 
     from prunekit.imports import load_object
+    from prunekit.report.terminal.comparing import show_scores
     from prunekit.verbs.scoring import score_run
 
     output = Output(quiet, as_json)
@@ -65,5 +57,5 @@ def score(
             options["seed"] = seed
         evidence = replace(opened.evidence, **options)
         result = score_run(opened, criterion, overwrite, evidence, max_error)
-    output.show("score", result)
+    output.show(show_scores, result)
     output.finish(result)

@@ -7,19 +7,12 @@ from typing import Annotated
 import typer
 
 from prunekit.cli.opening import open_run
-from prunekit.cli.options import (
-    Device,
-    Json,
-    Overwrite,
-    Quiet,
-    RunFolder,
-)
+from prunekit.cli.options import Device, Json, Overwrite, Quiet, RunFolder
 from prunekit.cli.output import Output
-from prunekit.cli.panels import panels
-from prunekit.cli.top import app
+from prunekit.cli.verb import verb
 
 
-@app.command(cls=panels({}), epilog="Example: prunekit sensitivity runs/digits-cnn --criterion magnitude")
+@verb(after="eval", example="prunekit sensitivity runs/digits-cnn --criterion magnitude")
 def sensitivity(
     run: RunFolder,
     criterion: Annotated[str, typer.Option("--criterion", "-c", help="Decides what goes inside a layer.")] = "magnitude",
@@ -28,11 +21,12 @@ def sensitivity(
     device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Prune one layer at a time: the first measure by layer and sparsity, on validation data."""
+    from prunekit.report.terminal.comparing import show_sensitivity
     from prunekit.verbs.sensitivity import sensitivity_run
 
     output = Output(quiet, as_json)
     opened = open_run(run, device)
     with output.working(run):
         found, path, reused = sensitivity_run(opened, structure, criterion, sparsity or [], overwrite)
-    output.show("sensitivity", (found, path, reused))
+    output.show(show_sensitivity, (found, path, reused))
     output.finish({**found.content(), "path": str(path), "reused": reused})

@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 from prunekit.cli.opening import read_recipe
-from prunekit.cli.options import (
-    Device,
-    Json,
-    Out,
-    Overwrite,
-    Quiet,
-    RecipeFile,
-    Seed,
-)
+from prunekit.cli.options import Device, Json, Out, Overwrite, Quiet, RecipeFile, Seed
 from prunekit.cli.output import Output
-from prunekit.cli.panels import panels
-from prunekit.cli.top import app
+from prunekit.cli.verb import verb
 
 
-@app.command(cls=panels({}), epilog="Example: prunekit train recipes/digits-cnn.yaml --out runs/digits-cnn")
+@verb(after="", example="prunekit train recipes/digits-cnn.yaml --out runs/digits-cnn")
 def train(
     recipe: RecipeFile, out: Out, seed: Seed = None, device: Device = None, overwrite: Overwrite = False,
     quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Train the recipe's model and record every step."""
+    from prunekit.report.terminal.training import show_trained
     from prunekit.verbs.training import train_run, training_facts
 
     output = Output(quiet, as_json)
     checked = read_recipe(recipe, out, seed, device)
     with output.working(out):
         record, reused = train_run(checked, out, overwrite, output.note)
-    output.show("train", (record, reused))
+    output.show(show_trained, (record, reused))
     output.finish(training_facts(out, record, reused))

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from prunekit.cli.options import Json, Quiet, RunFolder
 from prunekit.cli.output import Output
-from prunekit.cli.panels import panels
-from prunekit.cli.top import app
-from prunekit.errors import UsageError
+from prunekit.cli.verb import verb
+from prunekit.errors import UsageError, plain
 
 
-@app.command(cls=panels({}), epilog="Example: prunekit trust runs/from-a-colleague")
+@verb(after="info", example="prunekit trust runs/from-a-colleague")
 def trust(
     run: RunFolder,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -32,7 +32,7 @@ def trust(
         raise UsageError(f"{run}: not a run folder (no recipe.yaml)")
     recipe = read_yaml(run / "recipe.yaml")
     named = trusting.imports_of(recipe)
-    output.show("trust", (run, named))
+    output.show(show_trust, (run, named))
     if named and not yes:
         if not sys.stdin.isatty():
             raise UsageError("trust asks before it lets code run; nobody can answer here, so look at it and give --yes")
@@ -40,3 +40,11 @@ def trust(
     if why := trusting.remember(run, recipe):
         raise UsageError(f"cannot be kept: {why}")
     output.finish({"path": str(run), "imports": [vars(one) for one in named]})
+
+
+def show_trust(result: tuple[Path, list[Any]]) -> None:
+    run, named = result
+    if not named:
+        print(f"trust: {run}: its recipe names nothing that would have to be trusted")
+    for one in named:
+        print(f"trust: {plain(one.key)}: {plain(one.path)}, from {plain(one.file)}")

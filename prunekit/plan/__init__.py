@@ -66,7 +66,7 @@ def make_plan(
         ratios: shell-style pattern of layers -> share to remove from them, whatever the allocation says; the layers are
             parameters in an unstructured plan (``conv1.weight``), and groups for channels (``conv1``).
         floor: share of every other layer that stays, in [0, 1).
-        attention: projections of attention that its names do not give away, see ``prunekit.structure.heads``.
+        attention: projections of attention that its names do not give away, see ``prunekit.structure.units.heads``.
         round_to: what stays of a layer's channels (of heads, their number) is a multiple of this, such as 8, or all of it.
         min_units: as many channels (heads) stay in every layer at least.
 

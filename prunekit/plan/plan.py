@@ -17,8 +17,8 @@ from prunekit.plan.patterns import pattern_fault
 from prunekit.structure import pattern_of
 from prunekit.structure.cut import Cut, values_without
 from prunekit.structure.groups import SKIPS, kept_indices, slice_masks
-from prunekit.structure.heads import HEADS, KV_HEADS, WIDTHS
 from prunekit.structure.replacements import REPLACEMENTS
+from prunekit.structure.units.heads import HEADS, KV_HEADS, WIDTHS
 
 SCHEMA = 1
 KEEP, INDEX, GIVEN = "keep/", "index/", "given/"

@@ -1,6 +1,7 @@
 """What a recipe says: the YAML schema, the only room that knows it."""
 
 from prunekit.recipe.building import optimizer_of, scheduler_of
+from prunekit.recipe.prune_options import applied_steps, prune_section
 from prunekit.recipe.pruning import DROPS, CompareRefine, Prune, Refine, Refinement, Steps
 from prunekit.recipe.recipe import RESOLVED, Recipe
 from prunekit.recipe.sections import Watch
@@ -11,5 +12,6 @@ from prunekit.recipe.yaml_file import read_yaml, to_yaml
 
 __all__ = [
     "BY_LAYERS", "DROPS", "RESOLVED", "CompareRefine", "Finetune", "Prune", "RateSchedule", "Recipe", "Refine", "Refinement",
-    "Steps", "Study", "Watch", "check_device", "optimizer_of", "parse_seconds", "read_yaml", "scheduler_of", "to_yaml",
+    "Steps", "Study", "Watch", "applied_steps", "check_device", "optimizer_of", "parse_seconds", "prune_section", "read_yaml",
+    "scheduler_of", "to_yaml",
 ]  # fmt: skip

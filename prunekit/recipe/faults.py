@@ -22,6 +22,20 @@ SHAPES = {
 """The message about a value of another shape, by pydantic's kind of fault."""
 
 
+class Misfit(ValueError):
+    """Values of a section that do not go together; ``options`` says it to who gave them as options of a command."""
+
+    def __init__(self, message: str, options: str) -> None:
+        super().__init__(message)
+        self.options = options
+
+
+def misfit_of(faults: Sequence[Any]) -> Misfit | None:
+    """The first of a section's faults that options have words of their own for."""
+    causes = (fault.get("ctx", {}).get("error") for fault in faults)
+    return next((cause for cause in causes if isinstance(cause, Misfit)), None)
+
+
 def faults_told(path: str | Path, faults: Sequence[Any], model: type[BaseModel], what: str) -> str:
     """Every fault of values that ``model`` does not take, those of one value's several kinds (text or a mapping, say) in one.
 

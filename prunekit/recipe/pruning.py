@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from prunekit.errors import UsageError
 from prunekit.imports import load_object
 from prunekit.plan import GROUPED, asked_sparsity
+from prunekit.recipe.faults import Misfit
 from prunekit.recipe.training import Finetune
 from prunekit.recipe.values import (
     AllocationName,
@@ -52,6 +53,11 @@ class Steps(Whole):
 
     @model_validator(mode="after")
     def _fits(self) -> Steps:
+        if self.schedule.every is not None and self.schedule.name != "gradual":
+            raise Misfit(
+                f"every is about schedule gradual, not {self.schedule.name}",
+                "--every is about pruning while training; give --schedule gradual",
+            )
         if self.schedule.name == "gradual" and self.finetune is None:
             raise ValueError("schedule gradual prunes while it fine-tunes; give finetune (--finetune EPOCHS)")
         if self.rewind is not None:
@@ -132,7 +138,10 @@ class Refine(Refinement):
     @model_validator(mode="after")
     def _whole(self) -> Refine:
         if self.again and self.when != "always":
-            raise ValueError(f"again goes with when: always, not {self.when}: what comes back is not tried, but trained")
+            raise Misfit(
+                f"again goes with when: always, not {self.when}: what comes back is not tried, but trained",
+                "--refine-again with --no-refine: leave one of them out",
+            )
         return self
 
 
@@ -240,8 +249,6 @@ class Prune(Steps):
             raise ValueError("compensate is for pruning at once; leave out schedule, finetune, rewind and recalibrate")
         if self.allocation is not None and implied_sparsity(self.structure) is not None:
             raise ValueError(f"{self.structure} keeps the same share everywhere; leave allocation out")
-        if self.schedule.every is not None and self.schedule.name != "gradual":
-            raise ValueError(f"every is about schedule gradual, not {self.schedule.name}")
         try:
             if self.budget[0] and implied_sparsity(self.structure) is None:
                 return self
@@ -249,5 +256,8 @@ class Prune(Steps):
                 raise ValueError(f"{self.structure} removes a fixed share; leave {self.budget[0]} out")
             asked_sparsity(self.structure, self.sparsity)
         except UsageError as error:
+            if not given:
+                needed = "prune needs --sparsity, a budget such as --max-params, or --apply PLAN"
+                raise Misfit(str(error), needed) from None
             raise ValueError(str(error)) from None
         return self

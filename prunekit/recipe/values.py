@@ -14,7 +14,7 @@ from prunekit.errors import UsageError, nearest, quoted
 from prunekit.imports import IMPORT_PATH
 from prunekit.kernel import RULES
 from prunekit.plan import ALLOCATIONS, check_structure
-from prunekit.recipe.faults import faults_told
+from prunekit.recipe.faults import faults_told, misfit_of
 from prunekit.registry import Registry
 
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -35,8 +35,11 @@ class Whole(Section):
     """What is read by itself: a recipe, a study, the options of a command."""
 
     @classmethod
-    def of(cls, content: dict[str, Any], source: str | Path) -> Self:
+    def of(cls, content: dict[str, Any], source: str | Path, *, options: bool = False) -> Self:
         """Checks values that come from ``source`` (named in the message).
+
+        Args:
+            options: the user gave them as options of a command, which messages then name.
 
         Raises:
             UsageError: one clause a fault, with the path of its key.
@@ -44,6 +47,8 @@ class Whole(Section):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
+            if options and (misfit := misfit_of(error.errors())) is not None:
+                raise UsageError(misfit.options) from None
             raise UsageError(faults_told(source, error.errors(), cls, cls.what)) from None
 
 

@@ -1,4 +1,3 @@
-from . import terminal as terminal
 from .explain_page import write_explanation as write_explanation
 from .page import write_page as write_page
 from .plots import comparison_figure as comparison_figure

@@ -1,6 +1,6 @@
 """What of a model can leave whole, for a structure: a plain table from name to structure, one entry function.
 
-A new structure is one file with a ``STRUCTURE`` and one line in ``GROUPED``. A user's own comes by import path, an installed
+A new structure is one file with a ``STRUCTURE`` in ``prunekit/structure/units``. A user's own comes by import path, an installed
 package's by entry point (``prunekit.structures``).
 """
 
@@ -10,8 +10,8 @@ from torch import nn
 
 from prunekit.batch import Inputs
 from prunekit.errors import StructureError
-from prunekit.registry import Registry
-from prunekit.structure import channels, heads, layers
+from prunekit.registry import Registry, held_by_files
+from prunekit.structure import units
 from prunekit.structure.cut import Prober
 from prunekit.structure.groups import Groups
 from prunekit.structure.structure import Mappings, Structure, as_structure
@@ -22,7 +22,7 @@ GROUPED: Registry[Structure] = Registry(
     "structure",
     "prunekit.structures",
     as_structure,
-    {"channels": channels.STRUCTURE, "heads": heads.STRUCTURE, "layers": layers.STRUCTURE},
+    held_by_files(units, "STRUCTURE"),
 )
 """Structures whose units are taken out of the tensors; all others are masks."""
 

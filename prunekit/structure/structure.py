@@ -20,7 +20,7 @@ the user's own family of models, ``function(model)`` gives such mappings.
 
 @dataclass(frozen=True)
 class Structure:
-    """Units that are taken out of the tensors. To add one, write a file with a ``STRUCTURE`` and enter it in ``find.GROUPED``.
+    """Units that are taken out of the tensors. To add one, write a file with a ``STRUCTURE`` in ``units``.
 
     Attributes:
         find: ``(prober, attention) -> Groups``. The prober holds the model and its example inputs, and every group that is given

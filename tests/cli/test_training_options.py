@@ -10,7 +10,7 @@ import pytest
 from prunekit.data import Split, digits
 from prunekit.measure import accuracy
 from prunekit.models import digits_cnn
-from prunekit.report import terminal
+from prunekit.report.terminal.training import show_trained
 from prunekit.training.record import TrainingRecord
 from prunekit.trajectory import Trajectory, load_into
 from tests.reference import predict
@@ -53,7 +53,7 @@ def test_the_epochs_of_memorising_and_generalising_are_told(capsys: pytest.Captu
         steps=40, coordinates=1, losses=[1.0], cost={"seconds": 1.0}, accuracy={"train": 1.0, "validation": 1.0},
         accuracies=[{"epoch": epoch, "train": a, "validation": b} for epoch, a, b in seen],
     )  # fmt: skip
-    terminal.SHOW["train"]((record, False))
+    show_trained((record, False))
     assert "98% right: training data at epoch 20, validation data at epoch 30" in capsys.readouterr().out
 
 

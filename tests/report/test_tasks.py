@@ -28,8 +28,10 @@ from prunekit.explain import (
     timeline,
 )
 from prunekit.kernel import ModelFunction
-from prunekit.report import accuracy_tables, comparison_figure, sensitivity_figure, terminal, write_explanation
+from prunekit.report import accuracy_tables, comparison_figure, sensitivity_figure, write_explanation
 from prunekit.report.measures import by_name, deciding, shown
+from prunekit.report.terminal.comparing import show_comparison, show_sensitivity
+from prunekit.report.terminal.explaining import show_explanation
 from prunekit.report.terminal.pruning import _budget
 from prunekit.report.timeline import layer_figures
 from prunekit.search.compare import Candidates, compare
@@ -67,7 +69,7 @@ def shows(result: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[st
     json.dumps(told)
     write_explanation(folder / "page.html", told, {})
     capsys.readouterr()
-    terminal.SHOW["explain"](told)
+    show_explanation(told)
     return capsys.readouterr().out + (folder / "page.html").read_text()
 
 
@@ -260,12 +262,12 @@ def test_comparisons_are_shown_by_the_first_measure(
         assert expected is not None
         assert best["criterion"] == expected["criterion"]
     assert comparison_figure(found).axes[0].get_ylabel() == f"validation {measure.axis}"
-    terminal.SHOW["compare"]((found, False))
+    show_comparison((found, False))
     assert f"validation {measure.title}" in capsys.readouterr().out
     candidates = Candidates(made.model, scores, [made.test], ["unstructured"], task=made.task)
     result = sensitivity(candidates, "unstructured", "random 1", [0.5])
     assert sensitivity_figure(result).axes
-    terminal.SHOW["sensitivity"]((result, tmp_path / "s.json", False))
+    show_sensitivity((result, tmp_path / "s.json", False))
     assert measure.title in capsys.readouterr().out
 
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from prunekit import StructureError, UsageError, load, make_plan, masked, prune, save
 from prunekit.structure import find_groups
-from prunekit.structure.heads import WIDTHS
 from prunekit.structure.replacements import NarrowAttention
+from prunekit.structure.units.heads import WIDTHS
 from tests.structure_models import IMAGES, Attending, Attentive, Bert, Encoder, Packed, random_scores
 
 BERT = {"q": "a", "k": "b", "v": "c", "o": "d", "heads": 3}

@@ -19,7 +19,7 @@ DOCS = (Path(__file__).parents[2] / "docs" / "structures.md").read_text()
 def test_what_it_finds_leaves_the_model_smaller_and_computing_what_the_masked_one_does(structure: str) -> None:
     """On the first two models of ``tests.structure_models.CASES`` that are its own."""
     builds = [build for kind, _, build in CASES if kind == structure][:2]
-    assert builds, f"tests/structure_models.py: CASES has no model with {structure}"
+    assert builds, f"tests/structure_models.py: no model there has units of {structure}; add one to STACKED"
     for build in builds:
         torch.manual_seed(0)
         model = build().eval()

@@ -13,7 +13,7 @@ from prunekit.search.sensitivity import Sensitivity
 from prunekit.search.study import StudyRecord
 
 
-def score(results: list[dict[str, Any]]) -> None:
+def show_scores(results: list[dict[str, Any]]) -> None:
     for r in results:
         error = r["findings"].get("error")
         note = f", estimated relative error {error['relative']:.2g}" if error else ""
@@ -27,7 +27,7 @@ def score(results: list[dict[str, Any]]) -> None:
             print(f"  scored by magnitude{scale}, since {r['criterion']} has nothing to look at there: {listed}")
 
 
-def compare(result: tuple[Comparison, bool]) -> None:
+def show_comparison(result: tuple[Comparison, bool]) -> None:
     comparison, reused = result
     measure = deciding(comparison.measures)
     dense = f"dense {measure.number(comparison.dense[measure.name])}; " if measure.name in comparison.dense else ""
@@ -45,7 +45,7 @@ def compare(result: tuple[Comparison, bool]) -> None:
         print("compare: unchanged, reused")
 
 
-def study(result: tuple[StudyRecord, Path]) -> None:
+def show_study(result: tuple[StudyRecord, Path]) -> None:
     found, page = result
     measure = deciding(found.measures)
     points = ", in points" if measure.unit == "%" else ""
@@ -69,7 +69,7 @@ def _points(found: dict[str, Any], digits: str) -> str:
     return f"{found['mean']:{digits}}" + ("" if found["std"] is None else f" ± {found['std']:{digits}}")
 
 
-def sensitivity(result: tuple[Sensitivity, Path, bool]) -> None:
+def show_sensitivity(result: tuple[Sensitivity, Path, bool]) -> None:
     found, path, reused = result
     made, measure = found.made_from, deciding(found.measures)
     dense = f" (dense {measure.number(found.dense[measure.name])})" if measure.name in found.dense else ""

@@ -15,7 +15,7 @@ SIZES = {
 }
 
 
-def evaluate(result: tuple[str, EvaluationRecord, bool]) -> None:
+def show_evaluation(result: tuple[str, EvaluationRecord, bool]) -> None:
     name, e, reused = result
     others = {"before squeezing": e.masked} if e.masked is not None else {}
     small = {**others, "pruned": e.pruned}

@@ -14,7 +14,7 @@ _COLUMNS = {
 }  # fmt: skip
 
 
-def explain(result: dict[str, Any]) -> None:
+def show_explanation(result: dict[str, Any]) -> None:
     if result["what"] == "pruned":
         _explain_pruned(result)
     elif "masks" in result:

@@ -11,7 +11,7 @@ from prunekit.report.terminal.tables import again, new_table, print_table
 _ENDS = {"done": "", "budget": ", until the budget was spent", "interrupted": ", interrupted: the best so far"}
 
 
-def prune(result: dict[str, Any]) -> None:
+def show_pruned(result: dict[str, Any]) -> None:
     what = "plan" if result.get("dry_run") else "prune"
     notes = (" (plan edited by hand)" if result["edited"] else "") + (", compensated" if result["compensated"] else "")
     print(

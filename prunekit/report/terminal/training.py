@@ -1,8 +1,6 @@
-"""What train and import print."""
+"""What train prints."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from prunekit.report.tables import trained
 from prunekit.report.terminal.tables import again
@@ -12,7 +10,7 @@ LEARNT = 0.98
 """The first epoch with this accuracy is printed: on training data it memorises, on validation data it generalises."""
 
 
-def train(result: tuple[TrainingRecord, bool]) -> None:
+def show_trained(result: tuple[TrainingRecord, bool]) -> None:
     record, reused = result
     found, told = trained(record), f"train: {record.steps} steps in {record.cost['seconds']:.1f} s"
     if found is not None:
@@ -29,11 +27,3 @@ def train(result: tuple[TrainingRecord, bool]) -> None:
 def _reached(watched: list[dict[str, float]], split: str) -> str:
     first = next((row["epoch"] for row in watched if row[split] >= LEARNT), None)
     return "never" if first is None else f"at epoch {first}"
-
-
-def imported(result: dict[str, Any]) -> None:
-    kind = (
-        f"a path of {result['states']} checkpoints" if result["path"] else "one checkpoint (no path: influence needs two or more)"
-    )
-    task = f", task {result['task']}" if result["task"] else ""
-    print(f"import: {result['coordinates']:,} coordinates, {kind}{task}{again(result['reused'])}")

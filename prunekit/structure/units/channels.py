@@ -13,11 +13,11 @@ from prunekit.batch import Inputs
 from prunekit.errors import StructureError, quoted
 from prunekit.structure.cut import Prober
 from prunekit.structure.groups import Group, Groups, tied_names
-from prunekit.structure.heads import attention_groups, attention_units
 from prunekit.structure.labels import united_along
 from prunekit.structure.roles import weight_roles
 from prunekit.structure.structure import Mappings, Structure, checked
 from prunekit.structure.trace import SILENT, TookTooLong, Trace
+from prunekit.structure.units.heads import attention_groups, attention_units
 
 SECONDS = 120.0
 """After so long a model's reading is given up; attention and MLPs known by their names go on."""

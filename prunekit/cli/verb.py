@@ -1,0 +1,54 @@
+"""What a verb declares: its place in the help, its example, the headings of its options. One file of this room holds one verb."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from prunekit.cli.panels import panels
+from prunekit.cli.top import app
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_AFTER: dict[str, str] = {}
+"""Verb -> the verb that it follows in ``prunekit --help``."""
+
+
+def verb(
+    *, after: str, example: str, name: str | None = None, headings: Mapping[str, Sequence[str]] | None = None
+) -> Callable[[Function], Function]:
+    """Adds the decorated function to the command line: its parameters are the options, its docstring is the help.
+
+    Args:
+        after: the verb that it follows in ``prunekit --help``; the first follows ``""``.
+        example: a command, or several, for the end of its help.
+        name: of the verb, where the function cannot be called so.
+        headings: see ``panels``.
+    """
+
+    def add(function: Function) -> Function:
+        called = name or function.__name__
+        _AFTER[called] = after
+        return app.command(called, cls=panels(headings or {}), epilog=f"Example: {example}")(function)
+
+    return add
+
+
+def put_in_order() -> None:
+    """Orders the help as the verbs ask for. Of those that follow the same one, they come first that nobody follows, by name.
+
+    Raises:
+        LookupError: a verb follows one that does not exist.
+    """
+    order: list[str] = []
+
+    def follow(before: str) -> None:
+        behind = [one for one, after in _AFTER.items() if after == before]
+        for called in sorted(behind, key=lambda one: (one in _AFTER.values(), one)):
+            order.append(called)
+            follow(called)
+
+    follow("")
+    if lost := sorted({*_AFTER} - {*order}):
+        raise LookupError(f"verb {lost[0]} follows {_AFTER[lost[0]]!r}, which is no verb")
+    app.registered_commands.sort(key=lambda command: order.index(str(command.name)))

@@ -1,0 +1,62 @@
+"""Options of prune and a recipe's ``prune`` section: the same section for the same wish, and one check with two wordings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from prunekit import UsageError
+from prunekit.recipe import Prune, Steps, applied_steps, prune_section
+
+WISHES: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"sparsity": 0.5}, {"name": "unstructured-0.5", "sparsity": 0.5}),
+    ({"structure": "2:4"}, {"name": "2-4-0.5", "structure": "2:4"}),
+    ({"max_params": 900, "structure": "channels"}, {"name": "channels-params-900", "max_params": 900, "structure": "channels"}),
+    ({"sparsity": 0.5, "ratio": {"a*": 0.2}, "name": "x"}, {"name": "x", "sparsity": 0.5, "ratios": {"a*": 0.2}}),
+    ({"sparsity": 0.5, "refine": False, "name": "x"}, {"name": "x", "sparsity": 0.5, "refine": False}),
+    ({"sparsity": 0.5, "refine_budget": "9s", "name": "x"},
+     {"name": "x", "sparsity": 0.5, "refine": {"when": "better", "budget": "9s"}}),
+    ({"sparsity": 0.5, "refine_again": 2, "finetune": 1, "name": "x"},
+     {"name": "x", "sparsity": 0.5, "refine": {"again": 2}, "finetune": {"epochs": 1}}),
+    ({"sparsity": 0.5, "schedule": "gradual", "every": 3, "rounds": 2, "finetune": 1, "lr": 0.1, "name": "x"},
+     {"name": "x", "sparsity": 0.5, "schedule": {"name": "gradual", "every": 3, "rounds": 2},
+      "finetune": {"epochs": 1, "lr": 0.1}}),
+    ({"sparsity": 0.5, "rewind": 3, "distill": 0.2, "temperature": 2, "name": "x"},
+     {"name": "x", "sparsity": 0.5, "rewind": 3, "finetune": {"distill": {"weight": 0.2, "temperature": 2}}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "section"), WISHES)
+def test_options_and_keys_that_wish_the_same_are_one_section(options: dict[str, Any], section: dict[str, Any]) -> None:
+    unasked = dict.fromkeys(("lr", "rounds", "max_macs", "refine_budget", "allocation"))
+    assert prune_section({**unasked, "dry_run": False, **options}) == Prune.of(section, "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("options", "by_option", "section", "by_key"),
+    [
+        ({"sparsity": 0.5, "every": 3}, "--every is about pruning while training; give --schedule gradual",
+         {"sparsity": 0.5, "schedule": {"every": 3}}, "r.yaml: every is about schedule gradual, not one-shot"),
+        ({"sparsity": 0.5, "refine": False, "refine_again": 1}, "--refine-again with --no-refine: leave one of them out",
+         {"sparsity": 0.5, "refine": {"when": "never", "again": 1}}, "again goes with when: always, not never"),
+        ({}, "prune needs --sparsity, a budget such as --max-params, or --apply PLAN",
+         {}, "r.yaml: structure 'unstructured' needs a sparsity"),
+    ],
+)  # fmt: skip
+def test_one_check_names_the_option_or_the_key(
+    options: dict[str, Any], by_option: str, section: dict[str, Any], by_key: str
+) -> None:
+    with pytest.raises(UsageError) as told:
+        prune_section(options)
+    assert str(told.value) == by_option
+    with pytest.raises(UsageError) as told:
+        Prune.of({"name": "x", **section}, "r.yaml")
+    assert by_key in str(told.value)
+
+
+def test_a_finished_plan_takes_what_comes_after_it() -> None:
+    assert applied_steps({"finetune": 1, "sparsity": None, "refine": False}) == Steps.of({"finetune": {"epochs": 1}}, "r.yaml")
+    for made in ({"sparsity": 0.0}, {"max_drop": 1.0}, {"floor": 0.1}, {"criterion": "taylor"}, {"ratio": {"a": 0.1}}):
+        with pytest.raises(UsageError, match="--apply takes a finished plan"):
+            applied_steps(made)
