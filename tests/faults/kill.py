@@ -9,38 +9,23 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
-import importlib
-import json
 import os
 import random
 import re
-import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from prunekit import checkpoint, durable
+from prunekit import checkpoint
 from prunekit.apply import Manifest
 from prunekit.errors import PrunekitError
 from prunekit.trajectory import Trajectory
-from tests.faults.small import RECIPE, content, prunekit
+from tests.faults.bench import Bench
+from tests.faults.small import content
 
-OTHER = RECIPE.replace("lr: 0.02", "lr: 0.03")
-STUDY = """
-cases: {one: recipe.yaml}
-seeds: [0]
-criteria: [magnitude]
-samples: 8
-structures: {unstructured: [0.5]}
-allocations: {unstructured: [global]}
-leading: 0
-tune: {epochs: 1, sparsities: {}}
-"""
 VERBS: dict[str, tuple[str, ...]] = {
     "train": ("train", "RECIPE", "--out", "NEW"),
     "train-overwrite": ("train", "OTHER", "--out", "RUN", "--overwrite"),
@@ -65,60 +50,7 @@ VERBS: dict[str, tuple[str, ...]] = {
 """Name -> arguments; NEW is a folder that is not there yet."""
 
 
-PLACES = {"RECIPE": "recipe.yaml", "OTHER": "other.yaml", "STUDY": "study.yaml", "NEW": "new", "WEIGHTS": "weights.safetensors"}
-Hook = Callable[[str, Path], None]
 TEMPORARY = re.compile(r"\.prunekit\.\w+\.tmp")
-
-
-class Bench:
-    """A folder with a finished run, copied for every kill."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.base = folder, folder / "base"
-        self.base.mkdir()
-        (self.base / "recipe.yaml").write_text(RECIPE)
-        (self.base / "other.yaml").write_text(OTHER)
-        (self.base / "study.yaml").write_text(STUDY)
-        self.call(self.base, ("run", "RECIPE", "--out", "RUN"))
-        model = checkpoint.read_tensors(self.base / "run" / "pruned" / "loose" / "model.safetensors")
-        checkpoint.write_tensors(self.base / "weights.safetensors", model, {})
-
-    def arguments(self, place: Path, verb: tuple[str, ...]) -> list[str]:
-        found = [str(place / PLACES[word]) if word in PLACES else word for word in verb]
-        return [word.replace("RUN", str(place / "run"), 1) if word.startswith("RUN") else word for word in found]
-
-    def call(self, place: Path, verb: tuple[str, ...], hook: Hook | None = None, after: float = 0.0) -> int:
-        """The verb in a process of its own; returns its exit code, negative for the signal that ended it.
-
-        Args:
-            hook: called before its durable operations; ``after``: seconds until it is killed, 0 for never.
-        """
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                with (self.folder / "said").open("w") as said:
-                    os.dup2(said.fileno(), 1)
-                    os.dup2(said.fileno(), 2)
-                    durable.on_operation = hook or durable.on_operation
-                    code = prunekit(*self.arguments(place, verb))
-                    sys.stdout.flush()
-                    (self.folder / "modules").write_text(json.dumps(sorted(sys.modules)))
-            finally:
-                os._exit(code)
-        if after:
-            time.sleep(after)
-            os.kill(child, signal.SIGKILL)
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-    def said(self) -> str:
-        return (self.folder / "said").read_text().strip()
-
-    def copy(self, name: str) -> Path:
-        place = self.folder / name
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(self.base, place)
-        return place
 
 
 def whole(run: Path, before: set[str]) -> list[str]:
@@ -173,8 +105,8 @@ def check(bench: Bench, name: str, moments: int | None, draw: random.Random) -> 
             file.write(".")
 
     begun = time.perf_counter()
-    if (code := bench.call(place, verb, count)) != 0:
-        return 0, [f"undisturbed: exit code {code}: {bench.said()}"]
+    if (done := bench.call(place, verb, count)).code != 0:
+        return 0, [f"undisturbed: exit code {done.code}: {done.err}"]
     seconds, operations = time.perf_counter() - begun, len(counted.read_text())
     expected, faults = content(place), []
     seen_before: set[str] = set()
@@ -191,17 +123,17 @@ def check(bench: Bench, name: str, moments: int | None, draw: random.Random) -> 
                 os.kill(os.getpid(), signal.SIGKILL)
 
         moment = draw.uniform(0.0, seconds)
-        code = bench.call(place, verb, end) if moments is None else bench.call(place, verb, after=moment)
+        done = bench.call(place, verb, end) if moments is None else bench.call(place, verb, after=moment)
         where = f"{name}, killed " + (f"at operation {kill} of {operations}" if moments is None else f"after {moment:.3f} s")
-        if code not in (0, -signal.SIGKILL):
-            faults.append(f"{where}: exit code {code}: {bench.said()}")
+        if done.code not in (0, -signal.SIGKILL):
+            faults.append(f"{where}: exit code {done.code}: {done.err}")
             continue
         if (state := as_it_is(place)) in seen_before:
             continue  # the next call would do the same again
         seen_before.add(state)
         faults += [f"{where}: {fault}" for fault in whole(place / "run", before)]
-        if (code := bench.call(place, verb)) != 0:
-            faults.append(f"{where}: the next call ends with {code}: {bench.said()}")
+        if (done := bench.call(place, verb)).code != 0:
+            faults.append(f"{where}: the next call ends with {done.code}: {done.err}")
             continue
         found = content(place)
         faults += [f"{where}: {p} is other than undisturbed" for p in expected if found.get(p) != expected[p]]
@@ -216,11 +148,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["PRUNEKIT_STATE"] = folder
         bench = Bench(Path(folder))
-        for module in json.loads((bench.folder / "modules").read_text()):  # what each child would import anew
-            with contextlib.suppress(Exception):
-                importlib.import_module(module)
         total, bad = 0, 0
         for name in asked.verbs or VERBS:
             begun = time.perf_counter()

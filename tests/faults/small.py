@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from prunekit import checkpoint
@@ -66,7 +66,14 @@ def prunekit(*arguments: object) -> int:
 
 def content(folder: Path) -> dict[str, str]:
     """File -> digest of what it says, without what differs between two runs of the same work; the lock and pictures by name."""
-    return {str(path.relative_to(folder)): _digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            try:
+                found[str(path.relative_to(folder))] = _digest(path)
+            except (ValueError, SafetensorError):
+                found[str(path.relative_to(folder))] = "damaged"
+    return found
 
 
 def _digest(path: Path) -> str:
