@@ -60,3 +60,13 @@ def nearest(name: str, known: list[str]) -> str:
 def plain(text: object) -> str:
     """Without what a terminal would obey."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def visible(text: str) -> str:
+    """The same for text of several lines, which stay lines."""
+    return "\n".join(plain(line) for line in text.split("\n"))
+
+
+def shortened(text: str, most: int = 1500) -> str:
+    """Text from a file can be of any length; a line is for reading."""
+    return text if len(text) <= most else f"{text[: most - 20]} … {len(text):,} characters"

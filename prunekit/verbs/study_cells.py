@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -73,7 +74,16 @@ class Job:
 
 
 def work(job: Job, tick: Tick) -> dict[str, Any]:
-    """Trains, scores and measures one case and seed; returns facts about the dense model and what criteria cost."""
+    """Trains, scores and measures one case and seed; returns facts about the dense model and what criteria cost.
+
+    Raises:
+        ArtifactError: another process works on these cells.
+    """
+    with checkpoint.locked(job.cells), nullcontext() if job.recipe is None else checkpoint.locked(job.run):
+        return _work(job, tick)
+
+
+def _work(job: Job, tick: Tick) -> dict[str, Any]:
     study = job.study
     if job.recipe is not None:
         train_run(job.recipe, job.run, announce=lambda text: None)
