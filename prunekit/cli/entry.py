@@ -62,6 +62,10 @@ def _told(error: BaseException) -> tuple[str, int]:
         error = lacking(error) or error
     if isinstance(error, PrunekitError):
         return str(error), 2 if isinstance(error, UsageError) else 1
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}", 1
+    if isinstance(error, MemoryError):
+        return "not enough memory for this", 1
     place = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{Path(place.filename).name}:{place.lineno}"
     return f"{type(error).__name__}: {error} (at {where}; PRUNEKIT_DEBUG=1 shows the whole traceback)", 1

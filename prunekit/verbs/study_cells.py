@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from prunekit import checkpoint
+from prunekit import checkpoint, durable
 from prunekit.criteria import expand, parse, score_slug
 from prunekit.errors import ArtifactError
 from prunekit.recipe import BY_LAYERS, Finetune, Recipe, Steps, Study
@@ -79,7 +79,7 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
     Raises:
         ArtifactError: another process works on these cells.
     """
-    with checkpoint.locked(job.cells), nullcontext() if job.recipe is None else checkpoint.locked(job.run):
+    with durable.locked(job.cells), nullcontext() if job.recipe is None else durable.locked(job.run):
         return _work(job, tick)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from prunekit import checkpoint
+from prunekit import durable
 from prunekit.errors import ArtifactError
 from prunekit.recipe import Recipe, Study
 from prunekit.verbs.study_cells import Job, work
@@ -99,7 +99,7 @@ def test_cells_in_work_are_locked(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(RECIPE)
     job = Job("a", 0, tmp_path / "run", tmp_path / "cells", study, Recipe.load(tmp_path / "a.yaml"))
     for folder in (job.cells, job.run):
-        with checkpoint.locked(folder), pytest.raises(ArtifactError, match="another prunekit is writing here"):
+        with durable.locked(folder), pytest.raises(ArtifactError, match="another prunekit is writing here"):
             work(job, lambda: None)
     assert not (job.run / "trajectory.partial").exists()
 

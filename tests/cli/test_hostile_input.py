@@ -1,0 +1,175 @@
+"""Input of any shape ends: in one line that names the file, within a second, and nothing is written outside the run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from prunekit import bounded, checkpoint
+from prunekit.errors import PrunekitError
+from prunekit.links import refuse_links_out
+from prunekit.trajectory import Trajectory
+from tests.cli.conftest import RECIPE, Cli
+from tests.cli.test_bad_input import one_line
+
+
+def nine_levels(of: str, first: str) -> str:
+    return "\n".join([f"a0: &a0 {first}", *(f"a{i}: &a{i} " + of.format(",".join([f"*a{i - 1}"] * 10)) for i in range(1, 10))])
+
+
+LARGE = {
+    "lists of aliases": (nine_levels("[{}]", "[x, x]"), "aliases stand for more than"),
+    "merged aliases": (nine_levels("{{<<: [{}]}}", "{x: 1}"), "aliases stand for more than"),
+    "300 lists": ("model: {factory: 'a:b', args: {x: " + "[" * 300 + "]" * 300 + "}}", "nested deeper than"),
+    "60,000 brackets": ("[" * 60_000, "nested deeper than"),
+    "60,000 dashes": ("- " * 30_000, "nested deeper than"),
+    "a whole number": ("seed: " + "9" * 10_000, "a number of 10,000 digits"),
+    "an infinite number": ("seed: 1e999", "larger than any number"),
+    "many unknown keys": ("\n".join(f"k{i}: 1" for i in range(2_000)), "more"),
+    "more than a recipe has": ("# " + "x" * bounded.RECIPE, "bytes; such a file has"),
+}
+
+
+@pytest.mark.parametrize("what", LARGE)
+def test_recipes_that_stand_for_more_than_they_take(what: str, cli: Cli, tmp_path: Path) -> None:
+    text, said = LARGE[what]
+    (tmp_path / "recipe.yaml").write_text(text)
+    began = time.perf_counter()
+    one_line(cli("info", tmp_path / "recipe.yaml"), 2, said, "recipe.yaml")
+    one_line(cli("info", tmp_path), 2, said, "recipe.yaml")
+    for command in (
+        ("train", tmp_path / "recipe.yaml"),
+        ("run", tmp_path / "recipe.yaml"),
+        ("compare", tmp_path / "recipe.yaml"),
+    ):
+        done = cli(*command, "--out", tmp_path / "out")
+        one_line(done, 2, said, "recipe.yaml")
+        assert len(done.err) < 2_000
+    one_line(cli("score", tmp_path, "-c", "magnitude"), 2, said, "recipe.yaml")
+    assert time.perf_counter() - began < 15  # six verbs, on a busy machine
+
+
+def test_files_are_refused_by_their_size_before_they_are_read(cli: Cli, tmp_path: Path) -> None:
+    for name in ("recipe.yaml", "train.json", "trajectory.json"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(10**12)
+        one_line(cli("info", tmp_path / name), 2 if name == "recipe.yaml" else 1, name, "1,000,000,000,000 bytes")
+
+
+JSONS = {
+    "nested": ("[" * 100_000, "nested deeper than"),
+    "nested and closed": ('{"kind": "train", "x": ' + "[" * 80 + "]" * 80 + "}", "nested deeper than"),
+    "digits": ('{"kind": "train", "x": ' + "9" * 10_000 + "}", "digits"),
+    "an infinite number": ('{"kind": "train", "x": 1e999}', "larger than any number"),
+    "NaN": ('{"kind": "train", "x": NaN}', "NaN is not JSON"),
+    "many values": ("[" + "[]," * (bounded.VALUES // 2 + 1) + "[]]", "values"),
+    "no text": (b"\xff\xfe", "not text in UTF-8"),
+}
+
+
+@pytest.mark.parametrize("what", JSONS)
+def test_json_is_read_within_bounds(what: str, tmp_path: Path, cli: Cli) -> None:
+    content, said = JSONS[what]
+    path = tmp_path / "train.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(PrunekitError, match=said):
+        checkpoint.read_json(path, "train")
+    one_line(cli("info", path), 1, said)
+
+
+def header(facts: object, more: bytes = b"") -> bytes:
+    text = json.dumps(facts).encode()
+    return struct.pack("<Q", len(text)) + text + more
+
+
+TENSORS = {
+    "longer than the file": struct.pack("<Q", 2**40) + b"{}",
+    "longest": struct.pack("<Q", 2**64 - 1),
+    "no header": b"\0\0",
+    "a shape that overflows": header({"w": {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 4]}}, b"\0" * 4),
+    "offsets beyond the file": header({"w": {"dtype": "F32", "shape": [2**30], "data_offsets": [0, 2**32]}}),
+    "offsets backwards": header({"w": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, b"\0" * 4),
+    "an unknown type": header({"w": {"dtype": "F3", "shape": [1], "data_offsets": [0, 4]}}, b"\0" * 4),
+    "nested metadata": header({"__metadata__": {"prunekit": "[" * 10_000}}),
+    "no mapping": header([1]),
+}
+
+
+@pytest.mark.parametrize("what", TENSORS)
+def test_headers_that_promise_what_is_not_there(what: str, tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "w.safetensors").write_bytes(TENSORS[what])
+    one_line(cli("info", tmp_path / "w.safetensors"), 1, "w.safetensors")
+
+
+@pytest.mark.parametrize("stream", ["states", "second_moments", "random"])
+def test_blocks_of_a_recording_are_looked_at_before_they_are_read(stream: str, recorded: Path, cli: Cli) -> None:
+    for path in recorded.glob(f"{stream}-*"):
+        path.write_bytes(TENSORS["longer than the file"])
+        done = cli("info", recorded)
+        assert done.code in (0, 1)
+        assert done.err.count("\n") == done.code
+        assert "PRUNEKIT_DEBUG" not in done.err
+
+
+@pytest.fixture
+def recorded(tiny_run: tuple[torch.nn.Module, Trajectory]) -> Path:
+    return tiny_run[1].folder
+
+
+@pytest.mark.parametrize("name", ["trajectory.json", "steps.jsonl", "states-00000.safetensors", "start.safetensors"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(name: str, recorded: Path, cli: Cli) -> None:
+    (recorded / name).unlink()
+    os.mkfifo(recorded / name)
+    one_line(cli("info", recorded), 1, name, "is a named pipe, not a file")
+
+
+def test_a_pipe_or_device_is_no_recipe(cli: Cli, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "recipe.yaml")
+    for command in (("info", tmp_path), ("info", tmp_path / "recipe.yaml"), ("score", tmp_path, "-c", "magnitude"),
+                    ("train", tmp_path / "recipe.yaml", "--out", tmp_path / "out"), ("report", tmp_path)):  # fmt: skip
+        one_line(cli(*command), 2, "is a named pipe, not a file")
+    one_line(cli("train", "/dev/zero", "--out", tmp_path / "out"), 2, "/dev/zero: is a device, not a file")
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    one_line(cli("train", tmp_path / "r.yaml", "--out", tmp_path), 2, "is not a recipe that prunekit wrote")
+
+
+LINKS = ("trajectory.partial", "trajectory", "scores", "pruned", "pruned/x", "explain", ".lock", "train.json", "compare.json")
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_links_that_lead_out_of_a_run_folder_are_not_followed(name: str, cli: Cli, tmp_path: Path) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (run / name).parent.mkdir(parents=True, exist_ok=True)
+    (run / name).symlink_to(elsewhere / "made" if name == ".lock" else elsewhere)
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    said = (str(run / name), "leads out of the run folder", str(elsewhere))
+    one_line(cli("train", tmp_path / "r.yaml", "--out", run), 1, *said)
+    one_line(cli("compare", tmp_path / "r.yaml", "--out", run), 1, *said)
+    (run / "recipe.yaml").write_text(RECIPE)
+    for verb, *options in (("score", "-c", "magnitude"), ("compare",), ("prune", "-s", "0.5"), ("report",), ("info",)):
+        one_line(cli(verb, run, *options), 1, *said)
+    one_line(cli("eval", run / "pruned" / "x"), 1, *said)
+    assert not list(elsewhere.iterdir())
+
+
+def test_a_run_folder_may_lie_behind_a_link_and_have_links_inside(tmp_path: Path) -> None:
+    (tmp_path / "run" / "pruned" / "a").mkdir(parents=True)
+    (tmp_path / "run" / "pruned" / "b").symlink_to("a")
+    (tmp_path / "run" / ".venv").symlink_to("/usr")  # somebody works in this folder
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "mine").symlink_to(tmp_path / "run")
+    for folder in ("run", "mine", "absent"):
+        refuse_links_out(tmp_path / folder)
+    with pytest.raises(PrunekitError, match="loop: cannot be looked through"):
+        refuse_links_out(tmp_path / "loop")
+    (tmp_path / "run" / "pruned" / "b").unlink()
+    (tmp_path / "run" / "pruned" / "b").symlink_to("../../run-2")
+    with pytest.raises(PrunekitError, match="mine/pruned/b: is a link"):
+        refuse_links_out(tmp_path / "mine")
