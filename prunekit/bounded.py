@@ -33,6 +33,7 @@ DIGITS = 300
 
 LONG_NUMBER = re.compile(f"[0-9]{{{DIGITS}}}")
 LARGE_EXPONENT = re.compile(r"[0-9][eE]\+?[0-9]{3}")  # in a text that is a hash, too
+HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a character that JSON writes in two
 KINDS = {
     stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a named pipe", stat.S_ISSOCK: "a socket", stat.S_ISCHR: "a device",
     stat.S_ISBLK: "a device",
@@ -113,6 +114,8 @@ def parsed(content: str) -> Any:
     except RecursionError:
         raise ValueError(f"nested deeper than {NESTING}") from None
     check_nesting(found)
+    if HALF.search(content):
+        json.dumps(found, ensure_ascii=False).encode()  # raises for half a character, which no file or terminal takes
     return found
 
 

@@ -70,3 +70,9 @@ def visible(text: str) -> str:
 def shortened(text: str, most: int = 1500) -> str:
     """Text from a file can be of any length; a line is for reading."""
     return text if len(text) <= most else f"{text[: most - 20]} … {len(text):,} characters"
+
+
+def check_seed(seed: object) -> None:
+    """Raises UsageError for a seed that torch's generators do not take."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise UsageError(f"seed is {seed!r:.40}; it must be a whole number, 0 or more")

@@ -141,6 +141,8 @@ def parse(text: str, known: Registry[Criterion]) -> list[Spec]:
         UsageError: not of the syntax above, an unknown name (near ones are offered), an option that the criterion does
             not take, or a value out of range.
     """
+    if not isinstance(text, str):
+        raise UsageError(f"criterion is {text!r:.60}; it must be a name, such as 'taylor'")
     return _Parser(text, known).whole()
 
 

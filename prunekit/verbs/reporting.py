@@ -51,7 +51,8 @@ def run_artifacts(run: Run) -> tuple[RunArtifacts, list[str]]:
         try:
             return read()
         except ArtifactError as error:
-            left_out.append(str(error))
+            if str(error) not in left_out:  # a part of several composed scores
+                left_out.append(str(error))
             return None
 
     def own(kind: type[Kind], path: Path) -> Kind | None:

@@ -50,11 +50,11 @@ def study_run(study: Study, jobs: Sequence[Job], out: Path, processes: int) -> S
             facts = [work(job, bar.advance) for job in jobs]
         else:
             facts = list(_parallel(jobs, processes, bar))
-    rows = [row for job in jobs for row in rows_of(job)]
     measures = facts[0]["measures"]
     other = next((f for f in facts if f["measures"] != measures), None)
     if other is not None:
         raise UsageError(f"{other['case']} and {facts[0]['case']} are of other tasks, whose measures cannot be compared")
+    rows = [row for job in jobs for row in rows_of(job, [m["name"] for m in measures])]
     methods = {criterion: expand(criterion) for criterion in study.criteria}
     result = StudyRecord(
         study=study.model_dump(mode="json"),

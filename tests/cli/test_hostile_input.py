@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from prunekit import bounded, checkpoint
-from prunekit.errors import PrunekitError
+import prunekit
+from prunekit import bounded, checkpoint, load, make_plan, prune, save, score
+from prunekit.cli.output import Output
+from prunekit.errors import NonFiniteError, PrunekitError, UsageError
 from prunekit.links import refuse_links_out
+from prunekit.search.study import Cells
+from prunekit.steps.planner import Planner
 from prunekit.trajectory import Trajectory
 from tests.cli.conftest import RECIPE, Cli
 from tests.cli.test_bad_input import one_line
@@ -173,3 +180,145 @@ def test_a_run_folder_may_lie_behind_a_link_and_have_links_inside(tmp_path: Path
     (tmp_path / "run" / "pruned" / "b").symlink_to("../../run-2")
     with pytest.raises(PrunekitError, match="mine/pruned/b: is a link"):
         refuse_links_out(tmp_path / "mine")
+
+
+RED = "\x1b[31mred\x07\u202e"
+
+
+def test_no_escape_of_a_file_reaches_a_terminal(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"schema": 1, "kind": RED, "note": {RED: [RED]}}))
+    done = cli("info", tmp_path / "a.json")
+    assert done.code == 0
+    assert "\\x1b[31mred\\x07\\u202e" in done.out
+    (tmp_path / "r.yaml").write_text(json.dumps({"seed": RED, RED: 1}))
+    for command in (
+        ("info", tmp_path / "r.yaml"),
+        ("info", RED),
+        ("train", "r", "--out", RED),
+        ("score", "x", "-c", RED),
+        (RED,),
+    ):
+        done = cli(*command)
+        assert done.code in (1, 2)
+        assert done.err.rstrip("\n").isprintable()
+    assert "\\x1b" in cli("info", RED).err
+
+
+def test_no_escape_in_tables_and_notes(capsys: pytest.CaptureFixture[str]) -> None:
+    from prunekit.report.terminal.tables import new_table, print_table
+
+    def show(_: object) -> None:
+        table = new_table(RED, RED)
+        table.add_row(RED)
+        print_table(table)
+
+    output = Output(False, False)
+    output.show(show, None)
+    output.note(f"one\n{RED}")
+    printed = capsys.readouterr()
+    assert printed.out.count("\\x1b[31mred") == 3
+    assert printed.err == "one\n\\x1b[31mred\\x07\\u202e\n"
+    assert (printed.out + printed.err).replace("\n", "").isprintable()
+
+
+def test_dollars_in_names_are_no_formula(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from prunekit.report.plots import save_figure
+
+    figure = Figure(layout="constrained")
+    panel = figure.subplots()
+    panel.plot([0, 1], [0, 1], label=r"$\frac$")
+    panel.set_title(r"$\frac{$")
+    panel.set_xlabel(r"price in $ and $\nothing$")
+    panel.set_xticks([0, 1], [r"$\frac$", r"$x^$"])
+    panel.legend()
+    save_figure(figure, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> tuple[torch.nn.Module, Path]:
+    """A dense model, and the folder of one that was pruned from it."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    plan = make_plan(score(Trajectory.of(model), model, criterion="magnitude"), model, sparsity=0.5)
+    save(prune(model, plan), plan, tmp_path / "small")
+    return model, tmp_path / "small"
+
+
+def rewritten(path: Path, header: Callable[[dict[str, object]], dict[str, object]], **tensors: torch.Tensor) -> None:
+    """A safetensors file with another header and other tensors, and no checksum that would tell."""
+    facts = {k: v for k, v in checkpoint.read_header(path).items() if k not in (checkpoint.CHECKSUM, checkpoint.TENSORS)}
+    save_file({**load_file(path), **tensors}, path, {checkpoint.HEADER: json.dumps(header(facts))})
+
+
+def without_checksums(folder: Path) -> None:
+    path = folder / "prunekit.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in facts.items() if k not in (checkpoint.CHECKSUM, "files")}))
+
+
+@pytest.mark.filterwarnings("ignore::prunekit.errors.Note")
+def test_a_pruned_model_with_nan_or_without_a_plan_is_named(small: tuple[torch.nn.Module, Path]) -> None:
+    model, folder = small
+    without_checksums(folder)
+    path = folder / "model.safetensors"
+    rewritten(path, lambda facts: facts, **{"0.bias": torch.full((8,), torch.nan)})
+    with pytest.raises(NonFiniteError, match=r"model\.safetensors: 0\.bias holds NaN"):
+        load(folder, lambda: model)
+    rewritten(path, lambda facts: {k: v for k, v in facts.items() if k != "plan"}, **{"0.bias": torch.zeros(8)})
+    with pytest.raises(PrunekitError, match=r"model\.safetensors belongs to plan None"):
+        load(folder, lambda: model)
+
+
+def test_wrong_arguments_in_python_are_named(small: tuple[torch.nn.Module, Path]) -> None:
+    model, folder = small
+    path, x = Trajectory.of(model), torch.randn(16, 4)
+    data = [(x, x[:, 0].gt(0).long())]
+    for wrong, said in (
+        (lambda: prunekit.compress(model, data, seed=None), "seed is None; it must be a whole number"),  # type: ignore[arg-type]
+        (lambda: score(path, model, data, criterion=3), "criterion is 3; it must be a name"),  # type: ignore[arg-type]
+        (lambda: score(path, model, data, nods=3), "score has no option 'nods'; did you mean nodes"),
+        (lambda: Planner.of(path, model, data, foo=1), "score has no option 'foo'"),
+        (lambda: load(folder, model), "model_factory is a Sequential; give a function"),
+        (lambda: load(folder, lambda: 3), "model_factory returned a int"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=re.escape(said)):
+            wrong()
+
+
+def test_nan_in_the_data_is_told_of_the_data() -> None:
+    model = torch.nn.Linear(4, 2)
+    x = torch.randn(16, 4)
+    x[3, 1] = torch.nan
+    for batches in ([(x, x[:, 0].gt(0).long())], [(x[4:8], torch.zeros(4).long()), (x[:4], torch.zeros(4).long())]):
+        for criterion in ("taylor(target=margin)", "gradient"):
+            with pytest.raises(PrunekitError, match=r"data: inputs of the scoring samples hold NaN \(batch \d\)"):
+                score(Trajectory.of(model), model, batches, criterion=criterion)
+
+
+ROW = {
+    "structure": "unstructured", "criterion": "magnitude", "allocation": "global", "sparsity": 0.5, "control": "", "epochs": 0,
+    "repair": "", "achieved": 0.5, "achieved_all": 0.4, "kept": {"a": 1}, "validation": {"kl": 0.1}, "test": {"kl": 0.1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"sparsity": "half"}, {"validation": None}, {"test": {"kl": "x"}}, {"test": {}}, {"again": 0.5}]
+)
+def test_rows_of_a_study_are_looked_at(wrong: dict[str, object], tmp_path: Path) -> None:
+    Cells(made_from={}, rows=[ROW]).save(tmp_path / "c.json")
+    assert Cells.load(tmp_path / "c.json").rows == [ROW]
+    Cells(made_from={}, rows=[ROW, {**ROW, **wrong}]).save(tmp_path / "c.json")
+    with pytest.raises(PrunekitError, match=r"c\.json: not a whole cells \(rows\[1\]"):
+        Cells.load(tmp_path / "c.json")
+
+
+def test_a_report_tells_of_a_damaged_file_once_and_how_to_replace_it(run: Path, cli: Cli) -> None:
+    assert cli("score", run, "-c", "magnitude*taylor", "-c", "magnitude^0.5*taylor").code == 0
+    for damaged in (run / "scores" / "taylor.safetensors", run / "pruned" / "small" / "eval.json"):
+        damaged.write_bytes(damaged.read_bytes()[:-20])
+    done = cli("report", run)
+    assert done.code == 0
+    assert done.out.count("left out: " + str(run / "scores" / "taylor.safetensors")) == 1
+    assert f"prunekit eval {run / 'pruned' / 'small'} --overwrite adds it" in done.out
