@@ -31,7 +31,7 @@ NESTING = 64
 DIGITS = 300
 """Of a number: one of more is larger than any that can be computed with."""
 
-LONG_NUMBER = re.compile(f"[0-9]{{{DIGITS}}}")
+LONG_NUMBER = re.compile(f'(?<![A-Za-z0-9"])[0-9]{{{DIGITS}}}')
 LARGE_EXPONENT = re.compile(r"[0-9][eE]\+?[0-9]{3}")  # in a text that is a hash, too
 HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a character that JSON writes in two
 KINDS = {

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from prunekit.errors import ArtifactError
 
+FOLDERS = ("trajectory", "trajectory.partial", "scores", "pruned", "explain", "cells", "runs")
+"""What prunekit makes in a run folder, a study's or a pruned model's; other folders in there are their owner's."""
 OURS = (".lock", ".prunekit.")
 """How hidden names of prunekit's own begin; other hidden ones, of a folder that one works in, are left alone."""
 
@@ -24,15 +26,15 @@ def refuse_links_out(folder: Path) -> None:
         try:
             with os.scandir(here) as entries:
                 found = [entry for entry in entries if here != root or entry.name[0] != "." or entry.name.startswith(OURS)]
-        except (FileNotFoundError, NotADirectoryError):
+            for entry in found:
+                if entry.is_symlink():
+                    _check(folder, root, entry.path)
+                elif (here != root or entry.name.startswith((*FOLDERS, *OURS))) and entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+        except (FileNotFoundError, NotADirectoryError):  # something that was just removed
             continue
         except OSError as error:
             raise ArtifactError(f"{here}: cannot be looked through ({error.strerror or error})") from None
-        for entry in found:
-            if entry.is_symlink():
-                _check(folder, root, entry.path)
-            elif entry.is_dir(follow_symlinks=False):
-                waiting.append(entry.path)
 
 
 def _check(folder: Path, root: str, link: str) -> None:

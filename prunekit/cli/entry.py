@@ -13,6 +13,7 @@ from typing import NoReturn
 import typer
 
 from prunekit import stopping
+from prunekit.bounded import DIGITS, LONG_NUMBER
 from prunekit.cli.top import app
 from prunekit.errors import Note, PrunekitError, UsageError, plain, shortened
 from prunekit.imports import lacking
@@ -31,6 +32,8 @@ def main() -> None:
     try:
         if "" in sys.argv[1:]:
             raise UsageError("an argument is empty")
+        if any(LONG_NUMBER.search(argument) for argument in sys.argv[1:]):
+            raise UsageError(f"an argument holds a number of more than {DIGITS} digits")
         with stopping.raised():
             code = app(standalone_mode=False)
             sys.stdout.flush()

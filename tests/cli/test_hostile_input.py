@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import prunekit
 from prunekit import bounded, checkpoint, load, make_plan, prune, save, score
 from prunekit.cli.output import Output
+from prunekit.criteria import parse
 from prunekit.errors import NonFiniteError, PrunekitError, UsageError
 from prunekit.links import refuse_links_out
 from prunekit.search.study import Cells
@@ -170,6 +171,8 @@ def test_a_run_folder_may_lie_behind_a_link_and_have_links_inside(tmp_path: Path
     (tmp_path / "run" / "pruned" / "a").mkdir(parents=True)
     (tmp_path / "run" / "pruned" / "b").symlink_to("a")
     (tmp_path / "run" / ".venv").symlink_to("/usr")  # somebody works in this folder
+    (tmp_path / "run" / "mine").mkdir()
+    (tmp_path / "run" / "mine" / "data").symlink_to("/usr")  # and has folders there that prunekit does not know
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "mine").symlink_to(tmp_path / "run")
     for folder in ("run", "mine", "absent"):
@@ -180,6 +183,25 @@ def test_a_run_folder_may_lie_behind_a_link_and_have_links_inside(tmp_path: Path
     (tmp_path / "run" / "pruned" / "b").symlink_to("../../run-2")
     with pytest.raises(PrunekitError, match="mine/pruned/b: is a link"):
         refuse_links_out(tmp_path / "mine")
+
+
+def test_arguments_of_any_length_end(cli: Cli, tmp_path: Path) -> None:
+    for arguments, code, said in (
+        (("info", "a" * 5_000), 1, "File name too long"),
+        (("info", "/"), 1, "not a folder of prunekit's"),  # which is not looked through
+        (("score", tmp_path, "-c", "magnitude", "--nodes", "9" * 5_000), 2, "a number of more than 300 digits"),
+        (("prune", tmp_path, "--structure", "9" * 100 + ":4", "-s", "0.5"), 2, "does not exist"),
+        (
+            ("import", "--model", "a:b", "--weights", "x", "--out", tmp_path / "o", "--model-args", "[" * 50_000),
+            2,
+            "nested deeper",
+        ),
+    ):
+        done = cli(*arguments)
+        one_line(done, code, said)
+        assert len(done.err) < 2_000
+    with pytest.raises(UsageError, match="has 20,000 characters; a name has 2,000 at most"):
+        parse("(" * 20_000)
 
 
 RED = "\x1b[31mred\x07\u202e"
