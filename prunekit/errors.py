@@ -68,8 +68,8 @@ def visible(text: str) -> str:
 
 
 def shortened(text: str, most: int = 1500) -> str:
-    """Text from a file can be of any length; a line is for reading."""
-    return text if len(text) <= most else f"{text[: most - 20]} … {len(text):,} characters"
+    """Text from a file can be of any length, a line is for reading: the middle of a longer one is left out."""
+    return text if len(text) <= most else f"{text[: most - 500]} … ({len(text):,} characters) … {text[-400:]}"
 
 
 def check_seed(seed: object) -> None:

@@ -35,11 +35,11 @@ LARGE = {
     "lists of aliases": (nine_levels("[{}]", "[x, x]"), "aliases stand for more than"),
     "merged aliases": (nine_levels("{{<<: [{}]}}", "{x: 1}"), "aliases stand for more than"),
     "300 lists": ("model: {factory: 'a:b', args: {x: " + "[" * 300 + "]" * 300 + "}}", "nested deeper than"),
-    "60,000 brackets": ("[" * 60_000, "nested deeper than"),
-    "60,000 dashes": ("- " * 30_000, "nested deeper than"),
+    "20,000 brackets": ("[" * 20_000, "nested deeper than"),
+    "20,000 dashes": ("- " * 20_000, "nested deeper than"),
     "a whole number": ("seed: " + "9" * 10_000, "a number of 10,000 digits"),
     "an infinite number": ("seed: 1e999", "larger than any number"),
-    "many unknown keys": ("\n".join(f"k{i}: 1" for i in range(2_000)), "more"),
+    "many unknown keys": ("\n".join(f"k{i}: 1" for i in range(300)), "more"),
     "more than a recipe has": ("# " + "x" * bounded.RECIPE, "bytes; such a file has"),
 }
 
@@ -60,7 +60,7 @@ def test_recipes_that_stand_for_more_than_they_take(what: str, cli: Cli, tmp_pat
         one_line(done, 2, said, "recipe.yaml")
         assert len(done.err) < 2_000
     one_line(cli("score", tmp_path, "-c", "magnitude"), 2, said, "recipe.yaml")
-    assert time.perf_counter() - began < 15  # six verbs, on a busy machine
+    assert time.perf_counter() - began < 15  # five verbs, on a busy machine
 
 
 def test_files_are_refused_by_their_size_before_they_are_read(cli: Cli, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_run_folder_may_lie_behind_a_link_and_have_links_inside(tmp_path: Path
 
 def test_arguments_of_any_length_end(cli: Cli, tmp_path: Path) -> None:
     for arguments, code, said in (
-        (("info", "a" * 5_000), 1, "File name too long"),
+        (("info", "a" * 5_000), 1, "no such file or folder"),
         (("info", "/"), 1, "not a folder of prunekit's"),  # which is not looked through
         (("score", tmp_path, "-c", "magnitude", "--nodes", "9" * 5_000), 2, "a number of more than 300 digits"),
         (("prune", tmp_path, "--structure", "9" * 100 + ":4", "-s", "0.5"), 2, "does not exist"),
