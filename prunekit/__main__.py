@@ -9,9 +9,8 @@ if __name__ == "__main__":
     if sys.path[0] in ("", os.getcwd()):
         del sys.path[0]
     try:
-        from prunekit.cli import main
-    except KeyboardInterrupt:  # importing torch takes seconds
-        sys.exit("prunekit: interrupted")
-    except ModuleNotFoundError as error:
-        sys.exit(f"prunekit: {error.name} is not installed here; use .venv/bin/python (make demo makes it)")
+        from prunekit.start import main
+    except KeyboardInterrupt:  # before anybody listens
+        os.write(2, b"prunekit: interrupted\n")
+        os._exit(130)
     main()

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from prunekit import bounded
 from prunekit.durable import replacing
 from prunekit.errors import ArtifactError, Note, PrunekitError
 
@@ -56,20 +57,14 @@ def read_json(path: Path, kind: str | None = None) -> dict[str, Any]:
         ArtifactError: the file is missing, is not JSON, is another kind of artifact, or was changed after it was written.
     """
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
-    except FileNotFoundError:
-        raise ArtifactError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
+        content: Any = bounded.parsed(bounded.text(path, bounded.JSON))
+    except ValueError as error:
         raise ArtifactError(f"{path}: not a readable JSON file ({error})") from None
     found = content.get("kind") if isinstance(content, dict) else type(content).__name__
     if not isinstance(content, dict) or found is None or (kind is not None and found != kind):
         raise ArtifactError(f"{path}: expected an artifact of kind {kind or 'any of prunekit'!r}, found {found!r}")
     _prove(path, content)
     return content
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
 
 
 def checksum(content: Mapping[str, Any]) -> str:
@@ -98,6 +93,7 @@ def file_checksum(path: Path) -> str:
         ArtifactError: it cannot be read.
     """
     total = xxhash.xxh3_128()
+    bounded.size(path)
     try:
         with path.open("rb") as file:
             while chunk := file.read(2**20):
@@ -169,7 +165,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
 def write_text(path: Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # paths may hold what is no text
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
@@ -226,8 +222,8 @@ def _header_of(path: Path, found: Mapping[str, str] | None) -> dict[str, Any]:
 
 def _parsed(path: Path, found: Mapping[str, str] | None) -> dict[str, Any]:
     try:
-        header = json.loads((found or {}).get(HEADER, "{}"))
-    except (ValueError, RecursionError) as error:
+        header = bounded.parsed((found or {}).get(HEADER, "{}"))
+    except ValueError as error:
         raise ArtifactError(f"{path}: its prunekit metadata is not JSON ({error})") from None
     if not isinstance(header, dict):
         raise ArtifactError(f"{path}: its prunekit metadata is no mapping")
@@ -236,8 +232,7 @@ def _parsed(path: Path, found: Mapping[str, str] | None) -> dict[str, Any]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    if not path.is_file():
-        raise ArtifactError(f"{path}: no such file")
+    bounded.check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             yield file

@@ -14,7 +14,7 @@ from prunekit.apply import masked, prune, save
 from prunekit.apply.answers import check_answers
 from prunekit.criteria import score
 from prunekit.data import Samples
-from prunekit.errors import UsageError
+from prunekit.errors import UsageError, check_seed
 from prunekit.measure import merit, sizes
 from prunekit.plan import ALLOCATIONS, GROUPED, Plan, asked_sparsity, make_plan
 from prunekit.repair import refine
@@ -95,6 +95,7 @@ def compress(
         >>> small.model(x).shape
         torch.Size([64, 2])
     """
+    check_seed(seed)
     model = bare(model)
     check_structure(structure)
     if sparsity is None and implied_sparsity(structure) is None:

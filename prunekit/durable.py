@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from prunekit import bounded
 from prunekit.errors import ArtifactError
 
 PREFIX, SUFFIX = ".prunekit.", ".tmp"
@@ -159,10 +160,10 @@ def _place(source: Path, place: Path, inode: int) -> None:
 def _read(path: Path) -> tuple[list[tuple[str, str, int]], list[str]]:
     """A journal may come with somebody else's folder: it may move prunekit's temporaries inside that folder, and nothing else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = bounded.parsed(bounded.text(path, bounded.JSON))
         moves = [(str(source), str(place), int(inode)) for source, place, inode in content["moves"]]
         removed = [str(name) for name in content["remove"]]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise ArtifactError(f"{path}: not a whole journal ({error}); remove it") from None
     for source, place, _ in moves:
         first, _, rest = source.rpartition("/")
@@ -199,7 +200,7 @@ def _lock(folder: Path) -> Iterator[bool]:
     """Yields whether nobody else holds the folder's lock."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         raise ArtifactError(f"{folder}: could not be written ({error.strerror or error})") from None
     try:

@@ -60,3 +60,19 @@ def nearest(name: str, known: list[str]) -> str:
 def plain(text: object) -> str:
     """Without what a terminal would obey."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def visible(text: str) -> str:
+    """The same for text of several lines, which stay lines."""
+    return "\n".join(plain(line) for line in text.split("\n"))
+
+
+def shortened(text: str, most: int = 1500) -> str:
+    """Text from a file can be of any length, a line is for reading: the middle of a longer one is left out."""
+    return text if len(text) <= most else f"{text[: most - 500]} … ({len(text):,} characters) … {text[-400:]}"
+
+
+def check_seed(seed: object) -> None:
+    """Raises UsageError for a seed that torch's generators do not take."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise UsageError(f"seed is {seed!r:.40}; it must be a whole number, 0 or more")

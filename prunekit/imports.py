@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from prunekit.errors import UsageError, nearest, quoted
+from prunekit.links import refuse_links_out
 
 EXTRAS = {"PIL": "report", "jinja2": "report", "matplotlib": "report", "sklearn": "digits"}
 """Package that only some need -> the extra of prunekit's that installs it."""
@@ -50,10 +51,15 @@ def use_working_folder(*runs: Path) -> None:
     """Lets a user's own modules in the working folder be imported, last on the path; never those of run folders.
 
     A run folder can come from somebody else, and what lies in it must not become code.
+
+    Raises:
+        ArtifactError: a link leads out of one of them, see ``prunekit.links``.
     """
     here = Path.cwd().resolve()
     global _run_folders
-    _run_folders = tuple(run.resolve() for run in runs)
+    _run_folders = tuple(Path(os.path.realpath(run)) for run in runs)
+    for run in runs:
+        refuse_links_out(run)
     if _Guard not in sys.meta_path:
         sys.meta_path.insert(0, _Guard)
 

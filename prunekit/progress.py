@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from prunekit.errors import plain
+
 T = TypeVar("T")
 _bars: ContextVar[Progress | None] = ContextVar("_bars", default=None)
 
@@ -28,7 +30,7 @@ def progress_bars(enabled: bool = True) -> Iterator[None]:
     if not enabled or not sys.stderr.isatty():
         yield
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         token = _bars.set(bars)
         try:
@@ -42,7 +44,7 @@ class Bar:
 
     def __init__(self, description: str, total: int) -> None:
         self._bars = _bars.get()
-        self._task = self._bars.add_task(description, total=total) if self._bars else None
+        self._task = self._bars.add_task(plain(description), total=total) if self._bars else None
 
     def advance(self, amount: float = 1) -> None:
         if self._bars is not None and self._task is not None:
@@ -50,7 +52,7 @@ class Bar:
 
     def describe(self, description: str) -> None:
         if self._bars is not None and self._task is not None:
-            self._bars.update(self._task, description=description)
+            self._bars.update(self._task, description=plain(description))
 
     def __enter__(self) -> Bar:
         return self

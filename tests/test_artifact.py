@@ -167,7 +167,7 @@ def test_the_innermost_field_is_named(change: dict[str, Any], message: str, tmp_
 def test_what_is_no_number_of_json_is_refused(number: str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"schema": 1, "kind": "example", "inner": {}, "way": "up", "share": 5}).replace("5", number))
-    with pytest.raises(ArtifactError, match=r"is not JSON|share is inf; it must be a number"):
+    with pytest.raises(ArtifactError, match=r"is not JSON|larger than any number"):
         Example.load(path)
 
 

@@ -14,7 +14,7 @@ from prunekit import checkpoint
 from prunekit.apply.squeeze import Squeezed
 from prunekit.artifact import Artifact
 from prunekit.durable import replacing_folder
-from prunekit.errors import ArtifactError, NonFiniteError
+from prunekit.errors import ArtifactError, NonFiniteError, UsageError
 from prunekit.plan import Plan
 from prunekit.plan.plan import SIZE_ATTRIBUTES
 from prunekit.structure.cut import Cut
@@ -72,8 +72,8 @@ class Manifest(Artifact):
         """
         path = folder / name
         header = checkpoint.read_header(path, KINDS[name])
-        if header["plan"] != self.plan:
-            raise ArtifactError(f"{folder}: {name} belongs to plan {header['plan']}, prunekit.json to {self.plan}")
+        if header.get("plan") != self.plan:
+            raise ArtifactError(f"{folder}: {name} belongs to plan {header.get('plan')}, prunekit.json to {self.plan}")
         tensors = checkpoint.read_tensors(path)
         if name in self.files:
             written = self.files[name]
@@ -176,7 +176,9 @@ def load(folder: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Modul
             weights come. Where it ties what the saved model tied, they are tied again; else each gets the same numbers.
 
     Raises:
+        UsageError: ``model_factory`` is no function, or builds no model.
         ArtifactError: files are missing or damaged, or the factory builds another architecture.
+        NonFiniteError: a weight is NaN or Inf.
 
     Example:
         >>> import copy
@@ -191,16 +193,32 @@ def load(folder: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Modul
         True
     """
     folder = Path(folder)
+    if isinstance(model_factory, nn.Module) or not callable(model_factory):
+        what = type(model_factory).__name__
+        raise UsageError(
+            f"model_factory is a {what}; give a function that builds the dense model anew, such as lambda: MyModel()"
+        )
     manifest = Manifest.load(folder / "prunekit.json")
     state = manifest.tensors(folder, MODEL)
     model = model_factory()
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model_factory returned a {type(model).__name__}, not an nn.Module")
     inner = bare(model)
     with checkpoint.reading(folder / "prunekit.json", "manifest"):
         _shrink(inner, manifest, folder)
     own = set(inner.state_dict())
     state |= {alias: state[name] for alias, name in manifest.aliases.items() if alias in own and name in state}
     load_into(inner, state, folder / "model.safetensors")
+    _check_numbers(inner, state, folder / "model.safetensors")
     return model.eval()
+
+
+def _check_numbers(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    parameters = {name for name, _ in model.named_parameters()}
+    for name, tensor in state.items():
+        numbers = tensor if tensor.element_size() > 1 else tensor.float()
+        if bool(numbers.isnan().any()) or (name in parameters and bool(numbers.isinf().any())):
+            raise NonFiniteError(f"{path}: {name} holds NaN or Inf; such a model gives no answers, so prune again")
 
 
 def _shrink(model: nn.Module, manifest: Manifest, folder: Path) -> None:

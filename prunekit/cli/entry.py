@@ -8,16 +8,19 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
+from typing import NoReturn
 
 import typer
 
+from prunekit import stopping
+from prunekit.bounded import DIGITS, LONG_NUMBER
 from prunekit.cli.top import app
-from prunekit.errors import Note, PrunekitError, UsageError
+from prunekit.errors import Note, PrunekitError, UsageError, plain, shortened
 from prunekit.imports import lacking
 
 
 def main() -> None:
-    """Entry point: exit code 0, 1 (failed), 2 (wrong use), 130 (interrupted); one line on stderr for an error."""
+    """Entry point: exit code 0, 1 (failed), 2 (wrong use), 130 or 143 (a signal); one line on stderr for an error."""
     debug = bool(os.environ.get("PRUNEKIT_DEBUG"))
     if not debug:
         warnings.simplefilter("ignore")  # of the libraries underneath; what a user must know is said in our own words
@@ -29,36 +32,64 @@ def main() -> None:
     try:
         if "" in sys.argv[1:]:
             raise UsageError("an argument is empty")
-        code = app(standalone_mode=False)
-        sys.stdout.flush()
+        if any(LONG_NUMBER.search(argument) for argument in sys.argv[1:]):
+            raise UsageError(f"an argument holds a number of more than {DIGITS} digits")
+        with stopping.raised():
+            code = app(standalone_mode=False)
+            sys.stdout.flush()
     except typer.TyperException as error:
         _fail(error.format_message() + _given(error), error.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has gone
         sys.exit(1)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", 130)
-    except Exception as error:
+    except typer.Abort:
+        _stop("interrupted", 130)
+    except (KeyboardInterrupt, stopping.Terminated, Exception) as error:
+        if stopped := stopping.told(error):
+            _stop(*stopped)
         if debug:
             raise
-        if isinstance(error, ModuleNotFoundError):
-            error = lacking(error) or error
-        if isinstance(error, PrunekitError):
-            _fail(str(error), 2 if isinstance(error, UsageError) else 1)
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(place.filename).name}:{place.lineno}"
-        _fail(f"{type(error).__name__}: {error} (at {where}; PRUNEKIT_DEBUG=1 shows the whole traceback)", 1)
+        _fail(*_told(error))
     if code == 130:  # the parser turns Ctrl-C into a code and says nothing
-        _fail("interrupted", 130)
+        _stop("interrupted", 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _note(message: Warning | str, *where: object) -> None:
-    print(f"prunekit: note: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"prunekit: note: {_one_line(str(message))}", file=sys.stderr)
 
 
-def _fail(message: str, code: int) -> None:
-    print(f"prunekit: {' '.join(message.split())}", file=sys.stderr)
+def _told(error: BaseException) -> tuple[str, int]:
+    """The line for an error, and the exit code."""
+    if isinstance(error, ModuleNotFoundError):
+        error = lacking(error) or error
+    if isinstance(error, PrunekitError):
+        return str(error), 2 if isinstance(error, UsageError) else 1
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}", 1
+    if isinstance(error, MemoryError):
+        return "not enough memory for this", 1
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(place.filename).name}:{place.lineno}"
+    return f"{type(error).__name__}: {error} (at {where}; PRUNEKIT_DEBUG=1 shows the whole traceback)", 1
+
+
+def _stop(line: str, code: int) -> NoReturn:
+    sys.stderr.flush()
+    stopping.say(line)
+    _end(code)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"prunekit: {_one_line(message)}", file=sys.stderr)
+    _end(code)
+
+
+def _one_line(message: str) -> str:
+    return shortened(plain(" ".join(message.split())))
+
+
+def _end(code: int) -> NoReturn:
     try:
         sys.stdout.flush()
     except OSError:  # stdout itself is what failed: the interpreter must not try again while it ends

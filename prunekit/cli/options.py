@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from pkgutil import iter_modules
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from prunekit import bounded
 from prunekit.errors import UsageError
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that train or import made.")]
@@ -22,7 +22,7 @@ Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 
 STRUCTURES = ", ".join(file.name for file in iter_modules([str(Path(__file__).parents[1] / "structure" / "units")]))
 """Structures whose units leave whole. Their files are listed and not imported, since those need torch and help does not."""
 STRUCTURE_HELP = f"unstructured, {STRUCTURES}, N:M (2:4), block:ROWSxCOLUMNS (block:4x1), module:structure"
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Overrides the recipe's seed.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**31 - 1, help="Overrides the recipe's seed.")]
 CRITERION_HELP = (
     "Name of a criterion, or all; repeatable. With options: 'influence(target=margin,aggregation=l2)'; composed: "
     "'influence^0.25*magnitude^0.75', 'rank(influence)+rank(magnitude)', 'tempered(influence)'; your own: module:criterion."
@@ -31,11 +31,11 @@ CRITERION_HELP = (
 
 def json_object(text: str, option: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        found = bounded.parsed(text)
+    except ValueError as error:
         raise UsageError(f"{option} is {text[:60]!r}: not JSON ({error})") from None
     if not isinstance(found, dict):
-        raise UsageError(f"{option} is {text!r}; it must be a JSON object such as '{{\"width\": 32}}'")
+        raise UsageError(f"{option} is {text[:60]!r}; it must be a JSON object such as '{{\"width\": 32}}'")
     return found
 
 

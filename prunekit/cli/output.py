@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -9,12 +10,33 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
-from prunekit.errors import Note
+from prunekit.errors import Note, visible
 from prunekit.progress import progress_bars
 
 Shown = TypeVar("Shown")
+
+
+class Visible(io.TextIOBase):
+    """A stream whose text may come from files: what a terminal would obey is written out, as in ``\\x1b[31m``."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self.stream.encoding
+
+    def write(self, text: str) -> int:
+        self.stream.write(visible(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
 
 
 class Output:
@@ -31,12 +53,12 @@ class Output:
 
     def note(self, text: str) -> None:
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(visible(text), file=sys.stderr, flush=True)
 
     def show(self, prints: Callable[[Shown], None], result: Shown) -> None:
         """Calls ``prints`` with the result, unless nobody is to read it."""
         if not self.quiet and not self.as_json:
-            with redirect_stdout(self.stdout):
+            with redirect_stdout(Visible(self.stdout)):
                 prints(result)
 
     def finish(self, result: Any) -> None:

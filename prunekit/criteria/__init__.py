@@ -11,7 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ from prunekit.criteria.online import OnlineInfluence
 from prunekit.criteria.own import as_criterion, source
 from prunekit.criteria.scores import Scores
 from prunekit.criteria.spec import Single, Spec
-from prunekit.errors import PrunekitError, StructureError, UsageError, nearest
+from prunekit.errors import NonFiniteError, PrunekitError, StructureError, UsageError, check_seed, nearest
 from prunekit.kernel import SHARES, get_rule
 from prunekit.registry import Registry
 from prunekit.structure.prunable import kept_layers, prunable_parameters
@@ -82,6 +82,13 @@ CRITERIA: Registry[Criterion] = Registry(
 )
 DEFAULT = ("influence", "magnitude", "gradient", "taylor", "random")
 """What a recipe scores when it says nothing."""
+
+
+GATHERED = (
+    "trajectory", "model", "prunable", "data", "task", "target", "seed", "device", "kept", "at", "options", "partial",
+    "partial_key",
+)  # fmt: skip
+"""Fields of ``Evidence`` that are no options of ``score``."""
 
 
 def expand(text: str) -> list[str]:
@@ -237,6 +244,11 @@ def gather(
     Raises:
         UsageError: an option, a pattern or a task does not exist.
     """
+    check_seed(seed)
+    known = [each.name for each in fields(Evidence) if each.name not in GATHERED]
+    for name in options:
+        if name not in known:
+            raise UsageError(f"score has no option {name!r}; {nearest(name, known)}")
     model = bare(model)
     trajectory.layout.check(model)
     ignored, included = ([given] if isinstance(given, str) else list(given) for given in (ignore, include))
@@ -286,7 +298,11 @@ def score_evidence(evidence: Evidence, criterion: str) -> Scores:
         "gradient_evaluations": found.gradient_evaluations,
     }
     scores = Scores(found.importance, found.axis_sums, facts, findings, cost, found.parts)
-    scores.check()
+    try:
+        scores.check()
+    except NonFiniteError:
+        evidence.check_inputs()  # which is why, more often than not
+        raise
     return scores
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.batch import Batch, Inputs, Labels, described, size, take, to
+from prunekit.batch import Batch, Inputs, Labels, described, named, size, take, to
 from prunekit.criteria.scores import Scores
 from prunekit.data import Samples
 from prunekit.errors import PrunekitError, UsageError
@@ -150,6 +150,13 @@ class Evidence:
             raise unfit(type(self.model).__name__, inputs, error) from error
         return kept[0]
 
+    def check_inputs(self) -> None:
+        """Raises UsageError where scoring samples hold NaN; names the input and the batch."""
+        for number, (inputs, _) in enumerate(self.data or ()):
+            for name, tensor in named(inputs, "inputs").items():
+                if tensor.is_floating_point() and bool(tensor.isnan().any()):
+                    raise UsageError(f"data: {name} of the scoring samples hold NaN (batch {number}); leave such samples out")
+
     def _check_alone(self, function: ModelFunction, samples: Samples) -> None:
         """Raises UsageError where a sample alone does not give what it gives in its batch."""
         for name, module in self.model.named_modules():
@@ -167,6 +174,9 @@ class Evidence:
         one = slice(0, 1)
         with torch.no_grad():
             together = function(self.state.to(function.device), inputs, labels)[0]
+            if bool(together.isnan().any()):
+                self.check_inputs()
+                raise UsageError(f"model: {type(self.model).__name__} gives NaN for the first sample, whose inputs hold none")
             try:
                 alone = function(self.state.to(function.device), take(inputs, one), take(labels, one, count))[0]
                 same = torch.allclose(alone, together, rtol=1e-3, atol=1e-4 * float(together.abs().max()), equal_nan=True)

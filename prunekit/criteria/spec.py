@@ -47,6 +47,7 @@ RESERVED = ("rank", "tempered", "auto", "all")
 LONGEST_SLUG = 150
 GREATEST = Decimal(100)
 
+LONGEST = 2000  # characters of a criterion's name, compositions included
 _TOKEN = re.compile(rf"\s*(?:({IMPORT_PATH}|[A-Za-z_]\w*)|(\d+\.?\d*|\.\d+)|([()=,^*+]))")
 
 
@@ -141,6 +142,10 @@ def parse(text: str, known: Registry[Criterion]) -> list[Spec]:
         UsageError: not of the syntax above, an unknown name (near ones are offered), an option that the criterion does
             not take, or a value out of range.
     """
+    if not isinstance(text, str):
+        raise UsageError(f"criterion is {text!r:.60}; it must be a name, such as 'taylor'")
+    if len(text) > LONGEST:
+        raise UsageError(f"criterion {text[:60]!r} … has {len(text):,} characters; a name has {LONGEST:,} at most")
     return _Parser(text, known).whole()
 
 

@@ -13,6 +13,7 @@ from prunekit.errors import nearest
 
 KIND = re.compile(r"(str|int|float|bool|list|dict|tuple|literal|constrained-\w+)(\[.*\])?")
 """What pydantic puts into the place of a fault where a value may be of several kinds."""
+MOST = 5  # faults told of one file
 SHAPES = {
     "dict_type": "a mapping of names to values is wanted here",
     "model_type": "a section of keys and values is wanted here",
@@ -42,12 +43,13 @@ def faults_told(path: str | Path, faults: Sequence[Any], model: type[BaseModel],
     ``what`` the whole is called: ``recipe``.
     """
     told: dict[str, str] = {}
-    for fault in faults:
+    for fault in faults[:MOST]:
         loc = tuple(part for part in fault["loc"] if not (isinstance(part, str) and KIND.fullmatch(part)))
         text = _fault(path, {**fault, "loc": loc}, model, what)
         key = ".".join(map(str, loc))
         told[key] = f"{told[key]}, or {text.rsplit(': ', 1)[1]}" if key in told else text
-    return "; ".join(told.values())
+    more = f"; and {len(faults) - MOST} more" if len(faults) > MOST else ""
+    return "; ".join(told.values()) + more
 
 
 def _fault(path: str | Path, fault: Any, model: type[BaseModel], what: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,8 +11,8 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
-from prunekit import checkpoint
-from prunekit.errors import UsageError
+from prunekit import bounded, checkpoint
+from prunekit.errors import ArtifactError, UsageError
 from prunekit.imports import call, load_object
 from prunekit.recipe.building import optimizer_of, scheduler_of
 from prunekit.recipe.pruning import Prune
@@ -171,8 +172,8 @@ class Recipe(Whole):
     def may_save(path: Path) -> None:
         """Raises UsageError when a file that prunekit did not write lies at ``path``."""
         try:
-            ours = not path.exists() or path.read_text(encoding="utf-8", errors="replace").startswith(RESOLVED)
-        except OSError:
+            ours = not os.path.lexists(path) or bounded.text(path, bounded.RECIPE).startswith(RESOLVED)
+        except ArtifactError:
             ours = False
         if not ours:
             raise UsageError(f"{path}: is not a recipe that prunekit wrote and would be replaced; choose another --out")

@@ -103,7 +103,7 @@ RuleName = Annotated[str, one_of(RULES, "quadrature rule")]
 
 def parse_bytes(text: str) -> int:
     """``"512MiB"``, ``"2GB"``, ``"800000"`` -> bytes. Raises ValueError for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
     if match is None or float(match[1]) <= 0:
         raise ValueError(f"{text!r} is no amount of memory; write for example 512MiB or 2GB")
     base = 1024 if match[3] else 1000
@@ -112,7 +112,7 @@ def parse_bytes(text: str) -> int:
 
 def parse_seconds(text: str) -> float:
     """``"60s"``, ``"5m"``, ``"1.5h"``, ``"90"`` -> seconds. Raises ValueError for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text, re.IGNORECASE)
+    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d+)?)\s*([smh]?)\s*", text, re.IGNORECASE)
     if match is None:
         raise ValueError(f"{text!r} is no length of time; write for example 60s or 5m")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2].lower()]

@@ -9,13 +9,15 @@ text is text.
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from prunekit.errors import UsageError
+from prunekit.bounded import DIGITS, NESTING, RECIPE, text
+from prunekit.errors import ArtifactError, UsageError
 
 FLOAT = re.compile(
     r"""[-+]?(?: [0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
@@ -28,7 +30,7 @@ FLOAT = re.compile(
 INT = re.compile(r"[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*)")
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff]")  # only double quotes keep these
 KINDS = ("str", "int", "float", "bool", "null", "map", "seq", "merge")
-LARGEST = 10**6  # values in a file, those that aliases repeat counted each time
+LARGEST = 10**5  # values in a file, those that aliases and merges repeat counted each time
 
 
 class _Refused(Exception):
@@ -49,6 +51,27 @@ class _Loader(yaml.SafeLoader):
         first: [(tag, pattern) for tag, pattern in known if tag in (_tag("bool"), _tag("null"), _tag("merge"))]
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.depth = 0
+        self.values: dict[int, int] = {}
+        """By node that is whole, how many values it stands for."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A node, refused before anything is made of it if that would be too much."""
+        event = self.peek_event()
+        if event is not None and self.depth >= NESTING:
+            raise _Refused(event, f"lists and mappings are nested deeper than {NESTING}")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if not isinstance(event, yaml.AliasEvent):
+            parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+            self.values[id(node)] = 1 + sum(sum(self.values[id(n)] for n in (p if isinstance(p, tuple) else (p,))) for p in parts)
+        if self.values.get(id(node), LARGEST + 1) > LARGEST:  # an alias inside of what it names is not whole yet
+            raise _Refused(event, f"its aliases stand for more than {LARGEST:,} values, or one holds itself")
+        return node
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         kind = node.tag.removeprefix(_tag(""))
@@ -71,6 +94,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_number(self, node: Any) -> int | float:
         text = self.construct_scalar(node).replace("_", "")
+        if len(text) > DIGITS:
+            raise _Refused(node, f"a number of {len(text):,} digits is larger than any that can be computed with")
         unsigned = text.lstrip("+-")
         if re.fullmatch("0[0-9]+", unsigned):
             raise _Refused(node, f"{text} is octal to some and decimal to others; write {int(text)}, or '{text}' for text")
@@ -112,13 +137,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: missing, unreadable, not YAML, a key given twice, a number that means two things, or no mapping.
     """
+    if not os.path.lexists(path):
+        raise UsageError(f"{path}: no such recipe")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
-        _check_size(content)
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such recipe") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error})") from None
+        content = yaml.load(text(path, RECIPE), Loader=_Loader)  # a SafeLoader
+    except ArtifactError as error:
+        raise UsageError(str(error)) from None
     except _Refused as error:
         raise UsageError(f"{path}: {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -131,17 +155,3 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def to_yaml(content: Any) -> str:
     """Text that ``read_yaml`` reads as ``content``: mappings, lists, text, numbers, true, false and null; tuples become lists."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
-def _check_size(content: Any) -> None:
-    """Raises ValueError for aliases that hold themselves, or that repeat more than any recipe holds."""
-    count, waiting = 0, [content]
-    while waiting:
-        value = waiting.pop()
-        count += 1
-        if count > LARGEST:
-            raise ValueError(f"its aliases stand for more than {LARGEST:,} values, or one holds itself")
-        if isinstance(value, dict):
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value

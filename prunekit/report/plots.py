@@ -18,6 +18,7 @@ if Path(matplotlib.matplotlib_fname()).resolve().parent == Path.cwd().resolve():
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
 
 from prunekit.durable import replacing
@@ -108,7 +109,10 @@ def inline(figure: Figure) -> str:
 def _write_png(figure: Figure, target: Path | BinaryIO, dpi: int) -> None:
     """Draws once; ``savefig`` draws a constrained layout twice, first to lay it out."""
     figure.set_dpi(dpi)
-    FigureCanvasAgg(figure).print_png(target)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # names of criteria and measures are the user's, dollars included
+    with matplotlib.rc_context({"text.parse_math": False}):  # of ticks, which are made while it is drawn
+        FigureCanvasAgg(figure).print_png(target)
 
 
 def data_address(png: bytes) -> str:

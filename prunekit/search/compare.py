@@ -84,6 +84,7 @@ class Comparison(Artifact):
 
     def check(self) -> None:
         """Every cell has its facts and figures, and there are some to choose among."""
+        conform(self.made_from.get("scores", {}), dict[str, str], "made_from.scores")
         for number, cell in enumerate(self.cells):
             conform(cell, CellFacts, f"cells[{number}]")
             for name in self.columns:

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.apply import apply_masks, masked
-from prunekit.artifact import Artifact
+from prunekit.artifact import Artifact, conform
 from prunekit.data import Samples
 from prunekit.measure import sizes
 from prunekit.plan import GROUPED, Plan, choices
@@ -32,6 +32,26 @@ Compensate = Callable[[nn.Module, Mapping[str, Tensor]], nn.Module]
 """``(model, masks)`` -> a copy whose kept weights make up for the removed ones."""
 
 
+class CellRow(TypedDict):
+    """A row of a study, see ``prunekit.search.summary``."""
+
+    structure: str
+    criterion: str
+    allocation: str
+    sparsity: float
+    control: str
+    epochs: int
+    repair: str
+    achieved: float
+    achieved_all: float
+    kept: dict[str, int]
+    validation: dict[str, float]
+    test: dict[str, float]
+    method: NotRequired[str]
+    seconds: NotRequired[float]
+    again: NotRequired[int]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cells(Artifact):
     """A file of a study's cells: rows (see ``prunekit.search.summary``), and what they were measured from."""
@@ -41,6 +61,14 @@ class Cells(Artifact):
 
     made_from: dict[str, Any]
     rows: list[dict[str, Any]]
+
+    def check(self) -> None:
+        """Every row has its facts, and figures of the same measures."""
+        conform(self.rows, list[CellRow], "rows")
+        for number, row in enumerate(self.rows):
+            for split in ("validation", "test"):
+                if row[split].keys() != self.rows[0][split].keys():
+                    raise ValueError(f"rows[{number}].{split} has other measures than the first row")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,12 +30,12 @@ def pattern_of(structure: str) -> Pattern | None:
     Raises:
         UsageError: it looks like a pattern and is none (``4:2``, ``block:0x1``).
     """
-    if match := re.fullmatch(r"(\d+):(\d+)", structure):
+    if match := re.fullmatch(r"(\d{1,9}):(\d{1,9})", structure):
         stay, of = int(match[1]), int(match[2])
         if not 1 <= stay < of <= LARGEST:
             raise UsageError(f"structure {structure!r}: N:M keeps N of every M weights; 1 <= N < M <= {LARGEST} must hold")
         return Pattern("nm", stay, of)
-    if match := re.fullmatch(r"block:(\d+)x(\d+)", structure):
+    if match := re.fullmatch(r"block:(\d{1,9})x(\d{1,9})", structure):
         rows, columns = int(match[1]), int(match[2])
         if not (1 <= rows <= LARGEST and 1 <= columns <= LARGEST):
             raise UsageError(f"structure {structure!r}: rows and columns of a block must be from 1 to {LARGEST}")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from prunekit import checkpoint
-from prunekit.errors import ArtifactError
+from prunekit import bounded, checkpoint
 from prunekit.trajectory.store import SUMS, Finished
 
 LOG = "steps.jsonl"
@@ -63,8 +62,8 @@ class Proof:
             self._agree(path, checkpoint.read_checksum(path))
         return checkpoint.read_tensors(path)
 
-    def log(self) -> str:
-        """The step log's text.
+    def log(self) -> Iterator[str]:
+        """The step log's whole lines.
 
         Raises:
             ArtifactError: it cannot be read, or was changed after it was recorded.
@@ -72,10 +71,7 @@ class Proof:
         path = self.folder / LOG
         if self.files is not None:
             self._agree(path, checkpoint.file_checksum(path))
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ArtifactError(f"{path}: cannot be read ({error})") from None
+        return bounded.lines(path)
 
     def _agree(self, path: Path, found: str | None) -> None:
         assert self.files is not None

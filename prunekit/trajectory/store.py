@@ -14,7 +14,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from prunekit import durable
+from prunekit import bounded, durable
 from prunekit.checkpoint import agree
 from prunekit.errors import ArtifactError
 
@@ -204,13 +204,12 @@ def joined(parts: Sequence[Finished]) -> Finished:
 def _rows_in_first(folder: Path, stream: str) -> int:
     """How many rows the stream's first block is laid out for, as its own header says."""
     path = block_path(folder, stream, 0)
+    bounded.check_header(path)
     try:
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         return int(header[stream]["shape"][0])
-    except FileNotFoundError:
-        raise ArtifactError(f"{path}: no such file") from None
-    except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, MemoryError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:
         raise ArtifactError(f"{path}: truncated or not safetensors ({error})") from None
 
 

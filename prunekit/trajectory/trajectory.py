@@ -75,10 +75,8 @@ class Trajectory:
         self.folder, self._rules = Path(folder), rules
         self._own: TemporaryDirectory[str] | None = None
         self.header: dict[str, Any] = checkpoint.read_json(self.folder / "trajectory.json", "trajectory")
-        try:
+        with checkpoint.reading(self.folder / "trajectory.json", "trajectory"):
             self._open()
-        except (KeyError, TypeError) as error:
-            raise ArtifactError(f"{self.folder / 'trajectory.json'}: not a whole trajectory ({error})") from None
 
     def _open(self) -> None:
         header = self.header
@@ -342,12 +340,11 @@ class Trajectory:
         steps: list[StepLog] = []
         kept: list[bool] = []
         self._forwards: list[int] = []
-        lines = self._proof.log().split("\n")
-        for number, line in enumerate(lines[:-1]):  # a line cut off by a crash has no newline: not a whole step
+        for number, line in enumerate(self._proof.log()):  # a line cut off by a crash has no newline: not a whole step
             try:
                 facts = json.loads(line)
                 steps.append(_step(facts, defaults))
-            except (LookupError, ValueError, TypeError, AttributeError):
+            except (LookupError, ValueError, TypeError, AttributeError, RecursionError):
                 raise ArtifactError(f"{path}: line {number + 1} is not a step") from None
             if facts.get("before"):
                 kept[-1] = True

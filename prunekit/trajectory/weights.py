@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunekit import checkpoint
+from prunekit import bounded, checkpoint
 from prunekit.errors import ArtifactError
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
@@ -63,11 +62,9 @@ def _folder(path: Path) -> dict[str, Tensor]:
 
 def _shards(path: Path) -> dict[str, Tensor]:
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        table = bounded.parsed(bounded.text(path, bounded.JSON))["weight_map"]
         shards = {str(name): str(file) for name, file in table.items()}
-    except FileNotFoundError:
-        raise ArtifactError(f"{path}: no such file") from None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path}: not an index of shards, which has a weight_map ({error})") from None
     if strange := next((file for file in shards.values() if Path(file).name != file or file.endswith(INDEX)), None):
         raise ArtifactError(f"{path}: names the shard {strange!r}; shards lie beside their index")
@@ -82,8 +79,7 @@ def _shards(path: Path) -> dict[str, Tensor]:
 
 
 def _pickled(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ArtifactError(f"{path}: no such file")
+    bounded.size(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, LookupError, TypeError, AttributeError) as error:

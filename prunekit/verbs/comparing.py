@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from prunekit import checkpoint
+from prunekit import bounded, checkpoint
 from prunekit.durable import together
+from prunekit.errors import ArtifactError
 from prunekit.plan import Plan
 from prunekit.recipe import CompareRefine
 from prunekit.report import comparison_figure, save_figure
@@ -86,7 +88,7 @@ def _whole(refined: Callable[[Plan], Plan]) -> Callable[[Plan], Plan]:
 def _write(run: Run, comparison: Comparison, anew: bool) -> None:
     """compare.json, compare.csv and compare.png say the same: all are written, or those that do not."""
     table, picture, text = run.path / "compare.csv", run.path / "compare.png", comparison.csv()
-    other = anew or not table.is_file() or table.read_text(encoding="utf-8", errors="replace") != text
+    other = anew or not _holds(table, text)
     if not other and picture.is_file():
         return
     with together(run.path) as staged:
@@ -95,3 +97,10 @@ def _write(run: Run, comparison: Comparison, anew: bool) -> None:
         if other:
             checkpoint.write_text(staged.folder / table.name, text)
         save_figure(comparison_figure(comparison), staged.folder / picture.name)
+
+
+def _holds(file: Path, text: str) -> bool:
+    try:
+        return bounded.text(file, len(text.encode())) == text
+    except ArtifactError:
+        return False

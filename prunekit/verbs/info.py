@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from prunekit import checkpoint
 from prunekit.apply import Manifest
 from prunekit.criteria.spec import text_of
 from prunekit.errors import ArtifactError
+from prunekit.links import refuse_links_out
 from prunekit.recipe import Recipe
 from prunekit.trajectory import Trajectory
 
@@ -19,7 +21,7 @@ def info(path: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: there is nothing, or nothing that prunekit knows.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         raise ArtifactError(f"{path}: no such file or folder")
     with checkpoint.reading(path, "artifact"):
         return _describe(path)
@@ -40,6 +42,7 @@ def _describe(path: Path) -> dict[str, Any]:
 
 
 def _folder(path: Path) -> dict[str, Any]:
+    refuse_links_out(path)
     if (path / "trajectory.json").exists():
         trajectory = Trajectory(path)
         trajectory.verify()

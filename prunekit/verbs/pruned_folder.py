@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,16 @@ from prunekit.verbs.run_folder import Run
 
 
 def run_of(folder: Path) -> Path:
-    """The run folder that ``RUN/pruned/<name>`` lies in.
+    """The run folder that ``RUN/pruned/<name>`` lies in, as it is written, or that a link to such a folder leads into.
 
     Raises:
         UsageError: it does not lie in one.
     """
-    run = folder.resolve().parent.parent
-    if folder.resolve().parent.name != "pruned" or not (run / "recipe.yaml").exists():
-        raise UsageError(f"{folder}: not RUN/pruned/NAME inside a run folder")
-    return run
+    for place in (Path(os.path.abspath(folder)), folder.resolve()):
+        run = place.parent.parent
+        if place.parent.name == "pruned" and (run / "recipe.yaml").exists():
+            return run
+    raise UsageError(f"{folder}: not RUN/pruned/NAME inside a run folder")
 
 
 def read_plan(run: Run, path: Path) -> Plan:

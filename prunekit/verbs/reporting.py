@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from prunekit import bounded
 from prunekit.apply import Manifest
 from prunekit.artifact import Artifact
 from prunekit.errors import ArtifactError
@@ -50,7 +51,8 @@ def run_artifacts(run: Run) -> tuple[RunArtifacts, list[str]]:
         try:
             return read()
         except ArtifactError as error:
-            left_out.append(str(error))
+            if str(error) not in left_out:  # a part of several composed scores
+                left_out.append(str(error))
             return None
 
     def own(kind: type[Kind], path: Path) -> Kind | None:
@@ -74,7 +76,7 @@ def run_artifacts(run: Run) -> tuple[RunArtifacts, list[str]]:
     read = {kind: own(kind, run.path / place) for kind, place in asked.items()}
     artifacts = RunArtifacts(
         path=run.path,
-        recipe=(run.path / "recipe.yaml").read_text(encoding="utf-8"),
+        recipe=bounded.text(run.path / "recipe.yaml", bounded.RECIPE),
         has_data=run.recipe.data is not None,
         trajectory={
             "steps": len(trajectory),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -18,6 +19,7 @@ from prunekit.criteria import Evidence, Scores, compose, expand, model_digest, p
 from prunekit.data import Samples, Split, as_splits
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.imports import call
+from prunekit.links import refuse_links_out
 from prunekit.recipe import Recipe, check_device, read_yaml
 from prunekit.search import Comparison
 from prunekit.structure import kept_layers, prunable_parameters
@@ -42,12 +44,14 @@ class Run:
 
     Raises:
         UsageError: it is no run folder, or its recipe names code that is not known to be this user's.
+        ArtifactError: a link leads out of it.
     """
 
     def __init__(self, path: Path, device: str | None = None, classes: Sequence[int] = (), *, code: bool = True) -> None:
         self.path, self.classes = path, tuple(classes)
-        if not (path / "recipe.yaml").is_file():
+        if not os.path.lexists(path / "recipe.yaml"):
             raise UsageError(f"{path}: not a run folder (no recipe.yaml); make one with prunekit train or import")
+        refuse_links_out(path)
         durable.opened(path)
         self.said = read_yaml(path / "recipe.yaml")
         if code:

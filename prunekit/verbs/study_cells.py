@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from prunekit import checkpoint
+from prunekit import checkpoint, durable
 from prunekit.criteria import expand, parse, score_slug
 from prunekit.errors import ArtifactError
 from prunekit.recipe import BY_LAYERS, Finetune, Recipe, Steps, Study
@@ -73,7 +74,16 @@ class Job:
 
 
 def work(job: Job, tick: Tick) -> dict[str, Any]:
-    """Trains, scores and measures one case and seed; returns facts about the dense model and what criteria cost."""
+    """Trains, scores and measures one case and seed; returns facts about the dense model and what criteria cost.
+
+    Raises:
+        ArtifactError: another process works on these cells.
+    """
+    with durable.locked(job.cells), nullcontext() if job.recipe is None else durable.locked(job.run):
+        return _work(job, tick)
+
+
+def _work(job: Job, tick: Tick) -> dict[str, Any]:
     study = job.study
     if job.recipe is not None:
         train_run(job.recipe, job.run, announce=lambda text: None)
@@ -231,20 +241,31 @@ def _cells(path: Path, made_from: Mapping[str, Any], measure: Callable[[], list[
     return rows
 
 
-def rows_of(job: Job) -> Iterator[dict[str, Any]]:
-    """Every row of a job that belongs to its study."""
+def rows_of(job: Job, measures: Collection[str]) -> Iterator[dict[str, Any]]:
+    """Every row of a job that belongs to its study.
+
+    Raises:
+        ArtifactError: a file of cells is missing, damaged, or lacks one of the task's ``measures``; names it.
+    """
     for structure in job.study.structures:
         folder = structure.replace(":", "-")
         for name in job.names:
-            for row in Cells.load(job.cells / folder / f"{score_slug(name)}.json").rows:
+            for row in _read(job.cells / folder / f"{score_slug(name)}.json", measures):
                 yield {"case": job.case, "seed": job.seed, **row}
         ways = job.study.ways_of(structure)
         kinds = ["compensated", "tuned", *ways, *(f"{way}-compensated" for way in ways), AGAIN_FOLDER]
         again = [path for kind in kinds for path in sorted((job.cells / f"{folder}-{kind}").glob("*.json"))]
         for path in again:
-            for row in Cells.load(path).rows:
+            for row in _read(path, measures):
                 if _belongs(row, job.study):
                     yield {"case": job.case, "seed": job.seed, **row}
+
+
+def _read(path: Path, measures: Collection[str]) -> list[dict[str, Any]]:
+    rows = Cells.load(path).rows
+    for lost in (name for row in rows for name in measures if name not in row["validation"] or name not in row["test"]):
+        raise ArtifactError(f"{path}: not a whole file of cells (a row lacks {lost}); remove it, and it is measured again")
+    return rows
 
 
 def _belongs(row: Mapping[str, Any], study: Study) -> bool:

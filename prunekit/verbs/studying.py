@@ -5,16 +5,20 @@ from __future__ import annotations
 import inspect
 import multiprocessing
 import queue
+import signal
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prunekit import checkpoint
+from prunekit import checkpoint, stopping
 from prunekit.criteria import expand
 from prunekit.durable import together
-from prunekit.errors import UsageError
+from prunekit.errors import PrunekitError, UsageError
 from prunekit.imports import load_object, use_working_folder
 from prunekit.measure import machine
 from prunekit.progress import Bar
@@ -46,11 +50,11 @@ def study_run(study: Study, jobs: Sequence[Job], out: Path, processes: int) -> S
             facts = [work(job, bar.advance) for job in jobs]
         else:
             facts = list(_parallel(jobs, processes, bar))
-    rows = [row for job in jobs for row in rows_of(job)]
     measures = facts[0]["measures"]
     other = next((f for f in facts if f["measures"] != measures), None)
     if other is not None:
         raise UsageError(f"{other['case']} and {facts[0]['case']} are of other tasks, whose measures cannot be compared")
+    rows = [row for job in jobs for row in rows_of(job, [m["name"] for m in measures])]
     methods = {criterion: expand(criterion) for criterion in study.criteria}
     result = StudyRecord(
         study=study.model_dump(mode="json"),
@@ -77,7 +81,8 @@ def _parallel(jobs: Sequence[Job], processes: int, bar: Bar) -> Iterator[dict[st
     with ProcessPoolExecutor(
         processes, mp_context=context, initializer=_begin, initargs=(ticks, [job.run for job in jobs])
     ) as pool:
-        futures = [pool.submit(_remote, job) for job in jobs]
+        with _interrupts_held():
+            futures = [pool.submit(_remote, job) for job in jobs]
         pending: set[Future[dict[str, Any]]] = set(futures)
         try:
             while pending:
@@ -85,6 +90,10 @@ def _parallel(jobs: Sequence[Job], processes: int, bar: Bar) -> Iterator[dict[st
                 _drain(ticks, bar)
                 for future in done:
                     future.result()  # the first failure ends it
+        except BrokenProcessPool:
+            raise PrunekitError(
+                "a process of the study was killed, or ran out of memory; finished cells are kept, start it again"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in multiprocessing.active_children():
@@ -92,6 +101,16 @@ def _parallel(jobs: Sequence[Job], processes: int, bar: Bar) -> Iterator[dict[st
             raise
         _drain(ticks, bar)
         yield from (future.result() for future in futures)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C comes afterwards; processes that are started inside never hear of it, from their first moment on."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _drain(ticks: Any, bar: Bar) -> None:
@@ -108,14 +127,11 @@ _ticks: Any = None
 
 
 def _begin(ticks: Any, runs: Sequence[Path]) -> None:
-    """A worker says nothing, and leaves Ctrl-C to its parent."""
-    import signal
-    import warnings
-
+    """A worker says nothing, and ends with its parent, however that ends."""
     global _ticks
     _ticks = ticks
+    stopping.end_with_parent()
     use_working_folder(*runs)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.simplefilter("ignore")
 
 

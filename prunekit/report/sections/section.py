@@ -52,7 +52,9 @@ class RunArtifacts:
 
     def added_by_eval(self, what: str, name: str) -> str:
         """The line which says that the run lacks ``what``, and that evaluating the pruned model ``name`` adds it."""
-        return f"no {what}; prunekit eval {self.path / 'pruned' / name} adds it"
+        folder = self.path / "pruned" / name
+        again = " --overwrite" if name not in self.evaluations and (folder / "eval.json").exists() else ""  # one that is damaged
+        return f"no {what}; prunekit eval {folder}{again} adds it"
 
 
 def _nothing(_: RunArtifacts) -> Sequence[str]:

@@ -9,7 +9,7 @@ from prunekit.report.measures import Shown
 
 
 def print_table(table: Table) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, color_system=None)  # no escapes of its own, since none is let through (cli/output.py)
     if not console.is_terminal:
         console.width = 140  # a file or a pipe has no width; the default of 80 would break rows
     if table.title:
