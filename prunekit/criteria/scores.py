@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from prunekit import checkpoint
+from prunekit.artifact import conform
 from prunekit.criteria.group_scores import GROUPINGS
 from prunekit.errors import ArtifactError, NonFiniteError
 
@@ -158,6 +159,9 @@ class Scores:
         with checkpoint.reading(path, "score file"):
             if header["schema"] != SCHEMA:
                 raise ArtifactError(f"{path}: schema {header['schema']}, this prunekit reads {SCHEMA}")
+            for each in (header, *header.get("parts", ())):
+                conform(each["cost"], dict[str, float], "cost")
+                conform(each["findings"], dict[str, Any], "findings")
             return cls._of(header, tensors, path)
 
     @classmethod

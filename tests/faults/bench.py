@@ -78,8 +78,9 @@ class Bench:
         """
         child = os.fork()
         if child == 0:
-            code = 1
+            code, opened = 1, set[str]()
             try:
+                sys.addaudithook(lambda event, facts: opened.add(str(facts[0])) if event == "open" else None)
                 for number, name in ((1, "out"), (2, "err")):
                     with (self.folder / name).open("w") as file:
                         os.dup2(file.fileno(), number)
@@ -88,6 +89,7 @@ class Bench:
                 signal.setitimer(signal.ITIMER_REAL, limit)
                 code = prunekit(*self._arguments(place, verb))
                 sys.stdout.flush()
+                (self.folder / "opened").write_text("\n".join(sorted(opened)))
                 if not (self.folder / "modules").exists():
                     (self.folder / "modules").write_text(json.dumps(sorted(sys.modules)))
             finally:
@@ -98,6 +100,11 @@ class Bench:
             os.kill(child, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         return Done(code, *((self.folder / name).read_text(errors="replace") for name in ("out", "err")))
+
+    def opened(self, place: Path) -> list[Path]:
+        """Files of a copy that the last call has opened."""
+        return [place / Path(name).relative_to(place) for name in (self.folder / "opened").read_text().splitlines()
+                if name.startswith(f"{place}/") and "/.prunekit." not in name]  # fmt: skip
 
     def _arguments(self, place: Path, verb: Sequence[str]) -> list[str]:
         found = [str(place / PLACES[word]) if word in PLACES else word for word in verb]
