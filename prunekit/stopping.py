@@ -28,7 +28,12 @@ class Terminated(BaseException):
     """SIGTERM came. Like KeyboardInterrupt it is no error, so that nothing on the way takes it for one."""
 
 
-RAISED: dict[int, type[BaseException]] = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+class Interrupted(KeyboardInterrupt):
+    """SIGINT came. Python ends a process by the signal itself, and so with another code, if its own class passed an ``exec``."""
+
+
+RAISED: dict[int, type[BaseException]] = {signal.SIGINT: Interrupted, signal.SIGTERM: Terminated}
+COMES_OF: dict[int, type[BaseException]] = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
 _owner = 0
 """The process that this is for; one that it forks has these handlers too, and no use for them."""
@@ -82,7 +87,7 @@ def told(error: BaseException | None) -> tuple[str, int] | None:
     """What to say and the exit code, where an error came of a signal: is it, or was raised while one was answered."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        for signum, kind in RAISED.items():
+        for signum, kind in COMES_OF.items():
             if isinstance(error, kind):
                 return SAID[signal.Signals(signum)]
         seen.add(id(error))
@@ -139,7 +144,7 @@ def _importing(frame: FrameType | None) -> bool:
 
 def _unraisable(unraisable: Any) -> None:
     """A signal that was raised inside a destructor, where Python prints what is raised and goes on."""
-    for signum, kind in RAISED.items():
+    for signum, kind in COMES_OF.items():
         if isinstance(unraisable.exc_value, kind):
             _leave(signum)
     sys.__unraisablehook__(unraisable)

@@ -40,6 +40,7 @@ def test_a_signal_while_libraries_are_imported(signum: signal.Signals, seconds: 
 
 SCENES = {
     "at work": "with stopping.raised(): come()",
+    "in code from a text": "with stopping.raised(): exec('come()')",
     "during an import": "import comes",
     "twice": "with stopping.raised():\n    try: come()\n    finally: come()",
     "in a destructor": "class It:\n    def __del__(self): come()\nwith stopping.raised():\n    it = It()\n    del it",
