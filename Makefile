@@ -8,7 +8,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check
 # cannot be had, that test says so and is skipped.
 PEER = $(PIP) install -q --no-deps --ignore-requires-python explaind==0.1.0 tqdm==4.70.1 || true
 
-.PHONY: demo test test-fast zoo lint types check clean
+.PHONY: demo test test-fast zoo fuzz chaos lint types check clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -25,6 +25,15 @@ test-fast: .venv/installed-test
 zoo: .venv/installed-test
 	.venv/bin/python -m benchmarks.zoo
 	.venv/bin/python -m benchmarks.zoo.verbs
+
+# Files that were changed, and processes that are killed, at every operation and at random moments: more than make test tries.
+fuzz: .venv/installed-test
+	.venv/bin/python -m tests.faults.fuzz 10000
+
+chaos: .venv/installed-test
+	.venv/bin/python -m tests.faults.kill
+	.venv/bin/python -m tests.faults.kill --full-disk
+	.venv/bin/python -m tests.faults.kill --random 10
 
 lint: .venv/installed-dev
 	.venv/bin/python -m ruff check .

@@ -279,6 +279,10 @@ class Plan:
             rows = keep if unit else keep.movedim(self.outputs(name), 0)
             if not unit and pattern is not None and (fault := pattern_fault(rows, pattern)) is not None:
                 raise ArtifactError(f"{source}: {name} {fault}; its structure is {self.structure}")
+        for key, where in self.index.items():
+            name, _, axis = key.split("|")[1].rpartition("@")
+            if where.numel() and not 0 <= int(where.min()) <= int(where.max()) < self.shapes[name][int(axis)]:
+                raise ArtifactError(f"{source}: {INDEX}{key} names units that {name} does not have")
         lost = sorted(self.groups - self.keep.keys())
         if lost:
             raise ArtifactError(f"{source}: says nothing of {lost[0]}")
@@ -344,7 +348,7 @@ class Plan:
             header["structure"],
             decisions[KEEP],
             {k.removeprefix(INDEX): v for k, v in tensors.items() if k.startswith(INDEX)},
-            {name: tuple(shape) for name, shape in header["shapes"].items()},
+            {name: torch.Size(shape) for name, shape in header["shapes"].items()},
             header["provenance"],
             header.get("modules", {}),
             decisions[GIVEN],

@@ -17,6 +17,7 @@ from prunekit.errors import ArtifactError, UsageError
 from prunekit.plan import Plan
 from prunekit.steps.schedule import Figure
 from prunekit.trajectory import Continued, Trajectory
+from prunekit.trajectory.bare import named_tensors
 from prunekit.verbs.run_folder import Run
 
 
@@ -95,6 +96,11 @@ def open_pruned(run: Run, folder: Path) -> tuple[Manifest, Plan, torch.nn.Module
         raise ArtifactError(
             f"{folder}: pruned from model {plan.provenance['model']}, this run's is {found}; prune again with --overwrite"
         )
+    named = named_tensors(run.model)
+    for name, shape in plan.shapes.items():
+        if name not in named or named[name].shape != shape:
+            own = tuple(named[name].shape) if name in named else "absent"
+            raise ArtifactError(f"{folder / 'plan.safetensors'}: its model's {name} is {tuple(shape)}; here it is {own}")
     return manifest, plan, load(folder, run.new_model)
 
 

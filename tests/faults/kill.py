@@ -1,6 +1,7 @@
 """Kills every writing verb at every one of its durable operations, or at random moments, and looks at what is left.
 
-``python -m tests.faults.kill`` kills at every operation, ``--random N`` at N moments of each verb. What must hold each time:
+``python -m tests.faults.kill`` kills at every operation, ``--random N`` at N moments of each verb; ``--full-disk`` fills the disk
+at every operation, which is to be told in one line. What must hold each time:
 
 - before anything else is called, whatever stood before stands, old or new, and proves itself;
 - the same verb, called again, succeeds, and leaves what an undisturbed call leaves, and nothing else.
@@ -9,7 +10,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
+import itertools
 import os
 import random
 import re
@@ -17,13 +20,15 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from prunekit import checkpoint
 from prunekit.apply import Manifest
 from prunekit.errors import PrunekitError
 from prunekit.trajectory import Trajectory
-from tests.faults.bench import Bench
+from tests.faults.bench import Bench, Hook
 from tests.faults.small import content
 
 VERBS: dict[str, tuple[str, ...]] = {
@@ -94,8 +99,42 @@ def as_it_is(folder: Path) -> str:
     return total.hexdigest()
 
 
-def check(bench: Bench, name: str, moments: int | None, draw: random.Random) -> tuple[int, list[str]]:
-    """Kills one verb at every operation, or at so many moments; returns how often, and what was wrong."""
+class Way(NamedTuple):
+    """How a call is disturbed: ``hook`` makes what is called before each operation, given the number of the fatal one."""
+
+    name: str
+    hook: Callable[[int], Hook]
+    ends: tuple[int, ...]
+
+
+def kills(fatal: int) -> Hook:
+    """Ends the process as no handler can notice."""
+    counted = itertools.count(1)
+
+    def end(what: str, path: Path) -> None:
+        if next(counted) == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return end
+
+
+def fills_the_disk(fatal: int) -> Hook:
+    """From that operation on nothing can be written, while renaming and removing goes on."""
+    counted = itertools.count(1)
+
+    def full(what: str, path: Path) -> None:
+        if next(counted) >= fatal and what in ("write", "sync"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return full
+
+
+KILLED = Way("killed", kills, (0, -signal.SIGKILL))
+FULL = Way("with a disk that is full", fills_the_disk, (0, 1))
+
+
+def check(bench: Bench, name: str, way: Way, moments: int | None, draw: random.Random) -> tuple[int, list[str]]:
+    """Disturbs one verb at every operation, or kills it at so many moments; returns how often, and what was wrong."""
     verb, counted = VERBS[name], bench.folder / "counted"
     place = bench.copy("whole")
     counted.write_text("")
@@ -109,28 +148,21 @@ def check(bench: Bench, name: str, moments: int | None, draw: random.Random) -> 
         return 0, [f"undisturbed: exit code {done.code}: {done.err}"]
     seconds, operations = time.perf_counter() - begun, len(counted.read_text())
     expected, faults = content(place), []
-    seen_before: set[str] = set()
+    states: set[str] = set()
     run = bench.base / "run"
     before = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
-    for kill in range(1, (operations if moments is None else moments) + 1):
-        place = bench.copy("killed")
-        seen = 0
-
-        def end(what: str, path: Path, kill: int = kill) -> None:
-            nonlocal seen
-            seen += 1
-            if seen == kill:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        moment = draw.uniform(0.0, seconds)
-        done = bench.call(place, verb, end) if moments is None else bench.call(place, verb, after=moment)
-        where = f"{name}, killed " + (f"at operation {kill} of {operations}" if moments is None else f"after {moment:.3f} s")
-        if done.code not in (0, -signal.SIGKILL):
+    times = operations if moments is None else moments
+    for fatal in range(1, times + 1):
+        place, moment = bench.copy("disturbed"), draw.uniform(0.0, seconds)
+        done = bench.call(place, verb, way.hook(fatal)) if moments is None else bench.call(place, verb, after=moment)
+        where = f"{name}, {way.name} " + (f"at operation {fatal} of {operations}" if moments is None else f"after {moment:.3f} s")
+        lines = [line for line in done.err.splitlines() if line.startswith("prunekit: ")]
+        if done.code not in way.ends or "Traceback" in done.err or (done.code == 1 and len(lines) != 1):
             faults.append(f"{where}: exit code {done.code}: {done.err}")
             continue
-        if (state := as_it_is(place)) in seen_before:
+        if (state := as_it_is(place)) in states:
             continue  # the next call would do the same again
-        seen_before.add(state)
+        states.add(state)
         faults += [f"{where}: {fault}" for fault in whole(place / "run", before)]
         if (done := bench.call(place, verb)).code != 0:
             faults.append(f"{where}: the next call ends with {done.code}: {done.err}")
@@ -138,26 +170,28 @@ def check(bench: Bench, name: str, moments: int | None, draw: random.Random) -> 
         found = content(place)
         faults += [f"{where}: {p} is other than undisturbed" for p in expected if found.get(p) != expected[p]]
         faults += [f"{where}: {p} is left behind" for p in (*left(place), *(p for p in found if p not in expected))]
-    return operations if moments is None else moments, faults
+    return times, faults
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("verbs", nargs="*", help=f"of {', '.join(VERBS)}; all of them by default")
     parser.add_argument("--random", type=int, metavar="N", help="kill at so many random moments instead")
+    parser.add_argument("--full-disk", action="store_true", help="fill the disk at every operation instead")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
+    way = FULL if asked.full_disk else KILLED
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))
         total, bad = 0, 0
         for name in asked.verbs or VERBS:
             begun = time.perf_counter()
-            kills, faults = check(bench, name, asked.random, random.Random(f"{asked.seed} {name}"))
-            print(f"{name}: {kills} kills, {len(faults)} faults, {time.perf_counter() - begun:.1f} s", flush=True)
+            count, faults = check(bench, name, way, asked.random, random.Random(f"{asked.seed} {name}"))
+            print(f"{name}: {count} times {way.name}, {len(faults)} faults, {time.perf_counter() - begun:.1f} s", flush=True)
             for fault in faults:
                 print(f"  {fault}", flush=True)
-            total, bad = total + kills, bad + len(faults)
-    print(f"{total} kills, {bad} faults")
+            total, bad = total + count, bad + len(faults)
+    print(f"{total} times {way.name}, {bad} faults")
     return 1 if bad else 0
 
 
