@@ -420,9 +420,7 @@ def merits(run: Path, name: str) -> dict[str, float]:
     return fidelity(outputs, labels, dense)
 
 
-@pytest.mark.parametrize(
-    "options", [("-s", 0.8), ("--structure", "2:4"), ("-s", 0.6, "--structure", "channels", "--compensate")]
-)
+@pytest.mark.parametrize("options", [("-s", 0.8), ("--structure", "2:4"), ("-s", 0.6, "--structure", "channels", "--compensate")])
 def test_auto_takes_the_better_of_refined_and_unrefined_on_validation_data(
     cli: Cli, run: Path, options: tuple[object, ...]
 ) -> None:
