@@ -21,6 +21,7 @@ from prunekit import Plan, checkpoint
 from prunekit.cli import main
 from prunekit.data import Samples
 from prunekit.recipe import RESOLVED, Recipe, read_yaml
+from prunekit.search import ways
 from prunekit.verbs import compensating
 from prunekit.verbs import refining as verbs_refining
 from tests.pictures import undrawn
@@ -57,10 +58,11 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     Unlike a budget in seconds this means the same on a machine that is busy.
     """
 
-    def shortened(plan: Plan, model: nn.Module, samples: Samples, *, steps: int, rounds: int, **options: Any) -> Plan:
+    def shortened(plan: Plan, model: nn.Module, samples: Samples, *, steps: int = 20, rounds: int = 4, **options: Any) -> Plan:
         return prunekit.refine(plan, model, samples.first(128), steps=min(steps, 20), rounds=min(rounds, 4), **options)
 
-    monkeypatch.setattr(verbs_refining, "refine", shortened)
+    for module in (verbs_refining, ways):
+        monkeypatch.setattr(module, "refine", shortened)
 
 
 @pytest.fixture
