@@ -124,7 +124,7 @@ def factors(objective: Any, plan: Plan) -> Tensor:
 def test_the_count_is_exact_after_every_round(structure: str, name: str) -> None:
     model, batches = trained(name)
     plan, noted = planned(model, structure, 0.4), Noted()
-    refined = refine(plan, model, batches, rounds=5, steps=8, share=0.3, swaps=noted)
+    refined = refine(plan, model, batches, rounds=8, steps=20, share=0.3, swaps=noted)
     assert len(noted.masks) >= len(refined.history) - 1 > 4  # the first is the plan's own
     assert {int(mask.sum()) for mask in noted.masks} == {int(noted.true.keep.sum())}
 
@@ -135,7 +135,7 @@ def test_ratios_and_floors_hold_after_every_round(structure: str) -> None:
     model, batches = trained("flattened")
     ratio = {"hidden" if structure == "channels" else "hidden.weight": 0.5}
     plan, noted = planned(model, structure, 0.45, ratios=ratio, floor=0.3), Noted()
-    refined = refine(plan, model, batches, rounds=5, steps=8, share=0.3, swaps=noted)
+    refined = refine(plan, model, batches, rounds=8, steps=20, share=0.3, swaps=noted)
     assert refined.provenance["ratios"] == ratio
     assert refined.provenance["floor"] == 0.3
     assert len(noted.masks) >= len(refined.history) - 1 > 4
