@@ -52,7 +52,7 @@ MODELS = {
     "timm_deit": _entry("deit_tiny_distilled_patch16_224", num_heads=4, **SMALL),
     "timm_mixer": Entry(_mixer, images(32), senseless=NO_ATTENTION, packages=("timm", "torchvision"), fast=True),
     "timm_efficientnet": Entry(
-        _efficientnet, images(32), senseless=NO_ATTENTION, packages=("timm", "torchvision"), fast=True
+        _efficientnet, images(32), senseless=NO_ATTENTION, packages=("timm", "torchvision")
     ),
     "timm_mobilevit": _entry("mobilevit_xxs", 64),
     "timm_levit": _entry("levit_128s", 64, img_size=64, embed_dim=(32, 48, 64), num_heads=(2, 3, 4), depth=(1, 1, 1), key_dim=8),

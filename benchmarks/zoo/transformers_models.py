@@ -104,7 +104,7 @@ def _entry(
 
 LABELLED = {"num_labels": CLASSES}
 MODELS = {
-    "hf_bert": _entry("BertForSequenceClassification", "BertConfig", _encoder(**LABELLED), "class", fast=True),
+    "hf_bert": _entry("BertForSequenceClassification", "BertConfig", _encoder(**LABELLED), "class"),
     "hf_bert_tokens": _entry(
         "BertForTokenClassification", "BertConfig", _encoder(**LABELLED), "token", "token_classification"
     ),
@@ -124,7 +124,7 @@ MODELS = {
     "hf_mixtral": _entry(
         "MixtralForCausalLM", "MixtralConfig", _decoder(num_local_experts=4, num_experts_per_tok=2), "lm", "causal_lm"
     ),
-    "hf_t5": _entry("T5ForConditionalGeneration", "T5Config", T5, "seq2seq", "seq2seq", fast=True),
+    "hf_t5": _entry("T5ForConditionalGeneration", "T5Config", T5, "seq2seq", "seq2seq"),
     "hf_vit": Entry(_made("ViTForImageClassification", "ViTConfig", **VIT), lambda: splits(_pictures), packages=NEEDS),
     "hf_whisper_encoder": Entry(
         _whisper_encoder, lambda: splits(_spectra), "unlabelled", senseless=NO_LOSS, packages=NEEDS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -20,12 +22,9 @@ def digits(seed: int = 0, test: int = 360, validation: int = 270, scoring: int =
     Raises:
         UsageError: the sizes leave fewer than 100 training samples.
     """
-    from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    bunch = load_digits()
-    x = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 16
-    y = torch.tensor(bunch.target, dtype=torch.int64)
+    x, y = _all()
     if min(test, validation, scoring) < CLASSES or len(x) - test - validation - scoring < 100:
         raise UsageError(
             f"digits: test {test}, validation {validation} and scoring {scoring} must be at least {CLASSES} each and "
@@ -37,3 +36,13 @@ def digits(seed: int = 0, test: int = 360, validation: int = 270, scoring: int =
         rest, part = train_test_split(rest, test_size=size, random_state=seed, stratify=y[rest].tolist())
         parts[name] = part
     return {name: (x[part], y[part]) for name, part in {"train": rest, **parts}.items()}
+
+
+@cache
+def _all() -> tuple[Tensor, Tensor]:
+    """Every image and its digit; read from the file once in a process, and copied into each split."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    x = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 16
+    return x, torch.tensor(bunch.target, dtype=torch.int64)

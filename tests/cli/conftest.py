@@ -21,6 +21,8 @@ from prunekit import Plan, checkpoint
 from prunekit.cli import main
 from prunekit.data import Samples
 from prunekit.recipe import RESOLVED, Recipe, read_yaml
+from prunekit.search import ways
+from prunekit.verbs import compensating
 from prunekit.verbs import refining as verbs_refining
 from tests.pictures import undrawn
 
@@ -51,15 +53,16 @@ Cli = Callable[..., Done]
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refining takes 20 steps, 4 rounds and 256 samples at most: for tests of what is done with refined plans.
+    """Refining takes 20 steps, 4 rounds and 128 samples at most: for tests of what is done with refined plans.
 
     Unlike a budget in seconds this means the same on a machine that is busy.
     """
 
-    def shortened(plan: Plan, model: nn.Module, samples: Samples, *, steps: int, rounds: int, **options: Any) -> Plan:
-        return prunekit.refine(plan, model, samples.first(256), steps=min(steps, 20), rounds=min(rounds, 4), **options)
+    def shortened(plan: Plan, model: nn.Module, samples: Samples, *, steps: int = 20, rounds: int = 4, **options: Any) -> Plan:
+        return prunekit.refine(plan, model, samples.first(128), steps=min(steps, 20), rounds=min(rounds, 4), **options)
 
-    monkeypatch.setattr(verbs_refining, "refine", shortened)
+    for module in (verbs_refining, ways):
+        monkeypatch.setattr(module, "refine", shortened)
 
 
 @pytest.fixture
@@ -77,6 +80,12 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return Done(code if isinstance(code, int) else 0, printed.out, printed.err)
 
     return call
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compensation is computed from 128 samples, not a thousand: what is done with it is the same."""
+    monkeypatch.setattr(compensating, "SAMPLES", 128)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,13 @@ import torch
 import yaml
 
 from prunekit import checkpoint
-from prunekit.errors import UsageError
+from prunekit.apply import Manifest
+from prunekit.artifact import Artifact
+from prunekit.errors import ArtifactError, UsageError
+from prunekit.explain import EvaluationRecord
 from prunekit.recipe import Recipe
+from prunekit.search import Comparison
+from prunekit.training.record import TrainingRecord
 from tests.cli.conftest import RECIPE, Cli, Done
 from tests.cli.test_pipeline import files
 
@@ -265,12 +271,11 @@ def test_compare_makes_its_picture_and_table_again(run: Path, cli: Cli) -> None:
     assert (run / "compare.png").exists()
 
 
-KEYS = {
-    "compare.json": ("cells", "dense", "made_from", "schema"),
-    "train.json": ("losses", "accuracy", "steps"),
-    "trajectory/trajectory.json": ("layout", "optimizer", "provenance", "states", "every", "complete"),
-    "pruned/small/prunekit.json": ("kept", "attributes", "provenance", "plan", "schema"),
-    "pruned/small/eval.json": ("made_from", "kernel", "latency", "pruned"),
+KEYS: dict[str, tuple[type[Artifact], tuple[str, ...]]] = {
+    "compare.json": (Comparison, ("cells", "dense", "made_from", "schema")),
+    "train.json": (TrainingRecord, ("losses", "accuracy", "steps")),
+    "pruned/small/prunekit.json": (Manifest, ("kept", "attributes", "provenance", "plan", "schema")),
+    "pruned/small/eval.json": (EvaluationRecord, ("made_from", "kernel", "latency", "pruned")),
 }
 READERS = {
     "compare.json": ("compare", "prune", "report", "info"),
@@ -279,32 +284,64 @@ READERS = {
     "pruned/small/prunekit.json": ("prune", "eval", "report", "info"),
     "pruned/small/eval.json": ("eval", "report", "info"),
 }
+WRONG = ("absent", None, [], "text")
+RIGHT = [("losses", []), ("accuracy", None), ("plan", "text"), ("kernel", None)]  # what a whole file may say
 
 
-@pytest.mark.parametrize(("name", "key"), [(n, k) for n, keys in KEYS.items() for k in keys])
-@pytest.mark.parametrize("value", ["absent", None, [], "text"])
-def test_json_with_missing_or_mistyped_keys(run: Path, cli: Cli, tmp_path: Path, name: str, key: str, value: object) -> None:
-    content = json.loads((run / name).read_text())
-    if value == "absent":
-        del content[key]
-    else:
-        content[key] = value
-    (run / name).write_text(json.dumps(content))
-    (tmp_path / "r.yaml").write_text(RECIPE)
+def changed(content: dict, key: str, value: object) -> dict:
+    return {k: v for k, v in {**content, key: value}.items() if (k, v) != (key, "absent")}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_json_with_missing_or_mistyped_keys(finished: Path, tmp_path: Path, name: str) -> None:
+    """Refused where the file is read, so by every verb that does."""
+    kind, keys = KEYS[name]
+    whole, path = checkpoint.read_json(finished / name), tmp_path / "file.json"
+    for key, value in product(keys, WRONG):
+        checkpoint.write_json(path, changed(whole, key, value))
+        if (key, value) in RIGHT:
+            kind.load(path)
+            continue
+        with pytest.raises(ArtifactError, match=f"not a whole {kind.CALLED}.*make it again") as refused:
+            kind.load(path)
+        assert str(refused.value).startswith(f"{path}: "), (key, value)
+        assert "\n" not in str(refused.value), (key, value)
+
+
+def told_by_name(cli: Cli, run: Path, name: str, *verbs: str) -> None:
+    """Each verb works or says one line, and not that of the last resort."""
+    (run.parent / "r.yaml").write_text(RECIPE)
     commands = {
-        "train": (tmp_path / "r.yaml", "--out", run),
+        "train": (run.parent / "r.yaml", "--out", run),
         "compare": (run,),
         "prune": (run, "-s", 0.5, "--structure", "channels", "--name", "small", "--no-refine"),
         "eval": (run / "pruned" / "small",),
         "report": (run,),
         "info": (run / name,),
     }
-    for verb in READERS[name]:
+    for verb in verbs:
         done = cli(verb, *commands[verb])
         assert done.code in (0, 1)
         assert "Traceback" not in done.err
-        assert "PRUNEKIT_DEBUG" not in done.err, done.err  # not the last resort: each is told by name
+        assert "PRUNEKIT_DEBUG" not in done.err, done.err
         assert done.err.count("\n") == done.code
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_reader_tells_of_a_mistyped_key(run: Path, cli: Cli, name: str) -> None:
+    key = KEYS[name][1][0] if name in KEYS else "states"
+    checkpoint.write_json(run / name, changed(checkpoint.read_json(run / name), key, "text"))
+    told_by_name(cli, run, name, *READERS[name])
+
+
+@pytest.mark.parametrize("key", ["layout", "optimizer", "states", "every", "complete"])
+def test_a_trajectory_with_missing_or_mistyped_keys(run: Path, cli: Cli, key: str) -> None:
+    """Not all are looked at when it is opened: training goes on with some, pruning reads others."""
+    name = "trajectory/trajectory.json"
+    whole = checkpoint.read_json(run / name)
+    for value in WRONG:
+        checkpoint.write_json(run / name, changed(whole, key, value))
+        told_by_name(cli, run, name, "train", "prune", "info")
 
 
 def test_code_in_a_run_folder_is_not_reached_by_a_dotted_name(run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,8 @@ EXPLAINED = {
 @pytest.mark.parametrize("asked", EXPLAINED)
 def test_text_json_and_page(cli: Cli, run: Path, asked: str) -> None:
     slug, title = EXPLAINED[asked]
-    shown = cli("explain", run, *asked.split())
+    few = ("--samples", 8, "--nodes", 2)
+    shown = cli("explain", run, *asked.split(), *few)
     assert shown.code == 0, shown.err
     assert title in shown.out
     page = run / "explain" / f"{slug}.html"
@@ -44,7 +45,7 @@ def test_text_json_and_page(cli: Cli, run: Path, asked: str) -> None:
     assert title in text
     page.unlink()
     with undrawn():
-        told = cli("explain", run, *asked.split(), "--json")
+        told = cli("explain", run, *asked.split(), *few, "--json")
     result = json.loads(told.out)
     assert result["title"] == title
     assert result["kind"] == "explanation"
@@ -82,11 +83,11 @@ def test_with_second_moments_training_samples_are_shown(cli: Cli, run: Path, tmp
     (tmp_path / "moments.yaml").write_text(recipe)
     other = tmp_path / "moments"
     assert cli("train", tmp_path / "moments.yaml", "--out", other).code == 0
-    found = json.loads(cli("explain", other, "channel", "conv2", 1, "--json").out)
+    found = json.loads(cli("explain", other, "channel", "conv2", 1, "--samples", 6, "--json").out)
     assert found["training"]["sum"] == pytest.approx(found["contribution"]["kernel"], abs=1e-4)
     assert len(found["training"]["raised"]) == 12
     assert "Raised it most" in Path(found["path"]).read_text()
-    sample = json.loads(cli("explain", other, "sample", 7, "--split", "train", "--json").out)
+    sample = json.loads(cli("explain", other, "sample", 7, "--split", "train", "--samples", 6, "--json").out)
     assert sample["label"] == int(Run(other).splits["train"].batch([7])[1])
     seen = [s for s in range(len(Run(other).trajectory)) if 7 in Run(other).trajectory.step(s).batches[0]]
     assert sample["steps"]["seen"] == seen

@@ -65,7 +65,7 @@ def test_a_refined_model_is_written_measured_and_explained(cli: Cli, run: Path) 
     report = (run / "report.html").read_text()
     assert "the repair, round by round" in report
     assert report.count("What came back, and the samples that asked for it") == 1
-    told = json.loads(cli("explain", run / "pruned" / "better", "--json").out)
+    told = json.loads(cli("explain", run / "pruned" / "better", "--nodes", 2, "--json").out)
     sizes = better["refine"]["samples"]
     assert told["samples"] == sizes["accept"]
     for when, mask in (("before", told["before"]), ("after", told["after"])):
@@ -74,11 +74,11 @@ def test_a_refined_model_is_written_measured_and_explained(cli: Cli, run: Path) 
         assert sum(row["blame"] for row in mask["classes"]) + mask["residual"] == pytest.approx(mean, rel=1e-3, abs=1e-8)
     assert told["moved"]["back"] == told["moved"]["out"] == better["refine"]["changed"]
     assert told["refine"]["history"] == plan.history
-    shown = cli("explain", run / "pruned" / "better")
+    shown = cli("explain", run / "pruned" / "better", "--nodes", 2)
     assert "asked for by (label)" in shown.out
     page = (run / "explain" / "pruned-better.html").read_text()
     assert page.count('aria-label="Samples that blame it most') == len(told["units"]) > 0
-    two = json.loads(cli("explain", run, "diff", "plain", "better", "--json").out)
+    two = json.loads(cli("explain", run, "diff", "plain", "better", "--nodes", 2, "--json").out)
     assert [mask["alone"] for mask in two["masks"]] == [better["refine"]["changed"]] * 2
     one_line(cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "better"), 1, "refine was")
     shown = cli("info", run / "pruned" / "better")
@@ -222,13 +222,12 @@ def test_an_accuracy_budget_is_searched_with_refined_plans(cli: Cli, tmp_path: P
     assert 100 * (dense - small) == pytest.approx(better["reached"], abs=1e-3)
 
 
-@pytest.mark.parametrize("structure", ["unstructured", "channels"])
 @pytest.mark.parametrize(
-    "steps",
+    ("structure", "steps"),
     [
-        ("--schedule", "iterative", "--rounds", 3),
-        ("--schedule", "iterative", "--rounds", 2, "--finetune", 1),
-        ("--schedule", "gradual", "--rounds", 2, "--finetune", 1),
+        ("unstructured", ("--schedule", "iterative", "--rounds", 3)),
+        ("channels", ("--schedule", "iterative", "--rounds", 2, "--finetune", 1)),
+        ("unstructured", ("--schedule", "gradual", "--rounds", 2, "--finetune", 1)),
     ],
 )
 def test_every_round_of_a_schedule_is_refined(cli: Cli, run: Path, structure: str, steps: tuple[object, ...]) -> None:
@@ -252,15 +251,15 @@ def test_every_round_of_a_schedule_is_refined(cli: Cli, run: Path, structure: st
     again = cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "better", *asked, "--refine")
     assert "(unchanged, reused)" in again.out
     one_line(cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "better", *asked), 1, "refine was")
-    assert cli("eval", run / "pruned" / "better").code == 0
+    if structure == "channels":
+        assert cli("eval", run / "pruned" / "better").code == 0
     shown = cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "shown", *asked, "--refine").out
     assert shown.count(", divergence ") == len(found["rounds"])
     files = [load_file(run / "pruned" / name / "model.safetensors") for name in ("better", "shown")]
     assert all(torch.equal(files[0][name], tensor) for name, tensor in files[1].items())
 
 
-@pytest.mark.parametrize("structure", ["unstructured", "channels"])
-@pytest.mark.parametrize("steps", [(), ("--schedule", "iterative", "--rounds", 2)])
+@pytest.mark.parametrize(("structure", "steps"), [("channels", ()), ("unstructured", ("--schedule", "iterative", "--rounds", 2))])
 def test_what_was_fine_tuned_is_refined_again(cli: Cli, run: Path, structure: str, steps: tuple[object, ...]) -> None:
     asked = ("--structure", structure, *steps, "--finetune", 2)
     once = pruned(cli, run, "once", *asked, "--refine")
@@ -292,10 +291,10 @@ def test_what_was_fine_tuned_is_refined_again(cli: Cli, run: Path, structure: st
     pruned_kernel = measured["kernel"]["pruned"]
     assert pruned_kernel["by_layer_residual"] < 0.02 * max(pruned_kernel["mean_change"], 1e-3)
     assert pruned_kernel["argmax_agreement"] > 0.9
-    told = json.loads(cli("explain", folder, "--json").out)
+    told = json.loads(cli("explain", folder, "--nodes", 2, "--json").out)
     assert told["refined_again"] == 2
-    assert "refined again after fine-tuning" in cli("explain", folder).out
-    assert cli("explain", run, "diff", "again").code == 0
+    assert "refined again after fine-tuning" in cli("explain", folder, "--nodes", 2).out
+    assert cli("explain", run, "diff", "again", "--samples", 8, "--nodes", 2).code == 0
     facts = json.loads(cli("info", folder / "plan.safetensors", "--json").out)["made_from"]
     lengths = [len(each["history"]) for each in plan.provenance["refine_again"]]
     assert [each["history"] for each in facts["refine_again"]] == [f"{length} entries" for length in lengths]
@@ -421,8 +420,7 @@ def merits(run: Path, name: str) -> dict[str, float]:
     return fidelity(outputs, labels, dense)
 
 
-@pytest.mark.parametrize("options", [("-s", 0.8), ("-s", 0.6, "--structure", "channels"), ("--structure", "2:4"),
-                                     ("-s", 0.6, "--structure", "channels", "--compensate")])  # fmt: skip
+@pytest.mark.parametrize("options", [("-s", 0.8), ("--structure", "2:4"), ("-s", 0.6, "--structure", "channels", "--compensate")])
 def test_auto_takes_the_better_of_refined_and_unrefined_on_validation_data(
     cli: Cli, run: Path, options: tuple[object, ...]
 ) -> None:

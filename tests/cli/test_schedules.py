@@ -75,10 +75,12 @@ def test_round_trip(scored: Path, cli: Cli, name: str) -> None:
     assert sum(v["share"] for v in kernel["pruned"]["by_layer"].values()) == pytest.approx(1)
     assert "reused" in cli("eval", folder).out
     assert json.loads(cli("info", folder, "--json").out)["kind"] == "pruned"
-    assert cli("report", scored).code == 0
+    if name == "tuned":
+        assert cli("report", scored).code == 0
 
 
-@pytest.mark.parametrize("refined", [(), ("--refine", "--refine-budget", "1s")], ids=["plain", "refined"])
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("refined", [(), ("--refine",)], ids=["plain", "refined"])
 def test_runs_keep_their_number_through_fine_tuning(scored: Path, cli: Cli, refined: tuple[str, ...]) -> None:
     """N:M goes at once, which is no schedule of several prunings, and is held while the rest trains."""
     name = "nm-refined" if refined else "nm"

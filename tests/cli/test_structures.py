@@ -17,24 +17,24 @@ from tests.cli.conftest import Cli, whole_run
 RECIPE = """
 seed: 3
 threads: 1
-model: {factory: "prunekit.models:digits_transformer", args: {width: 8, heads: 4, kv_heads: 2, hidden: 12}}
+model: {factory: "prunekit.models:digits_transformer", args: {width: 8, layers: 1, heads: 4, kv_heads: 2, hidden: 12}}
 data: {factory: "prunekit.data:digits", args: {}}
-train: {optimizer: {name: adamw, lr: 0.01, weight_decay: 0.05}, epochs: 2, batch_size: 128}
+train: {optimizer: {name: adamw, lr: 0.01, weight_decay: 0.05}, epochs: 1, batch_size: 128}
 prunable: {ignore: [positions, classifier.weight]}
-score: {samples: 24, criteria: [influence, magnitude, random]}
+score: {samples: 12, criteria: [influence, magnitude, random]}
 compare: {allocations: [global, uniform], structures: [channels, heads, layers, "2:4", "block:4x2"], sparsities: [0.2, 0.5]}
 prune:
-  - {name: neurons, sparsity: 0.4, structure: channels, refine: {when: better, budget: 1s}}
+  - {name: neurons, sparsity: 0.4, structure: channels, refine: {when: better, rounds: 2, learn: false, samples: 64}}
   - {name: heads, sparsity: 0.15, structure: heads, criterion: influence}
-  - {name: layers, sparsity: 0.5, structure: layers, refine: {when: better, budget: 1s}}
-  - {name: nm, structure: "2:4", refine: {when: better, budget: 1s}}
-  - {name: tiles, sparsity: 0.3, structure: "block:4x2", refine: {when: better, budget: 1s}}
-eval: {samples: 16, nodes: 1, latency_batches: [1]}
+  - {name: layers, sparsity: 0.5, structure: layers, refine: {when: better, rounds: 2, learn: false, samples: 64}}
+  - {name: nm, structure: "2:4", refine: {when: better, rounds: 2, learn: false, samples: 64}}
+  - {name: tiles, sparsity: 0.3, structure: "block:4x2", refine: {when: better, rounds: 2, learn: false, samples: 64}}
+eval: {samples: 1, nodes: 1, latency_batches: [1]}
 """
 
 
 def build() -> torch.nn.Module:
-    return digits_transformer(width=8, heads=4, kv_heads=2, hidden=12)
+    return digits_transformer(width=8, layers=1, heads=4, kv_heads=2, hidden=12)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from prunekit.recipe import RESOLVED
 from prunekit.search.study import split
 from prunekit.search.summary import area
 from prunekit.verbs.run_folder import Run
@@ -34,6 +36,17 @@ tune: {epochs: 1, sparsities: {unstructured: [0.8]}}
 
 SHORT = STUDY.replace("seeds: [0, 1]", "seeds: [0]").replace('"tempered(taylor)"', "taylor").replace("leading: 1", "leading: 0")
 SMALL = SHORT.replace("magnitude, random, taylor", "magnitude, taylor").replace("unstructured: [0.5, 0.8]", "unstructured: [0.8]")
+LEAST = """
+cases: {small: small.yaml}
+seeds: [0, 1]
+samples: 24
+criteria: [magnitude, random]
+structures: {unstructured: [0.8], "2:4": [0.5]}
+allocations: {unstructured: [global]}
+leading: 0
+always: [magnitude]
+tune: {epochs: 1, sparsities: {unstructured: [0.8]}}
+"""
 
 
 @pytest.fixture
@@ -44,7 +57,7 @@ def study(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("drawn")
+@pytest.mark.usefixtures("drawn", "short")
 def test_a_study_from_one_command(study: Path, cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "out"
     study.write_text(STUDY + "refine: {of: {unstructured: [magnitude]}}\n")  # at the sparsities of tune
@@ -128,8 +141,8 @@ def test_compensation_by_layers_alone(study: Path, cli: Cli, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_cells_are_the_same_from_processes_kept_and_measured_again_where_damaged(study: Path, cli: Cli, tmp_path: Path) -> None:
-    out, text = tmp_path / "out", SMALL.replace("seeds: [0]", "seeds: [0, 1]").replace("channels: [0.4]", "'2:4': [0.5]")
-    study.write_text(text.replace("channels: [global, uniform]", ""))
+    out = tmp_path / "out"
+    study.write_text(LEAST)
     assert cli("compare", study, "--out", out).code == 0
     done = cli("compare", study, "--out", tmp_path / "two", "--jobs", 2)
     assert done.code == 0, done.err
@@ -146,9 +159,15 @@ def test_cells_are_the_same_from_processes_kept_and_measured_again_where_damaged
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short")
 def test_asking_for_refined_again_measures_nothing_else(study: Path, cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    text = SMALL.replace("epochs: 1", "epochs: 3").replace(", channels: [0.4]", "").replace(", channels: [global, uniform]", "")
+    text = (
+        SMALL.replace("compensate: true\n", "")
+        .replace("epochs: 1", "epochs: 3")
+        .replace(", channels: [0.4]", "")
+        .replace(", channels: [global, uniform]", "")
+    )
     study.write_text(text + "refine: {tune: [refined]}\n")
     assert cli("compare", study, "--out", out).code == 0
     first = (out / "compare.csv").read_text()
@@ -178,6 +197,9 @@ def test_epochs_are_split_without_loss(epochs: int, runs: int) -> None:
 
 
 def test_runs_that_are_there_already(run: Path, cli: Cli, tmp_path: Path) -> None:
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["compare"]["sparsities"] = [0.5]
+    (run / "recipe.yaml").write_text(RESOLVED + yaml.safe_dump(recipe))
     done = cli("compare", run, "--out", tmp_path / "out", "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)
@@ -235,12 +257,12 @@ def test_a_runs_own_comparison_is_not_replaced(study: Path, run: Path, cli: Cli)
 
 @pytest.mark.slow
 def test_ctrl_c_stops_the_workers_and_says_one_line(study: Path, tmp_path: Path) -> None:
-    study.write_text(STUDY.replace("seeds: [0, 1]", "seeds: [0, 1, 2, 3, 4, 5]"))
+    study.write_text(LEAST.replace("seeds: [0, 1]", "seeds: [0, 1, 2, 3]"))
     command = [sys.executable, "-m", "prunekit", "compare", str(study), "--out", str(tmp_path / "out"), "--jobs", "2", "-q"]
     heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 - a job in the background of a shell ignores it
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "out").glob("runs/*/trajectory")) and time.monotonic() < deadline:
+    while not list((tmp_path / "out").glob("runs/*")) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
