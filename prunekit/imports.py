@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -99,8 +100,17 @@ class _Guard:
             return
         spec = PathFinder.find_spec(name, path, target)
         for place in () if spec is None else (spec.origin, *(spec.submodule_search_locations or ())):
-            if place and (run := _in_run_folder(Path(place).resolve())) is not None:
+            if place and (run := _in_run_folder(_resolved(place))) is not None:
                 raise _InRunFolder(name, run)
+
+
+def _resolved(place: str) -> Path:
+    """``Path.resolve``, which asks about every folder on the way, done once a folder: hundreds of modules lie in few."""
+    folder, name = os.path.split(place)
+    return Path(os.path.realpath(place)) if os.path.islink(place) else Path(_real_folder(folder), name)
+
+
+_real_folder = cache(os.path.realpath)
 
 
 def load_object(path: str, key: str) -> Any:
