@@ -22,20 +22,13 @@ def digits(seed: int = 0, test: int = 360, validation: int = 270, scoring: int =
     Raises:
         UsageError: the sizes leave fewer than 100 training samples.
     """
-    from sklearn.model_selection import train_test_split
-
     x, y = _all()
     if min(test, validation, scoring) < CLASSES or len(x) - test - validation - scoring < 100:
         raise UsageError(
             f"digits: test {test}, validation {validation} and scoring {scoring} must be at least {CLASSES} each and "
             f"leave 100 of {len(x)} samples for training"
         )
-    rest = list(range(len(x)))
-    parts = {}
-    for name, size in (("test", test), ("validation", validation), ("scoring", scoring)):
-        rest, part = train_test_split(rest, test_size=size, random_state=seed, stratify=y[rest].tolist())
-        parts[name] = part
-    return {name: (x[part], y[part]) for name, part in {"train": rest, **parts}.items()}
+    return {name: (x[part], y[part]) for name, part in _split(seed, test, validation, scoring).items()}
 
 
 @cache
@@ -46,3 +39,16 @@ def _all() -> tuple[Tensor, Tensor]:
     bunch = load_digits()
     x = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 16
     return x, torch.tensor(bunch.target, dtype=torch.int64)
+
+
+@cache
+def _split(seed: int, test: int, validation: int, scoring: int) -> dict[str, list[int]]:
+    """Which images are in which split."""
+    from sklearn.model_selection import train_test_split
+
+    _, y = _all()
+    rest, parts = list(range(len(y))), {}
+    for name, size in (("test", test), ("validation", validation), ("scoring", scoring)):
+        rest, part = train_test_split(rest, test_size=size, random_state=seed, stratify=y[rest].tolist())
+        parts[name] = part
+    return {"train": rest, **parts}

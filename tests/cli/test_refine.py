@@ -337,7 +337,7 @@ def test_recipes_can_ask_for_it(cli: Cli, tmp_path: Path) -> None:
             "name": "a",
             "criterion": "magnitude",
             "sparsity": 0.9,
-            "refine": {"rounds": 4, "learn": False, "samples": 100},
+            "refine": {"rounds": 2, "learn": False, "samples": 100},
             "squeeze": True,
         },
         {"name": "b", "criterion": "magnitude", "sparsity": 0.9, "refine": False},

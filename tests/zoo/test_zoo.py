@@ -20,8 +20,8 @@ FAST = [name for name, entry in table.MODELS.items() if entry.fast]
 # These cost more than all other steps together, and look at a model through what those have shown to work: each is asked
 # of two or three kinds, and not of all.
 DEAR = {
-    "refine": ("hf_llama", "unet"),
-    "eval": ("tv_resnet18", "lstm_tagger", "vae"),
+    "refine": ("hf_llama", "regression"),
+    "eval": ("unet", "lstm_tagger", "vae"),
     "explain": ("hf_llama", "regression"),
 }
 
