@@ -94,6 +94,7 @@ def refusal(kind: type[Artifact], path: Path) -> str | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("made", MADE, ids=NAMES)
 def test_values_of_another_type_are_refused_or_allowed_but_never_crash(made: Artifact, tmp_path: Path) -> None:
     path = tmp_path / "a.json"

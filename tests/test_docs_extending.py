@@ -85,6 +85,7 @@ def commands(page: str, section: str) -> list[list[str]]:
     return [shlex.split(line.removeprefix("$ prunekit ").replace("RUN", "run")) for line in lines.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_whole_run_by_a_criterion_and_a_structure_of_ones_own(here: Path, call: Callable[..., str]) -> None:
     call("run", "recipe.yaml", "--out", "run", "--quiet")
     manifest = Manifest.load(here / "run/pruned/recipe/prunekit.json")

@@ -41,6 +41,7 @@ def test_examples_run(name: str, request: pytest.FixtureRequest, tmp_path: Path)
     assert not failed, "".join(said)
 
 
+@pytest.mark.slow
 def test_the_example_of_schedules_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

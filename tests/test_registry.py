@@ -161,6 +161,7 @@ def test_only_import_paths_are_import_paths(wrong: str) -> None:
         table[wrong]
 
 
+@pytest.mark.slow
 def test_importing_prunekit_looks_for_no_packages() -> None:
     code = (
         "from prunekit import score, prune, Recorder, TASKS; from prunekit.recipe import Recipe; "

@@ -254,6 +254,7 @@ def test_a_path_criterion_without_fine_tuning_keeps_its_scores(dense) -> None:
     assert all(torch.equal(done.plan.keep[n], at_once.plan.keep[n]) for n in PRUNABLE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [None, 2])
 @pytest.mark.parametrize("criterion", ["magnitude", "influence"])
 def test_gradual_follows_the_cubic_at_every_event(dense, tmp_path: Path, criterion: str, every: int | None) -> None:
