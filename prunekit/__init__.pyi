@@ -34,5 +34,6 @@ from .task import TASKS as TASKS
 from .task import Task as Task
 from .trajectory import Recorder as Recorder
 from .trajectory import Trajectory as Trajectory
+from .verbs.run_folder import Run as Run
 
 __version__: str

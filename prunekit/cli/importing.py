@@ -14,7 +14,7 @@ from prunekit.cli.verb import verb
 from prunekit.errors import UsageError
 
 PANELS = {
-    "The model": ("model", "model_args", "weights"),
+    "The model": ("model", "model_args", "weights", "trajectory"),
     "Its data and what it is for": ("data", "data_args", "task", "loss"),
     "What may be pruned": ("ignore", "include", "attention"),
 }
@@ -24,12 +24,18 @@ PANELS = {
     name="import",
     after="train",
     headings=PANELS,
-    example="prunekit import --model my_module:build --weights model.safetensors --out RUN",
+    example="prunekit import --model my_module:build --weights model.safetensors --out RUN; what a Recorder left: "
+    "prunekit import --model my_module:build --trajectory DIR --data my_module:data --out RUN",
 )
 def import_(
     model: Annotated[str, typer.Option(help="Import path of the model factory, module:function.")],
-    weights: Annotated[list[Path], typer.Option(help="Checkpoint (safetensors, shards, .pt); repeat it, in order, for a path.")],
     out: Out,
+    weights: Annotated[
+        list[Path] | None, typer.Option(help="Checkpoint (safetensors, shards, .pt); repeat it, in order, for a path.")
+    ] = None,
+    trajectory: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="What Recorder left in a training loop of yours, instead of weights.")
+    ] = None,
     model_args: Annotated[str, typer.Option(metavar="JSON", help="The factory's keyword arguments.")] = "{}",
     data: Annotated[str | None, typer.Option(help="Import path of a data factory, module:function.")] = None,
     data_args: Annotated[str, typer.Option(metavar="JSON", help="The data factory's keyword arguments.")] = "{}",
@@ -43,8 +49,14 @@ def import_(
     ] = None,
     seed: Seed = None, device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Bring in a model that was trained elsewhere."""
+    """Bring in a model that was trained elsewhere: its checkpoints, or what was recorded of its training."""
+    from prunekit.verbs.recorded import import_recording
     from prunekit.verbs.training import import_run
+
+    if (trajectory is None) == (not weights):
+        raise UsageError(
+            "import needs --weights FILE, of one checkpoint or more, or --trajectory DIR, what Recorder left; one of them"
+        )
 
     content: dict[str, Any] = {
         "model": {"factory": model, "args": json_object(model_args, "--model-args")},
@@ -60,7 +72,10 @@ def import_(
     if data is None and data_args != "{}":
         raise UsageError("--data-args without --data")
     with output.working(out):
-        result = import_run(checked, weights, out, overwrite, output.note)
+        if trajectory is not None:
+            result = import_recording(checked, trajectory, out, overwrite, output.note)
+        else:
+            result = import_run(checked, weights or [], out, overwrite, output.note)
     output.show(show_imported, result)
     output.finish(result)
 
@@ -68,7 +83,8 @@ def import_(
 def show_imported(result: dict[str, Any]) -> None:
     from prunekit.report.terminal.tables import again
 
-    kind = (
+    recorded = f"a recorded path of {result['steps']:,} steps" if "steps" in result else None
+    kind = recorded or (
         f"a path of {result['states']} checkpoints" if result["path"] else "one checkpoint (no path: influence needs two or more)"
     )
     task = f", task {result['task']}" if result["task"] else ""

@@ -28,7 +28,7 @@ def score(
     tolerance: Annotated[float | None, typer.Option(help="allowed error, for reconstruction.")] = None,
     stride: Annotated[int | None, typer.Option(min=1, help="kept states a piece.")] = None,
     share: Annotated[str | None, typer.Option(help="kernel, regularisation, whole or survival.")] = None,
-    aggregation: Annotated[str | None, typer.Option(help="l1, l2, square or mean (signed), over samples.")] = None,
+    aggregation: Annotated[str | None, typer.Option(help="l1, l2, square or abs_mean (of a signed mean), over samples.")] = None,
     memory: Annotated[str | None, typer.Option(help="for scores in work, such as 512MiB.")] = None,
     max_error: Annotated[float | None, typer.Option(help="write nothing if the estimated error is larger.")] = None,
     target: Annotated[str | None, typer.Option(help="outputs, log_prob, margin, loss, or module:function.")] = None,

@@ -33,7 +33,7 @@ from prunekit.criteria import (
     taylor,
     wanda,
 )
-from prunekit.criteria.aggregations import AGGREGATIONS
+from prunekit.criteria.aggregations import AGGREGATIONS, written
 from prunekit.criteria.compose import compose, temper
 from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 from prunekit.criteria.identity import model_digest, state_digest
@@ -324,7 +324,7 @@ def provenance(evidence: Evidence, criterion: str) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "criterion": name,
         "group": evidence.options.get("group", chosen.group),
-        "aggregation": aggregation or (evidence.aggregation if chosen.group == "sum" else None),
+        "aggregation": aggregation or (written(evidence.aggregation) if chosen.group == "sum" else None),
         "trajectory": evidence.trajectory.hash,
         "model": state_digest(evidence.state),
         "prunable": list(evidence.prunable),

@@ -29,8 +29,16 @@ class Aggregation:
 AGGREGATIONS: dict[str, Aggregation] = {
     "l1": Aggregation(torch.abs, lambda total, count: total),
     "l2": Aggregation(torch.square, lambda total, count: total.sqrt()),
-    "mean": Aggregation(lambda signed: signed, lambda total, count: (total / count).abs()),
+    "abs_mean": Aggregation(lambda signed: signed, lambda total, count: (total / count).abs()),
     "square": Aggregation(torch.square, lambda total, count: total / count),
 }
-"""``l1``: ``Σ|ψ|``; ``l2``: ``sqrt(Σψ²)``; ``mean``: ``|mean ψ|`` (signed: what samples disagree on cancels); ``square``:
-``mean ψ²``, the order of ``l2`` in the units of a squared change. Sums and means run over samples and targets."""
+"""``l1``: ``Σ|ψ|``; ``l2``: ``sqrt(Σψ²)``; ``abs_mean``: ``|mean ψ|`` (what samples disagree on cancels; the sign is lost);
+``square``: ``mean ψ²``, the order of ``l2`` in the units of a squared change. Sums and means run over samples and targets."""
+WRITTEN = {"abs_mean": "mean"}
+"""How files and canonical names call an aggregation that had another name when they were first written."""
+AGGREGATIONS |= {written: AGGREGATIONS[name] for name, written in WRITTEN.items()}
+
+
+def written(name: str) -> str:
+    """An aggregation's name in files and in criteria's canonical names, which is also accepted wherever one is asked for."""
+    return WRITTEN.get(name, name)

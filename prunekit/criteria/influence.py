@@ -94,7 +94,7 @@ SURVIVAL = replace(
 )
 LCA = replace(
     CRITERION,
-    describes="influence(target=loss,share=whole,aggregation=mean): Loss Change Allocation (arXiv 1909.01440)",
+    describes="influence(target=loss,share=whole,aggregation=abs_mean): Loss Change Allocation (arXiv 1909.01440)",
     accepts=("nodes",),
     preset={"target": "loss", "share": "whole", "aggregation": "mean"},
 )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from prunekit.batch import Inputs, Labels, size
 from prunekit.criteria.additive import collect
+from prunekit.criteria.aggregations import written
 from prunekit.criteria.identity import state_digest
 from prunekit.criteria.scores import Scores
 from prunekit.data.identity import digest_of_tensors
@@ -92,7 +93,7 @@ class OnlineInfluence:
         self.function = ModelFunction(model, self.layout, fixed_state(model, self.layout), target, device, task=get_task(task))
         self.facts: dict[str, Any] = {
             "target": target if isinstance(target, str) else getattr(target, "__qualname__", "user's function"),
-            "rule": rule, "nodes": nodes, "aggregation": aggregation, "share": "kernel",
+            "rule": rule, "nodes": nodes, "aggregation": written(aggregation), "share": "kernel",
         }  # fmt: skip
         self._memory = memory
         self._engine: GradientEngine | None = None

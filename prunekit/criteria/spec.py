@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from prunekit.criteria.aggregations import AGGREGATIONS
+from prunekit.criteria.aggregations import AGGREGATIONS, written
 from prunekit.errors import UsageError, nearest
 from prunekit.imports import IMPORT_PATH
 from prunekit.kernel import SHARES
@@ -308,7 +308,7 @@ def _plain(number: Decimal) -> str:
 OPTIONS: dict[str, Callable[[str], str]] = {
     "target": _one_of(TARGET_NAMES),
     "share": _one_of(SHARES),
-    "aggregation": _one_of(AGGREGATIONS),
+    "aggregation": lambda value: written(_one_of(AGGREGATIONS)(value)),
     "nodes": _count,
     "group": _one_of(("l1", "l2")),
     "damping": _fraction,

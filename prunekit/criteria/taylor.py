@@ -3,8 +3,9 @@
 It is the attribution of the straight segment from θ to 0 with one node at its beginning, so it is computed by the
 same code as influence and its group scores are exact sums as well.
 
-``taylor`` alone is the signed mean over samples, then the absolute value: samples that disagree cancel. ``aggregation=l1``,
-``l2`` or ``square`` take each sample's (and target's) change for itself; ``target`` takes another function than the loss.
+``taylor`` alone is the absolute value of the signed mean over samples (``abs_mean``): samples that disagree cancel.
+``aggregation=l1``, ``l2`` or ``square`` take each sample's (and target's) change for itself; ``target`` takes another
+function than the loss.
 """
 
 from __future__ import annotations

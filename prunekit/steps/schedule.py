@@ -12,6 +12,7 @@ mask changes, but keeps its size.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from prunekit.apply import apply_masks, prune
 from prunekit.criteria import model_digest
-from prunekit.errors import PrunekitError, UsageError, nearest
+from prunekit.errors import Note, PrunekitError, UsageError, nearest
 from prunekit.plan import Plan
 from prunekit.steps.again import RefineAgain, refine_again
 from prunekit.steps.finetune import Finetuning, Tuner, forget
@@ -199,6 +200,13 @@ def prune_by_schedule(
         trajectory.pieces_until(rewind)
         if not 0 <= rewind < how.steps:
             raise UsageError(f"rewind is {rewind}; training has steps 0 to {how.steps - 1}")
+        if end is not None and end > how.steps:
+            warnings.warn(
+                f"rewind: {end - rewind} steps were asked for, {how.steps - rewind} are left from step {rewind} to the dense "
+                f"training's end ({how.steps}) and are taken",
+                Note,
+                stacklevel=2,
+            )
     if again is not None and again.rounds:
         check_again(schedule.name, how is not None, rewind is not None)
     figure = measure if measure is None or isinstance(measure, Figure) else Figure("accuracy", measure)

@@ -6,6 +6,7 @@ had been accumulated are gone, and no step has taken them. The notes that belong
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import UsageError
+from prunekit.errors import Note, UsageError
+
+WITHOUT = (
+    "Recorder: it was not noted which samples this step sees; explanations by training samples (data-wise scores) and replaying "
+    "will not work, everything else will. Iterate over recorder.watch(loader), or call recorder.batch(indices) before each step"
+)
 
 
 class Notes:
@@ -27,6 +33,7 @@ class Notes:
         self.parameters = list(parameters)
         self._hooks: list[Any] = []
         self._shared: _Shared | None = None
+        self._warned = False
         self.drop()
 
     def watch(self) -> None:
@@ -49,10 +56,34 @@ class Notes:
         self._come: set[nn.Parameter] = set()  # those that a gradient came to since the last step
         self._noted, self._drawn = 0, 0  # micro-batches and random states noted when the last gradient came
         self._afterwards = False  # whether the loop notes a batch after its backward pass
+        self._watched = 0  # micro-batches that a watched loader noted last; the loop's own words take their place
 
     def batch(self, indices: Sequence[int] | Tensor, seed: int | None, weight: float | None) -> None:
-        """Adds a micro-batch."""
+        """Adds a micro-batch; of one that a watched loader has noted, these words count."""
+        self._cut(self._watched)
         self._let_go(all_of_it=True)
+        self._add(indices, seed, weight)
+
+    def watched(self, batches: Sequence[Sequence[int]]) -> None:
+        """Adds what a watched loader gives out now, one micro-batch a process; what it gave before and no gradient came of is
+
+        forgotten: the loop has skipped it, or only looked at it.
+        """
+        if self._watched and len(self.line["batches"]) > self._noted:
+            self._cut(len(self.line["batches"]) - self._noted)
+            del self.random[self._drawn :]
+        self._let_go(all_of_it=True)
+        for indices in batches:
+            self._add(indices, None, None)
+        self._watched = len(batches)
+
+    def _cut(self, last: int) -> None:
+        """Forgets the last micro-batches."""
+        self._watched = 0
+        for key in ("batches", "seeds", "weights") if last > 0 else ():
+            del self.line[key][-last:]
+
+    def _add(self, indices: Sequence[int] | Tensor, seed: int | None, weight: float | None) -> None:
         found = indices.tolist() if isinstance(indices, Tensor) else list(indices)
         if not all(isinstance(i, int) or hasattr(i, "__index__") for i in found):
             raise UsageError("recorder.batch takes the sample indices of the batch: whole numbers, one axis")
@@ -75,6 +106,9 @@ class Notes:
         self.drop()
         shared = self._shared
         if shared is None or fresh or line.get("batches") or optimizer in shared.used:
+            if not line.get("batches") and not self._warned:
+                warnings.warn(WITHOUT, Note, stacklevel=2)
+                self._warned = True
             self._shared = _Shared(dict(line), random, state, {optimizer})
             return line, random, 0
         shared.used.add(optimizer)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from prunekit import checkpoint
 from prunekit.errors import ArtifactError, PrunekitError
@@ -21,6 +22,7 @@ from prunekit.trajectory import snapshot
 from prunekit.trajectory.bare import bare, bare_optimizers, named_tensors
 from prunekit.trajectory.describe import describe_optimizers, flat_second_moments, group_options, skipped
 from prunekit.trajectory.layout import Layout, fixed_state, path_dtype, refuse_meta
+from prunekit.trajectory.loaders import Loaders, WatchedLoader
 from prunekit.trajectory.members import Members
 from prunekit.trajectory.notes import Notes
 from prunekit.trajectory.proof import ENDED, FIXED, START, going_on, seal
@@ -49,7 +51,7 @@ class Recorder:
         scheduler: kept in the snapshots, for ``resume``; a list of several is one.
         snapshot_every: steps between two snapshots of what the next step depends on; 0 for none.
 
-    Call :meth:`batch` with the indices of the samples that the coming step sees; only data-wise scores need it.
+    Iterate over :meth:`watch` of a DataLoader, or call :meth:`batch` with the indices of the samples that the coming step sees.
     States cost ``4 P`` bytes a step on disk (``8 P`` for float64 models), P the number of coordinates; second moments
     as much again; a snapshot (one at a time) about ``12 P`` for Adam. A copy of the weights is kept in memory: weights that
     something else sets between two steps (averages that are swapped in, an optimizer that is not recorded) are noticed, and
@@ -109,6 +111,7 @@ class Recorder:
         self._snapshot: dict[str, Any] | None = None
         self._kept_last = True
         self._averaged = self._warned = False
+        self._loaders = Loaders(self._notes.watched)
 
     @property
     def resumed(self) -> bool:
@@ -126,6 +129,14 @@ class Recorder:
             weight: factor on this micro-batch's mean loss in the gradient; by default 1 / (micro-batches of the step).
         """
         self._notes.batch(indices, seed, weight)
+
+    def watch(self, loader: DataLoader[Any]) -> WatchedLoader:
+        """The loader, to iterate over: the samples of each batch are noted for the coming step, as by ``batch``.
+
+        Any map-style data set, sampler and workers will do; of a DistributedSampler what every process sees is noted. The next
+        gradient must be of the batch that came out last; a batch without a gradient counts as skipped.
+        """
+        return self._loaders.watched(loader)
 
     def gradient_scale(self, factor: float | Tensor) -> None:
         """Notes the factor that clipping put on the coming step's gradient: ``min(1, max_norm / (norm + 1e-6))``."""

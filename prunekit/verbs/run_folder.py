@@ -28,6 +28,8 @@ from prunekit.trajectory import Trajectory, load_into
 from prunekit.verbs.checks import settled
 
 PROBLEM = "problem"
+RECORDED = "recorded"
+"""Key in the provenance of a trajectory that came from a training loop of the user's own: the hash of what it recorded."""
 OF_THE_MACHINE = ("device", "threads")
 """Keys of a recipe that may be others later than they were in training."""
 
@@ -61,6 +63,57 @@ class Run:
             self.device = check_device(self.recipe.device if device is None else device)
         except ValueError as error:
             raise UsageError(f"--device: {error}") from None
+
+    @classmethod
+    def from_recording(
+        cls,
+        folder: str | Path,
+        trajectory: str | Path,
+        *,
+        model: str | Callable[..., nn.Module],
+        data: str | Callable[..., Any] | None = None,
+        model_args: Mapping[str, Any] | None = None,
+        data_args: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+        **recipe: Any,
+    ) -> Run:
+        """Makes a run of what a ``Recorder`` left in a training loop, which every verb then works on.
+
+        Args:
+            folder: where the run comes to lie.
+            trajectory: the folder that was given to ``Recorder``; it stays, and may be ``folder/trajectory``.
+            model: the model's factory: a function of a module, or its import path ``"module:function"``.
+            data: the data's factory in the same way: train, validation, test and scoring samples. The train split must have the
+                loop's samples in the order of their indices.
+            model_args, data_args: the factories' keyword arguments.
+            recipe: further keys of a recipe: ``task="regression"``, ``prunable={"ignore": [...]}``.
+
+        Raises:
+            ArtifactError: there is no whole trajectory, it is another model's, or ``folder`` holds something else.
+            UsageError: a factory cannot be imported again, or the data are not the recorded ones.
+
+        Example:
+            >>> import torch
+            >>> from prunekit import Recorder, Run
+            >>> from prunekit.models import digits_mlp
+            >>> folder, model = getfixture("tmp_path"), digits_mlp()
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> loader = torch.utils.data.DataLoader(torch.rand(64, 1, 8, 8), 16, shuffle=True)
+            >>> with Recorder(folder / "trajectory", model, optimizer) as recorder:
+            ...     for x in recorder.watch(loader):
+            ...         optimizer.zero_grad()
+            ...         model(x).square().mean().backward()
+            ...         optimizer.step()
+            >>> len(Run.from_recording(folder / "run", folder / "trajectory", model=digits_mlp).trajectory)
+            4
+        """
+        from prunekit.verbs.recorded import factory, import_recording  # which opens runs
+
+        content = {**recipe, "model": factory(model, model_args, "model")}
+        if data is not None:
+            content["data"] = factory(data, data_args, "data")
+        import_recording(Recipe.of(content, "Run.from_recording"), Path(trajectory), Path(folder), overwrite)
+        return cls(Path(folder))
 
     @cached_property
     def trajectory(self) -> Trajectory:

@@ -24,7 +24,7 @@ from prunekit.task.evaluation import References, evaluate
 from prunekit.training import Distillation, batches_per_epoch, recalibrate
 from prunekit.trajectory.copies import copied
 from prunekit.verbs.pruned_folder import write_pruned
-from prunekit.verbs.run_folder import Run, first_difference
+from prunekit.verbs.run_folder import RECORDED, Run, first_difference
 
 
 def prune_in_steps(
@@ -128,9 +128,10 @@ def finetuning_of(run: Run, steps: Steps) -> Finetuning:
     options = asked.optimizer or recipe.train.optimizer
     if asked.lr is not None:
         options = options.model_copy(update={"lr": asked.lr})
-    if steps.rewind is not None and run.trajectory.header["optimizer"] is None:
+    if steps.rewind is not None and (run.trajectory.header["optimizer"] is None or RECORDED in run.trajectory.provenance):
         raise UsageError(
-            "--rewind needs a recorded training; these checkpoints were imported, and how they were trained is not known"
+            "--rewind needs a training of prunekit's own, to train on as it did; this run was imported, and how its loop went on "
+            "is not known; leave it out and give --finetune EPOCHS"
         )
     epochs = recipe.train.epochs if steps.rewind is not None else _epochs(run, asked.epochs)
     return Finetuning(

@@ -27,7 +27,7 @@ from prunekit.trajectory.bare import named_tensors
 from prunekit.trajectory.layout import refuse_meta
 from prunekit.trajectory.loading import fitted
 from prunekit.verbs.checks import settled, told_on_itself, try_once
-from prunekit.verbs.run_folder import PROBLEM, load_splits, reusable
+from prunekit.verbs.run_folder import PROBLEM, RECORDED, load_splits, reusable
 
 
 def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any = print) -> tuple[TrainingRecord, bool]:
@@ -53,8 +53,8 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
     facts = json.loads(json.dumps(recipe.training_facts()))
     provenance = {"recipe": facts, "start": model_digest(model), "data": {n: s.digest() for n, s in splits.items()}}
     trajectory = out / "trajectory"
-    if reusable(trajectory, _made_from(trajectory), provenance, overwrite):
-        _save(recipe, out, out, announce)
+    if reusable(trajectory, made_from(trajectory), provenance, overwrite):
+        save_recipe(recipe, out, out, announce)
         return TrainingRecord.load(out / "train.json"), True
 
     how = TrainOptions(
@@ -100,7 +100,7 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
     )
     with together(out) as staged:
         record.save(staged.folder / "train.json")
-        _save(recipe, staged.folder, out, announce)
+        save_recipe(recipe, staged.folder, out, announce)
         staged.take(partial.name, trajectory.name)
     return record, False
 
@@ -137,15 +137,15 @@ def import_run(
         for note in told_on_itself(splits):
             announce(f"import: {note}")
     trajectory = out / "trajectory"
-    reused = reusable(trajectory, _made_from(trajectory), provenance, overwrite)
+    reused = reusable(trajectory, made_from(trajectory), provenance, overwrite)
     if not reused:
         _check_room(out, 4 * Layout.of(model).total * len(weights))
         with together(out) as staged:
             write_checkpoints(staged.folder / trajectory.name, model, weights, provenance)
-            _save(recipe, staged.folder, out, announce)
+            save_recipe(recipe, staged.folder, out, announce)
             staged.remove("train.json")
     else:
-        _save(recipe, out, out, announce)
+        save_recipe(recipe, out, out, announce)
     opened = Trajectory(trajectory)
     return {
         "states": len(opened) + 1,
@@ -157,7 +157,7 @@ def import_run(
     }
 
 
-def _save(recipe: Recipe, place: Path, out: Path, announce: Callable[[str], None]) -> None:
+def save_recipe(recipe: Recipe, place: Path, out: Path, announce: Callable[[str], None]) -> None:
     """Writes the user's recipe into ``place``, from where it comes into the run folder ``out``: later commands may follow it."""
     recipe.save(place / "recipe.yaml")
     if why := trust.remember(out, read_yaml(place / "recipe.yaml")):
@@ -184,17 +184,17 @@ def _figure(model: nn.Module, split: Split, task: Task) -> float:
     return evaluate(model, split.samples(), task).figures()[task.measures[0].name]
 
 
-def _made_from(trajectory: Path) -> dict[str, Any] | None:
+def made_from(trajectory: Path) -> dict[str, Any] | None:
     if not trajectory.exists():
         return None
     try:
         opened = Trajectory(trajectory)
         opened.verify()  # a damaged one may not be reused
         _ = opened.fixed
-        if opened.header["optimizer"] is not None:
+        if opened.header["optimizer"] is not None and RECORDED not in opened.provenance:
             TrainingRecord.load(trajectory.parent / "train.json")
         with checkpoint.reading(trajectory / "trajectory.json", "trajectory"):
-            return _given(opened.header)
+            return given(opened.header)
     except PrunekitError as error:
         return {PROBLEM: str(error)}
 
@@ -204,12 +204,12 @@ def _can_resume(partial: Path, provenance: dict[str, Any]) -> bool:
     try:
         header = checkpoint.read_json(partial / "trajectory.json", "trajectory")
         checkpoint.read_header(partial / snapshot.NAME, "snapshot")
-        return not header["complete"] and _given(header) == provenance
+        return not header["complete"] and given(header) == provenance
     except (ArtifactError, KeyError):
         return False
 
 
-def _given(header: dict[str, Any]) -> dict[str, Any]:
+def given(header: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in header["provenance"].items() if k not in ("prunekit", "torch")}
 
 

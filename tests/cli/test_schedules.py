@@ -276,7 +276,7 @@ def test_imported_models_are_fine_tuned_but_not_rewound(tmp_path: Path, cli: Cli
     assert cli("eval", tmp_path / "r" / "pruned" / "a").code == 0
     done = cli(*asked, "--name", "b", "--rewind", 0)
     assert done.code == 2
-    assert "were imported" in done.err
+    assert "was imported" in done.err
     assert cli("import", *model, "--out", tmp_path / "bare").code == 0
     assert cli("score", tmp_path / "bare", "-c", "magnitude").code == 0
     done = cli("prune", tmp_path / "bare", "-c", "magnitude", "-s", 0.5, "--name", "a", "--finetune", 1)

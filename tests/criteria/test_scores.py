@@ -209,10 +209,13 @@ def test_aggregations_agree_with_their_definitions(tiny_run: Run) -> None:
     batches = [tiny_data(40, torch.float64)]
     function = ModelFunction(model, trajectory.layout)
     signed = torch.cat([p.scores["conv.weight"] for p in attribute(function, trajectory.segments, *batches[0])])
-    expected = {"l1": signed.abs().sum((0, 1)), "l2": signed.square().sum((0, 1)).sqrt(), "mean": signed.mean((0, 1)).abs()}
+    expected = {"l1": signed.abs().sum((0, 1)), "l2": signed.square().sum((0, 1)).sqrt(), "abs_mean": signed.mean((0, 1)).abs()}
     for aggregation, importance in expected.items():
         found = score(trajectory, model, batches, aggregation=aggregation)
         torch.testing.assert_close(found.importance["conv.weight"], importance)
+    old, new = (score(trajectory, model, batches, aggregation=name) for name in ("mean", "abs_mean"))
+    assert old.digest == new.digest
+    assert new.provenance["aggregation"] == "mean"  # what files have always said
     with pytest.raises(UsageError, match="aggregation 'l3' does not exist"):
         score(trajectory, model, batches, aggregation="l3")
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from prunekit import UsageError
 from prunekit.criteria import CRITERIA, DEFAULT, expand, parse, score_slug
-from prunekit.criteria.aggregations import AGGREGATIONS
+from prunekit.criteria.aggregations import AGGREGATIONS, written
 from prunekit.criteria.spec import OPTIONS, RESERVED, TEMPERS, Product, Rank, Single, product, slug, text_of
 from prunekit.kernel import SHARES
 from prunekit.task import TARGET_NAMES
@@ -19,7 +19,7 @@ from prunekit.task import TARGET_NAMES
 VALUES = {
     "target": st.sampled_from(list(TARGET_NAMES)),
     "share": st.sampled_from(list(SHARES)),
-    "aggregation": st.sampled_from(list(AGGREGATIONS)),
+    "aggregation": st.sampled_from(sorted({written(name) for name in AGGREGATIONS})),
     "nodes": st.integers(1, 10**4).map(str),
     "group": st.sampled_from(["l1", "l2"]),
     "damping": st.decimals("0.0001", "1", places=4).map(lambda d: format(d.normalize(), "f")),
@@ -69,6 +69,11 @@ def test_slugs_are_unique(one: Single | Product | Rank, other: Single | Product 
 @given(st.lists(st.tuples(singles(), powers), min_size=2, max_size=4))
 def test_order_of_factors_does_not_matter(factors: list[tuple[Single, Decimal]]) -> None:
     assert product(factors).text == product(factors[::-1]).text
+
+
+def test_an_older_name_of_an_aggregation_is_the_same_criterion_and_file() -> None:
+    assert expand("taylor(aggregation=abs_mean)") == expand("taylor(aggregation=mean)")
+    assert score_slug("taylor(aggregation=abs_mean)") == "taylor.aggregation-mean"
 
 
 def test_examples_of_the_documentation() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from prunekit import Plan, Trajectory, UsageError
 from prunekit.apply import apply_masks
 from prunekit.criteria import Evidence, model_digest, score_evidence
 from prunekit.data import Samples
+from prunekit.errors import Note
 from prunekit.kernel import ModelFunction, reconstruct
 from prunekit.repair import refine
 from prunekit.steps import Finetuning, Planner, Pruned, Schedule, cut, finetune, prune_by_schedule
@@ -302,6 +304,15 @@ def test_rewinding_with_nothing_pruned_is_the_dense_training(dense, tmp_path: Pa
     assert all(torch.equal(child.state(i), dense[1].state(5 + i)) for i in range(8))
     prune_by_schedule(dense[0], planner(dense, "magnitude"), 0.0, how=how(), rewind=5, end=9, folder=tmp_path / "d")
     assert torch.equal(Trajectory(tmp_path / "d").state(-1), dense[1].state(9))
+
+
+def test_rewinding_says_where_training_ends_before_what_was_asked_for(dense, tmp_path: Path) -> None:
+    with pytest.warns(Note, match="15 steps were asked for, 7 are left from step 5 to the dense training's end"):
+        done = prune_by_schedule(dense[0], planner(dense, "magnitude"), 0.5, how=how(), rewind=5, end=20)
+    assert [found["steps"] for found in done.rounds] == [7]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prune_by_schedule(dense[0], planner(dense, "magnitude"), 0.5, how=how(), rewind=5, end=12)
 
 
 def test_one_shot_is_plain_fine_tuning(dense, tmp_path: Path) -> None:

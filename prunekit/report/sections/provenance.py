@@ -30,7 +30,8 @@ SECTION = Section(
 {{ "%.1f"|format(trajectory.bytes / 1e6) }} MB, hash <code>{{ trajectory.hash }}</code>.</p>
 {% if training %}<p>Training took {{ "%.1f"|format(training.cost.seconds) }} s
 {%- if trained %}; validation {{ trained[0].title }} {{ trained[0].spaced(trained[1].validation) }}{% endif %}.</p>
-<img alt="Training loss by epoch" src="{{ picture }}">{% endif %}
+<img alt="Training loss by epoch" src="{{ picture }}">
+{%- else %}<p>The run has no train.json, which prunekit train writes: its losses and time are not known.</p>{% endif %}
 <div class="scroll"><table><tr><th>criterion</th><th>seconds</th><th>digest of the scores</th></tr>
 {% for s in scores %}
 <tr><td>{{ s.criterion }}</td><td>{{ "%.2f"|format(s.seconds) }}</td><td><code>{{ s.digest }}</code></td></tr>

@@ -1,0 +1,173 @@
+"""import --trajectory: what a Recorder left in somebody's own training loop becomes a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from prunekit import checkpoint
+from prunekit.data import Split
+from prunekit.durable import together
+from prunekit.errors import ArtifactError, UsageError
+from prunekit.recipe import Optimizer, RateSchedule, Recipe, Record
+from prunekit.structure import prunable_parameters
+from prunekit.trajectory import Trajectory, load_into, snapshot
+from prunekit.trajectory.layout import refuse_meta
+from prunekit.trajectory.proof import LOG
+from prunekit.verbs.checks import settled, told_on_itself, try_once
+from prunekit.verbs.run_folder import load_splits, reusable
+from prunekit.verbs.training import RECORDED, given, made_from, save_recipe
+
+
+def import_recording(
+    recipe: Recipe, folder: Path, out: Path, overwrite: bool = False, announce: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Makes a run of the trajectory in ``folder``, which stays; where it is ``out/trajectory`` itself, the run is made around it.
+
+    The files are linked where the file system allows it, and take no room twice; else they are copied. The recipe's ``train`` is
+    what the recording shows of it (optimizer, size of batches, epochs): fine-tuning takes it over.
+
+    Returns:
+        the same facts as ``import_run``.
+
+    Raises:
+        ArtifactError: there is no trajectory, it is damaged or was cut off, is of another model or of fine-tuning, or ``out``
+            holds something else.
+        UsageError: the model or the data are not those that were recorded.
+    """
+    recipe.may_save(out / "recipe.yaml")
+    trajectory = _whole(folder, recipe)
+    model = recipe.build_model()
+    refuse_meta(model)
+    try:
+        trajectory.layout.check(model)
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder}: {error}; model.factory is {recipe.model.factory}, see its args") from None
+    load_into(model, trajectory.model_state(), folder)
+    prunable_parameters(model, trajectory.layout, recipe.prunable.ignore, recipe.prunable.include)
+    splits = load_splits(recipe) if recipe.data is not None else None
+    recipe = settled(_as_recorded(recipe, trajectory, splits), model, splits)
+    recipe.load_task()
+    if splits is not None:
+        _check_samples(trajectory, splits["train"], folder)
+        try_once(recipe, model, splits, training=False)
+        for note in told_on_itself(splits):
+            announce(f"import: {note}")
+    noted = given(trajectory.header)
+    provenance = {
+        "recipe": json.loads(json.dumps(recipe.training_facts())),
+        RECORDED: trajectory.hash,
+        "noted": noted["noted"] if RECORDED in noted else noted,
+    }
+    place = out / "trajectory"
+    here = place.exists() and place.samefile(folder)
+    fresh = here and not {"recipe", RECORDED} & set(noted)
+    reused = not fresh and reusable(place, made_from(place), provenance, overwrite)
+    header = {**trajectory.header, "provenance": {**_versions(trajectory), **provenance}}
+    if not reused and here:
+        checkpoint.write_json(place / "trajectory.json", header)
+    with together(out) as staged:
+        if not reused:
+            staged.remove("train.json")
+        if not reused and not here:
+            _link(trajectory, staged.folder / place.name)
+            checkpoint.write_json(staged.folder / place.name / "trajectory.json", header)
+        save_recipe(recipe, staged.folder, out, announce)
+    return {
+        "states": trajectory.pieces + 1,
+        "coordinates": trajectory.layout.total,
+        "trajectory": trajectory.hash,
+        "path": len(trajectory) > 0,
+        "task": None if recipe.data is None else recipe.load_task().name,
+        "steps": len(trajectory),
+        "reused": reused,
+    }
+
+
+def factory(given: str | Callable[..., Any], arguments: Mapping[str, Any] | None, key: str) -> dict[str, Any]:
+    """A recipe's section for a factory by import path, or for the function itself, which other programs must find again.
+
+    Raises:
+        UsageError: they could not: it is of the program that runs now, or made inside a function.
+    """
+    path = given if isinstance(given, str) else f"{getattr(given, '__module__', '')}:{getattr(given, '__qualname__', given)}"
+    if not isinstance(given, str) and (path.startswith("__main__:") or "<" in path):
+        raise UsageError(f"{key}: {path} cannot be imported by later commands; put it into a module, as a function of its own")
+    return {"factory": path, "args": dict(arguments or {})}
+
+
+def _whole(folder: Path, recipe: Recipe) -> Trajectory:
+    """The trajectory in ``folder``, once everything in it was compared with what was noted of it."""
+    if not (folder / "trajectory.json").is_file():
+        raise ArtifactError(f"{folder}: no trajectory there (no trajectory.json); name the folder that was given to Recorder")
+    trajectory = Trajectory(folder, recipe.score.optimizer_rules)
+    if not trajectory.complete:
+        raise ArtifactError(
+            f"{folder}: recording was cut off after {len(trajectory)} steps; go on with Recorder.resume, or record again"
+        )
+    if isinstance(trajectory.provenance.get("parent"), dict):
+        raise ArtifactError(f"{folder}: is of fine-tuning a pruned model; a run begins with the training of the dense one")
+    trajectory.verify()
+    return trajectory
+
+
+def _as_recorded(recipe: Recipe, trajectory: Trajectory, splits: dict[str, Split] | None) -> Recipe:
+    """The recipe with a ``train`` that says what the recording shows; what it does not show stays the default."""
+    header, steps = trajectory.header, [trajectory.step(s) for s in range(len(trajectory))]
+    moved = [step for step in steps if step.moved]
+    changes: dict[str, Any] = {
+        "record": Record(every=header["every"], states=header["states"], second_moments=header["second_moments"]),
+        "schedule": RateSchedule(name="constant") if len({g["lr"] for s in moved for g in s.groups}) == 1 else RateSchedule(),
+    }
+    if (optimizer := _optimizer(header["optimizer"], max((g["lr"] for s in moved for g in s.groups), default=0.0))) is not None:
+        changes["optimizer"] = optimizer
+    batches = [step.batches for step in moved if step.batches]
+    if batches:
+        changes["batch_size"] = max(1, max(sum(map(len, one)) for one in batches))
+        if splits is not None:
+            seen = sum(len(batch) for one in batches for batch in one)
+            changes["epochs"] = max(1, round(seen / len(splits["train"])))
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=changes)})
+
+
+def _optimizer(described: dict[str, Any] | None, rate: float) -> Optimizer | None:
+    """The recipe's words for an optimizer, of its first group, with the highest rate; None where they do not suffice."""
+    name = str((described or {}).get("name", "")).removeprefix("torch.").lower()
+    groups = (described or {}).get("groups")
+    if name not in ("adamw", "adam", "sgd") or not groups:
+        return None
+    keys = ("weight_decay", "momentum", "nesterov") if name == "sgd" else ("weight_decay", "betas")
+    try:
+        return Optimizer(name=name, lr=rate, **{key: groups[0][key] for key in keys})  # type: ignore[arg-type]
+    except ValueError:  # torch takes values that a recipe does not
+        return None
+
+
+def _check_samples(trajectory: Trajectory, train: Split, folder: Path) -> None:
+    """Raises UsageError where a step saw a sample that the train split does not have."""
+    for s in range(len(trajectory)):
+        last = max((k for batch in trajectory.step(s).batches or () for k in batch), default=-1)
+        if last >= len(train):
+            raise UsageError(
+                f"data: step {s} of {folder} saw sample {last}, and the train split has {len(train)}; its samples must be those "
+                "of the loop, in the order of their indices"
+            )
+
+
+def _versions(trajectory: Trajectory) -> dict[str, Any]:
+    return {key: value for key, value in trajectory.provenance.items() if key in ("prunekit", "torch")}
+
+
+def _link(trajectory: Trajectory, place: Path) -> None:
+    """Puts the recording's files into a new folder, trajectory.json left out."""
+    place.mkdir()
+    files = [path for path in trajectory.folder.iterdir() if path.suffix == ".safetensors" and path.name != snapshot.NAME]
+    for path in [*files, trajectory.folder / LOG]:
+        try:
+            os.link(path.resolve(), place / path.name)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(path, place / path.name)
