@@ -14,7 +14,7 @@ from prunekit.errors import UsageError, nearest
 from prunekit.explain.path import JUMP_NODES, SCHEMA, PrunedPath, summed, trace
 from prunekit.explain.training import Training, training_samples
 from prunekit.explain.view import View, quantity
-from prunekit.structure import GROUPED, Groups, find_groups
+from prunekit.structure import GROUPED, Group, Groups, find_groups
 from prunekit.structure.structure import Mappings
 from prunekit.trajectory import Layout
 
@@ -67,6 +67,8 @@ def find_part(
 def explain_part(view: View, part: Part, training: Training | None = None, pruned: Sequence[PrunedPath] = ()) -> dict[str, Any]:
     """What a part contributed: to which classes, when, from which training samples, and what pruning did through it.
 
+    What it consists of is ranked by ``prunekit.explain.ranking``.
+
     Example:
         >>> import copy
         >>> import torch
@@ -107,7 +109,7 @@ def explain_part(view: View, part: Part, training: Training | None = None, prune
         "title": part.title,
         "quantity": quantity(view),
         **view.about,
-        "samples": view.count,
+        "samples": view.looked,
         "weights": {
             "total": int(part.mask.sum()), "by_tensor": part.counts(view.trajectory.layout),
             "norm_at_start": float(start.norm()), "norm_at_end": float(last.norm()),
@@ -200,13 +202,22 @@ def _weight(layout: Layout, name: str, index: str) -> tuple[str, Tensor]:
     return ",".join(map(str, where)), mask
 
 
-def _unit(kind: str, name: str, index: str, layout: Layout, groups: Groups) -> Part:
+def group_of(kind: str, name: str, groups: Groups) -> Group:
+    """The group of units called ``name``.
+
+    Raises:
+        UsageError: there is none; near names are offered.
+    """
     known = {group.name: group for group in groups}
     if name not in known:
         if name in groups.refused:
             raise UsageError(f"{kind}s of {name!r} do not stand alone: {groups.refused[name]}")
         raise UsageError(f"{name!r} has no {kind}s that stand alone; {nearest(name, list(known))}")
-    group = known[name]
+    return known[name]
+
+
+def _unit(kind: str, name: str, index: str, layout: Layout, groups: Groups) -> Part:
+    group = group_of(kind, name, groups)
     if not index.isdecimal() or int(index) >= group.size:
         raise UsageError(
             f"{kind} {index or '(no number)'} of {name} does not exist; it has {group.size}, numbered 0 to {group.size - 1}"

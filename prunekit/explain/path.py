@@ -112,8 +112,12 @@ def phases(firsts: Sequence[int], steps: int, series: Mapping[str, Sequence[floa
     ]  # fmt: skip
 
 
-def by_layer(view: View, weights: Tensor) -> dict[str, Any]:
-    """The weighted sum's step-wise scores by layer: ``layers``, ``first`` steps, and ``(layers, phases)`` sums of both shares."""
+def by_layer(view: View, weights: Tensor, into: Tensor | None = None) -> dict[str, Any]:
+    """The weighted sum's step-wise scores by layer: ``layers``, ``first`` steps, and ``(layers, phases)`` sums of both shares.
+
+    Args:
+        into: ``(2, P)``; each coordinate's gradients and decay are added to it.
+    """
     firsts: list[int] = []
 
     def noted() -> Iterator[Segment]:
@@ -123,7 +127,7 @@ def by_layer(view: View, weights: Tensor) -> dict[str, Any]:
 
     with Bar("layers along the path (steps)", view.pieces) as bar:
         scores = layer_step_scores(
-            view.function, noted(), view.x, view.y, weights, nodes=view.nodes, rule=view.rule, tick=bar.advance
+            view.function, noted(), view.x, view.y, weights, nodes=view.nodes, rule=view.rule, into=into, tick=bar.advance
         ).double()
     names = list(layers_of(view.trajectory.layout))
     rows = []

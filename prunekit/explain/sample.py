@@ -11,7 +11,9 @@ from torch import Tensor
 
 from prunekit.batch import to
 from prunekit.errors import PrunekitError
-from prunekit.explain.path import JUMP_NODES, SCHEMA, PrunedPath, by_layer, half_by, phases, summed, trace
+from prunekit.explain.asked import ask
+from prunekit.explain.path import JUMP_NODES, SCHEMA, PrunedPath, half_by, phases, summed, trace
+from prunekit.explain.ranking import RANKED, Units, coordinate_scores, every_unit, layers_ranked
 from prunekit.explain.training import Training, training_samples
 from prunekit.explain.view import View, quantity
 from prunekit.kernel import data_scores, shares_by_layer
@@ -22,21 +24,31 @@ TRACED = 10  # classes for which training samples are traced apart
 
 
 def explain_sample(
-    view: View, number: int, split: str, training: Training | None = None, pruned: Sequence[PrunedPath] = ()
+    view: View,
+    number: int,
+    split: str,
+    training: Training | None = None,
+    pruned: Sequence[PrunedPath] = (),
+    units: Units | None = None,
+    limit: int = RANKED,
 ) -> dict[str, Any]:
-    """Why the model gives one sample (the view's only one) its answer: by step, layer and training sample, and pruned.
+    """Why the model gives one sample (the view's first) its answer: by step, part and training sample, and pruned.
 
-    What is summed up is the output that the model answers with (centred); without classes, the sum of the task's target.
+    What is summed up is what the view was asked for, else what ``prunekit.explain.asked.ask`` takes by itself: of a wrong answer
+    the answered class's output less the right one's.
+
+    Args:
+        units: the model's channels and heads, ranked beside its layers.
+        limit: of each kind of part, how many are named.
     """
-    end = view.values(view.trajectory.state(-1)).double()[0]
-    answer = int(end.argmax()) if view.classifies else None
-    weights = torch.ones_like(view.own) if answer is None else torch.zeros_like(view.own)
-    if answer is not None:
-        weights[0, answer] = 1
-    asked = view if answer is None else replace(view, y=torch.full_like(view.y, answer))
+    asked = view if view.asked is not None else ask(view)
+    assert asked.asked is not None
+    last = view.trajectory.state(-1)
+    values, weights = asked.values(last).double(), asked.own
+    end = values[0]
     traced = trace(asked, None)
-    layers = by_layer(asked, weights)
-    told = range(len(end)) if view.classifies else [c for c, _, _ in view.classes(end[None])]
+    scores = coordinate_scores(asked)
+    told = range(len(end)) if asked.classifies else [c for c, _, _ in asked.classes(end[None])]
     return {
         "schema": SCHEMA,
         "kind": "explanation",
@@ -44,15 +56,15 @@ def explain_sample(
         "name": str(number),
         "index": split,
         "title": f"{split} sample {number}",
-        "quantity": quantity(view),
-        **view.about,
+        "quantity": quantity(asked),
+        **asked.about,
         "samples": 1,
         "label": view.label(),
-        "answer": view.answers(view.trajectory.state(-1))[0] if answer is None else answer,
+        "answer": view.answers(last)[0],
         "contribution": {
             "kernel": summed(weights, traced.kernel), "regularisation": summed(weights, traced.regularisation),
             "both": summed(weights, traced.kernel + traced.regularisation),
-            "model_at_start": summed(weights, traced.start), "model": summed(weights, end[None]),
+            "model_at_start": summed(weights, traced.start), "model": summed(weights, values),
         },
         "classes": [
             {"class": c, "start": float(traced.start[0, c]), "kernel": float(traced.kernel[0, c]),
@@ -60,7 +72,9 @@ def explain_sample(
             for c in told
         ],
         "steps": traced.steps,
-        "layers": layers,
+        "layers": scores.layers,
+        "ranked": {"layer": layers_ranked(scores, limit), **every_unit(scores, units or {}, limit)},
+        "completeness": scores.completeness,
         "training": training_samples(asked, weights[None], None, training, summed(weights, traced.kernel)),
         "pruning": [_pruned_sample(asked, path, weights) for path in pruned],
         "certificate": traced.certificate,
@@ -134,7 +148,7 @@ def _pruned_sample(view: View, path: PrunedPath, weights: Tensor) -> dict[str, A
     change = sum(summed(weights, (view.values(j.end) - view.values(j.start)).double()) for j in path.jumps)
     return {
         "name": path.name,
-        "answer": int(after.argmax()) if view.classifies else view.answers(path.end)[0],
+        "answer": view.answers(path.end)[0],
         "model": summed(weights, after),
         "change": change,
         "by_layer": shares,

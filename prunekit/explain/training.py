@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from prunekit.batch import Batch
 from prunekit.errors import PrunekitError, UsageError
 from prunekit.explain.answers import label_of
+from prunekit.explain.path import PHASES
 from prunekit.explain.view import View
 from prunekit.kernel import data_scores
 from prunekit.kernel.datawise import check_data_scores
@@ -46,11 +47,20 @@ def training_samples(
         check_data_scores(view.trajectory)
     except PrunekitError as error:
         return {"note": str(error)}
-    with Bar("training samples (steps)", len(view.trajectory)) as bar:
+    steps = len(view.trajectory)
+    edges = [round(k * steps / min(PHASES, steps)) for k in range(min(PHASES, steps) + 1)]
+    when: dict[int, list[float]] = {}
+
+    def each(step: int, indices: Tensor, given: Tensor) -> None:
+        phase = next(k for k, end in enumerate(edges[1:]) if step < end)
+        for k, score in zip(indices.tolist(), given[:, 0, 0].tolist(), strict=True):
+            when.setdefault(k, [0.0] * (len(edges) - 1))[phase] += score
+
+    with Bar("training samples (steps)", steps) as bar:
         try:
             found = data_scores(
                 view.function, view.trajectory, view.x, view.y, training.batch, training.loss, aggregate=weights, only=mask,
-                nodes=view.nodes, rule=view.rule, tick=bar.advance,
+                nodes=view.nodes, rule=view.rule, each=each, tick=bar.advance,
             )  # fmt: skip
         except UsageError as error:  # a loss that mixes its batch
             return {"note": str(error)}
@@ -63,13 +73,23 @@ def training_samples(
         "sum": float(scores.sum()),
         "momentum": float(found.momentum.sum()),
         "difference_to_steps": float(scores.sum()) + float(found.momentum.sum()) - kernel,
-        "raised": _named(raised, scores, training),
-        "lowered": _named(lowered, scores, training),
+        "edges": edges,
+        "raised": _named(raised, scores, training, when, edges),
+        "lowered": _named(lowered, scores, training, when, edges),
     }
 
 
-def _named(indices: list[int], scores: Tensor, training: Training) -> list[dict[str, Any]]:
+def _named(
+    indices: list[int], scores: Tensor, training: Training, when: Mapping[int, list[float]], edges: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Training samples by name: what each gave in every stretch of training, and the stretch in which it gave most."""
     labels = training.batch(torch.tensor(indices))[1] if indices else None
-    return [
-        {"index": k, "label": label_of(labels, place, len(indices)), "score": float(scores[k])} for place, k in enumerate(indices)
-    ]
+    found = []
+    for place, k in enumerate(indices):
+        sign = 1 if scores[k] > 0 else -1
+        most = max(range(len(when[k])), key=lambda phase: sign * when[k][phase])
+        found.append(
+            {"index": k, "label": label_of(labels, place, len(indices)), "score": float(scores[k]), "phases": when[k],
+             "mostly": {"begin": edges[most], "end": edges[most + 1]}}
+        )  # fmt: skip
+    return found

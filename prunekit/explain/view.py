@@ -37,6 +37,23 @@ def _centred(task: Task) -> Target:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """One number that is explained of some samples (see ``prunekit.explain.asked``).
+
+    Attributes:
+        weights: ``(samples, targets)``; the number is the weighted sum of the view's values.
+        target: its name.
+        says: what it is, for text.
+        samples: how many of the view's samples it is about; others are only compared with.
+    """
+
+    weights: Tensor
+    target: str
+    says: str
+    samples: int
+
+
+@dataclass(frozen=True)
 class View:
     """A recorded model looked at on some samples.
 
@@ -45,6 +62,7 @@ class View:
         x, y: the samples' inputs and labels; their split and numbers are the caller's to tell.
         classifies: whether there is one class a sample; else the task's own target is explained.
         nodes, rule, stride: quadrature of a step of training, and kept states a piece.
+        asked: the number that sums the view up; see ``own`` where nobody asks for one.
     """
 
     function: ModelFunction
@@ -55,6 +73,7 @@ class View:
     nodes: int = 1
     rule: str = "midpoint"
     stride: int = 1
+    asked: Asked | None = None
 
     @classmethod
     def of(
@@ -91,6 +110,11 @@ class View:
         """How many samples."""
         return size(self.x)
 
+    @property
+    def looked(self) -> int:
+        """How many samples are explained: all but those that are only compared with."""
+        return self.count if self.asked is None else self.asked.samples
+
     @cached_property
     def labels(self) -> Tensor:
         """One class a sample, ``(samples,)``; only where it ``classifies``."""
@@ -109,6 +133,9 @@ class View:
     @property
     def about(self) -> dict[str, Any]:
         """What is explained where there is not one class a sample: ``task``, ``target`` and a ``note``; empty for classes."""
+        if self.asked is not None:
+            valued = {} if self.classifies else {"task": self.task.name, "target": self.asked.target}
+            return {"asked": self.asked.target, **valued}
         if self.classifies:
             return {}
         name = self.task.name
@@ -128,7 +155,9 @@ class View:
     def own(self) -> Tensor:
         """Weights ``(samples, targets)`` of the one number that sums a view up: the mean over samples of the label's output
 
-        (of all outputs' sum where there is no one label)."""
+        (of all outputs' sum where there is no one label); what is asked for, where something is."""
+        if self.asked is not None:
+            return self.asked.weights
         targets = self.values(self.trajectory.state(0)).shape[1]
         weights = torch.full((self.count, targets), 1 / self.count, dtype=self.trajectory.state(0).dtype)
         if self.classifies:
@@ -164,7 +193,8 @@ class View:
         Without classes by output, where there are several and few enough to be told; else nothing.
         """
         found: list[tuple[int, float, float]] = []
-        if not self.classifies and (self.task.target != "outputs" or not 1 < values.shape[1] <= COLUMNS):
+        target = self.task.target if self.asked is None else self.asked.target
+        if not self.classifies and (target != "outputs" or not 1 < values.shape[1] <= COLUMNS):
             return found
         for c in range(values.shape[1]):
             mine = self._mine(c, values.device)
@@ -189,6 +219,8 @@ class View:
 
 def quantity(view: View) -> str:
     """What a view explains, for text."""
+    if view.asked is not None:
+        return view.asked.says
     if view.classifies:
         return "a class's output less the mean of all outputs (what moves all alike changes no answer)"
     return QUANTITIES.get(view.task.target, f"the target {view.task.target}")

@@ -72,6 +72,7 @@ def data_scores(
     count: int | None = None,
     nodes: int = 1,
     rule: str = "midpoint",
+    each: Callable[[int, Tensor, Tensor], None] | None = None,
     tick: Callable[[int], None] = lambda amount: None,
 ) -> DataScores:
     """Data-wise scores of every training sample.
@@ -89,6 +90,7 @@ def data_scores(
         watch: training samples whose scores are wanted by step too.
         count: how many training samples there are; by default up to the last one that any step saw.
         nodes, rule: quadrature within each step.
+        each: called with a step, the training samples of a batch in it, and their scores ``(indices, samples, targets)``.
         tick: called once per step.
 
     Raises:
@@ -131,6 +133,8 @@ def data_scores(
             seen = trajectory.state(s - step.behind).to(theta.device) if step.behind else theta
             for where, found in products.of(seen, step, trajectory.random_states(s), part):
                 scores.index_add_(0, where.to(scores.device), found.to(scores.dtype))
+                if each is not None:
+                    each(s, where, found)
                 for number, k in enumerate(watch):
                     by_step[s, number] += found[(where == k).to(found.device)].sum(0)
         tick(1)

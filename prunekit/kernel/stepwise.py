@@ -65,6 +65,7 @@ def layer_step_scores(
     shares: tuple[str, ...] = ("kernel", "regularisation"),
     nodes: int = 1,
     rule: str = "midpoint",
+    into: Tensor | None = None,
     tick: Callable[[int], None] = lambda amount: None,
 ) -> Tensor:
     """Step-wise scores of one number, ``Σ_x Σ_c weights f``, by layer: ``(shares, pieces, layers)``, in ``layers_of``'s order.
@@ -75,6 +76,7 @@ def layer_step_scores(
     Args:
         weights: ``(samples, targets)``.
         shares: as in ``attribute``.
+        into: ``(shares, P)``, on the CPU; every coordinate's own scores, summed over pieces, are added to it.
         tick: called once per piece.
     """
     x, y, weights = to(x, function.device), to(y, function.device), weights.to(function.device)
@@ -87,5 +89,8 @@ def layer_step_scores(
         moved = [SHARES[share](segment).to(slope) * slope for share in shares]
         sums = [torch.stack([torch.stack([v[span].sum() for span in spans]).sum() for spans in layers.values()]) for v in moved]
         rows.append(torch.stack(sums))
+        if into is not None:
+            for total, one in zip(into, moved, strict=True):
+                total += one.to(total)
         tick(1)
     return torch.stack(rows, 1)

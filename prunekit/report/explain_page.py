@@ -33,6 +33,10 @@ def _figures(result: Mapping[str, Any]) -> dict[str, Figure]:
     if result["what"] == "pruned":
         found = {"blame": blame_figure({k: m for k in ("before", "after") if (m := result[k]) is not None})}
         return found | ({"rounds": rounds_figure(result["refine"]["history"])} if result["refine"] else {})
+    if result["what"] == "errors":
+        return {}
+    if result["what"] == "ranking":
+        return {"layers": layers_figure(result["layers"])}
     if "masks" in result:
         return {"blame": blame_figure({mask["name"]: mask for mask in result["masks"]})}
     if result["what"] == "diff":

@@ -12,7 +12,8 @@ from prunekit.criteria import model_digest
 from prunekit.errors import ArtifactError
 from prunekit.explain import RemovalRecord, Timeline, timeline
 from prunekit.explain.timeline import sources
-from prunekit.verbs.explaining import explain_pruned, pictures_of, view_of
+from prunekit.verbs.explaining import explain_pruned, pictures_of
+from prunekit.verbs.looking import view_of
 from prunekit.verbs.run_folder import Run
 
 NODES = 8  # of a removal, as refining itself takes; explain takes more

@@ -1,7 +1,8 @@
-"""explain: what a part or a sample gave and got, and what a pruning changed, from the kernel."""
+"""explain: which samples are wrong and why, what a part or a sample gave and got, and what a pruning changed, from the kernel."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Sequence
@@ -18,39 +19,49 @@ from prunekit.explain import (
     PrunedPath,
     RemovalEffect,
     Training,
-    View,
+    coordinate_scores,
     explain_diff,
+    explain_errors,
     explain_part,
+    explain_ranking,
     explain_removal,
     explain_removals,
     explain_sample,
     explain_training_sample,
     find_part,
     flat_mask,
+    inside,
     units_of,
 )
 from prunekit.explain.answers import text_of
+from prunekit.explain.part import UNITS_OF, group_of
 from prunekit.explain.path import JUMP_NODES
 from prunekit.explain.pictures import Picture, picture
+from prunekit.explain.ranking import RANKED
 from prunekit.plan import Plan
+from prunekit.structure import find_groups
 from prunekit.trajectory import Continued, Segment
+from prunekit.verbs.looking import Chosen, chosen_view, errors_of, numbered_view, units_of_run, view_of
 from prunekit.verbs.pruned_folder import child_of, open_pruned
 from prunekit.verbs.run_folder import Run
 
-KINDS = ("weight", "channel", "head", "layer", "sample", "pruned", "diff")
+PARTS = ("weight", "channel", "head", "layer")
+KINDS = ("errors", "sample", *PARTS, "pruned", "diff")
 JUDGED = ("test", "validation", "scoring")
-EVALUATIONS = 64  # nodes along the whole path at least
 DIFF_SAMPLES = 64  # changed samples that are blamed one by one
+SHOWN = 24  # pictures of samples on a page
 
 
 def explain_run(
     run: Run,
     kind: str,
-    name: str,
+    name: str = "",
     index: str = "",
     *,
     split: str | None = None,
-    samples: int | None = None,
+    samples: Chosen = None,
+    target: str | None = None,
+    limit: int | None = None,
     nodes: int | None = None,
     only: Sequence[str] | None = None,
 ) -> dict[str, Any]:
@@ -58,16 +69,19 @@ def explain_run(
 
     Args:
         kind: one of ``KINDS``; ``name`` and ``index`` say which: a parameter and one number an axis, a group and a unit, a
-            layer, a sample's number, a pruned model (``diff``: or two).
+            layer, a sample's number, a pruned model (``diff``: or two). Without ``index`` the units of a group or the weights of
+            a parameter are ranked, and without ``name`` the layers.
         split: whose samples are looked at; for ``sample``, the one that it belongs to. ``test`` by default, for ``pruned``
             those that refining looked at: ``scoring``.
         samples: the most that are looked at; ``eval.samples`` by default (``diff``: all are compared, these are blamed;
-            ``pruned``: ``score.samples``).
+            ``pruned``: ``score.samples``). Of a part or a ranking also ``errors``, or the samples' numbers.
+        target: the number that is explained of a sample or of chosen ones, see ``prunekit.explain.ask``.
+        limit: how many errors, or parts of each kind, are named.
         nodes: of a step of training, one by default unless there are few; of the pruning for ``pruned`` and ``diff``.
         only: names of pruned models to look at; all of the run's by default.
 
     Raises:
-        UsageError: a name that does not exist; near names are offered.
+        UsageError: a name that does not exist; near names are offered. Or an option that says nothing of this kind.
         ArtifactError: a pruned model is damaged or of another run.
         PrunekitError: the run has no path, or lacks what the explanation needs.
     """
@@ -75,31 +89,37 @@ def explain_run(
 
     if kind not in KINDS:
         raise UsageError(f"explain {kind!r}: there is no such thing to explain; {nearest(kind, list(KINDS))}")
-    allowed = (*JUDGED, "train") if kind == "sample" else JUDGED
+    allowed = (*JUDGED, "train") if kind in ("sample", "errors") else JUDGED
     split = split or ("scoring" if kind == "pruned" else "test")
     if split not in allowed:
         raise UsageError(f"--split is {split!r}; {nearest(split, list(allowed))}")
-    if len(run.trajectory) == 0 and not (kind == "pruned" or (kind == "diff" and index)):  # those need the dense weights alone
+    _check_options(kind, name, split, samples, target, limit, nodes, only)
+    pathless = kind in ("errors", "pruned") or (kind == "diff" and index)  # those need the dense weights alone
+    if len(run.trajectory) == 0 and not pathless:
         raise PrunekitError(
             f"{run.path}: has one checkpoint and so no training path, which explain {kind} needs; what a pruning removed can be "
             f"told without: explain {run.path / 'pruned' / 'NAME'}, or explain {run.path} diff ONE OTHER"
         )
     started = time.perf_counter()
+    named = RANKED if limit is None else limit
     if kind == "pruned":
-        result = explain_pruned(run, _nothing(index, name), split, samples, nodes)
+        result = explain_pruned(run, _nothing(index, name), split, _count(samples), nodes)
     elif kind == "diff" and index:
-        result = _two(run, name, index, split, samples, nodes)
+        result = _two(run, name, index, split, _count(samples), nodes)
     elif kind == "diff":
-        result = _diff(run, _nothing(index, name), split, DIFF_SAMPLES if samples is None else samples, nodes)
-    else:
+        result = _diff(run, _nothing(index, name), split, DIFF_SAMPLES if samples is None else _count(samples) or 0, nodes)
+    elif kind == "errors":
+        result = explain_errors(errors_of(run, split), named)
+    elif kind == "sample":
         paths = [pruned_path(run, n)[0] for n in _pruned(run, only)]
-        if kind == "sample":
-            result = _sample(run, _number(run, _nothing(index, name), split), split, samples, nodes, paths)
+        number = _number(run, _nothing(index, name), split)
+        if split == "train":
+            result = explain_training_sample(view_of(run, "test", _count(samples), nodes), number, _training(run), paths)
         else:
-            part = find_part(
-                kind, name, index, run.trajectory.layout, run.model, lambda: run.example, run.recipe.structure.mappings()
-            )
-            result = explain_part(view_of(run, split, samples, nodes), part, _training(run), paths)
+            view = numbered_view(run, split, [number], target, nodes)
+            result = explain_sample(view, number, split, _training(run), paths, units_of_run(run), named)
+    else:
+        result = _parts(run, kind, name, index, split, samples, target, named, nodes, only)
     result["split"] = split
     result["made_from"] = {
         "trajectory": run.trajectory.hash,
@@ -107,9 +127,75 @@ def explain_run(
         "samples": run.splits[split].digest(),
     }
     result["cost"] = {"seconds": round(time.perf_counter() - started, 3)}
-    page = run.path / "explain" / f"{_slug(kind, name, index, split)}.html"
+    page = run.path / "explain" / f"{_slug(kind, name, index, split, samples, target)}.html"
     write_explanation(page, result, pictures_of(run, result))
     return {**result, "path": str(page)}
+
+
+def _check_options(
+    kind: str,
+    name: str,
+    split: str,
+    samples: Chosen,
+    target: str | None,
+    limit: int | None,
+    nodes: int | None,
+    only: Sequence[str] | None,
+) -> None:
+    """Raises UsageError for what is given and says nothing of a kind, or lacks."""
+    if not name and kind not in ("errors", "layer"):
+        raise UsageError(f"explain RUN {kind}: of what? Give WHAT and NAME, or RUN/pruned/NAME alone")
+    if kind == "errors" and name:
+        raise UsageError(f"explain RUN errors: takes no name; leave {name!r} out (--limit says how many are listed)")
+    if target is not None and (kind not in (*PARTS, "sample") or split == "train"):
+        what = "a training sample, whose gifts to all classes are told" if split == "train" else kind
+        raise UsageError(f"--target is {target!r}; it says what is explained of samples and parts, not of {what}")
+    if not (samples is None or isinstance(samples, int)) and kind not in PARTS:
+        raise UsageError(f"--samples: samples are chosen for {', '.join(PARTS)}; of {kind} only how many can be said, such as 64")
+    if kind == "errors":
+        for option, given in (("--samples", samples), ("--nodes", nodes), ("--pruned", only)):
+            if given is not None:
+                raise UsageError(f"{option} is {given}; errors are those of the trained model on all samples of the split")
+    if limit is not None and kind in ("pruned", "diff"):
+        raise UsageError(f"--limit is {limit}; it says how many errors or parts are named, not of {kind}")
+
+
+def _count(samples: Chosen) -> int | None:
+    assert samples is None or isinstance(samples, int)
+    return samples
+
+
+def _parts(
+    run: Run,
+    kind: str,
+    name: str,
+    index: str,
+    split: str,
+    samples: Chosen,
+    target: str | None,
+    limit: int,
+    nodes: int | None,
+    only: Sequence[str] | None,
+) -> dict[str, Any]:
+    """One part, with what it consists of; or all of a kind, ranked."""
+    layout, mappings = run.trajectory.layout, run.recipe.structure.mappings()
+    if not name or (kind != "layer" and not index):
+        if only is not None:
+            raise UsageError(f"--pruned is {', '.join(only)}; a ranking is of the trained model, give a {kind}'s number with it")
+        units = {kind: find_groups(UNITS_OF[kind], run.model, run.example, mappings)} if kind in UNITS_OF else {}
+        if kind in UNITS_OF:
+            group_of(kind, name, units[kind])
+        view, told = chosen_view(run, split, samples, target, nodes)
+        return {**explain_ranking(view, kind, name, units, limit), **told}
+    paths = [pruned_path(run, n)[0] for n in _pruned(run, only)]
+    part = find_part(kind, name, index, layout, run.model, lambda: run.example, mappings)
+    view, told = chosen_view(run, split, samples, target, nodes)
+    found = explain_part(view, part, _training(run), paths)
+    if kind != "weight":
+        scores = coordinate_scores(view)
+        found["inside"] = inside(scores, part, units_of_run(run) if kind == "layer" else {}, limit)
+        found["completeness"] = scores.completeness
+    return {**found, **told}
 
 
 def pruned_path(run: Run, name: str) -> tuple[PrunedPath, Plan]:
@@ -143,31 +229,8 @@ def _samples(run: Run, split: str, limit: int | None) -> tuple[Inputs, Labels]:
     return found.rows(0, len(found))
 
 
-def view_of(run: Run, split: str, samples: int | None = None, nodes: int | None = None) -> View:
-    """The run's model looked at on the first ``samples`` of a split; ``eval.samples`` by default."""
-    x, y = _samples(run, split, samples or run.recipe.eval.samples)
-    return _looking(run, x, y, nodes)
-
-
-def _looking(run: Run, x: Inputs, y: Labels, nodes: int | None) -> View:
-    """One node a step, more where a path of few pieces takes long ones."""
-    options = run.recipe.eval
-    pieces = -(-run.trajectory.pieces // options.stride)
-    chosen = nodes or max(1, -(-EVALUATIONS // pieces))
-    return View.of(run.model, run.trajectory, x, y, run.device, run.task, nodes=chosen, rule=options.rule, stride=options.stride)
-
-
 def _training(run: Run) -> Training:
     return Training(run.splits["train"].batch, run.task.loss)
-
-
-def _sample(
-    run: Run, number: int, split: str, samples: int | None, nodes: int | None, paths: Sequence[PrunedPath]
-) -> dict[str, Any]:
-    if split == "train":
-        return explain_training_sample(view_of(run, "test", samples, nodes), number, _training(run), paths)
-    x, y = run.splits[split].batch([number])
-    return explain_sample(_looking(run, x, y, nodes), number, split, _training(run), paths)
 
 
 def _diff(run: Run, name: str, split: str, limit: int, nodes: int | None) -> dict[str, Any]:
@@ -231,8 +294,17 @@ def _nothing(index: str, name: str) -> str:
     return name
 
 
-def _slug(kind: str, name: str, index: str, split: str) -> str:
-    parts = [kind, *([split] if kind == "sample" else []), name, *([index] if index else [])]
+def _slug(kind: str, name: str, index: str, split: str, samples: Chosen, target: str | None) -> str:
+    parts = [kind, *([split] if kind in ("sample", "errors") else []), *(one for one in (name, index) if one)]
+    if isinstance(samples, str):
+        parts += [f"of-{samples}"]
+    elif samples is not None and not isinstance(samples, int):
+        numbers = "_".join(map(str, samples))
+        parts += [
+            f"of-{numbers}" if len(numbers) <= 40 else f"of-{len(samples)}-{hashlib.sha256(numbers.encode()).hexdigest()[:8]}"
+        ]
+    if target is not None:
+        parts += [target]
     return "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", part) for part in parts)
 
 
@@ -243,6 +315,12 @@ def pictures_of(run: Run, result: dict[str, Any]) -> dict[str, list[Picture]]:
     for side in ("raised", "lowered"):
         rows = result.get("training", {}).get(side, [])
         found[side] = _captioned(train, [(r["index"], f"{r['index']}: {text_of(r['label'])}\n{r['score']:+.3g}") for r in rows])
+    if result["what"] == "errors":
+        rows = result["rows"][:SHOWN]
+        captions = [f"{r['index']}: {text_of(r['label'])} → {text_of(r['answer'])}\n{r[result['by']]:.3g}" for r in rows]
+        found["errors"] = _captioned(own, [(r["index"], caption) for r, caption in zip(rows, captions, strict=True)])
+    if "chosen" in result:
+        found["chosen"] = _captioned(own, [(k, str(k)) for k in result["chosen"]["indices"][:SHOWN]])
     if result["what"] == "sample":
         found["sample"] = _captioned(own, [(int(result["name"]), f"label {text_of(result['label'])}")])
     for number, unit in enumerate(units_of(result)):
@@ -250,7 +328,7 @@ def pictures_of(run: Run, result: dict[str, Any]) -> dict[str, list[Picture]]:
             own, [(r["index"], f"{r['index']}: {text_of(r['label'])}\n{r['blame']:.3g}") for r in unit["samples"]]
         )
     if "changes" in result:
-        rows = result["changes"][:24]
+        rows = result["changes"][:SHOWN]
         answers = [f"{text_of(r['dense'])} → {text_of(r['pruned'])}" for r in rows]
         captions = [f"{r['index']}: {text_of(r['label'])}\n{answer}" for r, answer in zip(rows, answers, strict=True)]
         found["changes"] = _captioned(own, [(r["index"], caption) for r, caption in zip(rows, captions, strict=True)])

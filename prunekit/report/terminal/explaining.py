@@ -9,6 +9,7 @@ from prunekit.report.measures import shown
 from prunekit.report.terminal.tables import new_table, print_table
 
 REFINED_AGAIN = "refined again after fine-tuning: here the last mask too is one of the dense weights, so not of the model itself"
+FEW = 8  # units of a sample that are printed; its page has more
 _COLUMNS = {
     "own": "its samples", "others": "others", "tells_apart": "difference", "regularisation": "decay", "kernel": "gradients",
 }  # fmt: skip
@@ -17,6 +18,10 @@ _COLUMNS = {
 def show_explanation(result: dict[str, Any]) -> None:
     if result["what"] == "pruned":
         _explain_pruned(result)
+    elif result["what"] == "errors":
+        _explain_errors(result)
+    elif result["what"] == "ranking":
+        _explain_ranking(result)
     elif "masks" in result:
         _explain_two(result)
     elif result["what"] == "diff":
@@ -24,6 +29,70 @@ def show_explanation(result: dict[str, Any]) -> None:
     else:
         _explain_one(result)
     print(f"explain: {result['path']} ({result['cost']['seconds']:.1f} s)")
+
+
+def _explain_errors(result: dict[str, Any]) -> None:
+    by, rows, of = result["by"], result["rows"], f"{result['samples']:,} {result['split']} samples"
+    if by == "margin":
+        share = f" ({result['errors'] / result['samples']:.2%})" if result["samples"] else ""
+        print(
+            f"explain: {result['title']}: {result['errors']:,} of {of}{share}; margin: the answer's output less the right one's"
+        )
+    else:
+        print(f"explain: {result['title']}: mean {result['mean']:.4g} of {of}, {result['errors']:,} lose more")
+    columns = ("margin",) if by == "margin" else ("loss", "above")
+    heads = {"above": "above the mean"}
+    table = new_table("", "sample", "class" if by == "margin" else "label", "answered", *(heads.get(c, c) for c in columns))
+    for row in rows:
+        table.add_row(*(text_of(row[key]) for key in ("index", "label", "answer")), *(f"{row[key]:.4g}" for key in columns))
+    if rows:
+        print_table(table)
+        split = "" if result["split"] == "test" else f" --split {result['split']}"
+        print(f"  why the first: prunekit explain RUN sample {rows[0]['index']}{split}")
+
+
+def _explain_ranking(result: dict[str, Any]) -> None:
+    print(f"explain: {result['title']} ({_looked_at(result)}); contribution to {result['quantity']}")
+    _ranked(result["ranks"], result, result["within"])
+    _complete(result)
+
+
+def _looked_at(result: dict[str, Any]) -> str:
+    """How many samples, and which."""
+    count = f"{result['samples']:,} {result['split']} sample{'' if result['samples'] == 1 else 's'}"
+    chosen = result.get("chosen")
+    if chosen is None:
+        return count
+    if chosen["samples"] == "errors":
+        return f"{count}, the most wrong of {chosen['of']:,} errors"
+    return f"{count}: {chosen['samples']}"
+
+
+def _ranked(kind: str, ranking: dict[str, Any], within: dict[str, Any] | None = None) -> None:
+    """Parts of a kind by what they gave, strongest first."""
+    if "note" in ranking and not ranking["rows"]:
+        print(f"  {ranking['note']}")
+        return
+    rows = ranking["rows"]
+    columns = ("both", "kernel", "regularisation", *(("inside",) if rows and "inside" in rows[0] else ()))
+    heads = {"both": "gave", "inside": "in its layer", **_COLUMNS}
+    table = new_table("", kind, *(heads[key] for key in columns))
+    for row in rows:
+        table.add_row(row["name"], *(f"{row[key]:+.4g}" for key in columns))
+    if rows:
+        print_table(table)
+    if ranking["parts"] > len(rows):
+        print(f"  the {len(rows)} strongest of {ranking['parts']:,} {kind}s")
+    if within is not None:
+        print(
+            f"  layer {within['layer']} gave {within['whole']:+.4g}, of which {within['left']:+.4g} lies in none of its {kind}s"
+        )
+
+
+def _complete(result: dict[str, Any]) -> None:
+    sums = result["completeness"]
+    print(f"  completeness: {sums['start']:.4g} at the start {sums['layers']:+.4g} through all layers {sums['residual']:+.2g} "
+          f"(residual) = {sums['model']:.4g}")  # fmt: skip
 
 
 def _explain_pruned(result: dict[str, Any]) -> None:
@@ -97,20 +166,21 @@ def _told(label: Any) -> str:
 
 def _explain_one(result: dict[str, Any]) -> None:
     given, phases = result["contribution"], result["steps"]["phases"]
-    print(f"explain: {result['title']}, {result['samples']} samples; contribution to {result['quantity']}")
+    samples = f"{result['samples']} samples" if "chosen" not in result else _looked_at(result)
+    print(f"explain: {result['title']}, {samples}; contribution to {result['quantity']}")
     if "note" in result:
         print(f"  {result['note']}")
-    valued = "target" in result
+    valued, asked = "target" in result, "asked" in result
     if "rank" in given:
         told = f"  label {text_of(result['label'])}, answered {text_of(result['answer'])}"
         print(f"{told}; rank {given['rank']} of {given['of']} training samples")
     elif result["what"] == "sample":
-        what = f"; {result['target']} {given['model']:.4g}" if valued else f": {given['model']:.4g}"
+        what = f"; {result['asked']} {given['model']:.4g}"
         told = f"  label {text_of(result['label'])}, answered {text_of(result['answer'])}{what}"
         print(f"{told} = {given['model_at_start']:.4g} at the start {given['kernel']:+.4g} by gradients "
               f"{given['regularisation']:+.4g} by weight decay and other")  # fmt: skip
     else:
-        what = "in sum over a sample's, mean" if valued else "to the right answer, mean"
+        what = "in sum" if asked else "in sum over a sample's, mean" if valued else "to the right answer, mean"
         print(f"  {what}: {given['both']:.4g} = {given['kernel']:.4g} by gradients "
               f"{given['regularisation']:+.4g} by weight decay and other; the model's own {given['model']:.4g}")  # fmt: skip
     if result["classes"]:
@@ -123,19 +193,25 @@ def _explain_one(result: dict[str, Any]) -> None:
         print_table(table)
     told = ", ".join(f"{p['begin']}-{p['end'] - 1} {p['kernel'] + p.get('regularisation', 0.0):+.3g}" for p in phases)
     print(f"  when (steps): {told}; half of all movement by step {result['steps']['half_by']}")
-    for row in result.get("layers", {}).get("rows", ()):
-        print(f"  through {row['layer']}: {sum(p['kernel'] + p['regularisation'] for p in row['phases']):+.4g}")
+    for kind, ranking in result.get("ranked", result.get("inside", {})).items():
+        few = {**ranking, "rows": ranking["rows"][: None if kind == "layer" or "inside" in result else FEW]}
+        _ranked(kind, few, ranking.get("within"))
+    if "completeness" in result:
+        _complete(result)
     training = result.get("training")
     if training and "note" in training:
         print(f"  training samples: left out: {training['note']}")
     elif training:
         for side in ("raised", "lowered"):
-            shown = ", ".join(f"{r['index']} (label {text_of(r['label'])}) {r['score']:+.3g}" for r in training[side][:6])
+            shown = ", ".join(
+                f"{r['index']} (label {text_of(r['label'])}) {r['score']:+.3g}, mostly in steps {r['mostly']['begin']}-"
+                f"{r['mostly']['end'] - 1}" for r in training[side][:6]
+            )  # fmt: skip
             print(f"  training samples that {side} it: {shown or 'none'}")
     for found in result["pruning"]:
         if "removed" in found:
             told = f"{'stays' if found['stays'] else 'removed'}, {found['removed']} of its {found['of']} weights gone"
-            moved = f"{'it' if valued else 'the right answer'} moved {found['change']:+.4g} through them"
+            moved = f"{'it' if valued or asked else 'the right answer'} moved {found['change']:+.4g} through them"
             print(f"  {found['name']}: {told}, {moved} (the whole pruning: {found['whole_change']:+.4g})")
         else:
             layers = ", ".join(f"{n} {v:+.3g}" for n, v in found["by_layer"].items())
