@@ -15,13 +15,13 @@ from prunekit.apply.answers import check_answers
 from prunekit.criteria import score
 from prunekit.data import Samples
 from prunekit.errors import UsageError, check_seed
-from prunekit.measure import merit, sizes
+from prunekit.measure import Lost, merit, sizes
 from prunekit.plan import ALLOCATIONS, GROUPED, Plan, asked_sparsity, make_plan
 from prunekit.repair import refine
 from prunekit.search import Candidates, choose
 from prunekit.structure import check_structure, implied_sparsity
 from prunekit.task import Task
-from prunekit.task.evaluation import References, evaluate, measures_told
+from prunekit.task.evaluation import References, compared, evaluate, measures_told
 from prunekit.task.settle import settle
 from prunekit.trajectory import Trajectory
 from prunekit.trajectory.bare import bare
@@ -38,13 +38,27 @@ class Compressed:
         model: the pruned model.
         plan: what was removed, and why (``provenance``).
         report: ``dense`` and ``pruned`` figures on test samples by measure, ``measures`` (their directions and units), ``chosen``
-            criterion and allocation, ``refined`` (whether the repaired plan was better on validation samples), ``sizes`` of both
-            (``parameters``, ``nonzero_parameters``, ``macs``).
+            criterion and allocation, ``refined`` (whether the repaired plan was better on validation samples), ``lost`` (of the
+            first measure, on validation and on test samples, with its standard error), ``sizes`` of both (``parameters``,
+            ``nonzero``, ``macs``).
     """
 
     model: nn.Module
     plan: Plan
     report: dict[str, Any]
+
+    @property
+    def verdict(self) -> str:
+        """One line on it: what stays, what was lost on validation samples, what on test samples; ``print`` shows it."""
+        from prunekit.report.measures import deciding
+        from prunekit.report.verdict import Verdict
+
+        total = self.report["sizes"]["dense"]["parameters"]
+        kept = round(total * (1 - self.plan.sparsity()["all"]))
+        return Verdict(kept=kept, total=total, measure=deciding(self.report["measures"]), lost=self.report["lost"]).text()
+
+    def __str__(self) -> str:
+        return self.verdict
 
     def save(self, folder: str | Path) -> None:
         """Writes the pruned model as ``prunekit.save`` does; ``prunekit.load`` reads it."""
@@ -92,6 +106,8 @@ def compress(
         >>> small = prunekit.compress(model, [(x, x[:, 0].gt(0).long())], sparsity=0.5, structure="channels")
         >>> small.report["sizes"]["pruned"]["parameters"] < small.report["sizes"]["dense"]["parameters"]
         True
+        >>> print(small)  # doctest: +ELLIPSIS
+        ... of 114 parameters stay; validation accuracy ...; test accuracy ...
         >>> small.model(x).shape
         torch.Size([64, 2])
     """
@@ -123,18 +139,26 @@ def compress(
     small = prune(model, plan, example)
     check_answers(model, small, example)
     references = References(model, parts["test"], kind)
-    figures = {
-        name: evaluate(each, parts["test"], kind, references).figures() for name, each in (("dense", model), ("pruned", small))
-    }
+    found = {name: evaluate(each, parts["test"], kind, references) for name, each in (("dense", model), ("pruned", small))}
     report = {
-        **figures,
+        **{name: evaluation.figures() for name, evaluation in found.items()},
         "measures": measures_told(kind),
         "chosen": {key: chosen[key] for key in ("criterion", "allocation")},
         "refined": better,
+        "lost": {
+            "validation": _lost(model, small, parts["validation"], kind),
+            "test": compared(found["pruned"], found["dense"]),
+        },
         "sizes": {"dense": sizes(model, example), "pruned": sizes(small, example)},
         "samples": {name: len(part) for name, part in parts.items()},
     }
     return Compressed(small, plan, report)
+
+
+def _lost(model: nn.Module, small: nn.Module, samples: Samples, task: Task) -> Lost:
+    references = None if task.measures else References(model, samples, task)
+    dense, pruned = (evaluate(each, samples, task, references) for each in (model, small))
+    return compared(pruned, dense)
 
 
 def _parted(samples: Samples, seed: int) -> dict[str, Samples]:

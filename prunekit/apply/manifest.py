@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from prunekit import checkpoint
 from prunekit.apply.squeeze import Squeezed
-from prunekit.artifact import Artifact
+from prunekit.artifact import Artifact, conform
 from prunekit.durable import replacing_folder
 from prunekit.errors import ArtifactError, NonFiniteError, UsageError
+from prunekit.measure import Lost
 from prunekit.plan import Plan
 from prunekit.plan.plan import SIZE_ATTRIBUTES
 from prunekit.structure.cut import Cut
@@ -27,6 +28,8 @@ from prunekit.version import __version__
 
 MODEL, MASKS = "model.safetensors", "masks.safetensors"
 KINDS = {MODEL: "model", MASKS: "masks"}
+TOLD: dict[str, Any] = {"validation": Lost, "budget": dict[str, float], "reached": float}
+"""Facts that verdicts are made of."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,9 @@ class Manifest(Artifact):
         for name, kind in self.replaced.items():
             if not name or kind not in REPLACEMENTS:
                 raise ValueError(f"{name!r} replaced by {kind!r}")
+        for name, expected in TOLD.items():
+            if name in self.facts:
+                conform(self.facts[name], expected, f"facts.{name}")
 
 
 def save(

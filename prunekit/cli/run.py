@@ -19,14 +19,14 @@ def run(
     """Do all of it: train, score, compare, prune, eval, report."""
     from prunekit.cli.report import show_report
     from prunekit.report.terminal.comparing import show_comparison, show_scores
-    from prunekit.report.terminal.evaluating import show_evaluation
+    from prunekit.report.terminal.evaluating import show_evaluation, show_verdicts
     from prunekit.report.terminal.pruning import show_pruned
     from prunekit.report.terminal.training import show_trained
     from prunekit.verbs.reporting import run_recipe
 
     prints: dict[str, Callable[[Any], None]] = {
         "train": show_trained, "score": show_scores, "compare": show_comparison, "prune": show_pruned, "eval": show_evaluation,
-        "report": show_report,
+        "report": show_report, "verdict": show_verdicts,
     }  # fmt: skip
     output = Output(quiet, as_json)
     checked = read_recipe(recipe, out, seed, device)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NotRequired, TypedDict
 
 from prunekit.artifact import SOMETIMES, Artifact, Cost, conform
 from prunekit.explain.account import Account
+from prunekit.measure import Lost
 from prunekit.task.evaluation import CLASSIFICATION, MeasureTold
 
 
@@ -30,6 +31,21 @@ class Latency(TypedDict):
 
     machine: str
     batches: dict[str, dict[str, float]]
+
+
+class Budget(TypedDict):
+    """A budget that a model was pruned to: its name and value, and what was reached, in the same unit."""
+
+    name: str
+    asked: float
+    reached: float
+
+
+class LostOn(TypedDict):
+    """What was lost in the task's first measure, on test data and, where the model's manifest tells it, on validation data."""
+
+    validation: NotRequired[Lost]
+    test: Lost
 
 
 class OnClasses(TypedDict):
@@ -108,6 +124,8 @@ class EvaluationRecord(Artifact):
         refine: None for a plan that was not refined.
         kernel: None for a run without a path.
         masked: of a squeezed model, what it was before: figures and ``ModelSize``. Older files lack it.
+        lost: of the first measure. Older files lack it.
+        budget: of a model that was pruned to one.
     """
 
     KIND: ClassVar[str] = "evaluation"
@@ -125,6 +143,8 @@ class EvaluationRecord(Artifact):
     refine: Refinement | None = None
     kernel: Account | None
     masked: dict[str, float] | None = field(default=None, metadata=SOMETIMES)
+    lost: LostOn | None = field(default=None, metadata=SOMETIMES)
+    budget: Budget | None = field(default=None, metadata=SOMETIMES)
     cost: Cost
 
     @property

@@ -2,10 +2,11 @@
 
 from prunekit.measure.classes import accuracy, agreement, divergence, kl
 from prunekit.measure.latency import latencies, machine
-from prunekit.measure.measure import Measure, Told, choosing, merit, told
+from prunekit.measure.measure import Lost, Measure, Told, choosing, merit, told
 from prunekit.measure.size import sizes
 
 __all__ = [
+    "Lost",
     "Measure",
     "Told",
     "accuracy",

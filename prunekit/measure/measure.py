@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NotRequired, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -68,6 +68,21 @@ def choosing(measures: Sequence[AnyTold]) -> list[AnyTold]:
 def merit(order: Iterable[Directed], figures: Mapping[str, float]) -> tuple[float, ...]:
     """What makes one model better than another, to be compared: the measures that choose, in their order and direction."""
     return tuple(measure.sign * figures[measure.name] for measure in order)
+
+
+class Lost(TypedDict):
+    """What a pruned model came to in the task's first measure, as a figure; how much was lost, in the measure's unit.
+
+    ``standard_error`` is that of the paired difference over the same samples (``Measure.lost``, delete-one jackknife). For
+    accuracy it follows from the discordant pairs alone: with ``b`` samples of ``n`` that only the dense model answers right and
+    ``c`` that only the pruned one does, it is ``sqrt((b + c - (b - c)² / n) / (n (n - 1)))``, in points. One sample has none.
+    """
+
+    samples: NotRequired[int]
+    dense: NotRequired[float]
+    pruned: float
+    lost: NotRequired[float]
+    standard_error: NotRequired[float]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunekit.batch import Batch, Inputs, call, described, to
 from prunekit.data.samples import Samples
 from prunekit.errors import PrunekitError, UsageError, quoted
-from prunekit.measure.measure import Measure
+from prunekit.measure.measure import Lost, Measure
 from prunekit.task.classification import Classification
 from prunekit.task.task import Task
 
@@ -107,6 +107,16 @@ def evaluate(model: nn.Module, samples: Samples, task: Task, references: Referen
     if not count:
         raise UsageError("there are no samples to measure on")
     return Evaluation(measures, {name: torch.cat(parts) for name, parts in found.items()}, count)
+
+
+def compared(pruned: Evaluation, dense: Evaluation) -> Lost:
+    """What ``pruned`` lost against ``dense`` on the same samples."""
+    name = dense.measures[0].name
+    lost, error = pruned.lost(dense)
+    found: Lost = {"samples": pruned.samples, "dense": dense.figures()[name], "pruned": pruned.figures()[name], "lost": lost}
+    if pruned.samples > 1:
+        found["standard_error"] = error
+    return found
 
 
 class MeasureTold(TypedDict):

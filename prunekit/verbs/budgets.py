@@ -48,7 +48,7 @@ def within_budget(run: Run, wanted: Prune, choose: Choose, plan: MakePlan, plann
         return _by_measure(run, wanted, name, budget, choose, plan, planner)
     size: Callable[[Plan], float]
     if name == "max_params":
-        size = partial(_parameters, run)
+        size = partial(parameters_left, run)
     else:
         size = {"max_macs": _macs, "max_bytes": _bytes, "max_latency_ms": _latency}[name](run)
 
@@ -111,9 +111,14 @@ def _by_measure(
     return found[0], {"budget": {name: drop}, "measure": first.name, "reached": round(lost, 4), "standard_error": round(error, 4)}
 
 
-def _parameters(run: Run, plan: Plan) -> float:
+def parameters_of(model: nn.Module) -> int:
+    """Parameters of a dense model; a tied one counts once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def parameters_left(run: Run, plan: Plan) -> float:
     """Parameters that are left: other than those that masks hold at 0, or those of the smaller model."""
-    return sum(p.numel() for p in run.model.parameters()) * (1 - plan.sparsity()["all"])
+    return parameters_of(run.model) * (1 - plan.sparsity()["all"])
 
 
 def _small(run: Run, plan: Plan) -> nn.Module:

@@ -19,11 +19,11 @@ from prunekit.criteria import model_digest
 from prunekit.errors import ArtifactError
 from prunekit.explain import EvaluationRecord, account, dense_reconstruction, flat_mask
 from prunekit.explain.account import Account
-from prunekit.explain.evaluation import Latency, OnClasses, Refined, Refinement, Round
+from prunekit.explain.evaluation import Budget, Latency, LostOn, OnClasses, Refined, Refinement, Round
 from prunekit.kernel import ModelFunction
 from prunekit.measure import latencies, machine, sizes
 from prunekit.plan import Plan
-from prunekit.task.evaluation import Evaluation, References, measures_told
+from prunekit.task.evaluation import Evaluation, References, compared, measures_told
 from prunekit.task.evaluation import evaluate as measured
 from prunekit.trajectory import Trajectory
 from prunekit.verbs.accounts import keep_removal, keep_timeline
@@ -31,6 +31,7 @@ from prunekit.verbs.budgets import file_size
 from prunekit.verbs.compensating import pruned_as_asked
 from prunekit.verbs.pruned_folder import child_of, open_pruned
 from prunekit.verbs.run_folder import Run, recorded_inputs, reusable
+from prunekit.verbs.validation import validation_in
 
 
 def evaluate(run: Run, folder: Path, overwrite: bool = False) -> tuple[EvaluationRecord, bool]:
@@ -106,6 +107,8 @@ def _evaluate(run: Run, folder: Path, overwrite: bool) -> tuple[EvaluationRecord
         refine=_refinement(plan),
         kernel=_kernel(run, plan, pruned, child, manifest.kept),
         masked=before,
+        lost=_lost(run, plan, manifest.facts, dense_found, pruned_found),
+        budget=_budget(manifest.facts),
         cost={"seconds": round(time.perf_counter() - started, 3)},
     )
     run.model.cpu()
@@ -113,15 +116,40 @@ def _evaluate(run: Run, folder: Path, overwrite: bool) -> tuple[EvaluationRecord
     return record, False
 
 
-def _on_classes(run: Run, plan: Plan, dense: Evaluation, pruned: Evaluation) -> OnClasses | None:
-    """Figures of a model that was pruned for some classes, on their test samples and on the others."""
+def _lost(run: Run, plan: Plan, facts: Mapping[str, Any], dense: Evaluation, pruned: Evaluation) -> LostOn:
+    """Of a model that was pruned for some classes, on their samples, where there are any."""
+    mine = _samples_of_classes(run, plan)
+    if mine is not None and mine.any():
+        dense, pruned = dense.where(mine), pruned.where(mine)
+    found: LostOn = {"test": compared(pruned, dense)}
+    if (validation := validation_in(facts, run.task.deciding.name)) is not None:
+        found["validation"] = validation
+    return found
+
+
+def _budget(facts: Mapping[str, Any]) -> Budget | None:
+    """The budget that a manifest tells of."""
+    if "budget" not in facts:
+        return None
+    ((name, asked),) = facts["budget"].items()
+    return {"name": name, "asked": asked, "reached": facts["reached"]}
+
+
+def _samples_of_classes(run: Run, plan: Plan) -> Tensor | None:
+    """Which test samples are of the classes that a model was pruned for; None for a model of all classes."""
     classes = plan.provenance.get("request", {}).get("classes")
     if not classes:
         return None
-    found_classes = [run.task.classes(labels) for _, labels in run.batches("test")]
-    labels = torch.cat([found for found in found_classes if found is not None])
-    mine = torch.isin(labels, torch.tensor(classes))
-    found: OnClasses = {"classes": classes, "samples": int(mine.sum())}
+    found = [run.task.classes(labels) for _, labels in run.batches("test")]
+    return torch.isin(torch.cat([labels for labels in found if labels is not None]), torch.tensor(classes))
+
+
+def _on_classes(run: Run, plan: Plan, dense: Evaluation, pruned: Evaluation) -> OnClasses | None:
+    """Figures of a model that was pruned for some classes, on their test samples and on the others."""
+    mine = _samples_of_classes(run, plan)
+    if mine is None:
+        return None
+    found: OnClasses = {"classes": plan.provenance["request"]["classes"], "samples": int(mine.sum())}
     if mine.any():
         found["on_classes"] = _figures(run, dense, pruned, mine)
     if not mine.all():

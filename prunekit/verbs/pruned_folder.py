@@ -15,10 +15,10 @@ from prunekit.apply.answers import check_answers
 from prunekit.criteria import model_digest
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.plan import Plan
-from prunekit.steps.schedule import Figure
 from prunekit.trajectory import Continued, Trajectory
 from prunekit.trajectory.bare import named_tensors
 from prunekit.verbs.run_folder import Run
+from prunekit.verbs.validation import Validation
 
 
 def run_of(folder: Path) -> Path:
@@ -58,17 +58,18 @@ def write_pruned(
     plan: Plan,
     folder: Path,
     facts: Mapping[str, Any],
-    figure: Figure | None,
+    validation: Validation | None,
     squeezed: Squeezed | None = None,
 ) -> dict[str, Any]:
-    """A pruned model, once it was seen to answer; the facts of its manifest, ``figure``'s among them.
+    """A pruned model, once it was seen to answer; the facts of its manifest, those of ``validation`` among them.
 
     Raises:
         NonFiniteError: it answers NaN where the dense model does not.
     """
     told = dict(facts)
-    if figure is not None:  # there are data
-        told[f"validation_{figure.name}"] = figure(small)
+    if validation is not None:
+        lost = validation.lost(small)
+        told |= {f"validation_{validation.figure.name}": lost["pruned"], "validation": lost}
         check_answers(run.model, small, run.example)
     save(small, plan, folder, told, squeezed)
     trust.used(_named(plan))

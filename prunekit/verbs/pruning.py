@@ -24,13 +24,14 @@ from prunekit.structure import takes_sizes
 from prunekit.task.evaluation import measures_told
 from prunekit.task.evaluation import run as run_model
 from prunekit.trajectory import Trajectory
-from prunekit.verbs.budgets import within_budget
+from prunekit.verbs.budgets import parameters_left, parameters_of, within_budget
 from prunekit.verbs.compensating import compensation_request, pruned_as_asked
 from prunekit.verbs.pruned_folder import read_plan, write_plan, write_pruned
 from prunekit.verbs.refining import Seconds, better_plan, refining_again, refining_request
 from prunekit.verbs.run_folder import PROBLEM, Run, comparison_inputs, reusable
-from prunekit.verbs.scheduling import planner_for, prune_in_steps, validation_figure
+from prunekit.verbs.scheduling import planner_for, prune_in_steps
 from prunekit.verbs.scoring import score_run
+from prunekit.verbs.validation import validation_in, validation_of
 
 
 def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = False) -> dict[str, Any]:
@@ -242,8 +243,7 @@ def _write(run: Run, plan: Plan, folder: Path, found: Mapping[str, Any] | None =
     facts: dict[str, Any] = dict(found or {})
     if note:
         facts["compensation_note"] = note
-    figure = validation_figure(run) if run.recipe.data is not None else None
-    told = write_pruned(run, small, plan, folder, facts, figure, squeezed)
+    told = write_pruned(run, small, plan, folder, facts, validation_of(run), squeezed)
     return {**_summary(run, folder, plan), **told, "reused": False}
 
 
@@ -315,6 +315,8 @@ def _summary(run: Run, folder: Path, plan: Plan) -> dict[str, Any]:
         "asked": asked,
         "achieved": reached["prunable"],
         "achieved_all": reached["all"],
+        "parameters": {"kept": round(parameters_left(run, plan)), "total": parameters_of(run.model)},
+        "validation": validation_in(facts, run.task.deciding.name),
         "missed": plan.missed if request.get("sparsity", asked) is not None else None,
         "budget": None,
         **{key: facts[key] for key in BUDGET if key in facts},

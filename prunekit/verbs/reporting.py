@@ -138,7 +138,7 @@ def run_recipe(
     show("score", scored)
     comparison, reused = compare_run(run, overwrite)
     show("compare", (comparison, reused))
-    pruned, evaluated = [], []
+    pruned, evaluated, verdicts = [], [], []
     for wanted in recipe.prune:
         done = prune_run(run, wanted, overwrite=overwrite)
         show("prune", done)
@@ -146,9 +146,11 @@ def run_recipe(
         evaluation, known = evaluate(run, run.path / "pruned" / wanted.name, overwrite)
         show("eval", (wanted.name, evaluation, known))
         evaluated.append({**evaluation.content(), "reused": known})
+        verdicts.append((wanted.name, evaluation))
     keep_timeline(run)
     reported = report_run(run)
     show("report", reported)
+    show("verdict", verdicts)
     return {
         "train": training_facts(out, *trained),
         "score": scored,

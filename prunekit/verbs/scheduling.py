@@ -19,12 +19,11 @@ from prunekit.plan import GROUPED
 from prunekit.recipe import Steps, optimizer_of, scheduler_of
 from prunekit.steps import Finetuning, Planner, RefineAgain, Schedule, cut, leaves, prune_by_schedule
 from prunekit.steps.planner import Repair
-from prunekit.steps.schedule import Figure
-from prunekit.task.evaluation import References, evaluate
 from prunekit.training import Distillation, batches_per_epoch, recalibrate
 from prunekit.trajectory.copies import copied
 from prunekit.verbs.pruned_folder import write_pruned
 from prunekit.verbs.run_folder import RECORDED, Run, first_difference
+from prunekit.verbs.validation import validation_of
 
 
 def prune_in_steps(
@@ -61,7 +60,8 @@ def prune_in_steps(
     def measured_anew(model: torch.nn.Module) -> None:
         norms.append(recalibrate(model, run.splits["train"].samples()))
 
-    figure = validation_figure(run) if run.recipe.data is not None else None
+    validation = validation_of(run)
+    figure = None if validation is None else validation.figure
 
     with replacing_folder(folder) as temporary:
         inner = temporary / "model"
@@ -93,7 +93,7 @@ def prune_in_steps(
         if figure is not None:
             facts[f"validation_{figure.name}_pruned"] = done.rounds[-1][f"{figure.name}_pruned"]
         facts["cost"] = {"seconds": round(time.perf_counter() - started, 3)}
-        facts = write_pruned(run, small, done.plan, inner, facts, figure)
+        facts = write_pruned(run, small, done.plan, inner, facts, validation)
         for path in inner.iterdir():
             os.replace(path, temporary / path.name)
         inner.rmdir()
@@ -153,14 +153,6 @@ def finetuning_of(run: Run, steps: Steps) -> Finetuning:
 
 def _teacher(run: Run, options: dict[str, Any]) -> Distillation:
     return Distillation(copied(run.model).to(run.device), **options, task=run.task)
-
-
-def validation_figure(run: Run) -> Figure:
-    """The measure that decides choices, of a model on the run's validation data."""
-    samples = run.batches("validation")
-    references = None if run.task.measures else References(run.model, samples, run.task)
-    name = run.task.deciding.name
-    return Figure(name, lambda model: evaluate(model, samples, run.task, references).figures()[name])
 
 
 def _epochs(run: Run, asked: float | None) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prunekit.explain import EvaluationRecord
 from prunekit.explain.account import Fit
 from prunekit.report.measures import shown
 from prunekit.report.terminal.tables import again, new_table, print_table
+from prunekit.report.verdict import of_evaluation
 
 SIZES = {
     "parameters": "parameters",
@@ -15,7 +18,18 @@ SIZES = {
 }
 
 
+def show_verdicts(found: Sequence[tuple[str, EvaluationRecord]]) -> None:
+    """One line for each pruned model, by its name."""
+    for name, record in found:
+        print(f"{name}: {of_evaluation(record).text()}")
+
+
 def show_evaluation(result: tuple[str, EvaluationRecord, bool]) -> None:
+    _tables(result)
+    print(of_evaluation(result[1]).text())
+
+
+def _tables(result: tuple[str, EvaluationRecord, bool]) -> None:
     name, e, reused = result
     others = {"before squeezing": e.masked} if e.masked is not None else {}
     small = {**others, "pruned": e.pruned}

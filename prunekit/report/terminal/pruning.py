@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from prunekit.plan import GROUPED
-from prunekit.report.measures import by_name
+from prunekit.report.measures import by_name, deciding
 from prunekit.report.terminal.tables import again, new_table, print_table
+from prunekit.report.verdict import of_pruned
 
 _ENDS = {"done": "", "budget": ", until the budget was spent", "interrupted": ", interrupted: the best so far"}
 
@@ -77,6 +78,7 @@ def show_pruned(result: dict[str, Any]) -> None:
         print_table(table)
     for name, reason in result["refused"].items():
         print(f"  left whole: {name}: {reason}")
+    print(of_pruned(result, deciding(result["measures"])).text())
 
 
 def _kept_of(structure: str) -> str:
