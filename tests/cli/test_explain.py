@@ -283,3 +283,48 @@ def test_squeezed_models_are_explained(run: Path, cli: Cli) -> None:
     for arguments in (("layer", "conv1"), ("diff", "tight"), ("diff", "applied")):
         done = cli("explain", run, *arguments)
         assert done.code == 0, done.err
+
+
+def test_the_job_of_the_docs_which_images_and_channels_made_this_digit_wrong(cli: Cli, run: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "explain.md").read_text()
+    commands = re.findall(
+        r"^\$ prunekit (explain .*)$", text.partition("## Why is this answer wrong?")[2].partition("## ")[0], re.M
+    )
+    assert len(commands) == 3
+    listed = json.loads(cli("explain", run, "errors", "--json").out)
+    wrong = str(listed["rows"][0]["index"])
+    for command in commands:
+        done = cli(*(str(run) if word == "RUN" else word.replace("291", wrong) for word in command.split()), "--json")
+        assert done.code == 0, done.err
+        found = json.loads(done.out)
+        assert Path(found["path"]).is_file()
+        if found["what"] != "errors":
+            assert found["asked"] == "error"
+            assert pictures_of(Run(run), found)
+            sums = found["completeness"]
+            assert sums["start"] + sums["layers"] + sums["residual"] == pytest.approx(sums["model"], abs=1e-9)
+    of_errors = cli("explain", run, "layer", "--samples", "errors")
+    assert of_errors.code == 0, of_errors.err
+    assert f"of {listed['errors']} errors" in of_errors.out
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("errors 3", "leave '3' out"),
+        ("errors --nodes 2", "--nodes is 2"),
+        ("sample 3 --samples errors", "samples are chosen for"),
+        ("diff small --target 3", "--target is '3'"),
+        ("pruned small --limit 3", "--limit is 3"),
+        ("layer --samples 3,3", "has a number twice"),
+        ("layer --samples 3,999", "test sample 999 does not exist"),
+        ("layer --samples some", "--samples is 'some'"),
+        ("weight conv2.wieght", "did you mean conv2.weight"),
+        ("layer --target 12", "of 0 to 9"),
+        ("channel conv2 --pruned small", "a ranking is of the trained model"),
+    ],
+)
+def test_what_says_nothing_of_a_form_is_refused(cli: Cli, finished: Path, asked: str, message: str) -> None:
+    done = cli("explain", finished, *asked.split())
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err
+    assert message in done.err
