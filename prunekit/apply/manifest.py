@@ -15,7 +15,7 @@ from prunekit.apply.squeeze import Squeezed
 from prunekit.artifact import Artifact, conform
 from prunekit.durable import replacing_folder
 from prunekit.errors import ArtifactError, NonFiniteError, UsageError
-from prunekit.measure import Lost
+from prunekit.measure import Lost, Speed
 from prunekit.plan import Plan
 from prunekit.plan.plan import SIZE_ATTRIBUTES
 from prunekit.structure.cut import Cut
@@ -28,7 +28,7 @@ from prunekit.version import __version__
 
 MODEL, MASKS = "model.safetensors", "masks.safetensors"
 KINDS = {MODEL: "model", MASKS: "masks"}
-TOLD: dict[str, Any] = {"validation": Lost, "budget": dict[str, float], "reached": float}
+TOLD: dict[str, Any] = {"validation": Lost, "budget": dict[str, float], "reached": float, "speed": Speed}
 """Facts that verdicts are made of."""
 
 
@@ -97,6 +97,8 @@ class Manifest(Artifact):
 
     def check(self) -> None:
         """Only sizes of layers may be set, only known modules put in, only indices kept: a manifest is data, not code."""
+        for facts in (self.provenance, self.facts):
+            conform(facts.get("request", {}), dict[str, Any], "request")
         for key, kept in self.kept.items():
             key.rsplit("@", 1)[1]
             if not kept or min(kept) < 0:

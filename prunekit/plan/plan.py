@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import checkpoint
+from prunekit.artifact import conform
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.plan.patterns import pattern_fault
 from prunekit.structure import pattern_of
@@ -263,6 +264,7 @@ class Plan:
             ArtifactError: unfit shapes or names, or a group without a channel left.
         """
         pattern = pattern_of(self.structure)
+        conform(self.provenance.get("request", {}), dict[str, Any], "request")
         for name, keep in self.keep.items():
             unit = name in self.groups
             if unit:
