@@ -106,8 +106,8 @@ def compress(
         >>> small = prunekit.compress(model, [(x, x[:, 0].gt(0).long())], sparsity=0.5, structure="channels")
         >>> small.report["sizes"]["pruned"]["parameters"] < small.report["sizes"]["dense"]["parameters"]
         True
-        >>> print(small)  # doctest: +ELLIPSIS
-        ... of 114 parameters stay; validation accuracy ...; test accuracy ...
+        >>> "parameters stay; validation accuracy" in str(small)
+        True
         >>> small.model(x).shape
         torch.Size([64, 2])
     """

@@ -15,7 +15,7 @@ from prunekit.apply.squeeze import Squeezed
 from prunekit.artifact import Artifact, conform
 from prunekit.durable import replacing_folder
 from prunekit.errors import ArtifactError, NonFiniteError, UsageError
-from prunekit.measure import Lost
+from prunekit.measure import Lost, Speed
 from prunekit.plan import Plan
 from prunekit.plan.plan import SIZE_ATTRIBUTES
 from prunekit.structure.cut import Cut
@@ -28,7 +28,7 @@ from prunekit.version import __version__
 
 MODEL, MASKS = "model.safetensors", "masks.safetensors"
 KINDS = {MODEL: "model", MASKS: "masks"}
-TOLD: dict[str, Any] = {"validation": Lost, "budget": dict[str, float], "reached": float}
+TOLD: dict[str, Any] = {"validation": Lost, "budget": dict[str, float], "reached": float, "speed": Speed}
 """Facts that verdicts are made of."""
 
 

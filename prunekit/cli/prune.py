@@ -16,7 +16,7 @@ from prunekit.cli.verb import verb
 PANELS = {
     "Limits of what goes": ("ratio", "floor", "round_to", "min_units", "classes"),
     "Budgets, instead of a sparsity": (
-        "max_params", "max_macs", "max_bytes", "max_latency_ms", "max_accuracy_drop", "max_drop",
+        "max_params", "max_macs", "max_bytes", "max_latency_ms", "speedup", "max_accuracy_drop", "max_drop",
     ),
     "A plan as a file": ("dry_run", "apply"),
     "Repair": ("compensate", "refine", "refine_budget", "refine_again", "squeeze"),
@@ -43,6 +43,7 @@ def prune(
     max_macs: Annotated[int | None, typer.Option(help="Theoretical MACs of one sample.")] = None,
     max_bytes: Annotated[int | None, typer.Option(help="Size of model.safetensors.")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="Measured, at the last eval.latency_batches.")] = None,
+    speedup: Annotated[float | None, typer.Option(help="Times as fast as the dense model, measured beside it.")] = None,
     max_accuracy_drop: Annotated[float | None, typer.Option(help="Points of validation accuracy to lose.")] = None,
     max_drop: Annotated[float | None, typer.Option(help="What the task's first measure may lose, in its unit.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the pruned model: RUN/pruned/NAME.")] = None,
@@ -81,7 +82,7 @@ def prune(
         "criterion": criterion, "sparsity": sparsity, "structure": structure, "allocation": allocation, "name": name,
         "ratio": ratios(ratio or []), "floor": floor, "round_to": round_to, "min_units": min_units,
         "max_params": max_params, "max_macs": max_macs, "max_bytes": max_bytes, "max_latency_ms": max_latency_ms,
-        "max_accuracy_drop": max_accuracy_drop, "max_drop": max_drop,
+        "speedup": speedup, "max_accuracy_drop": max_accuracy_drop, "max_drop": max_drop,
         "classes": numbers(classes, "--classes"), "compensate": compensate, "dry_run": dry_run,
         "refine": refine, "refine_budget": refine_budget, "refine_again": refine_again, "squeeze": squeeze,
         "schedule": schedule, "rounds": rounds, "every": every, "finetune": finetune, "lr": lr,

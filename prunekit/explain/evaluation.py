@@ -27,10 +27,16 @@ class Counts(TypedDict):
 
 
 class Latency(TypedDict):
-    """Milliseconds by batch size: ``dense_ms``, ``pruned_ms``, of a squeezed model also ``masked_ms``; and their ``ratio``."""
+    """Milliseconds by batch: ``dense_ms``, ``pruned_ms``, of a squeezed one also ``masked_ms``, and ``ratio``, pruned over dense.
+
+    Beside them ``prunekit.measure.Speed`` without its batch, and how passes were timed, and by batch size why a model that
+    computes much less is hardly faster (``prunekit.measure.bound``). Older files lack these.
+    """
 
     machine: str
     batches: dict[str, dict[str, float]]
+    conditions: NotRequired[str]
+    why: NotRequired[dict[str, str]]
 
 
 class Budget(TypedDict):
@@ -162,6 +168,8 @@ class EvaluationRecord(Artifact):
                 if name != "dense" or not measure["close"]:
                     conform(figures.get(measure["name"]), float, f"{name}.{measure['name']}")
             for size, times in self.latency["batches"].items():
+                if not size.isdecimal():
+                    raise ValueError(f"latency.batches.{size}: must be a number of samples")
                 conform(times.get(f"{name}_ms"), float, f"latency.batches.{size}.{name}_ms")
         if not all(counts["total"] for counts in self.layers.values()):
             raise ValueError("layers holds a parameter without weights")

@@ -29,7 +29,11 @@ from prunekit.repair.objective import OBJECTIVES
 from prunekit.steps.schedule import SCHEDULES, SPACINGS, check_again, check_steps
 from prunekit.structure import implied_sparsity, takes_sizes
 
-BUDGETS = ("max_params", "max_macs", "max_bytes", "max_latency_ms", "max_accuracy_drop", "max_drop")
+TIMES = ("max_latency_ms", "speedup")
+"""Budgets of measured time."""
+SIZED = ("max_macs", "max_bytes", *TIMES)
+"""Budgets that follow from every tensor's size."""
+BUDGETS = ("max_params", *SIZED, "max_accuracy_drop", "max_drop")
 DROPS = ("max_accuracy_drop", "max_drop")
 """Budgets of what the task's first measure may lose on validation data."""
 
@@ -157,7 +161,8 @@ class Prune(Steps):
     ``criterion``: a name, or ``auto``: the criterion and allocation that do best on validation data there; ``tempered(...)`` is
     the best of what it stands for. ``sparsity``: share to remove; N:M says it itself, and a budget (one of ``max_…``: parameters,
     MACs, bytes, measured milliseconds, points of validation accuracy, or ``max_drop``: what the task's first measure may lose
-    there, in its unit) finds it. ``allocation``: null leaves the choice to
+    there, in its unit; or ``speedup``: how many times as fast as the dense model, measured beside it) finds it.
+    ``allocation``: null leaves the choice to
     ``auto`` (among the recipe's), else means ``global``. ``ratios``, ``floor``, ``round_to`` and
     ``min_units`` (null for those of ``structure``): see ``make_plan``. ``compensate``: kept weights
     make up for removed ones, computed from training samples and judged on the scoring samples.
@@ -185,6 +190,7 @@ class Prune(Steps):
     max_macs: Large | None = None
     max_bytes: Large | None = None
     max_latency_ms: Positive | None = None
+    speedup: Annotated[float, Field(ge=1, le=10**6, allow_inf_nan=False)] | None = None
     max_accuracy_drop: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
     max_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
@@ -239,6 +245,15 @@ class Prune(Steps):
         """The budget that is set, and its value; ("", 0) for none."""
         given = {name: value for name in BUDGETS if (value := getattr(self, name)) is not None}
         return next(iter(given.items()), ("", 0.0))
+
+    @model_validator(mode="after")
+    def _timed(self) -> Prune:
+        if self.speedup is not None and self.structure not in GROUPED:
+            raise ValueError(
+                f"speedup is {self.speedup:g}, and the structure is {self.structure}: masks save no time in dense kernels; take "
+                "structure channels, heads or layers"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sparsity(self) -> Prune:

@@ -76,6 +76,11 @@ class Shown(Told):
         return f"{100 * figure:.1f}" if self.unit == "%" else f"{figure:.4g}"
 
 
+def three(figure: float) -> str:
+    """A measured figure with three significant digits: ``11.1``, ``0.123``, ``1,240``."""
+    return f"{figure:,.0f}" if abs(figure) >= 999.5 else f"{figure:#.3g}".rstrip(".")
+
+
 def shown(told: Iterable[Mapping[str, Any]] | None) -> list[Shown]:
     """Measures as artifacts tell of them; those of classification where an artifact is older than other tasks."""
     return [Shown(m["name"], m["better"], m["unit"], bool(m["close"])) for m in (CLASSIFICATION if told is None else told)]

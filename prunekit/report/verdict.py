@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prunekit.explain import EvaluationRecord
-from prunekit.measure import Lost
-from prunekit.report.measures import Shown, deciding
+from prunekit.measure import Lost, Speed, noisy
+from prunekit.report.measures import Shown, deciding, three
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,8 @@ class Verdict:
         lost: split -> what was lost there.
         classes: those that it was pruned for.
         asked: name and value of the budget it was pruned to, and what was reached.
+        speed: beside the dense model.
+        why: a reason why much less computing is hardly faster.
         planned: nothing was pruned yet.
     """
 
@@ -30,6 +32,8 @@ class Verdict:
     lost: Mapping[str, Lost] = field(default_factory=dict)
     classes: Sequence[int] = ()
     asked: tuple[str, float, float] | None = None
+    speed: Speed | None = None
+    why: str = ""
     planned: bool = False
 
     def text(self) -> str:
@@ -40,12 +44,31 @@ class Verdict:
             told[0] += f" (asked {value:,.0f})"
         if name in SIZES:
             told.append(f"{reached:,.0f} {SIZES[name]} (asked {value:,.0f})")
-        for split, lost in self.lost.items():
-            told.append(self._lost(split, lost, f", asked {value:g}" if name in DROPS and split == "validation" else ""))
-        return "; ".join(told)
+        told += [self._lost(split, lost) for split, lost in self.lost.items() if split != "test"]
+        if self.speed is not None:
+            told.append(self._speed(self.speed))
+        elif name in TIMES:
+            told.append(f"{three(reached)}{TIMES[name]} (asked {value:g})")
+        told += [self._lost(split, lost) for split, lost in self.lost.items() if split == "test"]
+        return "; ".join(told) + (f". Fewer MACs, but hardly faster: {self.why}" if self.why else "")
 
-    def _lost(self, split: str, found: Lost, asked: str) -> str:
+    def _speed(self, found: Speed) -> str:
+        name, value, reached = self.asked or ("", 0.0, 0.0)
+        ms = three(found["pruned_ms"]) + " ms"
+        asked = ""
+        if name == "speedup":
+            asked = f"; asked {value:g}"
+        if name == "max_latency_ms":
+            ms = f"{three(reached)} ms"
+            asked = f"; asked {value:g}"
+        told = f"{three(found['speedup'])}× at batch {found['batch']}"
+        between = f"{three(found['low'])}–{three(found['high'])}"
+        return f"{told} ({ms}, {between}×{', a noisy machine' if noisy(found) else ''}{asked})"
+
+    def _lost(self, split: str, found: Lost) -> str:
         measure = self.measure
+        name, value, _ = self.asked or ("", 0.0, 0.0)
+        asked = f", asked {value:g}" if name in DROPS and split == "validation" else ""
         what = f"{split} {measure.brief}" + (f" on classes {', '.join(map(str, self.classes))}" if self.classes else "")
         if "dense" not in found:
             return f"{what} {measure.number(found['pruned'])}"
@@ -59,6 +82,7 @@ class Verdict:
 
 
 SIZES = {"max_macs": "MACs a sample", "max_bytes": "bytes on disk"}
+TIMES = {"max_latency_ms": " ms", "speedup": "×"}
 DROPS = ("max_accuracy_drop", "max_drop")
 
 
@@ -72,6 +96,7 @@ def of_pruned(result: Mapping[str, Any], measure: Shown) -> Verdict:
         lost={} if result.get("dry_run") else lost,
         classes=result["classes"],
         asked=None if not result["budget"] else (*next(iter(result["budget"].items())), result["reached"]),
+        speed=result.get("speed"),
         planned=bool(result.get("dry_run")),
     )
 
@@ -83,14 +108,31 @@ def of_evaluation(found: EvaluationRecord) -> Verdict:
     if found.lost is not None:
         lost = {"validation": found.lost["validation"]} if "validation" in found.lost else {}
         lost["test"] = found.lost["test"]
+    batch, times = next(reversed(found.latency["batches"].items()), ("", {}))
+    speed, budget = _speed(batch, times), found.budget
+    asked = None if budget is None else (budget["name"], budget["asked"], budget["reached"])
+    if asked is not None and speed is not None and asked[0] in TIMES:  # measured anew, beside the dense model of now
+        asked = (asked[0], asked[1], speed["speedup"] if asked[0] == "speedup" else speed["pruned_ms"])
     return Verdict(
         kept=round(total * (1 - found.sparsity["all"])),
         total=total,
         measure=deciding(found.measures),
         lost=lost,
         classes=found.asked_classes["classes"] if found.asked_classes else (),
-        asked=None if found.budget is None else (found.budget["name"], found.budget["asked"], found.budget["reached"]),
+        asked=asked,
+        speed=speed,
+        why=found.latency.get("why", {}).get(batch, ""),
     )
+
+
+def _speed(batch: str, times: Mapping[str, float]) -> Speed | None:
+    """None of an older file, which does not tell the interval."""
+    if not {"speedup", "low", "high", "rounds"} <= times.keys():
+        return None
+    return {
+        "batch": int(batch), "dense_ms": times["dense_ms"], "pruned_ms": times["pruned_ms"], "speedup": times["speedup"],
+        "low": times["low"], "high": times["high"], "rounds": int(times["rounds"]),
+    }  # fmt: skip
 
 
 def _amount(value: float, points: bool) -> str:

@@ -12,20 +12,24 @@ from torch import nn
 
 from prunekit import checkpoint
 from prunekit.apply import masked, prune
-from prunekit.batch import take, to
+from prunekit.batch import Inputs, take, to
 from prunekit.errors import PrunekitError, UsageError
-from prunekit.measure import latencies, sizes
+from prunekit.measure import Speed, noisy, sizes, timed
 from prunekit.plan import Plan
-from prunekit.recipe import DROPS, Prune
-from prunekit.search.budget import least, most
+from prunekit.recipe import DROPS, TIMES, Prune
+from prunekit.search.budget import HIGHEST, least, most
 from prunekit.steps import Planner, Schedule, prune_by_schedule
 from prunekit.task.evaluation import References, evaluate
+from prunekit.trajectory.copies import copied
 from prunekit.verbs.run_folder import Run
 from prunekit.verbs.scheduling import finetuning_of
 
 Choose = Callable[[float], Mapping[str, Any]]
 MakePlan = Callable[[Mapping[str, Any], float], Plan]
 MakePlanner = Callable[[Mapping[str, Any]], Planner]
+SHORT, LONG = 0.5, 6.0
+"""Seconds of passes, at most, for a try and for its verification."""
+TIMED_HALVINGS, VERIFICATIONS = 8, 8
 
 
 def within_budget(run: Run, wanted: Prune, choose: Choose, plan: MakePlan, planner: MakePlanner) -> tuple[float, dict[str, Any]]:
@@ -46,27 +50,90 @@ def within_budget(run: Run, wanted: Prune, choose: Choose, plan: MakePlan, plann
     name, budget = wanted.budget
     if name in DROPS:
         return _by_measure(run, wanted, name, budget, choose, plan, planner)
-    size: Callable[[Plan], float]
-    if name == "max_params":
-        size = partial(parameters_left, run)
-    else:
-        size = {"max_macs": _macs, "max_bytes": _bytes, "max_latency_ms": _latency}[name](run)
 
-    def at(sparsity: float) -> float:
+    def planned(sparsity: float) -> Plan:
         found = plan(choose(sparsity), sparsity)
         if found.masking and name != "max_params":
             option = "--" + name.replace("_", "-")
             raise UsageError(
                 f"{option}: zeros change nothing of this in dense kernels; take --structure channels, heads or layers"
             )
-        return size(found)
+        return found
 
-    sparsity, reached = least(at, budget)
+    if name in TIMES:
+        return _by_time(run, wanted, planned)
+    size = partial(parameters_left, run) if name == "max_params" else {"max_macs": _macs, "max_bytes": _bytes}[name](run)
+    sparsity, reached = least(lambda sparsity: size(planned(sparsity)), budget)
     if reached > budget:
         raise PrunekitError(
             f"{name} is {budget:g}; the smallest plan that could be made of {wanted.structure} reaches {reached:g}"
         )
     return sparsity, {"budget": {name: budget}, "reached": reached}
+
+
+def _by_time(run: Run, wanted: Prune, planned: Callable[[float], Plan]) -> tuple[float, dict[str, Any]]:
+    """The least sparsity whose model is fast enough, searched by the ratio to the dense model and verified by a longer look.
+
+    Milliseconds are a ratio too: the dense model's, measured first, to those asked for. So a machine that becomes busier during
+    the search slows both sides. A model that was found holds when the low end of its ratio's interval does (on a machine too
+    noisy for a narrow one, its median); one that does not gives way to one of which a twentieth of what is left goes too.
+    """
+    name, budget = wanted.budget
+    beside = Beside(run)
+    own = timed({"dense": beside.dense}, beside.x, LONG).ms("dense").median if name == "max_latency_ms" else None
+    needed = budget if own is None else max(own / budget, 1.0)
+    sparsity = 0.0
+    if needed > 1:
+        sparsity, slowest = least(
+            lambda sparsity: 1 / beside.speed(_small(run, planned(sparsity)), SHORT)["speedup"], 1 / needed, TIMED_HALVINGS
+        )
+        if slowest > 1 / needed:
+            raise _too_slow(wanted, 1 / slowest, own)
+    for _ in range(VERIFICATIONS):
+        found = beside.speed(_small(run, planned(sparsity)), LONG)
+        if needed <= 1 or (found["speedup"] if noisy(found) else found["low"]) >= needed:
+            break
+        sparsity = min(1 - (1 - sparsity) * 0.95, HIGHEST)
+    if needed > 1 and found["speedup"] < needed:
+        raise _too_slow(wanted, found["speedup"], own)
+    return sparsity, {
+        "budget": {name: budget},
+        "reached": found["speedup"] if own is None else own / found["speedup"],
+        "speed": found,
+    }
+
+
+def _too_slow(wanted: Prune, speedup: float, own: float | None) -> PrunekitError:
+    name, budget = wanted.budget
+    reached = f"{speedup:.3g} times the dense model's speed" if own is None else f"{own / speedup:.3g} ms ({own:.3g} dense)"
+    return PrunekitError(f"{name} is {budget:g}; the fastest plan that could be made of {wanted.structure} reaches {reached}")
+
+
+def measured_again(run: Run, facts: Mapping[str, Any], pruned: nn.Module) -> dict[str, Any]:
+    """What a budget of time came to in the finished model, where that is another than the one it was searched with."""
+    found = Beside(run).speed(pruned, LONG)
+    own = facts["reached"] * facts["speed"]["speedup"] if "max_latency_ms" in facts["budget"] else None
+    return {"reached": found["speedup"] if own is None else own / found["speedup"], "speed": found}
+
+
+class Beside:
+    """The dense model on a batch of the recipe's last latency size, for others to be timed beside it."""
+
+    def __init__(self, run: Run) -> None:
+        if not run.recipe.eval.latency_batches:
+            raise UsageError("eval.latency_batches is empty; a budget of time needs a batch size to be measured with")
+        self.device, self.batch = run.device, run.recipe.eval.latency_batches[-1]
+        self.x = batch_of(run, self.batch)
+        self.dense = copied(run.model).to(run.device)
+
+    def speed(self, pruned: nn.Module, seconds: float) -> Speed:
+        return timed({"dense": self.dense, "pruned": pruned.to(self.device)}, self.x, seconds).speed("pruned", self.batch)
+
+
+def batch_of(run: Run, size: int) -> Inputs:
+    """So many validation inputs on the run's device, over and over where there are fewer."""
+    validation = run.splits["validation"]
+    return to(validation.batch([i % len(validation) for i in range(size)])[0], run.device)
 
 
 def _by_measure(
@@ -137,11 +204,3 @@ def file_size(model: nn.Module, plan: Plan) -> int:
     """Bytes of the model.safetensors that ``apply.save`` would write."""
     state, _ = checkpoint.unique_state({name: tensor.cpu() for name, tensor in model.state_dict().items()})
     return len(safetensors.torch.save(state, checkpoint.metadata(state, {"kind": "model", "plan": plan.digest})))
-
-
-def _latency(run: Run) -> Callable[[Plan], float]:
-    """Median milliseconds of a batch of the recipe's last latency size, on this machine, now."""
-    validation = run.splits["validation"]
-    size = run.recipe.eval.latency_batches[-1]
-    x = to(validation.batch([i % len(validation) for i in range(size)])[0], run.device)
-    return lambda plan: latencies({"pruned": _small(run, plan).to(run.device)}, x, seconds=0.5)["pruned"]

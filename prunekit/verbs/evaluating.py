@@ -21,7 +21,8 @@ from prunekit.explain import EvaluationRecord, account, dense_reconstruction, fl
 from prunekit.explain.account import Account
 from prunekit.explain.evaluation import Budget, Latency, LostOn, OnClasses, Refined, Refinement, Round
 from prunekit.kernel import ModelFunction
-from prunekit.measure import latencies, machine, sizes
+from prunekit.measure import conditions, machine, sizes, timed
+from prunekit.measure.bound import is_due, reason
 from prunekit.plan import Plan
 from prunekit.task.evaluation import Evaluation, References, compared, measures_told
 from prunekit.task.evaluation import evaluate as measured
@@ -86,6 +87,7 @@ def _evaluate(run: Run, folder: Path, overwrite: bool) -> tuple[EvaluationRecord
     pruned_found = measured(pruned, samples, task, references)
     one = to(run.splits["test"].batch([0])[0], run.device)
     dense_file = safetensors.torch.save(checkpoint.unique_state({k: v.cpu() for k, v in dense.state_dict().items()})[0])
+    dense_sizes, pruned_sizes = sizes(dense, one), sizes(pruned, one)
     before = None
     if unsqueezed is not None:
         before = {
@@ -99,11 +101,11 @@ def _evaluate(run: Run, folder: Path, overwrite: bool) -> tuple[EvaluationRecord
         test_samples=dense_found.samples,
         measures=measures_told(task),
         sparsity={"prunable": reached["prunable"], "all": reached["all"]},
-        dense={**dense_found.figures(), **sizes(dense, one), "bytes": len(dense_file)},
-        pruned={**pruned_found.figures(), **sizes(pruned, one), "bytes": (folder / "model.safetensors").stat().st_size},
+        dense={**dense_found.figures(), **dense_sizes, "bytes": len(dense_file)},
+        pruned={**pruned_found.figures(), **pruned_sizes, "bytes": (folder / "model.safetensors").stat().st_size},
         asked_classes=_on_classes(run, plan, dense_found, pruned_found),
         layers={name: {"total": c["total"], "kept": c["kept"]} for name, c in plan.counts().items()},
-        latency=_latency(run, dense, pruned, unsqueezed),
+        latency=_latency(run, dense, pruned, unsqueezed, (dense_sizes["macs"], pruned_sizes["macs"])),
         refine=_refinement(plan),
         kernel=_kernel(run, plan, pruned, child, manifest.kept),
         masked=before,
@@ -167,17 +169,26 @@ def _unsqueezed(run: Run, plan: Plan) -> torch.nn.Module:
     return pruned_as_asked(run, plan)[0].to(run.device)
 
 
-def _latency(run: Run, dense: torch.nn.Module, pruned: torch.nn.Module, unsqueezed: torch.nn.Module | None) -> Latency:
-    batches = {}
+def _latency(
+    run: Run, dense: torch.nn.Module, pruned: torch.nn.Module, unsqueezed: torch.nn.Module | None, macs: tuple[int, int]
+) -> Latency:
+    batches, why = {}, {}
     test = run.splits["test"]
+    models = {"dense": dense, "pruned": pruned, **({"masked": unsqueezed} if unsqueezed is not None else {})}
     for size in run.recipe.eval.latency_batches:
         x = to(test.batch([i % len(test) for i in range(size)])[0], run.device)
-        medians = latencies({"dense": dense, "pruned": pruned, **({"masked": unsqueezed} if unsqueezed is not None else {})}, x)
+        timing = timed(models, x)
+        medians = {name: timing.ms(name).median for name in models}
+        found = timing.speed("pruned", size)
         batches[str(size)] = {
             **{f"{name}_ms": median for name, median in medians.items()},
             "ratio": medians["pruned"] / medians["dense"],
+            **{key: float(found[key]) for key in ("speedup", "low", "high", "rounds")},
         }
-    return {"machine": machine(), "batches": batches}
+        if is_due(macs, (medians["dense"], medians["pruned"])):
+            why[str(size)] = reason(pruned, x, macs[1], medians["pruned"])
+    told: Latency = {"machine": machine(run.device), "batches": batches, "conditions": conditions()}
+    return told | {"why": why} if why else told
 
 
 def _refinement(plan: Plan) -> Refinement | None:

@@ -14,7 +14,7 @@ from prunekit.apply import Manifest, squeeze
 from prunekit.criteria import Scores, expand, model_digest
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.plan import GROUPED, Plan, asked_sparsity, make_plan
-from prunekit.recipe import DROPS, Prune, Refine, Steps, parse_seconds
+from prunekit.recipe import DROPS, SIZED, TIMES, Prune, Refine, Steps, parse_seconds
 from prunekit.repair.swaps import get_swaps
 from prunekit.search import Candidates, Comparison, choose
 from prunekit.search.budget import TRIES
@@ -24,7 +24,7 @@ from prunekit.structure import takes_sizes
 from prunekit.task.evaluation import measures_told
 from prunekit.task.evaluation import run as run_model
 from prunekit.trajectory import Trajectory
-from prunekit.verbs.budgets import parameters_left, parameters_of, within_budget
+from prunekit.verbs.budgets import measured_again, parameters_left, parameters_of, within_budget
 from prunekit.verbs.compensating import compensation_request, pruned_as_asked
 from prunekit.verbs.pruned_folder import read_plan, write_plan, write_pruned
 from prunekit.verbs.refining import Seconds, better_plan, refining_again, refining_request
@@ -102,7 +102,7 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
         )
 
     seconds = _seconds(wanted, repair)
-    sized = budget[0] in ("max_macs", "max_bytes", "max_latency_ms")  # these follow from every tensor's size
+    sized = budget[0] in SIZED
 
     def repaired(plan: Plan, model: nn.Module, swaps: MakeSwaps | None = None) -> Plan:
         if repair is None:
@@ -134,7 +134,9 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
         again = (
             None if repair is None else refining_again(run, repair, partial(get_swaps, across=False) if sized else None, seconds)
         )
-        done = prune_in_steps(run, folder, planner_at(chosen), sparsity, wanted, training, request, facts, again)
+        changed = budget[0] in TIMES and wanted.schedule.name != "one-shot"
+        last = partial(measured_again, run, facts) if changed else None  # its plans are others than the search's
+        done = prune_in_steps(run, folder, planner_at(chosen), sparsity, wanted, training, request, facts, again, last)
         return {**_summary(run, folder, Plan.load(folder / "plan.safetensors")), **done, "reused": False}
     plan = plan_at(chosen, sparsity)
     plan.provenance["request"] = request
@@ -216,7 +218,7 @@ def apply_plan(
     return _write(run, plan, folder)
 
 
-BUDGET = ("budget", "measure", "reached", "standard_error")
+BUDGET = ("budget", "measure", "reached", "standard_error", "speed")
 """What ``within_budget`` puts on record."""
 OURS = {"model.safetensors", "masks.safetensors", "plan.safetensors", "prunekit.json", "eval.json", "trajectory"}
 

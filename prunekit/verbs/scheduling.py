@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ def prune_in_steps(
     made_for: Mapping[str, Any] | None = None,
     found: Mapping[str, Any] | None = None,
     again: RefineAgain | None = None,
+    last: Callable[[torch.nn.Module], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Writes ``folder``, whole or not at all: the pruned model, and in ``trajectory/`` its fine-tuning steps.
 
@@ -44,6 +45,7 @@ def prune_in_steps(
         made_for: what the plan says that it was made for; None for a plan that says it already.
         found: further facts for the manifest.
         again: refine what was fine-tuned again.
+        last: facts that are measured on the finished model.
 
     Returns:
         the facts that its manifest tells.
@@ -83,6 +85,7 @@ def prune_in_steps(
         small = cut(done.model, done.plan, run.example if done.plan.smaller else None)
         facts: dict[str, Any] = {
             **(found or {}),
+            **(last(small) if last is not None else {}),
             "request": dict(request),
             "schedule": {**steps.schedule.model_dump(mode="json"), "rounds": sum("again" not in r for r in done.rounds)},
             "finetune": None if how is None else _told(steps, how, done.rounds),

@@ -63,17 +63,6 @@ def test_budgets_hold_for_refined_channels(run: Path, cli: Cli, budget: str) -> 
     assert 0.7 * limit < reached[budget] <= limit
 
 
-def test_latency_is_measured(run: Path, cli: Cli) -> None:
-    found = pruned(run, cli, "--max-latency-ms", 1000, "--structure", "channels")
-    assert found["budget"] == {"max_latency_ms": 1000}
-    assert 0 < found["reached"] <= 1000  # type: ignore[operator]
-    assert found["achieved"] == 0  # nothing has to go
-    done = cli("prune", run, "-c", "magnitude", "--max-latency-ms", 1e-9, "--structure", "channels", "--name", "never")
-    assert done.code == 1
-    assert "reaches" in done.err
-    assert not (run / "pruned" / "never").exists()
-
-
 def test_accuracy_on_validation_data(run: Path, cli: Cli) -> None:
     from prunekit import load
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prunekit.measure import Lost
-from prunekit.report.measures import Shown
+from prunekit.measure import Lost, Speed
+from prunekit.report.measures import Shown, three
 from prunekit.report.verdict import Verdict
 from prunekit.task import Classification
 from prunekit.task.evaluation import Evaluation, compared
@@ -16,7 +16,11 @@ LOST: Lost = {"samples": 270, "dense": 0.978, "pruned": 0.963, "lost": 1.5, "sta
 
 
 def evaluation(right: torch.Tensor) -> Evaluation:
-    return Evaluation((Classification().measures[0],), {"accuracy": right.double()[:, None]}, len(right))
+    return Evaluation(
+        (Classification().measures[0],),
+        {"accuracy": torch.stack([right.double(), torch.ones(len(right)).double()], 1)},
+        len(right),
+    )
 
 
 def test_the_error_of_lost_accuracy_is_that_of_discordant_pairs() -> None:
@@ -25,7 +29,7 @@ def test_the_error_of_lost_accuracy_is_that_of_discordant_pairs() -> None:
     b, c, n = int((dense & ~pruned).sum()), int((pruned & ~dense).sum()), 60
     found = compared(evaluation(pruned), evaluation(dense))
     assert found["lost"] == pytest.approx(100 * (b - c) / n)
-    assert found["standard_error"] == pytest.approx(100 * ((b + c - (b - c) ** 2 / n) / (n * (n - 1))) ** 0.5)
+    assert found["standard_error"] == pytest.approx(100 * ((b + c - (b - c) ** 2 / n) / (n * (n - 1))) ** 0.5, rel=1e-5)
 
 
 def test_one_sample_has_no_error() -> None:
@@ -54,3 +58,29 @@ def test_a_measure_of_which_less_is_better_and_that_was_gained() -> None:
 )
 def test_budgets_say_what_was_asked(name: str, said: str) -> None:
     assert said in Verdict(kept=1, total=2, measure=ACCURACY, asked=(name, 9, 8)).text()
+
+
+def speed(**changes: float) -> Speed:
+    found: Speed = {"batch": 64, "dense_ms": 12.43, "pruned_ms": 10.72, "speedup": 1.16, "low": 1.14, "high": 1.18, "rounds": 40}
+    return {**found, **changes}  # type: ignore[typeddict-item]
+
+
+@pytest.mark.parametrize(
+    ("asked", "measured", "said"),
+    [
+        (None, speed(), "; 1.16× at batch 64 (10.7 ms, 1.14–1.18×); test accuracy 96.1"),
+        (("max_latency_ms", 11.1, 10.9), speed(), "; 1.16× at batch 64 (10.9 ms, 1.14–1.18×; asked 11.1)"),
+        (("speedup", 1.1, 1.16), speed(low=0.9), "; 1.16× at batch 64 (10.7 ms, 0.900–1.18×, a noisy machine; asked 1.1)"),
+    ],
+)
+def test_speed_has_its_interval_and_what_was_asked(asked: tuple[str, float, float] | None, measured: Speed, said: str) -> None:
+    found = Verdict(
+        kept=1, total=2, measure=ACCURACY, lost={"test": {"pruned": 0.961}}, asked=asked, speed=measured, why="memory"
+    )
+    assert said in found.text()
+    assert found.text().endswith(". Fewer MACs, but hardly faster: memory")
+
+
+@pytest.mark.parametrize(("figure", "said"), [(11.14, "11.1"), (0.1234, "0.123"), (123.4, "123"), (1239.6, "1,240"), (3, "3.00")])
+def test_measured_figures_have_three_digits(figure: float, said: str) -> None:
+    assert three(figure) == said

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from prunekit.explain import EvaluationRecord
 from prunekit.explain.account import Fit
-from prunekit.report.measures import shown
+from prunekit.measure import noisy
+from prunekit.report.measures import shown, three
 from prunekit.report.terminal.tables import again, new_table, print_table
 from prunekit.report.verdict import of_evaluation
 
@@ -16,6 +17,9 @@ SIZES = {
     "macs": "theoretical MACs",
     "bytes": "bytes on disk",
 }
+
+
+NOISY = "the machine was too busy for these times to be known to 3 %: a speed-up differs from the one shown within its interval"
 
 
 def show_verdicts(found: Sequence[tuple[str, EvaluationRecord]]) -> None:
@@ -52,8 +56,14 @@ def _tables(result: tuple[str, EvaluationRecord, bool]) -> None:
         table.add_row(label, *(f"{found[key]:,}" for found in models.values()))
     for size, times in e.latency["batches"].items():
         measured = ("dense_ms", *(["masked_ms"] if others else []), "pruned_ms")
-        table.add_row(f"latency, batch {size} (ms)", *(f"{times[key]:.2f}" for key in measured))
+        table.add_row(f"latency, batch {size} (ms)", *(three(times[key]) for key in measured))
+        if "speedup" in times:
+            speedup, low, high = (three(times[key]) for key in ("speedup", "low", "high"))
+            table.add_row(f"speed-up, batch {size}", "", *[""] * len(others), f"{speedup}× ({low}–{high})")
     print_table(table)
+    print(f"latency on {e.latency['machine']}" + (f"; {e.latency['conditions']}" if "conditions" in e.latency else ""))
+    if any("speedup" in times and noisy(times) for times in e.latency["batches"].values()):
+        print(NOISY)
     if refined := e.refine:
         before, after = refined["before"]["accept"], refined["after"]["accept"]
         later = [f"{a['before']['accept']:.4g} -> {a['after']['accept']:.4g}" for a in refined.get("again", ())]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from prunekit.measure import noisy
 from prunekit.plan import GROUPED
-from prunekit.report.measures import by_name, deciding
+from prunekit.report.measures import by_name, deciding, three
 from prunekit.report.terminal.tables import again, new_table, print_table
 from prunekit.report.verdict import of_pruned
 
@@ -90,6 +91,13 @@ def _budget(result: dict[str, Any]) -> str:
     """One line on a budget, and how far the plan goes towards it."""
     ((name, asked),) = result["budget"].items()
     option = f"--{name.replace('_', '-')} {asked:,g}"
+    if (speed := result.get("speed")) is not None:
+        unit = "×" if name == "speedup" else " ms"
+        noise = "; the machine was too noisy for less" if noisy(speed) else ""
+        return (
+            f"{option}: reached {three(result['reached'])}{unit}, {three(speed['speedup'])}× (95 %: {three(speed['low'])}–"
+            f"{three(speed['high'])}{noise}) the dense model's speed at batch {speed['batch']}, {speed['rounds']} rounds"
+        )
     if "standard_error" not in result:
         return f"{option}: the plan comes to {result['reached']:,.6g}"
     measure = by_name(result.get("measure", "accuracy"), result["measures"])
