@@ -12,6 +12,6 @@ from prunekit.recipe.yaml_file import read_yaml, to_yaml
 
 __all__ = [
     "BY_LAYERS", "DROPS", "RESOLVED", "SIZED", "TIMES", "CompareRefine", "Finetune", "Optimizer", "Prune", "RateSchedule",
-    "Recipe", "Record", "Refine", "Refinement", "Steps", "Study", "Watch", "applied_steps", "check_device", "optimizer_of", "parse_seconds",
-    "prune_section", "read_yaml", "scheduler_of", "to_yaml",
+    "Recipe", "Record", "Refine", "Refinement", "Steps", "Study", "Watch", "applied_steps", "check_device", "optimizer_of",
+    "parse_seconds", "prune_section", "read_yaml", "scheduler_of", "to_yaml",
 ]  # fmt: skip
