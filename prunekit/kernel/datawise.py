@@ -299,20 +299,20 @@ def check_data_scores(trajectory: Trajectory) -> None:
             f"{trajectory.folder}: fine-tuning with masks held; data-wise scores are those of training steps without masks"
         )
     if not trajectory.recursion.explains_data:
-        why = trajectory.rule_note or (
-            "second moments were not recorded; use Recorder(..., second_moments=True), in a recipe "
-            "train.record.second_moments: true"
-        )
+        why = trajectory.rule_note or "second moments were not recorded"
+        if "second" in why:
+            why += f"; {trajectory.asked('second_moments', 'True')} keeps them"
         raise PrunekitError(f"{trajectory.folder}: data-wise scores cannot be had: {why}")
     if trajectory.pieces != len(trajectory):
         raise PrunekitError(
             f"{trajectory.folder}: data-wise scores need every state; this path keeps {trajectory.pieces} of "
-            f"{len(trajectory)} (Recorder(..., every=1))"
+            f"{len(trajectory)}; {trajectory.asked('every', '1')} keeps all"
         )
     missing = [s for s in range(len(trajectory)) if trajectory.step(s).moved and trajectory.step(s).batches is None]
     if missing:
         raise PrunekitError(
-            f"{trajectory.folder}: step {missing[0]} has no sample indices; call recorder.batch(indices) before each step"
+            f"{trajectory.folder}: step {missing[0]} has no sample indices; iterate over recorder.watch(loader), or "
+            "call recorder.batch(indices) before each step"
         )
 
 

@@ -174,6 +174,11 @@ class Trajectory:
         found: dict[str, Any] = self.header["provenance"]
         return found
 
+    def asked(self, option: str, value: str) -> str:
+        """How whoever made this recording asks for an option of ``Recorder``: by a recipe's key, or in Python."""
+        by_recipe = "recipe" in self.provenance and "recorded" not in self.provenance
+        return f"train.record.{option}: {value.lower()} in the recipe" if by_recipe else f"Recorder(..., {option}={value})"
+
     @cached_property
     def hash(self) -> str:
         """Identifies the recorded states; computed when recording was cut off before it could be noted."""

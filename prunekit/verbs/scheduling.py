@@ -149,7 +149,11 @@ def finetuning_of(run: Run, steps: Steps) -> Finetuning:
         drop_last=recipe.train.drop_last,
         augment=recipe.load_augment(),
         distill=_teacher(run, asked.distill.model_dump()) if asked.distill else None,
-        record={"every": recipe.train.record.every, "second_moments": recipe.train.record.second_moments},
+        record={
+            "every": recipe.train.record.every,
+            # data-wise scores end where masks are held; there Adam's coupled decay alone needs the moments
+            "second_moments": recipe.train.record.second_moments and options.name == "adam",
+        },
         device=run.device,
     )
 

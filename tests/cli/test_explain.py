@@ -56,7 +56,7 @@ def test_text_json_and_page(cli: Cli, run: Path, asked: str) -> None:
     assert re.findall("<figcaption>([^<]*)</figcaption>", page.read_text()) == captions
     assert captions or asked not in ("sample 12", "diff small", "pruned loose")
     if not asked.startswith(("diff", "pruned")):
-        assert "second moments were not recorded" in result["training"]["note"]
+        assert "second moments were not recorded; train.record.second_moments: true in the" in result["training"]["note"]
         assert result["certificate"]["mean_error"] > 0
         assert "training samples: left out" in shown.out
         assert [p["name"] for p in result["pruning"]] == ["loose", "small"]
@@ -159,7 +159,8 @@ def test_what_cannot_be_explained(cli: Cli, run: Path) -> None:
     assert "no attention was found" in heads.err
     train = cli("explain", run, "sample", 3, "--split", "train")
     assert (train.code, train.err.count("\n")) == (1, 1)
-    assert "second moments" in train.err
+    assert "train.record.second_moments: true in the recipe" in train.err
+    assert "Recorder(" not in train.err
     shutil.copy(run / "pruned" / "loose" / "plan.safetensors", run / "pruned" / "small" / "plan.safetensors")
     other = cli("explain", run, "diff", "small")
     assert (other.code, other.err.count("\n")) == (1, 1)
