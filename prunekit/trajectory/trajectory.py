@@ -82,6 +82,8 @@ class Trajectory:
         header = self.header
         if header["schema"] != SCHEMA:
             raise ArtifactError(f"{self.folder}: schema {header['schema']}, this prunekit reads {SCHEMA}")
+        if not isinstance(header["provenance"], dict):
+            raise TypeError("provenance is no mapping")
         self.layout = Layout.from_json(header["layout"])
         self.complete: bool = header["complete"]
         self._proof = Proof(self.folder, header.get("files"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,7 @@ from torch import nn
 
 from prunekit.apply import Manifest, squeeze
 from prunekit.criteria import Scores, expand, model_digest
-from prunekit.errors import ArtifactError, PrunekitError, UsageError
+from prunekit.errors import ArtifactError, Note, PrunekitError, UsageError
 from prunekit.plan import GROUPED, Plan, asked_sparsity, make_plan
 from prunekit.recipe import DROPS, SIZED, TIMES, Prune, Refine, Steps, parse_seconds
 from prunekit.repair.swaps import get_swaps
@@ -263,6 +264,10 @@ def _auto(run: Run, scores: Mapping[str, Scores], structure: str, sparsity: floa
     comparison = None
     if inputs and PROBLEM in inputs:
         raise ArtifactError(f"{inputs[PROBLEM]} (prunekit compare {run.path} --overwrite)")
+    for name in (inputs or {}).get("scores", {}):
+        if name not in scores and not run.classes:
+            text = f"{run.score_path(name)}: no such file, though compare.json was made with it; auto chooses among the others"
+            warnings.warn(text, Note, stacklevel=2)
     if inputs and inputs.get("scores") == {n: s.digest for n, s in scores.items()}:
         comparison = Comparison.load(run.path / "compare.json")
     candidates = Candidates(run.model, scores, run.batches("validation"), [structure], run.recipe.structure.mappings(), run.task)

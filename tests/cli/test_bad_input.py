@@ -334,7 +334,7 @@ def test_every_reader_tells_of_a_mistyped_key(run: Path, cli: Cli, name: str) ->
     told_by_name(cli, run, name, *READERS[name])
 
 
-@pytest.mark.parametrize("key", ["layout", "optimizer", "states", "every", "complete"])
+@pytest.mark.parametrize("key", ["layout", "optimizer", "states", "every", "complete", "provenance"])
 def test_a_trajectory_with_missing_or_mistyped_keys(run: Path, cli: Cli, key: str) -> None:
     """Not all are looked at when it is opened: training goes on with some, pruning reads others."""
     name = "trajectory/trajectory.json"

@@ -198,3 +198,11 @@ def test_files_may_not_be_exchanged_between_folders(run: Path, cli: Cli) -> None
     checkpoint.write_tensors(path / "fixed.safetensors", {}, {"kind": "fixed", "of": "another"})
     with pytest.raises(ArtifactError, match=r"fixed\.safetensors: is not the file that was recorded"):
         Trajectory(path).verify()
+
+
+def test_a_choice_among_fewer_scores_than_were_compared_is_told(run: Path, cli: Cli) -> None:
+    path = run / "scores" / "influence.safetensors"
+    path.unlink()
+    done = cli("prune", run, "-s", 0.3, "--no-refine", "--name", "new")
+    assert done.code == 0
+    assert done.err.count(f"prunekit: note: {path}: no such file, though compare.json was made with it") == 1
