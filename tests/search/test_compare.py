@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from prunekit import Plan
+from prunekit import Plan, checkpoint
 from prunekit.errors import ArtifactError
 from prunekit.measure import merit
 from prunekit.repair import refine
@@ -77,13 +76,13 @@ def test_files_without_the_column_are_read_and_damaged_ones_refused(tmp_path: Pa
     path = tmp_path / "compare.json"
     plain.save(path)
     assert Comparison.load(path).cells == plain.cells
-    content = json.loads(path.read_text())
+    content = checkpoint.read_json(path)
     for cell in content["cells"]:
         del cell["repair"]
-    path.write_text(json.dumps(content))
+    checkpoint.write_json(path, content)
     assert Comparison.load(path).cells == plain.cells
     for damage in ({"cells": [{**c, "repair": "refined"} for c in plain.cells]}, {"cells": [{**plain.cells[0], "repair": 3}]}):
-        path.write_text(json.dumps({**content, **damage}))
+        checkpoint.write_json(path, {**content, **damage})
         with pytest.raises(ArtifactError, match="not a whole comparison"):
             Comparison.load(path)
 
