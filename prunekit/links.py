@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from prunekit.durable import LOCK, PREFIX
 from prunekit.errors import ArtifactError
 
 FOLDERS = ("trajectory", "trajectory.partial", "scores", "pruned", "explain", "cells", "runs")
 """What prunekit makes in a run folder, a study's or a pruned model's; other folders in there are their owner's."""
-OURS = (".lock", ".prunekit.")
+OURS = (LOCK, PREFIX)
 """How hidden names of prunekit's own begin; other hidden ones, of a folder that one works in, are left alone."""
 
 

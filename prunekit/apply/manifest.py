@@ -83,8 +83,8 @@ class Manifest(Artifact):
             checkpoint.agree(path, checkpoint.read_checksum(path), written, "is not the file that prunekit.json was written with")
         return tensors
 
-    def prove(self, folder: Path) -> None:
-        """Reads every file beside the manifest.
+    def prove(self, folder: Path) -> list[str]:
+        """Reads every file beside the manifest; returns their names.
 
         Raises:
             ArtifactError: as ``tensors``, or the plan is not the one that was applied.
@@ -92,8 +92,10 @@ class Manifest(Artifact):
         plan = Plan.load(folder / "plan.safetensors")
         if plan.digest != self.plan:
             raise ArtifactError(f"{folder}: plan.safetensors is {plan.digest}, the model was pruned by {self.plan}")
-        for name in (MODEL, MASKS) if plan.masking else (MODEL,):
+        names = [MODEL, MASKS] if plan.masking else [MODEL]
+        for name in names:
             self.tensors(folder, name)
+        return ["plan.safetensors", *names]
 
     def check(self) -> None:
         """Only sizes of layers may be set, only known modules put in, only indices kept: a manifest is data, not code."""

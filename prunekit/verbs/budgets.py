@@ -19,10 +19,10 @@ from prunekit.plan import Plan
 from prunekit.recipe import DROPS, TIMES, Prune
 from prunekit.search.budget import HIGHEST, least, most
 from prunekit.steps import Planner, Schedule, prune_by_schedule
-from prunekit.task.evaluation import References, evaluate
 from prunekit.trajectory.copies import copied
 from prunekit.verbs.run_folder import Run
 from prunekit.verbs.scheduling import finetuning_of
+from prunekit.verbs.validation import Validation
 
 Choose = Callable[[float], Mapping[str, Any]]
 MakePlan = Callable[[Mapping[str, Any], float], Plan]
@@ -144,19 +144,18 @@ def _by_measure(
     The search takes the luckiest of many models, so the drop that it sees on validation data is less than what follows on
     other data.
     """
-    task, samples = run.task, run.batches("validation")
-    first = task.deciding
+    task, first = run.task, run.task.deciding
     if name == "max_accuracy_drop" and first.name != "accuracy":
         raise UsageError(
             f"--max-accuracy-drop is for tasks that accuracy decides; {task.name} goes by {first.name}, take --max-drop"
         )
-    references = None if task.measures else References(run.model, samples, task)
-    dense = evaluate(run.model, samples, task, references)
+    validation = Validation(run)
+    dense = validation.dense
     how = finetuning_of(run, wanted) if wanted.trains else None
     seen: dict[float, tuple[float, float]] = {}
 
     def measure(model: nn.Module, sparsity: float) -> float:
-        seen[sparsity] = evaluate(model, samples, task, references).lost(dense)
+        seen[sparsity] = validation.evaluation(model).lost(dense)
         return -sum(seen[sparsity])
 
     def at(sparsity: float) -> float:

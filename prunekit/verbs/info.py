@@ -6,13 +6,19 @@ import os
 from pathlib import Path
 from typing import Any
 
-from prunekit import checkpoint
+from prunekit import checkpoint, durable
 from prunekit.apply import Manifest
 from prunekit.criteria.spec import text_of
 from prunekit.errors import ArtifactError
-from prunekit.links import refuse_links_out
+from prunekit.links import FOLDERS, refuse_links_out
 from prunekit.recipe import Recipe
 from prunekit.trajectory import Trajectory
+
+WRITTEN = (
+    "train.json", "compare.json", "timeline.json", "eval.json", "removal.json", "prunekit.json", "reconstruction.safetensors",
+    "plan.safetensors", "model.safetensors", "masks.safetensors",
+)  # fmt: skip
+"""Artifacts of a run and of its pruned models; beside them ``sensitivity-*.json``, and whatever lies in ``scores``."""
 
 
 def info(path: Path) -> dict[str, Any]:
@@ -29,7 +35,11 @@ def info(path: Path) -> dict[str, Any]:
 
 def _describe(path: Path) -> dict[str, Any]:
     if path.is_dir():
-        return _folder(path)
+        refuse_links_out(path)
+        durable.opened(path)
+        found = _folder(path)
+        proved = _prove(path)
+        return found | ({"proved": proved} if found["kind"] == "run" else {})
     if path.suffix == ".safetensors":
         return _tensors(path)
     if path.suffix in (".yaml", ".yml"):
@@ -42,10 +52,8 @@ def _describe(path: Path) -> dict[str, Any]:
 
 
 def _folder(path: Path) -> dict[str, Any]:
-    refuse_links_out(path)
     if (path / "trajectory.json").exists():
         trajectory = Trajectory(path)
-        trajectory.verify()
         optimizer = trajectory.header["optimizer"]
         return {
             "kind": "trajectory",
@@ -62,7 +70,6 @@ def _folder(path: Path) -> dict[str, Any]:
     if (path / "prunekit.json").exists():
         with checkpoint.reading(path / "prunekit.json", "manifest"):
             manifest = Manifest.load(path / "prunekit.json")
-            manifest.prove(path)
             return {"kind": "pruned", "path": str(path), "structure": manifest.structure, "plan": manifest.plan,
                     "made_from": _brief(manifest.provenance), **manifest.facts,
                     "files": {p.name: p.stat().st_size for p in sorted(path.iterdir())}}  # fmt: skip
@@ -78,7 +85,6 @@ def _folder(path: Path) -> dict[str, Any]:
             "scores": sorted(_criterion(p.stem) for p in (path / "scores").glob("[!.]*.safetensors")),
             "compared": (path / "compare.json").exists(),
             "pruned": sorted(p.parent.name for p in (path / "pruned").glob("[!.]*/prunekit.json")),
-            "proved": _prove(path),
         }
     if (path / "plan.safetensors").exists():
         return _tensors(path / "plan.safetensors")
@@ -88,6 +94,8 @@ def _folder(path: Path) -> dict[str, Any]:
 def _prove(folder: Path) -> int:
     """Reads every artifact below a folder, and so compares it with its checksum; returns how many files there are.
 
+    What else its owner keeps there is left alone.
+
     Raises:
         ArtifactError: the first that is damaged, or was changed after it was written.
     """
@@ -96,12 +104,15 @@ def _prove(folder: Path) -> int:
         if trajectory.complete:
             trajectory.verify()
         return sum(1 for _ in folder.iterdir())
+    count, known = 0, set[str]()
     if (folder / "prunekit.json").exists():
-        Manifest.load(folder / "prunekit.json").prove(folder)
-    count = 0
+        known = {"prunekit.json", *Manifest.load(folder / "prunekit.json").prove(folder)}
+        count = len(known)
     for path in sorted(folder.glob("[!.]*")):
         if path.is_dir():
-            count += _prove(path)
+            count += _prove(path) if path.name in FOLDERS or folder.name in FOLDERS else 0
+        elif path.name in known or not (path.name in WRITTEN or path.name.startswith("sensitivity-") or _of_scores(folder)):
+            continue
         elif path.suffix == ".json":
             checkpoint.read_json(path)
             count += 1
@@ -109,6 +120,10 @@ def _prove(folder: Path) -> int:
             checkpoint.read_tensors(path, changed=path.name == "plan.safetensors")
             count += 1
     return count
+
+
+def _of_scores(folder: Path) -> bool:
+    return "scores" in (folder.name, folder.parent.name)
 
 
 def _brief(provenance: dict[str, Any]) -> dict[str, Any]:

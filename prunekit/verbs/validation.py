@@ -21,16 +21,16 @@ class Validation:
         self._model, self._task, self._samples = run.model, run.task, run.batches("validation")
         self._references = None if run.task.measures else References(run.model, self._samples, run.task)
         name = run.task.deciding.name
-        self.figure = Figure(name, lambda model: self._evaluation(model).figures()[name])
+        self.figure = Figure(name, lambda model: self.evaluation(model).figures()[name])
 
     def lost(self, pruned: nn.Module) -> Lost:
-        return compared(self._evaluation(pruned), self._dense)
+        return compared(self.evaluation(pruned), self.dense)
 
     @cached_property
-    def _dense(self) -> Evaluation:
-        return self._evaluation(self._model)
+    def dense(self) -> Evaluation:
+        return self.evaluation(self._model)
 
-    def _evaluation(self, model: nn.Module) -> Evaluation:
+    def evaluation(self, model: nn.Module) -> Evaluation:
         return evaluate(model, self._samples, self._task, self._references)
 
 

@@ -126,6 +126,17 @@ def test_what_was_changed_is_noticed(
         assert verb == "report" or (done.code, done.err.count("\n")) == (1, 1), (verb, done)
 
 
+def test_info_leaves_alone_what_its_owner_keeps_there(run: Path, cli: Cli) -> None:
+    (run / "notes.json").write_text("mine")
+    (run / "pruned" / "small" / "mine.safetensors").write_text("mine")
+    (run / "data").mkdir()
+    (run / "data" / "train.json").write_text("mine")
+    assert cli("info", run).code == 0
+    done = cli("info", run / "data")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert "not a folder of prunekit's" in done.err
+
+
 def test_info_proves_a_whole_run(run: Path, cli: Cli) -> None:
     found = json.loads(cli("info", run, "--json").out)
     assert found["proved"] == len([p for p in run.rglob("*") if p.suffix in (".json", ".jsonl", ".safetensors")])
