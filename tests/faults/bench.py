@@ -28,7 +28,8 @@ allocations: {unstructured: [global]}
 leading: 0
 tune: {epochs: 1, sparsities: {}}
 """
-PLACES = {"RECIPE": "recipe.yaml", "OTHER": "other.yaml", "STUDY": "study.yaml", "NEW": "new", "WEIGHTS": "weights.safetensors"}
+PLACES = {"RECIPE": "recipe.yaml", "OTHER": "other.yaml", "STUDY": "study.yaml", "TRAINED": "trained", "NEW": "new",
+          "WEIGHTS": "weights.safetensors"}  # fmt: skip
 Hook = Callable[[str, Path], None]
 
 
@@ -49,9 +50,13 @@ class Bench:
         os.environ["PRUNEKIT_STATE"] = str(folder / "state")
         for name, text in (("recipe", RECIPE), ("other", OTHER), ("study", STUDY)):
             (self.base / f"{name}.yaml").write_text(text)
-        done = self.call(self.base, ("run", "RECIPE", "--out", "RUN"))
-        if done.code != 0:
-            raise RuntimeError(done.err)
+        for verb in (("run", "RECIPE", "--out", "RUN"), ("compare", "STUDY", "--out", "TRAINED")):
+            if (done := self.call(self.base, verb)).code != 0:
+                raise RuntimeError(done.err)
+        for path in (self.base / "trained").iterdir():  # the study's run alone
+            if path.name != "runs":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(self.base / "trained" / "runs" / "one-seed0" / "scores")
         model = checkpoint.read_tensors(self.base / "run" / "pruned" / "loose" / "model.safetensors")
         checkpoint.write_tensors(self.base / "weights.safetensors", model, {})
         for module in json.loads((self.folder / "modules").read_text()):  # what each child would import anew

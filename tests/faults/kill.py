@@ -49,10 +49,11 @@ VERBS: dict[str, tuple[str, ...]] = {
     "eval": ("eval", "RUN/pruned/loose", "--overwrite"),
     "explain": ("explain", "RUN", "layer", "0"),
     "report": ("report", "RUN"),
-    "study": ("compare", "STUDY", "--out", "NEW"),
+    "study": ("compare", "STUDY", "--out", "TRAINED"),
+    "study-trains": ("compare", "STUDY", "--out", "NEW"),
     "run": ("run", "RECIPE", "--out", "NEW"),
 }  # fmt: skip
-"""Name -> arguments; NEW is a folder that is not there yet."""
+"""Name -> arguments; NEW is a folder that is not there yet, TRAINED one of a study that has trained its run and no more."""
 
 
 TEMPORARY = re.compile(r"\.prunekit\.\w+\.tmp")
