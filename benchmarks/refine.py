@@ -124,7 +124,8 @@ def rival(name: str, case: Case, batches: Batches, sparsity: float) -> Plan:
 
 
 def repaired(case: Case, batches: Batches, sparsity: float, start: Start = magnitude, **options: object) -> Plan:
-    return refine(start(case, batches, sparsity), case.model, batches, seed=case.seed, **options)  # type: ignore[arg-type]
+    """All rounds, so that every variant takes as many gradients."""
+    return refine(start(case, batches, sparsity), case.model, batches, seed=case.seed, patience=None, **options)  # type: ignore[arg-type]
 
 
 def swapped(by: str, case: Case, batches: Batches, sparsity: float) -> Plan:

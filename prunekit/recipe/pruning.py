@@ -96,12 +96,14 @@ TRY_FOR = "60s"
 class Refinement(Section):
     """How a plan is repaired by the blame of what it removed (docs/refine.md).
 
-    ``learn``: learn a mask for ``steps`` steps first; ``rounds``: of swaps, at most; ``budget``: stop after so long, such as
+    ``learn``: learn a mask for ``steps`` steps first; ``rounds``: of swaps, at most; ``patience``: rounds of few swaps
+    that may gain less than 1 % together before the search ends, null for all rounds; ``budget``: stop after so long, such as
     ``60s`` or ``5m``; ``target``: what is lowered, ``kl`` (to the dense model), ``loss``, or ``module:function``; ``samples``:
     the most training samples to learn from; the scoring samples accept.
     """
 
     rounds: Annotated[int, Field(ge=0, le=10**6)] = 30
+    patience: Count | None = 6
     learn: bool = True
     steps: Count = 300
     budget: str | None = None
@@ -123,7 +125,7 @@ class Refinement(Section):
     def options(self) -> dict[str, Any]:
         """Keyword arguments of ``prunekit.refine`` that these keys set."""
         return {
-            "rounds": self.rounds, "learn": self.learn, "steps": self.steps,
+            "rounds": self.rounds, "patience": self.patience, "learn": self.learn, "steps": self.steps,
             "budget_seconds": None if self.budget is None else parse_seconds(self.budget),
             "target": load_object(self.target, "refine.target") if ":" in self.target else self.target,
         }  # fmt: skip
@@ -167,7 +169,8 @@ class Prune(Steps):
     ``min_units`` (null for those of ``structure``): see ``make_plan``. ``compensate``: kept weights
     make up for removed ones, computed from training samples and judged on the scoring samples.
     ``refine``: repair the plan before anything else happens,
-    in a schedule every round's plan; null lets ``auto`` try it, for ``TRY_FOR`` at most, where it makes one plan. ``squeeze``:
+    in a schedule every round's plan; null lets ``auto`` try it, for ``TRY_FOR`` at most, where it makes one plan that is not
+    fine-tuned. ``squeeze``:
     take out the channels that a mask left without inputs or readers.
     ``classes``: keep what serves these classes: scores are made from their scoring samples (of the target ``outputs``, from
     their outputs), and every choice on validation data is made on their samples.
@@ -219,18 +222,21 @@ class Prune(Steps):
             check_steps(self.structure, self.schedule.name)
             if self.refine is not None and self.refine.again:
                 check_again(self.schedule.name, self.finetune is not None, self.rewind is not None)
-                if self.max_accuracy_drop is not None:
-                    raise UsageError("refining again is for a given size; with max_accuracy_drop every try would train so often")
+                for key in DROPS:
+                    if getattr(self, key) is not None:
+                        raise UsageError(f"refining again is for a given size; with {key} every try would train so often")
         except UsageError as error:
             raise ValueError(str(error)) from None
         return self
 
     @property
     def repair(self) -> Refine | None:
-        """The refinement that is asked for, or that auto tries unasked where one plan is made; None for none."""
+        """The refinement that is asked for, or that auto tries unasked where one plan is made and not trained; None for none."""
         if self.refine is not None:
             return None if self.refine.when == "never" else self.refine
-        tries = self.criterion == "auto" and self.schedule.name == "one-shot" and self.max_accuracy_drop is None
+        trained = self.finetune is not None or self.rewind is not None  # which closes the gap between masks
+        searched = any(getattr(self, key) is not None for key in DROPS)
+        tries = self.criterion == "auto" and self.schedule.name == "one-shot" and not trained and not searched
         return Refine(when="better", budget=TRY_FOR) if tries else None
 
     @field_validator("classes")

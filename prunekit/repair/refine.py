@@ -32,6 +32,8 @@ from prunekit.task.settle import settle
 from prunekit.trajectory import Layout, Segment
 
 SHRINK = 0.6  # of the share that is swapped, after a round that did not help
+WORTHWHILE = 0.01  # of the divergence: what rounds have to gain together for the search to go on
+FEW = 0.02  # of the number kept: a round that swaps more and does not help says nothing about fewer
 PARTED = 2.0  # a note is made when the accept part's divergence over the learn part's has grown by more than this
 
 
@@ -41,6 +43,8 @@ class RefineOptions:
 
     Attributes:
         rounds: of swaps, at most. Fewer when there is nothing left to try.
+        patience: rounds, each of 2 % of the number kept at most, that may gain less than 1 % together before the search ends.
+            None for all ``rounds``.
         budget_seconds: stops at the first evaluation of the model that ends after so long, start-up included (the dense
             outputs, and how good the plan is); what was being tried then is left. With a budget the plan depends on the
             machine's speed; without one, the same seed gives the same plan.
@@ -56,6 +60,7 @@ class RefineOptions:
     """
 
     rounds: int = 30
+    patience: int | None = 6
     budget_seconds: float | None = None
     learn: bool = True
     steps: int = 300
@@ -67,6 +72,7 @@ class RefineOptions:
     def __post_init__(self) -> None:
         for name, low, high in (
             ("rounds", 0, math.inf),
+            ("patience", 1, math.inf),
             ("nodes", 1, math.inf),
             ("steps", 1, math.inf),
             ("temper", 0, 1),
@@ -74,9 +80,9 @@ class RefineOptions:
             ("budget_seconds", 0, math.inf),
         ):
             value = getattr(self, name)
-            if value is None and name == "budget_seconds":
+            if value is None and name in ("budget_seconds", "patience"):
                 continue
-            whole = name in ("rounds", "nodes", "steps")
+            whole = name in ("rounds", "patience", "nodes", "steps")
             if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
                 raise UsageError(f"refine: {name} is {value!r}; it must be a {'whole ' if whole else ''}number")
             if not low <= value <= high:
@@ -218,15 +224,13 @@ def refine(
     try:
         if not bool(chosen.keep.all()) and bool(chosen.keep.any()):
             in_time = not how.learn or _learn(best, how, seed, deadline)
-            if in_time:
-                in_time = _swap(best, how, deadline)
-            ended = "done" if in_time else "budget"
+            ended = _swap(best, how, deadline) if in_time else "budget"
     except OutOfTime:
         ended = "budget"
     except KeyboardInterrupt:
         ended = "interrupted"
     counts = [part.samples for part in (objective.learn, objective.accept)]
-    told = {key: getattr(how, key) for key in ("rounds", "learn", "steps", "share", "temper", "nodes")}
+    told = {key: getattr(how, key) for key in ("rounds", "patience", "learn", "steps", "share", "temper", "nodes")}
     facts: dict[str, Any] = {
         "target": target if isinstance(target, str) else getattr(target, "__name__", type(target).__name__),
         "samples": {"learn": counts[0], "accept": counts[1]},
@@ -253,16 +257,17 @@ def refine(
     return replace(refined, given=dict(plan.keep), provenance={**refined.provenance, "refine": facts})
 
 
-def _swap(best: _Best, how: RefineOptions, deadline: Deadline) -> bool:
-    """The rounds of give back and drop; False when time ran out."""
+def _swap(best: _Best, how: RefineOptions, deadline: Deadline) -> str:
+    """The rounds of give back and drop; returns what ended them."""
     swaps, objective, share = best.swaps, best.objective, how.share
     theta, dtype = objective.theta, objective.theta.dtype
     engine = choose_engine(objective.ranking, theta, *objective.labelled[0])
     tried = torch.zeros_like(best.keep)  # single units that did not help, since the mask last changed
+    after = [best.accept]  # every round that counts for patience
     with Bar("refine", how.rounds) as bar:
         for number in range(1, how.rounds + 1):
             if deadline.passed:
-                return False
+                return "budget"
             ranked = _ranking(number)
             facts: dict[str, Any] = {"stage": "refine", "round": number, "ranked": ranked, "share": share}
             if ranked == "blame":
@@ -274,7 +279,7 @@ def _swap(best: _Best, how: RefineOptions, deadline: Deadline) -> bool:
                 gain = _gain(best)
             grown = swaps.grow(best.keep, gain.masked_fill(tried, -torch.inf), share)
             if bool((grown == best.keep).all()):
-                return True  # nothing is left to try
+                return "done"  # nothing is left to try
             worth = _worth(best, engine, grown, how.temper)
             back = grown & ~best.keep
             if best.offer(swaps.exchange(worth, grown, gain), facts):
@@ -285,7 +290,11 @@ def _swap(best: _Best, how: RefineOptions, deadline: Deadline) -> bool:
                     tried |= back
             bar.describe(best.line(f"refine, round {number}"))
             bar.advance()
-    return True
+            if best.history[-1]["swapped"] <= FEW * int(best.keep.sum()):
+                after.append(best.accept)
+            if how.patience and len(after) > how.patience and best.accept > (1 - WORTHWHILE) * after[-1 - how.patience]:
+                return "patience"
+    return "done"
 
 
 def _worth(best: _Best, engine: MomentEngine, keep: Tensor, temper: float) -> Tensor:

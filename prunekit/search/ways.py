@@ -62,13 +62,14 @@ def refine_plan(
     learn: bool = True,
     reference: nn.Module | None = None,
 ) -> Plan:
-    """``prunekit.refine`` with what a repair may look at."""
+    """``prunekit.refine`` with what a repair may look at, all rounds of it: every way gets as many gradients."""
     return refine(
         plan,
         model,
         material.learn,
         accept=material.accept,
         rounds=rounds,
+        patience=None,
         learn=learn,
         seed=material.seed,
         task=material.evidence.task,

@@ -479,8 +479,8 @@ def test_auto_says_why_it_did_not_try_to_refine(cli: Cli, run: Path, monkeypatch
 
 
 def test_auto_refines_unasked_where_one_plan_is_made(cli: Cli, run: Path) -> None:
-    """Not in schedules and searches over many plans, not for a named criterion; fine-tuned models hold the tried masks."""
-    searched = by_auto(cli, run, "searched", "--max-accuracy-drop", 60)[0]
+    """Not in schedules and searches over many plans, not for a named criterion, nor where fine-tuning follows."""
+    searched = by_auto(cli, run, "searched", "--max-drop", 60)[0]
     in_steps = by_auto(cli, run, "steps", "-s", 0.5, "--schedule", "iterative", "--rounds", 2)[0]
     assert searched["refine_tried"] is in_steps["refine_tried"] is None
     assert pruned(cli, run, "named")["refine_tried"] is None
@@ -489,8 +489,9 @@ def test_auto_refines_unasked_where_one_plan_is_made(cli: Cli, run: Path) -> Non
     assert forced["refine_tried"] is None  # it was asked for, so nothing is chosen
     by_size, plan, _ = by_auto(cli, run, "sized", "--max-params", 700)
     assert by_size["refine_tried"]["refined"]
-    tuned, held, _ = by_auto(cli, run, "tuned", "--max-params", 700, "--finetune", 1)
-    assert tuned["refine_tried"] == by_size["refine_tried"]
+    assert by_auto(cli, run, "tuned", "--max-params", 700, "--finetune", 1)[0]["refine_tried"] is None
+    tried, held, _ = by_auto(cli, run, "held", "--max-params", 700, "--finetune", 1, "--refine-budget", "60s")
+    assert tried["refine_tried"] == by_size["refine_tried"]  # fine-tuned models hold the tried masks
     assert all(torch.equal(held.keep[n], k) for n, k in plan.keep.items())
 
 

@@ -262,6 +262,27 @@ def test_a_spent_budget_gives_the_plan_back() -> None:
     assert all(torch.equal(refined.keep[n], k) for n, k in plan.keep.items())
 
 
+@pytest.mark.parametrize(("name", "learn"), [("flattened", False), ("multilayer", True)])
+def test_the_search_ends_where_rounds_gain_nothing(name: str, learn: bool) -> None:
+    model, batches = trained(name)
+    plan = make_plan(random_scores(model), model, sparsity=0.6)
+    whole = refine(plan, model, batches, patience=None, learn=learn, steps=40)
+    short = refine(plan, model, batches, learn=learn, steps=40)
+    rounds, kept = len(short.history), sum(int(keep.sum()) for keep in plan.keep.values())
+    assert short.provenance["refine"]["ended"] == "patience"
+    assert short.history == whole.history[:rounds]
+    assert rounds < len(whole.history)
+    assert short.provenance["refine"]["after"]["accept"] < 1.1 * whole.provenance["refine"]["after"]["accept"]
+    best, counted = short.history[0]["accept"], []
+    for entry in short.history[1:]:
+        before, best = best, min(best, entry["accept"])
+        if entry["stage"] == "refine":
+            counted += [] if counted else [before]
+            counted += [best] if entry["swapped"] <= 0.02 * kept else []
+    gains = [1 - after / start for start, after in zip(counted, counted[6:], strict=False)]
+    assert [gain < 0.01 for gain in gains] == [False] * (len(gains) - 1) + [True]
+
+
 def test_a_saved_plan_keeps_its_history(tmp_path: Path) -> None:
     model, batches = trained("multilayer")
     plan = make_plan(random_scores(model), model, sparsity=0.6)

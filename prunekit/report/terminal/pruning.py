@@ -10,7 +10,7 @@ from prunekit.report.measures import by_name, deciding, three
 from prunekit.report.terminal.tables import again, new_table, print_table
 from prunekit.report.verdict import of_pruned
 
-_ENDS = {"done": "", "budget": ", until the budget was spent", "interrupted": ", interrupted: the best so far"}
+_ENDS = {"done": "", "patience": "", "budget": ", until the budget was spent", "interrupted": ", interrupted: the best so far"}
 
 
 def show_pruned(result: dict[str, Any]) -> None:
