@@ -244,7 +244,7 @@ class Fuzz:
     ) -> list[str]:
         faults = []
         lines = [line for line in done.err.splitlines() if line.startswith("prunekit: ") and "prunekit: note:" not in line]
-        if done.code == -signal.SIGALRM:
+        if -done.code in (signal.SIGALRM, signal.SIGPROF):
             faults.append(f"hangs ({seconds:.0f} s)")
         elif done.code not in (0, *EXPECTED_CODES):
             faults.append(f"ends with {done.code}: {done.err[-300:]}")
