@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +21,11 @@ import prunekit
 from prunekit import Plan, checkpoint
 from prunekit.cli import main
 from prunekit.data import Samples
+from prunekit.measure import timed
+from prunekit.measure.latency import FEWEST
 from prunekit.recipe import RESOLVED, Recipe, read_yaml
 from prunekit.search import ways
-from prunekit.verbs import compensating
+from prunekit.verbs import compensating, evaluating
 from prunekit.verbs import refining as verbs_refining
 from tests.pictures import undrawn
 
@@ -83,9 +86,17 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture(autouse=True)
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compensation is computed from 128 samples, not a thousand: what is done with it is the same."""
+def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compensation is computed from 128 samples, not a thousand, and ``eval`` times few passes: what is done with both is the
+    same."""
     monkeypatch.setattr(compensating, "SAMPLES", 128)
+    if "measured" not in request.fixturenames:
+        monkeypatch.setattr(evaluating, "timed", partial(timed, most=FEWEST))
+
+
+@pytest.fixture
+def measured() -> None:
+    """For tests of the figures that ``eval`` times."""
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def pruned(run: Path, cli: Cli, *options: object) -> dict[str, Any]:
     return found
 
 
-def test_a_speedup_is_reached_and_eval_and_latency_say_the_same(run: Path, cli: Cli, machine: Machine) -> None:
+def test_a_speedup_is_reached_and_eval_and_latency_say_the_same(run: Path, cli: Cli, machine: Machine, measured: None) -> None:
     machine.slower = 1e-3
     found = pruned(run, cli, "--speedup", 1.8)
     speed = found["speed"]
