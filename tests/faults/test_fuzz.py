@@ -10,10 +10,9 @@ import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
-def test_changed_files_are_refused_or_change_nothing(seed: int) -> None:
-    asked = [sys.executable, "-m", "tests.faults.fuzz", "150", "--seed", str(seed)]
+def test_changed_files_are_refused_or_change_nothing() -> None:
+    asked = [sys.executable, "-m", "tests.faults.fuzz", "300", "--seed", "1"]
     done = subprocess.run(asked, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "150 mutations: " in done.stdout
+    assert "300 mutations: " in done.stdout
     assert done.stdout.rstrip().endswith("; 0 faults")

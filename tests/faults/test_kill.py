@@ -11,10 +11,8 @@ import pytest
 from prunekit import ArtifactError, durable
 
 VERBS = [
-    ("train-overwrite", "score-overwrite", "compare", "eval"),
-    ("import-overwrite", "prune-overwrite", "report", "explain", "dry-run"),
-    ("prune-finetune", "score"),
-    ("study",),
+    ("train-overwrite", "score-overwrite", "compare", "eval", "import-overwrite", "report", "explain"),
+    ("prune-finetune", "prune-overwrite", "score", "study", "dry-run"),
 ]
 
 
