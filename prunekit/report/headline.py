@@ -71,7 +71,7 @@ def _figures(found: EvaluationRecord, measure: Shown) -> Figure:
 
 def _speed(found: Speed | None) -> Figure:
     if found is None:
-        return Figure("faster", "not known", "an older evaluation, which has no interval")
+        return Figure("speed", "not known", "an older evaluation, which has no interval")
     heading = "faster" if found["low"] > 1 else "slower" if found["high"] < 1 else "as fast, within the error"
     between = f"95 % interval {three(found['low'])}–{three(found['high'])}×"
     times = f"{three(found['pruned_ms'])} ms instead of {three(found['dense_ms'])}"

@@ -49,10 +49,10 @@ def size_figure(runs: Mapping[str, Evaluations]) -> Figure:
                 label = name if len(runs) > 1 else point.label
                 _mark(panel, point, "_" if len(runs) > 1 and point is not points[0] else label, style, shares)
                 style = next(styles) if len(runs) == 1 else style
-            dense, line = _dense(evaluations), ("-", "black") if len(runs) == 1 else (":", style[2])
+            dense, line = _dense(evaluations), ("-", "black") if len(runs) == 1 else ("--", style[2])
             height = measure.scale * dense[measure.name]
             label = "dense model" if len(runs) == 1 else f"{name}, dense"
-            panel.axhline(height, color=line[1], linestyle=line[0], linewidth=0.9, label=label)
+            panel.axhline(height, color=line[1], linestyle=line[0], linewidth=1.1, label=label)
         panel.set_ylabel(f"test {measure.axis}")
         panel.grid(alpha=0.25)
         panel.margins(y=0.12)

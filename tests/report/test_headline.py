@@ -111,3 +111,10 @@ def test_ratios_of_the_table() -> None:
     assert said["ms, batch 64"].beside == "2.00× as fast (1.90–2.10)"
     assert heads["parameters that stay"].dense(found).text == "4,000"
     assert heads["KL to dense (nats)"].dense(found).text == ""
+
+
+@pytest.mark.parametrize("name", ["prunable", "all"])
+def test_a_share_outside_0_to_1_is_refused(name: str) -> None:
+    evaluation().check()
+    with pytest.raises(ValueError, match=rf"sparsity\.{name} is 1e\+308"):
+        evaluation(sparsity={"prunable": 0.5, "all": 0.5, name: 1e308}).check()

@@ -72,9 +72,9 @@ def _columns(every: Sequence[EvaluationRecord]) -> list[Column]:
         Column("parameters that stay", lambda e: _whole(e.dense["parameters"]), _stay),
         *(_measured(measure) for measure in measures if not measure.close),
         Column("lost", lambda _: Cell(), _lost),
-        *(_measured(measure) for measure in measures if measure.close),
-        *(_size(key, head) for key, head in (("macs", "theoretical MACs"), ("bytes", "bytes on disk"))),
         *(_latency(batch) for batch in batches),
+        *(_size(key, head) for key, head in (("macs", "theoretical MACs"), ("bytes", "bytes on disk"))),
+        *(_measured(measure) for measure in measures if measure.close),
     ]
 
 
