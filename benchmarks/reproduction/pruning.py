@@ -78,7 +78,7 @@ def causes(case: Run, x: Tensor, y: Tensor, chosen: argparse.Namespace) -> str:
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     scoring, test = order[: min(FEW, chosen.samples)], order[chosen.samples : chosen.samples + chosen.test]
     wanted = {name: {} for name in ("magnitude", "influence", "survival", "taylor")} | {
-        "influence, whole steps": {"share": "whole"}, "influence, decay's share": {"share": "regularisation"},
+        "influence, whole steps": {"share": "whole"}, "influence, regularisation share": {"share": "regularisation"},
     }  # fmt: skip
     found = {}
     for line, more in wanted.items():

@@ -160,8 +160,11 @@ class EvaluationRecord(Artifact):
         return {name: figures for name, figures in found.items() if figures is not None}
 
     def check(self) -> None:
-        """Every model has its sizes, latencies and figures; the dense one is not close to itself."""
+        """Shares are shares; every model has its sizes, latencies and figures; the dense one is not close to itself."""
         conform(self.made_from, Sources, "made_from")
+        for name, share in (("prunable", self.sparsity["prunable"]), ("all", self.sparsity["all"])):
+            if not 0 <= share <= 1:
+                raise ValueError(f"sparsity.{name} is {share}; it must be between 0 and 1")
         for name, figures in self.models.items():
             conform(figures, ModelSize, name)
             for measure in self.measures:

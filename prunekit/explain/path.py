@@ -116,7 +116,7 @@ def by_layer(view: View, weights: Tensor, into: Tensor | None = None) -> dict[st
     """The weighted sum's step-wise scores by layer: ``layers``, ``first`` steps, and ``(layers, phases)`` sums of both shares.
 
     Args:
-        into: ``(2, P)``; each coordinate's gradients and decay are added to it.
+        into: ``(2, P)``; each coordinate's kernel and regularisation share are added to it.
     """
     firsts: list[int] = []
 

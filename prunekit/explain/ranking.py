@@ -31,7 +31,7 @@ class CoordinateScores:
     """What each coordinate gave to a view's number.
 
     Attributes:
-        values: ``(2, P)``, float64: by gradients, and by weight decay and other.
+        values: ``(2, P)``, float64: kernel and regularisation share.
         layers: sums by layer and stretch of training, see ``by_layer``.
         start, end: the number at both ends of the path.
     """

@@ -3,6 +3,7 @@ from .page import write_page as write_page
 from .plots import comparison_figure as comparison_figure
 from .plots import save_figure as save_figure
 from .plots import sensitivity_figure as sensitivity_figure
+from .sections import OVERVIEW as OVERVIEW
 from .sections import SECTIONS as SECTIONS
 from .sections import RunArtifacts as RunArtifacts
 from .study import study_figure as study_figure

@@ -53,15 +53,15 @@ def _figures(result: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 def steps_figure(result: Mapping[str, Any]) -> Figure:
-    """What was contributed up to each step, by gradients, by weight decay, and together."""
+    """What was contributed up to each step, by the kernel share, the regularisation share, and together."""
     steps = result["steps"]
     figure = Figure(figsize=(7.5, 3), layout="constrained")
     panel = figure.subplots()
-    kernel, decay = steps["kernel"], steps["regularisation"]
-    both = [a + b for a, b in zip(kernel, decay, strict=True)]
-    lines = [("gradients (kernel)", kernel, "--", "#0072B2"), ("weight decay and other", decay, ":", "#D55E00"),
+    kernel, regularisation = steps["kernel"], steps["regularisation"]
+    both = [a + b for a, b in zip(kernel, regularisation, strict=True)]
+    lines = [("kernel", kernel, "--", "#0072B2"), ("regularisation", regularisation, ":", "#D55E00"),
              ("together", both, "-", "#000000")]  # fmt: skip
-    for label, values, style, colour in lines if any(decay) else lines[2:]:
+    for label, values, style, colour in lines if any(regularisation) else lines[2:]:
         panel.plot(steps["first"], list(accumulate(values)), linestyle=style, color=colour, linewidth=1.4, label=label)
     panel.axhline(0, color="#999999", linewidth=0.8)
     panel.set_xlabel("training step")
@@ -95,7 +95,7 @@ def classes_figure(result: Mapping[str, Any]) -> Figure:
 
 
 def layers_figure(layers: Mapping[str, Any]) -> Figure:
-    """Layer × phase of training: what moved the explained output, gradients and decay together."""
+    """Layer × phase of training: what moved the explained output, kernel and regularisation together."""
     rows = layers["rows"]
     values = [[p["kernel"] + p["regularisation"] for p in row["phases"]] for row in rows]
     return heat_map([row["layer"] for row in rows], _times(rows[0]["phases"]), values, "training steps", "moved the output by")

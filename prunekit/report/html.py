@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from prunekit import checkpoint
 from prunekit.explain.answers import text_of
+from prunekit.report.glossary import GLOSSARY
 from prunekit.version import __version__
 
 
@@ -18,7 +19,8 @@ def write_html(path: Path, template: str, **values: Any) -> None:
     """Writes ``path``, whole or not at all; whatever ``values`` hold is escaped, except what ``filled`` gave.
 
     Args:
-        template: file name in ``prunekit/report``; it also gets ``version``, and the filter ``answer`` for labels and answers.
+        template: file name in ``prunekit/report``; it also gets ``version``, and the filters ``answer`` for labels and
+            answers, and ``meaning`` for words of our own.
     """
     checkpoint.write_text(path, _environment().get_template(template).render(version=__version__, **values))
 
@@ -37,4 +39,5 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["answer"] = text_of
+    environment.filters["meaning"] = GLOSSARY.__getitem__
     return environment

@@ -14,7 +14,7 @@ SHARES: tuple[Literal["kernel"], Literal["regularisation"]] = ("kernel", "regula
 
 
 def layer_figures(found: Timeline) -> dict[str, Figure]:
-    """Layer × phase: by gradients, and by weight decay and whatever else moved weights without data (if it did anything)."""
+    """Layer × phase, a picture a share; none of a share that moved nothing."""
     rows = found.layers["rows"]
     times = [f"{p['begin']}–{p['end'] - 1}" for p in rows[0]["phases"]]
     names = [row["layer"] for row in rows]

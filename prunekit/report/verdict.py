@@ -76,9 +76,9 @@ class Verdict:
         if "lost" not in found:
             return told
         lost, points = found["lost"], measure.unit == "%"
-        error = f" ± {_amount(found['standard_error'], points)}" if "standard_error" in found else ""
+        error = f" ± {amount(found['standard_error'], points)}" if "standard_error" in found else ""
         unit = " points" if points else f" {measure.unit}" if measure.unit else ""
-        return f"{told} ({_amount(abs(lost), points)}{error}{unit} {'gained' if lost < 0 else 'lost'}{asked})"
+        return f"{told} ({amount(abs(lost), points)}{error}{unit} {'gained' if lost < 0 else 'lost'}{asked})"
 
 
 SIZES = {"max_macs": "MACs a sample", "max_bytes": "bytes on disk"}
@@ -135,5 +135,6 @@ def _speed(batch: str, times: Mapping[str, float]) -> Speed | None:
     }  # fmt: skip
 
 
-def _amount(value: float, points: bool) -> str:
+def amount(value: float, points: bool) -> str:
+    """What was lost or its error, as verdicts write it: ``1.5`` points, ``0.023`` of another unit."""
     return f"{value:.1f}" if points else f"{value:.2g}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 from prunekit import bounded
 from prunekit.apply import Manifest
 from prunekit.artifact import Artifact
-from prunekit.errors import ArtifactError
+from prunekit.errors import ArtifactError, UsageError
 from prunekit.explain import EvaluationRecord, RemovalRecord
 from prunekit.recipe import Recipe
 from prunekit.report import SECTIONS, RunArtifacts, write_page
@@ -29,21 +30,63 @@ Announce = Callable[[str], None]
 Read = TypeVar("Read")
 Kind = TypeVar("Kind", bound=Artifact)
 
+OURS = b"<title>prunekit: "
+"""Stands at the beginning of every page that prunekit writes."""
 
-def report_run(run: Run) -> tuple[Path, list[str], list[str]]:
-    """Writes RUN/report.html from whatever the run holds by now; neither model nor data are looked at.
+
+def report_runs(runs: Sequence[Run], page: Path | None = None) -> tuple[Path, list[str], list[str]]:
+    """Writes one page from whatever runs hold by now; neither models nor data are looked at.
+
+    Args:
+        page: ``RUN/report.html`` by default, of a single run.
 
     Returns:
         the page; what was left out because it is damaged or was made from something else, one line each; and which command
         adds what is missing, one line each.
+
+    Raises:
+        UsageError: a run is given twice, or several are and no page; or ``page`` is no place for one.
     """
-    artifacts, left_out = run_artifacts(run)
-    page = run.path / "report.html"
-    return page, left_out, write_page(page, artifacts, left_out)
+    names = _names([run.path for run in runs])
+    if page is None:
+        if len(runs) > 1:
+            raise UsageError("several runs need --out PAGE.html")
+        page = runs[0].path / "report.html"
+    else:
+        _check_page(page)
+    found = [replace(run_artifacts(run), called=name) for run, name in zip(runs, names, strict=True)]
+    return page, [line for artifacts in found for line in artifacts.left_out], write_page(page, found)
 
 
-def run_artifacts(run: Run) -> tuple[RunArtifacts, list[str]]:
-    """What the page is drawn from, and what was left out because it is damaged or was made from something else."""
+def _names(paths: Sequence[Path]) -> list[str]:
+    """What tells runs apart: the names of their folders, or where these are alike the paths as they were given."""
+    resolved = [path.resolve() for path in paths]
+    for number, path in enumerate(resolved):
+        if path in resolved[:number]:
+            raise UsageError(f"{paths[number]} is given twice")
+    folders = [path.name for path in resolved]
+    return [name if folders.count(name) == 1 else str(path) for name, path in zip(folders, paths, strict=True)]
+
+
+def _check_page(page: Path) -> None:
+    """Raises UsageError where a page would not be one, or would replace what ``report`` did not write."""
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--out is {page}; it must be the page to write, such as {page / 'report.html'}")
+    if not page.parent.is_dir():
+        raise UsageError(f"--out is {page}, and there is no folder {page.parent}")
+    if page.exists() and not _is_ours(page):
+        raise UsageError(f"--out is {page}, which is there and no page of prunekit's; give another name")
+
+
+def _is_ours(page: Path) -> bool:
+    if not page.is_file():
+        return False
+    with page.open("rb") as file:
+        return OURS in file.read(4096)
+
+
+def run_artifacts(run: Run) -> RunArtifacts:
+    """What a page is drawn from."""
     trajectory = run.trajectory
     left_out: list[str] = []
 
@@ -74,7 +117,8 @@ def run_artifacts(run: Run) -> tuple[RunArtifacts, list[str]]:
             removals[name] = removal
     asked = {kind: place for section in SECTIONS.values() for kind, place in section.reads.items()}
     read = {kind: own(kind, run.path / place) for kind, place in asked.items()}
-    artifacts = RunArtifacts(
+    manifests = {name: kept(partial(_proved, folder)) for name, folder in folders.items() if _is_pruned(folder)}
+    return RunArtifacts(
         path=run.path,
         recipe=bounded.text(run.path / "recipe.yaml", bounded.RECIPE),
         has_data=run.recipe.data is not None,
@@ -87,12 +131,12 @@ def run_artifacts(run: Run) -> tuple[RunArtifacts, list[str]]:
         scores=[{"criterion": s.criterion, "digest": s.digest, "seconds": s.cost.get("seconds", 0.0)} for s in scores],
         training=kept(partial(TrainingRecord.load, training)) if training.exists() else None,
         comparison=comparison,
-        pruned=[name for name, folder in folders.items() if _is_pruned(folder) and kept(partial(_proved, folder))],
+        pruned={name: manifest for name, manifest in manifests.items() if manifest is not None},
         evaluations=evaluations,
         removals=removals,
         single={kind: artifact for kind, artifact in read.items() if artifact is not None},
+        left_out=left_out,
     )
-    return artifacts, left_out
 
 
 def _own(kind: type[Kind], path: Path, trajectory: str) -> Kind:
@@ -108,10 +152,11 @@ def _is_pruned(folder: Path) -> bool:
     return (folder / "prunekit.json").exists()
 
 
-def _proved(folder: Path) -> bool:
+def _proved(folder: Path) -> Manifest:
     """Raises ArtifactError when a pruned model is damaged, or was changed after it was written."""
-    Manifest.load(folder / "prunekit.json").prove(folder)
-    return True
+    manifest = Manifest.load(folder / "prunekit.json")
+    manifest.prove(folder)
+    return manifest
 
 
 def _check_plan(removal: RemovalRecord, folder: Path) -> bool:
@@ -148,7 +193,7 @@ def run_recipe(
         evaluated.append({**evaluation.content(), "reused": known})
         verdicts.append((wanted.name, evaluation))
     keep_timeline(run)
-    reported = report_run(run)
+    reported = report_runs([run])
     show("report", reported)
     show("verdict", verdicts)
     return {

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import prunekit
-from prunekit.report import SECTIONS, RunArtifacts, write_page
+from prunekit.report import OVERVIEW, SECTIONS, RunArtifacts, write_page
 from prunekit.report.html import filled
 from prunekit.verbs.reporting import run_artifacts
 from prunekit.verbs.run_folder import Run
@@ -28,8 +28,8 @@ LOOKED_UP = {"measures", "figures", "what"}
 
 @pytest.fixture(scope="module")
 def whole(finished: Path) -> RunArtifacts:
-    found, left_out = run_artifacts(Run(finished))
-    assert left_out == []
+    found = run_artifacts(Run(finished))
+    assert found.left_out == []
     return found
 
 
@@ -40,13 +40,15 @@ def bare(whole: RunArtifacts) -> RunArtifacts:
 
 
 def sections_of(page: Path) -> dict[str, str]:
-    """What stands below each heading."""
-    return dict(re.findall("<h2>(.*?)</h2>(.*?)(?=<h2>|</body>)", page.read_text(), re.S))
+    """What stands below each heading: of overviews open, of sections folded."""
+    return dict(re.findall("<h2>(.*?)</h2>(.*?)(?=<h2>|</main>)", page.read_text(), re.S))
 
 
 def test_a_whole_run_has_every_section_in_the_tables_order(finished: Path, whole: RunArtifacts) -> None:
     drawn = sections_of(finished / "report.html")
-    assert list(drawn) == [section.title for section in SECTIONS.values()]
+    overview = ["In short", "Accuracy against size", "Pruned models"]
+    assert len(overview) == len(OVERVIEW)
+    assert list(drawn) == [*overview, *(section.title for section in SECTIONS.values())]
     for text in drawn.values():
         assert re.sub("<[^>]*>", "", text).strip()
     assert [line for section in SECTIONS.values() for line in section.missing(whole)] == []
@@ -56,7 +58,7 @@ def test_a_whole_run_has_every_section_in_the_tables_order(finished: Path, whole
 def test_a_bare_run_lacks_it_and_says_what_adds_it(name: str, bare: RunArtifacts, tmp_path: Path) -> None:
     section = SECTIONS[name]
     assert (section.values(bare) is None) == (name not in OF_EVERY_RUN)
-    missing = write_page(tmp_path / "report.html", bare)
+    missing = write_page(tmp_path / "report.html", [bare])
     assert (section.title in sections_of(tmp_path / "report.html")) == (name in OF_EVERY_RUN)
     for line in section.missing(bare):
         assert re.fullmatch(rf"no .+; prunekit \w+ {re.escape(str(bare.path))}.* adds it", line)
@@ -66,11 +68,11 @@ def test_a_bare_run_lacks_it_and_says_what_adds_it(name: str, bare: RunArtifacts
 
 def test_what_a_bare_run_lacks_is_told_only_where_a_command_can_add_it(bare: RunArtifacts, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
-    told = [line.partition(";")[0] for line in write_page(page, bare)]
+    told = [line.partition(";")[0] for line in write_page(page, [bare])]
     assert told == [*(f"no evaluation of {name}" for name in bare.pruned), "no timeline of training"]
     imported = replace(bare, trajectory={**bare.trajectory, "steps": 0})
-    assert [line.partition(";")[0] for line in write_page(page, imported)] == told[:-1]
-    assert write_page(page, replace(bare, has_data=False)) == []
+    assert [line.partition(";")[0] for line in write_page(page, [imported])] == told[:-1]
+    assert write_page(page, [replace(bare, has_data=False)]) == []
     assert "Not here yet" not in page.read_text()
 
 
@@ -80,8 +82,8 @@ def test_a_damaged_artifact_of_its_own_is_left_out_by_name(name: str, run: Path)
     for kind, place in section.reads.items():
         assert kind.load(run / place)
         (run / place).write_text("{")
-        found, left_out = run_artifacts(Run(run))
-        assert [line.partition(":")[0] for line in left_out] == [str(run / place)]
+        found = run_artifacts(Run(run))
+        assert [line.partition(":")[0] for line in found.left_out] == [str(run / place)]
         assert found.one(kind) is None
         assert section.values(found) is None or name in OF_EVERY_RUN
 
@@ -114,9 +116,22 @@ def test_a_runs_texts_are_escaped(name: str, whole: RunArtifacts) -> None:
     assert "&lt;b&gt;" in drawn or name not in WITH_TEXTS
 
 
+@pytest.mark.slow  # draws a picture
+@pytest.mark.parametrize("name", OVERVIEW)
+def test_texts_of_an_overview_are_escaped(name: str, whole: RunArtifacts) -> None:
+    marked = replace(hostile(whole), path=whole.path / "<b>", called="a <b>run")
+    evaluations = {f"<b>{model}": found for model, found in list(marked.evaluations.items())[:1]}
+    marked = replace(marked, evaluations=evaluations, pruned={f"<b>{model}": m for model, m in marked.pruned.items()})
+    values = OVERVIEW[name].values([marked, replace(marked, called="another <b>run")])
+    assert values is not None
+    drawn = filled(OVERVIEW[name].title, **values) + filled(OVERVIEW[name].template, **values)
+    assert "<b>" not in re.sub("<b>([^<]*)</b>", r"\1", drawn)
+    assert "&lt;b&gt;" in drawn or name == "size_figure"
+
+
 def test_templates_escape_and_are_in_the_package() -> None:
     files = {path.relative_to(PACKAGE).as_posix(): path.read_text() for path in (PACKAGE / "report").rglob("*.j2")}
-    for text in (*files.values(), *(section.template for section in SECTIONS.values())):
+    for text in (*files.values(), *(part.template for part in (*OVERVIEW.values(), *SECTIONS.values()))):
         assert re.search(r"\|\s*safe|autoescape", text) is None
     patterns = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["prunekit"]
     packed = {path.relative_to(PACKAGE).as_posix() for pattern in patterns for path in PACKAGE.glob(pattern)}

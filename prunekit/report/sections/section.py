@@ -1,4 +1,4 @@
-"""What a section of a run's page is, and what it may draw from."""
+"""What a section of a run's page is, what stands above the sections, and what both may draw from."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from prunekit.apply import Manifest
 from prunekit.artifact import Artifact
 from prunekit.explain import EvaluationRecord, RemovalRecord
 from prunekit.search.compare import Comparison
@@ -27,10 +28,12 @@ class RunArtifacts:
         scores: one mapping a score file: ``criterion``, ``digest``, ``seconds``.
         training: None for an imported model.
         comparison: None before ``compare``.
-        pruned: names of the pruned models.
+        pruned: manifests by pruned model's name, evaluated or not.
         evaluations: by pruned model's name, of those that were evaluated.
         removals: by pruned model's name, of those that were refined, evaluated and explained.
         single: the artifacts that sections ask for in ``Section.reads``; see ``one``.
+        left_out: what the run folder holds but the page does not show, and why, one line each.
+        called: what tells it from other runs on the page; the folder's name where this is empty.
     """
 
     path: Path
@@ -40,10 +43,22 @@ class RunArtifacts:
     scores: Sequence[Mapping[str, Any]] = ()
     training: TrainingRecord | None = None
     comparison: Comparison | None = None
-    pruned: Sequence[str] = ()
+    pruned: Mapping[str, Manifest] = field(default_factory=dict)
     evaluations: Mapping[str, EvaluationRecord] = field(default_factory=dict)
     removals: Mapping[str, RemovalRecord] = field(default_factory=dict)
     single: Mapping[type[Artifact], Artifact] = field(default_factory=dict)
+    left_out: Sequence[str] = ()
+    called: str = ""
+
+    @property
+    def name(self) -> str:
+        """How the page calls the run."""
+        return self.called or self.path.resolve().name
+
+    @property
+    def models(self) -> list[str]:
+        """Names of pruned models: those that were evaluated, and those that wait for it."""
+        return sorted({*self.pruned, *self.evaluations})
 
     def one(self, kind: type[Kind]) -> Kind | None:
         """The artifact of a kind that ``Section.reads`` asks for; None where the run has none."""
@@ -52,9 +67,13 @@ class RunArtifacts:
 
     def added_by_eval(self, what: str, name: str) -> str:
         """The line which says that the run lacks ``what``, and that evaluating the pruned model ``name`` adds it."""
+        return f"no {what}; {self.evaluating(name)} adds it"
+
+    def evaluating(self, name: str) -> str:
+        """The command that evaluates the pruned model ``name``."""
         folder = self.path / "pruned" / name
         again = " --overwrite" if name not in self.evaluations and (folder / "eval.json").exists() else ""  # one that is damaged
-        return f"no {what}; prunekit eval {folder}{again} adds it"
+        return f"prunekit eval {folder}{again}"
 
 
 def _nothing(_: RunArtifacts) -> Sequence[str]:
@@ -63,7 +82,7 @@ def _nothing(_: RunArtifacts) -> Sequence[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A section of the page: a heading, and below it a template that is filled with values.
+    """A section of a run: a heading, and folded below it a template that is filled with values.
 
     Attributes:
         title: the heading, a Jinja template as text.
@@ -81,3 +100,17 @@ class Section:
     template: str
     reads: Mapping[type[Artifact], str] = field(default_factory=dict)
     missing: Callable[[RunArtifacts], Sequence[str]] = _nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overview:
+    """What stands open above the sections, about all runs of the page at once.
+
+    Attributes:
+        title, template: as a section's.
+        values: what the templates show; None leaves it out, for no run has what it is about.
+    """
+
+    title: str
+    values: Callable[[Sequence[RunArtifacts]], Mapping[str, Any] | None]
+    template: str

@@ -24,7 +24,7 @@ def _values(run: RunArtifacts) -> dict[str, Any] | None:
 def _missing(run: RunArtifacts) -> list[str]:
     if run.one(Timeline) is not None or run.trajectory["steps"] == 0:  # an imported model was not trained here
         return []
-    return [run.added_by_eval("timeline of training", run.pruned[0] if run.pruned else "NAME, of any pruned model,")]
+    return [run.added_by_eval("timeline of training", next(iter(run.pruned)) if run.pruned else "NAME, of any pruned model,")]
 
 
 SECTION = Section(

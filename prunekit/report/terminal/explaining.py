@@ -10,9 +10,7 @@ from prunekit.report.terminal.tables import new_table, print_table
 
 REFINED_AGAIN = "refined again after fine-tuning: here the last mask too is one of the dense weights, so not of the model itself"
 FEW = 8  # units of a sample that are printed; its page has more
-_COLUMNS = {
-    "own": "its samples", "others": "others", "tells_apart": "difference", "regularisation": "decay", "kernel": "gradients",
-}  # fmt: skip
+_COLUMNS = {"own": "its samples", "tells_apart": "difference"}
 
 
 def show_explanation(result: dict[str, Any]) -> None:
@@ -76,7 +74,7 @@ def _ranked(kind: str, ranking: dict[str, Any], within: dict[str, Any] | None = 
     rows = ranking["rows"]
     columns = ("both", "kernel", "regularisation", *(("inside",) if rows and "inside" in rows[0] else ()))
     heads = {"both": "gave", "inside": "in its layer", **_COLUMNS}
-    table = new_table("", kind, *(heads[key] for key in columns))
+    table = new_table("", kind, *(heads.get(key, key) for key in columns))
     for row in rows:
         table.add_row(row["name"], *(f"{row[key]:+.4g}" for key in columns))
     if rows:
@@ -177,12 +175,12 @@ def _explain_one(result: dict[str, Any]) -> None:
     elif result["what"] == "sample":
         what = f"; {result['asked']} {given['model']:.4g}"
         told = f"  label {text_of(result['label'])}, answered {text_of(result['answer'])}{what}"
-        print(f"{told} = {given['model_at_start']:.4g} at the start {given['kernel']:+.4g} by gradients "
-              f"{given['regularisation']:+.4g} by weight decay and other")  # fmt: skip
+        print(f"{told} = {given['model_at_start']:.4g} at the start {given['kernel']:+.4g} kernel "
+              f"{given['regularisation']:+.4g} regularisation")  # fmt: skip
     else:
         what = "in sum" if asked else "in sum over a sample's, mean" if valued else "to the right answer, mean"
-        print(f"  {what}: {given['both']:.4g} = {given['kernel']:.4g} by gradients "
-              f"{given['regularisation']:+.4g} by weight decay and other; the model's own {given['model']:.4g}")  # fmt: skip
+        print(f"  {what}: {given['both']:.4g} = {given['kernel']:.4g} kernel "
+              f"{given['regularisation']:+.4g} regularisation; the model's own {given['model']:.4g}")  # fmt: skip
     if result["classes"]:
         several = ("start", "own", *(() if valued else ("others", "tells_apart")), "kernel", "regularisation", "model")
         columns = [key for key in several if key in result["classes"][0]]
