@@ -10,7 +10,7 @@ from prunekit.cli.output import Output
 from prunekit.cli.verb import verb
 
 
-@verb(after="explain", example="prunekit report runs/digits-cnn")
+@verb(after="explain", examples={"One page of all that a run holds": "prunekit report runs/digits-cnn"})
 def report(run: RunFolder, quiet: Quiet = False, as_json: Json = False) -> None:
     """Write RUN/report.html from what the run holds by now."""
     from prunekit.imports import no_code
