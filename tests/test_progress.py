@@ -60,10 +60,11 @@ def test_on_a_terminal_a_bar_is_shown_unless_quiet(monkeypatch: pytest.MonkeyPat
         def isatty(self) -> bool:
             return True
 
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    written = Terminal()
+    monkeypatch.setattr(sys, "stderr", written)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
     with progress_bars(enabled):
         list(track(range(3), "reading data", 3))
-    assert ("reading data" in sys.stderr.getvalue()) == enabled  # type: ignore[attr-defined]
+    assert ("reading data" in written.getvalue()) == enabled
     assert progress._bars.get() is None

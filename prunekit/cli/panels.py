@@ -35,7 +35,7 @@ class Panelled(TyperCommand):
 
 
 def unset_flags(command: TyperGroup, ctx: Any) -> None:
-    """Makes flags that are not given false. The parser's own are None, and to read that it imports pydantic, which help can spare."""
+    """Makes flags that are not given false. The parser's own are None, and it imports pydantic to read that, which takes long."""
     for option in command.get_params(ctx):
         if getattr(option, "is_bool_flag", False) and option.default is None:
             option.default = False

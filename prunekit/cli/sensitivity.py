@@ -17,7 +17,8 @@ from prunekit.cli.verb import verb
     headings={"What is pruned": ("criterion", "structure", "sparsity")},
     examples={
         "How much each layer bears": "prunekit sensitivity runs/digits-cnn --criterion magnitude",
-        "In channels, at two sparsities": "prunekit sensitivity runs/digits-cnn --structure channels --sparsity 0.5 --sparsity 0.8",
+        "In channels, at two sparsities": "prunekit sensitivity runs/digits-cnn --structure channels --sparsity 0.5 "
+        "--sparsity 0.8",
     },
 )
 def sensitivity(

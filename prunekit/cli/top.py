@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -14,9 +15,9 @@ from prunekit.version import __version__
 class Top(TyperGroup):
     """The verbs, and what one does with several of them."""
 
-    examples = {
+    examples: Mapping[str, str] = {
         "All that a recipe says, from training to a report": "prunekit run recipes/digits-cnn.yaml --out runs/digits-cnn",
-        "A model three times as fast (docs/jobs.md)": "prunekit prune runs/digits-cnn --speedup 3 --structure channels --name fast",
+        "A model three times as fast": "prunekit prune runs/digits-cnn --speedup 3 --structure channels --name fast",
         "Why is an answer wrong": "prunekit explain runs/digits-cnn errors",
         "What a verb takes, with examples": "prunekit prune --help",
     }

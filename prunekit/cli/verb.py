@@ -1,4 +1,4 @@
-"""What a verb declares: its place in the help, its examples, the headings of its options. One file of this room holds one verb."""
+"""What a verb declares: its place in the help, its examples, the headings of its options. One file here holds one verb."""
 
 from __future__ import annotations
 

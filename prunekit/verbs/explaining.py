@@ -97,8 +97,8 @@ def explain_run(
         raise UsageError(f"--split is {split!r}; {nearest(split, list(allowed))}")
     if target is not None and split == "train":
         raise UsageError(
-            f"--target is {target!r}; it says what is explained of samples and parts, not of a training sample, whose gifts to all "
-            "classes are told"
+            f"--target is {target!r}; it says what is explained of samples and parts, not of a training sample, whose gifts to "
+            "all classes are told"
         )
     pathless = kind in ("errors", "pruned") or (kind == "diff" and index)  # those need the dense weights alone
     if len(run.trajectory) == 0 and not pathless:

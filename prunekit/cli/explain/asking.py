@@ -50,8 +50,8 @@ def how_many(text: str | None, form: str) -> int | None:
     """``--samples`` of a form whose samples are not chosen."""
     if text is not None and (text == "errors" or "," in text):
         raise UsageError(
-            f"explain RUN {form}: --samples is {text!r}; samples are chosen for layer, channel, head and weight; of {form} only how "
-            "many can be said, such as 64"
+            f"explain RUN {form}: --samples is {text!r}; samples are chosen for layer, channel, head and weight; of {form} only "
+            "how many can be said, such as 64"
         )
     found = which(text)
     return found if isinstance(found, int) else None

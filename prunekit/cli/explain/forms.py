@@ -127,7 +127,8 @@ class Forms(TyperGroup):
         """Where the words are that are neither options nor their values."""
         parameters = [parameter for command in self.forms.values() for parameter in command.params]
         valued = {option for p in parameters if p.param_type_name == "option" and not p.is_flag for option in p.opts}
-        found, place = [], 0
+        found: list[int] = []
+        place = 0
         while place < len(args):
             if args[place] == "--":
                 return [*found, *range(place + 1, len(args))]

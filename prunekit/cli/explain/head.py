@@ -15,7 +15,7 @@ from prunekit.cli.options import Device, Json, Quiet, RunFolder
     headings=PANELS,
     examples={
         "Which heads of an attention gave most": "prunekit explain runs/digits-transformer head layers.0.attention",
-        "What one head gave, when, and from which training samples": "prunekit explain runs/digits-transformer head layers.0.attention 3",
+        "What one gave, when, from which training samples": "prunekit explain runs/digits-transformer head layers.0.attention 3",
     },
 )
 def head(

@@ -15,7 +15,7 @@ from prunekit.cli.options import Device, Json, Quiet, RunFolder
     headings=PANELS,
     examples={
         "Which weights of a parameter gave most": "prunekit explain runs/digits-cnn weight conv2.weight",
-        "What one weight gave, when, and from which training samples": "prunekit explain runs/digits-cnn weight conv2.weight 7,3,1,1",
+        "What one gave, when, and from which training samples": "prunekit explain runs/digits-cnn weight conv2.weight 7,3,1,1",
     },
 )
 def weight(
