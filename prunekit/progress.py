@@ -1,4 +1,4 @@
-"""How long will it take: progress bars on stderr with rate and time left, silent unless asked for."""
+"""How long will it take: progress bars on stderr with counts, rate and time left, silent unless asked for."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from typing import TYPE_CHECKING, TypeVar
 
 from prunekit.errors import plain
 
+if TYPE_CHECKING:  # rich takes as long to import as all else that the help needs, and only a bar needs it
+    from rich.console import Console
+    from rich.progress import Progress, Task
+
 T = TypeVar("T")
 _bars: ContextVar[Progress | None] = ContextVar("_bars", default=None)
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each")
+NARROWEST, WIDEST = 4, 40
+"""Columns of the bar itself."""
+WITH_RATE = 60
+"""Columns of a terminal that has room for the rate too."""
 
 
 @contextmanager
@@ -30,13 +28,57 @@ def progress_bars(enabled: bool = True) -> Iterator[None]:
     if not enabled or not sys.stderr.isatty():
         yield
         return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    from rich.console import Console
+
+    with bars_on(Console(stderr=True)) as bars:
         token = _bars.set(bars)
         try:
             yield
         finally:
             _bars.reset(token)
+
+
+def bars_on(console: Console) -> Progress:
+    """Bars of one line each, no wider than the terminal: the bar gives way first, then the description, never a figure."""
+    from rich.progress import Progress, ProgressColumn
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    def width() -> int:
+        return max(len(figures(task, console.width >= WITH_RATE)) for task in bars.tasks)
+
+    class Described(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            room = console.width - width() - NARROWEST - 3
+            text = Text(task.description if room > 0 else "", no_wrap=True)
+            text.truncate(max(room, 0), overflow="ellipsis")
+            return text
+
+    class Drawn(ProgressColumn):
+        def render(self, task: Task) -> ProgressBar:
+            described = max(Text(each.description).cell_len for each in bars.tasks)
+            left = console.width - width() - described - 3
+            return ProgressBar(task.total, task.completed, width=min(max(left, NARROWEST), WIDEST))
+
+    class Figures(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(figures(task, console.width >= WITH_RATE), no_wrap=True)
+
+    bars = Progress(Described(), Drawn(), Figures(), console=console, transient=True)
+    return bars
+
+
+def figures(task: Task, rate: bool) -> str:
+    """``120/400  12.3/s  0:00:23 left``; what is not known yet is left out."""
+    total = "?" if task.total is None else f"{int(task.total):,}"
+    told = [f"{int(task.completed):,}".rjust(len(total)) + f"/{total}"]
+    speed = task.finished_speed or task.speed
+    if rate and speed:
+        told.append(f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each")
+    if task.time_remaining is not None:
+        minutes, seconds = divmod(int(task.time_remaining), 60)
+        told.append(f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} left")
+    return "  ".join(told)
 
 
 class Bar:

@@ -13,10 +13,21 @@ from prunekit.cli.output import Output
 from prunekit.cli.verb import verb
 from prunekit.errors import UsageError
 
+PANELS = {
+    "What is compared": ("structure", "allocation", "sparsity", "refine"),
+    "Over runs, or a study": ("out", "jobs"),
+}
+
 
 @verb(
     after="score",
-    example="prunekit compare runs/digits-cnn; over cases and seeds: prunekit compare recipes/comparison.yaml --out DIR",
+    headings=PANELS,
+    examples={
+        "The scored criteria of a run": "prunekit compare runs/digits-cnn",
+        "Channels at two sparsities": "prunekit compare runs/digits-cnn --structure channels --sparsity 0.5 --sparsity 0.8",
+        "Runs of several seeds, on test data": "prunekit compare runs/seed-0 runs/seed-1 --out runs/seeds",
+        "A study over cases and seeds": "prunekit compare recipes/comparison.yaml --out runs/comparison --jobs 2",
+    },
 )
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN… | STUDY", help="A run; with --out several, or a study.")],
@@ -28,7 +39,10 @@ def compare(
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes, with --out.")] = 1,
     device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Compare every scored criterion on validation data; with --out, over runs or a study's cases and seeds, on test data."""
+    """Compare every scored criterion on validation data.
+
+    With --out: over several runs, or over the cases and seeds of a study, on test data.
+    """
     from prunekit.plan import check_sparsity, check_structure
     from prunekit.plan.allocation import get_allocation
     from prunekit.report.terminal.comparing import show_comparison

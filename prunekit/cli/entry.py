@@ -16,7 +16,6 @@ from prunekit import stopping
 from prunekit.bounded import DIGITS, LONG_NUMBER
 from prunekit.cli.top import app
 from prunekit.errors import Note, PrunekitError, UsageError, plain, shortened
-from prunekit.imports import lacking
 
 
 def main() -> None:
@@ -62,6 +61,8 @@ def _note(message: Warning | str, *where: object) -> None:
 def _told(error: BaseException) -> tuple[str, int]:
     """The line for an error, and the exit code."""
     if isinstance(error, ModuleNotFoundError):
+        from prunekit.imports import lacking
+
         error = lacking(error) or error
     if isinstance(error, PrunekitError):
         return str(error), 2 if isinstance(error, UsageError) else 1

@@ -24,8 +24,16 @@ PANELS = {
     name="import",
     after="train",
     headings=PANELS,
-    example="prunekit import --model my_module:build --weights model.safetensors --out RUN; what a Recorder left: "
-    "prunekit import --model my_module:build --trajectory DIR --data my_module:data --out RUN",
+    examples={
+        "A trained model, and the data to score and judge it": "prunekit import --model my_module:build --data my_module:data "
+        "--weights model.safetensors --out runs/theirs",
+        "Its weights alone, for criteria that need no data": "prunekit import --model my_module:build "
+        "--weights model.safetensors --out runs/theirs",
+        "Checkpoints of its training, in order, as a path": "prunekit import --model my_module:build --data my_module:data "
+        "--weights first.safetensors --weights last.safetensors --out runs/theirs",
+        "What a Recorder left of a training loop": "prunekit import --model my_module:build --data my_module:data "
+        "--trajectory runs/plain/trajectory --out runs/plain",
+    },
 )
 def import_(
     model: Annotated[str, typer.Option(help="Import path of the model factory, module:function.")],
@@ -49,7 +57,10 @@ def import_(
     ] = None,
     seed: Seed = None, device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Bring in a model that was trained elsewhere: its checkpoints, or what was recorded of its training."""
+    """Bring in a model that was trained elsewhere.
+
+    What is brought in are checkpoints of it, or what was recorded of its training.
+    """
     from prunekit.verbs.recorded import import_recording
     from prunekit.verbs.training import import_run
 

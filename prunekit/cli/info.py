@@ -12,11 +12,18 @@ from prunekit.cli.output import Output
 from prunekit.cli.verb import verb
 
 
-@verb(after="run", example="prunekit info runs/digits-cnn/scores/influence.safetensors")
+@verb(
+    after="run",
+    examples={
+        "A run folder": "prunekit info runs/digits-cnn",
+        "A score file": "prunekit info runs/digits-cnn/scores/influence.safetensors",
+        "A pruned model": "prunekit info runs/digits-cnn/pruned/small",
+    },
+)
 def info(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Any artifact, run folder or recipe.")], as_json: Json = False
 ) -> None:
-    """Say what an artifact is, what it was made from, and what it cost."""
+    """Say what a file is, what it was made from, what it cost."""
     from prunekit.imports import no_code
     from prunekit.verbs.info import info as describe
 

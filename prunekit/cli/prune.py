@@ -14,20 +14,30 @@ from prunekit.cli.output import Output
 from prunekit.cli.verb import verb
 
 PANELS = {
-    "Limits of what goes": ("ratio", "floor", "round_to", "min_units", "classes"),
-    "Budgets, instead of a sparsity": (
-        "max_params", "max_macs", "max_bytes", "max_latency_ms", "speedup", "max_accuracy_drop", "max_drop",
+    "How much goes: one of these": (
+        "sparsity", "max_params", "max_macs", "max_bytes", "max_latency_ms", "speedup", "max_accuracy_drop", "max_drop",
     ),
-    "A plan as a file": ("dry_run", "apply"),
+    "What goes": ("criterion", "structure", "allocation", "ratio", "floor", "round_to", "min_units", "classes", "apply"),
     "Repair": ("compensate", "refine", "refine_budget", "refine_again", "squeeze"),
-    "In steps": ("schedule", "rounds", "every", "finetune", "lr", "distill", "temperature", "rewind", "recalibrate"),
+    "Training": ("schedule", "rounds", "every", "finetune", "lr", "distill", "temperature", "rewind", "recalibrate"),
 }  # fmt: skip
 
 
 @verb(
     after="compare",
     headings=PANELS,
-    example="prunekit prune runs/digits-cnn --criterion auto --sparsity 0.8 --structure channels --name small",
+    examples={
+        "The best criterion here, 80 % of the weights in whole channels": "prunekit prune runs/digits-cnn --criterion auto "
+        "--sparsity 0.8 --structure channels --name small",
+        "A model three times as fast": "prunekit prune runs/digits-cnn --speedup 3 --structure channels --name fast",
+        "The smallest that loses a point at most": "prunekit prune runs/digits-cnn --max-accuracy-drop 1 --name point",
+        "A mask, repaired by the blame of what it removed": "prunekit prune runs/digits-cnn -c magnitude -s 0.9 --refine "
+        "--name better",
+        "In rounds, with training between them": "prunekit prune runs/digits-cnn -c magnitude -s 0.9 --schedule iterative "
+        "--rounds 5 --finetune 5 --name rounds",
+        "A plan to look at and edit, then to apply": "prunekit prune runs/digits-cnn -c magnitude -s 0.5 --dry-run --name plan",
+        "That plan": "prunekit prune runs/digits-cnn --apply runs/digits-cnn/pruned/plan/plan.safetensors",
+    },
 )
 def prune(
     run: RunFolder,

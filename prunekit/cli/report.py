@@ -15,14 +15,17 @@ from prunekit.cli.verb import verb
 
 @verb(
     after="explain",
-    example="prunekit report runs/digits-cnn; several side by side: prunekit report runs/one runs/two --out runs/both.html",
+    examples={
+        "One page of all that a run holds": "prunekit report runs/digits-cnn",
+        "Several runs side by side": "prunekit report runs/one runs/two --out runs/both.html",
+    },
 )
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="A run; with --out several.")],
     out: Annotated[Path | None, typer.Option("--out", help="Page to write, PAGE.html; of one run RUN/report.html.")] = None,
     quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Write RUN/report.html from what the run holds by now; with --out one page of several runs."""
+    """Draw what a run holds by now, or several side by side."""
     from prunekit.imports import no_code, use_working_folder
     from prunekit.verbs.reporting import report_runs
 

@@ -11,7 +11,13 @@ from prunekit.cli.output import Output
 from prunekit.cli.verb import verb
 
 
-@verb(after="report", example="prunekit run recipes/digits-cnn.yaml --out runs/digits-cnn")
+@verb(
+    after="report",
+    examples={
+        "All that a recipe says": "prunekit run recipes/digits-cnn.yaml --out runs/digits-cnn",
+        "Anew, in place of what another recipe made": "prunekit run recipes/digits-cnn.yaml --out runs/digits-cnn --overwrite",
+    },
+)
 def run(
     recipe: RecipeFile, out: Out, seed: Seed = None, device: Device = None, overwrite: Overwrite = False,
     quiet: Quiet = False, as_json: Json = False,

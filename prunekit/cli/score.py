@@ -12,13 +12,24 @@ from prunekit.cli.output import Output
 from prunekit.cli.verb import verb
 
 PANELS = {
+    "What is scored": ("criterion", "skip_unfit"),
     "How influence looks at the path": (
         "target", "share", "aggregation", "quadrature", "nodes", "early", "tolerance", "stride", "memory", "max_error",
     ),
 }  # fmt: skip
 
 
-@verb(after="import", headings=PANELS, example="prunekit score runs/digits-cnn --criterion influence --criterion magnitude")
+@verb(
+    after="import",
+    headings=PANELS,
+    examples={
+        "What the recipe lists": "prunekit score runs/digits-cnn --criterion all",
+        "Two criteria": "prunekit score runs/digits-cnn --criterion influence --criterion magnitude",
+        "One with options": "prunekit score runs/digits-cnn -c 'influence(target=margin,aggregation=l2)'",
+        "A composed one": "prunekit score runs/digits-cnn -c 'influence^0.25*magnitude^0.75'",
+        "No file unless the error is small": "prunekit score runs/digits-cnn -c influence --nodes 4 --max-error 0.05",
+    },
+)
 def score(
     run: RunFolder,
     criterion: Annotated[list[str], typer.Option("--criterion", "-c", help=CRITERION_HELP)],

@@ -12,7 +12,15 @@ from prunekit.cli.output import Output
 from prunekit.cli.verb import verb
 
 
-@verb(after="eval", example="prunekit sensitivity runs/digits-cnn --criterion magnitude")
+@verb(
+    after="eval",
+    headings={"What is pruned": ("criterion", "structure", "sparsity")},
+    examples={
+        "How much each layer bears": "prunekit sensitivity runs/digits-cnn --criterion magnitude",
+        "In channels, at two sparsities": "prunekit sensitivity runs/digits-cnn --structure channels --sparsity 0.5 "
+        "--sparsity 0.8",
+    },
+)
 def sensitivity(
     run: RunFolder,
     criterion: Annotated[str, typer.Option("--criterion", "-c", help="Decides what goes inside a layer.")] = "magnitude",
@@ -20,7 +28,10 @@ def sensitivity(
     sparsity: Annotated[list[float] | None, typer.Option(help="Share to remove of a layer; repeatable.")] = None,
     device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Prune one layer at a time: the first measure by layer and sparsity, on validation data."""
+    """Say how much each layer bears, pruned alone.
+
+    The task's first measure by layer and sparsity, on validation data.
+    """
     from prunekit.report.terminal.comparing import show_sensitivity
     from prunekit.verbs.sensitivity import sensitivity_run
 

@@ -8,7 +8,13 @@ from prunekit.cli.output import Output
 from prunekit.cli.verb import verb
 
 
-@verb(after="", example="prunekit train recipes/digits-cnn.yaml --out runs/digits-cnn")
+@verb(
+    after="",
+    examples={
+        "Train what a recipe says": "prunekit train recipes/digits-cnn.yaml --out runs/digits-cnn",
+        "The same from another seed": "prunekit train recipes/digits-cnn.yaml --seed 1 --out runs/seed-1",
+    },
+)
 def train(
     recipe: RecipeFile, out: Out, seed: Seed = None, device: Device = None, overwrite: Overwrite = False,
     quiet: Quiet = False, as_json: Json = False,

@@ -13,7 +13,11 @@ from prunekit.cli.verb import verb
 from prunekit.errors import UsageError, plain
 
 
-@verb(after="info", example="prunekit trust runs/from-a-colleague")
+@verb(
+    after="info",
+    headings={"Answer": ("yes",)},
+    examples={"Let a run from somebody else import its code": "prunekit trust runs/from-a-colleague"},
+)
 def trust(
     run: RunFolder,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,

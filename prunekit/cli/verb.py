@@ -1,11 +1,11 @@
-"""What a verb declares: its place in the help, its example, the headings of its options. One file of this room holds one verb."""
+"""What a verb declares: its place in the help, its examples, the headings of its options. One file here holds one verb."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from prunekit.cli.panels import panels
+from prunekit.cli.panels import Panelled
 from prunekit.cli.top import app
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -15,21 +15,28 @@ _AFTER: dict[str, str] = {}
 
 
 def verb(
-    *, after: str, example: str, name: str | None = None, headings: Mapping[str, Sequence[str]] | None = None
+    *,
+    after: str,
+    examples: Mapping[str, str],
+    name: str | None = None,
+    headings: Mapping[str, Sequence[str]] | None = None,
+    kind: type[Any] = Panelled,
 ) -> Callable[[Function], Function]:
     """Adds the decorated function to the command line: its parameters are the options, its docstring is the help.
 
     Args:
         after: the verb that it follows in ``prunekit --help``; the first follows ``""``.
-        example: a command, or several, for the end of its help.
+        examples: what somebody wants to have -> the command that gives it, for the end of the help.
         name: of the verb, where the function cannot be called so.
-        headings: see ``panels``.
+        headings: heading -> names of parameters; what every verb has stands under the last one, see ``panels.COMMON``.
+        kind: the class of the command, with ``headings`` and ``examples``.
     """
 
     def add(function: Function) -> Function:
         called = name or function.__name__
         _AFTER[called] = after
-        return app.command(called, cls=panels(headings or {}), epilog=f"Example: {example}")(function)
+        own = type(kind.__name__, (kind,), {"headings": headings or {}, "examples": examples})
+        return app.command(called, cls=own)(function)
 
     return add
 

@@ -56,11 +56,12 @@ class Verdict:
         name, value, reached = self.asked or ("", 0.0, 0.0)
         ms = three(found["pruned_ms"]) + " ms"
         asked = ""
-        if name == "speedup":
-            asked = f"; asked {value:g}"
+        if name in TIMES:
+            needed = value if name == "speedup" else found["speedup"] * reached / value
+            missed = ", within the spread" if found["high"] >= needed else ", not reached"
+            asked = f"; asked {value:g}{missed if found['speedup'] < needed else ''}"
         if name == "max_latency_ms":
             ms = f"{three(reached)} ms"
-            asked = f"; asked {value:g}"
         told = f"{three(found['speedup'])}× at batch {found['batch']}"
         between = f"{three(found['low'])}–{three(found['high'])}"
         return f"{told} ({ms}, {between}×{', a noisy machine' if noisy(found) else ''}{asked})"

@@ -80,8 +80,10 @@ def explain_run(
         nodes: of a step of training, one by default unless there are few; of the pruning for ``pruned`` and ``diff``.
         only: names of pruned models to look at; all of the run's by default.
 
+    What says nothing of a kind is not looked at: the command line offers each its own options alone (``prunekit.cli.explain``).
+
     Raises:
-        UsageError: a name that does not exist; near names are offered. Or an option that says nothing of this kind.
+        UsageError: a name that does not exist; near names are offered.
         ArtifactError: a pruned model is damaged or of another run.
         PrunekitError: the run has no path, or lacks what the explanation needs.
     """
@@ -93,7 +95,11 @@ def explain_run(
     split = split or ("scoring" if kind == "pruned" else "test")
     if split not in allowed:
         raise UsageError(f"--split is {split!r}; {nearest(split, list(allowed))}")
-    _check_options(kind, name, split, samples, target, limit, nodes, only)
+    if target is not None and split == "train":
+        raise UsageError(
+            f"--target is {target!r}; it says what is explained of samples and parts, not of a training sample, whose gifts to "
+            "all classes are told"
+        )
     pathless = kind in ("errors", "pruned") or (kind == "diff" and index)  # those need the dense weights alone
     if len(run.trajectory) == 0 and not pathless:
         raise PrunekitError(
@@ -103,16 +109,16 @@ def explain_run(
     started = time.perf_counter()
     named = RANKED if limit is None else limit
     if kind == "pruned":
-        result = explain_pruned(run, _nothing(index, name), split, _count(samples), nodes)
+        result = explain_pruned(run, name, split, _count(samples), nodes)
     elif kind == "diff" and index:
         result = _two(run, name, index, split, _count(samples), nodes)
     elif kind == "diff":
-        result = _diff(run, _nothing(index, name), split, DIFF_SAMPLES if samples is None else _count(samples) or 0, nodes)
+        result = _diff(run, name, split, DIFF_SAMPLES if samples is None else _count(samples) or 0, nodes)
     elif kind == "errors":
         result = explain_errors(errors_of(run, split), named)
     elif kind == "sample":
         paths = [pruned_path(run, n)[0] for n in _pruned(run, only)]
-        number = _number(run, _nothing(index, name), split)
+        number = _number(run, name, split)
         if split == "train":
             result = explain_training_sample(view_of(run, "test", _count(samples), nodes), number, _training(run), paths)
         else:
@@ -130,34 +136,6 @@ def explain_run(
     page = run.path / "explain" / f"{_slug(kind, name, index, split, samples, target)}.html"
     write_explanation(page, result, pictures_of(run, result))
     return {**result, "path": str(page)}
-
-
-def _check_options(
-    kind: str,
-    name: str,
-    split: str,
-    samples: Chosen,
-    target: str | None,
-    limit: int | None,
-    nodes: int | None,
-    only: Sequence[str] | None,
-) -> None:
-    """Raises UsageError for what is given and says nothing of a kind, or lacks."""
-    if not name and kind not in ("errors", "layer"):
-        raise UsageError(f"explain RUN {kind}: of what? Give WHAT and NAME, or RUN/pruned/NAME alone")
-    if kind == "errors" and name:
-        raise UsageError(f"explain RUN errors: takes no name; leave {name!r} out (--limit says how many are listed)")
-    if target is not None and (kind not in (*PARTS, "sample") or split == "train"):
-        what = "a training sample, whose gifts to all classes are told" if split == "train" else kind
-        raise UsageError(f"--target is {target!r}; it says what is explained of samples and parts, not of {what}")
-    if not (samples is None or isinstance(samples, int)) and kind not in PARTS:
-        raise UsageError(f"--samples: samples are chosen for {', '.join(PARTS)}; of {kind} only how many can be said, such as 64")
-    if kind == "errors":
-        for option, given in (("--samples", samples), ("--nodes", nodes), ("--pruned", only)):
-            if given is not None:
-                raise UsageError(f"{option} is {given}; errors are those of the trained model on all samples of the split")
-    if limit is not None and kind in ("pruned", "diff"):
-        raise UsageError(f"--limit is {limit}; it says how many errors or parts are named, not of {kind}")
 
 
 def _count(samples: Chosen) -> int | None:
@@ -286,12 +264,6 @@ def _number(run: Run, text: str, split: str) -> int:
         hint = f"; --split {others[0]} has one of that number" if others else ""
         raise UsageError(f"{split} sample {text!r} does not exist; there are {size}, numbered 0 to {size - 1}{hint}")
     return int(text)
-
-
-def _nothing(index: str, name: str) -> str:
-    if index:
-        raise UsageError(f"{name} takes no further number; leave {index!r} out")
-    return name
 
 
 def _slug(kind: str, name: str, index: str, split: str, samples: Chosen, target: str | None) -> str:

@@ -71,6 +71,10 @@ def speed(**changes: float) -> Speed:
         (None, speed(), "; 1.16× at batch 64 (10.7 ms, 1.14–1.18×); test accuracy 96.1"),
         (("max_latency_ms", 11.1, 10.9), speed(), "; 1.16× at batch 64 (10.9 ms, 1.14–1.18×; asked 11.1)"),
         (("speedup", 1.1, 1.16), speed(low=0.9), "; 1.16× at batch 64 (10.7 ms, 0.900–1.18×, a noisy machine; asked 1.1)"),
+        (("speedup", 1.17, 1.16), speed(), "1.14–1.18×; asked 1.17, within the spread)"),
+        (("speedup", 3, 1.16), speed(), "1.14–1.18×; asked 3, not reached)"),
+        (("max_latency_ms", 10.6, 10.7), speed(), "; 1.16× at batch 64 (10.7 ms, 1.14–1.18×; asked 10.6, within the spread)"),
+        (("max_latency_ms", 9, 10.7), speed(), "1.14–1.18×; asked 9, not reached)"),
     ],
 )
 def test_speed_has_its_interval_and_what_was_asked(asked: tuple[str, float, float] | None, measured: Speed, said: str) -> None:

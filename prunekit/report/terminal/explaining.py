@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import Any
 
 from prunekit.explain.answers import text_of
@@ -46,7 +48,8 @@ def _explain_errors(result: dict[str, Any]) -> None:
     if rows:
         print_table(table)
         split = "" if result["split"] == "test" else f" --split {result['split']}"
-        print(f"  why the first: prunekit explain RUN sample {rows[0]['index']}{split}")
+        run = shlex.quote(str(Path(result["path"]).parent.parent))
+        print(f"  why the first: prunekit explain {run} sample {rows[0]['index']}{split}")
 
 
 def _explain_ranking(result: dict[str, Any]) -> None:
