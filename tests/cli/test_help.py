@@ -21,11 +21,9 @@ from tests.cli.conftest import Cli
 
 TOP: Any = get_command(app)
 EXPLAIN = TOP.commands["explain"]
-PAGES = {
-    (): TOP,
-    **{(name,): verb for name, verb in TOP.commands.items()},
-    **{("explain", f): c for f, c in EXPLAIN.forms.items()},
-}
+PAGES: dict[tuple[str, ...], Any] = {(): TOP}
+PAGES |= {(name,): verb for name, verb in TOP.commands.items()}
+PAGES |= {("explain", name): one for name, one in EXPLAIN.forms.items()}
 """What is typed before ``--help`` -> the command whose help it is."""
 EXAMPLES = [(page, job, line) for page, command in PAGES.items() if page for job, line in command.examples.items()]
 PATHS = ("runs/", "recipes/", "my_module", "model.safetensors", "first.safetensors")
