@@ -61,6 +61,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if WHOLE_RUNS.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
+    items.sort(key=lambda item: "faults" not in item.path.parts)  # the longest first, so that no worker waits for one in the end
 
 
 class TinyNet(nn.Module):

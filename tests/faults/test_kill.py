@@ -11,8 +11,9 @@ import pytest
 from prunekit import ArtifactError, durable
 
 VERBS = [
-    ("train-overwrite", "score-overwrite", "compare", "eval", "import-overwrite", "report", "explain"),
-    ("prune-finetune", "prune-overwrite", "score", "study", "dry-run"),
+    ("train-overwrite", "score-overwrite", "eval", "import-overwrite", "report", "explain"),
+    ("prune-finetune", "score", "dry-run"),
+    ("study", "compare", "prune-overwrite"),
 ]
 
 
