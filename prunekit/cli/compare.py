@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +16,14 @@ from prunekit.errors import UsageError
 PANELS = {
     "What is compared": ("structure", "allocation", "sparsity", "refine"),
     "Over runs, or a study": ("out", "jobs"),
+    "Table for a paper": ("table", "rows", "against"),
 }
+RUNS_HELP = "A run; with --out several, or a study's recipe; or the folder that a study was written to."
+TABLE_HELP = (
+    "A table for a paper, mean and standard deviation over seeds with a paired test: latex, markdown or csv on stdout, "
+    "or a file that ends in .tex, .md or .csv."
+)
+AGAINST_HELP = "Differences are to this criterion, or to dense; to the best by default."
 
 
 @verb(
@@ -27,16 +34,20 @@ PANELS = {
         "Channels at two sparsities": "prunekit compare runs/digits-cnn --structure channels --sparsity 0.5 --sparsity 0.8",
         "Runs of several seeds, on test data": "prunekit compare runs/seed-0 runs/seed-1 --out runs/seeds",
         "A study over cases and seeds": "prunekit compare recipes/comparison.yaml --out runs/comparison --jobs 2",
+        "A study as a table for a paper": "prunekit compare recipes/five-criteria.yaml --out runs/five --table table.tex",
     },
 )
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN… | STUDY", help="A run; with --out several, or a study.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN… | STUDY", help=RUNS_HELP)],
     structure: Annotated[list[str] | None, typer.Option(help=f"{STRUCTURE_HELP}; repeatable.")] = None,
     allocation: Annotated[list[str] | None, typer.Option(help="global, uniform, …; repeatable.")] = None,
     sparsity: Annotated[list[float] | None, typer.Option(help="Share to remove; repeatable.")] = None,
     refine: Annotated[bool | None, typer.Option("--refine/--no-refine", help="Repair the best plans too.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of a comparison over runs or of a study.")] = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes, with --out.")] = 1,
+    table: Annotated[str | None, typer.Option(metavar="FORMAT|FILE", help=TABLE_HELP)] = None,
+    rows: Annotated[str | None, typer.Option(help="A row of the table is a criterion (default) or a sparsity.")] = None,
+    against: Annotated[str | None, typer.Option(metavar="ROW", help=AGAINST_HELP)] = None,
     device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Compare every scored criterion on validation data.
@@ -48,35 +59,70 @@ def compare(
     from prunekit.report.terminal.comparing import show_comparison
     from prunekit.verbs.comparing import compare_run
 
-    output = Output(quiet, as_json)
+    output, asked = Output(quiet, as_json), _table(table, rows, against, as_json)
     for name in structure or []:
         check_structure(name)
     for name in allocation or []:
         get_allocation(name)
     for share in sparsity or []:
         check_sparsity(share)
+    own = structure or allocation or sparsity or refine is not None or device or overwrite
     if out is not None:
-        if structure or allocation or sparsity or refine is not None or device or overwrite:
+        if own:
             raise UsageError("--out takes structures, allocations, sparsities and refine from the study or the runs' recipes")
-        _study(runs, out, jobs, output)
+        _study(runs, out, jobs, output, asked)
         return
     if len(runs) > 1 or runs[0].suffix in (".yaml", ".yml"):
         raise UsageError("several runs, or a study, need --out DIR")
     if jobs != 1:
         raise UsageError("--jobs is for a comparison over runs or a study; give --out DIR")
     run = runs[0]
+    if (run / "compare.json").exists() and not (run / "recipe.yaml").exists():
+        if own:
+            raise UsageError(f"{run} is a study's folder, whose figures are there; what is compared stands in the study's recipe")
+        _shown(run, output, asked)
+        return
     opened = open_run(run, device)
     with output.working(run):
         result = compare_run(opened, overwrite, structure or [], allocation or [], sparsity or [], refine)
-    output.show(show_comparison, result)
     comparison, reused = result
+    if asked is None or asked.file is not None:
+        output.show(show_comparison, result)
+    told: dict[str, str] = {}
+    if asked is not None:
+        from prunekit.verbs.tabling import measured_of_run
+
+        told = _written(asked, measured_of_run(run, opened.recipe.seed, comparison), output)
     cells = {"dense": comparison.dense, "cells": comparison.cells, "cost": comparison.cost}
-    output.finish({"path": str(run / "compare.json"), **cells, "reused": reused})
+    output.finish({"path": str(run / "compare.json"), **cells, "reused": reused, **told})
 
 
-def _study(paths: list[Path], out: Path, jobs: int, output: Output) -> None:
+def _table(table: str | None, rows: str | None, against: str | None, as_json: bool) -> Any:
+    """What is asked of a table; None for none."""
+    if table is None:
+        if rows is not None or against is not None:
+            raise UsageError("--rows and --against are for a table; give --table latex, markdown, csv, or a file")
+        return None
+    from prunekit.verbs.tabling import TableAsked
+
+    asked = TableAsked.of(table, rows, against)
+    if as_json and asked.file is None:
+        raise UsageError("--json and --table both write to stdout; give --table a file, such as table.tex")
+    return asked
+
+
+def _written(asked: Any, measured: Any, output: Output) -> dict[str, str]:
+    """Writes the table: to its file, or alone to stdout."""
+    text = asked.write(measured)
+    if asked.file is None:
+        output.alone(text)
+        return {}
+    output.show(lambda file: print(f"table: {file}"), asked.file)
+    return {"table": str(asked.file)}
+
+
+def _study(paths: list[Path], out: Path, jobs: int, output: Output, asked: Any) -> None:
     from prunekit.imports import use_working_folder
-    from prunekit.report.terminal.comparing import show_study
     from prunekit.verbs.studying import jobs_of_runs, jobs_of_study, study_run
 
     use_working_folder(out, *(path for path in paths if path.is_dir()))
@@ -86,7 +132,21 @@ def _study(paths: list[Path], out: Path, jobs: int, output: Output) -> None:
         study, work = jobs_of_study(paths[0], out)
     else:
         study, work = jobs_of_runs(paths, out)
+    if asked is not None:
+        asked.check(study)
     with output.working(out):
-        found, page = study_run(study, work, out, jobs), out / "report.html"
-    output.show(show_study, (found, page))
-    output.finish({**found.content(), "path": str(page)})
+        study_run(study, work, out, jobs)
+    _shown(out, output, asked)
+
+
+def _shown(folder: Path, output: Output, asked: Any) -> None:
+    """What a study came to, as its folder has it."""
+    from prunekit.report.terminal.comparing import show_study
+    from prunekit.verbs.tabling import read_study
+
+    found, measured = read_study(folder)
+    page = folder / "report.html"
+    if asked is None or asked.file is not None:
+        output.show(show_study, (found, page))
+    told = _written(asked, measured, output) if asked is not None else {}
+    output.finish({**found.content(), "path": str(page), **told})

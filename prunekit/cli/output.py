@@ -61,6 +61,10 @@ class Output:
             with redirect_stdout(Visible(self.stdout)):
                 prints(result)
 
+    def alone(self, text: str) -> None:
+        """Writes a text that was asked for and nothing beside it, so that it can be piped; quiet or not."""
+        Visible(self.stdout).write(text)
+
     def finish(self, result: Any) -> None:
         if self.as_json:
             print(json.dumps(result, indent=2), file=self.stdout)

@@ -17,7 +17,10 @@ BY_LAYERS: Final = "layers"
 
 
 class Tuning(Section):
-    """After how much fine-tuning a study compares, and at which sparsities."""
+    """After how much fine-tuning a study compares, and at which sparsities.
+
+    The dense model is trained on for as many epochs too: what a criterion loses is told from what more training gives.
+    """
 
     epochs: Count = 10
     sparsities: dict[StructureName, list[Share]] = {}
@@ -64,9 +67,10 @@ class Study(Whole):
 
     ``cases``: name -> recipe, its path relative to the study's file; ``criteria``: each one line of the result, ``tempered(...)``
     the best of the compositions that it stands for on validation data; ``control``: also plans shuffled within layers;
-    ``samples``: scoring samples. The ``leading`` criteria on validation data and those in ``always`` are compared again with
-    their weights compensated (``compensate``; ``layers``: by every layer's outputs alone), after fine-tuning (``tune``), and with
-    their plans repaired (``refine``).
+    ``samples``: scoring samples. Every criterion is compared again with its weights compensated (``compensate``; ``layers``: by
+    every layer's outputs alone), after fine-tuning (``tune``), and with its plans repaired (``refine``). ``leading``: only so
+    many, those that lead on validation data in that run, and those in ``always``; means over the seeds where a criterion led are
+    means over its luckier seeds.
     """
 
     what: ClassVar[str] = "study"
@@ -78,7 +82,7 @@ class Study(Whole):
     allocations: dict[StructureName, Annotated[list[AllocationName], Field(min_length=1)]] = {}
     control: bool = True
     samples: Count = 160
-    leading: Annotated[int, Field(ge=0)] = 3
+    leading: Annotated[int, Field(ge=0)] | None = None
     always: list[CriterionName] = ["magnitude", "random"]
     compensate: bool | Literal["layers"] = False
     tune: Tuning | None = None
@@ -146,6 +150,16 @@ class Study(Whole):
         if self.refine is None or not self.refine.again or "refined" not in self.ways_of(structure):
             return []
         return [s for s in self.refined_at(structure) if s in self.tuned_at(structure)]
+
+    @property
+    def looked_at_again(self) -> int:
+        """How many criteria are compensated, fine-tuned and repaired, at most."""
+        return len(self.criteria) if self.leading is None else self.leading + len(self.always)
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether any plan is fine-tuned, and the dense model therefore too."""
+        return any(self.tuned_at(structure) for structure in self.structures)
 
     def tuned_at(self, structure: str) -> list[float]:
         """Sparsities at which plans are fine-tuned."""

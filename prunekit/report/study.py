@@ -8,53 +8,92 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prunekit.report.html import write_html
 from prunekit.report.measures import deciding
+from prunekit.report.paper.grid import made
 from prunekit.report.plots import STYLES, inline
+from prunekit.search.paper_table import DENSE, DENSE_TUNED, Lines, Measured, PaperTable, paper_tables
 from prunekit.search.study import StudyRecord
-from prunekit.search.summary import Curve, Measures, Row, Runs, spread
+from prunekit.search.summary import Curve, Measures, Row, Runs, only_sparsity, spread
 from prunekit.task.evaluation import CLASSIFICATION
 
 SHOWN = 4  # of the methods, the best areas; auto, magnitude and random beside them
 BASELINES = ("magnitude", "random")
+DENSE_LINES = {DENSE: "-", DENSE_TUNED: (0, (4, 2))}
 
 Methods = Mapping[str, Sequence[str]]
 Summary = Sequence[Mapping[str, Any]]
 
 
-def study_figure(rows: Sequence[Row], summary: Summary, methods: Methods, measures: Measures = CLASSIFICATION) -> Figure:
-    """A panel a case and structure: the deciding measure on test data over sparsity, mean over seeds, auto's standard deviation
+def study_figure(measured: Measured, summary: Summary) -> Figure:
+    """A panel a case (rows) and table (columns): the deciding measure on test data over sparsity, mean over seeds.
 
-    shaded."""
-    measure = deciding(measures)
+    Bars are standard deviations over the seeds, as is what is shaded around auto and the dense model.
+    """
+    measure, tables = deciding(measured.measures), paper_tables(measured)
     cases = list(dict.fromkeys(entry["case"] for entry in summary))
-    structures = list(dict.fromkeys(entry["structure"] for entry in summary))
-    figure = Figure(figsize=(8.4 * len(structures), 2.9 * len(cases)), layout="constrained")
-    axes = figure.subplots(len(cases), len(structures), squeeze=False)
-    for entry in summary:
-        panel = axes[cases.index(entry["case"])][structures.index(entry["structure"])]
-        runs = Runs(rows, entry["case"], entry["structure"], methods, measures)
-        ranked = sorted(entry["methods"], key=lambda m: -measure.sign * entry["methods"][m]["mean"])
-        shown = list(dict.fromkeys([*ranked[:SHOWN], *(b for b in BASELINES if b in ranked)]))
-        autos: list[Curve] = [{s: row["test"][measure.name] for s, row in runs.auto(seed).items()} for seed in runs.seeds]
-        x, mean, std = _band(autos, measure.scale)
-        one = {"marker": ".", "markersize": 12} if len(x) == 1 else {}  # which a line does not show
-        panel.plot(x, mean, color="black", linewidth=2, label="auto", **one)
-        panel.fill_between(x, [m - s for m, s in zip(mean, std, strict=True)], [m + s for m, s in zip(mean, std, strict=True)],
-                           color="black", alpha=0.12, linewidth=0)  # fmt: skip
-        for number, method in enumerate(shown):
-            chosen = [(seed, variant) for seed in runs.seeds if (variant := runs.chosen(seed, method)) is not None]
-            x, mean, _ = _band([runs.curve(seed, variant) for seed, variant in chosen], measure.scale)
-            line, marker, colour = STYLES[number % len(STYLES)]
-            panel.plot(x, mean, linestyle=line, marker=marker, color=colour, markersize=4, linewidth=1.2, label=_short(method))
-        panel.set_title(f"{entry['case']}, {entry['structure']}", fontsize=10)
-        panel.set_xlabel("sparsity asked for (%)", fontsize=8)
-        panel.set_ylabel(f"test {measure.axis}", fontsize=8)
-        panel.grid(alpha=0.25)
-        panel.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)  # beside the curves, never on them
+    figure = Figure(figsize=(8.4 * len(tables), 2.9 * len(cases)), layout="constrained")
+    axes = figure.subplots(len(cases), len(tables), squeeze=False)
+    for column, table in enumerate(tables):
+        for panel, case in zip(axes[:, column], cases, strict=True):
+            if case not in table.cases:
+                panel.set_axis_off()
+                continue
+            if not table.epochs:
+                _auto(panel, Runs(measured.rows, case, table.structure, measured.methods, measured.measures))
+            _curves(panel, table, table.cases[case], set(measured.methods) if not table.epochs else set(table.names))
+            panel.set_title(f"{case}, {table.structure}, {made(table)}", fontsize=10)
+            panel.set_xlabel("sparsity asked for (%)", fontsize=8)
+            panel.set_ylabel(f"test {measure.axis}", fontsize=8)
+            panel.grid(alpha=0.25)
+            panel.legend(
+                fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False
+            )  # beside the curves, never on them
     return figure
+
+
+def _auto(panel: Axes, runs: Runs) -> None:
+    curves: list[Curve] = [{s: row["test"][runs.first] for s, row in runs.auto(seed).items()} for seed in runs.seeds]
+    x = sorted(curves[0])
+    values = [[runs.scale * curve[s] for curve in curves] for s in x]
+    mean, std = [statistics.fmean(v) for v in values], [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
+    one = {"marker": ".", "markersize": 12} if len(x) == 1 else {}  # which a line does not show
+    x = [100 * s for s in x]
+    panel.plot(x, mean, color="black", linewidth=2, label="auto", **one)  # type: ignore[arg-type]
+    _band(panel, x, mean, std)
+
+
+def _band(panel: Axes, x: Sequence[float], mean: Sequence[float], std: Sequence[float]) -> None:
+    low, high = ([m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1))
+    panel.fill_between(x, low, high, color="black", alpha=0.12, linewidth=0)
+
+
+def _curves(panel: Axes, table: PaperTable, lines: Lines, names: set[str]) -> None:
+    """The dense lines, the best of ``names`` by their mean over the sparsities, and the baselines."""
+    sign = deciding(table.measures).sign
+    means = {
+        name: statistics.fmean(entry.mean for entry in line.values())
+        for name, line in lines.items()
+        if name in names and name not in DENSE_LINES
+    }
+    ranked = sorted(means, key=lambda name: -sign * means[name])
+    for number, name in enumerate(dict.fromkeys([*ranked[:SHOWN], *(b for b in BASELINES if b in ranked)])):
+        style, marker, colour = STYLES[number % len(STYLES)]
+        points = sorted(lines[name].items())
+        panel.errorbar(
+            [100 * s for s, _ in points], [entry.mean for _, entry in points], yerr=[entry.std or 0.0 for _, entry in points],
+            linestyle=style, marker=marker, color=colour, markersize=4, linewidth=1.2, elinewidth=0.8, capsize=2,
+            label=_short(name),
+        )  # fmt: skip
+    edges = [100 * s for s in (table.sparsities[0], table.sparsities[-1])]
+    for name, style in DENSE_LINES.items():
+        if name in lines:
+            entry = next(iter(lines[name].values()))
+            panel.axhline(entry.mean, color="black", linewidth=0.9, linestyle=style, label=name)
+            _band(panel, edges, [entry.mean] * 2, [entry.std or 0.0] * 2)
 
 
 def _short(method: str) -> str:
@@ -62,20 +101,12 @@ def _short(method: str) -> str:
     return re.sub(r"\b(target|aggregation|share|group)=", "", method)
 
 
-def _band(curves: Sequence[Curve], scale: float) -> tuple[list[float], list[float], list[float]]:
-    x = sorted(curves[0])
-    values = [[scale * curve[s] for curve in curves] for s in x]
-    spreads = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
-    return [100 * s for s in x], [statistics.fmean(v) for v in values], spreads
-
-
-def write_study_page(path: Path, result: StudyRecord, rows: Sequence[Row], methods: Methods) -> None:
+def write_study_page(path: Path, result: StudyRecord, measured: Measured) -> None:
     """What was run, on what, with what result, and what it cost.
 
     Args:
         result: what compare.json holds.
-        rows: every measured model.
-        methods: name -> criteria that it stands for.
+        measured: every measured model.
     """
     write_html(
         path,
@@ -89,8 +120,10 @@ def write_study_page(path: Path, result: StudyRecord, rows: Sequence[Row], metho
         costs=costs_table(result.runs),
         summary=result.summary,
         tuned_methods=lambda tuned: list(dict.fromkeys((t["method"], t["repair"]) for t in tuned)),
-        layers=layers_table(rows, result.summary, methods, result.measures),
-        picture=inline(study_figure(rows, result.summary, methods, result.measures)),
+        layers=layers_table(measured.rows, result.summary, measured.methods, result.measures),
+        picture=inline(study_figure(measured, result.summary)),
+        only_sparsity=only_sparsity,
+        dense_tuned=dense_tuned(result.runs, result.measures),
     )
 
 
@@ -112,6 +145,15 @@ def cases_table(runs: Sequence[Mapping[str, Any]], measures: Measures = CLASSIFI
             }
         )
     return table
+
+
+def dense_tuned(runs: Sequence[Mapping[str, Any]], measures: Measures = CLASSIFICATION) -> dict[str, dict[str, Any]]:
+    """Case -> the dense model's figure on test data after the fine-tuning that pruned models get; none without fine-tuning."""
+    measure, found = deciding(measures), dict[str, list[float]]()
+    for run in runs:
+        if run.get("dense_tuned"):
+            found.setdefault(run["case"], []).append(measure.scale * run["dense_tuned"]["test"][measure.name])
+    return {case: spread(values) for case, values in found.items()}
 
 
 def costs_table(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ from prunekit.task.evaluation import MeasureTold, References, evaluate
 from prunekit.trajectory.copies import copied
 
 REFINED_AGAIN = "refined again"
+DENSE = "dense"
 Compensate = Callable[[nn.Module, Mapping[str, Tensor]], nn.Module]
 """``(model, masks)`` -> a copy whose kept weights make up for the removed ones."""
 
@@ -77,7 +78,8 @@ class StudyRecord(Artifact):
 
     Attributes:
         study: the resolved study.
-        runs: facts about each case and seed: the dense model, samples, and what its criteria cost.
+        runs: facts about each case and seed: the dense model, samples, and what its criteria cost; ``dense_tuned`` where
+            plans were fine-tuned: the dense model's figures after as many ``epochs`` more.
         measures: of the cases' task.
         summary: see ``prunekit.search.summary.summarise``.
         rows: how many pruned models were measured.
@@ -150,6 +152,16 @@ def _tuned(bench: StudyRun, plan: Plan, how: Finetuning) -> nn.Module:
     torch.manual_seed(how.seed)  # dropout
     finetune(model, plan, how)
     return model
+
+
+def dense_tuned(bench: StudyRun, how: Finetuning) -> list[dict[str, Any]]:
+    """One row: the dense model after the training that every fine-tuned row gets, nothing of it removed."""
+    model = copied(bench.candidates.model)
+    torch.manual_seed(how.seed)  # dropout
+    with Tuner(model, {}, how, None, {}) as tuner:
+        tuner.run()
+    facts = {"structure": DENSE, "criterion": "", "allocation": "", "sparsity": 0.0, "control": DENSE, "epochs": how.epochs}
+    return [{**facts, "repair": "", "achieved": 0.0, "achieved_all": 0.0, "kept": {}, **bench.measured(model)}]
 
 
 def compensated(

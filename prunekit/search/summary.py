@@ -28,7 +28,10 @@ Measures = Sequence[Mapping[str, Any]]  # what the measures are
 
 
 def area(curve: Curve, scale: float = 100.0) -> float:
-    """Mean figure over the range of sparsities (trapezoids), in points for a share: 100 is perfect everywhere."""
+    """Mean figure over the range of sparsities (trapezoids), in points for a share: 100 is perfect everywhere.
+
+    One sparsity has no range: its figure is what methods are ranked by, and no area (``only_sparsity``).
+    """
     points = sorted(curve.items())
     if len(points) == 1:
         return scale * points[0][1]
@@ -144,10 +147,11 @@ def summarise(
     """One entry a case and structure, in the rows' order.
 
     Returns:
-        for each: ``case``, ``structure``, ``seeds``; ``methods``: name -> area as ``spread``, with ``shuffled``, the
-        ``variants`` taken by seed, and ``auto_ahead`` (``paired``, auto less the method); ``auto``: its area, what it took by
-        seed and sparsity, ``hindsight`` (the best variant in hindsight and its area) and ``regret`` (``paired``, hindsight
-        less auto); ``tuned``: after fine-tuning, see ``after_tuning``; ``repaired``: see ``after_repair``.
+        for each: ``case``, ``structure``, ``seeds``; ``methods``: name -> area (of one sparsity: the figure there) as
+        ``spread``, with ``shuffled``, the ``variants`` taken by seed, and ``auto_ahead`` (``paired``, auto less the method);
+        ``auto``: its area, what it took by seed and sparsity, ``hindsight`` (the best variant in hindsight and its area) and
+        ``regret`` (``paired``, hindsight less auto); ``tuned``: after fine-tuning, see ``after_tuning``; ``repaired``: see
+        ``after_repair``.
     """
     entries = []
     for case, structure in dict.fromkeys((row["case"], row["structure"]) for row in rows):
@@ -184,6 +188,12 @@ def summarise(
             }
         )
     return entries
+
+
+def only_sparsity(entry: Mapping[str, Any]) -> float | None:
+    """Of an entry of ``summarise``: the sparsity of a structure that was compared at one alone, where figures are no areas."""
+    found = {float(sparsity) for by_sparsity in entry["auto"]["taken"].values() for sparsity in by_sparsity}
+    return found.pop() if len(found) == 1 else None
 
 
 def after_tuning(rows: Iterable[Row], case: str, structure: str, measures: Measures = CLASSIFICATION) -> list[dict[str, Any]]:

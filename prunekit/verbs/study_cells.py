@@ -15,18 +15,22 @@ from prunekit.errors import ArtifactError
 from prunekit.recipe import BY_LAYERS, Finetune, Recipe, Steps, Study
 from prunekit.search.compare import Candidates
 from prunekit.search.study import (
+    DENSE,
     REFINED_AGAIN,
     Cells,
     Repaired,
     StudyRun,
     compensated,
     dense_facts,
+    dense_tuned,
     fine_tuned,
     one_shot,
     refined_again,
 )
+from prunekit.search.study_rows import SPLITS
 from prunekit.search.summary import Runs, Variant
 from prunekit.search.ways import RepairSamples, settings
+from prunekit.steps.finetune import Finetuning
 from prunekit.task.evaluation import measures_told
 from prunekit.training.record import TrainingRecord
 from prunekit.verbs.compensating import compensator
@@ -58,7 +62,7 @@ class Job:
 
     @property
     def ticks(self) -> int:
-        study, again = self.study, self.study.leading + len(self.study.always)
+        study, again = self.study, self.study.looked_at_again
         tuned = sum(len(study.tuned_at(structure)) for structure in study.structures) * again
         repaired = len(study.structures) * again if study.compensate else 0
         repairs = sum(
@@ -66,7 +70,7 @@ class Job:
             * len(self.repaired(s) or range(again))
             for s in study.structures
         )
-        return len(self.names) * len(study.structures) + tuned + repaired + repairs + 1
+        return len(self.names) * len(study.structures) + tuned + repaired + repairs + 1 + study.fine_tunes
 
     def repaired(self, structure: str) -> list[str]:
         """Methods whose plans are repaired; none for those that are looked at again."""
@@ -125,18 +129,29 @@ def _work(job: Job, tick: Tick) -> dict[str, Any]:
                 partial(one_shot, bench, structure, name, allocations, sparsities, study.control),
             )
             tick()
+    how = finetuning_of(run, Steps(finetune=Finetune(epochs=study.tune.epochs))) if study.tune else None
+    if how is not None and study.fine_tunes:
+        made_from = {"model": run.trajectory.hash, "epochs": how.epochs, "train": run.splits["train"].digest(), **data}
+        (row,) = _cells(job.cells / f"{DENSE}-tuned" / f"{how.epochs}.json", made_from, partial(dense_tuned, bench, how))
+        facts["dense_tuned"] = {"epochs": how.epochs, **{split: row[split] for split in SPLITS}}
+        tick()
     if study.tune is not None or study.compensate or study.refine is not None:
-        _again(job, run, bench, rows, data, tick)
+        facts["again"] = _again(job, run, bench, rows, data, how, tick)
     return facts
 
 
-def _again(job: Job, run: Run, bench: StudyRun, rows: list[dict[str, Any]], data: dict[str, str], tick: Tick) -> None:
-    """Repairs and fine-tunes the leading methods' plans and some others': leading on validation data, as all choices are."""
-    study = job.study
+def _again(
+    job: Job, run: Run, bench: StudyRun, rows: list[dict[str, Any]], data: dict[str, str], how: Finetuning | None, tick: Tick
+) -> dict[str, list[str]]:
+    """Repairs and fine-tunes every method's plans, or those of the leading ones on validation data and some others'.
+
+    Returns:
+        by structure, the methods that were looked at.
+    """
+    study, seen = job.study, dict[str, list[str]]()
     here = [{"case": job.case, "seed": job.seed, **row} for row in rows]
     compensating, compensation = compensator(run, study.compensate == BY_LAYERS, job.seed)
     repairing, repaired_from = compensator(run, False, job.seed)
-    how = finetuning_of(run, Steps(finetune=Finetune(epochs=study.tune.epochs))) if study.tune else None
     material = _material(job, run)
     learnt_from = {
         "seed": job.seed,
@@ -151,7 +166,8 @@ def _again(job: Job, run: Run, bench: StudyRun, rows: list[dict[str, Any]], data
         chosen = {method: variant for method in runs.methods if (variant := runs.chosen(job.seed, method)) is not None}
         order = sorted(chosen, key=lambda m: -runs.sign * runs.area(runs.curve(job.seed, chosen[m], "validation")))
         leading = [m for m in order if m not in study.always][: study.leading]
-        looked_at = list(dict.fromkeys([*leading, *(m for m in study.always if m in chosen)]))
+        few = list(dict.fromkeys([*leading, *(m for m in study.always if m in chosen)]))
+        looked_at = seen[structure] = few if study.leading is not None else [m for m in study.criteria if m in chosen]
 
         def made_from(method: str, variant: Variant, structure: str = structure) -> dict[str, Any]:
             return {
@@ -209,6 +225,7 @@ def _again(job: Job, run: Run, bench: StudyRun, rows: list[dict[str, Any]], data
                         partial(refined_again, bench, structure, method, *variant, sparsity, material, how, again),
                     )
                     tick()
+    return seen
 
 
 def _material(job: Job, run: Run) -> RepairSamples:
@@ -241,8 +258,11 @@ def _cells(path: Path, made_from: Mapping[str, Any], measure: Callable[[], list[
     return rows
 
 
-def rows_of(job: Job, measures: Collection[str]) -> Iterator[dict[str, Any]]:
+def rows_of(job: Job, again: Mapping[str, Collection[str]], measures: Collection[str]) -> Iterator[dict[str, Any]]:
     """Every row of a job that belongs to its study.
+
+    Args:
+        again: by structure, the methods that were looked at again.
 
     Raises:
         ArtifactError: a file of cells is missing, damaged, or lacks one of the task's ``measures``; names it.
@@ -254,10 +274,11 @@ def rows_of(job: Job, measures: Collection[str]) -> Iterator[dict[str, Any]]:
                 yield {"case": job.case, "seed": job.seed, **row}
         ways = job.study.ways_of(structure)
         kinds = ["compensated", "tuned", *ways, *(f"{way}-compensated" for way in ways), AGAIN_FOLDER]
-        again = [path for kind in kinds for path in sorted((job.cells / f"{folder}-{kind}").glob("*.json"))]
-        for path in again:
+        methods = again.get(structure, ())
+        for path in (path for kind in kinds for path in sorted((job.cells / f"{folder}-{kind}").glob("*.json"))):
             for row in _read(path, measures):
-                if _belongs(row, job.study):
+                repaired = row["repair"] not in ("", "compensated")
+                if row["method"] in ((job.repaired(structure) or methods) if repaired else methods) and _belongs(row, job.study):
                     yield {"case": job.case, "seed": job.seed, **row}
 
 

@@ -8,7 +8,7 @@ import queue
 import signal
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from prunekit import checkpoint, stopping
-from prunekit.criteria import expand
 from prunekit.durable import together
 from prunekit.errors import PrunekitError, UsageError
 from prunekit.imports import load_object, use_working_folder
@@ -24,16 +23,12 @@ from prunekit.measure import machine
 from prunekit.progress import Bar
 from prunekit.recipe import Recipe, Study
 from prunekit.report import save_figure, study_figure, write_study_page
+from prunekit.search.paper_table import Measured, methods_of
 from prunekit.search.study import StudyRecord
-from prunekit.search.summary import Measures, summarise
+from prunekit.search.study_rows import rows_text
+from prunekit.search.summary import summarise
 from prunekit.verbs.run_folder import Run
 from prunekit.verbs.study_cells import Job, rows_of, work
-
-SPLITS = ("validation", "test")
-FACTS = (
-    "case", "seed", "structure", "criterion", "allocation", "sparsity", "control", "method", "repair", "epochs",
-    "achieved", "achieved_all", "seconds",
-)  # fmt: skip
 
 
 def study_run(study: Study, jobs: Sequence[Job], out: Path, processes: int) -> StudyRecord:
@@ -54,8 +49,9 @@ def study_run(study: Study, jobs: Sequence[Job], out: Path, processes: int) -> S
     other = next((f for f in facts if f["measures"] != measures), None)
     if other is not None:
         raise UsageError(f"{other['case']} and {facts[0]['case']} are of other tasks, whose measures cannot be compared")
-    rows = [row for job in jobs for row in rows_of(job, [m["name"] for m in measures])]
-    methods = {criterion: expand(criterion) for criterion in study.criteria}
+    names = [m["name"] for m in measures]
+    rows = [row for job, told in zip(jobs, facts, strict=True) for row in rows_of(job, told.get("again", {}), names)]
+    methods = methods_of(study.criteria)
     result = StudyRecord(
         study=study.model_dump(mode="json"),
         machine=machine(),
@@ -65,11 +61,12 @@ def study_run(study: Study, jobs: Sequence[Job], out: Path, processes: int) -> S
         rows=len(rows),
         cost={"seconds": round(time.perf_counter() - started, 1), "processes": processes},
     )
-    table = checkpoint.csv_text(_columns(measures), [_flat(row, measures) for row in rows])
+    table = rows_text(rows, measures)
+    measured = Measured.of_study(result, rows, methods)
     with together(out) as staged:
         checkpoint.write_text(staged.folder / "compare.csv", table)
-        save_figure(study_figure(rows, result.summary, methods, measures), staged.folder / "compare.png")
-        write_study_page(staged.folder / "report.html", result, rows, methods)
+        save_figure(study_figure(measured, result.summary), staged.folder / "compare.png")
+        write_study_page(staged.folder / "report.html", result, measured)
         result.save(staged.folder / "compare.json")
     return result
 
@@ -190,13 +187,3 @@ def jobs_of_runs(paths: Sequence[Path], out: Path) -> tuple[Study, list[Job]]:
             raise UsageError(f"{run.path}: the same recipe and seed as another run; a seed counts once")
         jobs.append(Job(case, run.recipe.seed, run.path, out / "cells" / run.path.name, study, None))
     return study, jobs
-
-
-def _columns(measures: Measures) -> tuple[str, ...]:
-    return (*FACTS, *(f"{split}_{m['name']}" for split in SPLITS for m in measures))
-
-
-def _flat(row: Mapping[str, Any], measures: Measures) -> dict[str, Any]:
-    """A row as a line of compare.csv: ``validation_accuracy`` … beside the rest."""
-    given = {"method": "", "seconds": "", **row}
-    return {**given, **{f"{split}_{m['name']}": row[split][m["name"]] for split in SPLITS for m in measures}}

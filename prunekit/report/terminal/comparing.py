@@ -11,6 +11,7 @@ from prunekit.report.terminal.tables import again, in_unit, new_table, print_tab
 from prunekit.search.compare import Comparison
 from prunekit.search.sensitivity import Sensitivity
 from prunekit.search.study import StudyRecord
+from prunekit.search.summary import only_sparsity
 
 
 def show_scores(results: list[dict[str, Any]]) -> None:
@@ -50,19 +51,34 @@ def show_study(result: tuple[StudyRecord, Path]) -> None:
     measure = deciding(found.measures)
     points = ", in points" if measure.unit == "%" else ""
     digits = ".2f" if points else ".4g"
-    table = new_table(f"compare: area under the curve of test {measure.title}{points}, mean ± standard deviation over seeds",
+    seeds = found.study["seeds"]
+    over = "mean ± standard deviation over seeds" if len(seeds) > 1 else f"one seed ({seeds[0]})"
+    table = new_table(f"compare: {_figure_told(found.summary, measure.title)}{points}, {over}",
                    "case, structure", "auto", "regret", "best criterion", "", "magnitude")  # fmt: skip
     for e in found.summary:
         best = max(e["methods"], key=lambda m: measure.sign * e["methods"][m]["mean"])
         magnitude = e["methods"].get("magnitude")
         table.add_row(
-            f"{e['case']}, {e['structure']}", _points(e["auto"], digits), _points(e["auto"]["regret"], digits), best,
+            f"{e['case']}, {e['structure']}{_at(e)}", _points(e["auto"], digits), _points(e["auto"]["regret"], digits), best,
             _points(e["methods"][best], digits), _points(magnitude, digits) if magnitude else "",
         )  # fmt: skip
     print_table(table)
-    if len(found.study["seeds"]) < 3:
+    if len(seeds) < 3:
         print("  fewer than three seeds: no claim about criteria can rest on this")
     print(f"compare: {found.rows:,} pruned models -> {page}")
+
+
+def _figure_told(summary: list[dict[str, Any]], measure: str) -> str:
+    """What the table's figures are: a single sparsity is not an area."""
+    single = [only_sparsity(entry) is not None for entry in summary]
+    if all(single):
+        return f"test {measure}"
+    return f"area under the curve of test {measure}{' (at one sparsity, the figure there)' if any(single) else ''}"
+
+
+def _at(entry: dict[str, Any]) -> str:
+    one = only_sparsity(entry)
+    return "" if one is None else f" at {one:g}"
 
 
 def _points(found: dict[str, Any], digits: str) -> str:
