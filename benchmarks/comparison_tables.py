@@ -1,22 +1,29 @@
-"""Tables of docs/comparison.md from the result of `prunekit compare recipes/comparison.yaml --out DIR`.
+"""What docs/comparison.md tells of a study in areas: criteria, regret of choosing, like with like, what compensation gives.
 
     python benchmarks/comparison_tables.py DIR
 
-Exits 1 when a goal for `auto` is missed: regret at most 1 point on average and 3 in any case, and never behind magnitude, Taylor,
-Fisher or LAMP (unstructured) by more than one standard deviation over the seeds.
+DIR is what `prunekit compare STUDY --out DIR` wrote, of any study; `prunekit compare DIR --table markdown` has the figures at
+each sparsity, one-shot and fine-tuned, with paired tests. Exits 1 when a goal for `auto` is missed: regret at most 1 point on
+average and 3 in any case, and never behind magnitude, Taylor, Fisher or LAMP (unstructured) by more than one standard deviation
+over the seeds.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
+from refine_tables import points, table
+
+from prunekit.report.measures import deciding
+from prunekit.search.study import StudyRecord
+from prunekit.search.summary import only_sparsity
+
 MARGIN = "target=margin,aggregation=l2"
 BOTH = f"tempered(survival({MARGIN})^0.5*taylor({MARGIN})^0.5)"
-SHOWN = {
+LABELS = {
     "magnitude": "magnitude",
     "lamp": "lamp",
     "taylor": "taylor",
@@ -28,33 +35,25 @@ SHOWN = {
     f"tempered(survival({MARGIN}))": "tempered survival",
     BOTH: "tempered survival × taylor",
 }
-LIKE = [
-    (f"tempered(influence({MARGIN}))", f"tempered(taylor({MARGIN}))"),
-    (f"tempered(survival({MARGIN}))", f"tempered(taylor({MARGIN}))"),
-    (BOTH, f"tempered(taylor({MARGIN}))"),
-    (f"influence({MARGIN})", f"taylor({MARGIN})"),
-    (f"survival({MARGIN})", f"taylor({MARGIN})"),
-]
+"""Criteria of docs/comparison.md's columns; a study that has none of them has all of its own."""
+LIKE = {
+    "tempered: influence - taylor": (f"tempered(influence({MARGIN}))", f"tempered(taylor({MARGIN}))"),
+    "tempered: survival - taylor": (f"tempered(survival({MARGIN}))", f"tempered(taylor({MARGIN}))"),
+    "tempered: both - taylor": (BOTH, f"tempered(taylor({MARGIN}))"),
+    "influence - taylor": (f"influence({MARGIN})", f"taylor({MARGIN})"),
+    "survival - taylor": (f"survival({MARGIN})", f"taylor({MARGIN})"),
+}
 NEVER_BEHIND = ("magnitude", "taylor", "fisher", "lamp")
 FAMILY = ("influence", "survival", "lca", "movement")
 
 
-def points(found: dict[str, Any] | None) -> str:
-    if found is None:
-        return ""
-    return f"{found['mean']:.1f}" + ("" if found["std"] is None else f" ± {found['std']:.1f}")
-
-
-def table(head: list[str], rows: list[list[str]]) -> None:
-    print("| " + " | ".join(head) + " |")
-    print("|" + "---|" * len(head))
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
-    print()
+def of(found: dict[str, Any] | None) -> str:
+    return "" if found is None else points(found["values"])
 
 
 def name(entry: dict[str, Any]) -> str:
-    return f"{entry['case']}, {entry['structure']}"
+    one = only_sparsity(entry)
+    return f"{entry['case']}, {entry['structure']}{'' if one is None else f' at {one:g}'}"
 
 
 def short(criterion: str) -> str:
@@ -72,20 +71,24 @@ def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[float, flo
     return statistics.fmean(values), statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
-def main() -> int:
-    found = json.loads((Path(sys.argv[1]) / "compare.json").read_text(encoding="utf-8"))
-    summary = found["summary"]
-    print(
-        "Area under the curve of test accuracy, points, mean ± standard deviation over the seeds", found["study"]["seeds"], "\n"
-    )
-    shown = [m for m in SHOWN if any(m in e["methods"] for e in summary)]
+def signed(mean: float, error: float) -> str:
+    return f"{mean:+.1f} ({error:.1f})"
+
+
+def areas(summary: list[dict[str, Any]], told: str, sign: float) -> None:
+    every = list(dict.fromkeys(m for e in summary for m in e["methods"]))
+    shown = [m for m in LABELS if m in every] if set(every) > set(LABELS) else every
     rows = []
     for e in summary:
-        best = max((m for m in e["methods"]), key=lambda m: e["methods"][m]["mean"])
-        rows.append([name(e), f"**{points(e['auto'])}**", f"{short(best)}: {points(e['methods'][best])}",
-                     *(points(e["methods"].get(m)) for m in shown)])  # fmt: skip
-    table(["case", "auto", "best criterion", *(SHOWN[m] for m in shown)], rows)
+        best = max(e["methods"], key=lambda m: sign * e["methods"][m]["mean"])
+        rows.append([name(e), f"**{of(e['auto'])}**", f"{short(best)}: {of(e['methods'][best])}",
+                     *(of(e["methods"].get(m)) for m in shown)])  # fmt: skip
+    print(told, "\n")
+    table(["case", "auto", "best criterion", *(LABELS.get(m, short(m)) for m in shown)], rows)
 
+
+def hindsight(summary: list[dict[str, Any]], sign: float) -> list[str]:
+    """auto against what nobody could have known; returns the goals that it missed."""
     print("auto against the best single criterion and allocation in hindsight\n")
     rows, missed = [], []
     regrets: dict[str, list[float]] = {}
@@ -97,55 +100,63 @@ def main() -> int:
         behind = []
         for m in NEVER_BEHIND:
             if m in e["methods"] and not (m == "lamp" and e["structure"] != "unstructured"):
-                mean, _ = difference(e["auto"], e["methods"][m])
-                if mean < -(e["methods"][m]["std"] or 0):
-                    behind.append(f"{m} by {-mean:.1f}")
+                lead = sign * difference(e["auto"], e["methods"][m])[0]
+                if lead < -(e["methods"][m]["std"] or 0):
+                    behind.append(f"{m} by {-lead:.1f}")
         missed += [f"{name(e)}: behind {b}" for b in behind]
         error = "" if regret["se"] is None else f" ± {regret['se']:.2f}"
-        rows.append([name(e), f"{short(variant[0])}, {variant[1]}", points(e["auto"]["hindsight"]), points(e["auto"]),
+        rows.append([name(e), f"{short(variant[0])}, {variant[1]}", of(e["auto"]["hindsight"]), of(e["auto"]),
                      f"{regret['mean']:.2f}{error}", ", ".join(behind) or "none"])  # fmt: skip
     table(["case", "best in hindsight", "its area", "auto", "regret (standard error)", "auto behind a baseline"], rows)
     for structure, values in regrets.items():
         print(f"mean regret, {structure}: {statistics.fmean(values):.2f}")
         if statistics.fmean(values) > 1:
             missed.append(f"mean regret of {structure}: {statistics.fmean(values):.2f}")
+    return missed
 
+
+def like_with_like(summary: list[dict[str, Any]], sign: float) -> None:
+    pairs = {label: pair for label, pair in LIKE.items() if all(m in e["methods"] for e in summary for m in pair)}
+    both = all(any(map(of_path, e["methods"])) and not all(map(of_path, e["methods"])) for e in summary)
+    if not pairs and not both:
+        return
     print("\nLike with like: paired differences over seeds (standard error)\n")
     rows = []
     for e in summary:
-        row = [name(e)]
-        for a, b in LIKE:
-            mean, error = difference(e["methods"][a], e["methods"][b])
-            row.append(f"{mean:+.1f} ({error:.1f})")
-        without = max((m for m in e["methods"] if not of_path(m)), key=lambda m: e["methods"][m]["mean"])
-        best = max((m for m in e["methods"] if of_path(m)), key=lambda m: e["methods"][m]["mean"])
-        mean, error = difference(e["methods"][best], e["methods"][without])
-        rows.append([*row, f"{short(best)} - {short(without)}: {mean:+.1f} ({error:.1f})"])
-    labels = [
-        "tempered: influence - taylor",
-        "tempered: survival - taylor",
-        "tempered: both - taylor",
-        "influence - taylor",
-        "survival - taylor",
-    ]
-    table(["case", *labels, "best with the path - best without"], rows)
+        row = [name(e), *(signed(*difference(e["methods"][a], e["methods"][b])) for a, b in pairs.values())]
+        if both:
+            best, without = (
+                max((m for m in e["methods"] if of_path(m) == path), key=lambda m: sign * e["methods"][m]["mean"])
+                for path in (True, False)
+            )
+            lead = signed(*difference(e["methods"][best], e["methods"][without]))
+            row.append(f"{short(best)} - {short(without)}: {lead}")
+        rows.append(row)
+    table(["case", *pairs, *(["best with the path - best without"] if both else [])], rows)
 
-    always = list(found["study"]["always"])
+
+def repaired(summary: list[dict[str, Any]], seeds: int, first: list[str]) -> None:
+    """Of the criteria that every run looked at, ``first`` first: means over other seeds cannot be compared."""
     for repair in dict.fromkeys(r for e in summary for r in e["repaired"]):
+        having = {name(e): e["repaired"][repair] for e in summary if repair in e["repaired"]}
+        every = dict.fromkeys([*first, *(method for here in having.values() for method in here)])
+        always = [m for m in every if all(len(here.get(m, {"values": []})["values"]) == seeds for here in having.values())]
         print(f"{repair}: area before and after, of the criteria that every run looked at\n")
-        rows = []
-        for e in summary:
-            here = e["repaired"][repair]
-            rows.append([name(e), *(f"{points(here[m]['unrepaired'])} → {points(here[m])}" if m in here else "" for m in always)])
-        table(["case", *always], rows)
-    if any(e["tuned"] for e in summary):
-        print("After fine-tuning, all the same steps: test accuracy in %, of the criteria that every run looked at\n")
-        rows = []
-        for e in summary:
-            cells = {(t["method"], t["sparsity"]): t["accuracy"] for t in e["tuned"] if not t["repair"]}
-            for sparsity in sorted({t["sparsity"] for t in e["tuned"]}):
-                rows.append([f"{name(e)}, {sparsity:g}", *(points(cells.get((m, sparsity))) for m in always)])
-        table([f"case, sparsity ({found['study']['tune']['epochs']} epochs)", *always], rows)
+        rows = [[case, *(f"{of(here[m]['unrepaired'])} → {of(here[m])}" for m in always)] for case, here in having.items()]
+        table(["case", *map(short, always)], rows)
+
+
+def main() -> int:
+    found = StudyRecord.load(Path(sys.argv[1]) / "compare.json")
+    summary, measure = found.summary, deciding(found.measures)
+    one = all(only_sparsity(e) is not None for e in summary)
+    told = f"{'Test' if one else 'Area under the curve of test'} {measure.title}{', points' if measure.unit == '%' else ''}"
+    seeds = found.study["seeds"]
+    over = f"mean ± standard deviation over the seeds {seeds}" if len(seeds) > 1 else f"one seed ({seeds[0]})"
+    areas(summary, f"{told}, {over}", measure.sign)
+    missed = hindsight(summary, measure.sign)
+    like_with_like(summary, measure.sign)
+    repaired(summary, len(seeds), found.study["always"])
     print("goals missed:", "; ".join(missed) or "none")
     return 1 if missed else 0
 

@@ -42,8 +42,8 @@ def read_rows(path: Path, measures: Measures) -> list[dict[str, Any]]:
         reader = csv.DictReader(io.StringIO(bounded.text(path, bounded.JSON)), strict=True)
         try:
             return [_row(line, number, measures) for number, line in enumerate(reader, 2)]
-        except csv.Error as error:
-            raise ValueError(f"line {reader.line_num}: {error}") from None
+        except csv.Error:
+            raise ValueError(f"line {reader.line_num + 1} is no line of comma-separated values") from None
 
 
 def _row(line: Mapping[str, str | None], number: int, measures: Measures) -> dict[str, Any]:

@@ -76,14 +76,18 @@ def test_against_a_named_row_or_the_dense_model() -> None:
                     assert line[sparsity].test is not None
                     assert line[sparsity].test.mean == pytest.approx(line[sparsity].mean - theirs.mean)
         assert f"the difference to {name}" in text(table)
-    with pytest.raises(UsageError, match="--against is 'magnitud'.*did you mean magnitude"):
+    with pytest.raises(UsageError, match=r"--against is 'magnitud'.*did you mean magnitude"):
         paper_tables(measured(), "magnitud")
 
 
 @pytest.mark.parametrize(
     ("seeds", "said", "unsaid"),
     [
-        (4, ["4 seeds (0, 1, 2, 3)", "paired t-test with 3 degrees of freedom", "p < 0.05, 0.01, 0.001"], ["too few", "one seed"]),
+        (
+            4,
+            ["4 seeds (0, 1, 2, 3)", "paired t-test with 3 degrees of freedom", "p < 0.05, 0.01, 0.001"],
+            ["too few", "one seed"],
+        ),
         (2, ["2 seeds (0, 1)", "Two seeds are too few for a test"], ["t-test"]),
         (1, ["one seed (0)", "does not show which criterion is better"], ["±", "t-test"]),
     ],

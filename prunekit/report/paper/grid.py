@@ -108,7 +108,7 @@ def caption(table: PaperTable) -> list[str]:
         f"{f'; what was reached is within {table.reached:.2g} of it' if table.reached >= 0.001 else ''}."
     )
     if any(DENSE_TUNED in lines for lines in table.cases.values()):
-        told.append(f"The row {DENSE_TUNED} is the dense model after the same {table.epochs} more.")
+        told.append(f"The row {DENSE_TUNED} is the dense model after the same fine-tuning.")
     return [*told, *_comparison(table), *_coverage(table)]
 
 
@@ -116,8 +116,8 @@ def _comparison(table: PaperTable) -> list[str]:
     if not any(entry.test for entry in table.entries):
         return [f"No row {table.against} is in this table, so there are no differences."] if table.against else []
     pairs = ", in pairs over the seeds" if any(len(seeds) > 1 for seeds in table.seeds.values()) else ""
-    other = table.against or "the best criterion there"
-    told = [f"Bold: the criterion with the best mean. In brackets: the difference to {other}{pairs}."]
+    other = table.against or "it"
+    told = [f"Bold: the best mean, the dense model aside. In brackets: the difference to {other}{pairs}."]
     if table.tested:
         stars = ", ".join("*" * count for count in range(1, len(LEVELS) + 1))
         levels = ", ".join(f"{level:g}" for level in LEVELS)
