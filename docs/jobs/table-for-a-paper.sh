@@ -1,9 +1,14 @@
 #!/bin/sh
-# A table for a paper from one command: criteria with error bars and paired tests, at once and after fine-tuning, in LaTeX.
+# A table for a paper: criteria with error bars and paired tests, at once and after fine-tuning, in LaTeX. One command.
 #
-#     sh docs/jobs/table-for-a-paper.sh [STUDY [FOLDER [FILE]]]
+#   sh docs/jobs/table-for-a-paper.sh
+#   STUDY=mine.yaml OUT=runs/mine TABLE=table.md sh docs/jobs/table-for-a-paper.sh
 #
-# STUDY names cases, seeds, criteria and sparsities (docs/comparison.md). FOLDER keeps every trained and pruned model's figures,
-# its curves and a page for a reviewer; stopped, it goes on there. FILE ends in .tex, .md or .csv.
+# STUDY names cases, seeds, criteria and sparsities (docs/comparison.md). OUT keeps the figures of every model that was trained and
+# pruned, the curves, and a page for a reviewer; stopped, the command goes on there. TABLE ends in .tex, .md or .csv.
 set -eu
-prunekit compare "${1:-recipes/five-criteria.yaml}" --out "${2:-runs/five-criteria}" --table "${3:-table.tex}"
+STUDY=${STUDY:-recipes/five-criteria.yaml}
+OUT=${OUT:-runs/five-criteria}
+TABLE=${TABLE:-table.tex}
+
+prunekit compare "$STUDY" --out "$OUT" --table "$TABLE"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from prunekit.search.summary import area
 from prunekit.verbs.run_folder import Run
 from tests.cli.conftest import RECIPE, Cli
 
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
 STUDY = """
 cases: {small: small.yaml}
 seeds: [0, 1]
@@ -118,6 +121,13 @@ def test_a_study_from_one_command(study: Path, cli: Cli, tmp_path: Path) -> None
     assert "tempered(taylor)" in page
     assert "With the plan refined" in page
     assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
+    # the benchmarks' tables are of any study
+    for script, said in (("comparison", "regret"), ("compensation", "magnitude, compensated"), ("refine", "**refined**")):
+        words = [sys.executable, str(BENCHMARKS / f"{script}_tables.py"), str(out)]
+        printed = subprocess.run(words, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        assert printed.returncode in (0, 1), printed.stderr  # 1: goals missed
+        assert said in printed.stdout
+        assert not printed.stderr
 
 
 @pytest.mark.slow
