@@ -20,7 +20,7 @@ from prunekit.search.study import StudyRecord
 from prunekit.search.summary import Curve, Measures, Row, Runs, only_sparsity, spread
 from prunekit.task.evaluation import CLASSIFICATION
 
-SHOWN = 4  # of the methods, the best areas; auto, magnitude and random beside them
+SHOWN = 5  # of the methods, the best areas; auto, magnitude and random beside them
 BASELINES = ("magnitude", "random")
 DENSE_LINES = {DENSE: "-", DENSE_TUNED: (0, (4, 2))}
 
