@@ -49,7 +49,8 @@ class Run:
         ArtifactError: a link leads out of it.
     """
 
-    def __init__(self, path: Path, device: str | None = None, classes: Sequence[int] = (), *, code: bool = True) -> None:
+    def __init__(self, path: str | Path, device: str | None = None, classes: Sequence[int] = (), *, code: bool = True) -> None:
+        path = Path(path)
         self.path, self.classes = path, tuple(classes)
         if not os.path.lexists(path / "recipe.yaml"):
             raise UsageError(f"{path}: not a run folder (no recipe.yaml); make one with prunekit train or import")

@@ -131,7 +131,7 @@ def test_a_run_is_made_around_a_recording_that_lies_in_place(cli: Cli, recorded:
     assert first.out == "import: 44 coordinates, a recorded path of 16 steps, task classification\n"
     assert "reused" in second.out
     assert (tmp_path / "trajectory/notes.txt").exists()
-    assert len(Run(tmp_path).trajectory) == 16
+    assert len(Run(str(tmp_path)).trajectory) == 16
 
 
 def test_the_same_again_is_reused_and_something_else_refused(cli: Cli, recorded: Path, tmp_path: Path) -> None:
