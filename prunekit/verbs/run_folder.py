@@ -18,6 +18,7 @@ from prunekit.batch import Inputs
 from prunekit.criteria import Evidence, Scores, compose, expand, model_digest, parse, score_slug
 from prunekit.data import Samples, Split, as_splits
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
+from prunekit.huggingface import Folder
 from prunekit.imports import call
 from prunekit.links import refuse_links_out
 from prunekit.recipe import Recipe, check_device, read_yaml
@@ -30,6 +31,8 @@ from prunekit.verbs.checks import settled
 PROBLEM = "problem"
 RECORDED = "recorded"
 """Key in the provenance of a trajectory that came from a training loop of the user's own: the hash of what it recorded."""
+CONFIGURED = "config"
+"""Key in the provenance of a pretrained model's trajectory: the hash of its config."""
 OF_THE_MACHINE = ("device", "threads")
 """Keys of a recipe that may be others later than they were in training."""
 
@@ -141,14 +144,24 @@ class Run:
     @cached_property
     def model(self) -> nn.Module:
         """The trained dense model, on the CPU, in evaluation mode."""
-        model = self.recipe.build_model()
+        model = self.new_model()
         self.trajectory.layout.check(model)
         load_into(model, self.trajectory.model_state(), self.trajectory.folder)
         return model.eval()
 
     def new_model(self) -> nn.Module:
         """The dense architecture, for loading a pruned model into."""
-        return self.recipe.build_model()
+        self._check_config()
+        return self.recipe.build_model(weights=False)
+
+    def _check_config(self) -> None:
+        """Raises ArtifactError where a pretrained model's config is no longer the one that the run was made with."""
+        noted, now = self.trajectory.provenance.get(CONFIGURED), config_facts(self.recipe).get(CONFIGURED)
+        if noted != now:
+            raise ArtifactError(
+                f"{self.recipe.model.source}/config.json: not what the run was made with (its hash is {now}, it was {noted}); "
+                "put back what it was, or import again with --overwrite"
+            )
 
     @cached_property
     def splits(self) -> dict[str, Split]:
@@ -315,6 +328,13 @@ class Run:
         if not files:
             raise ArtifactError(f"{self.path}: has no scores yet; make them with: prunekit score {self.path} --criterion all")
         return {scores.criterion: scores for scores in map(self.scores_in, files)}
+
+
+def config_facts(recipe: Recipe) -> dict[str, Any]:
+    """For the provenance of a pretrained model's run: a hash of the config that its class is made from; else nothing."""
+    if recipe.model.pretrained is None:
+        return {}
+    return {CONFIGURED: Folder(Path(recipe.model.pretrained)).config_digest()}
 
 
 def load_splits(recipe: Recipe) -> dict[str, Split]:
