@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,11 +68,11 @@ def import_(
 
     What is brought in are checkpoints of it, or what was recorded of its training.
     """
-    from prunekit.huggingface import read_state
+    from prunekit.verbs.pretrained import folders_of, import_folders
     from prunekit.verbs.recorded import import_recording
     from prunekit.verbs.training import import_run
 
-    folders = [found for folder in hf or [] for found in _folders(folder)]
+    folders = folders_of(hf) if hf else []
     _check_sources(model, folders, weights or [], trajectory)
     if folders and model_args != "{}":
         raise UsageError("--model-args are a factory's; --hf has none")
@@ -98,11 +97,10 @@ def import_(
     with output.working(out):
         if trajectory is not None:
             result = import_recording(checked, trajectory, out, overwrite, output.note)
-        elif len(folders) > 1:
-            read = partial(read_state, auto=auto)
-            result = import_run(checked, folders, out, overwrite, output.note, read)
+        elif weights:
+            result = import_run(checked, weights, out, overwrite, output.note)
         else:
-            result = import_run(checked, weights or [], out, overwrite, output.note)
+            result = import_folders(checked, folders, out, overwrite, output.note)
     output.show(show_imported, result)
     output.finish(result)
 
@@ -128,14 +126,6 @@ def _check_sources(model: str | None, folders: list[Path], weights: list[Path], 
         raise UsageError(
             "import needs --weights FILE, of one checkpoint or more, or --trajectory DIR, what Recorder left; one of them"
         )
-
-
-def _folders(folder: Path) -> list[Path]:
-    """The folder itself; or, where a trainer left its checkpoints and nothing else there, those in order."""
-    from prunekit.huggingface import checkpoints_in
-
-    found = checkpoints_in(folder) if folder.is_dir() and not (folder / "config.json").exists() else []
-    return found or [folder]
 
 
 def _attention(text: str) -> dict[str, Any] | str:

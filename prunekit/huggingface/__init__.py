@@ -3,8 +3,8 @@
 transformers is imported by the functions that need it; a plain install has none.
 """
 
-from prunekit.huggingface.folder import Folder, checkpoints_in
+from prunekit.huggingface.folder import CONFIG, Folder, checkpoints_in
 from prunekit.huggingface.loading import AUTO, load_model, new_model, read_state
 from prunekit.huggingface.tasks import HEADS, task_of
 
-__all__ = ["AUTO", "HEADS", "Folder", "checkpoints_in", "load_model", "new_model", "read_state", "task_of"]
+__all__ = ["AUTO", "CONFIG", "HEADS", "Folder", "checkpoints_in", "load_model", "new_model", "read_state", "task_of"]

@@ -19,7 +19,9 @@ from prunekit.trajectory import Trajectory, load_into, snapshot
 from prunekit.trajectory.layout import refuse_meta
 from prunekit.trajectory.proof import LOG
 from prunekit.verbs.checks import settled, told_on_itself, try_once, with_task
-from prunekit.verbs.run_folder import config_facts, load_splits, reusable
+from prunekit.verbs.configured import config_facts
+from prunekit.verbs.reusing import reusable
+from prunekit.verbs.run_folder import load_splits
 from prunekit.verbs.training import RECORDED, given, made_from, save_recipe
 
 

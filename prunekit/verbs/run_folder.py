@@ -18,7 +18,6 @@ from prunekit.batch import Inputs
 from prunekit.criteria import Evidence, Scores, compose, expand, model_digest, parse, score_slug
 from prunekit.data import Samples, Split, as_splits
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
-from prunekit.huggingface import Folder
 from prunekit.imports import call
 from prunekit.links import refuse_links_out
 from prunekit.recipe import Recipe, check_device, read_yaml
@@ -27,12 +26,11 @@ from prunekit.structure import kept_layers, prunable_parameters
 from prunekit.task import Task
 from prunekit.trajectory import Trajectory, load_into
 from prunekit.verbs.checks import settled
+from prunekit.verbs.configured import check_config
+from prunekit.verbs.reusing import as_noted, first_difference, recorded_inputs
 
-PROBLEM = "problem"
 RECORDED = "recorded"
 """Key in the provenance of a trajectory that came from a training loop of the user's own: the hash of what it recorded."""
-CONFIGURED = "config"
-"""Key in the provenance of a pretrained model's trajectory: the hash of its config."""
 OF_THE_MACHINE = ("device", "threads")
 """Keys of a recipe that may be others later than they were in training."""
 
@@ -118,6 +116,47 @@ class Run:
         import_recording(Recipe.of(content, "Run.from_recording"), Path(trajectory), Path(folder), overwrite)
         return cls(Path(folder))
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *pretrained: str | Path,
+        auto: str | None = None,
+        data: str | Callable[..., Any] | None = None,
+        data_args: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+        **recipe: Any,
+    ) -> Run:
+        """Makes a run of a model in a Hugging Face folder, or of several checkpoints of it; see docs/huggingface.md.
+
+        Args:
+            folder: where the run comes to lie.
+            pretrained: folders with config.json and safetensors, in the order of training; one of a trainer's ``checkpoint-*``
+                folders stands for these.
+            auto: a class of transformers such as ``"AutoModelForCausalLM"``, instead of the config's ``architectures``.
+            data, data_args, overwrite, recipe: as of ``from_recording``.
+
+        Raises:
+            ArtifactError: a file is missing or damaged or does not fit the class, or ``folder`` holds something else.
+            UsageError: transformers is not installed, or knows no such class.
+
+        Example:
+            >>> from pathlib import Path
+            >>> from prunekit import Run
+            >>> Run.from_pretrained(getfixture("tmp_path") / "run", Path("/no/such-folder"))
+            Traceback (most recent call last):
+            prunekit.errors.ArtifactError: /no/such-folder: no such folder; name a folder with config.json and model.safetensors
+        """
+        from prunekit.verbs.pretrained import folders_of, import_folders  # which open runs
+        from prunekit.verbs.recorded import factory
+
+        folders = folders_of(pretrained)
+        content = {**recipe, "model": {"pretrained": str(folders[-1]), "auto": auto}}
+        if data is not None:
+            content["data"] = factory(data, data_args, "data")
+        import_folders(Recipe.of(content, "Run.from_pretrained"), folders, Path(folder), overwrite)
+        return cls(Path(folder))
+
     @cached_property
     def trajectory(self) -> Trajectory:
         """What was recorded of training.
@@ -134,7 +173,7 @@ class Run:
         if isinstance(noted, Mapping):
             now = json.loads(json.dumps(self.recipe.training_facts()))
             noted = {key: value for key, value in noted.items() if key not in OF_THE_MACHINE}
-            if (difference := first_difference(noted, _known(now, noted))) is not None:
+            if (difference := first_difference(noted, as_noted(now, noted))) is not None:
                 raise ArtifactError(
                     f"{self.path / 'recipe.yaml'}: not the recipe that {trajectory.folder} was recorded with ({difference}); "
                     "put back what it was, or train again with --overwrite"
@@ -151,17 +190,8 @@ class Run:
 
     def new_model(self) -> nn.Module:
         """The dense architecture, for loading a pruned model into."""
-        self._check_config()
+        check_config(self.recipe, self.trajectory)
         return self.recipe.build_model(weights=False)
-
-    def _check_config(self) -> None:
-        """Raises ArtifactError where a pretrained model's config is no longer the one that the run was made with."""
-        noted, now = self.trajectory.provenance.get(CONFIGURED), config_facts(self.recipe).get(CONFIGURED)
-        if noted != now:
-            raise ArtifactError(
-                f"{self.recipe.model.source}/config.json: not what the run was made with (its hash is {now}, it was {noted}); "
-                "put back what it was, or import again with --overwrite"
-            )
 
     @cached_property
     def splits(self) -> dict[str, Split]:
@@ -330,13 +360,6 @@ class Run:
         return {scores.criterion: scores for scores in map(self.scores_in, files)}
 
 
-def config_facts(recipe: Recipe) -> dict[str, Any]:
-    """For the provenance of a pretrained model's run: a hash of the config that its class is made from; else nothing."""
-    if recipe.model.pretrained is None:
-        return {}
-    return {CONFIGURED: Folder(Path(recipe.model.pretrained)).config_digest()}
-
-
 def load_splits(recipe: Recipe) -> dict[str, Split]:
     """The recipe's data.
 
@@ -348,71 +371,8 @@ def load_splits(recipe: Recipe) -> dict[str, Split]:
     return as_splits(call(recipe.data.factory, "data", recipe.data.arguments()), recipe.data.factory, recipe.load_task().batch)
 
 
-def recorded_inputs(path: Path, read: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any] | None:
-    """What the artifact at ``path`` says that it was made from, in the form that ``reusable`` takes.
-
-    Args:
-        read: gives it, or raises PrunekitError when the file is damaged.
-    """
-    if not path.exists():
-        return None
-    try:
-        return dict(read(path))
-    except PrunekitError as error:
-        return {PROBLEM: str(error)}
-
-
-def reusable(what: Path, found: Mapping[str, Any] | None, wanted: Mapping[str, Any], overwrite: bool) -> bool:
-    """Whether an existing artifact is what would be made again.
-
-    Args:
-        found: what the artifact says it was made from; None when there is no artifact; ``{PROBLEM: why}`` when it
-            is there but cannot be reused whatever the inputs.
-        wanted: what it would be made from now.
-
-    Raises:
-        ArtifactError: it was made from something else, and may not be overwritten; the first difference is named.
-    """
-    if found is None or overwrite:
-        return False
-    if PROBLEM in found:
-        raise ArtifactError(f"{what}: exists and cannot be reused: {found[PROBLEM]}; use --overwrite to replace it")
-    difference = first_difference(found, wanted)
-    if difference is None:
-        return True
-    raise ArtifactError(f"{what}: exists, made from other inputs ({difference}); use --overwrite to replace it")
-
-
-def _known(now: Mapping[str, Any], noted: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a recipe's facts those whose keys were noted: older recordings lack sections, and keys in them, that have come since."""
-
-    def section(now: Any, noted: Any) -> Any:
-        both = isinstance(now, Mapping) and isinstance(noted, Mapping)
-        return {key: value for key, value in now.items() if key in noted} if both else now
-
-    return {key: section(now[key], value) for key, value in noted.items() if key in now}
-
-
-def first_difference(found: Any, wanted: Any, key: str = "") -> str | None:
-    """``key: old, now new`` of the first differing value, or None."""
-    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
-        for name in [*wanted, *(n for n in found if n not in wanted)]:
-            inner = first_difference(found.get(name), wanted.get(name), f"{key}.{name}" if key else str(name))
-            if inner is not None:
-                return inner
-        return None
-    if found == wanted:
-        return None
-    return f"{key} was {_short(found)}, is now {_short(wanted)}"
-
-
 def _listed(classes: Sequence[int]) -> str:
     return ",".join(map(str, classes))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def comparison_inputs(run: Run) -> dict[str, Any] | None:

@@ -27,7 +27,9 @@ from prunekit.trajectory.bare import named_tensors
 from prunekit.trajectory.layout import refuse_meta
 from prunekit.trajectory.loading import fitted
 from prunekit.verbs.checks import settled, told_on_itself, try_once, with_task
-from prunekit.verbs.run_folder import PROBLEM, RECORDED, config_facts, load_splits, reusable
+from prunekit.verbs.configured import config_facts
+from prunekit.verbs.reusing import PROBLEM, reusable
+from prunekit.verbs.run_folder import RECORDED, load_splits
 
 
 def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any = print) -> tuple[TrainingRecord, bool]:

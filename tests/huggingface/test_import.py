@@ -52,6 +52,7 @@ def test_from_a_folder_to_a_smaller_model(
     assert small["pruned"]["parameters"] < small["dense"]["parameters"]
 
 
+@pytest.mark.slow
 def test_checkpoints_of_a_trainer_are_a_path_in_the_order_of_their_numbers(save: Save, cli: Cli, tmp_path: Path) -> None:
     first, second, third = (save("bert", f"out/checkpoint-{step}", seed=step) for step in (5, 20, 100))
     run, alone = tmp_path / "run", tmp_path / "named"
@@ -62,6 +63,29 @@ def test_checkpoints_of_a_trainer_are_a_path_in_the_order_of_their_numbers(save:
     state = Trajectory(run / "trajectory").model_state(0)
     assert torch.equal(state[name], load_model(first).state_dict()[name])
     assert Run(run).recipe.model.pretrained == str(third)
+
+
+def test_python_makes_the_same_run(save: Save, words: str, cli: Cli, tmp_path: Path) -> None:
+    folder = save("bert", config={"num_labels": 1})
+    made = Run.from_pretrained(tmp_path / "made", folder, data=f"{words}:classes")
+    done(cli, "import", "--hf", folder, "--data", f"{words}:classes", "--out", tmp_path / "run")
+    assert made.trajectory.hash == Run(tmp_path / "run").trajectory.hash
+    assert made.recipe.task == "regression"
+    named = Run.from_pretrained(tmp_path / "named", folder, data=f"{words}:classes", task="unlabelled")
+    assert named.recipe.task == "unlabelled"
+
+
+@pytest.mark.slow
+def test_training_begins_with_the_folders_weights(save: Save, words: str, cli: Cli, tmp_path: Path) -> None:
+    folder = save("bert")
+    train = "{epochs: 1, batch_size: 24, optimizer: {lr: 0.01}}"
+    (tmp_path / "mine.yaml").write_text(f'model: {{pretrained: bert}}\ndata: {{factory: "{words}:classes"}}\ntrain: {train}\n')
+    done(cli, "train", tmp_path / "mine.yaml", "--out", tmp_path / "run")
+    trajectory = Trajectory(tmp_path / "run" / "trajectory")
+    first, last = (trajectory.model_state(s)["classifier.weight"] for s in (0, len(trajectory)))
+    assert torch.equal(first, load_model(folder).state_dict()["classifier.weight"])
+    assert not torch.equal(first, last)
+    done(cli, "score", tmp_path / "run", "--criterion", "magnitude")
 
 
 def test_a_recipe_finds_the_folder_beside_itself_and_says_where_it_is(save: Save, tmp_path: Path) -> None:
@@ -89,6 +113,7 @@ def test_another_model_of_the_same_run_is_refused(save: Save, cli: Cli, tmp_path
     assert (found.code, f"{folder}: no such folder" in found.err) == (1, True)
 
 
+@pytest.mark.slow
 def test_weights_that_the_user_names_go_into_the_folders_class(save: Save, cli: Cli, tmp_path: Path) -> None:
     folder, run = save("bert"), tmp_path / "run"
     state = load_model(folder).state_dict()
