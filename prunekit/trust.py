@@ -26,6 +26,8 @@ from typing import Any
 from prunekit.errors import UsageError, plain, quoted
 from prunekit.imports import IMPORT_PATH
 
+DATA = ("model.pretrained",)
+"""Keys whose text is a path of files that run no code, whatever it looks like."""
 BUILT_IN = ("prunekit.models", "prunekit.data")
 """Modules whose offered names (``__all__``) any recipe may use."""
 PATH = re.compile(IMPORT_PATH)
@@ -155,7 +157,7 @@ def _paths(content: Any, key: str) -> Iterator[tuple[str, str]]:
     elif isinstance(content, list):
         for value in content:
             yield from _paths(value, key)
-    elif isinstance(content, str):
+    elif isinstance(content, str) and key not in DATA:
         for path in PATH.findall(content):
             if not _built_in(path):
                 yield key, path

@@ -14,7 +14,7 @@ from prunekit.cli.verb import verb
 from prunekit.errors import UsageError
 
 PANELS = {
-    "The model": ("model", "model_args", "weights", "trajectory"),
+    "The model": ("model", "model_args", "hf", "auto", "weights", "trajectory"),
     "Its data and what it is for": ("data", "data_args", "task", "loss"),
     "What may be pruned": ("ignore", "include", "attention"),
 }
@@ -27,6 +27,8 @@ PANELS = {
     examples={
         "A trained model, and the data to score and judge it": "prunekit import --model my_module:build --data my_module:data "
         "--weights model.safetensors --out runs/theirs",
+        "A Hugging Face folder, whose config says the class and the task": "prunekit import --hf my-model --data my_module:data "
+        "--out runs/theirs",
         "Its weights alone, for criteria that need no data": "prunekit import --model my_module:build "
         "--weights model.safetensors --out runs/theirs",
         "Checkpoints of its training, in order, as a path": "prunekit import --model my_module:build --data my_module:data "
@@ -36,8 +38,13 @@ PANELS = {
     },
 )
 def import_(
-    model: Annotated[str, typer.Option(help="Import path of the model factory, module:function.")],
     out: Out,
+    model: Annotated[str | None, typer.Option(help="Import path of the model factory, module:function.")] = None,
+    hf: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Instead: config.json + safetensors; repeat it, in order, for a path."),
+    ] = None,
+    auto: Annotated[str | None, typer.Option(help="With --hf: an AutoModelFor… of transformers for its class.")] = None,
     weights: Annotated[
         list[Path] | None, typer.Option(help="Checkpoint (safetensors, shards, .pt); repeat it, in order, for a path.")
     ] = None,
@@ -61,16 +68,21 @@ def import_(
 
     What is brought in are checkpoints of it, or what was recorded of its training.
     """
+    from prunekit.verbs.pretrained import folders_of, import_folders
     from prunekit.verbs.recorded import import_recording
     from prunekit.verbs.training import import_run
 
-    if (trajectory is None) == (not weights):
-        raise UsageError(
-            "import needs --weights FILE, of one checkpoint or more, or --trajectory DIR, what Recorder left; one of them"
-        )
+    folders = folders_of(hf) if hf else []
+    _check_sources(model, folders, weights or [], trajectory)
+    if folders and model_args != "{}":
+        raise UsageError("--model-args are a factory's; --hf has none")
+    if auto is not None and not folders:
+        raise UsageError("--auto goes with --hf")
 
     content: dict[str, Any] = {
-        "model": {"factory": model, "args": json_object(model_args, "--model-args")},
+        "model": {"pretrained": str(folders[-1].absolute()), "auto": auto}
+        if folders
+        else {"factory": model, "args": json_object(model_args, "--model-args")},
         **({} if task is None else {"task": json_object(task, "--task") if task.startswith("{") else task}),
         **({} if loss is None else {"loss": loss}),
         "prunable": {"ignore": ignore or [], "include": include or []},
@@ -85,8 +97,10 @@ def import_(
     with output.working(out):
         if trajectory is not None:
             result = import_recording(checked, trajectory, out, overwrite, output.note)
+        elif weights:
+            result = import_run(checked, weights, out, overwrite, output.note)
         else:
-            result = import_run(checked, weights or [], out, overwrite, output.note)
+            result = import_folders(checked, folders, out, overwrite, output.note)
     output.show(show_imported, result)
     output.finish(result)
 
@@ -100,6 +114,18 @@ def show_imported(result: dict[str, Any]) -> None:
     )
     task = f", task {result['task']}" if result["task"] else ""
     print(f"import: {result['coordinates']:,} coordinates, {kind}{task}{again(result['reused'])}")
+
+
+def _check_sources(model: str | None, folders: list[Path], weights: list[Path], trajectory: Path | None) -> None:
+    """Raises UsageError unless one model is named, and one source of its numbers."""
+    if (model is None) == (not folders):
+        raise UsageError("import needs --model module:function, or --hf DIR, a folder with config.json; one of them")
+    if len(folders) > 1 and (weights or trajectory is not None):
+        raise UsageError(f"--hf gives {len(folders)} checkpoints already; give --weights or --trajectory with one folder")
+    if (trajectory is not None and weights) or (trajectory is None and not weights and not folders):
+        raise UsageError(
+            "import needs --weights FILE, of one checkpoint or more, or --trajectory DIR, what Recorder left; one of them"
+        )
 
 
 def _attention(text: str) -> dict[str, Any] | str:

@@ -13,10 +13,11 @@ from torch import nn
 
 from prunekit import bounded, checkpoint
 from prunekit.errors import ArtifactError, UsageError
+from prunekit.huggingface import load_model, new_model
 from prunekit.imports import call, load_object
 from prunekit.recipe.building import optimizer_of, scheduler_of
 from prunekit.recipe.pruning import Prune
-from prunekit.recipe.sections import Compare, Data, Eval, Factory, Prunable, Score, Structure, Train
+from prunekit.recipe.sections import Compare, Data, Eval, Model, Prunable, Score, Structure, Train
 from prunekit.recipe.values import Whole, check_device, known
 from prunekit.recipe.yaml_file import read_yaml, to_yaml
 from prunekit.task import TASKS, Classification, Task, get_task
@@ -41,7 +42,7 @@ class Recipe(Whole):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     device: str = "cpu"
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    model: Factory
+    model: Model
     data: Data | None = None
     task: str | dict[str, Any] | None = None
     loss: str = "cross_entropy"
@@ -99,11 +100,17 @@ class Recipe(Whole):
 
     # -- what the names stand for ------------------------------------------------------------------------------
 
-    def build_model(self) -> nn.Module:
-        """A new model, initialised from the seed."""
+    def build_model(self, weights: bool = True) -> nn.Module:
+        """A new model, initialised from the seed; of a pretrained one with its weights.
+
+        Args:
+            weights: whether a pretrained folder's weights are read; without them its config.json suffices.
+        """
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         torch.manual_seed(self.seed)
+        if self.model.factory is None:
+            return (load_model if weights else new_model)(Path(self.model.source), self.model.auto)
         model = call(self.model.factory, "model", self.model.args)
         if not isinstance(model, nn.Module):
             raise UsageError(f"model.factory: {self.model.factory} returned a {type(model).__name__}, not an nn.Module")
@@ -153,6 +160,8 @@ class Recipe(Whole):
         facts = self.model_dump(mode="json", include={"seed", "device", "threads", "model", "data", "task", "loss", "train"})
         if self.task is None:
             del facts["task"]  # recordings that are older than this key stay what they were
+        if self.model.pretrained is not None:
+            del facts["model"]["pretrained"]  # a folder may move; its content is among what a recording is made from
         if self.data is not None:
             del facts["data"]["path"]  # the samples themselves are among what a recording is made from
         if not self.train.drop_last:
@@ -186,7 +195,7 @@ class Recipe(Whole):
             UsageError: missing, not YAML, or values out of range; one line a fault, with the path of its key.
         """
         path = Path(path)
-        return cls.of(read_yaml(path), path)
+        return cls.of(_placed(read_yaml(path), path), path)
 
     @classmethod
     def resolved(cls, content: dict[str, Any], path: Path) -> Recipe:
@@ -195,7 +204,15 @@ class Recipe(Whole):
         Raises:
             UsageError: as ``load``, or a key is missing.
         """
-        recipe = cls.of(content, path)
+        recipe = cls.of(_placed(content, path), path)
         if lost := [key for key in cls.model_fields if key not in content and key != "task"]:
             raise UsageError(f"{path}: not whole, it lacks {', '.join(lost)}; run train or import again")
         return recipe
+
+
+def _placed(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A recipe's content with the folder of its model as seen from where the recipe's file lies."""
+    model = content.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("pretrained"), str) or not model["pretrained"]:
+        return content
+    return {**content, "model": {**model, "pretrained": os.path.join(path.absolute().parent, model["pretrained"])}}

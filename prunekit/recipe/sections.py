@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from prunekit.criteria import AGGREGATIONS, DEFAULT
+from prunekit.huggingface import AUTO
 from prunekit.kernel import SHARES
 from prunekit.recipe.pruning import CompareRefine
 from prunekit.recipe.training import Optimizer, RateSchedule
@@ -35,6 +47,58 @@ class Factory(Section):
 
     factory: str
     args: dict[str, Any] = {}
+
+
+class Model(Section):
+    """``factory`` and ``args``, as of any factory; or ``pretrained``: a folder with config.json and safetensors, of which nothing
+
+    runs, relative to the recipe. Its class is what the config's ``architectures`` says, or ``auto``: a class of transformers
+    such as ``AutoModelForSequenceClassification``.
+    """
+
+    factory: str | None = None
+    args: dict[str, Any] = {}
+    pretrained: str | None = None
+    auto: str | None = None
+
+    @field_validator("pretrained")
+    @classmethod
+    def _pretrained(cls, value: str | None) -> str | None:
+        if value is not None and (not value or "\0" in value):
+            raise ValueError("name a folder")
+        return None if value is None else os.path.abspath(value)
+
+    @field_validator("auto")
+    @classmethod
+    def _auto(cls, value: str | None) -> str | None:
+        if value is not None and re.fullmatch(AUTO, value) is None:
+            raise ValueError("it must be a class of transformers such as AutoModelForSequenceClassification")
+        return value
+
+    @model_validator(mode="after")
+    def _one(self) -> Model:
+        if (self.factory is None) == (self.pretrained is None):
+            raise ValueError("give factory (module:function), or pretrained (a folder with config.json)")
+        if self.pretrained is not None and self.args:
+            raise ValueError("args are a factory's; pretrained has none")
+        if self.pretrained is None and self.auto is not None:
+            raise ValueError("auto goes with pretrained")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _said(self, every: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        kept = ("factory", "args") if self.pretrained is None else ("pretrained", "auto")
+        return {key: value for key, value in every(self).items() if key in kept}
+
+    @property
+    def source(self) -> str:
+        """Where the model comes from: the factory, or the folder."""
+        return str(self.pretrained if self.factory is None else self.factory)
+
+    @property
+    def said(self) -> str:
+        """The same with its key, for messages."""
+        return f"model.{'pretrained' if self.factory is None else 'factory'}: {self.source}"
 
 
 class Data(Factory):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,9 @@ def write_checkpoints(
     model: nn.Module,
     weights: Sequence[Path | Mapping[str, Tensor]],
     provenance: Mapping[str, Any] | None = None,
+    read: Callable[[Path], Mapping[str, Tensor]] = read_weights,
 ) -> None:
-    """Writes the states in ``weights``, files (see ``read_weights``) or in memory, in training order, as a trajectory.
+    """Writes the states in ``weights``, files that ``read`` reads or in memory, in training order, as a trajectory.
 
     Between two checkpoints the path is taken as straight, and the whole move counts as the data's share. The model
     is left with the last checkpoint's weights.
@@ -45,7 +46,7 @@ def write_checkpoints(
     folder.mkdir(parents=True, exist_ok=True)
     writer = WholeWriter(folder, layout.total, dtype)
     for given in weights:
-        path, state = (given, read_weights(given)) if isinstance(given, Path) else (Path("a model in memory"), given)
+        path, state = (given, read(given)) if isinstance(given, Path) else (Path("a model in memory"), given)
         load_into(model, fitted(state, model), path)
         row = np.empty(layout.total, dtype)
         layout.flatten(named_tensors(model), out=torch.from_numpy(row))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from prunekit.batch import Batch, Inputs, Labels, call, leaves, named, to
 from prunekit.criteria import check_criterion, expand, parse
 from prunekit.data import EVAL_BATCH, Split
 from prunekit.errors import PrunekitError, StructureError, UsageError, quoted
+from prunekit.huggingface import task_of
 from prunekit.measure import Measure
 from prunekit.plan import GROUPED
 from prunekit.recipe import Recipe
@@ -38,10 +40,10 @@ def try_once(recipe: Recipe, model: nn.Module, splits: dict[str, Split], trainin
     """
     layout = Layout.of(model)
     if not layout.parameters:
-        raise UsageError(f"model.factory: {recipe.model.factory} has no trainable parameters")
+        raise UsageError(f"{recipe.model.said} has no trainable parameters")
     bad = next((e.name for e in layout if "@" in e.name or "|" in e.name), None)
     if bad is not None:
-        raise UsageError(f"model.factory: the parameter name {bad!r} holds '@' or '|', which score files use as separators")
+        raise UsageError(f"{recipe.model.said}: the parameter name {bad!r} holds '@' or '|', which score files use as separators")
     for criterion in (*recipe.score.criteria, *(p.criterion for p in recipe.prune if p.criterion != "auto")):
         check_criterion(criterion)
     for name in recipe.score.optimizer_rules:
@@ -108,6 +110,18 @@ def settled(recipe: Recipe, model: nn.Module, splits: Mapping[str, Split] | None
     return recipe if name == "classification" else recipe.model_copy(update={"task": name})
 
 
+def with_task(recipe: Recipe) -> Recipe:
+    """The recipe with the task that its pretrained model's class and config say, where nobody named one.
+
+    Raises:
+        UsageError: its class is unknown, or has data and answers of which the user must name those that count.
+    """
+    if recipe.model.pretrained is None or recipe.task is not None:
+        return recipe
+    name = task_of(Path(recipe.model.pretrained), recipe.model.auto, labelled=recipe.data is not None)
+    return recipe if name is None else recipe.model_copy(update={"task": name})
+
+
 def try_structures(recipe: Recipe, model: nn.Module, splits: dict[str, Split]) -> None:
     """Checks, before a whole recipe is run, that the model takes every structure that the recipe will ask for.
 
@@ -135,11 +149,11 @@ def _outputs(recipe: Recipe, task: Task, model: nn.Module, x: Inputs, split: str
     except PrunekitError:
         raise
     except Exception as error:  # the user's own model and data
-        raise unfit(str(recipe.model.factory), x, error, f"data of the {split} split, ") from error
+        raise unfit(recipe.model.source, x, error, f"data of the {split} split, ") from error
     samples = len(leaves(x)[0])
     if out.dim() < 1 or len(out) != samples or not out.is_floating_point():
         raise UsageError(
-            f"model: {recipe.model.factory} must return one float tensor (samples, …), returned shape {tuple(out.shape)}, "
+            f"model: {recipe.model.source} must return one float tensor (samples, …), returned shape {tuple(out.shape)}, "
             f"{out.dtype}, for {samples} samples"
         )
     if bool(torch.isnan(out).any()) or bool((out == torch.inf).any()):

@@ -15,7 +15,8 @@ from prunekit.recipe import CompareRefine
 from prunekit.report import comparison_figure, save_figure
 from prunekit.search import Comparison, compare
 from prunekit.verbs.refining import refining, refining_request
-from prunekit.verbs.run_folder import Run, comparison_inputs, reusable
+from prunekit.verbs.reusing import reusable
+from prunekit.verbs.run_folder import Run, comparison_inputs
 
 
 def compare_run(

@@ -31,7 +31,8 @@ from prunekit.verbs.accounts import keep_removal, keep_timeline
 from prunekit.verbs.budgets import file_size
 from prunekit.verbs.compensating import pruned_as_asked
 from prunekit.verbs.pruned_folder import child_of, open_pruned
-from prunekit.verbs.run_folder import Run, recorded_inputs, reusable
+from prunekit.verbs.reusing import recorded_inputs, reusable
+from prunekit.verbs.run_folder import Run
 from prunekit.verbs.validation import validation_in
 
 

@@ -78,7 +78,7 @@ def _folder(path: Path) -> dict[str, Any]:
         return {
             "kind": "run",
             "path": str(path),
-            "model": recipe.model.factory,
+            "model": recipe.model.source,
             "data": recipe.data.factory if recipe.data else None,
             "seed": recipe.seed,
             "trajectory": _folder(path / "trajectory") if (path / "trajectory" / "trajectory.json").exists() else None,

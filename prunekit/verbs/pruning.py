@@ -29,7 +29,8 @@ from prunekit.verbs.budgets import measured_again, parameters_left, parameters_o
 from prunekit.verbs.compensating import compensation_request, pruned_as_asked
 from prunekit.verbs.pruned_folder import read_plan, write_plan, write_pruned
 from prunekit.verbs.refining import Seconds, better_plan, refining_again, refining_request
-from prunekit.verbs.run_folder import PROBLEM, Run, comparison_inputs, reusable
+from prunekit.verbs.reusing import PROBLEM, reusable
+from prunekit.verbs.run_folder import Run, comparison_inputs
 from prunekit.verbs.scheduling import planner_for, prune_in_steps
 from prunekit.verbs.scoring import score_run
 from prunekit.verbs.validation import validation_in, validation_of

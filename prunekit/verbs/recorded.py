@@ -18,8 +18,10 @@ from prunekit.structure import prunable_parameters
 from prunekit.trajectory import Trajectory, load_into, snapshot
 from prunekit.trajectory.layout import refuse_meta
 from prunekit.trajectory.proof import LOG
-from prunekit.verbs.checks import settled, told_on_itself, try_once
-from prunekit.verbs.run_folder import load_splits, reusable
+from prunekit.verbs.checks import settled, told_on_itself, try_once, with_task
+from prunekit.verbs.configured import config_facts
+from prunekit.verbs.reusing import reusable
+from prunekit.verbs.run_folder import load_splits
 from prunekit.verbs.training import RECORDED, given, made_from, save_recipe
 
 
@@ -41,12 +43,13 @@ def import_recording(
     """
     recipe.may_save(out / "recipe.yaml")
     trajectory = _whole(folder, recipe)
-    model = recipe.build_model()
+    recipe = with_task(recipe)
+    model = recipe.build_model(weights=False)
     refuse_meta(model)
     try:
         trajectory.layout.check(model)
     except ArtifactError as error:
-        raise ArtifactError(f"{folder}: {error}; model.factory is {recipe.model.factory}, see its args") from None
+        raise ArtifactError(f"{folder}: {error}; {recipe.model.said}, see what it is made from") from None
     load_into(model, trajectory.model_state(), folder)
     prunable_parameters(model, trajectory.layout, recipe.prunable.ignore, recipe.prunable.include)
     splits = load_splits(recipe) if recipe.data is not None else None
@@ -62,6 +65,7 @@ def import_recording(
         "recipe": json.loads(json.dumps(recipe.training_facts())),
         RECORDED: trajectory.hash,
         "noted": noted["noted"] if RECORDED in noted else noted,
+        **config_facts(recipe),
     }
     place = out / "trajectory"
     here = place.exists() and place.samefile(folder)

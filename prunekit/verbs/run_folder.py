@@ -26,8 +26,9 @@ from prunekit.structure import kept_layers, prunable_parameters
 from prunekit.task import Task
 from prunekit.trajectory import Trajectory, load_into
 from prunekit.verbs.checks import settled
+from prunekit.verbs.configured import check_config
+from prunekit.verbs.reusing import as_noted, first_difference, recorded_inputs
 
-PROBLEM = "problem"
 RECORDED = "recorded"
 """Key in the provenance of a trajectory that came from a training loop of the user's own: the hash of what it recorded."""
 OF_THE_MACHINE = ("device", "threads")
@@ -116,6 +117,47 @@ class Run:
         import_recording(Recipe.of(content, "Run.from_recording"), Path(trajectory), Path(folder), overwrite)
         return cls(Path(folder))
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *pretrained: str | Path,
+        auto: str | None = None,
+        data: str | Callable[..., Any] | None = None,
+        data_args: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+        **recipe: Any,
+    ) -> Run:
+        """Makes a run of a model in a Hugging Face folder, or of several checkpoints of it; see docs/huggingface.md.
+
+        Args:
+            folder: where the run comes to lie.
+            pretrained: folders with config.json and safetensors, in the order of training; one of a trainer's ``checkpoint-*``
+                folders stands for these.
+            auto: a class of transformers such as ``"AutoModelForCausalLM"``, instead of the config's ``architectures``.
+            data, data_args, overwrite, recipe: as of ``from_recording``.
+
+        Raises:
+            ArtifactError: a file is missing or damaged or does not fit the class, or ``folder`` holds something else.
+            UsageError: transformers is not installed, or knows no such class.
+
+        Example:
+            >>> from pathlib import Path
+            >>> from prunekit import Run
+            >>> Run.from_pretrained(getfixture("tmp_path") / "run", Path("/no/such-folder"))
+            Traceback (most recent call last):
+            prunekit.errors.ArtifactError: /no/such-folder: no such folder; name a folder with config.json and model.safetensors
+        """
+        from prunekit.verbs.pretrained import folders_of, import_folders  # which open runs
+        from prunekit.verbs.recorded import factory
+
+        folders = folders_of(pretrained)
+        content = {**recipe, "model": {"pretrained": str(folders[-1]), "auto": auto}}
+        if data is not None:
+            content["data"] = factory(data, data_args, "data")
+        import_folders(Recipe.of(content, "Run.from_pretrained"), folders, Path(folder), overwrite)
+        return cls(Path(folder))
+
     @cached_property
     def trajectory(self) -> Trajectory:
         """What was recorded of training.
@@ -132,7 +174,7 @@ class Run:
         if isinstance(noted, Mapping):
             now = json.loads(json.dumps(self.recipe.training_facts()))
             noted = {key: value for key, value in noted.items() if key not in OF_THE_MACHINE}
-            if (difference := first_difference(noted, _known(now, noted))) is not None:
+            if (difference := first_difference(noted, as_noted(now, noted))) is not None:
                 raise ArtifactError(
                     f"{self.path / 'recipe.yaml'}: not the recipe that {trajectory.folder} was recorded with ({difference}); "
                     "put back what it was, or train again with --overwrite"
@@ -142,14 +184,15 @@ class Run:
     @cached_property
     def model(self) -> nn.Module:
         """The trained dense model, on the CPU, in evaluation mode."""
-        model = self.recipe.build_model()
+        model = self.new_model()
         self.trajectory.layout.check(model)
         load_into(model, self.trajectory.model_state(), self.trajectory.folder)
         return model.eval()
 
     def new_model(self) -> nn.Module:
         """The dense architecture, for loading a pruned model into."""
-        return self.recipe.build_model()
+        check_config(self.recipe, self.trajectory)
+        return self.recipe.build_model(weights=False)
 
     @cached_property
     def splits(self) -> dict[str, Split]:
@@ -329,71 +372,8 @@ def load_splits(recipe: Recipe) -> dict[str, Split]:
     return as_splits(call(recipe.data.factory, "data", recipe.data.arguments()), recipe.data.factory, recipe.load_task().batch)
 
 
-def recorded_inputs(path: Path, read: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any] | None:
-    """What the artifact at ``path`` says that it was made from, in the form that ``reusable`` takes.
-
-    Args:
-        read: gives it, or raises PrunekitError when the file is damaged.
-    """
-    if not path.exists():
-        return None
-    try:
-        return dict(read(path))
-    except PrunekitError as error:
-        return {PROBLEM: str(error)}
-
-
-def reusable(what: Path, found: Mapping[str, Any] | None, wanted: Mapping[str, Any], overwrite: bool) -> bool:
-    """Whether an existing artifact is what would be made again.
-
-    Args:
-        found: what the artifact says it was made from; None when there is no artifact; ``{PROBLEM: why}`` when it
-            is there but cannot be reused whatever the inputs.
-        wanted: what it would be made from now.
-
-    Raises:
-        ArtifactError: it was made from something else, and may not be overwritten; the first difference is named.
-    """
-    if found is None or overwrite:
-        return False
-    if PROBLEM in found:
-        raise ArtifactError(f"{what}: exists and cannot be reused: {found[PROBLEM]}; use --overwrite to replace it")
-    difference = first_difference(found, wanted)
-    if difference is None:
-        return True
-    raise ArtifactError(f"{what}: exists, made from other inputs ({difference}); use --overwrite to replace it")
-
-
-def _known(now: Mapping[str, Any], noted: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a recipe's facts those whose keys were noted: older recordings lack sections, and keys in them, that have come since."""
-
-    def section(now: Any, noted: Any) -> Any:
-        both = isinstance(now, Mapping) and isinstance(noted, Mapping)
-        return {key: value for key, value in now.items() if key in noted} if both else now
-
-    return {key: section(now[key], value) for key, value in noted.items() if key in now}
-
-
-def first_difference(found: Any, wanted: Any, key: str = "") -> str | None:
-    """``key: old, now new`` of the first differing value, or None."""
-    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
-        for name in [*wanted, *(n for n in found if n not in wanted)]:
-            inner = first_difference(found.get(name), wanted.get(name), f"{key}.{name}" if key else str(name))
-            if inner is not None:
-                return inner
-        return None
-    if found == wanted:
-        return None
-    return f"{key} was {_short(found)}, is now {_short(wanted)}"
-
-
 def _listed(classes: Sequence[int]) -> str:
     return ",".join(map(str, classes))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def comparison_inputs(run: Run) -> dict[str, Any] | None:

@@ -22,7 +22,8 @@ from prunekit.steps.planner import Repair
 from prunekit.training import Distillation, batches_per_epoch, recalibrate
 from prunekit.trajectory.copies import copied
 from prunekit.verbs.pruned_folder import write_pruned
-from prunekit.verbs.run_folder import RECORDED, Run, first_difference
+from prunekit.verbs.reusing import first_difference
+from prunekit.verbs.run_folder import RECORDED, Run
 from prunekit.verbs.validation import validation_of
 
 

@@ -34,7 +34,8 @@ from prunekit.steps.finetune import Finetuning
 from prunekit.task.evaluation import measures_told
 from prunekit.training.record import TrainingRecord
 from prunekit.verbs.compensating import compensator
-from prunekit.verbs.run_folder import Run, first_difference
+from prunekit.verbs.reusing import first_difference
+from prunekit.verbs.run_folder import Run
 from prunekit.verbs.scheduling import finetuning_of
 from prunekit.verbs.scoring import score_run
 from prunekit.verbs.training import train_run

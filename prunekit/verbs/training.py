@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from prunekit import checkpoint, trust
 from prunekit.criteria import model_digest
@@ -26,8 +26,10 @@ from prunekit.trajectory import Layout, Recorder, Trajectory, disk_needed, load_
 from prunekit.trajectory.bare import named_tensors
 from prunekit.trajectory.layout import refuse_meta
 from prunekit.trajectory.loading import fitted
-from prunekit.verbs.checks import settled, told_on_itself, try_once
-from prunekit.verbs.run_folder import PROBLEM, RECORDED, load_splits, reusable
+from prunekit.verbs.checks import settled, told_on_itself, try_once, with_task
+from prunekit.verbs.configured import config_facts
+from prunekit.verbs.reusing import PROBLEM, reusable
+from prunekit.verbs.run_folder import RECORDED, load_splits
 
 
 def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any = print) -> tuple[TrainingRecord, bool]:
@@ -41,6 +43,7 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
         NonFiniteError: the loss or a weight became NaN or Inf.
     """
     recipe.may_save(out / "recipe.yaml")
+    recipe = with_task(recipe)
     splits = load_splits(recipe)
     model = recipe.build_model()
     refuse_meta(model)
@@ -51,7 +54,9 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
         announce(f"train: {note}")
     layout = Layout.of(model)
     facts = json.loads(json.dumps(recipe.training_facts()))
-    provenance = {"recipe": facts, "start": model_digest(model), "data": {n: s.digest() for n, s in splits.items()}}
+    provenance = {
+        "recipe": facts, "start": model_digest(model), "data": {n: s.digest() for n, s in splits.items()}, **config_facts(recipe)
+    }  # fmt: skip
     trajectory = out / "trajectory"
     if reusable(trajectory, made_from(trajectory), provenance, overwrite):
         save_recipe(recipe, out, out, announce)
@@ -111,26 +116,39 @@ def training_facts(out: Path, record: TrainingRecord, reused: bool) -> dict[str,
 
 
 def import_run(
-    recipe: Recipe, weights: Sequence[Path], out: Path, overwrite: bool = False, announce: Callable[[str], None] = print
+    recipe: Recipe,
+    weights: Sequence[Path],
+    out: Path,
+    overwrite: bool = False,
+    announce: Callable[[str], None] = print,
+    read: Callable[[Path], Mapping[str, Tensor]] = read_weights,
 ) -> dict[str, Any]:
     """Puts checkpoints of a model that was trained elsewhere under ``out``, in training order.
+
+    Args:
+        weights: where they lie; of a pretrained model none are needed, those of its folder are then meant.
+        read: a checkpoint's tensors.
 
     Raises:
         ArtifactError: a file holds no weights or does not fit the model, or ``out`` holds something else.
     """
-    if not weights:
+    if not weights and recipe.model.pretrained is None:
         raise UsageError("import needs at least one --weights file")
     recipe.may_save(out / "recipe.yaml")
-    model = recipe.build_model()
+    recipe = with_task(recipe)
+    model = recipe.build_model(weights=not weights)
+    if not weights:
+        weights, read = [Path(recipe.model.source)], lambda folder: model.state_dict()
     if any(tensor.is_meta for tensor in named_tensors(model).values()):  # shapes alone: the weights are what it is tried with
-        load_into(model, fitted(read_weights(weights[-1]), model), weights[-1])
+        load_into(model, fitted(read(weights[-1]), model), weights[-1])
     prunable_parameters(model, Layout.of(model), recipe.prunable.ignore, recipe.prunable.include)
     splits = load_splits(recipe) if recipe.data is not None else None
     recipe = settled(recipe, model, splits)
     recipe.load_task()
     provenance = {
         "recipe": json.loads(json.dumps(recipe.training_facts())),
-        "imported": [checkpoint.digest(read_weights(path)) for path in weights],
+        "imported": [checkpoint.digest(read(path)) for path in weights],
+        **config_facts(recipe),
     }
     if splits is not None:
         try_once(recipe, model, splits, training=False)
@@ -141,7 +159,7 @@ def import_run(
     if not reused:
         _check_room(out, 4 * Layout.of(model).total * len(weights))
         with together(out) as staged:
-            write_checkpoints(staged.folder / trajectory.name, model, weights, provenance)
+            write_checkpoints(staged.folder / trajectory.name, model, weights, provenance, read)
             save_recipe(recipe, staged.folder, out, announce)
             staged.remove("train.json")
     else:
