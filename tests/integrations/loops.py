@@ -44,9 +44,17 @@ def tiny() -> Tiny:
 
 
 def with_trainer(
-    folder: Path, recording: Any, *, accumulate: int = 1, clip: float = 0.0, epochs: int = 2, resume: str | None = None, watch: Any = None
+    folder: Path,
+    recording: Any,
+    *,
+    accumulate: int = 1,
+    clip: float = 0.0,
+    epochs: int = 2,
+    resume: str | None = None,
+    watch: Any = None,
+    shuffle: bool = True,
 ) -> nn.Module:
-    """Trained by transformers' Trainer; ``watch(model)`` after every step."""
+    """Trained by transformers' Trainer, which always shuffles; ``watch(model, step)`` after every step."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from prunekit.integrations.transformers import RecordingCallback
@@ -68,7 +76,15 @@ def with_trainer(
 
 
 def with_lightning(
-    folder: Path, recording: Any, *, accumulate: int = 1, clip: float = 0.0, epochs: int = 2, resume: str | None = None, watch: Any = None
+    folder: Path,
+    recording: Any,
+    *,
+    accumulate: int = 1,
+    clip: float = 0.0,
+    epochs: int = 2,
+    resume: str | None = None,
+    watch: Any = None,
+    shuffle: bool = True,
 ) -> nn.Module:
     """Trained by Lightning's Trainer, automatic optimization."""
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -105,13 +121,21 @@ def with_lightning(
             ModelCheckpoint(str(folder), "{epoch}", save_top_k=-1, every_n_epochs=1),
         ],
     )  # fmt: skip
-    loader = DataLoader(Samples(), BATCH, shuffle=True, generator=torch.Generator().manual_seed(5))
+    loader = DataLoader(Samples(), BATCH, shuffle=shuffle, generator=torch.Generator().manual_seed(5))
     trainer.fit(module, loader, ckpt_path=resume)
     return module.net
 
 
 def with_accelerate(
-    folder: Path, recording: Any, *, accumulate: int = 1, clip: float = 0.0, epochs: int = 2, resume: str | None = None, watch: Any = None
+    folder: Path,
+    recording: Any,
+    *,
+    accumulate: int = 1,
+    clip: float = 0.0,
+    epochs: int = 2,
+    resume: str | None = None,
+    watch: Any = None,
+    shuffle: bool = True,
 ) -> nn.Module:
     """Trained by a loop of Accelerate's; ``folder/epoch-N`` are its checkpoints."""
     from accelerate import Accelerator
@@ -122,7 +146,7 @@ def with_accelerate(
     plain = tiny()
     first = torch.optim.AdamW(plain.parameters(), lr=LR, weight_decay=DECAY)
     torch.manual_seed(3)
-    given = DataLoader(Samples(), BATCH, shuffle=True, generator=torch.Generator().manual_seed(5))
+    given = DataLoader(Samples(), BATCH, shuffle=shuffle, generator=torch.Generator().manual_seed(5))
     schedule = torch.optim.lr_scheduler.LambdaLR(first, lambda step: 0.9**step)
     model, optimizer, loader, schedule = accelerator.prepare(plain, first, given, schedule)
     begin, steps = 0, 0
@@ -130,8 +154,6 @@ def with_accelerate(
         accelerator.load_state(resume)
         begin = int(resume.rpartition("-")[2])
         steps = begin * -(-len(loader) // accumulate)
-        for _ in range(begin):
-            list(given.sampler)  # the epochs that are done draw their order from this generator
 
     def epoch(batches: Any, clipping: Any) -> int:
         count = 0
@@ -150,10 +172,12 @@ def with_accelerate(
         return count
 
     if recording is None:
-        for number in range(begin, epochs):
+        for _ in range(begin, epochs):
             epoch(loader, accelerator.clip_grad_norm_)
         return plain
-    with Accelerated(recording, accelerator, model, optimizer, loader, taken=steps, steps=epochs * len(loader) // accumulate) as loop:
+    with Accelerated(
+        recording, accelerator, model, optimizer, loader, taken=steps, steps=epochs * len(loader) // accumulate
+    ) as loop:
         for number in range(begin, epochs):
             epoch(loop, loop.clip_grad_norm_)
             accelerator.save_state(str(folder / f"epoch-{number + 1}"))
