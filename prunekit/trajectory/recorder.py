@@ -140,7 +140,7 @@ class Recorder:
         return self._loaders.watched(loader)
 
     def without_samples(self) -> None:
-        """Steps come without samples, and whoever trains knows it: nothing more is said of it."""
+        """Steps come without samples, as whoever trains knows: nothing more is said of it."""
         self._notes.told = True
 
     def gradient_scale(self, factor: float | Tensor) -> None:
@@ -284,19 +284,12 @@ class Recorder:
         start = snapshot.optimizer_tensors(self.model, self.optimizers)
         checkpoint.write_tensors(self.folder / START, start, {"kind": "start"})
         self._header: dict[str, Any] = {
-            "schema": SCHEMA,
-            "kind": "trajectory",
-            "complete": False,
-            "layout": self.layout.to_json(),
-            "dtype": NAMES[dtype],
-            "states": self.kind,
-            "every": self.every,
-            "second_moments": self.second_moments,
-            "random": replay,
+            "schema": SCHEMA, "kind": "trajectory", "complete": False, "layout": self.layout.to_json(), "dtype": NAMES[dtype],
+            "states": self.kind, "every": self.every, "second_moments": self.second_moments, "random": replay,
             "snapshot_every": self.snapshot_every,
             "optimizer": describe_optimizers(self.model, self.optimizers),
             "provenance": {"prunekit": __version__, "torch": torch.__version__, **self.provenance},
-        }
+        }  # fmt: skip
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for hook in self._hooks:
@@ -331,7 +324,7 @@ class Recorder:
                         "hash": self._writer.finished.hash,
                         "files": seal(self.folder, self._writer.finished),
                         "cost": cost,
-                    },
+                    },  # fmt: skip
                 )
                 if kind is None and failure is None:
                     (self.folder / snapshot.NAME).unlink(missing_ok=True)
