@@ -324,7 +324,7 @@ class Recorder:
                         "hash": self._writer.finished.hash,
                         "files": seal(self.folder, self._writer.finished),
                         "cost": cost,
-                    },  # fmt: skip
+                    },
                 )
                 if kind is None and failure is None:
                     (self.folder / snapshot.NAME).unlink(missing_ok=True)
