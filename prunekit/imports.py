@@ -17,7 +17,10 @@ from typing import Any
 from prunekit.errors import UsageError, nearest, quoted
 from prunekit.links import refuse_links_out
 
-EXTRAS = {"PIL": "report", "jinja2": "report", "matplotlib": "report", "sklearn": "digits", "transformers": "hf"}
+EXTRAS = {
+    "PIL": "report", "accelerate": "hf", "jinja2": "report", "lightning": "lightning", "matplotlib": "report",
+    "sklearn": "digits", "transformers": "hf",
+}  # fmt: skip
 """Package that only some need -> the extra of prunekit's that installs it."""
 IMPORT_PATH = r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*"
 """``package.module:name``, or ``package.module:Class.name``. Nothing else is imported, and ``prunekit.trust`` looks for these."""

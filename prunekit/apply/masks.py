@@ -44,6 +44,12 @@ def zero(named: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
             tensor.mul_(mask.to(tensor.device, tensor.dtype))
 
 
+def masks_for(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
+    """The plan's masks in the model's coordinates: on one that it has cut already only those of single weights."""
+    dense = all(plan.shapes.get(name) == tuple(p.shape) for name, p in model.named_parameters())
+    return plan.masks() if dense and not plan.skipped() else plan.weight_masks()
+
+
 @contextmanager
 def hold_masks(model: nn.Module, plan: Plan | Mapping[str, Tensor], optimizer: Any) -> Iterator[None]:
     """Keeps removed weights at exactly 0 while ``optimizer`` trains ``model``, whatever loop does it.
@@ -78,11 +84,7 @@ def hold_masks(model: nn.Module, plan: Plan | Mapping[str, Tensor], optimizer: A
     model, optimizers = bare(model), bare_optimizers(optimizer)
     for one in optimizers:
         refuse_strangers(model, one)
-    if isinstance(plan, Plan):
-        dense = all(plan.shapes.get(name) == tuple(p.shape) for name, p in model.named_parameters())
-        masks: Mapping[str, Tensor] = plan.masks() if dense and not plan.skipped() else plan.weight_masks()
-    else:
-        masks = plan
+    masks = masks_for(model, plan) if isinstance(plan, Plan) else plan
     apply_masks(model, masks)
 
     @torch.no_grad()

@@ -5,21 +5,18 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.apply import apply_masks, hold_masks
 from prunekit.errors import UsageError
 from prunekit.plan import Plan
+from prunekit.steps.held import Held
 from prunekit.training.loop import TrainOptions, train
 from prunekit.trajectory import Recorder, Trajectory, parent_facts
-from prunekit.trajectory.bare import named_tensors
 
 
 @dataclass(frozen=True)
@@ -82,12 +79,13 @@ def finetune(
         return tuner.run()
 
 
-class Tuner:
+class Tuner(Held):
     """Fine-tuning in progress: masks held (they may shrink on the way), steps recorded, one optimizer throughout.
 
     Args:
         model: trained in place.
         masks: True stays; applied on entering.
+        how: makes the optimizer.
         folder: of the recording, made anew; None for none.
         provenance: of the recording.
     """
@@ -95,30 +93,18 @@ class Tuner:
     def __init__(
         self, model: nn.Module, masks: Mapping[str, Tensor], how: Finetuning, folder: Path | None, provenance: Mapping[str, Any]
     ) -> None:
-        self.model, self.how, self.folder = model.to(how.device), how, folder
+        self.how = how
+        model.to(how.device)
         self.optimizer = how.optimizer(model)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
-        self._masks = dict(masks)
-        self._recorder: Recorder | None = None
+        recorder = None
         if folder is not None:
-            options = {"snapshot_every": 0, **how.record}
-            self._recorder = Recorder(folder, model, self.optimizer, provenance, **options)
+            recorder = Recorder(folder, model, self.optimizer, provenance, **{"snapshot_every": 0, **how.record})
+        super().__init__(model, masks, self.optimizer, recorder)
 
     def __enter__(self) -> Tuner:
-        self._stack = ExitStack()
-        try:
-            # The mapping is held, not copied: shrinking it later is all that it takes. Before the recorder, so that its
-            # hook comes first and states are recorded with the masks in place.
-            self._stack.enter_context(hold_masks(self.model, self._masks, self.optimizer))
-            if self._recorder is not None:
-                self._stack.enter_context(self._recorder)
-        except BaseException:
-            self._stack.close()
-            raise
+        super().__enter__()
         return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stack.__exit__(kind, error, trace)
 
     def run(
         self,
@@ -151,53 +137,6 @@ class Tuner:
             self.model, self.optimizer, scheduler, how, recorder=self._recorder, begin=begin, end=end, after_step=after_step,
             stage=stage,
         )  # fmt: skip
-
-    def shrink(self, masks: Mapping[str, Tensor]) -> None:
-        """Goes on with smaller masks. What they remove is zeroed, its optimizer state as well: one piece of the path."""
-        self.swap({**self._masks, **masks}, {})
-
-    def swap(self, masks: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-        """Goes on with other masks: one piece of the path.
-
-        What comes back takes its value from ``values`` (0 where they have none), what goes is zeroed; the optimizer's state
-        of both is emptied. Tensors that ``masks`` do not name are whole from now on.
-        """
-        named = named_tensors(self.model)
-        old: dict[str, Tensor] = {}
-        for name in {**self._masks, **masks}:
-            whole = torch.ones(named[name].shape, dtype=torch.bool)
-            old[name] = self._masks.get(name, whole).cpu()
-            self._masks[name] = masks.get(name, whole).cpu()
-
-        @torch.no_grad()
-        def change() -> None:
-            for name, value in values.items():
-                if name in old:
-                    back = (self._masks[name] & ~old[name]).to(named[name].device)
-                    named[name].copy_(torch.where(back, value.to(named[name]), named[name]))
-
-        self.set(change)
-        parameters = dict(self.model.named_parameters())
-        for name in old.keys() & parameters.keys():  # a buffer has no state
-            stayed = self._masks[name] & old[name]
-            for state in self.optimizer.state.get(parameters[name], {}).values():
-                if isinstance(state, Tensor) and state.shape == stayed.shape:
-                    state.mul_(stayed.to(state.device, state.dtype))
-
-    def set(self, change: Callable[[], object]) -> None:
-        """Lets ``change`` set the weights or statistics; masks are put back after it."""
-        with ExitStack() as stack:
-            if self._recorder is not None:
-                stack.enter_context(self._recorder.jump())
-            change()
-            apply_masks(self.model, self._masks)
-
-    def so_far(self) -> Trajectory | None:
-        """What is recorded by now, opened; None when nothing is."""
-        if self._recorder is None or self.folder is None:
-            return None
-        self._recorder.flush()
-        return Trajectory(self.folder)
 
 
 def forget(folder: Path) -> None:

@@ -90,6 +90,11 @@ class Schedule:
         """Steps between two prunings of ``gradual``."""
         return self.every or max(1, steps // (2 * self.rounds))
 
+    def due(self, step: int, steps: int, sparsity: float) -> float | None:
+        """The sparsity that ``gradual`` prunes to after ``step`` of ``steps`` optimizer steps; None where it does not prune."""
+        number, between = divmod(step, self.spread(steps))
+        return None if between or not 1 <= number <= self.rounds else cubic(sparsity, number, self.rounds)
+
     def sparsities(self, sparsity: float) -> list[float]:
         """Share of prunable parameters removed after each round; the last is ``sparsity``."""
         if self.name == "one-shot":
@@ -335,14 +340,13 @@ class _Work:
     def gradual(self) -> Plan:
         """One run of fine-tuning, pruned at even distances."""
         assert self.how is not None
-        every = self.schedule.spread(self.how.steps)
+        how, every = self.how, self.schedule.spread(self.how.steps)
         with self._tuner({}, None) as tuner:
 
             def after_step(steps: int) -> None:
-                number, between = divmod(steps, every)
-                if between or number > len(self.targets):
+                target = self.schedule.due(steps, how.steps, self.sparsity)
+                if target is None:
                     return
-                target = self.targets[number - 1]
                 self.plan = self.planner.plan(self.model, target, self.plan, self._child(tuner))
                 before = self._figure() if self.rounds else None
                 if before is not None:

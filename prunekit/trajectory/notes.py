@@ -33,7 +33,8 @@ class Notes:
         self.parameters = list(parameters)
         self._hooks: list[Any] = []
         self._shared: _Shared | None = None
-        self._warned = False
+        self.told = False
+        """Whether it was said that samples are missing."""
         self.drop()
 
     def watch(self) -> None:
@@ -106,9 +107,9 @@ class Notes:
         self.drop()
         shared = self._shared
         if shared is None or fresh or line.get("batches") or optimizer in shared.used:
-            if not line.get("batches") and not self._warned:
+            if not line.get("batches") and not self.told:
                 warnings.warn(WITHOUT, Note, stacklevel=2)
-                self._warned = True
+                self.told = True
             self._shared = _Shared(dict(line), random, state, {optimizer})
             return line, random, 0
         shared.used.add(optimizer)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from prunekit import bounded, checkpoint
+from prunekit.errors import ArtifactError
 from prunekit.trajectory.store import SUMS, Finished
 
 LOG = "steps.jsonl"
@@ -26,8 +27,15 @@ def seal(folder: Path, finished: Finished) -> dict[str, str]:
     return found
 
 
-def going_on(header: Mapping[str, Any]) -> dict[str, Any]:
-    """trajectory.json of a recording that goes on: without what says how it ended."""
+def going_on(folder: Path, *, complete: bool = False) -> dict[str, Any]:
+    """trajectory.json of a recording that goes on: without what says how it ended; ``complete``: also of one that was.
+
+    Raises:
+        ArtifactError: there is none, or it was complete.
+    """
+    header = checkpoint.read_json(folder / "trajectory.json", "trajectory")
+    if header["complete"] and not complete:
+        raise ArtifactError(f"{folder}: recording was complete after {header['steps']} steps; nothing to resume")
     ended = ("steps", "last_state", "hash", "files", "cost")
     return {**{key: value for key, value in header.items() if key not in ended}, "complete": False}
 

@@ -25,6 +25,7 @@ from prunekit.trajectory.layout import Layout, fixed_state, path_dtype, refuse_m
 from prunekit.trajectory.loaders import Loaders, WatchedLoader
 from prunekit.trajectory.members import Members
 from prunekit.trajectory.notes import Notes
+from prunekit.trajectory.position import position
 from prunekit.trajectory.proof import ENDED, FIXED, START, going_on, seal
 from prunekit.trajectory.store import NAMES
 from prunekit.trajectory.watch import Watch
@@ -138,6 +139,10 @@ class Recorder:
         """
         return self._loaders.watched(loader)
 
+    def without_samples(self) -> None:
+        """Steps come without samples, as whoever trains knows: nothing more is said of it."""
+        self._notes.told = True
+
     def gradient_scale(self, factor: float | Tensor) -> None:
         """Notes the factor that clipping put on the coming step's gradient: ``min(1, max_norm / (norm + 1e-6))``."""
         self._notes.line["gradient_scale"] = float(factor)
@@ -205,26 +210,33 @@ class Recorder:
         model: nn.Module,
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         scheduler: Any = None,
+        *,
+        taken: int | None = None,
     ) -> Recorder:
         """A recorder that goes on where the last snapshot of an interrupted recording was taken.
 
-        Model, optimizer, scheduler and torch's random state are put back as they were; ``steps`` says how many steps
-        are done. Recorded steps after the snapshot are dropped, to be taken again.
+        Model, optimizer, scheduler and torch's random state are put back; ``steps`` says how many steps are done. Recorded
+        steps after the snapshot are dropped, to be taken again.
+
+        Args:
+            taken: the loop has put everything back itself, from a checkpoint after this many of its steps. The recording, also
+                one that was complete, goes on at the state that the model's weights equal; nothing is put back.
 
         Raises:
             ArtifactError: no trajectory or no snapshot there, it is complete, or it is another model's.
         """
-        header = checkpoint.read_json(Path(folder) / "trajectory.json", "trajectory")
-        if header["complete"]:
-            raise ArtifactError(f"{folder}: recording was complete after {header['steps']} steps; nothing to resume")
-        header = going_on(header)
+        header = going_on(Path(folder), complete=taken is not None)
         Layout.from_json(header["layout"]).check(model)
         recorder = cls(
             folder, model, optimizer, header["provenance"], every=header["every"], states=header["states"],
             second_moments=header["second_moments"], scheduler=scheduler, snapshot_every=header["snapshot_every"],
         )  # fmt: skip
         recorder._header = header
-        recorder._resumed = snapshot.restore(Path(folder), recorder.model, recorder.optimizers, scheduler)
+        if taken is None:
+            recorder._resumed = snapshot.restore(recorder.folder, recorder.model, recorder.optimizers, scheduler)
+        else:
+            recorder._resumed = position(recorder.folder, recorder.model, taken)
+            (recorder.folder / ENDED).unlink(missing_ok=True)
         recorder.steps = int(recorder._resumed["step"])
         recorder.aside = recorder._resumed.get("aside", {})
         recorder._lines = int(recorder._resumed.get("lines", recorder.steps))
@@ -272,19 +284,12 @@ class Recorder:
         start = snapshot.optimizer_tensors(self.model, self.optimizers)
         checkpoint.write_tensors(self.folder / START, start, {"kind": "start"})
         self._header: dict[str, Any] = {
-            "schema": SCHEMA,
-            "kind": "trajectory",
-            "complete": False,
-            "layout": self.layout.to_json(),
-            "dtype": NAMES[dtype],
-            "states": self.kind,
-            "every": self.every,
-            "second_moments": self.second_moments,
-            "random": replay,
+            "schema": SCHEMA, "kind": "trajectory", "complete": False, "layout": self.layout.to_json(), "dtype": NAMES[dtype],
+            "states": self.kind, "every": self.every, "second_moments": self.second_moments, "random": replay,
             "snapshot_every": self.snapshot_every,
             "optimizer": describe_optimizers(self.model, self.optimizers),
             "provenance": {"prunekit": __version__, "torch": torch.__version__, **self.provenance},
-        }
+        }  # fmt: skip
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for hook in self._hooks:

@@ -264,8 +264,12 @@ class Trajectory:
         """torch's random state before each forward pass of ``step``; None for models without dropout."""
         if not self.header["random"]:
             return None
-        first = sum(self._forwards[:step])
+        first = self.forwards(step)
         return [self._random.row(first + i) for i in range(self._forwards[step])]
+
+    def forwards(self, step: int) -> int:
+        """Forward passes before step ``step`` whose random state was recorded."""
+        return sum(self._forwards[:step])
 
     @cached_property
     def _random(self) -> RowReader:
