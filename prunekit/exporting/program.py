@@ -67,7 +67,7 @@ def others(inputs: Inputs, axes: list[list[str | int]], samples: int) -> Inputs:
 
 
 def checked_sizes(inputs: Inputs) -> list[int]:
-    """Numbers of samples that a program is checked with: one, and others than it was made with."""
+    """Numbers of samples that a program is checked with: one, and two others than it was made with."""
     count = batch.size(inputs)
     return [1, count + 1, 2 * count + 1]
 
@@ -98,13 +98,33 @@ def exported(model: nn.Module, inputs: Inputs) -> tuple[torch.export.ExportedPro
                 f"torch.export makes no program of {type(model).__name__}, whose code decides by values ({quoted(error)}); "
                 "export it to hf or state-dict"
             ) from error
-    axes = [_axes(node.meta["val"]) for node in program.graph.nodes if node.op == "placeholder" and node.name in _users(program)]
+        axes = [
+            _axes(node.meta["val"]) for node in program.graph.nodes if node.op == "placeholder" and node.name in _users(program)
+        ]
+        if not _runs(program, inputs, axes):
+            axes = [
+                [size if free == SEQUENCE else free for free, size in zip(each, tensor.shape, strict=True)]
+                for each, tensor in zip(axes, tensors, strict=True)
+            ]
+            if not _runs(program, inputs, axes):
+                axes = []
     if not any(BATCH in free for free in axes):
         raise UsageError(
             f"{type(model).__name__} computes with {count} samples alone: its code fixes their number; let it take that from "
             "its inputs, or export to hf or state-dict"
         )
     return program, axes
+
+
+def _runs(program: torch.export.ExportedProgram, inputs: Inputs, axes: list[list[str | int]]) -> bool:
+    """Whether the program takes what ``axes`` says that it does: torch tells what a model's code fixes only then."""
+    module = program.module()
+    try:
+        for samples in checked_sizes(inputs):
+            module(*batch.leaves(others(inputs, axes, samples)))
+    except Exception:  # torch's guards, or an operator that other shapes do not fit
+        return False
+    return True
 
 
 @contextmanager

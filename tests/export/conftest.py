@@ -63,9 +63,10 @@ def pruned(
     ignore: tuple[str, ...] = (),
     sparsity: float = 0.25,
     allocation: str = "global",
+    round_to: int = 1,
 ) -> tuple[nn.Module, Plan]:
     """By magnitude."""
     scores = score(Trajectory.of(model), model, criterion="magnitude", ignore=ignore)
     example = None if structure == "unstructured" else inputs
-    plan = make_plan(scores, model, example, sparsity=sparsity, structure=structure, allocation=allocation)
+    plan = make_plan(scores, model, example, sparsity=sparsity, structure=structure, allocation=allocation, round_to=round_to)
     return prune(model, plan, example), plan
