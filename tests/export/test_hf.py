@@ -64,7 +64,7 @@ def count(model: nn.Module) -> int:
 def test_transformers_alone_loads_what_a_config_says(name: str, tmp_path: Path) -> None:
     make, structure, ignore, allocation = SAID[name]
     dense = make()
-    small, plan = pruned(dense, tokens(), structure, ignore, 0.3, allocation, 8 if structure == "channels" else 1)
+    small, plan = pruned(dense, tokens(), structure, ignore, 0.25, allocation, 32 if make is gpt2 else 1)
     expected = logits(small, tokens())
     record = prunekit.export(small, "hf", tmp_path / "out", tokens(), plan=plan)
     assert record.loads_with == f"transformers.{type(dense).__name__}.from_pretrained"
@@ -87,7 +87,7 @@ def test_a_fresh_process_without_prunekit_loads_and_generates(tmp_path: Path) ->
     asked, expected = [], {}
     for name in names:
         make, structure, ignore, allocation = SAID[name]
-        small, plan = pruned(make(), tokens(), structure, ignore, 0.3, allocation, 8 if structure == "channels" else 1)
+        small, plan = pruned(make(), tokens(), structure, ignore, 0.25, allocation, 32 if make is gpt2 else 1)
         prunekit.export(small, "hf", tmp_path / name, tokens(), plan=plan)
         asked.append(f"{name}={type(small).__name__}")
         expected[name] = logits(small, tokens()), count(small)
