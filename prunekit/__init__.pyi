@@ -17,6 +17,8 @@ from .errors import NonFiniteError as NonFiniteError
 from .errors import PrunekitError as PrunekitError
 from .errors import StructureError as StructureError
 from .errors import UsageError as UsageError
+from .exporting import export as export
+from .exporting import load_hf as load_hf
 from .plan import Plan as Plan
 from .plan import make_plan as make_plan
 from .repair import RefineOptions as RefineOptions

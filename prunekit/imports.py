@@ -18,8 +18,8 @@ from prunekit.errors import UsageError, nearest, quoted
 from prunekit.links import refuse_links_out
 
 EXTRAS = {
-    "PIL": "report", "accelerate": "hf", "jinja2": "report", "lightning": "lightning", "matplotlib": "report",
-    "sklearn": "digits", "transformers": "hf",
+    "PIL": "report", "accelerate": "hf", "jinja2": "report", "lightning": "lightning", "matplotlib": "report", "onnx": "onnx",
+    "onnxruntime": "onnx", "onnxscript": "onnx", "sklearn": "digits", "transformers": "hf",
 }  # fmt: skip
 """Package that only some need -> the extra of prunekit's that installs it."""
 IMPORT_PATH = r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*"
@@ -34,6 +34,18 @@ def lacking(error: ModuleNotFoundError) -> UsageError | None:
     if name not in EXTRAS:
         return None
     return UsageError(f"this needs {name}, which is not installed; pip install 'prunekit[{EXTRAS[name]}]'")
+
+
+def needed(name: str) -> ModuleType:
+    """A package of ``EXTRAS``, imported.
+
+    Raises:
+        UsageError: it is not installed; says what to install.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise lacking(error) or error from None
 
 
 @contextmanager

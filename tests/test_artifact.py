@@ -16,6 +16,7 @@ from prunekit.apply import Manifest
 from prunekit.artifact import SOMETIMES, Artifact
 from prunekit.errors import ArtifactError
 from prunekit.explain import EvaluationRecord, RemovalRecord, Timeline
+from prunekit.exporting import ExportRecord
 from prunekit.search import Comparison, Sensitivity
 from prunekit.training.record import TrainingRecord
 
@@ -31,6 +32,10 @@ CELL = {"structure": "channels", "criterion": "c", "allocation": "global", "spar
         "achieved_all": 0.4}  # fmt: skip
 
 MADE: list[Artifact] = [
+    ExportRecord(
+        to="onnx", made_from={"weights": "0"}, loads_with="it", files={"a": "0"}, tolerance=1e-4, difference=0.0, samples=[1, 5],
+        notes=["n"], axes={"x": ["batch", 3]}, cost={"seconds": 0.1},
+    ),
     TrainingRecord(
         steps=2, coordinates=3, losses=[1.0, 0.5], accuracies=[{"epoch": 1, "train": 0.5, "validation": 0.5}],
         accuracy={"train": 1.0, "validation": 0.5}, cost={"seconds": 0.1},

@@ -27,7 +27,9 @@ from prunekit.trajectory.ties import refuse_overlaps
 from prunekit.version import __version__
 
 MODEL, MASKS = "model.safetensors", "masks.safetensors"
-KINDS = {MODEL: "model", MASKS: "masks"}
+PRUNED = "pruned.safetensors"
+"""The weights in a folder of transformers whose config cannot say their shapes: under a name that transformers does not read."""
+KINDS = {MODEL: "model", PRUNED: "model", MASKS: "masks"}
 TOLD: dict[str, Any] = {"validation": Lost, "budget": dict[str, float], "reached": float, "speed": Speed}
 """Facts that verdicts are made of."""
 
@@ -147,16 +149,35 @@ def save(
         ['masks.safetensors', 'model.safetensors', 'plan.safetensors', 'prunekit.json']
     """
     folder, model = Path(folder), bare(model)
+    manifest = manifest_of(model, plan, facts, squeezed)
+    with replacing_folder(folder) as temporary:
+        written = {MODEL: write_weights(model, manifest, temporary / MODEL)}
+        if plan.masking:
+            masks = plan.weight_masks() if squeezed is None else squeezed.masks
+            bits = {name: mask.to(torch.uint8) for name, mask in masks.items()}
+            written[MASKS] = checkpoint.write_tensors(temporary / MASKS, bits, {"kind": "masks", "plan": plan.digest})
+        plan.save(temporary / "plan.safetensors")
+        manifest = replace(manifest, files=written)
+        manifest.save(temporary / "prunekit.json")
+    return manifest
+
+
+def manifest_of(
+    model: nn.Module, plan: Plan, facts: Mapping[str, Any] | None = None, squeezed: Squeezed | None = None
+) -> Manifest:
+    """What ``save`` writes beside the weights, but for the files' checksums.
+
+    Raises:
+        ArtifactError, NonFiniteError, StructureError: as ``save``.
+    """
     taken = plan if squeezed is None else squeezed.plan
-    masks = plan.weight_masks() if squeezed is None else squeezed.masks
-    _check_fits(model, plan, taken, masks)
+    _check_fits(model, plan, taken, plan.weight_masks() if squeezed is None else squeezed.masks)
     _check_finite(model)
-    state, aliases = checkpoint.unique_state(model.state_dict())
-    manifest = Manifest(
+    return Manifest(
         plan.structure,
         {key: indices.tolist() for key, indices in taken.kept_indices().items()},
         _attributes(model, taken),
-        aliases,
+        checkpoint.unique_state(model.state_dict())[1],
         plan.digest,
         {"prunekit": __version__, "torch": torch.__version__, **plan.provenance},
         {
@@ -166,15 +187,12 @@ def save(
         },
         taken.replaced(),
     )
-    with replacing_folder(folder) as temporary:
-        written = {MODEL: checkpoint.write_tensors(temporary / MODEL, state, {"kind": "model", "plan": plan.digest})}
-        if plan.masking:
-            bits = {name: mask.to(torch.uint8) for name, mask in masks.items()}
-            written[MASKS] = checkpoint.write_tensors(temporary / MASKS, bits, {"kind": "masks", "plan": plan.digest})
-        plan.save(temporary / "plan.safetensors")
-        manifest = replace(manifest, files=written)
-        manifest.save(temporary / "prunekit.json")
-    return manifest
+
+
+def write_weights(model: nn.Module, manifest: Manifest, path: Path) -> str:
+    """Writes the model's tensors, tied ones once; returns the checksum that proves the file."""
+    state, _ = checkpoint.unique_state(model.state_dict())
+    return checkpoint.write_tensors(path, state, {"kind": "model", "plan": manifest.plan})
 
 
 def load(folder: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Module:
@@ -209,7 +227,8 @@ def load(folder: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Modul
             f"model_factory is a {what}; give a function that builds the dense model anew, such as lambda: MyModel()"
         )
     manifest = Manifest.load(folder / "prunekit.json")
-    state = manifest.tensors(folder, MODEL)
+    weights = PRUNED if PRUNED in manifest.files else MODEL
+    state = manifest.tensors(folder, weights)
     model = model_factory()
     if not isinstance(model, nn.Module):
         raise UsageError(f"model_factory returned a {type(model).__name__}, not an nn.Module")
@@ -218,8 +237,8 @@ def load(folder: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Modul
         _shrink(inner, manifest, folder)
     own = set(inner.state_dict())
     state |= {alias: state[name] for alias, name in manifest.aliases.items() if alias in own and name in state}
-    load_into(inner, state, folder / "model.safetensors")
-    _check_numbers(inner, state, folder / "model.safetensors")
+    load_into(inner, state, folder / weights)
+    _check_numbers(inner, state, folder / weights)
     return model.eval()
 
 

@@ -40,6 +40,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "apply": ("prune", "RUN", "--apply", "RUN/pruned/loose/plan.safetensors", "--overwrite"),
     "eval": ("eval", "RUN/pruned/small"),
     "eval-masked": ("eval", "RUN/pruned/loose"),
+    "export": ("export", "RUN/pruned/small", "--to", "state-dict", "RUN/exported"),
     "explain-pruned": ("explain", "RUN/pruned/small", "--json"),
     "explain-layer": ("explain", "RUN", "layer", "0", "--json"),
     "explain-weight": ("explain", "RUN", "weight", "0.weight", "1,2", "--json"),

@@ -47,6 +47,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "prune-finetune": ("prune", "RUN", "-c", "magnitude", "-s", "0.3", "--finetune", "1", "--name", "loose", "--overwrite"),
     "dry-run": ("prune", "RUN", "-c", "magnitude", "-s", "0.3", "--name", "plan", "--dry-run"),
     "eval": ("eval", "RUN/pruned/loose", "--overwrite"),
+    "export": ("export", "RUN/pruned/small", "--to", "state-dict", "NEW"),
     "explain": ("explain", "RUN", "layer", "0"),
     "report": ("report", "RUN"),
     "study": ("compare", "STUDY", "--out", "TRAINED"),

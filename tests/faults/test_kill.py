@@ -12,7 +12,7 @@ from prunekit import ArtifactError, durable
 
 VERBS = [
     ("train-overwrite", "score-overwrite", "eval", "import-overwrite", "report", "explain"),
-    ("prune-finetune", "score", "dry-run"),
+    ("prune-finetune", "score", "dry-run", "export"),
     ("study", "compare", "prune-overwrite"),
 ]
 

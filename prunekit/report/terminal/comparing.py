@@ -18,7 +18,8 @@ def show_scores(results: list[dict[str, Any]]) -> None:
     for r in results:
         error = r["findings"].get("error")
         note = f", estimated relative error {error['relative']:.2g}" if error else ""
-        print(f"score: {r['criterion']} in {r['seconds']:.2f} s{note} -> {r['path']}{again(r['reused'])}")
+        took = f" in {r['seconds']:.2f} s" if "seconds" in r else ""  # scores that were made in Python need not say it
+        print(f"score: {r['criterion']}{took}{note} -> {r['path']}{again(r['reused'])}")
         if uncovered := r["findings"].get("uncovered"):
             listed = ", ".join(f"{name} {count:,}" for name, count in uncovered.items())
             print(f"  no scoring sample touches these weights, so they rank last for want of evidence: {listed}")

@@ -1,0 +1,142 @@
+"""A pruned model in the forms that others load: folders of transformers, ONNX, torch programs, plain tensors.
+
+A format is a file here that offers a ``FORMAT``, and a line in ``FORMATS``.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from prunekit import durable
+from prunekit.apply.manifest import manifest_of
+from prunekit.batch import Inputs
+from prunekit.checkpoint import checksum, file_checksum
+from prunekit.criteria import model_digest
+from prunekit.errors import UsageError
+from prunekit.exporting import hf, onnx, state_dict, torch_export
+from prunekit.exporting.pretrained import load_hf
+from prunekit.exporting.record import EXPORT, ExportRecord, standing
+from prunekit.exporting.subject import Format, Subject, Written
+from prunekit.plan import Plan
+from prunekit.registry import Registry
+from prunekit.trajectory.bare import bare
+
+__all__ = ["FORMATS", "ExportRecord", "Format", "Subject", "Written", "export", "load_hf", "written"]
+
+
+def _accept(found: Any, name: str) -> Format:
+    if not isinstance(found, Format):
+        raise UsageError(f"format {name!r} is a {type(found).__name__}; it must be a prunekit.exporting.Format")
+    return found
+
+
+FORMATS: Registry[Format] = Registry(
+    "format",
+    "prunekit.formats",
+    _accept,
+    {"hf": hf.FORMAT, "onnx": onnx.FORMAT, "torch-export": torch_export.FORMAT, "state-dict": state_dict.FORMAT},
+)
+"""Every format by its name."""
+
+
+def export(
+    model: nn.Module,
+    to: str,
+    folder: str | Path,
+    inputs: Inputs | None = None,
+    *,
+    plan: Plan | None = None,
+    overwrite: bool = False,
+) -> ExportRecord:
+    """Writes a pruned model in a form that others load, reads it back and compares what it computes.
+
+    The folder takes its place whole, after the comparison; where anything fails, nothing is written.
+
+    Args:
+        model: what ``prune`` returned, fine-tuned or not, in wrappers or without; left as it is.
+        to: ``hf`` (a model of transformers), ``onnx``, ``torch-export``, ``state-dict``, or ``module:format``.
+        folder: new, empty, or an earlier export.
+        inputs: some samples, as the model is called: programs are made with them, and answers are compared on them.
+        plan: the plan that the model was pruned by, for ``state-dict`` and for shapes that no config of transformers says.
+        overwrite: replace an earlier export that was made from other inputs.
+
+    Returns:
+        what ``export.json`` in the folder holds: how it loads, what was compared, what differed.
+
+    Raises:
+        UsageError: the format does not take this model, or a package is not installed; says which.
+        ArtifactError: the folder holds something else, what was written computes something else, or the disk is full.
+
+    Example:
+        >>> import torch
+        >>> from prunekit import Trajectory, export, make_plan, prune, score
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x = torch.randn(8, 4)
+        >>> scores = score(Trajectory.of(model), model, criterion="magnitude")
+        >>> plan = make_plan(scores, model, x, sparsity=0.5, structure="channels")
+        >>> done = export(prune(model, plan, x), "state-dict", getfixture("tmp_path") / "out", x, plan=plan)
+        >>> sorted(done.files), done.difference
+        (['model.safetensors', 'prunekit.json'], 0.0)
+    """
+    format_of(to)
+    small = bare(model)
+    manifest = None if plan is None else manifest_of(small, plan)
+    return written(Subject(small, inputs, manifest), to, Path(folder), overwrite)[0]
+
+
+def format_of(to: str) -> Format:
+    """The format of a name.
+
+    Raises:
+        UsageError: there is none; near names are offered.
+    """
+    return FORMATS[to]
+
+
+def written(subject: Subject, to: str, folder: Path, overwrite: bool = False) -> tuple[ExportRecord, bool]:
+    """Writes ``folder`` whole, or nothing.
+
+    Returns:
+        what its export.json holds, and whether the same export stood there already.
+
+    Raises:
+        UsageError, ArtifactError: as ``export``.
+    """
+    form = format_of(to)
+    made_from = {
+        "to": to,
+        "weights": model_digest(subject.model),
+        "plan": None if subject.manifest is None else subject.manifest.plan,
+        "evaluation": None if subject.evaluation is None else checksum(subject.evaluation.content()),
+    }
+    folder = Path(folder)
+    if folder.parent.is_dir():
+        durable.recover(folder.parent, depth=1)
+    if (stands := standing(folder, made_from, overwrite)) is not None:
+        return stands, True
+    started = time.perf_counter()
+    with durable.replacing_folder(folder) as temporary:
+        found = form.write(subject, temporary)
+        record = ExportRecord(
+            to=to,
+            made_from=made_from,
+            loads_with=found.loads_with,
+            files={
+                str(path.relative_to(temporary)): file_checksum(path) for path in sorted(temporary.rglob("*")) if path.is_file()
+            },
+            tolerance=found.tolerance,
+            difference=found.difference,
+            samples=found.samples,
+            notes=found.notes,
+            axes=None if found.axes is None else dict(found.axes),
+            speed=None if found.speed is None else dict(found.speed),
+            cost={"seconds": 0.0},
+        )
+        record = replace(record, cost={"seconds": round(time.perf_counter() - started, 3)})
+        record.save(temporary / EXPORT)
+    return ExportRecord.load(folder / EXPORT), False

@@ -1,0 +1,141 @@
+"""hf: a folder that transformers' own ``from_pretrained`` loads, wherever a config can say the pruned model's shapes."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from prunekit import batch
+from prunekit.apply.manifest import PRUNED, write_weights
+from prunekit.errors import UsageError, theirs
+from prunekit.exporting.card import card
+from prunekit.exporting.companions import copy_companions, largest_shard, source_of
+from prunekit.exporting.config_shapes import saying, without_skipped
+from prunekit.exporting.pretrained import is_pretrained, load_hf
+from prunekit.exporting.same import answered, compare
+from prunekit.exporting.state_dict import check_tensors
+from prunekit.exporting.subject import Format, Subject, Written
+
+TOLERANCE = 1e-5
+ALL = 2**62
+"""Bytes of a file of weights where they came in one."""
+
+
+def write(subject: Subject, folder: Path) -> Written:
+    """Writes the folder, loads it as its reader will, and compares.
+
+    Raises:
+        UsageError: it is no model of transformers, or transformers does not save or load it.
+        ArtifactError: what was loaded computes something else.
+    """
+    model: Any = subject.model
+    if not is_pretrained(model):
+        raise UsageError(
+            f"the model is a {type(model).__name__} and none of transformers'; export it to state-dict, onnx or torch-export"
+        )
+    source = source_of(model)
+    with theirs("transformers"), _silent():
+        config, why = saying_of(model)
+        if config is not None:
+            _save(model, config, folder, largest_shard(source))
+        else:
+            _save_beside(subject, folder)
+    kind = type(model).__name__
+    notes = []
+    if config is None:
+        notes.append(
+            f"no config of transformers says this model's shapes ({why}): prunekit.load_hf loads it, from_pretrained does not"
+        )
+    if not copy_companions(source, folder):
+        notes.append("no tokenizer or processor came along: the model came from no folder of this machine that has one")
+    loading = (
+        f'import transformers\n\nmodel = transformers.{kind}.from_pretrained("DIR")'
+        if config is not None
+        else 'import prunekit\n\nmodel = prunekit.load_hf("DIR")'
+    )
+    (folder / "README.md").write_text(card(subject.manifest, subject.evaluation, loading, notes), encoding="utf-8")
+    with theirs("transformers, loading what was written,"), _silent():
+        back = load_hf(folder) if config is None else _loaded(model, folder)
+    loads = "prunekit.load_hf" if config is None else f"transformers.{kind}.from_pretrained"
+    with without_skipped(model) if config is not None else nullcontext():
+        check_tensors(back.state_dict(), model, folder)
+    if subject.inputs is None:
+        return Written(loads, notes=notes)
+    off = compare(answered(back, subject.inputs), answered(model, subject.inputs), TOLERANCE, f"{loads}(DIR)")
+    return Written(loads, TOLERANCE, off, [batch.size(subject.inputs)], notes)
+
+
+def saying_of(model: Any) -> tuple[Any, str]:
+    """The config that says the pruned model's shapes; see ``config_shapes.saying``."""
+    if not type(model).__module__.startswith("transformers."):
+        return None, f"{type(model).__name__} is no class of transformers' own"
+    return saying(model)
+
+
+def _save(model: Any, config: Any, folder: Path, shard: int | None) -> None:
+    """Has transformers write the model with another config."""
+    own = model.config
+    with without_skipped(model):
+        model.config = config
+        try:
+            model.save_pretrained(folder, max_shard_size=ALL if shard is None else shard)
+        finally:
+            model.config = own
+
+
+def _save_beside(subject: Subject, folder: Path) -> None:
+    """The dense model's config, the pruned weights, and what prunekit makes the one into the other by."""
+    model: Any = subject.model
+    config = copy.deepcopy(model.config)
+    config.architectures, config.dtype = [type(model).__name__], model.dtype
+    config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+    manifest = subject.known_plan("hf, where no config says the model's shapes,")
+    manifest = replace(manifest, files={PRUNED: write_weights(model, manifest, folder / PRUNED)})
+    manifest.save(folder / "prunekit.json")
+
+
+def _loaded(model: Any, folder: Path) -> nn.Module:
+    """The model as ``from_pretrained`` gives it.
+
+    Raises:
+        UsageError: it left something out.
+    """
+    back, told = type(model).from_pretrained(
+        folder,
+        dtype="auto",
+        attn_implementation=getattr(model.config, "_attn_implementation", None),
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if told.get(kind):
+            raise UsageError(f"from_pretrained reports {kind} ({sorted(map(str, told[kind]))[0]}); nothing was written")
+    found: nn.Module = back.eval()
+    return found
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """transformers' bars and remarks are about its own work, which is checked here."""
+    said = importlib.import_module("transformers.utils.logging")
+    level, bars = said.get_verbosity(), said.is_progress_bar_enabled()
+    said.set_verbosity_error()
+    said.disable_progress_bar()
+    try:
+        yield
+    finally:
+        said.set_verbosity(level)
+        if bars:
+            said.enable_progress_bar()
+
+
+FORMAT = Format(write, "a folder that from_pretrained loads")

@@ -1,0 +1,48 @@
+"""export: a run's pruned model in a form that others load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prunekit.errors import ArtifactError
+from prunekit.explain import EvaluationRecord
+from prunekit.exporting import Subject, written
+from prunekit.verbs.pruned_folder import open_pruned
+from prunekit.verbs.run_folder import Run
+
+SAMPLES = 4
+"""Validation samples that a program is made with, and that answers are compared on."""
+
+
+def export_pruned(run: Run, pruned: Path, to: str, folder: Path, overwrite: bool = False) -> dict[str, Any]:
+    """Exports a pruned model of the run.
+
+    Returns:
+        what export.json in ``folder`` holds, and ``reused``.
+
+    Raises:
+        UsageError: the format does not take this model, or a package is not installed.
+        ArtifactError: the pruned model is damaged, or ``folder`` holds something else.
+    """
+    manifest, _, model = open_pruned(run, pruned)
+    evaluation = _evaluation(pruned / "eval.json", manifest.plan)
+    inputs = None
+    if run.recipe.data is not None:
+        validation = run.splits["validation"]
+        inputs = validation.batch(range(min(SAMPLES, len(validation))))[0]
+    batches = tuple(run.recipe.eval.latency_batches)
+    record, reused = written(Subject(model, inputs, manifest, evaluation, batches), to, folder, overwrite)
+    return {**record.content(), "folder": str(folder), "reused": reused}
+
+
+def _evaluation(path: Path, plan: str) -> EvaluationRecord | None:
+    """The figures, where the model was measured as it is."""
+    if not path.exists():
+        return None
+    found = EvaluationRecord.load(path)
+    if found.made_from["plan"] != plan:
+        raise ArtifactError(
+            f"{path}: measured a model of another plan; prunekit eval {path.parent} --overwrite measures this one"
+        )
+    return found
