@@ -63,7 +63,7 @@ MADE: list[Artifact] = [
               "units": [{"name": "a 1", "blame": 1.0, "samples": [{"index": 0, "label": 3, "blame": 1.0}]}]},
         pictures={"unit 0": [{"caption": "0", "png": "", "side": 8}]}, cost={"seconds": 0.1},
     ),
-    Comparison(made_from={}, dense={"accuracy": 1.0}, cells=[{**CELL, "accuracy": 0.5}], cost={}),
+    Comparison(made_from={}, dense={"accuracy": 1.0}, cells=[{**CELL, "accuracy": 0.5, "agreement": 0.5, "kl": 1.0}], cost={}),
     Sensitivity(
         made_from={"criterion": "c", "structure": "channels", "sparsities": [0.5]}, dense={"accuracy": 1.0},
         cells=[{"layer": "a", "sparsity": 0.5, "removed": 2, "accuracy": 0.5}], cost={},

@@ -77,7 +77,8 @@ def compare(
     if jobs != 1:
         raise UsageError("--jobs is for a comparison over runs or a study; give --out DIR")
     run = runs[0]
-    if (run / "compare.json").exists() and not (run / "recipe.yaml").exists():
+    of_a_run = (run / "recipe.yaml").exists() or (run / "trajectory").exists()
+    if (run / "compare.json").exists() and not of_a_run:
         if own:
             raise UsageError(f"{run} is a study's folder, whose figures are there; what is compared stands in the study's recipe")
         _shown(run, output, asked)

@@ -14,7 +14,8 @@ from prunekit.apply import masked
 from prunekit.artifact import Artifact, conform
 from prunekit.criteria import Scores
 from prunekit.data import Samples
-from prunekit.measure import merit
+from prunekit.measure import choosing, merit
+from prunekit.measure.measure import told
 from prunekit.plan import GROUPED, Plan, choices, plan_from
 from prunekit.progress import Bar
 from prunekit.structure import Group, find_groups, implied_sparsity
@@ -78,9 +79,11 @@ class Comparison(Artifact):
 
     @classmethod
     def brought_up_to_date(cls, content: dict[str, Any]) -> dict[str, Any]:
-        """A file that is older than the column ``repair`` holds criteria alone."""
+        """A file that is older than the column ``repair`` holds criteria alone; one without ``measures`` those of classes."""
         conform(content["cells"], list[dict[str, Any]], "cells")
-        return {**content, "cells": [{"repair": "", **cell} for cell in content["cells"]]}
+        cells = [{"repair": "", **cell} for cell in content["cells"]]
+        known = [measure for measure in CLASSIFICATION if all(measure["name"] in cell for cell in cells)]
+        return {"measures": known, **content, "cells": cells}
 
     def check(self) -> None:
         """Every cell has its facts and figures, and there are some to choose among."""
@@ -94,6 +97,8 @@ class Comparison(Artifact):
             raise ValueError("no cells")
         if not self.dense or len(self.columns) == len(FACTS):
             raise ValueError("cells without figures")
+        if lacking := [measure.name for measure in choosing(told(self.measures)) if measure.name not in self.columns]:
+            raise ValueError(f"cells without {', '.join(lacking)}")
 
     def fits(self, task: Task) -> bool:
         """Whether it holds the figures that ``task`` chooses by."""

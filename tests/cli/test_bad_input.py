@@ -351,6 +351,9 @@ def test_code_in_a_run_folder_is_not_reached_by_a_dotted_name(run: Path, cli: Cl
     from prunekit.recipe import RESOLVED
 
     (run / "recipe.yaml").write_text(RESOLVED + yaml.safe_dump(recipe))
+    header = checkpoint.read_json(run / "trajectory" / "trajectory.json")
+    header["provenance"]["recipe"]["model"]["factory"] = "run.my_module:build"  # as if it had been recorded with it
+    checkpoint.write_json(run / "trajectory" / "trajectory.json", header)
     monkeypatch.chdir(run.parent)
     one_line(cli("score", "run", "-c", "magnitude", "--overwrite"), 2, "lies in the run folder")
     assert cli("trust", "run", "--yes").code == 0

@@ -81,7 +81,10 @@ def test_files_without_the_column_are_read_and_damaged_ones_refused(tmp_path: Pa
         del cell["repair"]
     checkpoint.write_json(path, content)
     assert Comparison.load(path).cells == plain.cells
-    for damage in ({"cells": [{**c, "repair": "refined"} for c in plain.cells]}, {"cells": [{**plain.cells[0], "repair": 3}]}):
+    first = plain.cells[0]
+    unmeasured = {name: value for name, value in first.items() if name != "agreement"}
+    for cells in ([{**c, "repair": "refined"} for c in plain.cells], [{**first, "repair": 3}], [unmeasured]):
+        damage = {"cells": cells}
         checkpoint.write_json(path, {**content, **damage})
         with pytest.raises(ArtifactError, match="not a whole comparison"):
             Comparison.load(path)
