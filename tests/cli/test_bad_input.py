@@ -19,7 +19,7 @@ from prunekit.explain import EvaluationRecord
 from prunekit.recipe import Recipe
 from prunekit.search import Comparison
 from prunekit.training.record import TrainingRecord
-from tests.cli.conftest import RECIPE, Cli, Done
+from tests.cli.conftest import RECIPE, Cli, Done, with_recipe
 from tests.cli.test_pipeline import files
 
 
@@ -346,14 +346,7 @@ def test_a_trajectory_with_missing_or_mistyped_keys(run: Path, cli: Cli, key: st
 
 def test_code_in_a_run_folder_is_not_reached_by_a_dotted_name(run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     (run / "my_module.py").write_text("raise SystemExit('it ran')\n")
-    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
-    recipe["model"]["factory"] = "run.my_module:build"
-    from prunekit.recipe import RESOLVED
-
-    (run / "recipe.yaml").write_text(RESOLVED + yaml.safe_dump(recipe))
-    header = checkpoint.read_json(run / "trajectory" / "trajectory.json")
-    header["provenance"]["recipe"]["model"]["factory"] = "run.my_module:build"  # as if it had been recorded with it
-    checkpoint.write_json(run / "trajectory" / "trajectory.json", header)
+    with_recipe(run, model={"factory": "run.my_module:build", "args": {}})
     monkeypatch.chdir(run.parent)
     one_line(cli("score", "run", "-c", "magnitude", "--overwrite"), 2, "lies in the run folder")
     assert cli("trust", "run", "--yes").code == 0

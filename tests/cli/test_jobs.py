@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ from tests.cli.conftest import RECIPE, Cli, Done
 from tests.cli.test_speed import Machine
 
 DOCS = Path(__file__).parents[2] / "docs"
-RECORDS = f"#!{sys.executable}\nimport json, os, sys\nopen(os.environ['CALLED'], 'a').write(json.dumps(sys.argv[1:]) + '\\n')\n"
+NOTES = "import json, os, sys; open(os.environ['CALLED'], 'a').write(json.dumps(sys.argv[1:]) + '\\n')"
+RECORDS = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(NOTES)} "$@"\n'
 """A ``prunekit`` that only notes what it is called with."""
 
 

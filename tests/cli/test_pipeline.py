@@ -21,7 +21,7 @@ from prunekit.data import digits
 from prunekit.models import digits_cnn
 from prunekit.models.digits import DigitsCNN
 from prunekit.verbs.run_folder import Run
-from tests.cli.conftest import RECIPE, Cli
+from tests.cli.conftest import RECIPE, Cli, with_recipe
 from tests.interrupt import ctrl_c, trains
 
 CRITERIA = ["influence", "magnitude", "gradient", "taylor", "random"]
@@ -282,9 +282,7 @@ def test_imported_models(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPat
 @pytest.mark.slow
 def test_a_run_folder_is_never_on_the_path(run: Path, tmp_path: Path) -> None:
     (run / "evil.py").write_text("raise SystemExit('code from the run folder ran')\n")
-    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
-    recipe["model"]["factory"] = "evil:build"
-    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with_recipe(run, model={"factory": "evil:build", "args": {}})
     for library in ("json", "yaml", "torch", "difflib"):
         (run / f"{library}.py").write_text("raise SystemExit('code from the run folder ran')\n")
     done = subprocess.run(
