@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from prunekit.exporting.pretrained import is_pretrained, load_hf
 from prunekit.exporting.same import answered, compare
 from prunekit.exporting.state_dict import check_tensors
 from prunekit.exporting.subject import Format, Subject, Written
+from prunekit.huggingface import quietly
 
 TOLERANCE = 1e-5
 ALL = 2**62
@@ -41,7 +40,7 @@ def write(subject: Subject, folder: Path) -> Written:
             f"the model is a {type(model).__name__} and none of transformers'; export it to state-dict, onnx or torch-export"
         )
     source = source_of(model)
-    with theirs("transformers"), _silent():
+    with theirs("transformers"), quietly():
         config, why = saying_of(model)
         if config is not None:
             _save(model, config, folder, largest_shard(source))
@@ -61,7 +60,7 @@ def write(subject: Subject, folder: Path) -> Written:
         else 'import prunekit\n\nmodel = prunekit.load_hf("DIR")'
     )
     (folder / "README.md").write_text(card(subject.manifest, subject.evaluation, loading, notes), encoding="utf-8")
-    with theirs("transformers, loading what was written,"), _silent():
+    with theirs("transformers, loading what was written,"), quietly():
         back = load_hf(folder) if config is None else _loaded(model, folder)
     loads = "prunekit.load_hf" if config is None else f"transformers.{kind}.from_pretrained"
     with without_skipped(model) if config is not None else nullcontext():
@@ -114,6 +113,7 @@ def _loaded(model: Any, folder: Path) -> nn.Module:
         dtype="auto",
         attn_implementation=getattr(model.config, "_attn_implementation", None),
         local_files_only=True,
+        use_safetensors=True,
         output_loading_info=True,
     )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -121,21 +121,6 @@ def _loaded(model: Any, folder: Path) -> nn.Module:
             raise UsageError(f"from_pretrained reports {kind} ({sorted(map(str, told[kind]))[0]}); nothing was written")
     found: nn.Module = back.eval()
     return found
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """transformers' bars and remarks are about its own work, which is checked here."""
-    said = importlib.import_module("transformers.utils.logging")
-    level, bars = said.get_verbosity(), said.is_progress_bar_enabled()
-    said.set_verbosity_error()
-    said.disable_progress_bar()
-    try:
-        yield
-    finally:
-        said.set_verbosity(level)
-        if bars:
-            said.enable_progress_bar()
 
 
 FORMAT = Format(write, "a folder that from_pretrained loads")

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from prunekit.apply.manifest import load
-from prunekit.errors import ArtifactError, theirs
-from prunekit.imports import needed
-
-CONFIG = "config.json"
+from prunekit.huggingface import load_model, new_model
 
 
 def is_pretrained(model: nn.Module) -> bool:
@@ -26,38 +22,17 @@ def load_hf(folder: str | Path) -> nn.Module:
     other numbers of heads or neurons, which no config says.
 
     Raises:
-        UsageError: transformers is not installed, or does not load what is in the folder.
-        ArtifactError: files are missing or damaged, or the config names a class that transformers does not have.
+        UsageError: transformers is not installed, has no such class, or does not load what is in the folder.
+        ArtifactError: files are missing, damaged, or of a kind that prunekit does not read (docs/huggingface.md).
 
     Example:
         >>> import prunekit
         >>> prunekit.load_hf("nowhere")
         Traceback (most recent call last):
         ...
-        prunekit.errors.ArtifactError: nowhere/config.json: no such file; a folder of transformers has one
+        prunekit.errors.ArtifactError: nowhere: no such folder; name a folder with config.json and model.safetensors
     """
     folder = Path(folder)
-    if not (folder / CONFIG).is_file():
-        raise ArtifactError(f"{folder / CONFIG}: no such file; a folder of transformers has one")
-    transformers = needed("transformers")
-    with theirs(f"{folder}: transformers' loading"):
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        kind = _class_of(transformers, config, folder)
-        if not (folder / "prunekit.json").is_file():
-            found: nn.Module = kind.from_pretrained(folder, dtype="auto").eval()
-            return found
-
-        def dense() -> Any:
-            model = kind(config)
-            return model if config.dtype is None else model.to(config.dtype)
-
-        return load(folder, dense)
-
-
-def _class_of(transformers: Any, config: Any, folder: Path) -> Any:
-    """The class that a config names."""
-    named = (getattr(config, "architectures", None) or [None])[0]
-    kind = getattr(transformers, str(named), None)
-    if not isinstance(kind, type) or not issubclass(kind, transformers.PreTrainedModel):
-        raise ArtifactError(f"{folder / CONFIG}: architectures names {named!r}, which is no model of transformers")
-    return kind
+    if not (folder / "prunekit.json").is_file():
+        return load_model(folder)
+    return load(folder, lambda: new_model(folder))

@@ -4,7 +4,7 @@ transformers is imported by the functions that need it; a plain install has none
 """
 
 from prunekit.huggingface.folder import CONFIG, Folder, checkpoints_in
-from prunekit.huggingface.loading import AUTO, load_model, new_model, read_state
+from prunekit.huggingface.loading import AUTO, load_model, new_model, quietly, read_state
 from prunekit.huggingface.tasks import HEADS, task_of
 
-__all__ = ["AUTO", "CONFIG", "HEADS", "Folder", "checkpoints_in", "load_model", "new_model", "read_state", "task_of"]
+__all__ = ["AUTO", "CONFIG", "HEADS", "Folder", "checkpoints_in", "load_model", "new_model", "quietly", "read_state", "task_of"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from prunekit.errors import UsageError, nearest, quoted
+from prunekit.errors import UsageError, nearest, quoted, theirs
 from prunekit.huggingface.folder import CONFIG, Folder
 from prunekit.imports import lacking
 
@@ -68,10 +68,8 @@ def _is_model(found: Any, library: Any) -> bool:
 
 
 def _of_table(table: Any, config: Any) -> Any:
-    try:
+    with theirs(f"importing transformers' class of {type(config).__name__}"):
         return table[type(config)]
-    except Exception as error:  # of the class's module, or of a package that it imports
-        raise UsageError(f"transformers cannot import the class of {type(config).__name__} here ({quoted(error)})") from error
 
 
 def _named(library: Any, name: str) -> Any:
@@ -82,11 +80,8 @@ def _named(library: Any, name: str) -> Any:
     """
     if name not in dir(library):
         return None
-    try:
+    with theirs(f"importing {name} of transformers"):
         return getattr(library, name)
-    except Exception as error:  # of that module, or of a package that it imports
-        cause = error.__cause__ or error
-        raise UsageError(f"transformers cannot import {name} here ({quoted(cause)})") from error
 
 
 def auto_class(name: str) -> Any:
@@ -117,10 +112,8 @@ def read_config(folder: Folder) -> Any:
         code = "; it comes with code of its own (auto_map), which prunekit never runs" if "auto_map" in folder.config else ""
         hint = "" if code else f"; {nearest(kind, list(known.keys()))}" if _near(kind, list(known.keys())) else ""
         raise UsageError(f"{where}: model_type {kind!r:.80} is unknown to transformers {library.__version__}{hint}{code}")
-    try:
+    with theirs(f"{where}: reading it with transformers"):
         return library.AutoConfig.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # whatever its checks of single values raise
-        raise UsageError(f"{where}: transformers cannot read it ({quoted(error)})") from error
 
 
 def _near(name: str, known: list[str]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import ArtifactError, Note, PrunekitError, UsageError, quoted
+from prunekit.errors import ArtifactError, Note, UsageError, theirs
 from prunekit.huggingface.classes import model_class, read_config, transformers
 from prunekit.huggingface.folder import CONFIG, Folder
 
@@ -36,16 +36,11 @@ def load_model(path: Path, auto: str | None = None) -> nn.Module:
     folder = Folder(path)
     _ = folder.shards
     kind = model_class(folder, auto)
-    with _quietly():
-        try:
-            model, info = kind.from_pretrained(
-                path, config=read_config(folder), local_files_only=True, trust_remote_code=False, use_safetensors=True,
-                ignore_mismatched_sizes=True, output_loading_info=True, **_typed(folder),
-            )  # fmt: skip
-        except (PrunekitError, MemoryError):
-            raise
-        except Exception as error:  # of a class's constructor, or of a package that it needs
-            raise UsageError(f"{path}: {kind.__name__} cannot be loaded ({quoted(error)})") from error
+    with theirs(f"{path}: loading {kind.__name__}"), quietly():
+        model, info = kind.from_pretrained(
+            path, config=read_config(folder), local_files_only=True, trust_remote_code=False, use_safetensors=True,
+            ignore_mismatched_sizes=True, output_loading_info=True, **_typed(folder),
+        )  # fmt: skip
     _check(folder, model, info)
     found: nn.Module = model
     return found
@@ -65,13 +60,8 @@ def new_model(path: Path, auto: str | None = None) -> nn.Module:
     """
     folder = Folder(path)
     kind = model_class(folder, auto)
-    with _quietly():
-        try:
-            model: nn.Module = kind._from_config(read_config(folder), **_typed(folder))
-        except (PrunekitError, MemoryError):
-            raise
-        except Exception as error:  # of a class's constructor, or of a package that it needs
-            raise UsageError(f"{path}: {kind.__name__} cannot be made ({quoted(error)})") from error
+    with theirs(f"{path}: making {kind.__name__}"), quietly():
+        model: nn.Module = kind._from_config(read_config(folder), **_typed(folder))
     return model.eval()
 
 
@@ -118,18 +108,18 @@ def _others(keys: list[Any]) -> str:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """transformers says nothing meanwhile: what matters of it is said here, in one line."""
-    from transformers.utils import logging as theirs
+def quietly() -> Iterator[None]:
+    """transformers says nothing meanwhile: what matters of it is said by prunekit, in one line."""
+    from transformers.utils import logging as said
 
-    level, bar = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
-    theirs.set_verbosity(logging.CRITICAL)
-    theirs.disable_progress_bar()
+    level, bar = said.get_verbosity(), said.is_progress_bar_enabled()
+    said.set_verbosity(logging.CRITICAL)
+    said.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        theirs.set_verbosity(level)
+        said.set_verbosity(level)
         if bar:
-            theirs.enable_progress_bar()
+            said.enable_progress_bar()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 import prunekit
@@ -169,16 +170,33 @@ def test_other_models_are_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (None, "config.json: no such file"),
-        ('{"model_type": "llama", "architectures": ["Mine"]}', "architectures names 'Mine'"),
-        ('{"model_type": "nothing like it"}', "transformers' loading failed"),
-        ('{"model_type": "llama"', "transformers' loading failed"),
+        (None, "no config.json; name the folder"),
+        ('{"model_type": "llama", "architectures": ["Mine"]}', "architectures is 'Mine', no model class of transformers"),
+        ('{"model_type": "nothing like it"}', "model_type 'nothing like it' is unknown"),
+        ('{"model_type": "llama"', "config.json: not a readable JSON file"),
+        ('{"model_type": "llama", "attn_implementation": "some/kernel"}', "code that would be fetched"),
     ],
 )
 def test_folders_that_load_hf_cannot_read(config: str | None, said: str, tmp_path: Path) -> None:
     transformers()
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     if config is not None:
         (tmp_path / "config.json").write_text(config)
     with pytest.raises((UsageError, ArtifactError), match=said) as refused:
         prunekit.load_hf(tmp_path)
     assert "\n" not in str(refused.value)
+
+
+def test_load_hf_runs_and_unpickles_nothing_of_a_folder(tmp_path: Path) -> None:
+    """A folder with pickled weights alone, and one of ours whose config was given code to fetch since."""
+    (tmp_path / "pickled").mkdir()
+    bert().config.save_pretrained(tmp_path / "pickled")
+    (tmp_path / "pickled" / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    with pytest.raises(ArtifactError, match=r"has pytorch_model.bin and no safetensors file"):
+        prunekit.load_hf(tmp_path / "pickled")
+    small, plan = pruned(bert(), tokens(), "heads", sparsity=0.3)
+    assert prunekit.export(small, "hf", tmp_path / "ours", tokens(), plan=plan).loads_with == "prunekit.load_hf"
+    path = tmp_path / "ours" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "_attn_implementation": "some/kernel"}))
+    with pytest.raises(ArtifactError, match="code that would be fetched"):
+        prunekit.load_hf(tmp_path / "ours")

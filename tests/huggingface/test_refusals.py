@@ -83,7 +83,7 @@ REFUSED: dict[str, tuple[Break, str]] = {
     ),
     "quantised": (said(quantization_config={"bits": 4}), r"the weights are quantised \(quantization_config\)"),
     "a dtype": (said(dtype="int4"), r"dtype is 'int4'; it must be float32"),
-    "a bad value": (said(num_attention_heads=5), r"BertForSequenceClassification cannot be loaded \(ValueError: The hidden size"),
+    "a bad value": (said(num_attention_heads=5), r"loading BertForSequenceClassification failed: ValueError: The hidden size"),
     "no weights": (without("model.safetensors"), r": has no weights; it must hold model\.safetensors"),
     "pickled weights": (pickled, r": has pytorch_model\.bin and no safetensors file; save it again .*, or give --weights"),
     "cut off": (cut, r"model\.safetensors: not a whole safetensors file"),
