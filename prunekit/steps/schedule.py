@@ -332,9 +332,8 @@ class _Work:
                 tuner.run(begin=step, end=end, stage=self._stage(number))
                 if number == len(self.targets) - 1:
                     tuner.set(self._recalibrate)
-                steps = min(tuner.how.steps, end or tuner.how.steps) - step
             child = Trajectory(self.folder) if self.folder is not None else None
-            self._note(target, pruned, steps, tuner.how.seed)
+            self._note(target, pruned, min(tuner.how.steps, end or tuner.how.steps) - step, tuner.how.seed)
         return self._done()
 
     def gradual(self) -> Plan:
@@ -348,8 +347,7 @@ class _Work:
                 if target is None:
                     return
                 self.plan = self.planner.plan(self.model, target, self.plan, self._child(tuner))
-                before = self._figure() if self.rounds else None
-                if before is not None:
+                if self.rounds and (before := self._figure()) is not None:
                     self.rounds[-1][self._name] = before
                 tuner.shrink(self.plan.masks())
                 self._note(target, self._figure(), every, tuner.how.seed)
@@ -369,8 +367,7 @@ class _Work:
         return tuner.so_far() if self.planner.of_path else None
 
     def _stage(self, number: int) -> str:
-        many = self._trainings
-        return "fine-tune" if many == 1 else f"fine-tune (round {number + 1} of {many})"
+        return "fine-tune" if self._trainings == 1 else f"fine-tune (round {number + 1} of {self._trainings})"
 
     def _recalibrate(self) -> None:
         if self.recalibrate is not None:
@@ -392,8 +389,7 @@ class _Work:
         if pruned is not None:
             facts |= {f"{self._name}_pruned": pruned, self._name: self._figure()}
         refined = self.plan.provenance["refine_again"][-1] if again else self.plan.provenance.get("refine")
-        if again:
-            facts["again"] = again
+        facts |= {"again": again} if again else {}
         if refined:
             facts["refined"] = {key: refined[key] for key in ("before", "after", "changed", "ended")}
         self.rounds.append({**facts, "seed": seed, "seconds": round(now - self._started, 3)})

@@ -110,10 +110,14 @@ class Notes:
             if not line.get("batches") and not self.told:
                 warnings.warn(WITHOUT, Note, stacklevel=2)
                 self.told = True
-            self._shared = _Shared(dict(line), random, state, {optimizer})
-            return line, random, 0
-        shared.used.add(optimizer)
-        return {**shared.line, **line}, shared.random, state - shared.state
+            self._shared = shared = _Shared(dict(line), random, state, {optimizer})
+        else:
+            shared.used.add(optimizer)
+            line = {**shared.line, **line}
+        for key in ("seeds", "weights"):
+            if all(value is None for value in line.get(key, ())):
+                line.pop(key, None)
+        return line, shared.random, state - shared.state
 
     def _before_gradient(self, parameter: nn.Parameter) -> Any:
         def look(gradient: Tensor) -> None:

@@ -236,7 +236,6 @@ class Recorder:
             recorder._resumed = snapshot.restore(recorder.folder, recorder.model, recorder.optimizers, scheduler)
         else:
             recorder._resumed = position(recorder.folder, recorder.model, taken)
-            (recorder.folder / ENDED).unlink(missing_ok=True)
         recorder.steps = int(recorder._resumed["step"])
         recorder.aside = recorder._resumed.get("aside", {})
         recorder._lines = int(recorder._resumed.get("lines", recorder.steps))
@@ -254,13 +253,16 @@ class Recorder:
             self.folder.mkdir(parents=True, exist_ok=True)
             if self._resumed is None:
                 self._begin(dtype, replay)
+            else:  # it is not complete any more, before anything of it is dropped
+                checkpoint.write_json(self.folder / "trajectory.json", self._header)
+                (self.folder / ENDED).unlink(missing_ok=True)
             rows = self._resumed["rows"] if self._resumed else {}
             streams = {"second_moments": self.second_moments, "random": replay}
             self._watch = Watch(self.model, self.layout, self.folder / FIXED)
             self._writer = BackgroundWriter(self.folder, self.layout, dtype, self.kind, streams, rows, self._lines)
             if self._resumed is None:
                 self._writer.start_with(self._watch.copy_to(self._writer.row()))
-            checkpoint.write_json(self.folder / "trajectory.json", self._header)
+                checkpoint.write_json(self.folder / "trajectory.json", self._header)
         except OSError as error:
             raise no_room(self.folder, 0, error) from error
         self._watch.keep()
@@ -366,26 +368,18 @@ class Recorder:
             {k: v for k, v in group_options(group).items() if k == "lr" or start.get(k) != v}
             for group, start in zip(optimizer.param_groups, self._members.groups[number], strict=True)
         ]
-        if not any(s is not None for s in line.get("seeds", ())):
-            line.pop("seeds", None)
-        if not any(w is not None for w in line.get("weights", ())):
-            line.pop("weights", None)
-        missing = [name for name, parameter in self._members.stepped[number] if parameter.grad is None]
-        if missing:
+        if missing := [name for name, parameter in self._members.stepped[number] if parameter.grad is None]:
             line["without_gradient"] = missing
-        if len(self.optimizers) > 1:
-            line["optimizer"] = number
-        if behind:
-            line["behind"] = behind
+        line |= {"optimizer": number} if len(self.optimizers) > 1 else {}
+        line |= {"behind": behind} if behind else {}
         self.steps += 1
         self._kept_last = self.steps % self.every == 0
         if not self._kept_last:
             line["state"] = False
         row = self._watch.copy_to(self._writer.row()) if self._kept_last else None
         self._watch.keep()
-        moments = None
-        if self.second_moments:
-            moments = self._writer.row()
+        moments = self._writer.row() if self.second_moments else None
+        if moments is not None:
             flat_second_moments(self.model, optimizer, self.layout.parameters, torch.from_numpy(moments))
         if random:
             line["random"] = len(random)

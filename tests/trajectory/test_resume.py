@@ -185,3 +185,18 @@ def test_states_are_the_same_hash_when_read_again(tmp_path: Path) -> None:
     model = TinyNet()
     trajectory = record(tmp_path / "t", model, torch.optim.SGD(model.parameters(), lr=0.1), 130)
     assert trajectory._states.digest() == trajectory.hash
+
+
+def test_a_complete_recording_stays_whole_until_its_loop_goes_on(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.BatchNorm1d(4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    record(tmp_path / "t", model, optimizer, steps=4)
+    held = {path.name: path.read_bytes() for path in (tmp_path / "t").iterdir()}
+    assert "ended.safetensors" in held
+    recorder = Recorder.resume(tmp_path / "t", model, optimizer, taken=4)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "t").iterdir()} == held
+    with recorder:
+        assert not Trajectory(tmp_path / "t").complete
+        assert not (tmp_path / "t" / "ended.safetensors").exists()
+    assert Trajectory(tmp_path / "t").complete
+    assert len(Trajectory(tmp_path / "t")) == 4
