@@ -8,6 +8,7 @@ from pathlib import Path
 from prunekit import checkpoint
 from prunekit.criteria import expand
 from prunekit.errors import ArtifactError, UsageError
+from prunekit.imports import needed
 from prunekit.recipe import Study
 from prunekit.report.paper import FORMATS
 from prunekit.search import Comparison
@@ -40,8 +41,9 @@ class TableAsked:
         """Reads the options.
 
         Raises:
-            UsageError: no such format, file or row.
+            UsageError: no such format, file or row, or scipy, whose tests a table has, is not installed.
         """
+        needed("scipy")
         file = None if table in FORMATS else Path(table)
         form = table if file is None else SUFFIXES.get(file.suffix.lower(), "")
         if not form:
