@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+
+from prunekit import Trajectory
 
 COUNT, BATCH = 28, 4
 LR, DECAY, CLIP = 0.05, 0.1, 0.3
@@ -43,49 +47,72 @@ def tiny() -> Tiny:
     return Tiny()
 
 
-def with_trainer(
-    folder: Path,
-    recording: Any,
-    *,
-    accumulate: int = 1,
-    clip: float = 0.0,
-    epochs: int = 2,
-    resume: str | None = None,
-    watch: Any = None,
-    shuffle: bool = True,
-) -> nn.Module:
-    """Trained by transformers' Trainer, which always shuffles; ``watch(model, step)`` after every step."""
+def check_first_gradient(path: Trajectory, model: nn.Module) -> None:
+    """The gradient of the noted samples, accumulated and clipped as noted, is what Adam's buffers hold after the first step.
+
+    Args:
+        model: as it was before that step.
+    """
+    data, step = Samples(), path.step(0)
+    loss = torch.zeros(())
+    for samples, weight in zip(step.batches or (), step.weights, strict=True):
+        loss = loss + weight * F.cross_entropy(model(data.x[list(samples)]), data.y[list(samples)])
+    loss.backward()
+    moments, named = path.second_moments(0), dict(model.named_parameters())
+    assert moments is not None
+    for entry in path.layout.parameters:
+        gradient = named[entry.name.removeprefix("net.")].grad
+        assert gradient is not None
+        expected = (step.gradient_scale * gradient).square() * 0.001  # Adam's v with beta 0.999
+        torch.testing.assert_close(moments[entry.span].view_as(expected), expected, rtol=2e-3, atol=1e-12)
+
+
+@dataclass(frozen=True)
+class How:
+    """What a loop is to do.
+
+    ``watch(model, step)`` is called after every step; ``resume`` is where it goes on from; transformers' Trainer always shuffles.
+    """
+
+    accumulate: int = 1
+    clip: float = 0.0
+    epochs: int = 2
+    resume: str | None = None
+    watch: Any = None
+    shuffle: bool = True
+
+
+def by_options(train: Callable[[Path, Any, How], nn.Module]) -> Callable[..., nn.Module]:
+    """Called with what ``How`` has as keywords."""
+    return lambda folder, recording, **options: train(folder, recording, How(**options))
+
+
+@by_options
+def with_trainer(folder: Path, recording: Any, how: How) -> nn.Module:
+    """Trained by transformers' Trainer."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from prunekit.integrations.transformers import RecordingCallback
 
     class Watch(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if watch is not None:
-                watch(kwargs["model"], state.global_step)
+            if how.watch is not None:
+                how.watch(kwargs["model"], state.global_step)
 
     arguments = TrainingArguments(
-        str(folder), num_train_epochs=epochs, per_device_train_batch_size=BATCH, gradient_accumulation_steps=accumulate,
-        max_grad_norm=clip, learning_rate=LR, weight_decay=DECAY, use_cpu=True, report_to=[], save_strategy="steps", save_steps=3,
+        str(folder), num_train_epochs=how.epochs, per_device_train_batch_size=BATCH, gradient_accumulation_steps=how.accumulate,
+        max_grad_norm=how.clip, learning_rate=LR, weight_decay=DECAY, use_cpu=True, report_to=[],
+        save_strategy="steps", save_steps=3,
         lr_scheduler_type="linear", disable_tqdm=True, seed=0, logging_strategy="no",
     )  # fmt: skip
     callbacks = [Watch()] if recording is None else [RecordingCallback(recording), Watch()]
     model = tiny()
-    Trainer(model, arguments, train_dataset=Samples(), callbacks=callbacks).train(resume_from_checkpoint=resume)
+    Trainer(model, arguments, train_dataset=Samples(), callbacks=callbacks).train(resume_from_checkpoint=how.resume)
     return model
 
 
-def with_lightning(
-    folder: Path,
-    recording: Any,
-    *,
-    accumulate: int = 1,
-    clip: float = 0.0,
-    epochs: int = 2,
-    resume: str | None = None,
-    watch: Any = None,
-    shuffle: bool = True,
-) -> nn.Module:
+@by_options
+def with_lightning(folder: Path, recording: Any, how: How) -> nn.Module:
     """Trained by Lightning's Trainer, automatic optimization."""
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
@@ -107,53 +134,44 @@ def with_lightning(
 
     class Watch(Callback):
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, number: int) -> None:
-            if watch is not None:
-                watch(module.net, trainer.global_step)
+            if how.watch is not None:
+                how.watch(module.net, trainer.global_step)
 
     torch.manual_seed(0)
     module = Module()
     torch.manual_seed(3)
     trainer = Trainer(
-        max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        accumulate_grad_batches=accumulate, gradient_clip_val=clip or None, default_root_dir=str(folder),
+        max_epochs=how.epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        accumulate_grad_batches=how.accumulate, gradient_clip_val=how.clip or None, default_root_dir=str(folder),
         callbacks=[
             *([] if recording is None else [RecordingCallback(recording)]), Watch(),
             ModelCheckpoint(str(folder), "{epoch}", save_top_k=-1, every_n_epochs=1),
         ],
     )  # fmt: skip
-    loader = DataLoader(Samples(), BATCH, shuffle=shuffle, generator=torch.Generator().manual_seed(5))
-    trainer.fit(module, loader, ckpt_path=resume)
+    loader = DataLoader(Samples(), BATCH, shuffle=how.shuffle, generator=torch.Generator().manual_seed(5))
+    trainer.fit(module, loader, ckpt_path=how.resume)
     return module.net
 
 
-def with_accelerate(
-    folder: Path,
-    recording: Any,
-    *,
-    accumulate: int = 1,
-    clip: float = 0.0,
-    epochs: int = 2,
-    resume: str | None = None,
-    watch: Any = None,
-    shuffle: bool = True,
-) -> nn.Module:
+@by_options
+def with_accelerate(folder: Path, recording: Any, how: How) -> nn.Module:
     """Trained by a loop of Accelerate's; ``folder/epoch-N`` are its checkpoints."""
     from accelerate import Accelerator
 
     from prunekit.integrations.accelerate import Accelerated
 
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=how.accumulate)
     plain = tiny()
     first = torch.optim.AdamW(plain.parameters(), lr=LR, weight_decay=DECAY)
     torch.manual_seed(3)
-    given = DataLoader(Samples(), BATCH, shuffle=shuffle, generator=torch.Generator().manual_seed(5))
+    given = DataLoader(Samples(), BATCH, shuffle=how.shuffle, generator=torch.Generator().manual_seed(5))
     schedule = torch.optim.lr_scheduler.LambdaLR(first, lambda step: 0.9**step)
     model, optimizer, loader, schedule = accelerator.prepare(plain, first, given, schedule)
     begin, steps = 0, 0
-    if resume is not None:
-        accelerator.load_state(resume)
-        begin = int(resume.rpartition("-")[2])
-        steps = begin * -(-len(loader) // accumulate)
+    if how.resume is not None:
+        accelerator.load_state(how.resume)
+        begin = int(how.resume.rpartition("-")[2])
+        steps = begin * -(-len(loader) // how.accumulate)
 
     def epoch(batches: Any, clipping: Any) -> int:
         count = 0
@@ -161,24 +179,24 @@ def with_accelerate(
             with accelerator.accumulate(model):
                 accelerator.backward(model(**batch)["loss"])
                 if accelerator.sync_gradients:
-                    if clip:
-                        clipping(model.parameters(), clip)
+                    if how.clip:
+                        clipping(model.parameters(), how.clip)
                     count += 1
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
-            if watch is not None:
-                watch(plain, count)
+            if how.watch is not None:
+                how.watch(plain, count)
         return count
 
     if recording is None:
-        for _ in range(begin, epochs):
+        for _ in range(begin, how.epochs):
             epoch(loader, accelerator.clip_grad_norm_)
         return plain
     with Accelerated(
-        recording, accelerator, model, optimizer, loader, taken=steps, steps=epochs * len(loader) // accumulate
+        recording, accelerator, model, optimizer, loader, taken=steps, steps=how.epochs * len(loader) // how.accumulate
     ) as loop:
-        for number in range(begin, epochs):
+        for number in range(begin, how.epochs):
             epoch(loop, loop.clip_grad_norm_)
             accelerator.save_state(str(folder / f"epoch-{number + 1}"))
     return plain

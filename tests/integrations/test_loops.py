@@ -21,7 +21,7 @@ from prunekit.integrations import Gradual, Recording
 from prunekit.kernel import ModelFunction
 from prunekit.kernel.reconstruction import reconstruct
 from prunekit.trajectory.bare import named_tensors
-from tests.integrations.loops import BATCH, COUNT, LOOPS, Samples, tiny
+from tests.integrations.loops import BATCH, COUNT, LOOPS, Samples, check_first_gradient, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 Loop = Callable[..., nn.Module]
@@ -74,20 +74,7 @@ def test_first_update_is_of_the_noted_samples(tmp_path: Path, loop: Loop) -> Non
     """The gradient of the noted samples, accumulated and clipped as noted, is what Adam's buffers hold after the step."""
     options = {"accumulate": 2, "clip": 0.3, "epochs": 1}
     loop(tmp_path / "out", Recording(tmp_path / "t", second_moments=True), **options)
-    path, data = Trajectory(tmp_path / "t"), Samples()
-    step, model = path.step(0), tiny()
-    loss = torch.zeros(())
-    for samples, weight in zip(step.batches or (), step.weights, strict=True):
-        loss = loss + weight * F.cross_entropy(model(data.x[list(samples)]), data.y[list(samples)])
-    loss.backward()
-    moments = path.second_moments(0)
-    assert moments is not None
-    named = dict(model.named_parameters())
-    for entry in path.layout.parameters:
-        gradient = named[entry.name.removeprefix("net.")].grad
-        assert gradient is not None
-        expected = (step.gradient_scale * gradient).square() * 0.001  # Adam's v with beta 0.999
-        torch.testing.assert_close(moments[entry.span].view_as(expected), expected, rtol=2e-3, atol=1e-12)
+    check_first_gradient(Trajectory(tmp_path / "t"), tiny())
 
 
 def test_masks_are_exact_at_every_step(tmp_path: Path, loop: Loop) -> None:

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from prunekit import Trajectory
-from tests.integrations.loops import BATCH, COUNT, Samples, tiny
+from tests.integrations.loops import BATCH, COUNT, check_first_gradient, tiny
 
 
 @pytest.mark.slow
@@ -51,18 +50,8 @@ def test_one_process_writes_what_both_see(tmp_path: Path) -> None:
     assert {k for pair in pairs for b in pair for k in b} == set(range(COUNT))
 
     # The first step's gradient, from the noted samples of both: each process's mean, averaged, clipped as noted.
-    model, data, step = tiny(), Samples(), path.step(0)
+    model = tiny()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(path.layout.views(path.state(0))[name])
-    loss = torch.zeros(())
-    for samples, weight in zip(step.batches or (), step.weights, strict=True):
-        loss = loss + weight * F.cross_entropy(model(data.x[list(samples)]), data.y[list(samples)])
-    loss.backward()
-    moments = path.second_moments(0)
-    assert moments is not None
-    for entry in path.layout.parameters:
-        gradient = dict(model.named_parameters())[entry.name].grad
-        assert gradient is not None
-        expected = (step.gradient_scale * gradient).square() * 0.001
-        torch.testing.assert_close(moments[entry.span].view_as(expected), expected, rtol=2e-3, atol=1e-12)
+    check_first_gradient(path, model)
