@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit import bounded
+from prunekit.huggingface.folder import INDEX
 
 COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.*", "merges.txt", "spiece.model",
@@ -14,7 +15,6 @@ COMPANIONS = (
     "chat_template.*",
 )  # fmt: skip
 """Names of files that are copied; nothing else of the folder is, code least of all."""
-INDEX = "model.safetensors.index.json"
 
 
 def source_of(model: Any) -> Path | None:

@@ -12,6 +12,7 @@ from prunekit.artifact import SOMETIMES, Artifact, Cost, conform
 from prunekit.checkpoint import file_checksum
 from prunekit.errors import ArtifactError
 from prunekit.measure import Speed
+from prunekit.reusing import reusable
 
 EXPORT = "export.json"
 
@@ -74,12 +75,8 @@ def standing(folder: Path, made_from: Mapping[str, Any], overwrite: bool) -> Exp
     found = ExportRecord.load(folder / EXPORT)
     if foreign := sorted(names - {*found.files, EXPORT}):
         raise ArtifactError(f"{folder}: holds {foreign[0]}, which the export in it did not write; choose another folder")
-    if overwrite:
+    if not reusable(folder, found.made_from, made_from, overwrite):
         return None
-    for key in made_from:
-        if found.made_from.get(key) != made_from[key]:
-            was, now = found.made_from.get(key), made_from[key]
-            raise ArtifactError(f"{folder}: an export of other inputs ({key} was {was}, is now {now}); --overwrite replaces it")
     for name, proof in found.files.items():
         if name not in names or file_checksum(folder / name) != proof:
             raise ArtifactError(f"{folder / name}: is not what the export wrote; --overwrite makes it again")

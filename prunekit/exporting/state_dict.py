@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunekit import checkpoint
+from prunekit import batch, checkpoint
 from prunekit.apply.manifest import MODEL, write_weights
 from prunekit.errors import ArtifactError
 from prunekit.exporting.same import answered, compare
@@ -36,7 +36,7 @@ def write(subject: Subject, folder: Path) -> Written:
             tensor.fill_(float("nan") if tensor.is_floating_point() else 0)
     load_into(back, state, path)
     off = compare(answered(back, subject.inputs), answered(subject.model, subject.inputs), 0.0, f"{MODEL}, read back")
-    return Written(loads, 0.0, off, [len(answered(back, subject.inputs)[0])])
+    return Written(loads, 0.0, off, [batch.size(subject.inputs)])
 
 
 def check_tensors(found: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:

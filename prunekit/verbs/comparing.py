@@ -13,9 +13,9 @@ from prunekit.errors import ArtifactError
 from prunekit.plan import Plan
 from prunekit.recipe import CompareRefine
 from prunekit.report import comparison_figure, save_figure
+from prunekit.reusing import reusable
 from prunekit.search import Comparison, compare
 from prunekit.verbs.refining import refining, refining_request
-from prunekit.verbs.reusing import reusable
 from prunekit.verbs.run_folder import Run, comparison_inputs
 
 

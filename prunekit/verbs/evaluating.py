@@ -24,6 +24,7 @@ from prunekit.kernel import ModelFunction
 from prunekit.measure import conditions, machine, sizes, timed
 from prunekit.measure.bound import is_due, reason
 from prunekit.plan import Plan
+from prunekit.reusing import recorded_inputs, reusable
 from prunekit.task.evaluation import Evaluation, References, compared, measures_told
 from prunekit.task.evaluation import evaluate as measured
 from prunekit.trajectory import Trajectory
@@ -31,7 +32,6 @@ from prunekit.verbs.accounts import keep_removal, keep_timeline
 from prunekit.verbs.budgets import file_size
 from prunekit.verbs.compensating import pruned_as_asked
 from prunekit.verbs.pruned_folder import child_of, open_pruned
-from prunekit.verbs.reusing import recorded_inputs, reusable
 from prunekit.verbs.run_folder import Run
 from prunekit.verbs.validation import validation_in
 

@@ -17,6 +17,7 @@ from prunekit.errors import ArtifactError, Note, PrunekitError, UsageError
 from prunekit.plan import GROUPED, Plan, asked_sparsity, make_plan
 from prunekit.recipe import DROPS, SIZED, TIMES, Prune, Refine, Steps, parse_seconds
 from prunekit.repair.swaps import get_swaps
+from prunekit.reusing import PROBLEM, reusable
 from prunekit.search import Candidates, Comparison, choose
 from prunekit.search.budget import TRIES
 from prunekit.steps import GivenPlan, Planner
@@ -29,7 +30,6 @@ from prunekit.verbs.budgets import measured_again, parameters_left, parameters_o
 from prunekit.verbs.compensating import compensation_request, pruned_as_asked
 from prunekit.verbs.pruned_folder import read_plan, write_plan, write_pruned
 from prunekit.verbs.refining import Seconds, better_plan, refining_again, refining_request
-from prunekit.verbs.reusing import PROBLEM, reusable
 from prunekit.verbs.run_folder import Run, comparison_inputs
 from prunekit.verbs.scheduling import planner_for, prune_in_steps
 from prunekit.verbs.scoring import score_run

@@ -14,13 +14,13 @@ from prunekit.data import Split
 from prunekit.durable import together
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.recipe import Optimizer, RateSchedule, Recipe, Record
+from prunekit.reusing import reusable
 from prunekit.structure import prunable_parameters
 from prunekit.trajectory import Trajectory, load_into, snapshot
 from prunekit.trajectory.layout import refuse_meta
 from prunekit.trajectory.proof import LOG
 from prunekit.verbs.checks import settled, told_on_itself, try_once, with_task
 from prunekit.verbs.configured import config_facts
-from prunekit.verbs.reusing import reusable
 from prunekit.verbs.run_folder import load_splits
 from prunekit.verbs.training import RECORDED, given, made_from, save_recipe
 

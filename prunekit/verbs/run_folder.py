@@ -21,13 +21,13 @@ from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.imports import call
 from prunekit.links import refuse_links_out
 from prunekit.recipe import Recipe, check_device, read_yaml
+from prunekit.reusing import as_noted, first_difference, recorded_inputs
 from prunekit.search import Comparison
 from prunekit.structure import kept_layers, prunable_parameters
 from prunekit.task import Task
 from prunekit.trajectory import Trajectory, load_into
 from prunekit.verbs.checks import settled
 from prunekit.verbs.configured import check_config
-from prunekit.verbs.reusing import as_noted, first_difference, recorded_inputs
 
 RECORDED = "recorded"
 """Key in the provenance of a trajectory that came from a training loop of the user's own: the hash of what it recorded."""

@@ -17,12 +17,12 @@ from prunekit.errors import ArtifactError, UsageError
 from prunekit.imports import load_object
 from prunekit.plan import GROUPED
 from prunekit.recipe import Steps, optimizer_of, scheduler_of
+from prunekit.reusing import first_difference
 from prunekit.steps import Finetuning, Planner, RefineAgain, Schedule, cut, leaves, prune_by_schedule
 from prunekit.steps.planner import Repair
 from prunekit.training import Distillation, batches_per_epoch, recalibrate
 from prunekit.trajectory.copies import copied
 from prunekit.verbs.pruned_folder import write_pruned
-from prunekit.verbs.reusing import first_difference
 from prunekit.verbs.run_folder import RECORDED, Run
 from prunekit.verbs.validation import validation_of
 

@@ -22,7 +22,7 @@ from prunekit.criteria import (
     score_evidence,
 )
 from prunekit.errors import PrunekitError
-from prunekit.verbs.reusing import recorded_inputs, reusable
+from prunekit.reusing import recorded_inputs, reusable
 from prunekit.verbs.run_folder import Run
 
 

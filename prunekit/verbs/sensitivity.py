@@ -10,8 +10,8 @@ from prunekit import checkpoint
 from prunekit.durable import together
 from prunekit.plan import check_sparsity, check_structure
 from prunekit.report import save_figure, sensitivity_figure
+from prunekit.reusing import recorded_inputs, reusable
 from prunekit.search import Candidates, Sensitivity, sensitivity
-from prunekit.verbs.reusing import recorded_inputs, reusable
 from prunekit.verbs.run_folder import Run
 
 

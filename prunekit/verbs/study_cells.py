@@ -13,6 +13,7 @@ from prunekit import checkpoint, durable
 from prunekit.criteria import expand, parse, score_slug
 from prunekit.errors import ArtifactError
 from prunekit.recipe import BY_LAYERS, Finetune, Recipe, Steps, Study
+from prunekit.reusing import first_difference
 from prunekit.search.compare import Candidates
 from prunekit.search.study import (
     DENSE,
@@ -34,7 +35,6 @@ from prunekit.steps.finetune import Finetuning
 from prunekit.task.evaluation import measures_told
 from prunekit.training.record import TrainingRecord
 from prunekit.verbs.compensating import compensator
-from prunekit.verbs.reusing import first_difference
 from prunekit.verbs.run_folder import Run
 from prunekit.verbs.scheduling import finetuning_of
 from prunekit.verbs.scoring import score_run

@@ -17,6 +17,7 @@ from prunekit.data import Split
 from prunekit.durable import together
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.recipe import Recipe, Watch, read_yaml
+from prunekit.reusing import PROBLEM, reusable
 from prunekit.structure import prunable_parameters
 from prunekit.task import Task
 from prunekit.task.evaluation import evaluate, measures_told
@@ -28,7 +29,6 @@ from prunekit.trajectory.layout import refuse_meta
 from prunekit.trajectory.loading import fitted
 from prunekit.verbs.checks import settled, told_on_itself, try_once, with_task
 from prunekit.verbs.configured import config_facts
-from prunekit.verbs.reusing import PROBLEM, reusable
 from prunekit.verbs.run_folder import RECORDED, load_splits
 
 

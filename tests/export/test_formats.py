@@ -143,7 +143,7 @@ def test_a_foreign_folder_stays_and_an_own_one_is_taken_again_or_replaced(tmp_pa
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     again()
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
-    with pytest.raises(ArtifactError, match=r"an export of other inputs \(to was state-dict, is now torch-export\)"):
+    with pytest.raises(ArtifactError, match=r"exists, made from other inputs \(to was 'state-dict', is now 'torch-export'\)"):
         again(to="torch-export")
     again(overwrite=True, to="torch-export")
     assert sorted(path.name for path in out.iterdir()) == ["export.json", "model.pt2"]
