@@ -207,6 +207,16 @@ class Recording:
                 stacklevel=3,
             )
 
+    def parts_unknown(self, why: str) -> None:
+        """The micro-batches of a step may count unequally, and by how much is not known."""
+        if self._recorder is not None:
+            warnings.warn(
+                f"Recording: the micro-batches of a step are noted as equal parts of it ({why}); explanations by training "
+                "samples and replaying are right only where they are, everything else is right",
+                Note,
+                stacklevel=3,
+            )
+
     def end(self, error: BaseException | None = None) -> None:
         """Training ends. With an error (Ctrl-C too) the recording is cut off: it opens up to its last whole step."""
         stack, self._stack = self._stack, None

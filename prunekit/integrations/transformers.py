@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
 from prunekit.imports import lacking
 from prunekit.integrations.recording import Recording
+from prunekit.trajectory.bare import bare
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -51,6 +53,8 @@ class RecordingCallback(TrainerCallback):
             scale=lambda: 1.0 if scaler is None else scaler.get_scale(),
             clips=args.max_grad_norm > 0,
         )
+        if args.gradient_accumulation_steps > 1 and _weighs_labels(bare(kwargs["model"])):
+            self.recording.parts_unknown("this model's loss divides by the labels of all of them")
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._batch, self._skip = self._skip, 0
@@ -68,3 +72,10 @@ class RecordingCallback(TrainerCallback):
     def _note(self) -> None:
         self.recording.numbered(self._batch)
         self._batch += 1
+
+
+def _weighs_labels(model: Any) -> bool:
+    """Whether ``Trainer`` gives the model ``num_items_in_batch``, by which its loss divides: transformers' own rule."""
+    if hasattr(model, "accepts_loss_kwargs"):
+        return bool(model.accepts_loss_kwargs)
+    return any(each.kind is inspect.Parameter.VAR_KEYWORD for each in inspect.signature(model.forward).parameters.values())

@@ -21,7 +21,7 @@ from prunekit.integrations import Gradual, Recording
 from prunekit.kernel import ModelFunction
 from prunekit.kernel.reconstruction import reconstruct
 from prunekit.trajectory.bare import named_tensors
-from tests.integrations.loops import BATCH, COUNT, LOOPS, Samples, check_first_gradient, tiny
+from tests.integrations.loops import BATCH, COUNT, LOOPS, Samples, Tiny, check_first_gradient, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 Loop = Callable[..., nn.Module]
@@ -264,3 +264,17 @@ class _Without:
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         if name.partition(".")[0] == self.library:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+@pytest.mark.parametrize(("accumulate", "told"), [(1, 0), (2, 1)])
+def test_a_loss_that_divides_by_all_labels_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int, told: int
+) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(Tiny, "accepts_loss_kwargs", True, raising=False)
+    forward = Tiny.forward
+    monkeypatch.setattr(Tiny, "forward", lambda self, x, labels=None, num_items_in_batch=None: forward(self, x, labels))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        LOOPS["transformers"](tmp_path / "out", Recording(tmp_path / "t"), accumulate=accumulate, epochs=1)
+    assert sum("noted as equal parts" in str(one.message) for one in seen) == told
