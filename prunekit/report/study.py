@@ -123,7 +123,12 @@ def write_study_page(path: Path, result: StudyRecord, measured: Measured) -> Non
         layers=layers_table(measured.rows, result.summary, measured.methods, result.measures),
         picture=inline(study_figure(measured, result.summary)),
         only_sparsity=only_sparsity,
-        dense_tuned=dense_tuned(result.runs, result.measures),
+        dense_tuned={  # case -> the dense model's figure after the fine-tuning that pruned models get
+            case: spread(list(figures.values()))
+            for case, found in measured.dense.items()
+            for epochs, figures in found.items()
+            if epochs
+        },
     )
 
 
@@ -145,15 +150,6 @@ def cases_table(runs: Sequence[Mapping[str, Any]], measures: Measures = CLASSIFI
             }
         )
     return table
-
-
-def dense_tuned(runs: Sequence[Mapping[str, Any]], measures: Measures = CLASSIFICATION) -> dict[str, dict[str, Any]]:
-    """Case -> the dense model's figure on test data after the fine-tuning that pruned models get; none without fine-tuning."""
-    measure, found = deciding(measures), dict[str, list[float]]()
-    for run in runs:
-        if run.get("dense_tuned"):
-            found.setdefault(run["case"], []).append(measure.scale * run["dense_tuned"]["test"][measure.name])
-    return {case: spread(values) for case, values in found.items()}
 
 
 def costs_table(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
