@@ -222,7 +222,9 @@ def apply_plan(
 
 BUDGET = ("budget", "measure", "reached", "standard_error", "speed")
 """What ``within_budget`` puts on record."""
-OURS = {"model.safetensors", "masks.safetensors", "plan.safetensors", "prunekit.json", "eval.json", "trajectory"}
+OURS = {
+    "model.safetensors", "masks.safetensors", "plan.safetensors", "prunekit.json", "eval.json", "removal.json", "trajectory",
+}  # fmt: skip
 
 
 def refuse_foreign(folder: Path) -> None:

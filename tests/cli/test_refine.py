@@ -83,6 +83,7 @@ def test_a_refined_model_is_written_measured_and_explained(cli: Cli, run: Path) 
     one_line(cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "better"), 1, "refine was")
     shown = cli("info", run / "pruned" / "better")
     assert "entries" in shown.out
+    assert cli("prune", run, "-c", "magnitude", "-s", 0.7, "--name", "better", "--overwrite").code == 0, "eval's files go with it"
 
 
 def test_channels_can_be_refined_and_a_plan_alone(cli: Cli, run: Path) -> None:
