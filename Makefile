@@ -12,7 +12,7 @@ PEER = $(PIP) install -q --no-deps --ignore-requires-python explaind==0.1.0 tqdm
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
-	.venv/bin/python -m prunekit run recipes/digits-cnn.yaml --out runs/digits-cnn
+	.venv/bin/python -m prunekit run recipes/demo.yaml --out runs/demo
 
 test: .venv/installed-test
 	.venv/bin/python -m pytest -n auto --dist worksteal

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
-from prunekit.errors import ArtifactError
+from prunekit.errors import ArtifactError, Note
 from prunekit.explain import EvaluationRecord
 from prunekit.exporting import Subject, written
 from prunekit.verbs.pruned_folder import open_pruned
@@ -39,6 +40,8 @@ def export_pruned(run: Run, pruned: Path, to: str, folder: Path, overwrite: bool
 def _evaluation(path: Path, plan: str) -> EvaluationRecord | None:
     """The figures, where the model was measured as it is."""
     if not path.exists():
+        text = f"{path}: not there, so what was lost is not on the card; prunekit eval {path.parent} measures it"
+        warnings.warn(text, Note, stacklevel=3)
         return None
     found = EvaluationRecord.load(path)
     if found.made_from["plan"] != plan:
