@@ -369,6 +369,8 @@ def load_splits(recipe: Recipe) -> dict[str, Split]:
     """
     if recipe.data is None:
         raise PrunekitError("this run has no data; import the model again with --data my_module:data")
+    if recipe.data.factory is None:
+        raise UsageError(f"data.files: {recipe.data.source} cannot be read yet")
     return as_splits(call(recipe.data.factory, "data", recipe.data.arguments()), recipe.data.factory, recipe.load_task().batch)
 
 
