@@ -52,7 +52,7 @@ def import_recording(
         raise ArtifactError(f"{folder}: {error}; {recipe.model.said}, see what it is made from") from None
     load_into(model, trajectory.model_state(), folder)
     prunable_parameters(model, trajectory.layout, recipe.prunable.ignore, recipe.prunable.include)
-    splits = load_splits(recipe) if recipe.data is not None else None
+    splits = load_splits(recipe, fetch=True) if recipe.data is not None else None
     recipe = settled(_as_recorded(recipe, trajectory, splits), model, splits)
     recipe.load_task()
     if splits is not None:

@@ -361,17 +361,26 @@ class Run:
         return {scores.criterion: scores for scores in map(self.scores_in, files)}
 
 
-def load_splits(recipe: Recipe) -> dict[str, Split]:
+def load_splits(recipe: Recipe, fetch: bool = False) -> dict[str, Split]:
     """The recipe's data.
+
+    Args:
+        fetch: data sets on the Hugging Face hub may be downloaded: the user named them just now.
 
     Raises:
         PrunekitError: the run has none.
     """
     if recipe.data is None:
-        raise PrunekitError("this run has no data; import the model again with --data my_module:data")
-    if recipe.data.factory is None:
-        raise UsageError(f"data.files: {recipe.data.source} cannot be read yet")
-    return as_splits(call(recipe.data.factory, "data", recipe.data.arguments()), recipe.data.factory, recipe.load_task().batch)
+        raise PrunekitError("this run has no data; import the model again with --data")
+    task = recipe.load_task()
+    if recipe.data.files is not None:
+        from prunekit.data.files.reading import read_files
+
+        name = None if recipe.task is None else task.name
+        found = read_files(recipe.data.files, recipe.data.options(), task=name, model=recipe.model.pretrained, fetch=fetch)
+        return as_splits(found, recipe.data.source, task.batch)
+    factory = str(recipe.data.factory)
+    return as_splits(call(factory, "data", recipe.data.arguments()), factory, task.batch)
 
 
 def _listed(classes: Sequence[int]) -> str:
