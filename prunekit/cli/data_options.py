@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,8 +42,7 @@ def data_content(
     Raises:
         UsageError: options do not go with each other.
     """
-    from prunekit.data.files.options import placed
-    from prunekit.imports import IMPORT_PATH
+    from prunekit.data.files.options import names_files, placed
 
     given = {
         **({"text": list(text)} if text else {}), **({"label": list(label)} if label else {}),
@@ -58,7 +55,7 @@ def data_content(
             raise UsageError(f"--{option} without --data")
         return None
     more = json_object(data_args, "--data-args")
-    if not os.path.lexists(os.path.expanduser(data)) and re.fullmatch(IMPORT_PATH, data) is not None:
+    if not names_files(data):
         if given:
             raise UsageError(f"--{next(iter(given)).replace('_', '-')} goes with data in files; {data} is a factory")
         return {"factory": data, "args": more}

@@ -118,7 +118,7 @@ class Split:
         known = (
             (lambda: digest_of_tensors(held)) if held is not None else self.digest if self._fingerprint() is not None else None
         )
-        return Samples(self.batch, groups, known)
+        return Samples(self.batch, groups, known, getattr(self._source, "bytes_per_token", None))
 
     def batches(self, size: int, limit: int | None = None) -> Iterator[Batch]:
         """The samples in order, ``size`` at a time, at most ``limit`` of them."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from prunekit import checkpoint
 from prunekit.data import Split
+from prunekit.data.files.options import names_files, placed
 from prunekit.durable import together
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.recipe import Optimizer, RateSchedule, Recipe, Record
@@ -102,6 +103,19 @@ def factory(given: str | Callable[..., Any], arguments: Mapping[str, Any] | None
     if not isinstance(given, str) and (path.startswith("__main__:") or "<" in path):
         raise UsageError(f"{key}: {path} cannot be imported by later commands; put it into a module, as a function of its own")
     return {"factory": path, "args": dict(arguments or {})}
+
+
+def data_section(given: str | Path | Callable[..., Any], arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A recipe's section for data: of files, where a path or hub name is given, with ``arguments`` for its other keys; else of a
+
+    factory.
+
+    Raises:
+        UsageError: see ``factory``.
+    """
+    if isinstance(given, Path) or (isinstance(given, str) and names_files(given)):
+        return {"files": placed(str(given), Path()), **(arguments or {})}
+    return factory(given, arguments, "data")
 
 
 def _whole(folder: Path, recipe: Recipe) -> Trajectory:

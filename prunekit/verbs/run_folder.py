@@ -73,7 +73,7 @@ class Run:
         trajectory: str | Path,
         *,
         model: str | Callable[..., nn.Module],
-        data: str | Callable[..., Any] | None = None,
+        data: str | Path | Callable[..., Any] | None = None,
         model_args: Mapping[str, Any] | None = None,
         data_args: Mapping[str, Any] | None = None,
         overwrite: bool = False,
@@ -85,9 +85,9 @@ class Run:
             folder: where the run comes to lie.
             trajectory: the folder that was given to ``Recorder``; it stays, and may be ``folder/trajectory``.
             model: the model's factory: a function of a module, or its import path ``"module:function"``.
-            data: the data's factory in the same way: train, validation, test and scoring samples. The train split must have the
-                loop's samples in the order of their indices.
-            model_args, data_args: the factories' keyword arguments.
+            data: the data's factory in the same way: train, validation, test and scoring samples; or a file or folder, see
+                docs/huggingface.md. The train split must have the loop's samples in the order of their indices.
+            model_args, data_args: the factories' keyword arguments; of files the other keys of ``data`` in a recipe.
             recipe: further keys of a recipe: ``task="regression"``, ``prunable={"ignore": [...]}``.
 
         Raises:
@@ -109,11 +109,11 @@ class Run:
             >>> len(Run.from_recording(folder / "run", folder / "trajectory", model=digits_mlp).trajectory)
             4
         """
-        from prunekit.verbs.recorded import factory, import_recording  # which opens runs
+        from prunekit.verbs.recorded import data_section, factory, import_recording  # which opens runs
 
         content = {**recipe, "model": factory(model, model_args, "model")}
         if data is not None:
-            content["data"] = factory(data, data_args, "data")
+            content["data"] = data_section(data, data_args)
         import_recording(Recipe.of(content, "Run.from_recording"), Path(trajectory), Path(folder), overwrite)
         return cls(Path(folder))
 
@@ -123,7 +123,7 @@ class Run:
         folder: str | Path,
         *pretrained: str | Path,
         auto: str | None = None,
-        data: str | Callable[..., Any] | None = None,
+        data: str | Path | Callable[..., Any] | None = None,
         data_args: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         **recipe: Any,
@@ -149,12 +149,12 @@ class Run:
             prunekit.errors.ArtifactError: /no/such-folder: no such folder; name a folder with config.json and model.safetensors
         """
         from prunekit.verbs.pretrained import folders_of, import_folders  # which open runs
-        from prunekit.verbs.recorded import factory
+        from prunekit.verbs.recorded import data_section
 
         folders = folders_of(pretrained)
         content = {**recipe, "model": {"pretrained": str(folders[-1]), "auto": auto}}
         if data is not None:
-            content["data"] = factory(data, data_args, "data")
+            content["data"] = data_section(data, data_args)
         import_folders(Recipe.of(content, "Run.from_pretrained"), folders, Path(folder), overwrite)
         return cls(Path(folder))
 

@@ -48,7 +48,7 @@ def _text_lines(path: Path, faults: Faults) -> Iterator[tuple[int, str]]:
             try:
                 text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                faults.add(path, f"line {number}", f"not text in UTF-8 ({error.reason} at byte {error.start})")
+                faults.add(path, f"line {number}", f"not text in UTF-8 ({error.reason} at byte {error.start + 1})")
                 continue
             yield number, text
 
@@ -160,6 +160,9 @@ def _parsed(text: str) -> Any:
         return json.loads(text, parse_constant=_constant)
     except RecursionError:
         raise ValueError("nested too deep") from None
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if "\n" in text.rstrip() else ""
+        raise ValueError(f"{error.msg}, {line}character {error.colno}") from None
 
 
 def _constant(name: str) -> float:

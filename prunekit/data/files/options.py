@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from prunekit.imports import IMPORT_PATH
+
 ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 """Of files that hold rows."""
 HUB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
@@ -70,6 +72,11 @@ def placed(files: str, folder: Path) -> str:
 def every_placed(files: str | Mapping[str, str], folder: Path) -> str | dict[str, str]:
     """``placed`` of one, or of a mapping of splits."""
     return placed(files, folder) if isinstance(files, str) else {name: placed(one, folder) for name, one in files.items()}
+
+
+def names_files(text: str) -> bool:
+    """Whether what names data means files, and not a factory's import path."""
+    return os.path.lexists(os.path.expanduser(text)) or re.fullmatch(IMPORT_PATH, text) is None
 
 
 def is_hub_name(text: str) -> bool:

@@ -234,7 +234,8 @@ def _list(value: Any) -> list[Any]:
 def _media(value: Any, name: str) -> dict[str, Any]:
     """A picture or recording: its path, or its bytes, and a hash of these."""
     found: dict[str, Any] = {"path": value} if isinstance(value, str) else value if isinstance(value, dict) else {}
-    content, path = found.get("bytes"), found.get("path")
+    content: Any = found.get("bytes")
+    path = found.get("path")
     if not content and not path:
         raise ValueError(f"{name} is empty")
     if content or path is None:
