@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prunekit.data.files.options import Options
-from prunekit.errors import UsageError, nearest
+from prunekit.errors import UsageError
 
 TEXTS = ("text", "sentence", "content", "review", "document", "body", "code", "raw_content")
 WORDS = ("tokens", "words")
@@ -51,9 +51,7 @@ def chosen(names: Sequence[str], options: Options, task: str | None, where: str)
         ("audio", _one(options.audio)),
     ):
         if missing := [one for one in given if one not in names]:
-            raise UsageError(
-                f"{where}: has no column {missing[0]!r} ({key}); it has {', '.join(names)}; {_near(missing[0], names)}"
-            )
+            raise UsageError(f"{where}: has no column {missing[0]!r} ({key}); it has {', '.join(names)}")
     if len(options.text) > 2:
         raise UsageError(f"{where}: text names {len(options.text)} columns; a sample has one text, or a pair of them")
     kind, inputs = _inputs(names, options, task, where)
@@ -89,13 +87,10 @@ def _guess(names: Sequence[str], known: Sequence[str], key: str, where: str, onl
     found = [name for name in known if name in names] or list(only)
     if len(found) == 1 or (found and key == "label" and found[0] in ("label", "labels", "ner_tags")):
         return (found[0],)
-    which = f"{' and '.join(found)} could each be the {key}" if found else f"which column is the {key}?"
-    raise UsageError(f"{where}: {which}; it has {', '.join(names) or 'no column beside the text'}; say {key} (--{key} COLUMN)")
+    which = f"{' and '.join(found)} could each be" if found else "no column's name says that it is"
+    listed = f"there are {', '.join(names)}" if names else "there is no column beside the text"
+    raise UsageError(f"{where}: {which} the {key}; {listed}; say which by {key} (--{key} COLUMN)")
 
 
 def _one(name: str | None) -> tuple[str, ...]:
     return () if name is None else (name,)
-
-
-def _near(name: str, names: Sequence[str]) -> str:
-    return nearest(name, list(names)) if names else "it has none"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,7 +61,8 @@ def parquet(paths: Sequence[Path]) -> Part:
         bounded.size(path)
     said = str(paths[0])
     try:
-        data = datasets.Dataset.from_parquet([str(path) for path in paths])
+        with silently():
+            data = datasets.Dataset.from_parquet([str(path) for path in paths])
     except Exception as error:  # pyarrow's and the library's own kinds
         raise ArtifactError(f"{said}: not a whole parquet file ({quoted(error)})") from None
     return _part(data, said)
@@ -78,7 +80,8 @@ def _from_disk(folder: Path) -> Any:
             raise ArtifactError(f"{folder}/state.json: names the file {name!r:.60}; its files lie beside it")
         bounded.size(folder / name)
     try:
-        return datasets.load_from_disk(str(folder))
+        with silently():
+            return datasets.load_from_disk(str(folder))
     except Exception as error:  # pyarrow's and the library's own kinds
         raise ArtifactError(f"{folder}: not a whole folder of save_to_disk ({quoted(error)})") from None
 
@@ -100,7 +103,10 @@ def _from_hub(name: str, subset: str | None, fetch: bool) -> Any:
     offline = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = offline or not fetch
     try:
-        with theirs(f"{where}: reading it with datasets" + ("" if fetch else ", from its cache alone (import fetches)")):
+        with (
+            silently(),
+            theirs(f"{where}: reading it with datasets" + ("" if fetch else ", from its cache alone (import fetches)")),
+        ):
             builder = datasets.load_dataset_builder(name, subset)
             kind = type(builder).__module__.rpartition(".")[2]
             if kind not in BUILDERS:
@@ -110,6 +116,21 @@ def _from_hub(name: str, subset: str | None, fetch: bool) -> Any:
             return builder.as_dataset()
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
+
+
+@contextmanager
+def silently() -> Iterator[None]:
+    """``datasets`` says nothing meanwhile, and shows no bars: what matters of it is said by prunekit, in one line."""
+    datasets = needed("datasets")
+    level, bars = datasets.logging.get_verbosity(), datasets.is_progress_bar_enabled()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL + 1)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if bars:
+            datasets.enable_progress_bars()
 
 
 def _part(data: Any, said: str) -> Part:

@@ -21,7 +21,7 @@ from prunekit.data.files.faults import Faults
 from prunekit.data.files.lines import Row, rows
 from prunekit.data.files.media import folder_rows
 from prunekit.data.files.options import Options
-from prunekit.data.files.saved import parquet, saved
+from prunekit.data.files.saved import parquet, saved, silently
 from prunekit.data.files.sources import Source
 from prunekit.errors import ArtifactError, theirs
 from prunekit.imports import needed
@@ -125,14 +125,8 @@ def _made(
         data = datasets.Dataset.from_dict(held, features=features)
     else:
         mark = hashlib.sha256(json.dumps([VERSION, identity(), repr(columns), task, options.skip_bad]).encode()).hexdigest()[:32]
-        bar = datasets.utils.is_progress_bar_enabled()
-        datasets.disable_progress_bars()
-        try:
-            with theirs(f"{said}: writing its table into the cache of datasets"):
-                data = _cached(datasets, checked, features, mark, faults)
-        finally:
-            if bar:
-                datasets.enable_progress_bars()
+        with silently(), theirs(f"{said}: writing its table into the cache of datasets"):
+            data = _cached(datasets, checked, features, mark, faults)
     if not len(data):
         raise ArtifactError(f"{said}: has no rows" + (f" that can be read; {faults.first}" if faults.first else ""))
     named = feature_names(columns.labels[0]) if feature_names is not None and columns.labels else None
