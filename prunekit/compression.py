@@ -169,13 +169,18 @@ def _parted(samples: Samples, seed: int) -> dict[str, Samples]:
 
 
 def _criteria(task: Task, asked: str | Sequence[str] | None) -> Sequence[str]:
-    """What to score by; a task without a loss of its own has Taylor's criterion look at its own target."""
-    if asked is not None:
-        if isinstance(asked, str):
-            return [asked]
-        if not asked:
-            raise UsageError("compress needs one criterion at least; None takes magnitude and taylor")
-        return asked
+    """What to score by."""
+    if asked is None:
+        return cheap_criteria(task)
+    if isinstance(asked, str):
+        return [asked]
+    if not asked:
+        raise UsageError("compress needs one criterion at least; None takes magnitude and taylor")
+    return asked
+
+
+def cheap_criteria(task: Task) -> list[str]:
+    """Criteria of one gradient at most, which need no path; a task without a loss has Taylor's look at its own target."""
     known: Mapping[str, Any] = task.targets()
     return ["magnitude", "taylor" if "loss" in known else f"taylor(target={task.target})"]
 
