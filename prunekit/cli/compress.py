@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from prunekit.cli.data_options import NAMES, Data, DataArgs, Label, Length, SkipBad, Stride, Text, data_content
 from prunekit.cli.opening import recipe_of
 from prunekit.cli.options import STRUCTURE_HELP, Device, Json, Overwrite, Quiet, Seed, json_object
 from prunekit.cli.output import Output
@@ -17,7 +18,7 @@ from prunekit.errors import UsageError
 RUN = "prunekit"
 """The run folder in the folder of the smaller model, as in ``prunekit.exporting.placing``, which imports torch."""
 PANELS = {
-    "Its data and what it is for": ("data", "data_args", "task", "loss", "auto"),
+    "Its data and what it is for": (*NAMES, "task", "loss", "auto"),
     "How much goes: one of these": (
         "sparsity", "max_params", "max_macs", "max_bytes", "max_latency_ms", "speedup", "max_accuracy_drop", "max_drop",
     ),
@@ -30,9 +31,9 @@ PANELS = {
     after="import",
     headings=PANELS,
     examples={
-        "Half of the weights": "prunekit compress my-model --data my_module:data --sparsity 0.5 --out small",
-        "Heads, as many as may go for a point of accuracy": "prunekit compress my-model --data my_module:data "
-        "--structure heads --max-drop 1 --out small",
+        "Half of the weights of a language model": "prunekit compress my-model --data corpus.jsonl --sparsity 0.5 --out small",
+        "Channels, as many as may go for a point of accuracy": "prunekit compress my-model --data reviews.csv --text text "
+        "--label label --structure channels --max-drop 1 --out small",
         "The same number of neurons in every layer, which a plain config can say": "prunekit compress my-model "
         "--data my_module:data --structure channels --allocation uniform --sparsity 0.3 --out small",
         "What it would do, take and leave whole": "prunekit compress my-model --data my_module:data --structure 2:4 "
@@ -46,8 +47,8 @@ def compress(
         list[Path], typer.Argument(metavar="MODEL_DIR...", help="Folder with config.json and safetensors; several are a path.")
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the smaller model; its run is DIR/prunekit.")],
-    data: Annotated[str | None, typer.Option(help="Import path of a data factory, module:function.")] = None,
-    data_args: Annotated[str, typer.Option(metavar="JSON", help="The data factory's keyword arguments.")] = "{}",
+    data: Data = None, data_args: DataArgs = "{}", text: Text = None, label: Label = None,
+    length: Length = None, stride: Stride = None, skip_bad: SkipBad = False,
     task: Annotated[str | None, typer.Option(help="What it is for; the config's by default. JSON with options.")] = None,
     loss: Annotated[str | None, typer.Option(help="Import path of a loss; the task's own by default.")] = None,
     auto: Annotated[str | None, typer.Option(help="An AutoModelFor… of transformers, for the config's class.")] = None,
@@ -93,12 +94,13 @@ def compress(
         "refine": refine, "refine_budget": refine_budget,
     }  # fmt: skip
     wanted = prune_section(_halved(options))
-    if data is None:
-        raise UsageError("compress needs --data, to score and to choose by, such as --data my_module:data")
+    told = data_content(data, data_args, text=text, label=label, length=length, stride=stride, skip_bad=skip_bad)
+    if told is None:
+        raise UsageError("compress needs --data, to score and to choose by: a file, a folder, or my_module:data")
     folders = folders_of(models)
     content: dict[str, Any] = {
         "model": {"pretrained": str(folders[-1].absolute()), "auto": auto},
-        "data": {"factory": data, "args": json_object(data_args, "--data-args")},
+        "data": told,
         **({} if task is None else {"task": json_object(task, "--task") if task.startswith("{") else task}),
         **({} if loss is None else {"loss": loss}),
         "prunable": {"ignore": ignore or []},
@@ -111,8 +113,9 @@ def compress(
         with output.working():
             foreseen = foresee(checked, folders, out, named)
         given = {
-            "auto": auto, "data": data, "data_args": None if data_args == "{}" else data_args, "task": task, "loss": loss,
-            "ignore": ignore, "seed": seed, "device": device,
+            "auto": auto, "data": data, "data_args": None if data_args == "{}" else data_args, "text": text, "label": label,
+            "length": length, "stride": stride, "skip_bad": skip_bad or None, "task": task, "loss": loss, "ignore": ignore,
+            "seed": seed, "device": device,
         }  # fmt: skip
         foreseen["commands"] = _commands(checked, folders, out, foreseen["criteria"], given, options)
         output.show(show_foreseen, foreseen)

@@ -99,7 +99,7 @@ def _deciding(recipe: Recipe) -> dict[str, Any]:
     facts = {key: value for key, value in recipe.model_dump(mode="json").items() if key not in OF_THE_MACHINE}
     facts["model"] = {key: value for key, value in facts["model"].items() if key != "pretrained"}
     if recipe.data is not None:
-        facts["data"] = {key: value for key, value in facts["data"].items() if key != "path"}
+        facts["data"] = {key: value for key, value in facts["data"].items() if key not in ("path", "files")}
     return facts
 
 
