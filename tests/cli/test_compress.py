@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,9 @@ from benchmarks.zoo.operators import declare
 from prunekit import durable
 from prunekit.cli import main
 from prunekit.exporting.placing import taking_place
+from prunekit.measure import timed
+from prunekit.measure.latency import FEWEST
+from prunekit.verbs import evaluating
 from tests.cli.conftest import Cli
 from tests.pictures import undrawn
 
@@ -43,8 +47,9 @@ def splits(labels: Any) -> dict[str, dict[str, torch.Tensor]]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with two tiny models, a classifier and a language model, whose data a module gives."""
-    folder = tmp_path_factory.mktemp("compress")
+    """A folder with two tiny models, a classifier and a language model, whose data a module gives; ``eval`` times few passes."""
+    folder, patch = tmp_path_factory.mktemp("compress"), pytest.MonkeyPatch()
+    patch.setattr(evaluating, "timed", partial(timed, most=FEWEST))
     torch.manual_seed(0)
     bert = transformers.BertConfig(**ENCODER, num_labels=3)
     transformers.BertForSequenceClassification(bert).save_pretrained(folder / "bert")
@@ -54,9 +59,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     module = ModuleType(DATA)
     module.classes = lambda: splits(lambda ids: ids[:, 0] % 3)  # type: ignore[attr-defined]
     module.texts = lambda: splits(lambda ids: ids)  # type: ignore[attr-defined]
-    sys.modules[DATA] = module
+    patch.setitem(sys.modules, DATA, module)
     yield folder
-    del sys.modules[DATA]
+    patch.undo()
+
+
+def asked(place: Path, out: Path, *more: object) -> list[object]:
+    return ["compress", place / "llama", "--data", f"{DATA}:texts", "--out", out, "--structure", "layers", *more]
 
 
 def done(*words: object) -> None:
@@ -71,9 +80,8 @@ def done(*words: object) -> None:
 
 @pytest.fixture(scope="module")
 def small(place: Path) -> Path:
-    """The classifier with one of two layers."""
-    asked = ["--structure", "layers", "--allocation", "global", "--no-refine", "--out", place / "small"]
-    done("compress", place / "bert", "--data", f"{DATA}:classes", "-s", "0.5", *asked)
+    """The language model with one of two layers."""
+    done(*asked(place, place / "small", "-s", "0.5", "--allocation", "global", "--no-refine"))
     return place / "small"
 
 
@@ -81,10 +89,6 @@ def small(place: Path) -> Path:
 def copy(small: Path, tmp_path: Path) -> Path:
     shutil.copytree(small, tmp_path / "small")
     return tmp_path / "small"
-
-
-def asked(place: Path, out: Path, *more: object) -> list[object]:
-    return ["compress", place / "bert", "--data", f"{DATA}:classes", "--out", out, "--structure", "layers", *more]
 
 
 ANSWER = """
@@ -108,13 +112,16 @@ print(json.dumps(found))
 
 @pytest.mark.slow  # transformers is imported anew
 def test_what_comes_out_loads_without_prunekit_and_answers_as_the_pruned_model(place: Path, small: Path) -> None:
-    done("compress", place / "llama", "--data", f"{DATA}:texts", "-s", "0.5", "--allocation", "global", "--no-refine",
+    done("compress", place / "bert", "--data", f"{DATA}:classes", "-s", "0.5", "--allocation", "global", "--no-refine",
          "--out", place / "masked")  # fmt: skip
     ids = splits(lambda ids: ids)["test"]["input_ids"][:3]
-    models = [(str(small), "BertForSequenceClassification"), (str(place / "masked"), "LlamaForCausalLM")]
+    models = [(str(small), "LlamaForCausalLM"), (str(place / "masked"), "BertForSequenceClassification")]
     root = str(Path(__file__).parents[2])
     told = subprocess.run(
-        [sys.executable, "-c", ANSWER.format(root=root, models=models, ids=ids.tolist())], capture_output=True, text=True, cwd=place
+        [sys.executable, "-c", ANSWER.format(root=root, models=models, ids=ids.tolist())],
+        capture_output=True,
+        text=True,
+        cwd=place,
     )
     assert told.returncode == 0, told.stderr
     found = json.loads(told.stdout)
@@ -126,18 +133,17 @@ def test_what_comes_out_loads_without_prunekit_and_answers_as_the_pruned_model(p
         with torch.no_grad():
             expected = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
         torch.testing.assert_close(torch.tensor(found[kind]), expected, atol=1e-5, rtol=1e-5)
-    dense = transformers.BertForSequenceClassification.from_pretrained(place / "bert")
-    less = transformers.BertForSequenceClassification.from_pretrained(small)
+    dense, less = (transformers.LlamaForCausalLM.from_pretrained(folder) for folder in (place / "llama", small))
     assert less.num_parameters() < dense.num_parameters()
-    assert (place / "masked" / "tokenizer_config.json").is_file()
+    assert (small / "tokenizer_config.json").is_file()
 
 
 def test_the_last_lines_are_the_verdict_and_how_it_loads_and_a_second_call_reuses_all(place: Path, small: Path, cli: Cli) -> None:
     again = cli(*asked(place, small, "--allocation", "global", "-s", "0.5", "--no-refine"))
     assert again.code == 0, again.err
     *_, verdict, loads = again.out.strip().splitlines()
-    assert "parameters stay; validation accuracy" in verdict
-    assert "transformers.BertForSequenceClassification.from_pretrained" in loads
+    assert "parameters stay; validation perplexity" in verdict
+    assert "transformers.LlamaForCausalLM.from_pretrained" in loads
     assert "unchanged, reused" in loads
     assert len(again.out.splitlines()) < 12
 
@@ -164,7 +170,7 @@ def test_what_is_foreseen_is_what_the_single_commands_do_and_nothing_is_written(
     assert not out.exists()
     found = json.loads(told.out)
     assert {*found["commands"]} == {*found["seconds"]}
-    dense = transformers.BertForSequenceClassification.from_pretrained(place / "bert")
+    dense = transformers.LlamaForCausalLM.from_pretrained(place / "llama")
     assert found["parameters"] == dense.num_parameters()
     assert found["whole"]["parameters"] == sum(dict(dense.named_parameters())[n].numel() for n in found["whole"]["names"])
     assert found["memory"]["models"] >= 2 * 4 * dense.num_parameters()
@@ -182,8 +188,8 @@ def test_what_would_be_lost_or_is_something_else_is_refused_before_anything_is_w
         assert found.err.count("\n") == 1
         return found.err
 
-    assert "is the model's folder" in refused(place / "bert")
-    assert "lies in the model's folder" in refused(place / "bert" / "small")
+    assert "is the model's folder" in refused(place / "llama")
+    assert "lies in the model's folder" in refused(place / "llama" / "small")
     assert "holds the model's folder" in refused(place)
     assert "made by another compress (compare.sparsities was [0.5], is now [0.4])" in refused(copy, "-s", "0.4")
     (copy / "mine").write_text("notes")
@@ -238,7 +244,10 @@ def test_cut_off_at_any_moment_the_folder_has_the_old_model_none_or_the_new_one(
     def state() -> dict[str, str]:
         return {path.name: path.read_text() for path in folder.iterdir() if path.is_file() and path.name[0] != "."}
 
-    old, new_ = {"config.json": "old", "model.safetensors": "old", "index": "old"}, {"config.json": "new", "model.safetensors": "new"}
+    old, new_ = (
+        {"config.json": "old", "model.safetensors": "old", "index": "old"},
+        {"config.json": "new", "model.safetensors": "new"},
+    )
     now = state()
     assert now in (old, new_) or "config.json" not in now
     monkeypatch.undo()
@@ -256,7 +265,7 @@ def forms(data: dict[str, torch.Tensor]) -> dict[str, Any]:
     }
 
 
-class rows_of(torch.utils.data.Dataset):  # noqa: N801
+class rows_of(torch.utils.data.Dataset):
     def __init__(self, rows: list[dict[str, torch.Tensor]]) -> None:
         self.rows = rows
 
