@@ -1,4 +1,4 @@
-"""compress: from a Hugging Face folder to a smaller one in one command, gone on with by single verbs, refused, foreseen, cut off."""
+"""compress: from a Hugging Face folder to a smaller one; gone on with by single verbs, foreseen, refused, cut off."""
 
 from __future__ import annotations
 
@@ -138,6 +138,7 @@ def test_what_comes_out_loads_without_prunekit_and_answers_as_the_pruned_model(p
     assert (small / "tokenizer_config.json").is_file()
 
 
+@pytest.mark.slow  # a whole run
 def test_the_last_lines_are_the_verdict_and_how_it_loads_and_a_second_call_reuses_all(place: Path, small: Path, cli: Cli) -> None:
     again = cli(*asked(place, small, "--allocation", "global", "-s", "0.5", "--no-refine"))
     assert again.code == 0, again.err
@@ -148,6 +149,7 @@ def test_the_last_lines_are_the_verdict_and_how_it_loads_and_a_second_call_reuse
     assert len(again.out.splitlines()) < 12
 
 
+@pytest.mark.slow  # three verbs
 def test_single_verbs_go_on_with_its_run_and_export_leaves_the_run_where_it_is(copy: Path, place: Path, cli: Cli) -> None:
     run = copy / "prunekit"
     assert cli("eval", run / "pruned" / "layers-0.5").code == 0
@@ -161,6 +163,7 @@ def test_single_verbs_go_on_with_its_run_and_export_leaves_the_run_where_it_is(c
     assert not [path for path in copy.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow  # seven verbs
 def test_what_is_foreseen_is_what_the_single_commands_do_and_nothing_is_written(
     place: Path, small: Path, tmp_path: Path, cli: Cli
 ) -> None:
@@ -181,6 +184,7 @@ def test_what_is_foreseen_is_what_the_single_commands_do_and_nothing_is_written(
         assert (out / file).read_bytes() == (small / file).read_bytes(), file
 
 
+@pytest.mark.slow  # stands on a whole run
 def test_what_would_be_lost_or_is_something_else_is_refused_before_anything_is_written(place: Path, copy: Path, cli: Cli) -> None:
     def refused(out: Path, *more: object) -> str:
         found = cli(*asked(place, out, *(more or ("-s", "0.5"))))
@@ -191,7 +195,8 @@ def test_what_would_be_lost_or_is_something_else_is_refused_before_anything_is_w
     assert "is the model's folder" in refused(place / "llama")
     assert "lies in the model's folder" in refused(place / "llama" / "small")
     assert "holds the model's folder" in refused(place)
-    assert "made by another compress (compare.sparsities was [0.5], is now [0.4])" in refused(copy, "-s", "0.4")
+    other = refused(copy, "-s", "0.4", "--allocation", "global", "--no-refine")
+    assert "made by another compress (compare.sparsities was [0.5], is now [0.4])" in other
     (copy / "mine").write_text("notes")
     assert "holds mine" in refused(copy, "-s", "0.5", "--overwrite")
     (copy / "mine").unlink()
@@ -207,6 +212,7 @@ def test_what_would_be_lost_or_is_something_else_is_refused_before_anything_is_w
     assert not new.exists()
 
 
+@pytest.mark.slow  # a whole run
 def test_where_no_config_says_the_shapes_it_says_load_hf(place: Path, tmp_path: Path, cli: Cli) -> None:
     out = tmp_path / "heads"
     found = cli("compress", place / "bert", "--data", f"{DATA}:classes", "--structure", "heads", "-s", "0.4", "--no-refine",
@@ -260,12 +266,12 @@ def forms(data: dict[str, torch.Tensor]) -> dict[str, Any]:
     rows = [{key: value[i] for key, value in data.items()} for i in range(len(data["labels"]))]
     return {
         "batches": [{key: value[i : i + 8] for key, value in data.items()} for i in range(0, len(rows), 8)],
-        "a data set": rows_of(rows),
-        "a loader": torch.utils.data.DataLoader(rows_of(rows), batch_size=8),
+        "a data set": Rows(rows),
+        "a loader": torch.utils.data.DataLoader(Rows(rows), batch_size=8),
     }
 
 
-class rows_of(torch.utils.data.Dataset):
+class Rows(torch.utils.data.Dataset):
     def __init__(self, rows: list[dict[str, torch.Tensor]]) -> None:
         self.rows = rows
 
@@ -276,6 +282,7 @@ class rows_of(torch.utils.data.Dataset):
         return self.rows[index]
 
 
+@pytest.mark.slow  # four models are compressed
 def test_in_python_data_come_in_any_form_and_a_model_of_transformers_is_saved_as_a_folder(place: Path, tmp_path: Path) -> None:
     model = transformers.BertForSequenceClassification.from_pretrained(place / "bert").eval()
     data = splits(lambda ids: ids[:, 0] % 3)["train"]
