@@ -77,7 +77,7 @@ def compress(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would do, take and leave whole.")] = False,
     seed: Seed = None, device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Make a model in a Hugging Face folder smaller, in one command.
+    """Make a model in a Hugging Face folder smaller.
 
     It is import, score, compare, prune, eval, report and export in a row.
     """
