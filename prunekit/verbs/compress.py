@@ -88,10 +88,15 @@ def check_out(recipe: Recipe, given: Sequence[Path], folders: Sequence[Path], ou
     if run is not None and (run / "recipe.yaml").is_file():
         before = _deciding(Recipe.resolved(read_yaml(run / "recipe.yaml"), run / "recipe.yaml"))
         now = _deciding(recipe)
-        if recipe.task is None:
-            now["task"] = before["task"]
+        if recipe.task is None or _name(now["task"]) == _name(before["task"]):
+            now["task"] = before["task"]  # import writes down what the data show of it
+        now["data"] = {key: before["data"].get(key) if value is None else value for key, value in (now["data"] or {}).items()}
         if (difference := first_difference(before, now)) is not None:
             raise ArtifactError(f"{out}: was made by another compress ({difference}); use --overwrite, or another --out")
+
+
+def _name(task: str | dict[str, Any] | None) -> Any:
+    return task.get("name", task.get("factory")) if isinstance(task, dict) else task
 
 
 def _deciding(recipe: Recipe) -> dict[str, Any]:
