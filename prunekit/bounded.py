@@ -70,7 +70,7 @@ def text(path: Path, most: int) -> str:
         ArtifactError: see ``size``; or it cannot be read, or is not UTF-8.
     """
     size(path, most)
-    with _opened(path) as file:
+    with opened(path) as file:
         return file.read(most).decode("utf-8")
 
 
@@ -81,7 +81,7 @@ def lines(path: Path) -> Iterator[str]:
         ArtifactError: see ``text``; or a line is longer than ``LINE``.
     """
     size(path)
-    with _opened(path) as file:
+    with opened(path) as file:
         while (line := file.readline(LINE)).endswith(b"\n"):
             yield line.decode("utf-8")
         if len(line) == LINE:
@@ -89,7 +89,12 @@ def lines(path: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file to read bytes from; what is wrong with it, or with its text, becomes one line.
+
+    Raises:
+        ArtifactError: it cannot be read, or is not UTF-8 where it is decoded inside.
+    """
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe that has come since is not waited for
             yield file
@@ -135,7 +140,7 @@ def check_header(path: Path) -> None:
         ArtifactError: see ``size``; or it promises what it does not hold.
     """
     whole = size(path)
-    with _opened(path) as file:
+    with opened(path) as file:
         length = int.from_bytes(file.read(8), "little")
     if length > min(whole - 8, JSON):
         raise ArtifactError(f"{path}: not a whole safetensors file (a header of {length:,} bytes in {whole:,}; {JSON:,} at most)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,13 @@ from torch import nn
 
 from prunekit.apply import masked, prune, save
 from prunekit.apply.answers import check_answers
+from prunekit.apply.manifest import manifest_of
+from prunekit.batch import Inputs
 from prunekit.criteria import score
 from prunekit.data import Samples
 from prunekit.errors import UsageError, check_seed
+from prunekit.exporting import Subject, written
+from prunekit.exporting.pretrained import is_pretrained
 from prunekit.measure import Lost, merit, sizes
 from prunekit.plan import ALLOCATIONS, GROUPED, Plan, asked_sparsity, make_plan
 from prunekit.repair import refine
@@ -41,11 +45,13 @@ class Compressed:
             criterion and allocation, ``refined`` (whether the repaired plan was better on validation samples), ``lost`` (of the
             first measure, on validation and on test samples, with its standard error), ``sizes`` of both (``parameters``,
             ``nonzero``, ``macs``).
+        example: a few inputs, on which ``save`` compares what it wrote.
     """
 
     model: nn.Module
     plan: Plan
     report: dict[str, Any]
+    example: Inputs | None = field(default=None, repr=False)
 
     @property
     def verdict(self) -> str:
@@ -61,8 +67,21 @@ class Compressed:
         return self.verdict
 
     def save(self, folder: str | Path) -> None:
-        """Writes the pruned model as ``prunekit.save`` does; ``prunekit.load`` reads it."""
-        save(self.model, self.plan, folder, {"report": self.report})
+        """Writes the pruned model: one of transformers as ``prunekit export --to hf`` does, any other as ``prunekit.save``.
+
+        ``from_pretrained`` loads the first where a config can say its shapes, and ``prunekit.load_hf`` always; ``prunekit.load``
+        loads the other. An earlier one in the folder is replaced.
+
+        Raises:
+            UsageError: transformers does not save it; says why.
+            ArtifactError: the folder holds something else, or what was written computes something else.
+        """
+        facts = {"report": self.report}
+        if not is_pretrained(self.model):
+            save(self.model, self.plan, folder, facts)
+            return
+        manifest = manifest_of(self.model, self.plan, facts)
+        written(Subject(self.model, self.example, manifest), "hf", Path(folder), overwrite=True)
 
 
 def compress(
@@ -152,7 +171,7 @@ def compress(
         "sizes": {"dense": sizes(model, example), "pruned": sizes(small, example)},
         "samples": {name: len(part) for name, part in parts.items()},
     }
-    return Compressed(small, plan, report)
+    return Compressed(small, plan, report, example)
 
 
 def _lost(model: nn.Module, small: nn.Module, samples: Samples, task: Task) -> Lost:
@@ -169,13 +188,18 @@ def _parted(samples: Samples, seed: int) -> dict[str, Samples]:
 
 
 def _criteria(task: Task, asked: str | Sequence[str] | None) -> Sequence[str]:
-    """What to score by; a task without a loss of its own has Taylor's criterion look at its own target."""
-    if asked is not None:
-        if isinstance(asked, str):
-            return [asked]
-        if not asked:
-            raise UsageError("compress needs one criterion at least; None takes magnitude and taylor")
-        return asked
+    """What to score by."""
+    if asked is None:
+        return cheap_criteria(task)
+    if isinstance(asked, str):
+        return [asked]
+    if not asked:
+        raise UsageError("compress needs one criterion at least; None takes magnitude and taylor")
+    return asked
+
+
+def cheap_criteria(task: Task) -> list[str]:
+    """Criteria of one gradient at most, which need no path; a task without a loss has Taylor's look at its own target."""
     known: Mapping[str, Any] = task.targets()
     return ["magnitude", "taylor" if "loss" in known else f"taylor(target={task.target})"]
 

@@ -74,6 +74,7 @@ class Staged:
         self.folder = folder
         self.taken: dict[str, str] = {}
         self.removed: list[str] = []
+        self.closing: str | None = None
 
     def take(self, name: str, place: str) -> None:
         """What lies in the folder as ``name`` will come to lie there as ``place``."""
@@ -82,6 +83,13 @@ class Staged:
     def remove(self, name: str) -> None:
         """What lies in the folder as ``name`` will go."""
         self.removed.append(name)
+
+    def close_with(self, name: str) -> None:
+        """The file ``name`` that is written here comes after everything else, and what lies under its name goes before it.
+
+        Who reads that file first, and knows of no journal, finds all of the old, nothing, or all of the new.
+        """
+        self.closing = name
 
 
 @contextmanager
@@ -107,6 +115,7 @@ def together(folder: Path) -> Iterator[Staged]:
             content = {
                 "moves": [[source, place, (folder / source).stat().st_ino] for source, place in moves.items()],
                 "remove": staged.removed,
+                "closing": staged.closing,
             }
             journal.write_text(json.dumps(content), encoding="utf-8")
             _sync(journal)
@@ -124,13 +133,22 @@ def finish(folder: Path) -> None:
     path = folder / JOURNAL
     if not path.is_file():
         return
-    moves, removed = _read(path)
+    moves, removed, closing = _read(path)
     with _told(folder):
+        if any(place == closing and os.path.lexists(folder / source) for source, place, _ in moves):
+            on_operation("remove", folder / str(closing))
+            (folder / str(closing)).unlink(missing_ok=True)
+            _sync(folder)
         for source, place, inode in moves:
-            _place(folder / source, folder / place, inode)
+            if place != closing:
+                _place(folder / source, folder / place, inode)
         for name in removed:
             on_operation("remove", folder / name)
             (folder / name).unlink(missing_ok=True)
+        for source, place, inode in moves:
+            if place == closing:
+                _sync(folder)
+                _place(folder / source, folder / place, inode)
         _sync(folder)
         on_operation("remove", path)
         path.unlink(missing_ok=True)
@@ -157,12 +175,13 @@ def _place(source: Path, place: Path, inode: int) -> None:
         _rename(source, place)
 
 
-def _read(path: Path) -> tuple[list[tuple[str, str, int]], list[str]]:
+def _read(path: Path) -> tuple[list[tuple[str, str, int]], list[str], str | None]:
     """A journal may come with somebody else's folder: it may move prunekit's temporaries inside that folder, and nothing else."""
     try:
         content = bounded.parsed(bounded.text(path, bounded.JSON))
         moves = [(str(source), str(place), int(inode)) for source, place, inode in content["moves"]]
         removed = [str(name) for name in content["remove"]]
+        closing = content.get("closing")
     except (ValueError, LookupError, TypeError) as error:
         raise ArtifactError(f"{path}: not a whole journal ({error}); remove it") from None
     for source, place, _ in moves:
@@ -172,7 +191,9 @@ def _read(path: Path) -> tuple[list[tuple[str, str, int]], list[str]]:
     for name in removed:
         if not _plain(name):
             raise ArtifactError(f"{path}: would remove {name!r}; remove it")
-    return moves, removed
+    if closing is not None and closing not in [place for _, place, _ in moves]:
+        raise ArtifactError(f"{path}: closes with {closing!r}, which it does not move; remove it")
+    return moves, removed, closing
 
 
 def _plain(name: str, hidden: bool = False) -> bool:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from prunekit.errors import plain
 
@@ -69,24 +69,30 @@ def bars_on(console: Console) -> Progress:
 
 
 def figures(task: Task, rate: bool) -> str:
-    """``120/400  12.3/s  0:00:23 left``; what is not known yet is left out."""
+    """``120/400  12.3/s  0:00:23 left``; what is not known yet is left out. Of stages ``3/7  0:01:12``."""
     total = "?" if task.total is None else f"{int(task.total):,}"
     told = [f"{int(task.completed):,}".rjust(len(total)) + f"/{total}"]
+    if task.fields.get("stages"):  # no two take as long, so their number tells nothing about what is left
+        return f"{told[0]}  {_clock(task.elapsed or 0)}"
     speed = task.finished_speed or task.speed
     if rate and speed:
         told.append(f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each")
     if task.time_remaining is not None:
-        minutes, seconds = divmod(int(task.time_remaining), 60)
-        told.append(f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} left")
+        told.append(f"{_clock(task.time_remaining)} left")
     return "  ".join(told)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
 class Bar:
     """One line of progress; ``advance`` is safe to call when no bars are shown."""
 
-    def __init__(self, description: str, total: int) -> None:
+    def __init__(self, description: str, total: int, **fields: bool) -> None:
         self._bars = _bars.get()
-        self._task = self._bars.add_task(plain(description), total=total) if self._bars else None
+        self._task = self._bars.add_task(plain(description), total=total, **fields) if self._bars else None
 
     def advance(self, amount: float = 1) -> None:
         if self._bars is not None and self._task is not None:
@@ -96,12 +102,25 @@ class Bar:
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, description=plain(description))
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._bars is not None and self._task is not None:
             self._bars.remove_task(self._task)
+
+
+class Stages(Bar):
+    """The bar over a whole command, above those of its stages: which it is at, of how many, and since when."""
+
+    def __init__(self, command: str, total: int) -> None:
+        super().__init__(command, total, stages=True)
+        self._command = command
+
+    def begin(self, stage: str) -> None:
+        """The next stage begins."""
+        self.advance()
+        self.describe(f"{self._command}: {stage}")
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:

@@ -26,8 +26,9 @@ from typing import Any
 from prunekit.errors import UsageError, plain, quoted
 from prunekit.imports import IMPORT_PATH
 
-DATA = ("model.pretrained",)
-"""Keys whose text is a path of files that run no code, whatever it looks like."""
+OF_FILES = ("files", "tokenizer", "text", "label", "image", "audio", "join", "classes", "subset")
+DATA = ("model.pretrained", *(f"data.{key}" for key in OF_FILES))
+"""Keys whose text names files and columns, and is never imported, whatever it looks like."""
 BUILT_IN = ("prunekit.models", "prunekit.data")
 """Modules whose offered names (``__all__``) any recipe may use."""
 PATH = re.compile(IMPORT_PATH)
@@ -153,11 +154,12 @@ def _paths(content: Any, key: str) -> Iterator[tuple[str, str]]:
     if isinstance(content, dict):
         for name, value in content.items():
             yield from _paths(str(name), key)
-            yield from _paths(value, f"{key}.{name}" if key else str(name))
+            inner = f"{key}.{name}" if key else str(name)
+            yield from () if inner in DATA else _paths(value, inner)
     elif isinstance(content, list):
         for value in content:
             yield from _paths(value, key)
-    elif isinstance(content, str) and key not in DATA:
+    elif isinstance(content, str):
         for path in PATH.findall(content):
             if not _built_in(path):
                 yield key, path

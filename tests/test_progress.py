@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from prunekit import progress
-from prunekit.progress import Bar, bars_on, progress_bars, track
+from prunekit.progress import Bar, Stages, bars_on, progress_bars, track
 
 LONG = "rebuild the pruned model along the path that it was trained on (samples)"
 
@@ -68,3 +68,25 @@ def test_on_a_terminal_a_bar_is_shown_unless_quiet(monkeypatch: pytest.MonkeyPat
         list(track(range(3), "reading data", 3))
     assert ("reading data" in written.getvalue()) == enabled
     assert progress._bars.get() is None
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_command_of_stages_shows_which_it_is_at_above_the_bars_of_that_stage(width: int) -> None:
+    clock, console = Clock(), Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    bars = bars_on(console)
+    bars.get_time = clock
+    token = progress._bars.set(bars)
+    try:
+        with Stages("compress", 7) as stages:
+            stages.begin("import")
+            stages.begin("score")
+            clock.now += 72
+            with Bar(LONG, 400):
+                shown = console.render_lines(bars.get_renderable(), pad=False)
+    finally:
+        progress._bars.reset(token)
+    lines = ["".join(part.text for part in line).rstrip() for line in shown]
+    assert len(lines) == 2
+    assert all(Console().measure(line).maximum <= width for line in lines)
+    assert lines[0].startswith("compress: score")
+    assert lines[0].endswith("2/7  0:01:12")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from prunekit.cli.data_options import NAMES, Data, DataArgs, Label, Length, SkipBad, Stride, Text, data_content
 from prunekit.cli.opening import recipe_of
 from prunekit.cli.options import Device, Json, Out, Overwrite, Quiet, Seed, json_object
 from prunekit.cli.output import Output
@@ -15,7 +16,7 @@ from prunekit.errors import UsageError
 
 PANELS = {
     "The model": ("model", "model_args", "hf", "auto", "weights", "trajectory"),
-    "Its data and what it is for": ("data", "data_args", "task", "loss"),
+    "Its data and what it is for": (*NAMES, "task", "loss"),
     "What may be pruned": ("ignore", "include", "attention"),
 }
 
@@ -28,6 +29,8 @@ PANELS = {
         "A trained model, and the data to score and judge it": "prunekit import --model my_module:build --data my_module:data "
         "--weights model.safetensors --out runs/theirs",
         "A Hugging Face folder, whose config says the class and the task": "prunekit import --hf my-model --data my_module:data "
+        "--out runs/theirs",
+        "The same with data in a file": "prunekit import --hf my-model --data reviews.csv --text text --label label "
         "--out runs/theirs",
         "Its weights alone, for criteria that need no data": "prunekit import --model my_module:build "
         "--weights model.safetensors --out runs/theirs",
@@ -52,8 +55,8 @@ def import_(
         Path | None, typer.Option(metavar="DIR", help="What Recorder left in a training loop of yours, instead of weights.")
     ] = None,
     model_args: Annotated[str, typer.Option(metavar="JSON", help="The factory's keyword arguments.")] = "{}",
-    data: Annotated[str | None, typer.Option(help="Import path of a data factory, module:function.")] = None,
-    data_args: Annotated[str, typer.Option(metavar="JSON", help="The data factory's keyword arguments.")] = "{}",
+    data: Data = None, data_args: DataArgs = "{}", text: Text = None, label: Label = None,
+    length: Length = None, stride: Stride = None, skip_bad: SkipBad = False,
     task: Annotated[str | None, typer.Option(help="What it is for: causal_lm, … or module:task; JSON with options.")] = None,
     loss: Annotated[str | None, typer.Option(help="Import path of a loss; the task's own by default.")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Pattern of parameters not to prune; repeatable.")] = None,
@@ -88,12 +91,11 @@ def import_(
         "prunable": {"ignore": ignore or [], "include": include or []},
         "structure": {"attention": [_attention(one) for one in attention or []]},
     }
-    if data is not None:
-        content["data"] = {"factory": data, "args": json_object(data_args, "--data-args")}
+    told = data_content(data, data_args, text=text, label=label, length=length, stride=stride, skip_bad=skip_bad)
+    if told is not None:
+        content["data"] = told
     output = Output(quiet, as_json)
     checked = recipe_of(content, "import", out, seed, device)
-    if data is None and data_args != "{}":
-        raise UsageError("--data-args without --data")
     with output.working(out):
         if trajectory is not None:
             result = import_recording(checked, trajectory, out, overwrite, output.note)

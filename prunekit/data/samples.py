@@ -23,10 +23,22 @@ class Samples:
         fetch: the batch of the samples at some indices, in their order.
         groups: the indices of every batch.
         digest: what identifies the samples; called when asked for.
+        bytes_per_token: of texts, as they lie in files, where that is known.
     """
 
-    def __init__(self, fetch: Fetch, groups: Sequence[Sequence[int]], digest: Callable[[], str] | None = None) -> None:
+    def __init__(
+        self,
+        fetch: Fetch,
+        groups: Sequence[Sequence[int]],
+        digest: Callable[[], str] | None = None,
+        bytes_per_token: float | None = None,
+    ) -> None:
         self._fetch, self.groups, self._digest = fetch, [group for group in groups if len(group)], digest
+        self.bytes_per_token = bytes_per_token
+
+    def _some(self, groups: Sequence[Sequence[int]], digest: Callable[[], str] | None = None) -> Samples:
+        """These of the same samples."""
+        return Samples(self._fetch, groups, digest, self.bytes_per_token)
 
     def __len__(self) -> int:
         """How many samples."""
@@ -56,7 +68,7 @@ class Samples:
         """Those at some places among these samples, ``most`` in a batch."""
         every = [int(i) for group in self.groups for i in group]
         chosen = [every[int(i)] for i in where]
-        return Samples(self._fetch, _in_groups(chosen, most))
+        return self._some(_in_groups(chosen, most))
 
     def first(self, count: int | None) -> Samples:
         """At most the first ``count``."""
@@ -66,7 +78,7 @@ class Samples:
         for group in self.groups:
             groups.append(group[:left])
             left = max(0, left - len(group))
-        return Samples(self._fetch, groups)
+        return self._some(groups)
 
     def where(self, mask: Tensor) -> Samples:
         """Those where ``mask`` ``(samples,)`` is True, batch by batch."""
@@ -75,11 +87,11 @@ class Samples:
             here = mask[begin : begin + len(group)].tolist()
             begin += len(group)
             groups.append([int(i) for i, wanted in zip(group, here, strict=True) if wanted])
-        return Samples(self._fetch, groups)
+        return self._some(groups)
 
     def bounded(self, most: int) -> Samples:
         """The same, at most ``most`` in a batch."""
-        return Samples(self._fetch, [part for group in self.groups for part in _in_groups(group, most)], self._digest)
+        return self._some([part for group in self.groups for part in _in_groups(group, most)], self._digest)
 
     def beside(self, rows: Tensor) -> Samples:
         """The same samples with ``rows`` ``(samples, ...)`` beside their labels: ``(inputs, (labels, rows))``."""

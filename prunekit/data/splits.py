@@ -66,7 +66,7 @@ class Split:
                 f"{type(source).__name__}"
             )
         self._source = source
-        if len(self) == 0:
+        if not getattr(source, "filled", False) and len(self) == 0:  # counting tokens is left until somebody asks
             raise UsageError("data: a split is empty")
 
     def _check_held(self, held: Batch) -> None:
@@ -74,6 +74,16 @@ class Split:
         found = [*leaves(inputs), *leaves(labels)]
         if any(t.dim() == 0 or len(t) != len(found[0]) for t in found):
             raise UsageError(f"data: inputs {described(inputs)} and labels {described(labels)} are not one each a sample")
+
+    @property
+    def source(self) -> Any:
+        """The data set that samples come from; the tensors themselves where they lie in memory."""
+        return self._source
+
+    @property
+    def notes(self) -> list[str]:
+        """What its data set has to say to the user."""
+        return list(getattr(self._source, "notes", ()))
 
     @property
     def pair(self) -> tuple[Tensor, Tensor] | None:
@@ -108,7 +118,7 @@ class Split:
         known = (
             (lambda: digest_of_tensors(held)) if held is not None else self.digest if self._fingerprint() is not None else None
         )
-        return Samples(self.batch, groups, known)
+        return Samples(self.batch, groups, known, getattr(self._source, "bytes_per_token", None))
 
     def batches(self, size: int, limit: int | None = None) -> Iterator[Batch]:
         """The samples in order, ``size`` at a time, at most ``limit`` of them."""

@@ -12,15 +12,15 @@ from typing import Any
 
 from torch import nn
 
-from prunekit import durable
 from prunekit.apply.manifest import manifest_of
 from prunekit.batch import Inputs
 from prunekit.checkpoint import checksum, file_checksum
 from prunekit.criteria import model_digest
 from prunekit.errors import UsageError
 from prunekit.exporting import hf, onnx, state_dict, torch_export
+from prunekit.exporting.placing import recover, taking_place
 from prunekit.exporting.pretrained import load_hf
-from prunekit.exporting.record import EXPORT, ExportRecord, standing
+from prunekit.exporting.record import EXPORT, ExportRecord, export_in, standing
 from prunekit.exporting.subject import Format, Subject, Written
 from prunekit.plan import Plan
 from prunekit.registry import Registry
@@ -99,7 +99,7 @@ def format_of(to: str) -> Format:
 
 
 def written(subject: Subject, to: str, folder: Path, overwrite: bool = False) -> tuple[ExportRecord, bool]:
-    """Writes ``folder`` whole, or nothing.
+    """Writes ``folder`` whole, or nothing; a run of ``compress`` in it stays.
 
     Returns:
         what its export.json holds, and whether the same export stood there already.
@@ -115,12 +115,12 @@ def written(subject: Subject, to: str, folder: Path, overwrite: bool = False) ->
         "evaluation": None if subject.evaluation is None else checksum(subject.evaluation.content()),
     }
     folder = Path(folder)
-    if folder.parent.is_dir():
-        durable.recover(folder.parent, depth=1)
+    recover(folder)
     if (stands := standing(folder, made_from, overwrite)) is not None:
         return stands, True
     started = time.perf_counter()
-    with durable.replacing_folder(folder) as temporary:
+    before = export_in(folder)
+    with taking_place(folder, list(before.files) if before is not None else []) as temporary:
         found = form.write(subject, temporary)
         record = ExportRecord(
             to=to,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prunekit.apply import Manifest
@@ -11,6 +11,7 @@ from prunekit.report.measures import Shown, shown
 from prunekit.version import __version__
 
 UNMEASURED = ["It was not measured on test data when this was written; `prunekit eval` does that."]
+SIZES = ("parameters", "nonzero", "macs", "bytes")
 
 
 def card(manifest: Manifest | None, evaluation: EvaluationRecord | None, loading: str, notes: list[str]) -> str:
@@ -24,7 +25,7 @@ def card(manifest: Manifest | None, evaluation: EvaluationRecord | None, loading
     lines += [f"Made with prunekit {__version__}.", "", "```python", loading, "```", ""]
     lines += [line for note in notes for line in (f"{note[:1].upper()}{note[1:]}.", "")]
     lines += ["## What was pruned", "", *(_removed(manifest) if manifest is not None else ["This was not written down."]), ""]
-    lines += ["## How it was measured", "", *(_measured(evaluation) if evaluation is not None else UNMEASURED)]
+    lines += ["## How it was measured", "", *_measured(manifest, evaluation)]
     return "\n".join(lines) + "\n"
 
 
@@ -40,16 +41,28 @@ def _removed(manifest: Manifest) -> list[str]:
     return lines + ([f"- steps beside it: {', '.join(refined)}"] if refined else [])
 
 
-def _measured(record: EvaluationRecord) -> list[str]:
-    lines = [f"On {record.test_samples:,} test samples, the dense model beside the pruned one:", ""]
+def _measured(manifest: Manifest | None, record: EvaluationRecord | None) -> list[str]:
+    """What eval found, or what ``prunekit.compress`` did."""
+    if record is not None:
+        lines = _table(record.test_samples, record.measures, record.dense, record.pruned, SIZES)
+        for size, times in record.latency["batches"].items():
+            lines.append(f"| ms, batch of {size} | {times['dense_ms']:.3f} | {times['pruned_ms']:.3f} |")
+        return [*lines, "", f"Times: {record.latency['machine']}."]
+    report = None if manifest is None else manifest.facts.get("report")
+    if report is None:
+        return UNMEASURED
+    dense, pruned = ({**report[name], **report["sizes"][name]} for name in ("dense", "pruned"))
+    return _table(report["samples"]["test"], report["measures"], dense, pruned, SIZES[:-1])
+
+
+def _table(
+    samples: int, measures: Sequence[Any], dense: Mapping[str, Any], pruned: Mapping[str, Any], sizes: Sequence[str]
+) -> list[str]:
+    lines = [f"On {samples:,} test samples, the dense model beside the pruned one:", ""]
     lines += ["| | dense | pruned |", "|---|---|---|"]
-    for measure in shown(record.measures):
-        lines.append(f"| {measure.title} | {_figure(record.dense, measure)} | {_figure(record.pruned, measure)} |")
-    for name in ("parameters", "nonzero", "macs", "bytes"):
-        lines.append(f"| {name} | {int(record.dense[name]):,} | {int(record.pruned[name]):,} |")
-    for size, times in record.latency["batches"].items():
-        lines.append(f"| ms, batch of {size} | {times['dense_ms']:.3f} | {times['pruned_ms']:.3f} |")
-    return [*lines, "", f"Times: {record.latency['machine']}."]
+    for measure in shown(measures):
+        lines.append(f"| {measure.title} | {_figure(dense, measure)} | {_figure(pruned, measure)} |")
+    return lines + [f"| {name} | {int(dense[name]):,} | {int(pruned[name]):,} |" for name in sizes]
 
 
 def _figure(figures: Mapping[str, Any], measure: Shown) -> str:

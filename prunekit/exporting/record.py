@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from prunekit.artifact import SOMETIMES, Artifact, Cost, conform
 from prunekit.checkpoint import file_checksum
 from prunekit.errors import ArtifactError
+from prunekit.exporting.placing import files_in
 from prunekit.measure import Speed
 from prunekit.reusing import reusable
 
@@ -63,11 +64,27 @@ def standing(folder: Path, made_from: Mapping[str, Any], overwrite: bool) -> Exp
     Raises:
         ArtifactError: something else is there, or an export of other inputs that may not be overwritten.
     """
+    if (found := export_in(folder)) is None:
+        return None
+    if not reusable(folder, found.made_from, made_from, overwrite):
+        return None
+    for name, proof in found.files.items():
+        if not (folder / name).is_file() or file_checksum(folder / name) != proof:
+            raise ArtifactError(f"{folder / name}: is not what the export wrote; --overwrite makes it again")
+    return found
+
+
+def export_in(folder: Path) -> ExportRecord | None:
+    """The export that stands in ``folder``, beside a run of ``compress`` or alone; None where nothing does.
+
+    Raises:
+        ArtifactError: something else is there.
+    """
     if not os.path.lexists(folder):
         return None
     if folder.is_symlink() or not folder.is_dir():
         raise ArtifactError(f"{folder}: is no folder; choose another name")
-    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    names = files_in(folder)
     if not names:
         return None
     if EXPORT not in names:
@@ -75,9 +92,4 @@ def standing(folder: Path, made_from: Mapping[str, Any], overwrite: bool) -> Exp
     found = ExportRecord.load(folder / EXPORT)
     if foreign := sorted(names - {*found.files, EXPORT}):
         raise ArtifactError(f"{folder}: holds {foreign[0]}, which the export in it did not write; choose another folder")
-    if not reusable(folder, found.made_from, made_from, overwrite):
-        return None
-    for name, proof in found.files.items():
-        if name not in names or file_checksum(folder / name) != proof:
-            raise ArtifactError(f"{folder / name}: is not what the export wrote; --overwrite makes it again")
     return found

@@ -6,6 +6,7 @@ Classes are looked up by name in transformers alone; code that lies in the folde
 from __future__ import annotations
 
 import inspect
+from functools import cache
 from typing import Any
 
 from prunekit.errors import UsageError, nearest, quoted, theirs
@@ -78,10 +79,16 @@ def _named(library: Any, name: str) -> Any:
     Raises:
         UsageError: that module cannot be imported here.
     """
-    if name not in dir(library):
+    if name not in _offered(library):
         return None
     with theirs(f"importing {name} of transformers"):
         return getattr(library, name)
+
+
+@cache
+def _offered(library: Any) -> frozenset[str]:
+    """The names in transformers, which take it half a second to list."""
+    return frozenset(dir(library))
 
 
 def auto_class(name: str) -> Any:
@@ -91,7 +98,7 @@ def auto_class(name: str) -> Any:
         UsageError: there is none of that name.
     """
     library = transformers()
-    known = [one for one in dir(library) if one.startswith("AutoModel")]
+    known = [one for one in sorted(_offered(library)) if one.startswith("AutoModel")]
     if name not in known:
         raise UsageError(f"auto is {name!r:.80}, which transformers {library.__version__} does not have; {nearest(name, known)}")
     return getattr(library, name)

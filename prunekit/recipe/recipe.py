@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from prunekit import bounded, checkpoint
+from prunekit.data.files.options import every_placed
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.huggingface import load_model, new_model
 from prunekit.imports import call, load_object
@@ -162,8 +163,8 @@ class Recipe(Whole):
             del facts["task"]  # recordings that are older than this key stay what they were
         if self.model.pretrained is not None:
             del facts["model"]["pretrained"]  # a folder may move; its content is among what a recording is made from
-        if self.data is not None:
-            del facts["data"]["path"]  # the samples themselves are among what a recording is made from
+        for place in ("path", "files", "tokenizer") if self.data is not None else ():
+            facts["data"].pop(place, None)  # the samples themselves are among what a recording is made from
         if not self.train.drop_last:
             del facts["train"]["drop_last"]  # recordings that are older than this key stay what they were
         return facts
@@ -211,8 +212,20 @@ class Recipe(Whole):
 
 
 def _placed(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A recipe's content with the folder of its model as seen from where the recipe's file lies."""
-    model = content.get("model")
-    if not isinstance(model, dict) or not isinstance(model.get("pretrained"), str) or not model["pretrained"]:
-        return content
-    return {**content, "model": {**model, "pretrained": os.path.join(path.absolute().parent, model["pretrained"])}}
+    """A recipe's content with the folders and files that it names as seen from where the recipe's file lies."""
+    folder = path.absolute().parent
+
+    def seen(section: Any, key: str, place: Callable[[Any], Any]) -> Any:
+        named = section.get(key) if isinstance(section, dict) else None
+        return {**section, key: place(named)} if named and isinstance(named, str | dict) else section
+
+    def inside(named: Any) -> Any:
+        return os.path.join(folder, named) if isinstance(named, str) else named
+
+    def files(named: Any) -> Any:
+        whole = isinstance(named, str) or all(isinstance(one, str) and one for one in named.values())
+        return every_placed(named, folder) if whole else named
+
+    model = seen(content.get("model"), "pretrained", inside)
+    data = seen(seen(content.get("data"), "tokenizer", inside), "files", files)
+    return {**content, **({"model": model} if "model" in content else {}), **({"data": data} if "data" in content else {})}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -18,6 +19,7 @@ from pydantic import (
 )
 
 from prunekit.criteria import AGGREGATIONS, DEFAULT
+from prunekit.data.files.options import SPLIT_NAMES, Options, every_placed
 from prunekit.huggingface import AUTO
 from prunekit.kernel import SHARES
 from prunekit.recipe.pruning import CompareRefine
@@ -40,13 +42,6 @@ from prunekit.recipe.values import (
 )
 from prunekit.task import TARGET_NAMES
 from prunekit.training import AUGMENTATIONS
-
-
-class Factory(Section):
-    """``factory``: import path ``module:function``; ``args``: its keyword arguments."""
-
-    factory: str
-    args: dict[str, Any] = {}
 
 
 class Model(Section):
@@ -101,13 +96,97 @@ class Model(Section):
         return f"model.{'pretrained' if self.factory is None else 'factory'}: {self.source}"
 
 
-class Data(Factory):
-    """``path``: where the data lies, for factories that read files; it is given to the factory as its ``path``."""
+class Data(Section):
+    """``factory``: import path ``module:function``; ``args``: its keyword arguments; ``path``: where the data lie, for factories
 
+    that read files, given to them as ``path``. Or ``files``: a file, a folder, the name of a data set on the Hugging Face hub,
+    or a mapping of splits to these, relative to the recipe; the other keys say how they are read, see docs/huggingface.md.
+    """
+
+    factory: str | None = None
+    args: dict[str, Any] = {}
     path: str | None = None
+    files: str | dict[str, str] | None = None
+    text: list[str] = []
+    label: list[str] = []
+    image: str | None = None
+    audio: str | None = None
+    length: Count | None = None
+    stride: Count | None = None
+    join: str | None = None
+    skip_bad: bool = False
+    tokenizer: str | None = None
+    validation: Annotated[float, Field(gt=0, lt=1)] = Options.validation
+    test: Annotated[float, Field(gt=0, lt=1)] = Options.test
+    scoring: Count | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    classes: list[str] | None = None
+    subset: str | None = None
+
+    @field_validator("text", "label", mode="before")
+    @classmethod
+    def _columns(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("files")
+    @classmethod
+    def _files(cls, value: str | dict[str, str] | None) -> str | dict[str, str] | None:
+        for name, place in value.items() if isinstance(value, dict) else (("", value),):
+            if place is not None and (not place or "\0" in place):
+                raise ValueError("name a file or a folder")
+            if name and name not in SPLIT_NAMES:
+                raise ValueError(f"{name!r} is no split; they are train, validation, test and scoring")
+        if isinstance(value, dict):
+            kept = [SPLIT_NAMES[name] for name in value]
+            if "train" not in kept or len(set(kept)) < len(kept):
+                raise ValueError("name each split once, and train among them")
+        return None if value is None else every_placed(value, Path())
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _tokenizer(cls, value: str | None) -> str | None:
+        if value is not None and (not value or "\0" in value):
+            raise ValueError("name a folder")
+        return None if value is None else os.path.abspath(value)
+
+    @model_validator(mode="after")
+    def _one(self) -> Data:
+        if (self.factory is None) == (self.files is None):
+            raise ValueError("give factory (module:function), or files (a file, a folder, or a mapping of splits)")
+        strange = (self.model_fields_set & READ) if self.files is None else (self.model_fields_set & {"args", "path"})
+        if strange and any(getattr(self, key) != type(self).model_fields[key].default for key in strange):
+            raise ValueError(f"{sorted(strange)[0]} goes with {'files' if self.files is None else 'factory'}")
+        if self.stride is not None and self.length is not None and self.stride > self.length:
+            raise ValueError(f"stride {self.stride} is above length {self.length}, so that tokens would be left out")
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation {self.validation:g} and test {self.test:g} leave nothing for training")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _said(self, every: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        kept = ("factory", "args", "path") if self.files is None else ("files", *READ)
+        return {key: value for key, value in every(self).items() if key in kept}
 
     def arguments(self) -> dict[str, Any]:
+        """What the factory is called with."""
         return self.args if self.path is None else {**self.args, "path": self.path}
+
+    def options(self) -> Options:
+        """How the files are read."""
+        told: dict[str, Any] = {key: getattr(self, key) for key in READ}
+        told |= {key: tuple(value) for key, value in told.items() if isinstance(value, list)}
+        return Options(**told)
+
+    @property
+    def source(self) -> str:
+        """Where the data come from: the factory, or the files."""
+        if isinstance(self.files, dict):
+            return ", ".join(self.files.values())
+        return str(self.factory if self.files is None else self.files)
+
+
+READ = frozenset(Options.__dataclass_fields__)
+"""Keys of ``data`` that say how files are read."""
 
 
 class Record(Section):

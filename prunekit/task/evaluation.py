@@ -87,7 +87,8 @@ def evaluate(model: nn.Module, samples: Samples, task: Task, references: Referen
     Raises:
         UsageError: there are no samples.
     """
-    measures = (*task.measures, *(task.closeness if references is not None else ()))
+    own = task.measured_on(samples.bytes_per_token)
+    measures = (*own, *(task.closeness if references is not None else ()))
     close = set(task.closeness) if references is not None else set()
     found: dict[str, list[Tensor]] = {measure.name: [] for measure in measures}
     pairs = references if references is not None else ((batch, None) for batch in samples)

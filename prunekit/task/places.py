@@ -97,15 +97,22 @@ class LanguageModel(Places):
         self.bytes_per_token = bytes_per_token
         if bytes_per_token is not None and not (isinstance(bytes_per_token, int | float) and bytes_per_token > 0):
             raise UsageError(f"task.bytes_per_token is {bytes_per_token}; it must be above 0")
-        bits = "bits_per_token" if bytes_per_token is None else "bits_per_byte"
         accuracy = self.measures[0]
         self.measures = (
             Measure("perplexity", self._surprise, _perplexity, better="lower"),
-            Measure(
-                bits, self._surprise, lambda s, n: ratio(s, n) / (0.6931471805599453 * (bytes_per_token or 1)), better="lower"
-            ),
+            self._bits(bytes_per_token),
             accuracy,
         )
+
+    def _bits(self, bytes_per_token: float | None) -> Measure:
+        name, bits = "bits_per_token" if bytes_per_token is None else "bits_per_byte", 0.6931471805599453 * (bytes_per_token or 1)
+        return Measure(name, self._surprise, lambda s, n: ratio(s, n) / bits, better="lower")
+
+    def measured_on(self, bytes_per_token: float | None) -> tuple[Measure, ...]:
+        """Bits a byte are of the samples' own bytes, where a token's bytes differ from split to split."""
+        if bytes_per_token is None or self.bytes_per_token is None:
+            return self.measures
+        return tuple(self._bits(bytes_per_token) if one.name == "bits_per_byte" else one for one in self.measures)
 
     def targets(self) -> Mapping[str, Target]:
         return {**super().targets(), "log_prob": self.sum_log_prob}

@@ -59,6 +59,10 @@ class Task:
         """The user's loss as this task calls it."""
         return as_loss(loss, name)
 
+    def measured_on(self, bytes_per_token: float | None) -> tuple[Measure, ...]:
+        """``measures`` on samples whose texts have so many bytes a token, where that is known."""
+        return self.measures
+
     @property
     def choosing(self) -> tuple[Measure, ...]:
         """What one model is better than another by, in this order: the first measure, then closeness to the dense model."""

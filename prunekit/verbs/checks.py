@@ -18,7 +18,7 @@ from prunekit.measure import Measure
 from prunekit.plan import GROUPED
 from prunekit.recipe import Recipe
 from prunekit.structure import find_groups, prunable_parameters
-from prunekit.task import Task, guess_task
+from prunekit.task import LanguageModel, Task, guess_task
 from prunekit.task.evaluation import run, unfit
 from prunekit.trajectory import Layout
 from prunekit.trajectory.rules import find_rule
@@ -67,12 +67,14 @@ def try_once(recipe: Recipe, model: nn.Module, splits: dict[str, Split], trainin
 
 
 def told_on_itself(splits: Mapping[str, Split]) -> list[str]:
-    """Notes on splits that judge a model by the samples which it was trained on."""
-    return [
+    """What data sets say of themselves, and notes on splits that judge a model by the samples which it was trained on."""
+    own = dict.fromkeys(note for split in splits.values() for note in split.notes)
+    same = [
         f"note: the {name} and train splits are the same samples; what is measured on them says nothing of new ones"
         for name in ("validation", "test")
         if splits["train"].same_as(splits[name])
     ]
+    return [*own, *same]
 
 
 def _batches(split: Split, most: int) -> list[range]:
@@ -98,16 +100,35 @@ def _check_shared(before: set[str] | None, x: Inputs, samples: int, split: str) 
 def settled(recipe: Recipe, model: nn.Module, splits: Mapping[str, Split] | None) -> Recipe:
     """The recipe with its task named, where training data and model show one that is not classification.
 
+    Of data in files it also says the classes' names and the bytes that a token stands for, which later commands then keep.
+
     Raises:
         UsageError: they leave doubt, or the model does not take the data.
     """
-    if recipe.task is not None or splits is None:
+    if splits is None:
+        return recipe
+    if recipe.data is not None and recipe.data.files is not None:
+        recipe = _told_by_files(recipe, splits)
+    if recipe.task is not None:
         return recipe
     split = splits["train"]
     x, y = split.batch(range(min(PROBE, len(split))))
     outputs = _outputs(recipe, recipe.load_task(), model, x, "train")
     name = guess_task(outputs, y, recipe.load_loss() is not None, x)
     return recipe if name == "classification" else recipe.model_copy(update={"task": name})
+
+
+def _told_by_files(recipe: Recipe, splits: Mapping[str, Split]) -> Recipe:
+    """The recipe with the order of the classes, and, of language models, the bytes that a token of the test texts stands for."""
+    found, task = splits["test"].source, recipe.load_task()
+    if recipe.data is not None and recipe.data.classes is None and found.classes is not None:
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"classes": list(found.classes)})})
+    if not isinstance(task, LanguageModel) or task.bytes_per_token is not None or found.bytes_per_token is None:
+        return recipe
+    said = {"name": recipe.task} if isinstance(recipe.task, str) else dict(recipe.task or {})
+    if "name" not in said or ":" in str(said["name"]):  # a task of the user's own, whose options are its own
+        return recipe
+    return recipe.model_copy(update={"task": {**said, "bytes_per_token": round(found.bytes_per_token, 6)}})
 
 
 def with_task(recipe: Recipe) -> Recipe:

@@ -79,7 +79,7 @@ def _folder(path: Path) -> dict[str, Any]:
             "kind": "run",
             "path": str(path),
             "model": recipe.model.source,
-            "data": recipe.data.factory if recipe.data else None,
+            "data": recipe.data.source if recipe.data else None,
             "seed": recipe.seed,
             "trajectory": _folder(path / "trajectory") if (path / "trajectory" / "trajectory.json").exists() else None,
             "scores": sorted(_criterion(p.stem) for p in (path / "scores").glob("[!.]*.safetensors")),

@@ -11,6 +11,7 @@ from typing import Any
 
 from prunekit import checkpoint
 from prunekit.data import Split
+from prunekit.data.files.options import names_files, placed
 from prunekit.durable import together
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.recipe import Optimizer, RateSchedule, Recipe, Record
@@ -52,7 +53,7 @@ def import_recording(
         raise ArtifactError(f"{folder}: {error}; {recipe.model.said}, see what it is made from") from None
     load_into(model, trajectory.model_state(), folder)
     prunable_parameters(model, trajectory.layout, recipe.prunable.ignore, recipe.prunable.include)
-    splits = load_splits(recipe) if recipe.data is not None else None
+    splits = load_splits(recipe, fetch=True) if recipe.data is not None else None
     recipe = settled(_as_recorded(recipe, trajectory, splits), model, splits)
     recipe.load_task()
     if splits is not None:
@@ -102,6 +103,19 @@ def factory(given: str | Callable[..., Any], arguments: Mapping[str, Any] | None
     if not isinstance(given, str) and (path.startswith("__main__:") or "<" in path):
         raise UsageError(f"{key}: {path} cannot be imported by later commands; put it into a module, as a function of its own")
     return {"factory": path, "args": dict(arguments or {})}
+
+
+def data_section(given: str | Path | Callable[..., Any], arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A recipe's section for data: of files, where a path or hub name is given, with ``arguments`` for its other keys; else of a
+
+    factory.
+
+    Raises:
+        UsageError: see ``factory``.
+    """
+    if isinstance(given, Path) or (isinstance(given, str) and names_files(given)):
+        return {"files": placed(str(given), Path()), **(arguments or {})}
+    return factory(given, arguments, "data")
 
 
 def _whole(folder: Path, recipe: Recipe) -> Trajectory:

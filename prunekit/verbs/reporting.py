@@ -178,28 +178,51 @@ def run_recipe(
     try_structures(recipe, recipe.build_model(), load_splits(recipe))
     trained = train_run(recipe, out, overwrite, announce)
     show("train", trained)
-    run = Run(out)
-    scored = score_run(run, ["all"], overwrite)
+    return {"train": training_facts(out, *trained), **score_to_report(Run(out), ["all"], overwrite, show)}
+
+
+def score_to_report(
+    run: Run,
+    criteria: Sequence[str],
+    overwrite: bool,
+    show: Callable[[str, Any], None],
+    begin: Callable[[str], None] = lambda verb: None,
+) -> dict[str, Any]:
+    """What comes after a run's weights are there: scores, comparison, the recipe's pruned models measured, the page.
+
+    Args:
+        criteria: that are scored by.
+        show: called with each verb's name and result as soon as it is there.
+        begin: called with each verb's name before it begins.
+
+    Returns:
+        what these verbs say to programs, by their names.
+    """
+    begin("score")
+    scored = score_run(run, criteria, overwrite)
     show("score", scored)
+    begin("compare")
     comparison, reused = compare_run(run, overwrite)
     show("compare", (comparison, reused))
     pruned, evaluated, verdicts = [], [], []
-    for wanted in recipe.prune:
+    for wanted in run.recipe.prune:
+        begin("prune")
         done = prune_run(run, wanted, overwrite=overwrite)
         show("prune", done)
         pruned.append(done)
+        begin("eval")
         evaluation, known = evaluate(run, run.path / "pruned" / wanted.name, overwrite)
         show("eval", (wanted.name, evaluation, known))
         evaluated.append({**evaluation.content(), "reused": known})
         verdicts.append((wanted.name, evaluation))
     keep_timeline(run)
+    begin("report")
     reported = report_runs([run])
     show("report", reported)
     show("verdict", verdicts)
     return {
-        "train": training_facts(out, *trained),
         "score": scored,
-        "compare": {"path": str(out / "compare.json"), "cells": len(comparison.cells), "reused": reused},
+        "compare": {"path": str(run.path / "compare.json"), "cells": len(comparison.cells), "reused": reused},
         "prune": pruned,
         "eval": evaluated,
         "report": str(reported[0]),

@@ -73,7 +73,7 @@ class Run:
         trajectory: str | Path,
         *,
         model: str | Callable[..., nn.Module],
-        data: str | Callable[..., Any] | None = None,
+        data: str | Path | Callable[..., Any] | None = None,
         model_args: Mapping[str, Any] | None = None,
         data_args: Mapping[str, Any] | None = None,
         overwrite: bool = False,
@@ -85,9 +85,9 @@ class Run:
             folder: where the run comes to lie.
             trajectory: the folder that was given to ``Recorder``; it stays, and may be ``folder/trajectory``.
             model: the model's factory: a function of a module, or its import path ``"module:function"``.
-            data: the data's factory in the same way: train, validation, test and scoring samples. The train split must have the
-                loop's samples in the order of their indices.
-            model_args, data_args: the factories' keyword arguments.
+            data: the data's factory in the same way: train, validation, test and scoring samples; or a file or folder, see
+                docs/huggingface.md. The train split must have the loop's samples in the order of their indices.
+            model_args, data_args: the factories' keyword arguments; of files the other keys of ``data`` in a recipe.
             recipe: further keys of a recipe: ``task="regression"``, ``prunable={"ignore": [...]}``.
 
         Raises:
@@ -109,11 +109,11 @@ class Run:
             >>> len(Run.from_recording(folder / "run", folder / "trajectory", model=digits_mlp).trajectory)
             4
         """
-        from prunekit.verbs.recorded import factory, import_recording  # which opens runs
+        from prunekit.verbs.recorded import data_section, factory, import_recording  # which opens runs
 
         content = {**recipe, "model": factory(model, model_args, "model")}
         if data is not None:
-            content["data"] = factory(data, data_args, "data")
+            content["data"] = data_section(data, data_args)
         import_recording(Recipe.of(content, "Run.from_recording"), Path(trajectory), Path(folder), overwrite)
         return cls(Path(folder))
 
@@ -123,7 +123,7 @@ class Run:
         folder: str | Path,
         *pretrained: str | Path,
         auto: str | None = None,
-        data: str | Callable[..., Any] | None = None,
+        data: str | Path | Callable[..., Any] | None = None,
         data_args: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         **recipe: Any,
@@ -149,12 +149,12 @@ class Run:
             prunekit.errors.ArtifactError: /no/such-folder: no such folder; name a folder with config.json and model.safetensors
         """
         from prunekit.verbs.pretrained import folders_of, import_folders  # which open runs
-        from prunekit.verbs.recorded import factory
+        from prunekit.verbs.recorded import data_section
 
         folders = folders_of(pretrained)
         content = {**recipe, "model": {"pretrained": str(folders[-1]), "auto": auto}}
         if data is not None:
-            content["data"] = factory(data, data_args, "data")
+            content["data"] = data_section(data, data_args)
         import_folders(Recipe.of(content, "Run.from_pretrained"), folders, Path(folder), overwrite)
         return cls(Path(folder))
 
@@ -361,15 +361,26 @@ class Run:
         return {scores.criterion: scores for scores in map(self.scores_in, files)}
 
 
-def load_splits(recipe: Recipe) -> dict[str, Split]:
+def load_splits(recipe: Recipe, fetch: bool = False) -> dict[str, Split]:
     """The recipe's data.
+
+    Args:
+        fetch: data sets on the Hugging Face hub may be downloaded: the user named them just now.
 
     Raises:
         PrunekitError: the run has none.
     """
     if recipe.data is None:
-        raise PrunekitError("this run has no data; import the model again with --data my_module:data")
-    return as_splits(call(recipe.data.factory, "data", recipe.data.arguments()), recipe.data.factory, recipe.load_task().batch)
+        raise PrunekitError("this run has no data; import the model again with --data")
+    task = recipe.load_task()
+    if recipe.data.files is not None:
+        from prunekit.data.files.reading import read_files
+
+        name = None if recipe.task is None else task.name
+        found = read_files(recipe.data.files, recipe.data.options(), task=name, model=recipe.model.pretrained, fetch=fetch)
+        return as_splits(found, recipe.data.source, task.batch)
+    factory = str(recipe.data.factory)
+    return as_splits(call(factory, "data", recipe.data.arguments()), factory, task.batch)
 
 
 def _listed(classes: Sequence[int]) -> str:

@@ -21,7 +21,7 @@ from prunekit.errors import PrunekitError, UsageError
 from prunekit.imports import load_object, use_working_folder
 from prunekit.measure import machine
 from prunekit.progress import Bar
-from prunekit.recipe import Recipe, Study
+from prunekit.recipe import Data, Recipe, Study
 from prunekit.report import save_figure, study_figure, write_study_page
 from prunekit.search.paper_table import Measured, methods_of
 from prunekit.search.study import StudyRecord
@@ -148,11 +148,20 @@ def jobs_of_study(path: Path, out: Path) -> tuple[Study, list[Job]]:
         for seed in study.seeds:
             changed = recipe.model_dump(mode="json") | {"seed": seed}
             changed["score"] |= {"samples": study.samples}
-            if recipe.data is not None and "seed" in inspect.signature(load_object(recipe.data.factory, "data")).parameters:
-                changed["data"] = {**changed["data"], "args": {**recipe.data.args, "seed": seed}}
+            if recipe.data is not None:
+                changed["data"] = _reseeded(recipe.data, seed)
             name = f"{case}-seed{seed}"
             jobs.append(Job(case, seed, out / "runs" / name, out / "cells" / name, study, Recipe.of(changed, recipe_path)))
     return study, jobs
+
+
+def _reseeded(data: Data, seed: int) -> dict[str, Any]:
+    """A recipe's data section with the seed of its splits, where they have one."""
+    said = data.model_dump(mode="json")
+    if data.factory is None:
+        return {**said, "seed": seed}
+    takes = "seed" in inspect.signature(load_object(data.factory, "data")).parameters
+    return {**said, "args": {**data.args, "seed": seed}} if takes else said
 
 
 def jobs_of_runs(paths: Sequence[Path], out: Path) -> tuple[Study, list[Job]]:
@@ -181,7 +190,9 @@ def jobs_of_runs(paths: Sequence[Path], out: Path) -> tuple[Study, list[Job]]:
     jobs: list[Job] = []
     for run in runs:
         facts = run.recipe.training_facts()
-        same = str({**facts, "seed": 0, "data": {**facts["data"], "args": {**facts["data"]["args"], "seed": 0}}})
+        same = str(
+            {**facts, "seed": 0, "data": {**facts["data"], "seed": 0, "args": {**facts["data"].get("args", {}), "seed": 0}}}
+        )
         case = found.setdefault(same, run.path.name)
         if any((job.case, job.seed) == (case, run.recipe.seed) for job in jobs):
             raise UsageError(f"{run.path}: the same recipe and seed as another run; a seed counts once")

@@ -44,7 +44,7 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
     """
     recipe.may_save(out / "recipe.yaml")
     recipe = with_task(recipe)
-    splits = load_splits(recipe)
+    splits = load_splits(recipe, fetch=True)
     model = recipe.build_model()
     refuse_meta(model)
     recipe = settled(recipe, model, splits)
@@ -142,7 +142,7 @@ def import_run(
     if any(tensor.is_meta for tensor in named_tensors(model).values()):  # shapes alone: the weights are what it is tried with
         load_into(model, fitted(read(weights[-1]), model), weights[-1])
     prunable_parameters(model, Layout.of(model), recipe.prunable.ignore, recipe.prunable.include)
-    splits = load_splits(recipe) if recipe.data is not None else None
+    splits = load_splits(recipe, fetch=True) if recipe.data is not None else None
     recipe = settled(recipe, model, splits)
     recipe.load_task()
     provenance = {

@@ -26,7 +26,7 @@ PAGES |= {(name,): verb for name, verb in TOP.commands.items()}
 PAGES |= {("explain", name): one for name, one in EXPLAIN.forms.items()}
 """What is typed before ``--help`` -> the command whose help it is."""
 EXAMPLES = [(page, job, line) for page, command in PAGES.items() if page for job, line in command.examples.items()]
-PATHS = ("runs/", "recipes/", "my_module", "model.safetensors", "first.safetensors")
+PATHS = ("runs/", "recipes/", "my_module", "my-model", "model.safetensors", "first.safetensors")
 HEAVY = ("torch", "numpy", "pydantic", "matplotlib", "safetensors", "yaml", "sklearn", "jinja2", "rich")
 
 

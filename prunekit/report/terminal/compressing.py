@@ -1,0 +1,82 @@
+"""What compress prints, done or only foreseen."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from prunekit.report.terminal.tables import again
+
+NAMED = 3
+"""Parameters that stay whole and are named; ``--json`` has all."""
+
+
+def show_compressed(result: dict[str, Any]) -> None:
+    (pruned,), exported = result["prune"], result["export"]
+    samples = ", ".join(f"{count:,} {name}" for name, count in result["samples"].items())
+    total, task = pruned["parameters"]["total"], result["import"]["task"]
+    print(f"compress: {result['model']}, {total:,} parameters, {task}; samples: {samples}")
+    tried = ", ".join(each["criterion"] for each in result["score"])
+    refined = ", refined" if pruned["refine"] else ""
+    print(
+        f"chosen on validation data: {pruned['criterion']}, {pruned['allocation']}{refined} (of {tried}); {pruned['structure']}, "
+        f"{100 * pruned['achieved']:.1f} % of the prunable parameters removed"
+    )
+    if pruned["missed"]:
+        print(f"  {pruned['missed']}")
+    _refused(pruned["refused"])
+    for note in exported["notes"]:
+        print(f"  note: {note}")
+    print(f"  {result['report']} shows it; go on with prunekit prune {shlex.quote(str(Path(pruned['path']).parent.parent))} …")
+    print(result["verdict"])
+    folder = exported["folder"]
+    print(f"{folder} holds the smaller model{again(exported['reused'])}: {exported['loads_with']}({folder!r})")
+
+
+def _refused(refused: dict[str, str]) -> None:
+    if refused:
+        name, why = next(iter(refused.items()))
+        print(f"  left whole: {name}: {why}{f' (and {len(refused) - 1} more)' if len(refused) > 1 else ''}")
+
+
+def show_foreseen(found: dict[str, Any]) -> None:
+    samples = ", ".join(f"{count:,} {name}" for name, count in found["samples"].items())
+    print(f"compress would take {found['model']}, {found['parameters']:,} parameters, {found['task']}; samples: {samples}")
+    print("steps, each of which can be called alone, and the seconds that they would take:")
+    for verb, command in found["commands"].items():
+        most = " at most" if verb in found["at_most"] else ""
+        print(f"  {found['seconds'][verb]:6.1f}{most}  {command}")
+    print(
+        f"time: about {_time(sum(found['seconds'].values()))}, from a pass and a gradient of a few samples, times their numbers"
+    )
+    memory, disk, whole = found["memory"], found["disk"], found["whole"]
+    print(
+        f"memory: about {_bytes(memory['all'])} beside the batches: two models {_bytes(memory['models'])}, state and gradient "
+        f"{_bytes(memory['gradients'])}, scores and masks {_bytes(memory['scores'])}"
+    )
+    print(
+        f"disk: about {_bytes(disk['all'])}: run folder {_bytes(disk['run'])}, smaller model {_bytes(disk['model'])} at most; "
+        f"{_bytes(disk['free'])} are free"
+    )
+    names = whole["names"]
+    listed = f" ({', '.join(names[:NAMED])}{f' and {len(names) - NAMED} more' if len(names) > NAMED else ''})" if names else ""
+    share = 100 * whole["parameters"] / found["parameters"]
+    print(f"cannot be cut: {whole['parameters']:,} of {found['parameters']:,} parameters, {share:.1f} %{listed}")
+    _refused(whole["refused"])
+    if whole["missed"]:
+        print(f"  {whole['missed']}")
+    if whole["removed"]:
+        print(
+            f"would remove, by magnitude: {100 * whole['removed']['prunable']:.1f} % of the prunable, "
+            f"{100 * whole['removed']['all']:.1f} % of all parameters"
+        )
+    print("nothing was written")
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
