@@ -9,7 +9,7 @@ from torch import nn
 from prunekit.apply.compensate import compensate
 from prunekit.apply.layerwise import layerwise
 from prunekit.apply.manifest import Manifest, dense_state, load, save
-from prunekit.apply.masks import apply_masks, hold_masks
+from prunekit.apply.masks import apply_masks, apply_plan, hold_masks
 from prunekit.apply.squeeze import Squeezed, squeeze
 from prunekit.apply.surgery import cut_units
 from prunekit.batch import Inputs
@@ -78,6 +78,8 @@ def prune(
 def masked(model: nn.Module, plan: Plan) -> nn.Module:
     """A dense copy of ``model`` with everything that the plan removes set to 0; it computes what the smaller model does.
 
+    Where zeros do not say that (experts, blocks that normalise their output), forward hooks do: see ``Plan.stand_ins``.
+
     Example:
         >>> import torch
         >>> from prunekit import Trajectory, make_plan, masked, score
@@ -87,5 +89,5 @@ def masked(model: nn.Module, plan: Plan) -> nn.Module:
         24
     """
     result = copied(model)
-    apply_masks(result, plan.masks())
+    apply_plan(result, plan)
     return result

@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunekit.apply import apply_masks, prune
+from prunekit.apply import apply_plan, prune
 from prunekit.criteria import model_digest
 from prunekit.errors import Note, PrunekitError, UsageError, nearest
 from prunekit.plan import Plan
@@ -277,7 +277,7 @@ class _Work:
     def without_training(self) -> Plan:
         for target in self.targets:
             self.plan = self.planner.plan(self.model, target, self.plan)
-            apply_masks(self.model, self.plan.masks())
+            apply_plan(self.model, self.plan)
             self._recalibrate()
             self._note(target, self._figure())
         return self._done()
@@ -285,7 +285,7 @@ class _Work:
     def by_rounds(self) -> Plan:
         """Every round starts where the last one ended; one recording holds them all."""
         self.plan = self.planner.plan(self.model, self.targets[0])
-        apply_masks(self.model, self.plan.masks())
+        apply_plan(self.model, self.plan)
         self._recalibrate()
         with self._tuner(self.plan.masks(), None) as tuner:
             for number, target in enumerate(self.targets):
@@ -323,7 +323,7 @@ class _Work:
             self.plan = self.planner.plan(self.model, target, self.plan, child)
             masks = self.plan.masks()
             ended = copied(self.model)
-            apply_masks(ended, masks)
+            apply_plan(ended, self.plan)
             pruned = self._figure(ended)
             load_into(self.model, trajectory.model_state(step), trajectory.folder)
             if self.folder is not None:
@@ -373,7 +373,7 @@ class _Work:
         if self.recalibrate is not None:
             self.recalibrate(self.model)
             if self.plan is not None:
-                apply_masks(self.model, self.plan.masks())
+                apply_plan(self.model, self.plan)
 
     def _figure(self, model: nn.Module | None = None) -> float | None:
         return None if self.measure is None else self.measure(self.model if model is None else model)
