@@ -51,6 +51,7 @@ def prune(
     Raises:
         ArtifactError: the plan was made for other weights; both hashes are in the message.
         StructureError: surgery did not give the masked model's outputs.
+        UsageError: ``calibration`` for a plan whose removal no zeros say (``Plan.stand_ins``), or no ``example_inputs``.
 
     Example:
         >>> import torch
@@ -67,6 +68,7 @@ def prune(
     if plan.provenance["model"] != found:
         raise ArtifactError(f"the plan was made for model {plan.provenance['model']}, this model is {found}")
     if calibration is not None:
+        plan.only_zeros("compensate")
         model = compensate(model, plan.masks(), calibration, accept=accept, seed=seed, task=task)
     if not plan.smaller:
         return masked(model, plan)

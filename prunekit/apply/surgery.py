@@ -22,6 +22,7 @@ def cut_units(model: nn.Module, plan: Plan, example_inputs: Inputs) -> nn.Module
     """
     masked = copied(model).cpu()
     apply_masks(masked, plan.masks())
+    stand_in(masked, {})  # a schedule's, which are on the dense model
     small = copied(masked)
     stand_in(masked, plan.stand_ins())
     try:

@@ -149,6 +149,13 @@ class Plan:
             for name, kind in facts.get(MASKED, {}).items()
         }
 
+    def only_zeros(self, what: str) -> None:
+        """Raises UsageError for ``what`` looks at zeros in the dense model, unless these are all that the plan does."""
+        if found := next(iter(self.stand_ins()), None):
+            raise UsageError(
+                f"{what}: it looks at weights that become 0, and {found} is left out or chooses otherwise, which no zeros say"
+            )
+
     def lowered(self) -> dict[str, int]:
         """``<module>:<attribute>`` -> by how much it becomes lower (numbers of heads, of convolution groups)."""
         found: dict[str, int] = {}

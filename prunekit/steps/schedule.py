@@ -28,6 +28,7 @@ from prunekit.steps.again import RefineAgain, refine_again
 from prunekit.steps.finetune import Finetuning, Tuner, forget
 from prunekit.steps.planner import Planner
 from prunekit.structure import implied_sparsity
+from prunekit.structure.stand_ins import stand_in
 from prunekit.trajectory import Trajectory, load_into, parent_facts
 from prunekit.trajectory.bare import named_tensors
 from prunekit.trajectory.copies import copied
@@ -292,6 +293,7 @@ class _Work:
                 if number:
                     self.plan = self.planner.plan(self.model, target, self.plan, self._child(tuner))
                     tuner.shrink(self.plan.masks())
+                    stand_in(self.model, self.plan.stand_ins())
                     tuner.set(self._recalibrate)
                 self._train(tuner, number, self._figure(), target)
             for number in range(len(self.targets), self._trainings):
@@ -328,6 +330,7 @@ class _Work:
             load_into(self.model, trajectory.model_state(step), trajectory.folder)
             if self.folder is not None:
                 forget(self.folder)
+            stand_in(self.model, self.plan.stand_ins())
             with self._tuner(masks, step) as tuner:
                 tuner.run(begin=step, end=end, stage=self._stage(number))
                 if number == len(self.targets) - 1:
@@ -350,6 +353,7 @@ class _Work:
                 if self.rounds and (before := self._figure()) is not None:
                     self.rounds[-1][self._name] = before
                 tuner.shrink(self.plan.masks())
+                stand_in(self.model, self.plan.stand_ins())
                 self._note(target, self._figure(), every, tuner.how.seed)
 
             tuner.run(after_step=after_step, stage="fine-tune and prune")

@@ -183,12 +183,11 @@ class Prober:
             named = named_tensors(self.model)
             for name, mask in slice_masks(kept, self.shapes).items():
                 put(self.model, name, named[name] * mask)
-            handles = stand_in(self.model, {name: (kind, keep[g.name]) for g in groups for name, kind in g.masked.items()})
+            stand_in(self.model, {name: (kind, keep[g.name]) for g in groups for name, kind in g.masked.items()})
             try:
                 expected = self.outputs()
             finally:
-                for handle in handles:
-                    handle.remove()
+                stand_in(self.model, {})
         with self.restoring():
             try:
                 Cut(

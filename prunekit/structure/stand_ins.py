@@ -31,7 +31,7 @@ class StandIn:
     """A forward hook that gives another answer than the module did; nothing of the module changes.
 
     Attributes:
-        kind: ``ROUTER`` or one of ``SKIPS``; empty while the module answers for itself.
+        kind: ``ROUTER`` or one of ``SKIPS``.
         keep: which units stay, ``(units,)``.
     """
 
@@ -39,30 +39,19 @@ class StandIn:
         self.kind, self.keep = kind, keep
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        if not self.kind:
-            return output
-        return (
-            routed(module, args, kwargs, output, self.keep)
-            if self.kind == ROUTER
-            else Skip.of(module, self.kind)(*args, **kwargs)
-        )
+        if self.kind == ROUTER:
+            return routed(module, args, kwargs, output, self.keep)
+        return Skip.of(module, self.kind)(*args, **kwargs)
 
 
-def stand_in(model: nn.Module, wanted: Wanted) -> list[Any]:
-    """Puts stand-ins into a masked model, in the place of those that it has; gives the handles of new hooks."""
-    there = {
-        name: hook
-        for name, module in model.named_modules()
-        for hook in module._forward_hooks.values()
-        if isinstance(hook, StandIn)
-    }
-    handles = []
-    for name, hook in there.items():
-        hook.kind, hook.keep = wanted.get(name, ("", hook.keep))
+def stand_in(model: nn.Module, wanted: Wanted) -> None:
+    """Puts stand-ins into a masked model; those that it had, from before it was copied or pruned further, are gone."""
+    for module in model.modules():
+        for key in [key for key, hook in module._forward_hooks.items() if isinstance(hook, StandIn)]:
+            del module._forward_hooks[key]
+            module._forward_hooks_with_kwargs.pop(key, None)
     for name, (kind, keep) in wanted.items():
-        if name not in there:
-            handles.append(model.get_submodule(name).register_forward_hook(StandIn(kind, keep), with_kwargs=True))
-    return handles
+        model.get_submodule(name).register_forward_hook(StandIn(kind, keep), with_kwargs=True)
 
 
 def routed(router: nn.Module, args: Any, kwargs: Any, output: Any, keep: Tensor) -> Any:

@@ -224,13 +224,29 @@ def _fused(name: str, model: nn.Module, spec: Mapping[str, Any], by_head: bool =
         by_head: query, key and value of a head stand together, instead of all queries before all keys before all values.
     """
     (outputs, _), (_, inputs), heads = sizes_of(model, spec["qkv"]), sizes_of(model, spec["o"]), int(spec["heads"])
-    if outputs != 3 * inputs or inputs % heads:
+    if inputs % heads:
         raise ValueError(f"{spec['qkv']} has {outputs} outputs, not three times those of {heads} heads")
     size = inputs // heads
+    units = int(spec.get("kv_heads") or heads)
+    if units < heads and heads % units == 0 and outputs == (heads + 2 * units) * size:
+        return _fused_grouped(name, model, spec, heads, units, size)
+    if outputs != 3 * inputs:
+        raise ValueError(f"{spec['qkv']} has {outputs} outputs, not three times those of {heads} heads")
     rows = torch.arange(heads * size).view(heads, size)
     three = torch.arange(outputs).view(heads, -1) if by_head else _three(rows)
     members = rows_of(model, spec["qkv"], three) | {axis_of(model, spec["o"], outputs=False): rows}
     return Group(name, members, _counting(model, spec["qkv"], ((HEADS, heads, 1), (WIDTHS, heads * size, size))))
+
+
+def _fused_grouped(name: str, model: nn.Module, spec: Mapping[str, Any], heads: int, units: int, size: int) -> Group:
+    """All queries before the fewer keys before the values."""
+    share = heads // units
+    queries = torch.arange(heads * size).view(units, share * size)
+    keys = torch.arange(units * size).view(units, size) + heads * size
+    rows = torch.cat([queries, keys, keys + units * size], 1)
+    members = rows_of(model, spec["qkv"], rows) | {axis_of(model, spec["o"], outputs=False): queries}
+    counted = ((HEADS, heads, share), (KV_HEADS, units, 1), (WIDTHS, heads * size, share * size))
+    return Group(name, members, _counting(model, spec["qkv"], counted))
 
 
 def _three(rows: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def layer_groups(prober: Prober) -> tuple[list[Group], dict[str, str]]:
     go when, with all its tensors at 0, it gives back its first input exactly (on the inputs that the examples bring it), alone
     or first in a tuple, behind it nothing or what it was given. A block that normalises the sum with its input (as BERT's do)
     gives its input normalised then; without the block its input goes on as it is, in the masked model too (``Group.masked``).
-    Where a stack's members can go, it is not looked at as one; where a block cannot go, its own stacks are.
+    Where a stack's members can go, it is not looked at as one; where none of a stack's can, what is inside them is.
     """
     search = _Search(prober)
     search.inside("", prober.model)
@@ -58,36 +58,43 @@ class _Search:
     def inside(self, path: str, module: nn.Module) -> bool:
         """Looks at everything in ``module``; whether something of it can go."""
         some = False
+        left: list[tuple[str, nn.Module, str]] = []
         for short, child in module.named_children():
             name = f"{path}.{short}" if path else short
             if next(child.parameters(), None) is None:
                 continue
-            if isinstance(module, CONTAINERS) and not isinstance(child, nn.ModuleList | nn.ModuleDict):
-                some |= self._member(name, child)
-            else:
+            if not isinstance(module, CONTAINERS) or isinstance(child, nn.ModuleList | nn.ModuleDict):
                 some |= self.inside(name, child)
+            elif (reason := self._member(name, child)) is None:
+                some = True
+            else:
+                left.append((name, child, reason))
+        whole = some
+        for name, child, reason in left:  # where others of their stack can go as a whole, what is inside these stays
+            known = dict(self.refused)
+            if not whole and not isinstance(child, nn.Sequential) and self.inside(name, child):
+                some = True
+            else:
+                self.refused = known | {name: reason}
         return some
 
-    def _member(self, name: str, block: nn.Module) -> bool:
+    def _member(self, name: str, block: nn.Module) -> str | None:
+        """Notes what can go of a member of a stack, itself or (of a stack in it) its members; else says why it cannot."""
         if isinstance(block, nn.Sequential):
             known = dict(self.refused)
             if self.inside(name, block):
-                return True
+                return None
             self.refused = known  # what is said of the stack says it of its members
         kind, masked, reason = self._kind(name, block)
         if kind is None:
-            known = dict(self.refused)
-            if not isinstance(block, nn.Sequential) and self.inside(name, block):
-                return True
-            self.refused = known | {name: reason}
-            return False
+            return reason
         members = {
             f"{name}.{key}@0": torch.arange(tensor.shape[0])[None]
             for key, tensor in _tensors(block)
             if tensor.dim() and (tensor.is_floating_point() or isinstance(tensor, nn.Parameter))
         }
         self.found.append(Group(name, members, {}, {name: kind}, {name: kind} if masked else {}))
-        return True
+        return None
 
     def _kind(self, name: str, block: nn.Module) -> tuple[str | None, bool, str]:
         """What may take the block's place; whether it must in the masked model too; or None, and why nothing may."""
