@@ -61,14 +61,12 @@ def write(subject: Subject, folder: Path) -> Written:
         else 'import prunekit\n\nmodel = prunekit.load_hf("DIR")'
     )
     with theirs("transformers, loading what was written,"), quietly():
-        back = load_hf(folder) if config is None else _loaded(model, folder)
+        back: Any = load_hf(folder) if config is None else _loaded(model, folder)
     loads = "prunekit.load_hf" if config is None else f"transformers.{kind}.from_pretrained"
     if config is not None and not _generates(back, subject.inputs):
         back.generation_config.use_cache = False
         back.generation_config.save_pretrained(folder)
-        notes.append(
-            "generate() runs without its cache: transformers makes that as deep as the encoder, which now has fewer blocks"
-        )
+        notes.append("generate() runs without its cache, which transformers makes as deep as the encoder, now less deep")
     (folder / "README.md").write_text(card(subject.manifest, subject.evaluation, loading, notes), encoding="utf-8")
     with without_skipped(model) if config is not None else nullcontext():
         check_tensors(back.state_dict(), model, folder)

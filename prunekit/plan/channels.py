@@ -146,7 +146,7 @@ def _steps(groups: Sequence[Group], comparable: Mapping[str, Tensor], sizes: Siz
     return found
 
 
-IN_A_STACK = re.compile(r"(?:^|\.)\d+\.")
+IN_A_STACK = re.compile(r"(?:^|\.)\d+\.|[^.\d][^.]*\.\d+$")
 """In the name of what stands in a block of a stack: the block's number."""
 
 

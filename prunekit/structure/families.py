@@ -24,7 +24,8 @@ class Family:
         mlps: layers whose outputs are neurons, and the layer that reads them.
         router: the layer that chooses experts, beside ``experts``, the module that holds all of them in tensors
             ``(experts, outputs, inputs)``.
-        heads: attributes with the number of heads, and ``kv_heads`` of key-value heads, where they have a name of their own.
+        heads: attributes with the number of heads, and ``kv_heads`` of key-value heads, where they have a name of their own. They
+            are read; only those of usual names are lowered (``SIZE_ATTRIBUTES``), since a plan is data.
     """
 
     attention: tuple[str, ...] = ()

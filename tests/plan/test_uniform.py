@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -39,8 +41,8 @@ class Stacked(nn.Module):
         return self.head(torch.tanh(self.pooler(x.mean(1))))
 
 
-def counts(plan: Plan, kind: str) -> set[int]:
-    return {int(keep.sum()) for name, keep in plan.keep.items() if name.startswith("blocks.") and (kind in name) == bool(kind)}
+def counts(plan: Plan, names: str) -> set[int]:
+    return {int(keep.sum()) for name, keep in plan.keep.items() if re.search(names, name)}
 
 
 @pytest.mark.parametrize("allocation", ["global", "mean", "lamp"])
@@ -55,10 +57,9 @@ def test_every_block_keeps_as_many(allocation: str, round_to: int) -> None:
     plan = make_plan(
         scores, model, IMAGES, sparsity=0.4, structure="channels", allocation=allocation, round_to=round_to, uniform=True
     )
-    neurons = counts(plan, "fc1")
-    assert len(neurons) == 1
+    neurons, heads = counts(plan, r"\.fc1$"), counts(plan, r"blocks\.\d$")
+    assert len(neurons) == len(heads) == 1
     assert max(neurons) % round_to == 0
-    assert len({int(keep.sum()) for name, keep in plan.keep.items() if name.startswith("blocks.") and "fc1" not in name}) == 1
     assert plan.keep.get("pooler", torch.ones(1)).all()
     assert 0.2 < plan.sparsity()["prunable"] < 0.6
     torch.testing.assert_close(prune(model, plan, IMAGES)(IMAGES), masked(model, plan)(IMAGES), atol=1e-5, rtol=1e-4)
@@ -75,12 +76,13 @@ def test_the_least_important_of_each_block_go_first() -> None:
         assert found[~keep].max() < found[keep].min()
 
 
+@pytest.mark.slow
 def test_refining_keeps_the_numbers() -> None:
     torch.manual_seed(0)
     model = Stacked().eval()
     plan = make_plan(random_scores(model), model, IMAGES, sparsity=0.4, structure="neurons", uniform=True)
     x = torch.randn(24, 1, 4, 4)
-    better = refine(plan, model, [(x, model(x).argmax(1))], rounds=3, steps=4)
+    better = refine(plan, model, [(x, model(x).argmax(1))], rounds=2, steps=2)
     assert counts(better, "fc1") == counts(plan, "fc1")
 
 
