@@ -436,6 +436,67 @@ class PreNormStack(nn.Module):
         return self.out(self.encoder(x.flatten(1)))
 
 
+class TinyRouter(nn.Module):
+    """Chooses two of the experts for every token, as transformers' routers answer."""
+
+    def __init__(self, experts: int) -> None:
+        super().__init__()
+        self.top_k, self.num_experts = 2, experts
+        self.weight = nn.Parameter(torch.randn(experts, 8))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = F.linear(x, self.weight)
+        scores, chosen = logits.softmax(-1).topk(self.top_k)
+        return logits, scores / scores.sum(-1, keepdim=True), chosen
+
+
+class TinyExperts(nn.Module):
+    """Gated experts in two tensors, ``(experts, outputs, inputs)``."""
+
+    def __init__(self, experts: int, neurons: int = 16) -> None:
+        super().__init__()
+        self.num_experts, self.intermediate_dim = experts, neurons
+        self.gate_up_proj = nn.Parameter(torch.randn(experts, 2 * neurons, 8) / 3)
+        self.down_proj = nn.Parameter(torch.randn(experts, 8, neurons) / 3)
+
+    def forward(self, x: Tensor, chosen: Tensor, scores: Tensor) -> Tensor:
+        gate, up = torch.einsum("th,eoh->teo", x, self.gate_up_proj).chunk(2, -1)
+        out = torch.einsum("teo,eho->teh", F.silu(gate) * up, self.down_proj)
+        return (out.gather(1, chosen[..., None].expand(-1, -1, 8)) * scores[..., None]).sum(1)
+
+
+class Mixture(nn.Module):
+    """Experts behind a router of its own, or behind a linear layer."""
+
+    def __init__(self, linear: bool = False) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(16, 8), nn.Linear(8, 3)
+        self.top_k = 2
+        self.gate = nn.Linear(8, 5) if linear else TinyRouter(5)
+        self.experts = TinyExperts(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x.flatten(1))
+        if isinstance(self.gate, nn.Linear):
+            scores, chosen = self.gate(x).softmax(-1).topk(self.top_k)
+        else:
+            _, scores, chosen = self.gate(x)
+        return self.head(x + self.experts(x, chosen, scores))
+
+
+class Feeding(nn.Module):
+    """An MLP whose names are of no known family."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Linear(16, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.narrow(F.gelu(self.wide(x.flatten(1))))
+
+
+MIXED: dict[str, Callable[[], nn.Module]] = {"router": Mixture, "linear router": lambda: Mixture(linear=True)}
+
 STACKED: dict[str, Callable[[], nn.Module]] = {
     "blocks": Stack,
     "pre-norm": PreNormStack,
@@ -443,7 +504,9 @@ STACKED: dict[str, Callable[[], nn.Module]] = {
 }
 
 ALL = {**HANDLED, **ATTENTIVE, **STACKED}
-OF: dict[str, dict[str, Callable[[], nn.Module]]] = {"channels": ALL, "heads": ATTENTIVE, "layers": STACKED}
+OF: dict[str, dict[str, Callable[[], nn.Module]]] = {
+    "channels": ALL, "heads": ATTENTIVE, "layers": STACKED, "experts": MIXED, "neurons": {"mixed": Mixture, "unnamed": Feeding},
+}  # fmt: skip
 
 
 def has_units(structure: str, model: nn.Module) -> bool:

@@ -9,7 +9,7 @@ from torch import nn
 from prunekit.apply.compensate import compensate
 from prunekit.apply.layerwise import layerwise
 from prunekit.apply.manifest import Manifest, dense_state, load, save
-from prunekit.apply.masks import apply_masks, hold_masks
+from prunekit.apply.masks import apply_masks, apply_plan, hold_masks
 from prunekit.apply.squeeze import Squeezed, squeeze
 from prunekit.apply.surgery import cut_units
 from prunekit.batch import Inputs
@@ -51,6 +51,7 @@ def prune(
     Raises:
         ArtifactError: the plan was made for other weights; both hashes are in the message.
         StructureError: surgery did not give the masked model's outputs.
+        UsageError: ``calibration`` for a plan whose removal no zeros say (``Plan.stand_ins``), or no ``example_inputs``.
 
     Example:
         >>> import torch
@@ -67,6 +68,7 @@ def prune(
     if plan.provenance["model"] != found:
         raise ArtifactError(f"the plan was made for model {plan.provenance['model']}, this model is {found}")
     if calibration is not None:
+        plan.only_zeros("compensate")
         model = compensate(model, plan.masks(), calibration, accept=accept, seed=seed, task=task)
     if not plan.smaller:
         return masked(model, plan)
@@ -78,6 +80,8 @@ def prune(
 def masked(model: nn.Module, plan: Plan) -> nn.Module:
     """A dense copy of ``model`` with everything that the plan removes set to 0; it computes what the smaller model does.
 
+    Where zeros do not say that (experts, blocks that normalise their output), forward hooks do: see ``Plan.stand_ins``.
+
     Example:
         >>> import torch
         >>> from prunekit import Trajectory, make_plan, masked, score
@@ -87,5 +91,5 @@ def masked(model: nn.Module, plan: Plan) -> nn.Module:
         24
     """
     result = copied(model)
-    apply_masks(result, plan.masks())
+    apply_plan(result, plan)
     return result

@@ -19,7 +19,7 @@ from prunekit.measure import Lost, Speed
 from prunekit.plan import Plan
 from prunekit.plan.plan import SIZE_ATTRIBUTES
 from prunekit.structure.cut import Cut
-from prunekit.structure.replacements import REPLACEMENTS
+from prunekit.structure.replacements import known
 from prunekit.trajectory import load_into
 from prunekit.trajectory.bare import bare, named_tensors
 from prunekit.trajectory.derived import derived_weights
@@ -46,7 +46,7 @@ class Manifest(Artifact):
         plan: digest of the plan.
         provenance: the plan's, and the version.
         facts: sparsity reached, and other facts for people.
-        replaced: module -> kind of what takes its place (a removed block, a narrower attention); see ``REPLACEMENTS``.
+        replaced: module -> kind of what takes its place (a removed block, a narrower attention).
         files: file beside it -> its checksum; empty in older manifests.
     """
 
@@ -112,7 +112,7 @@ class Manifest(Artifact):
                 if attribute not in SIZE_ATTRIBUTES or value < 1:
                     raise ValueError(f"attribute {name}.{attribute} = {value!r}")
         for name, kind in self.replaced.items():
-            if not name or kind not in REPLACEMENTS:
+            if not name or not known(kind):
                 raise ValueError(f"{name!r} replaced by {kind!r}")
         for name, expected in TOLD.items():
             if name in self.facts:

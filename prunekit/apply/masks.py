@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import ArtifactError
 from prunekit.plan import Plan
+from prunekit.structure.stand_ins import stand_in
 from prunekit.trajectory.bare import bare, bare_optimizers, named_tensors
 from prunekit.trajectory.derived import check_derived, refresh
 from prunekit.trajectory.describe import refuse_strangers
@@ -28,6 +29,16 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     zero(named_tensors(model), masks)
     check_derived(model, masks)
     refresh(model)
+
+
+def apply_plan(model: nn.Module, plan: Plan) -> None:
+    """Makes ``model`` the masked one in place: removed weights 0, and stand-ins where zeros do not say it (``Plan.stand_ins``).
+
+    Raises:
+        ArtifactError, StructureError: see ``apply_masks``.
+    """
+    apply_masks(model, plan.masks())
+    stand_in(model, plan.stand_ins())
 
 
 def zero(named: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:

@@ -9,6 +9,7 @@ from prunekit.batch import Inputs
 from prunekit.errors import ArtifactError
 from prunekit.plan import Plan
 from prunekit.structure.cut import same_as_masked
+from prunekit.structure.stand_ins import stand_in
 from prunekit.trajectory.copies import copied
 
 
@@ -21,7 +22,9 @@ def cut_units(model: nn.Module, plan: Plan, example_inputs: Inputs) -> nn.Module
     """
     masked = copied(model).cpu()
     apply_masks(masked, plan.masks())
+    stand_in(masked, {})  # a schedule's, which are on the dense model
     small = copied(masked)
+    stand_in(masked, plan.stand_ins())
     try:
         plan.cut(small).carry_out(small)
     except (ValueError, AttributeError, IndexError) as error:

@@ -17,7 +17,9 @@ PANELS = {
     "How much goes: one of these": (
         "sparsity", "max_params", "max_macs", "max_bytes", "max_latency_ms", "speedup", "max_accuracy_drop", "max_drop",
     ),
-    "What goes": ("criterion", "structure", "allocation", "ratio", "floor", "round_to", "min_units", "classes", "apply"),
+    "What goes": (
+        "criterion", "structure", "allocation", "ratio", "floor", "round_to", "min_units", "uniform", "classes", "apply",
+    ),
     "Repair": ("compensate", "refine", "refine_budget", "refine_again", "squeeze"),
     "Training": ("schedule", "rounds", "every", "finetune", "lr", "distill", "temperature", "rewind", "recalibrate"),
 }  # fmt: skip
@@ -49,6 +51,7 @@ def prune(
     floor: Annotated[float, typer.Option(help="Share of every layer that stays, in [0, 1).")] = 0.0,
     round_to: Annotated[int | None, typer.Option(min=1, help="Channels, heads: what stays is a multiple of this.")] = None,
     min_units: Annotated[int | None, typer.Option(min=1, help="Channels, heads: the least that stays in a layer.")] = None,
+    uniform: Annotated[bool, typer.Option("--uniform", help="As many units in every layer of a stack of blocks.")] = False,
     max_params: Annotated[int | None, typer.Option(help="Parameters that may stay.")] = None,
     max_macs: Annotated[int | None, typer.Option(help="Theoretical MACs of one sample.")] = None,
     max_bytes: Annotated[int | None, typer.Option(help="Size of model.safetensors.")] = None,
@@ -90,7 +93,7 @@ def prune(
         check_name(name)
     options = {
         "criterion": criterion, "sparsity": sparsity, "structure": structure, "allocation": allocation, "name": name,
-        "ratio": ratios(ratio or []), "floor": floor, "round_to": round_to, "min_units": min_units,
+        "ratio": ratios(ratio or []), "floor": floor, "round_to": round_to, "min_units": min_units, "uniform": uniform,
         "max_params": max_params, "max_macs": max_macs, "max_bytes": max_bytes, "max_latency_ms": max_latency_ms,
         "speedup": speedup, "max_accuracy_drop": max_accuracy_drop, "max_drop": max_drop,
         "classes": numbers(classes, "--classes"), "compensate": compensate, "dry_run": dry_run,

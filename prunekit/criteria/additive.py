@@ -13,6 +13,7 @@ from torch import Tensor
 
 from prunekit import checkpoint
 from prunekit.criteria.aggregations import AGGREGATIONS
+from prunekit.criteria.scores import summed_axes
 from prunekit.data import Samples
 from prunekit.errors import ArtifactError
 from prunekit.kernel import Contribution, ModelFunction, attribute
@@ -68,7 +69,7 @@ def collect(
     partial: Path | None = None,
     made_from: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Aggregates signed scores to importances and keeps their exact sums along axes 0 and 1.
+    """Aggregates signed scores to importances and keeps their exact sums along their ``summed_axes``.
 
     Args:
         contributions: ``contributions(skip)`` gives the chunks after the first ``skip``, in order.
@@ -95,8 +96,12 @@ def collect(
 
 def _spacing(part: Contribution, shape: tuple[int, int]) -> int:
     """Every how many samples axis sums are kept."""
-    each = sum(size * signed.element_size() for signed in part.scores.values() for size in signed.shape[2:4])
+    each = sum(size * signed.element_size() for signed in part.scores.values() for size in _kept_sizes(signed))
     return max(1, -(-each * shape[0] * shape[1] // AXES))
+
+
+def _kept_sizes(signed: Tensor) -> list[int]:
+    return [signed.shape[2 + axis] for axis in summed_axes(signed.dim() - 2)]
 
 
 def _add(so_far: Collected, part: Contribution, shape: tuple[int, int], prunable: tuple[str, ...], aggregation: str) -> None:
@@ -110,7 +115,7 @@ def _add(so_far: Collected, part: Contribution, shape: tuple[int, int], prunable
             found = AGGREGATIONS[aggregation].each(signed).sum((0, 1)).cpu()
             so_far.sums[name] = so_far.sums[name] + found if name in so_far.sums else found
         dims = list(range(2, signed.dim()))
-        for axis in dims[:2]:
+        for axis in [dims[a] for a in summed_axes(len(dims))]:
             others = [d for d in dims if d != axis]
             along = (signed.sum(others) if others else signed).cpu()
             key = f"{name}@{axis - 2}"

@@ -21,6 +21,11 @@ SCHEMA = 1
 PART = re.compile(r"part\d+\|")
 
 
+def summed_axes(rank: int) -> range:
+    """Axes of a parameter along which signed sums are kept: outputs and inputs, and experts before them (of three axes, all)."""
+    return range(3 if rank == 3 else min(2, rank))
+
+
 @dataclass(frozen=True)
 class Scores:
     """Importance of every prunable weight.

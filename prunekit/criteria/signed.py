@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from prunekit.criteria.evidence import CriterionResult
+from prunekit.criteria.scores import summed_axes
 from prunekit.trajectory import Layout
 
 
@@ -28,7 +29,7 @@ def shifted(layout: Layout, scores: Tensor, prunable: Sequence[str], gradient_ev
     for entry in layout.parameters:
         value = views[entry.name]
         negative += float(value.clamp(max=0).neg().sum())
-        for axis in range(min(2, value.dim())):
+        for axis in summed_axes(value.dim()):
             others = [d for d in range(value.dim()) if d != axis]
             axes[f"{entry.name}@{axis}"] = (value.sum(others) if others else value.clone())[None, None]
     # A little more than the sum: groups add the same numbers in another order.

@@ -61,6 +61,7 @@ def explain_diff(
     Raises:
         UsageError: outputs and labels do not fit the task.
     """
+    plan.only_zeros("explain --diff")
     kind = get_task(task)
     function = ModelFunction(model, trajectory.layout, trajectory.fixed, kind.target, device, task=kind)
     x, y = to(x, function.device), to(y, function.device)

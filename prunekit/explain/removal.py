@@ -98,6 +98,7 @@ class RemovalEffect:
         return Segment(0, self.theta, end, torch.zeros_like(end), jump=True)
 
     def mask(self, plan: Plan) -> Tensor:
+        plan.only_zeros("explain")
         return flat_mask(plan, self.layout).to(self.theta.device)
 
     def of(self, keep: Tensor, part: Tensor) -> Removal:

@@ -25,6 +25,8 @@ HEADS = (
     "num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads",
 )  # fmt: skip
 KV_HEADS = "num_key_value_heads"
+HEAD_DIM = "head_dim"
+"""The size of a head, which many models read though their config leaves it out."""
 WIDTHS = (
     "intermediate_size", "n_inner", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "d_ff", "hidden_dim", "ffn_hidden_size",
     "moe_intermediate_size", "shared_expert_intermediate_size", "num_local_experts", "num_experts", "n_routed_experts",
@@ -50,9 +52,12 @@ def saying(model: Any) -> tuple[Any, str]:
     with without_skipped(model):
         wanted = shapes_of(model)
     for part in _parts(config):
+        before = dict(vars(part))
         _spell_out(part)
         for lowered in _changes(part):
             _lower(type(model), config, part, lowered, wanted)
+        if HEAD_DIM not in before and all(vars(part).get(name) == before.get(name) for name in HEADS):
+            vars(part).pop(HEAD_DIM, None)  # nothing depends on what the config did not say before
     found = _built(type(model), config)
     if found is None:
         return None, "transformers refuses a config with its numbers of heads and neurons"
@@ -116,7 +121,7 @@ def _spell_out(part: Any) -> None:
         if name in vars(part) and getattr(part, name) is None:
             setattr(part, name, 4 * getattr(part, other))
     heads = next((vars(part)[name] for name in HEADS if isinstance(vars(part).get(name), int)), 0)
-    if heads and vars(part).get("head_dim", 0) is None and isinstance(vars(part).get("hidden_size"), int):
+    if heads and vars(part).get(HEAD_DIM) is None and isinstance(vars(part).get("hidden_size"), int):
         part.head_dim = part.hidden_size // heads
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -59,16 +60,35 @@ def write(subject: Subject, folder: Path) -> Written:
         if config is not None
         else 'import prunekit\n\nmodel = prunekit.load_hf("DIR")'
     )
-    (folder / "README.md").write_text(card(subject.manifest, subject.evaluation, loading, notes), encoding="utf-8")
     with theirs("transformers, loading what was written,"), quietly():
-        back = load_hf(folder) if config is None else _loaded(model, folder)
+        back: Any = load_hf(folder) if config is None else _loaded(model, folder)
     loads = "prunekit.load_hf" if config is None else f"transformers.{kind}.from_pretrained"
+    if config is not None and not _generates(back, subject.inputs):
+        back.generation_config.use_cache = False
+        back.generation_config.save_pretrained(folder)
+        notes.append("generate() runs without its cache, which transformers makes as deep as the encoder, now less deep")
+    (folder / "README.md").write_text(card(subject.manifest, subject.evaluation, loading, notes), encoding="utf-8")
     with without_skipped(model) if config is not None else nullcontext():
         check_tensors(back.state_dict(), model, folder)
     if subject.inputs is None:
         return Written(loads, notes=notes)
     off = compare(answered(back, subject.inputs), answered(model, subject.inputs), TOLERANCE, f"{loads}(DIR)")
     return Written(loads, TOLERANCE, off, [batch.size(subject.inputs)], notes)
+
+
+def _generates(back: Any, inputs: Any) -> bool:
+    """Whether the cache of an encoder-decoder's ``generate`` is as deep as its decoder; True of all other models."""
+    name = getattr(back, "main_input_name", "")
+    if not (back.can_generate() and back.config.is_encoder_decoder and isinstance(inputs, Mapping) and name in inputs):
+        return True
+    try:
+        with quietly():
+            back.generate(inputs[name][:1], max_new_tokens=2, min_new_tokens=2, do_sample=False)
+    except IndexError:
+        return False
+    except Exception:  # a config that says no first token, for example: nothing that pruning changed
+        return True
+    return True
 
 
 def saying_of(model: Any) -> tuple[Any, str]:

@@ -14,7 +14,7 @@ from prunekit.errors import ArtifactError, UsageError
 from prunekit.plan.allocation import ALLOCATIONS, Importances, Request, get_allocation, share, with_directions
 from prunekit.plan.channels import FREE, Sizes, channel_keeps, protected, prunable_groups
 from prunekit.plan.patterns import as_stored, block_masks, nm_mask, outputs_first
-from prunekit.plan.plan import ATTRIBUTES, MIN_UNITS, OUTPUTS, REPLACE, ROUND_TO, MissedTarget, Plan
+from prunekit.plan.plan import ATTRIBUTES, MASKED, MIN_UNITS, OUTPUTS, REPLACE, ROUND_TO, UNIFORM, MissedTarget, Plan
 from prunekit.plan.unstructured import unstructured_masks
 from prunekit.structure import (
     GROUPED,
@@ -50,6 +50,7 @@ def make_plan(
     attention: Mappings = (),
     round_to: int = 1,
     min_units: int = 1,
+    uniform: bool = False,
 ) -> Plan:
     """Decides what to remove from ``model``.
 
@@ -69,6 +70,8 @@ def make_plan(
         attention: projections of attention that its names do not give away, see ``prunekit.structure.units.heads``.
         round_to: what stays of a layer's channels (of heads, their number) is a multiple of this, such as 8, or all of it.
         min_units: as many channels (heads) stay in every layer at least.
+        uniform: every layer keeps as many units as all others of its kind, so that layers stay alike: what goes is decided within
+            each, how much by the importance of all of them. The allocation decides between kinds (heads and neurons).
 
     What cannot be cut is named in the plan's ``provenance["refused"]``, with the reason. Where what can be cut does not reach
     the sparsity by far, ``Plan.missed`` says so, and a ``MissedTarget`` warning is given.
@@ -100,7 +103,7 @@ def make_plan(
         if example_inputs is None:
             raise UsageError(f"structure {structure!r} needs example_inputs (one or two samples) to trace the model")
         groups = find_groups(structure, model, example_inputs, attention)
-    plan = plan_from(scores, model, groups, sparsity, structure, allocation, ratios, floor, Sizes(round_to, min_units))
+    plan = plan_from(scores, model, groups, sparsity, structure, allocation, ratios, floor, Sizes(round_to, min_units, uniform))
     if (missed := plan.missed) is not None:
         warnings.warn(missed, MissedTarget, stacklevel=2)
     return plan
@@ -120,6 +123,8 @@ def plan_from(
     """``make_plan`` for a caller that has checked the model and found its ``groups`` already."""
     check_structure(structure)
     sizes.check(structure)
+    if sizes.uniform and ratios:
+        raise UsageError("uniform keeps as many units in every layer, and ratios say another share; leave one of them out")
     shared_by = get_allocation(allocation)
     sparsity = asked_sparsity(structure, sparsity)
     scores.check()
@@ -160,8 +165,10 @@ def plan_from(
         keep = channel_keeps(scores, groups, shapes, prunable, sparsity, transform, sizes, GROUPED[structure].counted)
         for group in groups:
             index |= group.index()
-            if group.attributes or group.replace:
+            if group.attributes or group.replace or group.masked:
                 modules[group.name] = {ATTRIBUTES: group.attributes, REPLACE: group.replace}
+            if group.masked:
+                modules[group.name][MASKED] = group.masked
     elif pattern is None:
         keep = unstructured_masks(weights, sparsity, directed)
     elif pattern.kind == "nm":
@@ -188,6 +195,7 @@ def plan_from(
         **({"floor": floor} if floor else {}),
         **({ROUND_TO: sizes.round_to} if sizes.round_to > 1 else {}),
         **({MIN_UNITS: sizes.least} if sizes.least > 1 else {}),
+        **({UNIFORM: True} if sizes.uniform else {}),
         **({OUTPUTS: turned} if turned and pattern is not None else {}),
     }
     if refused:

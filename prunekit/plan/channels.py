@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, lcm
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +28,12 @@ class Sizes:
     Attributes:
         round_to: what stays of a group's outputs is a multiple of this, or all of it; of heads, their number is.
         least: as many units stay at least, or all where there are fewer.
+        uniform: all groups of a kind (see ``kind_of``) keep as many, and those outside stacks of blocks keep all.
     """
 
     round_to: int = 1
     least: int = 1
+    uniform: bool = False
 
     def check(self, structure: str) -> None:
         """Raises UsageError unless both make sense for the structure."""
@@ -38,6 +42,8 @@ class Sizes:
                 raise UsageError(f"{name} is {value!r}; it must be a whole number of 1 or more")
             if value > 1 and not takes_sizes(structure):
                 raise UsageError(f"{name} is {value}; it is for channels and heads, and the structure is {structure}")
+        if self.uniform and not takes_sizes(structure):
+            raise UsageError(f"uniform is for channels, heads, neurons and experts, and the structure is {structure}")
 
     def bundles(self, group: Group, heads: bool, comparable: Tensor) -> list[tuple[float, list[int]]]:
         """Units that leave at once, least important first, with their mean importance.
@@ -49,8 +55,8 @@ class Sizes:
         if group.whole:
             return [(float(comparable[unit]), [unit]) for unit in order]
         each = 1 if heads else next(iter(group.members.values())).shape[1]
-        step = self.round_to // gcd(each, self.round_to)
-        least = -(-self.least // step) * step
+        step = lcm(self.round_to // gcd(each, self.round_to), group.multiple)
+        least = -(-max(self.least, group.least) // step) * step
         found: list[tuple[float, list[int]]] = []
         stays = group.size
         while (count := stays - (stays - 1) // step * step) and stays - count >= least:
@@ -83,11 +89,7 @@ def channel_keeps(
     """
     comparable = _comparable(scores, groups, allocation)
     keep = {group.name: torch.ones(group.size, dtype=torch.bool) for group in groups}
-    ranking = sorted(
-        (value, g, place, bundle)
-        for g, group in enumerate(groups)
-        for place, (value, bundle) in enumerate(sizes.bundles(group, heads, comparable[group.name]))
-    )
+    ranking = sorted(_steps(groups, comparable, sizes, heads), key=lambda step: step[:3])
     # Kept length of every axis that some group touches: a parameter keeps the product of its axes.
     lengths = {name: list(shapes[name]) for name in prunable}
     cuts = [
@@ -96,23 +98,63 @@ def channel_keeps(
     ]
     total = sum(_product(length) for length in lengths.values())
     best, best_distance, removed = 0, sparsity, 0
-    order: list[tuple[str, list[int]]] = []
-    for _, g, _, bundle in ranking:
-        keep[groups[g].name][bundle] = False
-        order.append((groups[g].name, bundle))
-        touched = {name for name, _, _ in cuts[g]}
-        before = sum(_product(lengths[name]) for name in touched)
-        for name, axis, block in cuts[g]:
-            lengths[name][axis] -= block * len(bundle)
-        removed += before - sum(_product(lengths[name]) for name in touched)
+    order: list[list[tuple[int, list[int]]]] = []
+    for _, _, _, parts in ranking:
+        for g, bundle in parts:
+            keep[groups[g].name][bundle] = False
+            touched = {name for name, _, _ in cuts[g]}
+            before = sum(_product(lengths[name]) for name in touched)
+            for name, axis, block in cuts[g]:
+                lengths[name][axis] -= block * len(bundle)
+            removed += before - sum(_product(lengths[name]) for name in touched)
+        order.append(parts)
         distance = abs(removed / total - sparsity)
         if distance < best_distance:
             best, best_distance = len(order), distance
         if removed / total >= sparsity:
             break
-    for name, bundle in order[best:]:
-        keep[name][bundle] = True
+    for parts in order[best:]:
+        for g, bundle in parts:
+            keep[groups[g].name][bundle] = True
     return keep
+
+
+Step = tuple[float, int, int, list[tuple[int, list[int]]]]
+"""What leaves at once: its importance, the (first) group and the place in it, and the units of each group, by their numbers."""
+
+
+def _steps(groups: Sequence[Group], comparable: Mapping[str, Tensor], sizes: Sizes, heads: bool) -> list[Step]:
+    """Everything that may leave at once, in any order.
+
+    Raises:
+        UsageError: ``uniform``, and no group stands in a stack of blocks.
+    """
+    bundles = [sizes.bundles(group, heads, comparable[group.name]) for group in groups]
+    if not sizes.uniform:
+        return [(value, g, place, [(g, units)]) for g, each in enumerate(bundles) for place, (value, units) in enumerate(each)]
+    kinds: dict[Any, list[int]] = {}
+    for g, group in enumerate(groups):
+        if IN_A_STACK.search(group.name):
+            kinds.setdefault(kind_of(group), []).append(g)
+    if not kinds:
+        raise UsageError(f"uniform is about blocks in a stack, and none has what can go here ({groups[0].name} stands in none)")
+    found: list[Step] = []
+    for alike in kinds.values():
+        for place in range(min(len(bundles[g]) for g in alike)):
+            value = sum(bundles[g][place][0] for g in alike) / len(alike)
+            found.append((value, alike[0], place, [(g, bundles[g][place][1]) for g in alike]))
+    return found
+
+
+IN_A_STACK = re.compile(r"(?:^|\.)\d+\.|[^.\d][^.]*\.\d+$")
+"""In the name of what stands in a block of a stack: the block's number."""
+
+
+def kind_of(group: Group) -> Any:
+    """What groups have in common that a model's config says in one number: how many units, of which layer, how large."""
+    member, where = next(iter(group.members.items()))
+    layer = re.sub(r"\d+", "", ".".join(_split(member)[0].split(".")[-2:]))
+    return group.size, layer, where.shape[1]
 
 
 Protected = Callable[[Group], str | None]

@@ -17,19 +17,21 @@ from prunekit.errors import ArtifactError, UsageError
 from prunekit.plan.patterns import pattern_fault
 from prunekit.structure import pattern_of
 from prunekit.structure.cut import Cut, values_without
-from prunekit.structure.groups import SKIPS, kept_indices, slice_masks
-from prunekit.structure.replacements import REPLACEMENTS
+from prunekit.structure.groups import is_skip, kept_indices, slice_masks
+from prunekit.structure.replacements import known
+from prunekit.structure.stand_ins import COUNTS, known_stand_in
 from prunekit.structure.units.heads import HEADS, KV_HEADS, WIDTHS
+from prunekit.structure.units.neurons import NEURONS
 
 SCHEMA = 1
 KEEP, INDEX, GIVEN = "keep/", "index/", "given/"
-ATTRIBUTES, REPLACE = "attributes", "replace"
-ROUND_TO, MIN_UNITS = "round_to", "min_units"
+ATTRIBUTES, REPLACE, MASKED = "attributes", "replace", "masked"
+ROUND_TO, MIN_UNITS, UNIFORM = "round_to", "min_units", "uniform"
 OUTPUTS = "outputs"
 """In a plan's provenance: axis of the outputs of weights where that is not the first one (patterns run along inputs)."""
 SIZE_ATTRIBUTES = (
     "in_channels", "out_channels", "in_features", "out_features", "num_features", "groups", "num_channels", "num_groups",
-    "num_parameters", "embedding_dim", "hidden_size", "input_size", *HEADS, *KV_HEADS, *WIDTHS,
+    "num_parameters", "embedding_dim", "hidden_size", "input_size", *HEADS, *KV_HEADS, *WIDTHS, *NEURONS, *COUNTS,
 )  # fmt: skip
 """Whole numbers on modules that say how large they are; a layer cut smaller needs them to match. No other may be set."""
 
@@ -54,7 +56,8 @@ class Plan:
         provenance: scores, model, criterion, allocation, sparsity asked for, prunable parameters, what was refused,
             whether edited.
         modules: group -> ``attributes``, ``<module>:<attribute>`` -> by how much a unit lowers it; and ``replace``,
-            module -> kind of what takes its place. See ``prunekit.structure.Group``.
+            module -> kind of what takes its place; and ``masked``, module -> kind of what stands in for it in the masked model.
+            See ``prunekit.structure.Group``.
         given: ``keep`` before ``refine`` changed it; empty for a plan that was not refined.
     """
 
@@ -127,12 +130,31 @@ class Plan:
         for group, facts in self.modules.items():
             if not self.keep[group].all():
                 found.update(facts.get(REPLACE, {}))
-        whole = [name for name, kind in found.items() if kind in SKIPS]
+        whole = [name for name, kind in found.items() if is_skip(kind)]
         return {name: kind for name, kind in found.items() if not any(name.startswith(f"{w}.") for w in whole)}
 
     def skipped(self) -> list[str]:
         """Blocks that are gone as a whole."""
-        return [name for name, kind in self.replaced().items() if kind in SKIPS]
+        return [name for name, kind in self.replaced().items() if is_skip(kind)]
+
+    def stand_ins(self) -> dict[str, tuple[str, Tensor]]:
+        """Module -> kind of what stands in for it in the masked model, and which units of its group stay.
+
+        Where it is not empty, the model with zeros in it alone does not compute what the smaller one does.
+        """
+        return {
+            name: (kind, self.keep[group])
+            for group, facts in self.modules.items()
+            if not self.keep[group].all()
+            for name, kind in facts.get(MASKED, {}).items()
+        }
+
+    def only_zeros(self, what: str) -> None:
+        """Raises UsageError for ``what`` looks at zeros in the dense model, unless these are all that the plan does."""
+        if found := next(iter(self.stand_ins()), None):
+            raise UsageError(
+                f"{what}: it looks at weights that become 0, and {found} is left out or chooses otherwise, which no zeros say"
+            )
 
     def lowered(self) -> dict[str, int]:
         """``<module>:<attribute>`` -> by how much it becomes lower (numbers of heads, of convolution groups)."""
@@ -276,7 +298,7 @@ class Plan:
                 raise ArtifactError(f"{source}: {name} is not part of the model it was made for")
             if tuple(keep.shape) != tuple(expected):
                 raise ArtifactError(f"{source}: {name} has shape {tuple(keep.shape)}, expected {tuple(expected)}")
-            if unit and not keep.any() and not set(SKIPS) & set(self.modules.get(name, {}).get(REPLACE, {}).values()):
+            if unit and not keep.any() and not any(map(is_skip, self.modules.get(name, {}).get(REPLACE, {}).values())):
                 raise ArtifactError(f"{source}: {name} would lose all of its {len(keep)} {self._units()}; keep one at least")
             rows = keep if unit else keep.movedim(self.outputs(name), 0)
             if not unit and pattern is not None and (fault := pattern_fault(rows, pattern)) is not None:
@@ -291,14 +313,17 @@ class Plan:
         if self.given and {n: k.shape for n, k in self.given.items()} != {n: k.shape for n, k in self.keep.items()}:
             raise ArtifactError(f"{source}: what was refined ({GIVEN}) is not of what it keeps ({KEEP})")
         for name, facts in self.modules.items():
-            if name not in self.groups or not set(facts) <= {ATTRIBUTES, REPLACE}:
+            if name not in self.groups or not set(facts) <= {ATTRIBUTES, REPLACE, MASKED}:
                 raise ArtifactError(f"{source}: modules of {name} are not what a plan holds")
             for key, each in facts.get(ATTRIBUTES, {}).items():
                 if key.rpartition(":")[2] not in SIZE_ATTRIBUTES or not isinstance(each, int) or each < 1:
                     raise ArtifactError(f"{source}: {key} cannot be lowered by {each!r}")
             for key, kind in facts.get(REPLACE, {}).items():
-                if kind not in REPLACEMENTS:
+                if not known(kind):
                     raise ArtifactError(f"{source}: {key} cannot be replaced by {kind!r}")
+            for key, kind in facts.get(MASKED, {}).items():
+                if not known_stand_in(kind):
+                    raise ArtifactError(f"{source}: nothing of kind {kind!r} stands in for {key}")
 
     def _units(self) -> str:
         return self.structure if "+" not in self.structure else "units"

@@ -19,7 +19,7 @@ Options = Mapping[str, Any]
 DEFAULTS = {"criterion": "auto", "structure": "unstructured"}
 MAKE_A_PLAN = (
     "dry_run", "refine", "refine_budget", "refine_again", "allocation", "compensate", "classes", "ratio", "floor", "round_to",
-    "min_units",
+    "min_units", "uniform",
 )  # fmt: skip
 """Options that a finished plan leaves nothing to decide for, beside how much goes, by which criterion and in what structure."""
 
@@ -39,7 +39,7 @@ def prune_section(options: Options) -> Prune:
     repair, steps, structure = _repair(asked), _steps(asked), asked["structure"]
     check_structure(structure)
     content = {"criterion": asked["criterion"], "structure": structure, "refine": repair, "ratios": asked.get("ratio", {})}
-    same = ("allocation", "floor", "round_to", "min_units", "compensate", "squeeze", "classes", "sparsity", *BUDGETS)
+    same = ("allocation", "floor", "round_to", "min_units", "uniform", "compensate", "squeeze", "classes", "sparsity", *BUDGETS)
     content |= {key: asked[key] for key in same if key in asked}
     content["name"] = asked.get("name") or _name(asked)
     return Prune.of({**steps, **content}, "prune", options=True)

@@ -166,7 +166,7 @@ class Prune(Steps):
     there, in its unit; or ``speedup``: how many times as fast as the dense model, measured beside it) finds it.
     ``allocation``: null leaves the choice to
     ``auto`` (among the recipe's), else means ``global``. ``ratios``, ``floor``, ``round_to`` and
-    ``min_units`` (null for those of ``structure``): see ``make_plan``. ``compensate``: kept weights
+    ``min_units`` (null for those of ``structure``), ``uniform``: see ``make_plan``. ``compensate``: kept weights
     make up for removed ones, computed from training samples and judged on the scoring samples.
     ``refine``: repair the plan before anything else happens,
     in a schedule every round's plan; null lets ``auto`` try it, for ``TRY_FOR`` at most, where it makes one plan that is not
@@ -185,6 +185,7 @@ class Prune(Steps):
     floor: Share = 0.0
     round_to: Count | None = None
     min_units: Count | None = None
+    uniform: bool = False
     compensate: bool = False
     refine: Refine | None = None
     squeeze: bool = False
@@ -216,6 +217,12 @@ class Prune(Steps):
                 self.structure not in GROUPED or (GROUPED.is_own(self.structure) and not takes_sizes(self.structure))
             ):
                 raise ValueError(f"{key} is for channels and heads, and the structure is {self.structure}")
+        if self.uniform and (
+            self.structure not in GROUPED or (GROUPED.is_own(self.structure) and not takes_sizes(self.structure))
+        ):
+            raise ValueError(f"uniform is for channels, heads, neurons and experts, and the structure is {self.structure}")
+        if self.uniform and self.ratios:
+            raise ValueError("uniform keeps as many units in every layer, and ratios say another share; leave one of them out")
         if self.squeeze and self.request():
             raise ValueError("squeeze is for pruning at once; leave out schedule, finetune, rewind and recalibrate")
         try:

@@ -311,6 +311,40 @@ class Attention(Section):
         return self
 
 
+class Family(Section):
+    """Names of a family's layers as they are reached from one module; see ``prunekit.structure.families``.
+
+    ``q``, ``k``, ``v`` (or ``qkv``) and ``o``: attention; ``heads``, ``kv_heads``: attributes with its numbers of heads.
+    ``up``, ``down``: layers whose outputs are neurons, and the one that reads them. ``router``, ``experts``: of a mixture.
+    """
+
+    q: str | None = None
+    k: str | None = None
+    v: str | None = None
+    qkv: str | None = None
+    o: str | None = None
+    heads: str | None = None
+    kv_heads: str | None = None
+    up: str | Annotated[list[str], Field(min_length=1)] | None = None
+    down: str | None = None
+    router: str | None = None
+    experts: str | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Family:
+        separate = [name is not None for name in (self.q, self.k, self.v)]
+        attention = any(separate) or self.qkv is not None
+        if any(separate) != all(separate) or (any(separate) and self.qkv is not None) or attention != (self.o is not None):
+            raise ValueError("give q, k, v and o, or qkv and o")
+        if (self.up is None) != (self.down is None):
+            raise ValueError("give up and down together")
+        if (self.router is None) != (self.experts is None):
+            raise ValueError("give router and experts together")
+        if not (attention or self.up or self.router):
+            raise ValueError("names no layers: give q, k, v and o; up and down; or router and experts")
+        return self
+
+
 AttentionOrFamily = Annotated[
     Annotated[Attention, Tag("dict")] | Annotated[ImportPath, Tag("str")],
     Discriminator(lambda value: "str" if isinstance(value, str) else "dict"),
@@ -321,15 +355,18 @@ AttentionOrFamily = Annotated[
 class Structure(Section):
     """``attention``: attention whose heads the names of its layers do not give away; ``module:function`` makes such mappings.
 
+    ``families``: names of the layers of blocks, by a name of your own; they come before ``prunekit.structure.families``'.
     ``round_to``, ``min_units``: of channels and heads, a multiple of the first stays, and at least the second; see ``make_plan``.
     """
 
     attention: list[AttentionOrFamily] = []
+    families: dict[str, Family] = {}
     round_to: Count = 1
     min_units: Count = 1
 
     def mappings(self) -> list[dict[str, Any] | str]:
-        return [spec if isinstance(spec, str) else spec.model_dump() for spec in self.attention]
+        own: list[dict[str, Any] | str] = [{"family": row.model_dump()} for row in self.families.values()]
+        return [*own, *(spec if isinstance(spec, str) else spec.model_dump() for spec in self.attention)]
 
 
 class Compare(Section):

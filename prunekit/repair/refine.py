@@ -197,6 +197,7 @@ def refine(
     found = model_digest(model)
     if plan.provenance["model"] != found:
         raise ArtifactError(f"the plan was made for model {plan.provenance['model']}, this model is {found}")
+    plan.only_zeros("refine")
     device = next(model.parameters()).device
     layout = Layout.of(model)
     chosen = get_swaps(plan, layout, device) if swaps is None else swaps(plan, layout, device)

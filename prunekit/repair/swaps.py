@@ -20,10 +20,10 @@ from prunekit.kernel import ModelFunction, attribute, second_moments
 from prunekit.kernel.blame import Batches
 from prunekit.kernel.gradients import MomentEngine
 from prunekit.plan import Plan
-from prunekit.plan.plan import MIN_UNITS, REPLACE, ROUND_TO
+from prunekit.plan.plan import MIN_UNITS, REPLACE, ROUND_TO, UNIFORM
 from prunekit.repair.limits import Allowance, Limits, Sizes, ranks
 from prunekit.structure import GROUPED, pattern_of
-from prunekit.structure.groups import SKIPS
+from prunekit.structure.groups import is_skip
 from prunekit.trajectory import Layout, Segment
 
 
@@ -259,7 +259,7 @@ class Groups(_Limited):
     def _limits(self, device: torch.device, across: bool) -> Limits | Allowance:
         sizes = torch.tensor(self.sizes, device=device)
         part = torch.arange(len(sizes), device=device).repeat_interleave(sizes)
-        sized = ROUND_TO in self._plan.provenance or MIN_UNITS in self._plan.provenance  # numbers of units are what was asked for
+        sized = {ROUND_TO, MIN_UNITS, UNIFORM} & self._plan.provenance.keys()  # numbers of units are what was asked for
         if across and not sized and not any(self._whole(name) for name in self.names):
             now = torch.bincount(part, self.keep.double(), len(sizes)).long()
             decisions = [decided(self._plan, name) for name in self.names]
@@ -288,7 +288,7 @@ class Groups(_Limited):
         return self._plan.provenance["prunable"]
 
     def _whole(self, name: str) -> bool:
-        return any(kind in SKIPS for kind in self._plan.modules.get(name, {}).get(REPLACE, {}).values())
+        return any(is_skip(kind) for kind in self._plan.modules.get(name, {}).get(REPLACE, {}).values())
 
     def _axes(self, name: str, units: Tensor) -> list[Tensor]:
         """Factors along each axis that loses units, shaped to broadcast."""

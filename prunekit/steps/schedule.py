@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunekit.apply import apply_masks, prune
+from prunekit.apply import apply_plan, prune
 from prunekit.criteria import model_digest
 from prunekit.errors import Note, PrunekitError, UsageError, nearest
 from prunekit.plan import Plan
@@ -28,6 +28,7 @@ from prunekit.steps.again import RefineAgain, refine_again
 from prunekit.steps.finetune import Finetuning, Tuner, forget
 from prunekit.steps.planner import Planner
 from prunekit.structure import implied_sparsity
+from prunekit.structure.stand_ins import stand_in
 from prunekit.trajectory import Trajectory, load_into, parent_facts
 from prunekit.trajectory.bare import named_tensors
 from prunekit.trajectory.copies import copied
@@ -277,7 +278,7 @@ class _Work:
     def without_training(self) -> Plan:
         for target in self.targets:
             self.plan = self.planner.plan(self.model, target, self.plan)
-            apply_masks(self.model, self.plan.masks())
+            apply_plan(self.model, self.plan)
             self._recalibrate()
             self._note(target, self._figure())
         return self._done()
@@ -285,13 +286,14 @@ class _Work:
     def by_rounds(self) -> Plan:
         """Every round starts where the last one ended; one recording holds them all."""
         self.plan = self.planner.plan(self.model, self.targets[0])
-        apply_masks(self.model, self.plan.masks())
+        apply_plan(self.model, self.plan)
         self._recalibrate()
         with self._tuner(self.plan.masks(), None) as tuner:
             for number, target in enumerate(self.targets):
                 if number:
                     self.plan = self.planner.plan(self.model, target, self.plan, self._child(tuner))
                     tuner.shrink(self.plan.masks())
+                    stand_in(self.model, self.plan.stand_ins())
                     tuner.set(self._recalibrate)
                 self._train(tuner, number, self._figure(), target)
             for number in range(len(self.targets), self._trainings):
@@ -323,11 +325,12 @@ class _Work:
             self.plan = self.planner.plan(self.model, target, self.plan, child)
             masks = self.plan.masks()
             ended = copied(self.model)
-            apply_masks(ended, masks)
+            apply_plan(ended, self.plan)
             pruned = self._figure(ended)
             load_into(self.model, trajectory.model_state(step), trajectory.folder)
             if self.folder is not None:
                 forget(self.folder)
+            stand_in(self.model, self.plan.stand_ins())
             with self._tuner(masks, step) as tuner:
                 tuner.run(begin=step, end=end, stage=self._stage(number))
                 if number == len(self.targets) - 1:
@@ -350,6 +353,7 @@ class _Work:
                 if self.rounds and (before := self._figure()) is not None:
                     self.rounds[-1][self._name] = before
                 tuner.shrink(self.plan.masks())
+                stand_in(self.model, self.plan.stand_ins())
                 self._note(target, self._figure(), every, tuner.how.seed)
 
             tuner.run(after_step=after_step, stage="fine-tune and prune")
@@ -373,7 +377,7 @@ class _Work:
         if self.recalibrate is not None:
             self.recalibrate(self.model)
             if self.plan is not None:
-                apply_masks(self.model, self.plan.masks())
+                apply_plan(self.model, self.plan)
 
     def _figure(self, model: nn.Module | None = None) -> float | None:
         return None if self.measure is None else self.measure(self.model if model is None else model)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from prunekit import batch
 from prunekit.batch import Inputs
 from prunekit.errors import StructureError, quoted
-from prunekit.structure.groups import SKIPS, Group, kept_indices, shapes_of, slice_masks
-from prunekit.structure.replacements import REPLACEMENTS
+from prunekit.structure.groups import Group, is_skip, kept_indices, shapes_of, slice_masks
+from prunekit.structure.replacements import replacement
+from prunekit.structure.stand_ins import stand_in
 from prunekit.trajectory.bare import named_tensors
 from prunekit.trajectory.copies import copied
 
@@ -30,7 +31,7 @@ class Cut:
     Attributes:
         kept: ``<param>@<axis>`` -> kept indices on that axis, ascending; of axes that lose something.
         attributes: ``<module>:<attribute>`` -> its new value (numbers of heads, of convolution groups).
-        replaced: module -> kind of what takes its place, see ``REPLACEMENTS``.
+        replaced: module -> kind of what takes its place, see ``prunekit.structure.replacements``.
     """
 
     kept: Mapping[str, Tensor]
@@ -44,7 +45,7 @@ class Cut:
             ValueError: something does not fit this model.
         """
         for name, kind in self.replaced.items():
-            _place(model, name, REPLACEMENTS[kind](model.get_submodule(name)))
+            _place(model, name, replacement(model.get_submodule(name), kind))
         for key, value in self.attributes.items():
             name, attribute = key.rsplit(":", 1)
             module = model.get_submodule(name)
@@ -154,6 +155,7 @@ class Prober:
         All are tried together; where that fails, each half by itself, so that few faults cost few runs.
         """
         single = {g.name: "all of its channels can only go together" for g in groups if g.size == 1 and not g.whole}
+        single |= {g.name: f"{g.least} of its {g.size} must stay" for g in groups if g.size > 1 and g.size <= g.least}
         found: dict[str, str] = {}
         waiting = [[group for group in groups if group.name not in single]]
         while waiting:
@@ -169,19 +171,23 @@ class Prober:
     @torch.no_grad()
     def _fault(self, groups: Sequence[Group]) -> str | None:
         """Why some units of all ``groups`` cannot go; None when the model without them equals the masked one."""
-        keep = {g.name: torch.zeros(1, dtype=torch.bool) if g.whole else ~_some(g.size) for g in groups}
+        keep = {g.name: torch.zeros(1, dtype=torch.bool) if g.whole else _kept(g) for g in groups}
         index = {key: where for group in groups for key, where in group.index().items()}
         kept = kept_indices(index, keep, self.shapes)
         lowered: dict[str, int] = {}
         for group in groups:
             for key, each in group.attributes.items():
                 lowered[key] = lowered.get(key, 0) + each * int((~keep[group.name]).sum())
-        gone = tuple(f"{name}." for group in groups for name, kind in group.replace.items() if kind in SKIPS)
+        gone = tuple(f"{name}." for group in groups for name, kind in group.replace.items() if is_skip(kind))
         with self.restoring():
             named = named_tensors(self.model)
             for name, mask in slice_masks(kept, self.shapes).items():
                 put(self.model, name, named[name] * mask)
-            expected = self.outputs()
+            stand_in(self.model, {name: (kind, keep[g.name]) for g in groups for name, kind in g.masked.items()})
+            try:
+                expected = self.outputs()
+            finally:
+                stand_in(self.model, {})
         with self.restoring():
             try:
                 Cut(
@@ -211,6 +217,14 @@ class Prober:
                     module.__dict__[table].update(content)
             for module, weights in flat:
                 module._flat_weights = weights
+
+
+def _kept(group: Group) -> Tensor:
+    """Units that stay in a check, ``(units,)``: as many as may stay of the group."""
+    keep = ~_some(group.size)
+    more = max(0, group.least - int(keep.sum())) or -int(keep.sum()) % group.multiple
+    keep[keep.logical_not().nonzero().flatten()[:more]] = True
+    return keep
 
 
 def _some(size: int) -> Tensor:

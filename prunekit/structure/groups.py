@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 SKIP = "skip"
 """Kind of replacement that stands for a whole block that was removed."""
-SKIPS = (SKIP, *(f"{SKIP}-{length}" for length in range(1, 6)))
-"""All of them; ``skip-3`` stands for a block that gives its first input in a tuple of three, the others None."""
+SKIPS = re.compile(rf"{SKIP}(?:-([1-5])((?:@\d{{1,2}}|@-){{0,4}}))?")
+"""All of them. ``skip-3`` stands for a block that gives its first input in a tuple of three, the others None; ``skip-3@2@-`` for
+one that gives what its forward calls its argument number 2 behind it, and then None."""
+ROUTER = "router"
+"""Kind of stand-in for a router that never chooses the experts which are gone."""
+
+
+def is_skip(kind: Any) -> bool:
+    """Whether a kind of replacement stands for a whole block that was removed."""
+    return isinstance(kind, str) and SKIPS.fullmatch(kind) is not None
 
 
 @dataclass(frozen=True)
@@ -24,13 +34,20 @@ class Group:
             the block is more than 1 behind a flattening, for heads, and where several channels can only go together.
         attributes: ``<module>:<attribute>`` -> by how much a unit that leaves lowers it, such as ``heads`` by 1.
         replace: module -> kind of the module that takes its place once a unit is gone, a name from
-            ``prunekit.structure.replacements.REPLACEMENTS``.
+            ``prunekit.structure.replacements``.
+        masked: module -> kind of what stands in for it in the masked model once a unit is gone, where zeros alone do not compute
+            what the smaller model does, see ``prunekit.structure.stand_ins``: a router, a block that normalises its output.
+        least: as many units stay at least.
+        multiple: as many units stay as a multiple of this, or all.
     """
 
     name: str
     members: dict[str, Tensor]
     attributes: dict[str, int] = field(default_factory=dict)
     replace: dict[str, str] = field(default_factory=dict)
+    masked: dict[str, str] = field(default_factory=dict)
+    least: int = 1
+    multiple: int = 1
 
     @property
     def size(self) -> int:
@@ -39,7 +56,7 @@ class Group:
     @property
     def whole(self) -> bool:
         """Whether it may lose its last unit, since something stands in for all of it."""
-        return any(kind in SKIPS for kind in self.replace.values())
+        return any(map(is_skip, self.replace.values()))
 
     def index(self) -> dict[str, Tensor]:
         """``<group>|<param>@<axis>`` -> ``(units, block)``."""

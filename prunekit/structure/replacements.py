@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import inspect
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,30 +11,60 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunekit.structure.groups import SKIPS
+from prunekit.structure.groups import SKIPS, is_skip
 
 
 class Skip(nn.Module):
     """Stands for a removed residual block: gives back its first input, whatever else it is called with.
 
     Args:
-        length: of the tuple that the block gave, its input first and None behind it; 0 for the input itself.
+        length: of the tuple that the block gave, its input first; 0 for the input itself.
+        others: what stands behind it in the tuple: the number and name of an argument of the block, or None.
     """
 
     self_attn: SimpleNamespace
 
-    def __init__(self, length: int = 0) -> None:
+    def __init__(self, length: int = 0, others: Sequence[tuple[int, str] | None] = ()) -> None:
         super().__init__()
-        self.length = length
+        self.length, self.others = length, tuple(others)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         x = first_tensor(args, kwargs)
-        return (x, *[None] * (self.length - 1)) if self.length else x
+        if not self.length:
+            return x
+        behind = [None if other is None else argument(args, kwargs, *other) for other in self.others]
+        return (x, *behind, *[None] * (self.length - 1 - len(behind)))
+
+    @classmethod
+    def of(cls, module: nn.Module, kind: str) -> Skip:
+        """What stands for a block, as its kind of ``SKIPS`` says.
+
+        Raises:
+            ValueError: the block has no argument of that number.
+        """
+        length, numbers = SKIPS.fullmatch(kind).groups()  # type: ignore[union-attr]
+        names = arguments(module)
+        others: list[tuple[int, str] | None] = []
+        for number in (numbers or "").split("@")[1:]:
+            if number != "-" and int(number) >= len(names):
+                raise ValueError(f"a {type(module).__name__} has no argument number {number}")
+            others.append(None if number == "-" else (int(number), names[int(number)]))
+        return cls(int(length or 0), others)
 
 
 def first_tensor(args: Any, kwargs: Any) -> Tensor | None:
     """What a block is given first, by place or by name; None when it is given no tensor."""
     return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+
+
+def arguments(module: nn.Module) -> list[str]:
+    """Names of what the module's forward takes, by place."""
+    return list(inspect.signature(module.forward).parameters)
+
+
+def argument(args: Any, kwargs: Any, number: int, name: str) -> Any:
+    """One argument of a call, given by place or by name; None where it was left out."""
+    return args[number] if number < len(args) else kwargs.get(name)
 
 
 class NarrowAttention(nn.Module):
@@ -117,15 +147,26 @@ def _narrow(module: nn.Module) -> nn.Module:
     return NarrowAttention(module)
 
 
-def _skip(module: nn.Module, length: int = 0) -> nn.Module:
-    skip = Skip(length).train(module.training)
+def _skip(module: nn.Module, kind: str) -> nn.Module:
+    skip = Skip.of(module, kind).train(module.training)
     if isinstance(module, nn.TransformerEncoderLayer):  # torch's encoder asks its first layer for this
         skip.self_attn = SimpleNamespace(batch_first=module.self_attn.batch_first)
     return skip
 
 
-REPLACEMENTS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "attention": _narrow,
-    **{kind: partial(_skip, length=length) for length, kind in enumerate(SKIPS)},
-}
-"""Kind -> what takes a module's place; the kind is all that a file says of it."""
+ATTENTION = "attention"
+"""Kind of replacement that is a ``NarrowAttention``."""
+
+
+def known(kind: str) -> bool:
+    """Whether there is such a kind of replacement; the kind is all that a file says of it."""
+    return kind == ATTENTION or is_skip(kind)
+
+
+def replacement(module: nn.Module, kind: str) -> nn.Module:
+    """What takes a module's place.
+
+    Raises:
+        ValueError: the module cannot be replaced so.
+    """
+    return _skip(module, kind) if is_skip(kind) else _narrow(module)

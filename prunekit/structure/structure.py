@@ -14,7 +14,8 @@ Mappings = Sequence[Mapping[str, Any] | str]
 """``[{q: <layer>, k: …, v: …, o: …, heads: 4, kv_heads: 2}]``: attention that its names do not give away.
 
 ``{qkv: <layer>, o: …, heads: 4}``: one layer whose outputs are all queries, then all keys, then all values. ``module:function``:
-the user's own family of models, ``function(model)`` gives such mappings.
+the user's own family of models, ``function(model)`` gives such mappings. ``{family: {q: …, k: …, v: …, o: …}}``: a row of
+``prunekit.structure.families``, names as they are reached from one module.
 """
 
 

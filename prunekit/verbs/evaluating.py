@@ -228,9 +228,9 @@ def _refined(facts: Mapping[str, Any]) -> Refined:
 def _kernel(
     run: Run, plan: Plan, pruned: torch.nn.Module, child: Trajectory | None, kept: Mapping[str, Sequence[int]]
 ) -> Account | None:
-    """The kernel section; None for a run with a single checkpoint, which has no path."""
+    """The kernel section; None for a run with a single checkpoint, which has no path, and where zeros do not say what went."""
     trajectory, options = run.trajectory, run.recipe.eval
-    if len(trajectory) == 0:
+    if len(trajectory) == 0 or plan.stand_ins():
         return None
     some = run.batches("test", options.samples)
     x, y = some.rows(0, len(some))

@@ -302,12 +302,13 @@ def _made_from(folder: Path, dry_run: bool) -> dict[str, Any] | None:
     return {**request, **trained}
 
 
-def _sizes(run: Run, wanted: Prune) -> dict[str, int]:
+def _sizes(run: Run, wanted: Prune) -> dict[str, Any]:
     """Which numbers of units may stay, where that is not any: the wanted ones, else the recipe's for channels and heads."""
     if not takes_sizes(wanted.structure):
         return {}
     asked = {key: getattr(wanted, key) or getattr(run.recipe.structure, key) for key in ("round_to", "min_units")}
-    return {key: value for key, value in asked.items() if value > 1}
+    found: dict[str, Any] = {key: value for key, value in asked.items() if value > 1}
+    return found | ({"uniform": True} if wanted.uniform else {})
 
 
 def _summary(run: Run, folder: Path, plan: Plan) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from prunekit import StructureError, load, make_plan, masked, prune, save
+from prunekit import Plan, StructureError, load, make_plan, masked, prune, save
 from prunekit.models import digits_transformer
 from prunekit.structure import find_groups
 from prunekit.structure.replacements import Skip
@@ -63,9 +65,25 @@ def test_torchs_encoder_may_lose_its_first_layer(tmp_path: object) -> None:
     save(small, plan, f"{tmp_path}/a")
     with torch.no_grad():
         torch.testing.assert_close(load(f"{tmp_path}/a", lambda: Encoder(norm_first=True))(x), expected)
-    post = Encoder(norm_first=False)
-    with pytest.raises(StructureError, match=r"encoder\.layers\.0: with its weights at 0 it does not give back its input"):
-        find_groups("layers", post, IMAGES)
+
+
+def test_a_block_that_normalises_its_output_goes_and_its_input_goes_on(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Encoder(norm_first=False).eval()
+    groups = find_groups("layers", model, IMAGES)
+    assert [(g.name, g.masked) for g in groups] == [(f"encoder.layers.{n}", {f"encoder.layers.{n}": "skip"}) for n in (0, 1)]
+    scores = random_scores(model)
+    for name, tensor in scores.importance.items():
+        tensor.fill_(1.0 + name.startswith("encoder.layers.1"))
+    plan = make_plan(scores, model, IMAGES, sparsity=0.4, structure="layers")
+    x = torch.randn(5, 1, 4, 4)
+    expected = model.head(model.encoder.layers[1](model.embed(x.squeeze(1))).mean(1))
+    small = prune(model, plan, IMAGES)
+    save(small, plan, tmp_path / "a")
+    for each in (small, masked(model, plan), load(tmp_path / "a", lambda: Encoder(norm_first=False))):
+        with torch.no_grad():
+            torch.testing.assert_close(each(x), expected)
+    assert Plan.load(tmp_path / "a" / "plan.safetensors").stand_ins().keys() == {"encoder.layers.0"}
 
 
 def test_a_plain_stack_is_refused_by_name() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from prunekit import Scores
+from prunekit.criteria.scores import summed_axes
 from prunekit.structure import find_groups
 from prunekit.trajectory import Layout
 from tests.structure_models import CASES, IMAGES
@@ -25,7 +26,7 @@ def test_score_of_a_unit(structure: str, name: str, build: Callable[[], nn.Modul
         if len(e.shape) > 1
         else signed[e.name]
         for e in parameters
-        for axis in range(min(2, len(e.shape)))
+        for axis in summed_axes(len(e.shape))
     }  # fmt: skip
     importance = {e.name: signed[e.name].abs().sum((0, 1)) for e in parameters if len(e.shape) >= 2}
     facts = {"criterion": "influence", "group": "sum", "aggregation": "l1", "prunable": list(importance)}

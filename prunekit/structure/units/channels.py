@@ -12,12 +12,14 @@ from torch import nn
 from prunekit.batch import Inputs
 from prunekit.errors import StructureError, quoted
 from prunekit.structure.cut import Prober
+from prunekit.structure.families import experts_of
 from prunekit.structure.groups import Group, Groups, tied_names
 from prunekit.structure.labels import united_along
 from prunekit.structure.roles import weight_roles
 from prunekit.structure.structure import Mappings, Structure, checked
 from prunekit.structure.trace import SILENT, TookTooLong, Trace
 from prunekit.structure.units.heads import attention_groups, attention_units
+from prunekit.structure.units.neurons import neuron_groups
 
 SECONDS = 120.0
 """After so long a model's reading is given up; attention and MLPs known by their names go on."""
@@ -26,6 +28,7 @@ SECONDS = 120.0
 def channel_units(prober: Prober, attention: Mappings) -> Groups:
     """Channels and neurons with all that depends on them, and the heads of known attention; all were cut once."""
     heads, refused, projections, others = attention_groups(prober.model, attention)
+    projections |= {router for _, _, router, _ in experts_of(prober.model, attention)}
     traced: list[Group] = []
     try:
         traced, left_out = traced_groups(prober.model, prober.inputs, projections)
@@ -35,8 +38,20 @@ def channel_units(prober: Prober, attention: Mappings) -> Groups:
     found, refused = checked(prober, traced, refused)  # apart: a replaced module may allow what the given one does not
     if failed := {group.name.partition("#")[0] for group in traced} & refused.keys():
         found, refused = _evenly(prober, found, refused, failed, projections)
+    found, refused = _with_named(prober, found, refused, attention)
     whole, refused = attention_units(prober, heads, others, refused)
     return Groups(found + whole, refused)
+
+
+def _with_named(
+    prober: Prober, found: list[Group], refused: dict[str, str], attention: Mappings
+) -> tuple[list[Group], dict[str, str]]:
+    """Neurons of MLPs and experts too that are known by their names, where they were not read."""
+    taken = {key for group in found for key in group.members}
+    named = [group for group in neuron_groups(prober.model, attention)[0] if not taken & group.members.keys()]
+    faults = prober.faults(named)
+    more = [group for group in named if group.name not in faults]
+    return found + more, {name: why for name, why in refused.items() if name not in {group.name for group in more}}
 
 
 def _evenly(

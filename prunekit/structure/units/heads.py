@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,20 +12,15 @@ from torch import Tensor, nn
 from prunekit.errors import UsageError, theirs
 from prunekit.imports import load_object
 from prunekit.structure.cut import Prober
+from prunekit.structure.families import FAMILY, Family, rows
 from prunekit.structure.groups import Group, Groups, tied_names
 from prunekit.structure.replacements import NarrowAttention
 from prunekit.structure.structure import Mappings, Structure, checked
 
-PROJECTIONS = (
-    ("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q", "k", "v"), ("wq", "wk", "wv"), ("to_q", "to_k", "to_v"),
-    ("q_lin", "k_lin", "v_lin"),
-)  # fmt: skip
-FUSED = ("qkv", "qkv_proj", "in_proj", "c_attn", "query_key_value", "Wqkv")
-OUTPUTS = (
-    "o_proj", "out_proj", "o", "out", "wo", "proj", "to_out", "to_out.0", "out_lin", "dense", "c_proj", "output.dense", "output",
-)  # fmt: skip
 HEADS = ("heads", "num_heads", "n_heads", "n_head", "num_attention_heads")
 KV_HEADS = ("kv_heads", "num_kv_heads", "n_kv_heads", "num_key_value_heads")
+BIAS = "relative_attention_bias"
+"""Of T5: an embedding with a number a head, in the first block of a stack, which the attention of all its blocks adds."""
 WIDTHS = ("all_head_size", "attn_dim", "inner_dim", "inner_width", "inner_size", "split_size")
 
 
@@ -61,9 +57,9 @@ def attention_groups(model: nn.Module, given: Mappings = ()) -> tuple[list[Group
     the other.
 
     A unit is a key-value head with all the query heads that look at it: one with plain attention, several with grouped
-    queries. Known are ``nn.MultiheadAttention`` and modules with three linear layers of names in ``PROJECTIONS`` (or one in
-    ``FUSED``), one in ``OUTPUTS`` (in them or in the module around them) and an integer attribute in ``HEADS``, of theirs or of
-    their ``config``. A linear layer may be transformers' ``Conv1D``.
+    queries. Known are ``nn.MultiheadAttention`` and modules with three linear layers of names in
+    ``prunekit.structure.families`` (or one), another that reads the heads (in them or in the module around them) and an integer
+    attribute in ``HEADS``, of theirs or of their ``config``. A linear layer may be transformers' ``Conv1D``.
 
     Raises:
         UsageError: a given mapping names a layer that does not exist, or is none that it can be.
@@ -74,6 +70,7 @@ def attention_groups(model: nn.Module, given: Mappings = ()) -> tuple[list[Group
     layers: set[str] = set()
     tied = tied_names(model)
     specs = [_checked(model, mapping) for mapping in _mappings(model, given)]
+    known = rows(given)
     mapped = {_first(spec) for spec in specs}
     for name, module in model.named_modules():
         if isinstance(module, (nn.MultiheadAttention, NarrowAttention)):
@@ -82,7 +79,7 @@ def attention_groups(model: nn.Module, given: Mappings = ()) -> tuple[list[Group
                 refused[name] = reason
             else:
                 found.append(_packed(name, module))
-        elif (spec := _by_name(model, name, module)) is not None and _first(spec) not in mapped:
+        elif (spec := _by_name(model, name, module, known)) is not None and _first(spec) not in mapped:
             specs.append(spec)
     for spec in specs:
         layers |= {spec[key] for key in ("q", "k", "v", "qkv") if spec.get(key)}
@@ -98,7 +95,25 @@ def attention_groups(model: nn.Module, given: Mappings = ()) -> tuple[list[Group
         if bound is not None:
             found.remove(group)
             refused[group.name] = f"{bound} is tied to {tied[bound]}; surgery would untie them"
-    return found, refused, layers, others
+    return _sharing_bias(model, found), refused, layers, others
+
+
+def _sharing_bias(model: nn.Module, groups: list[Group]) -> list[Group]:
+    """Attention of a stack that shares one bias of positions (T5) made one group: the bias has as many heads as each of them."""
+    found: dict[str, Group] = {}
+    for group in groups:
+        module = model.get_submodule(group.name)
+        if not hasattr(module, f"has_{BIAS}"):
+            found[group.name] = group
+            continue
+        stack = re.sub(r"(?:^|\.)\d+\.", ".*.", group.name, count=1)
+        own = isinstance(getattr(module, BIAS, None), nn.Embedding)
+        bias = {f"{group.name}.{BIAS}.weight@1": torch.arange(group.size).view(-1, 1)} if own else {}
+        first = found.get(stack)
+        before = (first.members, first.attributes) if first is not None else ({}, {})
+        name = first.name if first is not None else group.name
+        found[stack] = Group(name, {**before[0], **group.members, **bias}, {**before[1], **group.attributes})
+    return list(found.values())
 
 
 def _mappings(model: nn.Module, given: Mappings) -> list[Mapping[str, Any]]:
@@ -106,7 +121,7 @@ def _mappings(model: nn.Module, given: Mappings) -> list[Mapping[str, Any]]:
     found: list[Mapping[str, Any]] = []
     for one in given:
         if not isinstance(one, str):
-            found.append(one)
+            found += [one] if FAMILY not in one else []
             continue
         with theirs(f"structure.attention: {one}(model)"):
             made = list(load_object(one, "structure.attention")(model))
@@ -138,27 +153,29 @@ def is_linear(module: nn.Module | None) -> bool:
     return isinstance(module, nn.Linear) or (module is not None and type(module).__name__ == "Conv1D")
 
 
-def _by_name(model: nn.Module, name: str, module: nn.Module) -> dict[str, Any] | None:
-    heads = _said(module, HEADS)
+def _by_name(model: nn.Module, name: str, module: nn.Module, known: Sequence[Family]) -> dict[str, Any] | None:
+    linear = {n for n, m in module.named_modules() if is_linear(m)}
+    inside = [row for row in known if row.attention and linear.issuperset(row.attention)]
+    family = next((row for row in inside if len(row.attention) == 3), next(iter(inside), None))
+    if family is None:
+        return None
+    heads = _said(module, (*family.heads, *HEADS))
     if heads is None:
         return None
-    linear = {n for n, m in module.named_modules() if is_linear(m)}
-    inputs = next((names for names in PROJECTIONS if linear.issuperset(names)), None)
-    output = next((o for o in OUTPUTS if o in linear), None)
-    fused = next((f for f in FUSED if f in linear), None)
+    outputs = list(dict.fromkeys(output for row in (*inside, *known) for output in row.outputs))
     prefix = around = f"{name}." if name else ""
-    if inputs is None and fused is None:
-        return None
+    output = next((o for o in outputs if o in linear), None)
     if output is None and name:
         around = f"{name.rpartition('.')[0]}." if "." in name else ""
         beside = dict(model.get_submodule(around.removesuffix(".")).named_modules())
-        output = next((o for o in OUTPUTS if is_linear(beside.get(o))), None)
+        output = next((o for o in outputs if is_linear(beside.get(o))), None)
     if output is None:
         return None
-    if inputs is None:
-        return {"qkv": f"{prefix}{fused}", "o": around + output, "heads": heads}
-    spec: dict[str, Any] = {key: prefix + layer for key, layer in zip("qkv", inputs, strict=True)}
-    return {**spec, "o": around + output, "heads": heads, "kv_heads": _said(module, KV_HEADS)}
+    kv_heads = _said(module, (*family.kv_heads, *KV_HEADS))
+    if len(family.attention) == 1:
+        return {"qkv": f"{prefix}{family.attention[0]}", "o": around + output, "heads": heads, "kv_heads": kv_heads}
+    spec: dict[str, Any] = {key: prefix + layer for key, layer in zip("qkv", family.attention, strict=True)}
+    return {**spec, "o": around + output, "heads": heads, "kv_heads": kv_heads}
 
 
 def _said(module: nn.Module, names: Sequence[str]) -> int | None:
@@ -180,8 +197,8 @@ def _attribute(module: nn.Module, names: Sequence[str]) -> tuple[str | None, int
 
 def _separate(name: str, model: nn.Module, spec: Mapping[str, Any]) -> Group:
     """Raises ValueError when the sizes do not fit the number of heads."""
-    (q, k, v), heads = (_sizes(model, spec[key])[0] for key in "qkv"), int(spec["heads"])
-    inputs = _sizes(model, spec["o"])[1]
+    (q, k, v), heads = (sizes_of(model, spec[key])[0] for key in "qkv"), int(spec["heads"])
+    inputs = sizes_of(model, spec["o"])[1]
     if q % heads:
         raise ValueError(f"{spec['q']} has {q} outputs, not a multiple of {heads} heads")
     size = q // heads
@@ -194,8 +211,8 @@ def _separate(name: str, model: nn.Module, spec: Mapping[str, Any]) -> Group:
         raise ValueError(f"{spec['o']} has {inputs} inputs, not those of {heads} heads of {value}")
     members: dict[str, Tensor] = {}
     for layer, block in ((spec["q"], share * size), (spec["k"], size), (spec["v"], value)):
-        members |= _rows(model, layer, torch.arange(units * block).view(units, block))
-    members[_axis(model, spec["o"], outputs=False)] = torch.arange(inputs).view(units, share * value)
+        members |= rows_of(model, layer, torch.arange(units * block).view(units, block))
+    members[axis_of(model, spec["o"], outputs=False)] = torch.arange(inputs).view(units, share * value)
     counted = ((HEADS, heads, share), (KV_HEADS, units, 1), (WIDTHS, heads * size, share * size))
     return Group(name, members, _counting(model, spec["q"], counted))
 
@@ -206,14 +223,30 @@ def _fused(name: str, model: nn.Module, spec: Mapping[str, Any], by_head: bool =
     Args:
         by_head: query, key and value of a head stand together, instead of all queries before all keys before all values.
     """
-    (outputs, _), (_, inputs), heads = _sizes(model, spec["qkv"]), _sizes(model, spec["o"]), int(spec["heads"])
-    if outputs != 3 * inputs or inputs % heads:
+    (outputs, _), (_, inputs), heads = sizes_of(model, spec["qkv"]), sizes_of(model, spec["o"]), int(spec["heads"])
+    if inputs % heads:
         raise ValueError(f"{spec['qkv']} has {outputs} outputs, not three times those of {heads} heads")
     size = inputs // heads
+    units = int(spec.get("kv_heads") or heads)
+    if units < heads and heads % units == 0 and outputs == (heads + 2 * units) * size:
+        return _fused_grouped(name, model, spec, heads, units, size)
+    if outputs != 3 * inputs:
+        raise ValueError(f"{spec['qkv']} has {outputs} outputs, not three times those of {heads} heads")
     rows = torch.arange(heads * size).view(heads, size)
     three = torch.arange(outputs).view(heads, -1) if by_head else _three(rows)
-    members = _rows(model, spec["qkv"], three) | {_axis(model, spec["o"], outputs=False): rows}
+    members = rows_of(model, spec["qkv"], three) | {axis_of(model, spec["o"], outputs=False): rows}
     return Group(name, members, _counting(model, spec["qkv"], ((HEADS, heads, 1), (WIDTHS, heads * size, size))))
+
+
+def _fused_grouped(name: str, model: nn.Module, spec: Mapping[str, Any], heads: int, units: int, size: int) -> Group:
+    """All queries before the fewer keys before the values."""
+    share = heads // units
+    queries = torch.arange(heads * size).view(units, share * size)
+    keys = torch.arange(units * size).view(units, size) + heads * size
+    rows = torch.cat([queries, keys, keys + units * size], 1)
+    members = rows_of(model, spec["qkv"], rows) | {axis_of(model, spec["o"], outputs=False): queries}
+    counted = ((HEADS, heads, share), (KV_HEADS, units, 1), (WIDTHS, heads * size, share * size))
+    return Group(name, members, _counting(model, spec["qkv"], counted))
 
 
 def _three(rows: Tensor) -> Tensor:
@@ -233,20 +266,22 @@ def _counting(model: nn.Module, layer: str, counted: Sequence[tuple[Sequence[str
     }
 
 
-def _sizes(model: nn.Module, layer: str) -> tuple[int, int]:
+def sizes_of(model: nn.Module, layer: str) -> tuple[int, int]:
     """Outputs and inputs of a linear layer."""
     weight = model.get_parameter(f"{layer}.weight")
     outputs, inputs = weight.shape if isinstance(model.get_submodule(layer), nn.Linear) else reversed(weight.shape)
     return outputs, inputs
 
 
-def _axis(model: nn.Module, layer: str, outputs: bool) -> str:
+def axis_of(model: nn.Module, layer: str, outputs: bool) -> str:
+    """``<weight>@<axis>`` of a linear layer's outputs, or of its inputs."""
     return f"{layer}.weight@{int(isinstance(model.get_submodule(layer), nn.Linear) != outputs)}"
 
 
-def _rows(model: nn.Module, layer: str, rows: Tensor) -> dict[str, Tensor]:
+def rows_of(model: nn.Module, layer: str, rows: Tensor) -> dict[str, Tensor]:
+    """Members for some outputs of a linear layer, ``(units, block)``, those of its bias among them."""
     bias = getattr(model.get_submodule(layer), "bias", None)
-    members = {_axis(model, layer, outputs=True): rows}
+    members = {axis_of(model, layer, outputs=True): rows}
     return members | ({f"{layer}.bias@0": rows.clone()} if bias is not None else {})
 
 
