@@ -47,7 +47,7 @@ def stdlib(
         seed: of which file belongs where.
 
     Returns:
-        The splits, and ``decode``: the text of every token of a list.
+        The splits; ``decode``, the text of every token of a list; and ``bytes_per_token`` of the test windows.
 
     Raises:
         UsageError: this Python has too little source code for so many windows, a number is too small, or tokenizers is missing.
@@ -69,7 +69,8 @@ def stdlib(
     rest[chosen] = False
     found |= {"train": windows[rest], "scoring": windows[chosen]}
     return {name: (part[:, :-1].contiguous(), part[:, 1:].contiguous()) for name, part in found.items()} | {
-        "decode": _decoder(tokenizer)
+        "decode": _decoder(tokenizer),
+        "bytes_per_token": _bytes(tokenizer, found["test"][:, 1:]),
     }
 
 
@@ -136,6 +137,13 @@ def _windows(name: str, tokenizer: Any, length: int, seed: int, most: int | None
     count = max(0, len(stream) - 1) // length
     tokens = torch.tensor(stream[: count * length + 1], dtype=torch.int64)
     return tokens.unfold(0, length + 1, length) if count else tokens.new_empty(0, length + 1)
+
+
+def _bytes(tokenizer: Any, tokens: Tensor) -> float:
+    """Bytes of text a token, in the mean; the end of a file is a token without any."""
+    vocabulary = range(tokenizer.get_vocab_size())
+    sizes = [0 if (text := tokenizer.id_to_token(k)) == END else len(text) for k in vocabulary]  # a letter stands for a byte
+    return float(torch.tensor(sizes)[tokens].double().mean())
 
 
 def _decoder(tokenizer: Any) -> Callable[[Sequence[int]], list[str]]:

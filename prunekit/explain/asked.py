@@ -136,8 +136,9 @@ def _of_token(view: View, target: str | None, count: int, position: int) -> View
         raise UsageError(f"--target is {target}; of one token (--position) {LOG_PROB} or {MARGIN} is explained")
     places = [place_of(view, position, k) for k in range(count)]
     function = copy.copy(view.function)
-    assert isinstance(view.task, Places)
-    function.target = view.task.at_places(target)
+    values = view.task.at_places(target) if isinstance(view.task, Places) else None
+    assert values is not None  # a place has both
+    function.target = values
     valued = replace(view, function=function, classifies=False)
     weights = torch.zeros_like(valued.values(view.trajectory.state(-1)))
     weights[torch.arange(count), places] = 1

@@ -54,6 +54,9 @@ def test_windows_follow_one_another_and_files_do_not_meet(library: Path) -> None
     assert not words["test"] & words["validation"]
     assert not (words["train"] | words["scoring"]) & (words["test"] | words["validation"])
     assert not {f"{n}" for n in range(9, 80, 10)} & set().union(*words.values())  # tests are not read
+    asked = found["test"][1]
+    text = "".join(found["decode"](asked.flatten().tolist())).replace("<|end|>", "")
+    assert found["bytes_per_token"] == pytest.approx(len(text.encode()) / asked.numel(), rel=0.02)  # windows may part a letter
     rows = [tuple(row) for name in ("train", "scoring") for row in found[name][1].tolist()]
     _forget()
     again = stdlib(length=16, vocabulary=300, **SIZES)
