@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from prunekit.batch import size
 from prunekit.data import Split
 from prunekit.explain import units_of
-from prunekit.explain.answers import text_of
+from prunekit.explain.answers import FEW, text_of
 from prunekit.explain.passages import Decode, Passage, passage, texts_of
 from prunekit.explain.pictures import Picture, picture
 from prunekit.explain.tokens import reading
@@ -18,6 +19,7 @@ from prunekit.task import Task
 from prunekit.task.places import LanguageModel
 from prunekit.verbs.run_folder import Run
 
+SAID = ("label", "answer", "dense", "pruned", "masked")
 SHOWN = 24  # samples of a kind on a page
 VALUES = {"log_prob": "log-probability, in nats", "margin": "margin"}
 
@@ -39,6 +41,22 @@ def add_texts(run: Run, result: dict[str, Any]) -> None:
         sample["index"] = number
         for row, text in zip(sample["rows"], texts_of([r["token"] for r in sample["rows"]], own.decode), strict=True):
             row["text"] = text
+    if isinstance(run.task, LanguageModel) and own.decode is not None:
+        _read_out(result, own.decode)
+
+
+def _read_out(nest: Any, decode: Decode) -> None:
+    """Labels and answers that are tokens become the beginning of their text, in one quoted line."""
+    if isinstance(nest, list):
+        for inner in nest:
+            _read_out(inner, decode)
+    for key, value in nest.items() if isinstance(nest, dict) else ():
+        if key in SAID and isinstance(value, list) and all(isinstance(one, int) for one in value):
+            tokens = [one for one in value[:FEW] if one >= 0]  # below are those that do not count
+            text = "".join(texts_of(tokens, decode)) + ("…" if len(value) > FEW else "")
+            nest[key] = json.dumps(text, ensure_ascii=False)
+        else:
+            _read_out(value, decode)
 
 
 def pictures_of(run: Run, result: dict[str, Any]) -> dict[str, list[Picture | Passage]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,10 @@ def test_pages_and_terminal_show_text_escaped(run: Run, capsys: pytest.CaptureFi
     x, y = data()["test"]
     shown = "".join(decode([int(x[1, 0]), *y[1].tolist()]))
     assert found["text"].replace("\\x1b", "\x1b").replace("\\u202e", "\u202e") == shown
+    beginning = json.dumps(
+        shown[len(decode([int(x[1, 0])])[0]) :].replace("\x1b", "\\x1b").replace("\u202e", "\\u202e"), ensure_ascii=False
+    )
+    assert found["label"] == beginning
     named = [row for side in ("raised", "lowered") for row in found["training"][side]]
     train = data()["train"]
     for row in named:
