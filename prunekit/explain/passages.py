@@ -14,20 +14,32 @@ Decode = Callable[[Sequence[int]], Sequence[str]]
 """Token numbers to their texts, one a token."""
 
 
+class ShownToken(TypedDict):
+    """A token's text, its value where there is one, and how strong that is, from -1 to 1."""
+
+    text: str
+    value: float | None
+    strength: float
+
+
 class Passage(TypedDict):
-    """A text in tokens: ``(text, value, strength)``, with a value where there is one and its strength from -1 to 1."""
+    """A text in tokens, with a caption."""
 
     caption: str
-    tokens: list[tuple[str, float | None, float]]
+    tokens: list[ShownToken]
 
 
 def passage(caption: str, texts: Sequence[str], values: Sequence[float | None] | None = None) -> Passage:
     """A text to show; strengths are parts of the largest value."""
     values = [None] * len(texts) if values is None else values
     largest = max((abs(value) for value in values if value is not None), default=0.0) or 1.0
-    shown = [(t, v, 0.0 if v is None else round(v / largest, 3)) for t, v in zip(texts, values, strict=True)]
-    left = len(shown) - LONGEST
-    return {"caption": caption, "tokens": shown[:LONGEST] + ([(f" … {left} more", None, 0.0)] if left > 0 else [])}
+    shown: list[ShownToken] = [
+        {"text": text, "value": value, "strength": 0.0 if value is None else round(value / largest, 3)}
+        for text, value in zip(texts, values, strict=True)
+    ]
+    if (left := len(shown) - LONGEST) > 0:
+        shown[LONGEST:] = [{"text": f" … {left} more tokens", "value": None, "strength": 0.0}]
+    return {"caption": caption, "tokens": shown}
 
 
 def texts_of(found: Reading | Sequence[int], decode: Decode | None) -> list[str]:
