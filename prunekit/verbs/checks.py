@@ -100,7 +100,7 @@ def _check_shared(before: set[str] | None, x: Inputs, samples: int, split: str) 
 def settled(recipe: Recipe, model: nn.Module, splits: Mapping[str, Split] | None) -> Recipe:
     """The recipe with its task named, where training data and model show one that is not classification.
 
-    Of data in files it also says the classes' names, and of a language model's data the bytes that a token stands for, which later
+    Of data in files it also says the classes' names, of a language model's data the bytes that a token stands for, which later
     commands then keep.
 
     Raises:
