@@ -1,5 +1,5 @@
-# make demo: install and run the whole pipeline; make test: install with test extras and test; make test-fast: without the
-# tests that take long.
+# make demo: install and run the whole pipeline; make demo-lm: the same on a small language model; make test: install with test
+# extras and test; make test-fast: without the tests that take long.
 # Paths are relative throughout, so that a checkout's own path may hold spaces.
 PYTHON ?= python3.11
 PIP = .venv/bin/python -m pip --disable-pip-version-check
@@ -8,11 +8,14 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check
 # cannot be had, that test says so and is skipped.
 PEER = $(PIP) install -q --no-deps --ignore-requires-python explaind==0.1.0 tqdm==4.70.1 || true
 
-.PHONY: demo test test-fast zoo fuzz chaos lint types check clean
+.PHONY: demo demo-lm test test-fast zoo fuzz chaos lint types check clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
 	.venv/bin/python -m prunekit run recipes/demo.yaml --out runs/demo
+
+demo-lm: .venv/installed-lm
+	.venv/bin/python -m prunekit run recipes/stdlib-llama-small.yaml --out runs/stdlib-llama-small
 
 test: .venv/installed-test
 	.venv/bin/python -m pytest -n auto --dist worksteal
@@ -55,12 +58,16 @@ clean:
 	$(PIP) install -q -c constraints.txt -e ".[demo]"
 	@touch $@
 
+.venv/installed-lm: .venv/python pyproject.toml constraints.txt
+	$(PIP) install -q -c constraints.txt -e ".[report,hf]"
+	@touch $@
+
 .venv/installed-test: .venv/python pyproject.toml constraints.txt
 	$(PIP) install -q -c constraints.txt -e ".[test]"
 	$(PEER)
-	@touch $@ .venv/installed
+	@touch $@ .venv/installed .venv/installed-lm
 
 .venv/installed-dev: .venv/python pyproject.toml constraints.txt
 	$(PIP) install -q -c constraints.txt -e ".[test,dev]"
 	$(PEER)
-	@touch $@ .venv/installed .venv/installed-test
+	@touch $@ .venv/installed .venv/installed-lm .venv/installed-test

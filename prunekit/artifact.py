@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -109,8 +110,8 @@ def conform(value: Any, kind: Any, where: str) -> None:
     if origin is NotRequired:
         conform(value, inner[0], where)
     elif origin in (Union, UnionType):
-        if value is not None:
-            conform(value, inner[0], where)
+        if value is not None or type(None) not in inner:
+            _one_of(value, [one for one in inner if one is not type(None)], where)
     elif origin is Literal:
         if value not in inner:
             raise ValueError(f"{where} is {_short(value)}; it must be one of {', '.join(map(repr, inner))}")
@@ -131,6 +132,18 @@ def conform(value: Any, kind: Any, where: str) -> None:
             conform(one, inner[0], f"{where}[{number}]")
     else:
         _plain(value, kind, where)
+
+
+def _one_of(value: Any, kinds: Sequence[Any], where: str) -> None:
+    """Raises ValueError when the value is of none of the kinds, with what the first lacks."""
+    faults = []
+    for kind in kinds:
+        try:
+            conform(value, kind, where)
+        except ValueError as fault:
+            faults.append(fault)
+    if len(faults) == len(kinds):
+        raise faults[0]
 
 
 def _plain(value: Any, kind: type, where: str) -> None:

@@ -16,6 +16,7 @@ from prunekit.apply import Manifest
 from prunekit.artifact import SOMETIMES, Artifact
 from prunekit.errors import ArtifactError
 from prunekit.explain import EvaluationRecord, RemovalRecord, Timeline
+from prunekit.explain.passages import passage
 from prunekit.exporting import ExportRecord
 from prunekit.search import Comparison, Sensitivity
 from prunekit.training.record import TrainingRecord
@@ -61,7 +62,8 @@ MADE: list[Artifact] = [
         told={"what": "pruned", "name": "n", "split": "scoring", "samples": 4, "nodes": 8, "structure": "channels",
               "before": MASK, "after": MASK, "refine": None, "refined_again": 0, "moved": {"back": 1, "out": 1},
               "units": [{"name": "a 1", "blame": 1.0, "samples": [{"index": 0, "label": 3, "blame": 1.0}]}]},
-        pictures={"unit 0": [{"caption": "0", "png": "", "side": 8}]}, cost={"seconds": 0.1},
+        pictures={"unit 0": [{"caption": "0", "png": "", "side": 8}], "unit 1": [passage("0", ["a"], [0.5])]},
+        cost={"seconds": 0.1},
     ),
     Comparison(made_from={}, dense={"accuracy": 1.0}, cells=[{**CELL, "accuracy": 0.5, "agreement": 0.5, "kl": 1.0}], cost={}),
     Sensitivity(

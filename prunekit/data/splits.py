@@ -17,7 +17,7 @@ from prunekit.errors import UsageError, theirs
 
 SPLITS = ("train", "validation", "test", "scoring")
 """What each is for: learning; every choice (compare, auto); the final figures; scores. They must be disjoint."""
-EXTRAS = ("collate", "fingerprint")
+EXTRAS = ("collate", "fingerprint", "decode", "bytes_per_token")
 """What a data factory may return beside the splits."""
 Normal = Callable[[Any], Batch]
 
@@ -37,6 +37,8 @@ class Split:
         normal: makes ``(inputs, labels)`` of what collating gives, see ``prunekit.task.Task.batch``.
         collate: makes a batch of a list of items; torch's own when None.
         fingerprint: stands for the samples' content where hashing all of them takes too long. It must change when they do.
+        decode: token numbers to their texts, one a token, for pages on text.
+        bytes_per_token: of the text that the labels ask for, for bits a byte.
 
     Raises:
         UsageError: it is none of these, or empty.
@@ -48,8 +50,11 @@ class Split:
         normal: Normal = pair,
         collate: Callable[[list[Any]], Any] | None = None,
         fingerprint: str | None = None,
+        decode: Callable[[Sequence[int]], Sequence[str]] | None = None,
+        bytes_per_token: float | None = None,
     ) -> None:
-        self.normal, self.fingerprint = normal, fingerprint
+        self.bytes_per_token = bytes_per_token
+        self.normal, self.fingerprint, self.decode = normal, fingerprint, decode
         self._order: list[int] | None = None
         if is_loader(source):
             collate = collate or source.collate_fn
@@ -156,7 +161,7 @@ class Split:
 
 
 def as_splits(found: Any, factory: str, normal: Normal = pair) -> dict[str, Split]:
-    """Checks what a data factory returned: a mapping with the four ``SPLITS``, and perhaps ``collate`` and ``fingerprint``.
+    """Checks what a data factory returned: a mapping with the four ``SPLITS``, and perhaps some of ``EXTRAS``.
 
     Raises:
         UsageError: names the missing split or the unfit value.
@@ -171,7 +176,15 @@ def as_splits(found: Any, factory: str, normal: Normal = pair) -> dict[str, Spli
         raise UsageError(f"{factory}: collate is {type(collate).__name__}; it must make a batch of a list of items")
     if mark is not None and not isinstance(mark, str):
         raise UsageError(f"{factory}: fingerprint is {type(mark).__name__}; it must be text that changes when the data do")
-    return {name: Split(found[name], normal, collate, None if mark is None else f"{name}|{mark}") for name in SPLITS}
+    decode = found.get("decode")
+    if decode is not None and not callable(decode):
+        raise UsageError(f"{factory}: decode is {type(decode).__name__}; it must give the text of each token of a list")
+    share = found.get("bytes_per_token")
+    if share is not None and not (isinstance(share, int | float) and share > 0):
+        raise UsageError(f"{factory}: bytes_per_token is {share!r}; it must be a number above 0")
+    return {
+        name: Split(found[name], normal, collate, None if mark is None else f"{name}|{mark}", decode, share) for name in SPLITS
+    }
 
 
 def is_loader(source: Any) -> bool:

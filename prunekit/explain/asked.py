@@ -9,14 +9,17 @@ from dataclasses import replace
 import torch
 
 from prunekit.errors import UsageError, nearest
+from prunekit.explain.tokens import has_places, place_of
 from prunekit.explain.view import QUANTITIES, Asked, View
+from prunekit.task import Places
 
 ERROR, ANSWER, RIGHT, LOSS = "error", "answer", "right", "loss"
+LOG_PROB, MARGIN = "log_prob", "margin"
 OF_CLASSES = (ERROR, ANSWER, RIGHT, LOSS)
 """Names of targets of classifiers, beside a class (``7``) and a difference of classes (``7-3``)."""
 
 
-def ask(view: View, target: str | None = None, chosen: int | None = None) -> View:
+def ask(view: View, target: str | None = None, chosen: int | None = None, position: int | None = None) -> View:
     """The same model looked at for one number: the sum over the chosen samples of each one's target.
 
     Args:
@@ -26,11 +29,14 @@ def ask(view: View, target: str | None = None, chosen: int | None = None) -> Vie
             several; without classes the loss where the view has others to compare it with, else the task's target.
         chosen: the first samples of the view are those that are explained; all by default. The others only give the mean that a
             loss is compared with.
+        position: of one token (``prunekit.explain.tokens``), whose log-probability, or margin, is explained alone.
 
     Raises:
         UsageError: there is no such target; or an error is asked for of a sample that is answered right.
     """
     count = view.count if chosen is None else chosen
+    if position is not None:
+        return _of_token(view, target, count, position)
     if target is None and not view.classifies:
         target = LOSS if count < view.count and LOSS in view.task.targets() else view.task.target
     if view.classifies and (target == "outputs" or target not in view.task.targets()):
@@ -38,8 +44,10 @@ def ask(view: View, target: str | None = None, chosen: int | None = None) -> Vie
     return _of_task(view, str(target), count)
 
 
-def needs_others(view: View, target: str | None) -> bool:
+def needs_others(view: View, target: str | None, position: int | None = None) -> bool:
     """Whether ``ask`` compares with the mean over other samples."""
+    if position is not None:
+        return False
     return LOSS in view.task.targets() and (target == LOSS or (target is None and not view.classifies))
 
 
@@ -103,13 +111,37 @@ def _of_task(view: View, target: str, count: int) -> View:
     except UsageError as error:
         raise UsageError(f"--target: {error}") from None
     valued = replace(view, function=function, classifies=False)
-    ones = torch.ones_like(valued.values(view.trajectory.state(-1)))
-    ones[count:] = 0
+    by_place = ""
+    task = view.task
+    if isinstance(task, Places) and has_places(task, view.y) and (values := task.at_places(target)):
+        function.target, by_place = values, MARGIN if target == MARGIN else LOG_PROB
+        ones = task.place_shares(target, view.y).to(valued.values(view.trajectory.state(-1)))
+    else:
+        ones = torch.ones_like(valued.values(view.trajectory.state(-1)))
     said = QUANTITIES.get(target, f"the target {target}")
     if target == LOSS and count < view.count:
         others = view.count - count
-        ones[count:] = -count / others
+        ones[count:] *= -count / others
         said = f"{'the' if count == 1 else 'each'} sample's loss less the mean loss of the first {others} samples of the split"
+    else:
+        ones[count:] = 0
     if count > 1:
         said += f", summed over {count} samples"
-    return replace(valued, asked=Asked(ones, target, said, count))
+    return replace(valued, asked=Asked(ones, target, said, count, by_place))
+
+
+def _of_token(view: View, target: str | None, count: int, position: int) -> View:
+    target = target or LOG_PROB
+    if target not in (LOG_PROB, MARGIN):
+        raise UsageError(f"--target is {target}; of one token (--position) {LOG_PROB} or {MARGIN} is explained")
+    places = [place_of(view, position, k) for k in range(count)]
+    function = copy.copy(view.function)
+    values = view.task.at_places(target) if isinstance(view.task, Places) else None
+    assert values is not None  # a place has both
+    function.target = values
+    valued = replace(view, function=function, classifies=False)
+    weights = torch.zeros_like(valued.values(view.trajectory.state(-1)))
+    weights[torch.arange(count), places] = 1
+    which = "log-probability" if target == LOG_PROB else "margin (its output less the largest other one)"
+    said = f"the {which} of the token at position {position}" + ("" if count == 1 else f", summed over {count} samples")
+    return replace(valued, asked=Asked(weights, target, said, count, target))

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from prunekit.batch import Inputs
 from prunekit.errors import UsageError, nearest
 from prunekit.explain.path import JUMP_NODES, SCHEMA, PrunedPath, summed, trace
+from prunekit.explain.tokens import token_account
 from prunekit.explain.training import Training, training_samples
 from prunekit.explain.view import View, quantity
 from prunekit.structure import GROUPED, Group, Groups, find_groups
 from prunekit.structure.structure import Mappings
 from prunekit.trajectory import Layout
 
+PASSAGES = 8  # texts of samples whose tokens an explanation of a part has
 UNITS_OF = {structure.part: name for name, structure in GROUPED.items() if structure.part is not None}
 """Kinds of parts that are units of a group -> the structure whose groups they are."""
 
@@ -99,6 +101,7 @@ def explain_part(view: View, part: Part, training: Training | None = None, prune
         }
         for c, own, others in view.classes(both)
     ]  # fmt: skip
+    account = token_account(view, both, most=PASSAGES)
     start, last = view.trajectory.state(0).cpu()[part.mask], view.trajectory.state(-1).cpu()[part.mask]
     return {
         "schema": SCHEMA,
@@ -121,6 +124,7 @@ def explain_part(view: View, part: Part, training: Training | None = None, prune
             "model_at_start": summed(weights, traced.start), "model": summed(weights, end),
         },
         "classes": sorted(rows, key=lambda row: -abs(float(row["tells_apart"]))),
+        **({} if account is None else {"tokens": account}),
         "steps": traced.steps,
         "training": training_samples(view, weights[None], mask, training, summed(weights, kernel)),
         "pruning": [_pruned_part(view, path, part) for path in pruned],

@@ -10,6 +10,8 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
+from prunekit.explain.passages import Passage
+
 LARGEST = 128  # pixels of an image's longer side that are kept: twice what a page shows of it, for fine screens
 
 
@@ -21,7 +23,7 @@ class Picture(TypedDict):
     side: int
 
 
-Pictures = Mapping[str, Sequence[Picture]]
+Pictures = Mapping[str, Sequence[Picture | Passage]]
 """Pictures by their place in an explanation: ``sample``, ``raised``, ``lowered``, ``changes``, ``unit 0`` …"""
 
 

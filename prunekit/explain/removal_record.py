@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NotRequired, TypedDict
 
 from prunekit.artifact import Artifact, Cost, conform
+from prunekit.explain.passages import Passage
 from prunekit.explain.pictures import Picture
 
 
@@ -93,7 +94,7 @@ class RemovalRecord(Artifact):
     Attributes:
         made_from: the trajectory, the plan, and what identifies the samples.
         told: see ``prunekit.explain.explain_removal``.
-        pictures: samples of its units, by place; empty where the data are no images.
+        pictures: samples of its units, by place; empty where the data are neither images nor text.
     """
 
     KIND: ClassVar[str] = "removal"
@@ -101,7 +102,7 @@ class RemovalRecord(Artifact):
 
     made_from: dict[str, Any]
     told: dict[str, Any]
-    pictures: dict[str, list[Picture]]
+    pictures: dict[str, list[Picture | Passage]]
     cost: Cost
 
     def check(self) -> None:

@@ -14,6 +14,7 @@ from prunekit.errors import PrunekitError
 from prunekit.explain.asked import ask
 from prunekit.explain.path import JUMP_NODES, SCHEMA, PrunedPath, half_by, phases, summed, trace
 from prunekit.explain.ranking import RANKED, Units, coordinate_scores, every_unit, layers_ranked
+from prunekit.explain.tokens import token_account
 from prunekit.explain.training import Training, training_samples
 from prunekit.explain.view import View, quantity
 from prunekit.kernel import data_scores, shares_by_layer
@@ -48,6 +49,7 @@ def explain_sample(
     end = values[0]
     traced = trace(asked, None)
     scores = coordinate_scores(asked)
+    account = token_account(asked, traced.kernel + traced.regularisation, pruned)
     told = range(len(end)) if asked.classifies else [c for c, _, _ in asked.classes(end[None])]
     return {
         "schema": SCHEMA,
@@ -71,6 +73,7 @@ def explain_sample(
              "regularisation": float(traced.regularisation[0, c]), "model": float(end[c])}
             for c in told
         ],
+        **({} if account is None else {"tokens": account}),
         "steps": traced.steps,
         "layers": scores.layers,
         "ranked": {"layer": layers_ranked(scores, limit), **every_unit(scores, units or {}, limit)},

@@ -45,12 +45,14 @@ class Asked:
         target: its name.
         says: what it is, for text.
         samples: how many of the view's samples it is about; others are only compared with.
+        by_place: what the view's values are one a place of, ``log_prob`` or ``margin``; empty where the target is no sum of such.
     """
 
     weights: Tensor
     target: str
     says: str
     samples: int
+    by_place: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from prunekit.batch import Batch, Labels
 from prunekit.errors import UsageError
 from prunekit.measure.measure import Measure, ratio
 from prunekit.task.classification import Classification
+from prunekit.task.losses import CROSS_ENTROPY
 from prunekit.task.task import Target
 
 
@@ -19,6 +20,8 @@ class Places(Classification):
     """A class at every place of a sample; single figures of a sample are means over its places that count."""
 
     places = True
+    summed: tuple[str, ...] = ()
+    """Targets that are sums over places; the others are means."""
 
     def targets(self) -> Mapping[str, Target]:
         return {"log_prob": self.mean_log_prob, "margin": self.mean_margin, "loss": self.own_loss}
@@ -30,6 +33,19 @@ class Places(Classification):
             return values.mean(1, keepdim=True)
         counted: Tensor = (labels != self.ignore_index).flatten(1).sum(1, keepdim=True)
         return values.sum(1, keepdim=True) / counted.clamp_min(1)
+
+    def at_places(self, target: str) -> Target | None:
+        """One value a place, ``(samples, places)``, of which a target is the sum by ``place_shares``; None where it is none."""
+        plain = self.loss.path == CROSS_ENTROPY and self.class_weights is None and not self.label_smoothing
+        if target == "margin":
+            return self.margin
+        return self.log_prob if target == "log_prob" or (target == "loss" and plain) else None
+
+    def place_shares(self, target: str, labels: Labels) -> Tensor:
+        """Weights ``(samples, places)`` of the sum that a target is over ``at_places``."""
+        counted = (labels != self.ignore_index).flatten(1).to(torch.get_default_dtype())
+        shares: Tensor = counted if target in self.summed else counted / counted.sum(1, keepdim=True).clamp_min(1)
+        return -shares if target == "loss" else shares
 
     def mean_log_prob(self, outputs: Tensor, labels: Labels) -> Tensor:
         """The mean over places of the true class's log-probability: ``(samples, 1)``."""
@@ -89,6 +105,7 @@ class LanguageModel(Places):
     """
 
     target = "log_prob"
+    summed = ("log_prob",)
 
     def __init__(
         self, loss: Any = None, output: str | int | None = None, *, bytes_per_token: float | None = None, **options: Any

@@ -12,9 +12,10 @@ from prunekit.criteria import model_digest
 from prunekit.errors import ArtifactError
 from prunekit.explain import RemovalRecord, Timeline, timeline
 from prunekit.explain.timeline import sources
-from prunekit.verbs.explaining import explain_pruned, pictures_of
+from prunekit.verbs.explaining import explain_pruned
 from prunekit.verbs.looking import view_of
 from prunekit.verbs.run_folder import Run
+from prunekit.verbs.showing import pictures_of
 
 NODES = 8  # of a removal, as refining itself takes; explain takes more
 Kept = TypeVar("Kept", Timeline, RemovalRecord)

@@ -100,7 +100,8 @@ def _check_shared(before: set[str] | None, x: Inputs, samples: int, split: str) 
 def settled(recipe: Recipe, model: nn.Module, splits: Mapping[str, Split] | None) -> Recipe:
     """The recipe with its task named, where training data and model show one that is not classification.
 
-    Of data in files it also says the classes' names and the bytes that a token stands for, which later commands then keep.
+    Of data in files it also says the classes' names, of a language model's data the bytes that a token stands for, which later
+    commands then keep.
 
     Raises:
         UsageError: they leave doubt, or the model does not take the data.
@@ -109,6 +110,7 @@ def settled(recipe: Recipe, model: nn.Module, splits: Mapping[str, Split] | None
         return recipe
     if recipe.data is not None and recipe.data.files is not None:
         recipe = _told_by_files(recipe, splits)
+    recipe = _with_bytes(recipe, splits["test"])
     if recipe.task is not None:
         return recipe
     split = splits["train"]
@@ -119,16 +121,25 @@ def settled(recipe: Recipe, model: nn.Module, splits: Mapping[str, Split] | None
 
 
 def _told_by_files(recipe: Recipe, splits: Mapping[str, Split]) -> Recipe:
-    """The recipe with the order of the classes, and, of language models, the bytes that a token of the test texts stands for."""
-    found, task = splits["test"].source, recipe.load_task()
+    """The recipe with the order of the classes."""
+    found = splits["test"].source
     if recipe.data is not None and recipe.data.classes is None and found.classes is not None:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"classes": list(found.classes)})})
-    if not isinstance(task, LanguageModel) or task.bytes_per_token is not None or found.bytes_per_token is None:
+    return recipe
+
+
+def _with_bytes(recipe: Recipe, test: Split) -> Recipe:
+    """The recipe with the bytes that a token of the test texts stands for, of a language model's task that does not say it."""
+    task = recipe.load_task()
+    if not isinstance(task, LanguageModel) or task.bytes_per_token is not None:
+        return recipe
+    share = test.bytes_per_token if test.bytes_per_token is not None else getattr(test.source, "bytes_per_token", None)
+    if share is None:
         return recipe
     said = {"name": recipe.task} if isinstance(recipe.task, str) else dict(recipe.task or {})
     if "name" not in said or ":" in str(said["name"]):  # a task of the user's own, whose options are its own
         return recipe
-    return recipe.model_copy(update={"task": {**said, "bytes_per_token": round(found.bytes_per_token, 6)}})
+    return recipe.model_copy(update={"task": {**said, "bytes_per_token": round(share, 6)}})
 
 
 def with_task(recipe: Recipe) -> Recipe:

@@ -8,12 +8,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
 from prunekit.apply import dense_state
 from prunekit.batch import Inputs, Labels
 from prunekit.criteria import model_digest
-from prunekit.data import Split
 from prunekit.errors import PrunekitError, UsageError, nearest
 from prunekit.explain import (
     PrunedPath,
@@ -31,12 +28,9 @@ from prunekit.explain import (
     find_part,
     flat_mask,
     inside,
-    units_of,
 )
-from prunekit.explain.answers import text_of
 from prunekit.explain.part import UNITS_OF, group_of
 from prunekit.explain.path import JUMP_NODES
-from prunekit.explain.pictures import Picture, picture
 from prunekit.explain.ranking import RANKED
 from prunekit.plan import Plan
 from prunekit.structure import find_groups
@@ -44,12 +38,12 @@ from prunekit.trajectory import Continued, Segment
 from prunekit.verbs.looking import Chosen, chosen_view, errors_of, numbered_view, units_of_run, view_of
 from prunekit.verbs.pruned_folder import child_of, open_pruned
 from prunekit.verbs.run_folder import Run
+from prunekit.verbs.showing import add_texts, pictures_of
 
 PARTS = ("weight", "channel", "head", "layer")
 KINDS = ("errors", "sample", *PARTS, "pruned", "diff")
 JUDGED = ("test", "validation", "scoring")
 DIFF_SAMPLES = 64  # changed samples that are blamed one by one
-SHOWN = 24  # pictures of samples on a page
 
 
 def explain_run(
@@ -61,6 +55,7 @@ def explain_run(
     split: str | None = None,
     samples: Chosen = None,
     target: str | None = None,
+    position: int | None = None,
     limit: int | None = None,
     nodes: int | None = None,
     only: Sequence[str] | None = None,
@@ -76,6 +71,7 @@ def explain_run(
         samples: the most that are looked at; ``eval.samples`` by default (``diff``: all are compared, these are blamed;
             ``pruned``: ``score.samples``). Of a part or a ranking also ``errors``, or the samples' numbers.
         target: the number that is explained of a sample or of chosen ones, see ``prunekit.explain.ask``.
+        position: of one token of a text, whose log-probability (or margin) is explained instead of the whole sample's target.
         limit: how many errors, or parts of each kind, are named.
         nodes: of a step of training, one by default unless there are few; of the pruning for ``pruned`` and ``diff``.
         only: names of pruned models to look at; all of the run's by default.
@@ -95,9 +91,10 @@ def explain_run(
     split = split or ("scoring" if kind == "pruned" else "test")
     if split not in allowed:
         raise UsageError(f"--split is {split!r}; {nearest(split, list(allowed))}")
-    if target is not None and split == "train":
+    if (target is not None or position is not None) and split == "train":
+        option = f"--target is {target!r}" if target is not None else f"--position is {position}"
         raise UsageError(
-            f"--target is {target!r}; it says what is explained of samples and parts, not of a training sample, whose gifts to "
+            f"{option}; it says what is explained of samples and parts, not of a training sample, whose gifts to "
             "all classes are told"
         )
     pathless = kind in ("errors", "pruned") or (kind == "diff" and index)  # those need the dense weights alone
@@ -122,10 +119,10 @@ def explain_run(
         if split == "train":
             result = explain_training_sample(view_of(run, "test", _count(samples), nodes), number, _training(run), paths)
         else:
-            view = numbered_view(run, split, [number], target, nodes)
+            view = numbered_view(run, split, [number], target, nodes, position)
             result = explain_sample(view, number, split, _training(run), paths, units_of_run(run), named)
     else:
-        result = _parts(run, kind, name, index, split, samples, target, named, nodes, only)
+        result = _parts(run, kind, name, index, split, samples, target, position, named, nodes, only)
     result["split"] = split
     result["made_from"] = {
         "trajectory": run.trajectory.hash,
@@ -133,7 +130,8 @@ def explain_run(
         "samples": run.splits[split].digest(),
     }
     result["cost"] = {"seconds": round(time.perf_counter() - started, 3)}
-    page = run.path / "explain" / f"{_slug(kind, name, index, split, samples, target)}.html"
+    page = run.path / "explain" / f"{_slug(kind, name, index, split, samples, target, position)}.html"
+    add_texts(run, result)
     write_explanation(page, result, pictures_of(run, result))
     return {**result, "path": str(page)}
 
@@ -151,6 +149,7 @@ def _parts(
     split: str,
     samples: Chosen,
     target: str | None,
+    position: int | None,
     limit: int,
     nodes: int | None,
     only: Sequence[str] | None,
@@ -163,11 +162,11 @@ def _parts(
         units = {kind: find_groups(UNITS_OF[kind], run.model, run.example, mappings)} if kind in UNITS_OF else {}
         if kind in UNITS_OF:
             group_of(kind, name, units[kind])
-        view, told = chosen_view(run, split, samples, target, nodes)
+        view, told = chosen_view(run, split, samples, target, nodes, position)
         return {**explain_ranking(view, kind, name, units, limit), **told}
     paths = [pruned_path(run, n)[0] for n in _pruned(run, only)]
     part = find_part(kind, name, index, layout, run.model, lambda: run.example, mappings)
-    view, told = chosen_view(run, split, samples, target, nodes)
+    view, told = chosen_view(run, split, samples, target, nodes, position)
     found = explain_part(view, part, _training(run), paths)
     if kind != "weight":
         scores = coordinate_scores(view)
@@ -266,7 +265,7 @@ def _number(run: Run, text: str, split: str) -> int:
     return int(text)
 
 
-def _slug(kind: str, name: str, index: str, split: str, samples: Chosen, target: str | None) -> str:
+def _slug(kind: str, name: str, index: str, split: str, samples: Chosen, target: str | None, position: int | None) -> str:
     parts = [kind, *([split] if kind in ("sample", "errors") else []), *(one for one in (name, index) if one)]
     if isinstance(samples, str):
         parts += [f"of-{samples}"]
@@ -277,43 +276,6 @@ def _slug(kind: str, name: str, index: str, split: str, samples: Chosen, target:
         ]
     if target is not None:
         parts += [target]
+    if position is not None:
+        parts += [f"at-{position}"]
     return "-".join(re.sub(r"[^A-Za-z0-9._]+", "_", part) for part in parts)
-
-
-def pictures_of(run: Run, result: dict[str, Any]) -> dict[str, list[Picture]]:
-    """Samples to show, by place on the page; empty where the data are no images."""
-    train, own = run.splits["train"], run.splits[result["split"]]
-    found: dict[str, list[Picture]] = {}
-    for side in ("raised", "lowered"):
-        rows = result.get("training", {}).get(side, [])
-        found[side] = _captioned(train, [(r["index"], f"{r['index']}: {text_of(r['label'])}\n{r['score']:+.3g}") for r in rows])
-    if result["what"] == "errors":
-        rows = result["rows"][:SHOWN]
-        captions = [f"{r['index']}: {text_of(r['label'])} → {text_of(r['answer'])}\n{r[result['by']]:.3g}" for r in rows]
-        found["errors"] = _captioned(own, [(r["index"], caption) for r, caption in zip(rows, captions, strict=True)])
-    if "chosen" in result:
-        found["chosen"] = _captioned(own, [(k, str(k)) for k in result["chosen"]["indices"][:SHOWN]])
-    if result["what"] == "sample":
-        found["sample"] = _captioned(own, [(int(result["name"]), f"label {text_of(result['label'])}")])
-    for number, unit in enumerate(units_of(result)):
-        found[f"unit {number}"] = _captioned(
-            own, [(r["index"], f"{r['index']}: {text_of(r['label'])}\n{r['blame']:.3g}") for r in unit["samples"]]
-        )
-    if "changes" in result:
-        rows = result["changes"][:SHOWN]
-        answers = [f"{text_of(r['dense'])} → {text_of(r['pruned'])}" for r in rows]
-        captions = [f"{r['index']}: {text_of(r['label'])}\n{answer}" for r, answer in zip(rows, answers, strict=True)]
-        found["changes"] = _captioned(own, [(r["index"], caption) for r, caption in zip(rows, captions, strict=True)])
-    return {place: shown for place, shown in found.items() if shown}
-
-
-def _captioned(split: Split, rows: list[tuple[int, str]]) -> list[Picture]:
-    if not rows:
-        return []
-    x, _ = split.batch([number for number, _ in rows])
-    if not isinstance(x, Tensor):
-        return []
-    images = x[:, None] if x.dim() == 3 else x
-    if images.dim() != 4 or images.shape[1] not in (1, 3) or not all(4 <= side <= 1024 for side in images.shape[2:]):
-        return []
-    return [picture(caption, image) for (_, caption), image in zip(rows, images, strict=True)]

@@ -35,7 +35,12 @@ def errors_of(run: Run, split: str) -> Errors:
 
 
 def chosen_view(
-    run: Run, split: str, chosen: Chosen = None, target: str | None = None, nodes: int | None = None
+    run: Run,
+    split: str,
+    chosen: Chosen = None,
+    target: str | None = None,
+    nodes: int | None = None,
+    position: int | None = None,
 ) -> tuple[View, dict[str, Any]]:
     """The view of some samples and a target, and what the result says of the choice.
 
@@ -47,7 +52,7 @@ def chosen_view(
     """
     if chosen is None or isinstance(chosen, int):
         view = view_of(run, split, chosen, nodes)
-        return (view if target is None else ask(view, target)), {}
+        return (view if target is None and position is None else ask(view, target, position=position)), {}
     if isinstance(chosen, str):
         found = errors_of(run, split)
         if not found.wrong:
@@ -62,16 +67,18 @@ def chosen_view(
         if len(set(indices)) < len(indices):
             raise UsageError(f"--samples: {','.join(map(str, indices))} has a number twice")
         told = {"samples": ",".join(map(str, indices)), "of": len(indices), "indices": indices}
-    return numbered_view(run, split, indices, target, nodes), {"chosen": told}
+    return numbered_view(run, split, indices, target, nodes, position), {"chosen": told}
 
 
-def numbered_view(run: Run, split: str, indices: Sequence[int], target: str | None, nodes: int | None) -> View:
+def numbered_view(
+    run: Run, split: str, indices: Sequence[int], target: str | None, nodes: int | None, position: int | None = None
+) -> View:
     """The run's model looked at on the samples of these numbers, asked for a target (``prunekit.explain.ask``)."""
     view = _looking(run, *run.splits[split].batch(indices), nodes)
-    if needs_others(view, target):
+    if needs_others(view, target, position):
         others = range(min(run.recipe.eval.samples, len(run.splits[split])))
         view = _looking(run, *run.splits[split].batch([*indices, *others]), nodes)
-    return ask(view, target, len(indices))
+    return ask(view, target, len(indices), position)
 
 
 def units_of_run(run: Run) -> Units:

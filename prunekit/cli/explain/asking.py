@@ -20,13 +20,14 @@ Which = Annotated[
 ]
 HowMany = Annotated[str | None, typer.Option(metavar="N", help="How many samples are looked at, at most.")]
 Target = Annotated[str | None, typer.Option(help="error, answer, right, a class (7), 7-3, or a target of the task.")]
+Position = Annotated[int | None, typer.Option(min=0, help="Of one token of a text, to explain its log-probability alone.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Parts of a kind that are named; 20 by default.")]
 Nodes = Annotated[int | None, typer.Option(min=1, help="Of a training step: more are slower and more exact.")]
 JumpNodes = Annotated[int | None, typer.Option(min=1, help="Of the pruning: more are slower and more exact.")]
 Pruned = Annotated[list[str] | None, typer.Option(metavar="NAME", help="Look at this pruned model only; repeatable.")]
 
 PANELS = {
-    "What is looked at": ("split", "samples", "target", "pruned"),
+    "What is looked at": ("split", "samples", "target", "position", "pruned"),
     "How much is told, how exactly": ("limit", "nodes"),
 }
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from prunekit.cli.explain.asking import PANELS, Limit, Nodes, Pruned, Split, Target, Which, explained, which
+from prunekit.cli.explain.asking import PANELS, Limit, Nodes, Position, Pruned, Split, Target, Which, explained, which
 from prunekit.cli.explain.forms import form
 from prunekit.cli.options import Device, Json, Quiet, RunFolder
 
@@ -25,6 +25,7 @@ def channel(
     split: Split = None,
     samples: Which = None,
     target: Target = None,
+    position: Position = None,
     pruned: Pruned = None,
     limit: Limit = None,
     nodes: Nodes = None,
@@ -32,6 +33,6 @@ def channel(
 ) -> None:  # fmt: skip
     """What a channel gave, or which of a layer's gave most."""
     explained(
-        run, "channel", group, unit, split=split, samples=which(samples), target=target, only=pruned, limit=limit,
-        nodes=nodes, device=device, quiet=quiet, as_json=as_json,
+        run, "channel", group, unit, split=split, samples=which(samples), target=target, position=position, only=pruned,
+        limit=limit, nodes=nodes, device=device, quiet=quiet, as_json=as_json,
     )  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from prunekit.cli.explain.asking import PANELS, Limit, Nodes, Pruned, Split, Target, Which, explained, which
+from prunekit.cli.explain.asking import PANELS, Limit, Nodes, Position, Pruned, Split, Target, Which, explained, which
 from prunekit.cli.explain.forms import form
 from prunekit.cli.options import Device, Json, Quiet, RunFolder
 
@@ -24,6 +24,7 @@ def layer(
     split: Split = None,
     samples: Which = None,
     target: Target = None,
+    position: Position = None,
     pruned: Pruned = None,
     limit: Limit = None,
     nodes: Nodes = None,
@@ -31,6 +32,6 @@ def layer(
 ) -> None:  # fmt: skip
     """What a layer gave, or which layers gave most."""
     explained(
-        run, "layer", name, split=split, samples=which(samples), target=target, only=pruned, limit=limit,
-        nodes=nodes, device=device, quiet=quiet, as_json=as_json,
+        run, "layer", name, split=split, samples=which(samples), target=target, position=position, only=pruned,
+        limit=limit, nodes=nodes, device=device, quiet=quiet, as_json=as_json,
     )  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from prunekit.cli.explain.asking import PANELS, WITH_TRAIN, Limit, Nodes, Pruned, Target, explained, how_many
+from prunekit.cli.explain.asking import PANELS, WITH_TRAIN, Limit, Nodes, Position, Pruned, Target, explained, how_many
 from prunekit.cli.explain.forms import form
 from prunekit.cli.options import Device, Json, Quiet, RunFolder
 
@@ -24,6 +24,7 @@ def sample(
     number: Annotated[str, typer.Argument(metavar="NUMBER", help="Of the sample in its split.")],
     split: Annotated[str | None, typer.Option(help=WITH_TRAIN)] = None,
     target: Target = None,
+    position: Position = None,
     samples: Annotated[str | None, typer.Option(metavar="N", help="With --split train: of how many test samples (64).")] = None,
     pruned: Pruned = None,
     limit: Limit = None,
@@ -36,6 +37,6 @@ def sample(
     With --split train: what that training sample gave to the classes of the first --samples test samples.
     """
     explained(
-        run, "sample", number, split=split, target=target, samples=how_many(samples, "sample"), only=pruned, limit=limit,
-        nodes=nodes, device=device, quiet=quiet, as_json=as_json,
+        run, "sample", number, split=split, target=target, position=position, samples=how_many(samples, "sample"), only=pruned,
+        limit=limit, nodes=nodes, device=device, quiet=quiet, as_json=as_json,
     )  # fmt: skip

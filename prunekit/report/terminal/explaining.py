@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from prunekit.report.measures import shown
 from prunekit.report.terminal.tables import new_table, print_table
 
 REFINED_AGAIN = "refined again after fine-tuning: here the last mask too is one of the dense weights, so not of the model itself"
+FEW_TEXTS = 3  # texts that are printed; the page has more
+LINE = 100  # characters of a text in one line
 FEW = 8  # units of a sample that are printed; its page has more
 _COLUMNS = {"own": "its samples", "tells_apart": "difference"}
 
@@ -194,6 +197,7 @@ def _explain_one(result: dict[str, Any]) -> None:
         print_table(table)
     told = ", ".join(f"{p['begin']}-{p['end'] - 1} {p['kernel'] + p.get('regularisation', 0.0):+.3g}" for p in phases)
     print(f"  when (steps): {told}; half of all movement by step {result['steps']['half_by']}")
+    _tokens(result)
     for kind, ranking in result.get("ranked", result.get("inside", {})).items():
         few = {**ranking, "rows": ranking["rows"][: None if kind == "layer" or "inside" in result else FEW]}
         _ranked(kind, few, ranking.get("within"))
@@ -205,10 +209,13 @@ def _explain_one(result: dict[str, Any]) -> None:
     elif training:
         for side in ("raised", "lowered"):
             shown = ", ".join(
-                f"{r['index']} (label {text_of(r['label'])}) {r['score']:+.3g}, mostly in steps {r['mostly']['begin']}-"
-                f"{r['mostly']['end'] - 1}" for r in training[side][:6]
-            )  # fmt: skip
+                f"{r['index']}{_label(r)} {r['score']:+.3g}, mostly in steps {r['mostly']['begin']}-{r['mostly']['end'] - 1}"
+                for r in training[side][:6]
+            )
             print(f"  training samples that {side} it: {shown or 'none'}")
+            for r in training[side][:FEW_TEXTS]:
+                if "text" in r:
+                    print(f"    {r['index']}: {_line(r['text'])}")
     for found in result["pruning"]:
         if "removed" in found:
             told = f"{'stays' if found['stays'] else 'removed'}, {found['removed']} of its {found['of']} weights gone"
@@ -221,6 +228,39 @@ def _explain_one(result: dict[str, Any]) -> None:
     own = f"; the part's own sums are off by {sure['part_error']:.2%}" if sure.get("part_error") else ""
     print(f"  certificate: rebuilt with {sure['nodes']} node(s) a step, mean error {sure['mean_error']:.4g} of outputs of size "
           f"{sure['mean_output']:.4g}{own}")  # fmt: skip
+
+
+def _label(row: dict[str, Any]) -> str:
+    """A training sample's label in brackets; none of text, which is shown itself."""
+    return "" if "text" in row else f" (label {text_of(row['label'])})"
+
+
+def _tokens(result: dict[str, Any]) -> None:
+    """The text of samples with the tokens that were moved most between marks, and those by what moved them."""
+    account = result.get("tokens")
+    if account is None or not any("index" in sample for sample in account["samples"]):
+        return
+    what = "log-probability" if account["of"] == "log_prob" else account["of"]
+    for sample in account["samples"][:FEW_TEXTS]:
+        asked = [(n, row) for n, row in enumerate(sample["rows"]) if row["gave"] is not None]
+        strongest = sorted(asked, key=lambda one: -abs(one[1]["gave"]))[:FEW]
+        marked = {n for n, _ in strongest}
+        text = "".join(f"⟦{row['text']}⟧" if n in marked else row["text"] for n, row in enumerate(sample["rows"]))
+        print(f"  text of sample {sample['index']}, the tokens that were given most {what} in ⟦ ⟧:")
+        print("".join(f"    | {line}\n" for line in text.split("\n")), end="")
+        names = list(asked[0][1]["pruned"]) if asked else []
+        table = new_table("", "token", "position", "gave", "model", *names)
+        for n, row in strongest:
+            numbers = (row["gave"], row["model"], *(row["pruned"][name] for name in names))
+            table.add_row(_line(row["text"]), str(n), *(f"{value:+.3g}" for value in numbers))
+        if strongest:
+            print_table(table)
+
+
+def _line(text: str) -> str:
+    """A text in one line that is not too long; quotes show where it begins and ends."""
+    short = text if len(text) <= LINE else f"{text[:LINE]}…"
+    return json.dumps(short, ensure_ascii=False)
 
 
 def _explain_diff(result: dict[str, Any]) -> None:
