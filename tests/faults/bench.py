@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prunekit import checkpoint, durable
-from tests.faults.small import RECIPE, prunekit
+from tests.faults.small import RECIPE, prunekit, save_pretrained
 
 OTHER = RECIPE.replace("lr: 0.02", "lr: 0.03")
 STUDY = """
@@ -29,7 +29,7 @@ leading: 0
 tune: {epochs: 1, sparsities: {}}
 """
 PLACES = {"RECIPE": "recipe.yaml", "OTHER": "other.yaml", "STUDY": "study.yaml", "TRAINED": "trained", "NEW": "new",
-          "WEIGHTS": "weights.safetensors"}  # fmt: skip
+          "WEIGHTS": "weights.safetensors", "MODEL": "model"}  # fmt: skip
 Hook = Callable[[str, Path], None]
 
 
@@ -42,9 +42,13 @@ class Done(NamedTuple):
 
 
 class Bench:
-    """Works in ``folder``: ``base`` holds the finished run and what verbs are given beside it."""
+    """Works in ``folder``: ``base`` holds the finished run and what verbs are given beside it.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        pretrained: also a model in a folder of transformers, whose import takes seconds.
+    """
+
+    def __init__(self, folder: Path, pretrained: bool = False) -> None:
         self.folder, self.base = folder, folder / "base"
         self.base.mkdir()
         os.environ["PRUNEKIT_STATE"] = str(folder / "state")
@@ -59,6 +63,8 @@ class Bench:
         shutil.rmtree(self.base / "trained" / "runs" / "one-seed0" / "scores")
         model = checkpoint.read_tensors(self.base / "run" / "pruned" / "loose" / "model.safetensors")
         checkpoint.write_tensors(self.base / "weights.safetensors", model, {})
+        if pretrained:
+            save_pretrained(self.base / "model")
         for module in json.loads((self.folder / "modules").read_text()):  # what each child would import anew
             with contextlib.suppress(Exception):
                 importlib.import_module(module)

@@ -53,6 +53,8 @@ VERBS: dict[str, tuple[str, ...]] = {
     "study": ("compare", "STUDY", "--out", "TRAINED"),
     "study-trains": ("compare", "STUDY", "--out", "NEW"),
     "run": ("run", "RECIPE", "--out", "NEW"),
+    "compress": ("compress", "MODEL", "--data", "tests.faults.small:words", "-s", "0.5", "-c", "magnitude", "--no-refine",
+                 "--out", "NEW"),
 }  # fmt: skip
 """Name -> arguments; NEW is a folder that is not there yet, TRAINED one of a study that has trained its run and no more."""
 
@@ -184,7 +186,7 @@ def main() -> int:
     asked = parser.parse_args()
     way = FULL if asked.full_disk else KILLED
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder))
+        bench = Bench(Path(folder), pretrained="compress" in (asked.verbs or VERBS))
         total, bad = 0, 0
         for name in asked.verbs or VERBS:
             begun = time.perf_counter()
