@@ -27,8 +27,8 @@ prune:
   - {name: small, criterion: magnitude, sparsity: 0.5, structure: channels, refine: false}
 eval: {samples: 8, nodes: 1, latency_batches: [1]}
 """
-VOLATILE = ("cost", "seconds", "training_seconds", "latency", "machine", "peak_mb", "digest", "evaluation", "reused", "files", "path", "run",
-            checkpoint.CHECKSUM)  # fmt: skip
+VOLATILE = ("cost", "seconds", "training_seconds", "latency", "machine", "peak_mb", "digest", "evaluation", "reused",
+            "files", "path", "run", checkpoint.CHECKSUM)  # fmt: skip
 """Keys whose values differ between two runs of the same work, or prove those that do."""
 
 
