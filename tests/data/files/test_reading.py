@@ -38,6 +38,7 @@ def _table(rows: list[dict[str, Any]], separator: str = ",") -> str:
     return out.getvalue()
 
 
+@pytest.mark.slow
 def test_every_kind_of_file_gives_the_same_samples(bert: Path, write: Write, tmp_path: Path) -> None:
     import json
 
@@ -143,6 +144,7 @@ def test_a_large_file_is_mapped_from_the_cache(bert: Path, write: Write, monkeyp
         assert "left out 1 broken row" in large["train"].notes[0]
 
 
+@pytest.mark.slow
 def test_pictures_of_a_folder(home: Home, tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     import transformers
@@ -172,6 +174,7 @@ def test_pictures_of_a_folder(home: Home, tmp_path: Path) -> None:
         broken[where].batch(range(len(broken[where])))
 
 
+@pytest.mark.slow
 def test_recordings_of_a_folder(tmp_path: Path) -> None:
     pytest.importorskip("soundfile")
     import transformers
