@@ -21,7 +21,7 @@ __all__ = ["Options", "every_placed", "names_files", "placed", "read"]
 def read(
     files: str | Path | Mapping[str, str], *, model: str | Path | None = None, task: str | None = None, **options: Any
 ) -> dict[str, Split]:
-    """The splits ``train``, ``validation``, ``test``, ``scoring`` of data in files, as ``score`` and ``compress`` take them.
+    """The four splits of data in files, as ``score`` and ``compress`` take them: train, validation, test, scoring.
 
     Args:
         files: a file, a folder, the name of a data set on the Hugging Face hub, or a mapping of splits to these.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class Rows:
 
     Args:
         tables: of all given splits.
-        places: which row of which table every sample is, ``(samples, 2)``.
+        places: which row of which table every sample is, ``(samples, 2)``; one table.
         label: what a parsed label becomes: an array of fixed shape.
     """
 
@@ -54,6 +54,14 @@ class Rows:
         """A sample's row of its table, and what it is called in messages."""
         table, row = self.places[index]
         return self.tables[table].data[int(row)], f"{self.tables[table].said}: row {int(row) + 1}"
+
+    def batches(self) -> Iterator[list[dict[str, Any]]]:
+        """All rows, ``BATCH`` at a time: a table gives many at once as fast as one."""
+        for begin in range(0, len(self.places), BATCH):
+            part = self.places[begin : begin + BATCH]
+            table = self.tables[int(part[0, 0])]  # a split's rows come out of one table
+            columns = table.data[part[:, 1].tolist()]
+            yield [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     def labels_of(self, row: dict[str, Any], where: str) -> Item:
         if self.label is None:
@@ -81,8 +89,7 @@ class Texts(Rows):
         """Argument -> the tokens of all texts in one array, and where each begins."""
         found: dict[str, list[list[int]]] = {}
         self._cut = 0
-        for begin in range(0, len(self), BATCH):
-            several = [self.row(index)[0] for index in range(begin, min(begin + BATCH, len(self)))]
+        for several in self.batches():
             for name, values in self.tokenized(several).items():
                 found.setdefault(name, []).extend(values)
         return {name: _packed(values) for name, values in found.items()}
@@ -167,8 +174,8 @@ class Answers(Texts):
     def _answers(self) -> tuple[np.ndarray, np.ndarray]:
         found: list[list[int]] = []
         count = 0
-        for begin in range(0, len(self), BATCH):
-            texts = [json.loads(self.row(index)[0]["label"]) for index in range(begin, min(begin + BATCH, len(self)))]
+        for several in self.batches():
+            texts = [json.loads(row["label"]) for row in several]
             count += sum(len(text.encode()) for text in texts)
             with theirs("data: the tokenizer"):
                 found += self.tokenizer(text_target=texts, truncation=True, max_length=self.length)["input_ids"]

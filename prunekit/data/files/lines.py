@@ -58,7 +58,7 @@ def _json_lines(path: Path, faults: Faults) -> Iterator[Row]:
         if not text.strip():
             continue
         try:
-            found = _parsed(text)
+            found = _parsed(text.rstrip())
         except ValueError as error:
             faults.add(path, f"line {number}", f"not JSON ({error})")
             continue
@@ -161,7 +161,7 @@ def _parsed(text: str) -> Any:
     except RecursionError:
         raise ValueError("nested too deep") from None
     except json.JSONDecodeError as error:
-        line = f"line {error.lineno}, " if "\n" in text.rstrip() else ""
+        line = f"line {error.lineno}, " if "\n" in text else ""
         raise ValueError(f"{error.msg}, {line}character {error.colno}") from None
 
 

@@ -90,7 +90,8 @@ def _from_hub(name: str, subset: str | None, fetch: bool) -> Any:
     datasets = needed("datasets")
     import huggingface_hub
 
-    where = f"{ON_HUB}{name}"
+    where, offline = f"{ON_HUB}{name}", datasets.config.HF_HUB_OFFLINE
+    fetch = fetch and not offline
     if fetch:
         try:
             huggingface_hub.HfApi().dataset_info(name, timeout=TIMEOUT)
@@ -100,16 +101,13 @@ def _from_hub(name: str, subset: str | None, fetch: bool) -> Any:
             raise UsageError(
                 f"{name}: no such file or folder here, and the Hugging Face hub cannot be reached ({type(error).__name__})"
             ) from None
-    offline = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = offline or not fetch
+    datasets.config.HF_HUB_OFFLINE = not fetch
     try:
-        with (
-            silently(),
-            theirs(f"{where}: reading it with datasets" + ("" if fetch else ", from its cache alone (import fetches)")),
-        ):
+        told = "reading it with datasets" if fetch else "reading it from the cache of datasets (import and train alone fetch)"
+        with silently(), theirs(f"{where}: {told}"):
             builder = datasets.load_dataset_builder(name, subset)
             kind = type(builder).__module__.rpartition(".")[2]
-            if kind not in BUILDERS:
+            if kind not in (*BUILDERS, "cache"):
                 raise UsageError(f"{where}: is of {kind} files; prunekit reads {', '.join(BUILDERS)}")
             if fetch:
                 builder.download_and_prepare()

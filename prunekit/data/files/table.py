@@ -169,7 +169,8 @@ def _checked(values: dict[str, Any], columns: Columns, task: str | None) -> dict
         found |= {"input": texts[0], "second": texts[1] if len(texts) > 1 else None}
         found["key"] = _signed(xxhash.xxh3_64_intdigest("\0".join(texts).encode()))
     if columns.labels:
-        labels = [_label(values, name, task) for name in columns.labels]
+        many = len(columns.labels) == 1 and task in ("token_classification", "multi_label")
+        labels = [_label(values, name, many) for name in columns.labels]
         found["label"] = json.dumps(labels[0] if len(labels) == 1 else labels, default=str)
         if columns.kind == "words" and len(_list(labels[0])) != len(json.loads(found["input"])):
             raise ValueError(f"{len(_list(labels[0]))} tags for {len(json.loads(found['input']))} words")
@@ -201,15 +202,13 @@ def _words(values: dict[str, Any], name: str) -> str:
     return json.dumps(words)
 
 
-def _label(values: dict[str, Any], name: str, task: str | None) -> Any:
+def _label(values: dict[str, Any], name: str, many: bool) -> Any:
     if name not in values:
         raise ValueError(f"lacks {name}")
     found = values[name]
     if found is None or (isinstance(found, str) and not found.strip()) or (isinstance(found, float) and found != found):
         raise ValueError(f"{name} is empty")
-    if isinstance(found, str) and task in ("token_classification", "multi_label"):
-        return _list(found)
-    return found
+    return _list(found) if many and isinstance(found, str) else found
 
 
 def _list(value: Any) -> list[Any]:

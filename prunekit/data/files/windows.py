@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from prunekit.data.files.labelled import BATCH, IGNORED, Item, Rows
+from prunekit.data.files.labelled import IGNORED, Item, Rows
 from prunekit.data.files.table import Table
 from prunekit.errors import UsageError, theirs
 
@@ -44,8 +44,8 @@ class Windows(Rows):
         after = "" if self.join == EOS else self.join
         parts: list[np.ndarray] = []
         kind = np.uint16 if len(self.tokenizer) <= 2**16 else np.int32
-        for begin in range(0, len(self.places), BATCH):
-            texts = [self.row(index)[0]["input"] + after for index in range(begin, min(begin + BATCH, len(self.places)))]
+        for several in self.batches():
+            texts = [row["input"] + after for row in several]
             self._bytes += sum(len(text.encode()) for text in texts)
             with theirs("data: the tokenizer"):
                 found = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
