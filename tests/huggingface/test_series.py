@@ -148,6 +148,7 @@ def test_checkpoints_of_an_adapter_are_a_path_from_its_base(
     check_complete(opened, load_model(base), load_model(tmp_path / "merged"))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_head_that_the_adapter_brings(save: Save, adapt: Adapt, cli: Cli, tmp_path: Path) -> None:
     base = save("base", config={"num_labels": 3})
