@@ -85,7 +85,7 @@ def compress(
     from prunekit.report.terminal.compressing import show_compressed, show_foreseen
     from prunekit.verbs.compress import check_out, compress_content, compress_folders
     from prunekit.verbs.foreseeing import foresee
-    from prunekit.verbs.pretrained import folders_of
+    from prunekit.verbs.pretrained import folders_of, model_section
 
     options: dict[str, Any] = {
         "sparsity": sparsity, "max_params": max_params, "max_macs": max_macs, "max_bytes": max_bytes,
@@ -99,7 +99,7 @@ def compress(
         raise UsageError("compress needs --data, to score and to choose by: a file, a folder, or my_module:data")
     folders = folders_of(models)
     content: dict[str, Any] = {
-        "model": {"pretrained": str(folders[-1].absolute()), "auto": auto},
+        "model": model_section(folders, auto),
         "data": told,
         **({} if task is None else {"task": json_object(task, "--task") if task.startswith("{") else task}),
         **({} if loss is None else {"loss": loss}),

@@ -11,15 +11,26 @@ from prunekit.cli.opening import open_run
 from prunekit.cli.options import Device, Json, Overwrite, Quiet
 from prunekit.cli.output import Output
 from prunekit.cli.verb import verb
+from prunekit.errors import UsageError
 
 
 @verb(
     name="eval",
     after="prune",
-    examples={"What a pruned model lost, and how fast it is": "prunekit eval runs/digits-cnn/pruned/small"},
+    headings={"The lm-evaluation-harness": ("lm_eval", "lm_eval_include", "lm_eval_limit")},
+    examples={
+        "What a pruned model lost, and how fast it is": "prunekit eval runs/digits-cnn/pruned/small",
+        "A language model in the lm-evaluation-harness as well": "prunekit eval runs/llama/pruned/small --lm-eval "
+        "hellaswag,arc_easy",
+    },
 )
 def eval_(
     pruned: Annotated[Path, typer.Argument(metavar="RUN/pruned/NAME", help="Folder of a pruned model.")],
+    lm_eval: Annotated[
+        str | None, typer.Option(metavar="TASKS", help="Tasks of the harness, with commas; dense and pruned in turn.")
+    ] = None,
+    lm_eval_include: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder with tasks of your own (YAML).")] = None,
+    lm_eval_limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Documents a task; all by default.")] = None,
     device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Measure a pruned model on test data.
@@ -28,11 +39,21 @@ def eval_(
     """
     from prunekit.report.terminal.evaluating import show_evaluation
     from prunekit.verbs.evaluating import evaluate
+    from prunekit.verbs.onnx_latency import with_onnx
     from prunekit.verbs.pruned_folder import run_of
+
+    if lm_eval is None and (lm_eval_include is not None or lm_eval_limit is not None):
+        raise UsageError("--lm-eval-include and --lm-eval-limit go with --lm-eval TASKS")
+    if lm_eval is not None:
+        from prunekit.verbs.harness import LmEval
 
     output = Output(quiet, as_json)
     opened = open_run(run_of(pruned), device)
     with output.working(opened.path):
+        harness = None if lm_eval is None else LmEval(opened, lm_eval.split(","), lm_eval_include, lm_eval_limit)
         record, reused = evaluate(opened, pruned, overwrite)
+        record = with_onnx(opened, record, pruned)
+        if harness is not None:
+            record = harness.added_to(record, pruned)
     output.show(show_evaluation, (pruned.resolve().name, record, reused))
     output.finish({**record.content(), "reused": reused})

@@ -32,6 +32,8 @@ PANELS = {
         "--out runs/theirs",
         "The same with data in a file": "prunekit import --hf my-model --data reviews.csv --text text --label label "
         "--out runs/theirs",
+        "A base model and what was tuned from it, or its LoRA adapter, as a path": "prunekit import --hf base --hf tuned "
+        "--data my_module:data --out runs/theirs",
         "Its weights alone, for criteria that need no data": "prunekit import --model my_module:build "
         "--weights model.safetensors --out runs/theirs",
         "Checkpoints of its training, in order, as a path": "prunekit import --model my_module:build --data my_module:data "
@@ -45,7 +47,7 @@ def import_(
     model: Annotated[str | None, typer.Option(help="Import path of the model factory, module:function.")] = None,
     hf: Annotated[
         list[Path] | None,
-        typer.Option(metavar="DIR", help="Instead: config.json + safetensors; repeat it, in order, for a path."),
+        typer.Option(metavar="DIR", help="Instead: config.json + safetensors, or an adapter; repeat it, in order, for a path."),
     ] = None,
     auto: Annotated[str | None, typer.Option(help="With --hf: an AutoModelFor… of transformers for its class.")] = None,
     weights: Annotated[
@@ -71,7 +73,7 @@ def import_(
 
     What is brought in are checkpoints of it, or what was recorded of its training.
     """
-    from prunekit.verbs.pretrained import folders_of, import_folders
+    from prunekit.verbs.pretrained import folders_of, import_folders, model_section
     from prunekit.verbs.recorded import import_recording
     from prunekit.verbs.training import import_run
 
@@ -83,9 +85,7 @@ def import_(
         raise UsageError("--auto goes with --hf")
 
     content: dict[str, Any] = {
-        "model": {"pretrained": str(folders[-1].absolute()), "auto": auto}
-        if folders
-        else {"factory": model, "args": json_object(model_args, "--model-args")},
+        "model": model_section(folders, auto) if folders else {"factory": model, "args": json_object(model_args, "--model-args")},
         **({} if task is None else {"task": json_object(task, "--task") if task.startswith("{") else task}),
         **({} if loss is None else {"loss": loss}),
         "prunable": {"ignore": ignore or [], "include": include or []},

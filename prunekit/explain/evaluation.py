@@ -80,6 +80,45 @@ class Round(TypedDict):
     swapped: int
 
 
+class HarnessTask(TypedDict):
+    """A task of the lm-evaluation-harness: its version, documents, and the figures of both models by the harness's names."""
+
+    version: str
+    samples: NotRequired[int]
+    dense: dict[str, float]
+    pruned: dict[str, float]
+
+
+class Harness(TypedDict):
+    """What the lm-evaluation-harness measured, by task."""
+
+    harness: str
+    tasks: dict[str, HarnessTask]
+
+
+class OnnxSpeed(TypedDict):
+    """Median milliseconds of dense and pruned model in torch and of the export, which is ``speedup`` times as fast as the pruned
+
+    one in torch, between ``low`` and ``high``.
+    """
+
+    dense_ms: float
+    torch_ms: float
+    onnx_ms: float
+    speedup: float
+    low: float
+    high: float
+
+
+class InOnnx(TypedDict):
+    """The ONNX export in a folder inside the pruned model's: its file's checksum, and its speed by batch, on the processor."""
+
+    folder: str
+    export: str
+    machine: str
+    batches: dict[str, OnnxSpeed]
+
+
 class Refined(TypedDict):
     """What a refinement looked at, from and to which divergence it came, how many came back, and how it ended."""
 
@@ -132,6 +171,8 @@ class EvaluationRecord(Artifact):
         masked: of a squeezed model, what it was before: figures and ``ModelSize``. Older files lack it.
         lost: of the first measure. Older files lack it.
         budget: of a model that was pruned to one.
+        lm_eval: where the harness was asked for.
+        onnx: where the pruned model's folder holds an ONNX export of it.
     """
 
     KIND: ClassVar[str] = "evaluation"
@@ -151,6 +192,8 @@ class EvaluationRecord(Artifact):
     masked: dict[str, float] | None = field(default=None, metadata=SOMETIMES)
     lost: LostOn | None = field(default=None, metadata=SOMETIMES)
     budget: Budget | None = field(default=None, metadata=SOMETIMES)
+    lm_eval: Harness | None = field(default=None, metadata=SOMETIMES)
+    onnx: InOnnx | None = field(default=None, metadata=SOMETIMES)
     cost: Cost
 
     @property
@@ -174,5 +217,8 @@ class EvaluationRecord(Artifact):
                 if not size.isdecimal():
                     raise ValueError(f"latency.batches.{size}: must be a number of samples")
                 conform(times.get(f"{name}_ms"), float, f"latency.batches.{size}.{name}_ms")
+        for name, told in (self.lm_eval or {"tasks": {}})["tasks"].items():
+            if told["dense"].keys() != told["pruned"].keys():
+                raise ValueError(f"lm_eval.tasks.{name} has other figures of the dense model than of the pruned one")
         if not all(counts["total"] for counts in self.layers.values()):
             raise ValueError("layers holds a parameter without weights")

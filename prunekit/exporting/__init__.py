@@ -17,6 +17,7 @@ from prunekit.batch import Inputs
 from prunekit.checkpoint import checksum, file_checksum
 from prunekit.criteria import model_digest
 from prunekit.errors import UsageError
+from prunekit.explain import EvaluationRecord
 from prunekit.exporting import hf, onnx, state_dict, torch_export
 from prunekit.exporting.placing import recover, taking_place
 from prunekit.exporting.pretrained import load_hf
@@ -89,6 +90,11 @@ def export(
     return written(Subject(small, inputs, manifest), to, Path(folder), overwrite)[0]
 
 
+def _figures(evaluation: EvaluationRecord) -> dict[str, Any]:
+    """What an export may tell of an evaluation: what is measured of exports themselves, or added later, is not part of them."""
+    return replace(evaluation, lm_eval=None, onnx=None).content()
+
+
 def format_of(to: str) -> Format:
     """The format of a name.
 
@@ -112,7 +118,7 @@ def written(subject: Subject, to: str, folder: Path, overwrite: bool = False) ->
         "to": to,
         "weights": model_digest(subject.model),
         "plan": None if subject.manifest is None else subject.manifest.plan,
-        "evaluation": None if subject.evaluation is None else checksum(subject.evaluation.content()),
+        "evaluation": None if subject.evaluation is None else checksum(_figures(subject.evaluation)),
     }
     folder = Path(folder)
     recover(folder)

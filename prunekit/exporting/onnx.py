@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import batch
-from prunekit.errors import UsageError, quoted
+from prunekit.batch import Inputs
+from prunekit.errors import UsageError, quoted, theirs
 from prunekit.exporting.program import BATCH, SEQUENCE, Answers, checked_sizes, exported, names, others, several, without_cache
 from prunekit.exporting.same import answered, compare, rounding
 from prunekit.exporting.subject import Format, Subject, Written
@@ -79,6 +80,17 @@ class Session(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         given = {name: x.numpy() for name, x in zip(self.inputs, tensors, strict=True) if name in self.known}
         return tuple(torch.from_numpy(found) for found in self.session.run(None, given))
+
+
+def session_of(path: Path, inputs: Inputs) -> Session:
+    """An exported file in onnxruntime on the processor, with as many threads as torch has.
+
+    Raises:
+        UsageError: onnxruntime is not installed, or does not take the file.
+    """
+    runtime = needed("onnxruntime")
+    with theirs(f"{path}: opening it with onnxruntime"):
+        return Session(_session(runtime, path), names(inputs))
 
 
 def _session(runtime: Any, path: Path) -> Any:

@@ -122,7 +122,9 @@ class Folder:
 
     def _without_config(self) -> str:
         if (self.path / ADAPTER).exists():
-            return f"an adapter ({ADAPTER}), not a whole model; merge it first (peft: merge_and_unload, then save_pretrained)"
+            return (
+                f"an adapter ({ADAPTER}), not a whole model; prunekit import --hf BASE --hf {self.path} merges it into its base"
+            )
         if found := checkpoints_in(self.path):
             return f"no {CONFIG}; name one of its folders, such as {found[-1].name}"
         return f"no {CONFIG}; name the folder that save_pretrained wrote"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prunekit.errors import ArtifactError, Note, UsageError, theirs
 from prunekit.huggingface.classes import model_class, read_config, transformers
@@ -39,16 +39,11 @@ def load_model(path: Path, auto: str | None = None) -> nn.Module:
     with theirs(f"{path}: loading {kind.__name__}"), quietly():
         model, info = kind.from_pretrained(
             path, config=read_config(folder), local_files_only=True, trust_remote_code=False, use_safetensors=True,
-            ignore_mismatched_sizes=True, output_loading_info=True, **_typed(folder),
+            ignore_mismatched_sizes=True, output_loading_info=True, **typed(folder),
         )  # fmt: skip
     _check(folder, model, info)
     found: nn.Module = model
     return found
-
-
-def read_state(path: Path, auto: str | None = None) -> dict[str, Tensor]:
-    """The tensors of the model in a folder, by the names that the model has for them; see ``load_model``."""
-    return dict(load_model(path, auto).state_dict())
 
 
 def new_model(path: Path, auto: str | None = None) -> nn.Module:
@@ -61,11 +56,11 @@ def new_model(path: Path, auto: str | None = None) -> nn.Module:
     folder = Folder(path)
     kind = model_class(folder, auto)
     with theirs(f"{path}: making {kind.__name__}"), quietly():
-        model: nn.Module = kind._from_config(read_config(folder), **_typed(folder))
+        model: nn.Module = kind._from_config(read_config(folder), **typed(folder))
     return model.eval()
 
 
-def _typed(folder: Folder) -> dict[str, Any]:
+def typed(folder: Folder) -> dict[str, Any]:
     """The argument for the weights' type: the config's, or else that of the first floating tensor; whole models have one."""
     key = "torch_dtype" if int(transformers().__version__.partition(".")[0]) < 5 else "dtype"
     said = folder.config.get("dtype", folder.config.get("torch_dtype"))

@@ -132,8 +132,8 @@ class Run:
 
         Args:
             folder: where the run comes to lie.
-            pretrained: folders with config.json and safetensors, in the order of training; one of a trainer's ``checkpoint-*``
-                folders stands for these.
+            pretrained: folders with config.json and safetensors, or LoRA adapters, in the order of training; one of a trainer's
+                ``checkpoint-*`` folders stands for these.
             auto: a class of transformers such as ``"AutoModelForCausalLM"``, instead of the config's ``architectures``.
             data, data_args, overwrite, recipe: as of ``from_recording``.
 
@@ -148,11 +148,11 @@ class Run:
             Traceback (most recent call last):
             prunekit.errors.ArtifactError: /no/such-folder: no such folder; name a folder with config.json and model.safetensors
         """
-        from prunekit.verbs.pretrained import folders_of, import_folders  # which open runs
+        from prunekit.verbs.pretrained import folders_of, import_folders, model_section  # which open runs
         from prunekit.verbs.recorded import data_section
 
         folders = folders_of(pretrained)
-        content = {**recipe, "model": {"pretrained": str(folders[-1]), "auto": auto}}
+        content = {**recipe, "model": model_section(folders, auto)}
         if data is not None:
             content["data"] = data_section(data, data_args)
         import_folders(Recipe.of(content, "Run.from_pretrained"), folders, Path(folder), overwrite)

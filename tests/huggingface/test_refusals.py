@@ -63,7 +63,7 @@ def headless(folder: Path) -> None:
 
 REFUSED: dict[str, tuple[Break, str]] = {
     "no config": (without("config.json"), r": no config\.json; name the folder that save_pretrained wrote"),
-    "an adapter": (adapter, r": an adapter \(adapter_config\.json\), not a whole model; merge it first"),
+    "an adapter": (adapter, r": an adapter \(adapter_config\.json\), not a whole model; prunekit import --hf BASE --hf"),
     "no JSON": (written("config.json", b"{"), r"config\.json: not a readable JSON file"),
     "a list": (written("config.json", b"[]"), r"config\.json: holds a list, not a mapping"),
     "no type": (said(model_type=...), r"config\.json: has no model_type"),

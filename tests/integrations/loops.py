@@ -72,6 +72,7 @@ class How:
     """What a loop is to do.
 
     ``watch(model, step)`` is called after every step; ``resume`` is where it goes on from; transformers' Trainer always shuffles.
+    ``bf16`` computes in bfloat16 by autocast; ``processes`` train together.
     """
 
     accumulate: int = 1
@@ -80,6 +81,8 @@ class How:
     resume: str | None = None
     watch: Any = None
     shuffle: bool = True
+    bf16: bool = False
+    processes: int = 1
 
 
 def by_options(train: Callable[[Path, Any, How], nn.Module]) -> Callable[..., nn.Module]:
@@ -101,7 +104,7 @@ def with_trainer(folder: Path, recording: Any, how: How) -> nn.Module:
 
     arguments = TrainingArguments(
         str(folder), num_train_epochs=how.epochs, per_device_train_batch_size=BATCH, gradient_accumulation_steps=how.accumulate,
-        max_grad_norm=how.clip, learning_rate=LR, weight_decay=DECAY, use_cpu=True, report_to=[],
+        max_grad_norm=how.clip, learning_rate=LR, weight_decay=DECAY, use_cpu=True, bf16=how.bf16, report_to=[],
         save_strategy="steps", save_steps=3,
         lr_scheduler_type="linear", disable_tqdm=True, seed=0, logging_strategy="no",
     )  # fmt: skip
@@ -142,6 +145,7 @@ def with_lightning(folder: Path, recording: Any, how: How) -> nn.Module:
     torch.manual_seed(3)
     trainer = Trainer(
         max_epochs=how.epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        precision="bf16-mixed" if how.bf16 else "32-true", devices=how.processes, strategy="ddp" if how.processes > 1 else "auto",
         accumulate_grad_batches=how.accumulate, gradient_clip_val=how.clip or None, default_root_dir=str(folder),
         callbacks=[
             *([] if recording is None else [RecordingCallback(recording)]), Watch(),
@@ -157,10 +161,12 @@ def with_lightning(folder: Path, recording: Any, how: How) -> nn.Module:
 def with_accelerate(folder: Path, recording: Any, how: How) -> nn.Module:
     """Trained by a loop of Accelerate's; ``folder/epoch-N`` are its checkpoints."""
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     from prunekit.integrations.accelerate import Accelerated
 
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=how.accumulate)
+    AcceleratorState._reset_state(reset_partial_state=False)  # an earlier loop of this process may have had another precision
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=how.accumulate, mixed_precision="bf16" if how.bf16 else "no")
     plain = tiny()
     first = torch.optim.AdamW(plain.parameters(), lr=LR, weight_decay=DECAY)
     torch.manual_seed(3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from prunekit.explain import EvaluationRecord
 from prunekit.explain.account import Fit
@@ -68,6 +68,8 @@ def _tables(result: tuple[str, EvaluationRecord, bool]) -> None:
         before, after = refined["before"]["accept"], refined["after"]["accept"]
         later = [f"{a['before']['accept']:.4g} -> {a['after']['accept']:.4g}" for a in refined.get("again", ())]
         print(f"refined: divergence {'; after fine-tuning '.join([f'{before:.4g} -> {after:.4g}', *later])}")
+    _onnx(e)
+    _harness(e)
     kernel = e.kernel
     if kernel is None:
         print("kernel: this run has one checkpoint, so there is no path to rebuild the model from")
@@ -86,3 +88,27 @@ def _tables(result: tuple[str, EvaluationRecord, bool]) -> None:
         print(f"pruning changed the outputs through: {layers}")
     else:
         print(f"the outputs changed through: {layers}")
+
+
+def _onnx(e: EvaluationRecord) -> None:
+    """A line a batch of an ONNX export beside torch."""
+    for size, times in (e.onnx["batches"] if e.onnx else {}).items():
+        faster = f"{three(times['speedup'])}× as fast ({three(times['low'])}–{three(times['high'])})"
+        ours, theirs = three(times["onnx_ms"]), three(times["torch_ms"])
+        print(f"batch of {size} on the processor: {ours} ms in onnxruntime, {theirs} ms in torch, {faster}")
+
+
+def _harness(e: EvaluationRecord) -> None:
+    """A table of what the lm-evaluation-harness measured."""
+    if e.lm_eval is None:
+        return
+    table = new_table(e.lm_eval["harness"], "task", "figure", "dense", "pruned")
+    for name, told in e.lm_eval["tasks"].items():
+        for figure in (figure for figure in told["pruned"] if "_stderr" not in figure):
+            error = figure.replace(",", "_stderr,") if "," in figure else f"{figure}_stderr"
+            table.add_row(name, figure, *(_with_error(told[model], figure, error) for model in ("dense", "pruned")))
+    print_table(table)
+
+
+def _with_error(figures: Mapping[str, float], figure: str, error: str) -> str:
+    return f"{figures[figure]:.4g}" + (f" ± {figures[error]:.2g}" if error in figures else "")
