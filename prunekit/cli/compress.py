@@ -22,7 +22,7 @@ PANELS = {
     "How much goes: one of these": (
         "sparsity", "max_params", "max_macs", "max_bytes", "max_latency_ms", "speedup", "max_accuracy_drop", "max_drop",
     ),
-    "What goes": ("criterion", "structure", "allocation", "round_to", "min_units", "ignore"),
+    "What goes": ("criterion", "structure", "allocation", "round_to", "min_units", "uniform", "ignore"),
     "Repair": ("refine", "refine_budget"),
 }  # fmt: skip
 
@@ -34,8 +34,8 @@ PANELS = {
         "Half of the weights of a language model": "prunekit compress my-model --data corpus.jsonl --sparsity 0.5 --out small",
         "Channels, as many as may go for a point of accuracy": "prunekit compress my-model --data reviews.csv --text text "
         "--label label --structure channels --max-drop 1 --out small",
-        "The same number of neurons in every layer, which a plain config can say": "prunekit compress my-model "
-        "--data my_module:data --structure channels --allocation uniform --sparsity 0.3 --out small",
+        "As many heads in every layer, which a plain config can say": "prunekit compress my-model --data corpus.jsonl "
+        "--structure heads --uniform --sparsity 0.3 --out small",
         "What it would do, take and leave whole": "prunekit compress my-model --data my_module:data --structure 2:4 "
         "--out small --dry-run",
         "Checkpoints in order, a path, so that influence counts too": "prunekit compress my-model/checkpoint-500 "
@@ -69,6 +69,9 @@ def compress(
     allocation: Annotated[str | None, typer.Option(help="global, uniform, mean, lamp, erk, proportional; the best here.")] = None,
     round_to: Annotated[int | None, typer.Option(min=1, help="Channels, heads: what stays is a multiple of this.")] = None,
     min_units: Annotated[int | None, typer.Option(min=1, help="Channels, heads: the least that stays in a layer.")] = None,
+    uniform: Annotated[
+        bool, typer.Option("--uniform", help="As many units in every layer, as a plain config can say it.")
+    ] = False,
     ignore: Annotated[list[str] | None, typer.Option(help="Pattern of parameters not to prune; repeatable.")] = None,
     refine: Annotated[
         bool | None, typer.Option("--refine/--no-refine", help="Repair the plan by blame; tried unasked (docs/refine.md).")
@@ -91,7 +94,7 @@ def compress(
         "sparsity": sparsity, "max_params": max_params, "max_macs": max_macs, "max_bytes": max_bytes,
         "max_latency_ms": max_latency_ms, "speedup": speedup, "max_accuracy_drop": max_accuracy_drop, "max_drop": max_drop,
         "structure": structure, "allocation": allocation, "round_to": round_to, "min_units": min_units,
-        "refine": refine, "refine_budget": refine_budget,
+        "uniform": uniform or None, "refine": refine, "refine_budget": refine_budget,
     }  # fmt: skip
     wanted = prune_section(_halved(options))
     told = data_content(data, data_args, text=text, label=label, length=length, stride=stride, skip_bad=skip_bad)

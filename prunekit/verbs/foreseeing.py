@@ -87,6 +87,7 @@ def _planned(recipe: Recipe, model: nn.Module, splits: dict[str, Split], wanted:
     kept = recipe.prunable
     scores = score(Trajectory.of(model), model, criterion="magnitude", ignore=kept.ignore, include=kept.include)
     sizes = {key: value for key in ("round_to", "min_units") if (value := getattr(wanted, key)) is not None}
+    sizes |= {"uniform": True} if wanted.uniform else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", MissedTarget)  # which is told among what stays whole
         return make_plan(
