@@ -202,6 +202,7 @@ class Pictures(Rows):
         self.processor, self.mode = processor, "L" if grey else "RGB"
 
     def __getitem__(self, index: int) -> Item:
+        needed("PIL")
         from PIL import Image, UnidentifiedImageError
 
         row, where = self.row(index)
