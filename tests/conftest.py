@@ -55,11 +55,23 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> None:
 
 # A test that asks for one of these, itself or by another fixture, asks for a whole run: training, comparing, a report.
 WHOLE_RUNS = {"finished", "attentive"}
+OF_LIBRARIES = {"integrations", "huggingface", "export", "data/files", "cli/test_compress.py", "structure/test_transformers.py"}
+"""What imports transformers, datasets or Lightning, which alone takes ten seconds: all of it is slow."""
+
+
+def _of_libraries(path: Path) -> bool:
+    place = path.relative_to(Path(__file__).parent) if path.is_relative_to(Path(__file__).parent) else path
+    return any(str(part) in OF_LIBRARIES for part in (place, *place.parents))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """``-m "not slow"`` does not even import these."""
+    return True if config.option.markexpr == "not slow" and _of_libraries(collection_path) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if WHOLE_RUNS.intersection(getattr(item, "fixturenames", ())):
+        if WHOLE_RUNS.intersection(getattr(item, "fixturenames", ())) or _of_libraries(item.path):
             item.add_marker("slow")
     items.sort(key=lambda item: "faults" not in item.path.parts)  # the longest first, so that no worker waits for one in the end
 

@@ -47,6 +47,7 @@ def test_the_page_names_every_script() -> None:
         assert f"docs/jobs/{script.name}" in page
 
 
+@pytest.mark.slow
 def test_a_faster_model_in_three_commands(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "one_pass", Machine())
     settings = {"RECIPE": small_recipe(tmp_path), "RUN": tmp_path / "fast run"}
@@ -69,6 +70,7 @@ def test_a_faster_model_in_three_commands(cli: Cli, tmp_path: Path, monkeypatch:
     assert "speedup is 100000; the fastest plan that could be made of channels reaches " in refused.err
 
 
+@pytest.mark.slow
 def test_why_an_answer_is_wrong_in_one_command(cli: Cli, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert cli("train", small_recipe(tmp_path), "--out", run).code == 0

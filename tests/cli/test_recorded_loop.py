@@ -57,6 +57,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_verb_works_on_it(cli: Cli, recorded: Path, tmp_path: Path) -> None:
     """Seven verbs one after another, each on what the others wrote: this takes some seconds."""
     run = tmp_path / "run"
@@ -99,7 +100,7 @@ def test_fine_tuning_without_data_says_what_it_lacks(cli: Cli, recorded: Path, t
     done = cli("prune", tmp_path / "run", "-c", "magnitude", "-s", "0.5", "--finetune", "1")
     assert done.code == 1
     assert "this run has no data" in done.err
-    assert "--data my_module:data" in done.err
+    assert "--data" in done.err
 
 
 def test_the_recording_stays_and_takes_no_room_twice(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

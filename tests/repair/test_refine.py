@@ -262,6 +262,7 @@ def test_a_spent_budget_gives_the_plan_back() -> None:
     assert all(torch.equal(refined.keep[n], k) for n, k in plan.keep.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "learn"), [("flattened", False), ("multilayer", True)])
 def test_the_search_ends_where_rounds_gain_nothing(name: str, learn: bool) -> None:
     model, batches = trained(name)
