@@ -148,7 +148,7 @@ class Sources(TypedDict):
 
 
 class ModelSize(TypedDict):
-    """A model's sizes; the figures of the task's measures stand beside them."""
+    """A model's sizes; the figures of the task's measures stand beside them, and ``zipped``, which older files lack."""
 
     parameters: int
     nonzero: int

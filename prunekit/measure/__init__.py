@@ -1,9 +1,9 @@
-"""Figures of models: what a measure is, accuracy, agreement, KL, sizes, MACs, latency. Knows no room but ``batch``."""
+"""Figures of models: what a measure is, accuracy, agreement, KL, sizes, MACs, latency. Knows ``batch`` and the bars alone."""
 
 from prunekit.measure.classes import accuracy, agreement, divergence, kl
 from prunekit.measure.latency import Speed, Timing, conditions, latencies, machine, noisy, threads, timed
 from prunekit.measure.measure import Lost, Measure, Told, choosing, merit, told
-from prunekit.measure.size import sizes
+from prunekit.measure.size import sizes, zipped
 
 __all__ = [
     "Lost",
@@ -25,4 +25,5 @@ __all__ = [
     "threads",
     "timed",
     "told",
+    "zipped",
 ]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
@@ -21,7 +22,7 @@ from prunekit.explain import EvaluationRecord, account, dense_reconstruction, fl
 from prunekit.explain.account import Account
 from prunekit.explain.evaluation import Budget, Latency, LostOn, OnClasses, Refined, Refinement, Round
 from prunekit.kernel import ModelFunction
-from prunekit.measure import conditions, machine, sizes, timed
+from prunekit.measure import conditions, machine, sizes, timed, zipped
 from prunekit.measure.bound import is_due, reason
 from prunekit.plan import Plan
 from prunekit.reusing import recorded_inputs, reusable
@@ -102,8 +103,8 @@ def _evaluate(run: Run, folder: Path, overwrite: bool) -> tuple[EvaluationRecord
         test_samples=dense_found.samples,
         measures=measures_told(task),
         sparsity={"prunable": reached["prunable"], "all": reached["all"]},
-        dense={**dense_found.figures(), **dense_sizes, "bytes": len(dense_file)},
-        pruned={**pruned_found.figures(), **pruned_sizes, "bytes": (folder / "model.safetensors").stat().st_size},
+        dense={**dense_found.figures(), **dense_sizes, **_bytes(io.BytesIO(dense_file), len(dense_file))},
+        pruned={**pruned_found.figures(), **pruned_sizes, **_file_bytes(folder / "model.safetensors")},
         asked_classes=_on_classes(run, plan, dense_found, pruned_found),
         layers={name: {"total": c["total"], "kept": c["kept"]} for name, c in plan.counts().items()},
         latency=_latency(run, dense, pruned, unsqueezed, (dense_sizes["macs"], pruned_sizes["macs"])),
@@ -117,6 +118,15 @@ def _evaluate(run: Run, folder: Path, overwrite: bool) -> tuple[EvaluationRecord
     run.model.cpu()
     record.save(path)
     return record, False
+
+
+def _file_bytes(path: Path) -> dict[str, int]:
+    with path.open("rb") as file:
+        return _bytes(file, path.stat().st_size)
+
+
+def _bytes(file: BinaryIO, size: int) -> dict[str, int]:
+    return {"bytes": size, "zipped": zipped(file, size)}
 
 
 def _lost(run: Run, plan: Plan, facts: Mapping[str, Any], dense: Evaluation, pruned: Evaluation) -> LostOn:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,9 @@ def test_evaluation_measures_what_it_says(finished: Path) -> None:
             assert found["pruned"]["accuracy"] == pytest.approx(float((model(x).argmax(1) == y).float().mean()))
         assert found["pruned"]["parameters"] == sum(p.numel() for p in model.parameters())
         assert found["pruned"]["nonzero"] == sum(int((p != 0).sum()) for p in model.parameters())
-        assert found["pruned"]["bytes"] == (finished / "pruned" / name / "model.safetensors").stat().st_size
+        content = (finished / "pruned" / name / "model.safetensors").read_bytes()
+        assert found["pruned"]["bytes"] == len(content)
+        assert found["pruned"]["zipped"] == len(zlib.compress(content))
         kernel = found["kernel"]
         for part in ("dense", "pruned"):
             assert len(kernel[part]["mean_error_per_output"]) == 10

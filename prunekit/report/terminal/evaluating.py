@@ -16,6 +16,7 @@ SIZES = {
     "nonzero": "non-zero parameters",
     "macs": "theoretical MACs",
     "bytes": "bytes on disk",
+    "zipped": "the same zipped",
 }
 
 
@@ -53,7 +54,8 @@ def _tables(result: tuple[str, EvaluationRecord, bool]) -> None:
                 told_of = first.text(figures["dense"]), *between, first.text(figures[first.name])
                 table.add_row(f"{first.title} on {what}", *told_of)
     for key, label in SIZES.items():
-        table.add_row(label, *(f"{found[key]:,}" for found in models.values()))
+        if key in e.pruned:
+            table.add_row(label, *(f"{found[key]:,}" if key in found else "" for found in models.values()))
     for size, times in e.latency["batches"].items():
         measured = ("dense_ms", *(["masked_ms"] if others else []), "pruned_ms")
         table.add_row(f"latency, batch {size} (ms)", *(three(times[key]) for key in measured))
