@@ -111,7 +111,7 @@ def compress(
     output = Output(quiet, as_json)
     named = criterion or []
     checked = recipe_of(compress_content(content, wanted, named), "compress", out, seed, device)
-    check_out(checked, models, folders, out, overwrite)
+    check_out(checked, models, folders, out, named, overwrite)
     if dry_run:
         with output.working():
             foreseen = foresee(checked, folders, out, named)

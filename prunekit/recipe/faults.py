@@ -65,6 +65,8 @@ def _fault(path: str | Path, fault: Any, model: type[BaseModel], what: str) -> s
         return f"{path}: {message}"
     if fault["type"] == "string_type" and isinstance(fault["input"], bool | int | float):
         message = "this is text; write it in quotes"
+    if isinstance(fault["input"], dict) and fault["type"] == "value_error":  # of several keys, which the message names
+        return f"{path}: {key}: {message}"
     shown = repr(fault["input"])
     return f"{path}: {key} is {shown if len(shown) < 80 else shown[:77] + '...'}: {message[0].lower()}{message[1:]}"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.compression import cheap_criteria
+from prunekit.criteria import get_criterion, parse
 from prunekit.errors import ArtifactError, StructureError, UsageError
 from prunekit.explain import EvaluationRecord
 from prunekit.exporting.placing import RUN, run_in
@@ -53,15 +54,19 @@ def compress_content(content: dict[str, Any], wanted: Prune, criteria: Sequence[
     }
 
 
-def check_out(recipe: Recipe, given: Sequence[Path], folders: Sequence[Path], out: Path, overwrite: bool) -> None:
+def check_out(
+    recipe: Recipe, given: Sequence[Path], folders: Sequence[Path], out: Path, criteria: Sequence[str], overwrite: bool
+) -> None:
     """Refuses what cannot be right before anything long begins.
 
     Args:
         given: what the user named.
         folders: the models' folders.
+        criteria: that the user names.
 
     Raises:
-        UsageError: ``out`` is a model's folder, lies in one or holds one; a package is not installed; there is no such class.
+        UsageError: ``out`` is a model's folder, lies in one or holds one; a package is not installed; there is no such class;
+            a criterion needs a path, and one folder is none.
         ArtifactError: a folder is missing or not whole; or ``out`` holds what would be lost, or what was made from something
             else and may not be overwritten.
     """
@@ -76,6 +81,12 @@ def check_out(recipe: Recipe, given: Sequence[Path], folders: Sequence[Path], ou
             )
         if own in theirs.parents:
             raise UsageError(f"--out is {out}, which holds the model's folder {folder}; name another")
+    for single in (single for name in criteria if len(folders) == 1 for single in parse(name).singles):
+        if get_criterion(single.text).needs_path:
+            raise UsageError(
+                f"--criterion {single.text} needs a path, and {given[0]} is one model; name several folders, in the order of "
+                "their training, or take magnitude, taylor"
+            )
     with_task(recipe)
     export = export_in(out)
     run = run_in(out)

@@ -208,6 +208,7 @@ def test_what_would_be_lost_or_is_something_else_is_refused_before_anything_is_w
     new = copy.parent / "new"
     assert "needs --data" in cli("compress", place / "bert", "--out", new).err
     assert "no such folder" in cli("compress", place / "nowhere", "--data", f"{DATA}:classes", "--out", new).err
+    assert "--criterion influence needs a path" in refused(new, "-s", "0.5", "--criterion", "rank(influence)+rank(magnitude)")
     assert "--structure 1:0" in refused(new, "--structure", "1:0") or not new.exists()
     assert not new.exists()
 

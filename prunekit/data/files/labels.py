@@ -108,6 +108,13 @@ def classes_of(
             + (f" ({_listed(config.names)})" if config.names else "")
             + "; say their order in classes (data.classes), or take a model with as many"
         )
+    own = config.names or ()
+    for index, name in enumerate(order):
+        if name in (own) and own.index(name) != index:
+            raise UsageError(
+                f"{where}: has the classes {_listed(order)}, and {name} is class {index} of them but {own.index(name)} of "
+                f"config.json's {_listed(own)}; say their order in classes (data.classes)"
+            )
     other = f"; config.json calls them {_listed(config.names)}, so say classes if that order is another" if config.names else ""
     return Classes(order, ("in the data set's order" if known is not None else "in the order of the alphabet") + other)
 

@@ -94,6 +94,12 @@ def _maker(
         return lambda name, places: Recordings(every, places, label, extractor, seconds), classes, notes
     tokenizer = home.processor("text")
     length, pad = home.length(options, CUT), home.padding(tokenizer)
+    around = tokenizer.num_special_tokens_to_add(pair=len(every[0].columns.inputs) == 2)
+    if length <= around:
+        raise UsageError(
+            f"length is {length} (--length), and the tokenizer puts {around} tokens around a text; "
+            f"it must be {around + 1} at least"
+        )
     kind = {"token_classification": Tagged, "seq2seq": Answers}.get(task or "", Texts)
     if kind is Tagged and not tokenizer.is_fast:
         raise UsageError(f"{home.folder}: its tokenizer does not say which word a token is of (it is no fast one)")

@@ -81,9 +81,10 @@ def table_of(source: Source, options: Options, task: str | None, fetch: bool) ->
 
     first = next(read(Faults(skip=True)), None)
     if first is None:
-        for _ in read(Faults(skip=options.skip_bad)):  # a file of broken rows alone: the first one is said
+        faults = Faults(skip=options.skip_bad)
+        for _ in read(faults):  # a file of broken rows alone: the first one is said
             pass
-        raise ArtifactError(f"{source.said}: has no rows")
+        raise ArtifactError(f"{source.said}: has no rows" + _but(faults))
     size = sum(bounded.size(path) for path in paths)
     return {"train": _made(source.said, list(first[1].values), read, options, task, None, size, lambda: _content(paths))}
 
@@ -128,9 +129,13 @@ def _made(
         with silently(), theirs(f"{said}: writing its table into the cache of datasets"):
             data = _cached(datasets, checked, features, mark, faults)
     if not len(data):
-        raise ArtifactError(f"{said}: has no rows" + (f" that can be read; {faults.first}" if faults.first else ""))
+        raise ArtifactError(f"{said}: has no rows" + _but(faults))
     named = feature_names(columns.labels[0]) if feature_names is not None and columns.labels else None
     return Table(data, columns, named, faults.note, said)
+
+
+def _but(faults: Faults) -> str:
+    return f" that can be read; {faults.first}" if faults.first else ""
 
 
 def _cached(datasets: Any, checked: Callable[[], Iterator[dict[str, Any]]], features: Any, mark: str, faults: Faults) -> Any:

@@ -31,7 +31,8 @@ def show_compressed(result: dict[str, Any]) -> None:
     print(f"  {result['report']} shows it; go on with prunekit prune {shlex.quote(str(Path(pruned['path']).parent.parent))} …")
     print(result["verdict"])
     folder = exported["folder"]
-    print(f"{folder} holds the smaller model{again(exported['reused'])}: {exported['loads_with']}({folder!r})")
+    what = "the smaller model" if pruned["achieved"] else "the model whole, since nothing had to go,"
+    print(f"{folder} holds {what}{again(exported['reused'])}: {exported['loads_with']}({folder!r})")
 
 
 def _refused(refused: dict[str, str]) -> None:

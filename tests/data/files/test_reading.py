@@ -99,6 +99,9 @@ def test_labels_go_by_the_config_or_else_by_the_alphabet(bert: Path, home: Home,
     assert torch.equal(labels["a"], 1 - labels["b"])
     upper = [{**row, "label": row["label"].upper()} for row in ROWS]
     assert read(write("upper.jsonl", upper), model=bert, task="classification")["test"].source.classes == ("POS", "NEG")
+    half = [{**row, "label": {"pos": "pos", "neg": "bad"}[row["label"]]} for row in ROWS]
+    with pytest.raises(UsageError, match=r"pos is class 1 of them but 0 of config\.json.s pos, neg; say their order in classes"):
+        read(write("half.jsonl", half), model=bert, task="classification")
     indices = [{**row, "label": int(row["label"] == "pos")} for row in ROWS]
     assert read(write("indices.csv", _table(indices)), model=bert, task="classification")["test"].source.classes == ("pos", "neg")
 

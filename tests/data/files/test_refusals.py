@@ -53,6 +53,8 @@ FILES: dict[str, tuple[str, Any, dict[str, Any], str]] = {
     "a row of too many fields": ("a.csv", "text,label\ngood,1\nbad,0,1\n", {}, "line 3: 3 fields, the heading has 2"),
     "bytes that are not UTF-8": ("a.csv", b"text,label\ncaf\xe9,1\n", {}, "line 2: not text in UTF-8"),
     "two columns of a name": ("a.csv", "text,text\na,b\n", {}, "two columns are called 'text'"),
+    "broken rows alone": ("a.csv", b"text,label\ncaf\xe9,1\n", {"skip_bad": True}, "has no rows that can be read; "),
+    "no token of a text": ("a.jsonl", ROWS, {"length": 2}, "the tokenizer puts 2 tokens around a text; it must be 3 at least"),
     "no bytes": ("a.jsonl", "", {}, "has no rows"),
     "a heading alone": ("a.csv", "text,label\n", {}, "has no rows"),
     "an unknown ending": ("a.xlsx", "", {}, "its ending '.xlsx' is unknown"),
