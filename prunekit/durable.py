@@ -209,11 +209,25 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         ArtifactError: another one is writing there.
     """
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
     with _lock(folder) as mine:
         if not mine:
             raise ArtifactError(f"{folder}: another prunekit is writing here; wait for it, or choose another folder")
         recover(folder)
-        yield
+        try:
+            yield
+        except BaseException:
+            _remove_empty(folder, new)
+            raise
+
+
+def _remove_empty(folder: Path, new: list[Path]) -> None:
+    """Removes folders that were made for nothing: the locked one, with its lock, and those above it that are ``new``."""
+    if folder in new and [path.name for path in folder.iterdir()] == [LOCK]:
+        (folder / LOCK).unlink()
+        with suppress(OSError):  # somebody else has put something there meanwhile
+            for place in new:
+                place.rmdir()
 
 
 @contextmanager
@@ -225,9 +239,17 @@ def _lock(folder: Path) -> Iterator[bool]:
     except OSError as error:
         raise ArtifactError(f"{folder}: could not be written ({error.strerror or error})") from None
     try:
-        yield _flocked(file)
+        yield _flocked(file) and _is_at(file, folder / LOCK)
     finally:
         os.close(file)
+
+
+def _is_at(file: int, path: Path) -> bool:
+    """Whether the open file is the one that lies there: a lock that was removed with its folder locks nothing."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat(follow_symlinks=False))
+    except OSError:
+        return False
 
 
 def recover(folder: Path, depth: int = DEPTH) -> None:

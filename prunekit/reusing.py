@@ -54,6 +54,9 @@ def first_difference(found: Any, wanted: Any, key: str = "") -> str | None:
             if inner is not None:
                 return inner
         return None
+    if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+        pairs = enumerate(zip(found, wanted, strict=True))
+        return next((inner for k, (a, b) in pairs if (inner := first_difference(a, b, f"{key}.{k}")) is not None), None)
     if found == wanted:
         return None
     return f"{key} was {_short(found)}, is now {_short(wanted)}"

@@ -18,6 +18,7 @@ from prunekit.errors import ArtifactError
 from prunekit.explain import EvaluationRecord, RemovalRecord, Timeline
 from prunekit.explain.passages import passage
 from prunekit.exporting import ExportRecord
+from prunekit.reusing import first_difference
 from prunekit.search import Comparison, Sensitivity
 from prunekit.training.record import TrainingRecord
 
@@ -183,3 +184,12 @@ def test_files_that_are_older_than_a_field_load(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"schema": 1, "kind": "example", "inner": {}, "way": "down"}))
     assert Example.load(path) == Example(inner={}, way="down")
+
+
+def test_the_first_difference_is_named_inside_lists_too() -> None:
+    before = {"prune": [{"name": "small", "refine": True}], "seed": 0}
+    assert first_difference(before, {"prune": [{"name": "small", "refine": False}], "seed": 1}) == (
+        "prune.0.refine was True, is now False"
+    )
+    assert first_difference(before, {**before, "prune": []}) == f"prune was {before['prune']}, is now []"
+    assert first_difference(before, before) is None

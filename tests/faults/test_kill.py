@@ -114,6 +114,22 @@ def test_temporaries_of_the_living_stay(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "new"
 
 
+def test_a_folder_that_was_made_for_nothing_goes(tmp_path: Path) -> None:
+    def refused(folder: Path) -> None:
+        with durable.locked(folder):
+            raise ArtifactError("no")
+
+    with pytest.raises(ArtifactError, match="no"):
+        refused(tmp_path / "one" / "two")
+    assert not (tmp_path / "one").exists()
+    kept = written(tmp_path / "one", "mine", "1")
+    with pytest.raises(ArtifactError, match="no"):
+        refused(kept)
+    assert (kept / "mine").read_text() == "1"
+    with durable.locked(kept):
+        pass
+
+
 def test_folders_change_places_at_once(tmp_path: Path) -> None:
     one, two = written(tmp_path / "one", "file", "1"), written(tmp_path / "two", "file", "2")
     if not durable._exchange(one, two):
