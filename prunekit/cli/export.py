@@ -15,9 +15,10 @@ from prunekit.cli.verb import verb
 
 @verb(
     after="latency",
-    headings={"What is written": ("to", "out")},
+    headings={"What is written": ("to", "out", "used_tokens")},
     examples={
         "A folder that transformers loads": "prunekit export runs/bert/pruned/small --to hf small-bert",
+        "Without the tokens that the data never use": "prunekit export runs/llama/pruned/small --to hf small-llama --used-tokens",
         "A file for onnxruntime, checked and timed beside torch": "prunekit export runs/digits-cnn/pruned/small "
         "--to onnx small-onnx",
         "A program that torch loads without the model's code": "prunekit export runs/digits-cnn/pruned/small "
@@ -29,6 +30,8 @@ def export(
     pruned: Annotated[Path, typer.Argument(metavar="RUN/pruned/NAME", help="Folder of a pruned model.")],
     out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write: new, empty, or an earlier export.")],
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="hf, onnx, torch-export, state-dict, or module:format.")],
+    used_tokens: Annotated[bool, typer.Option("--used-tokens", help="With hf: leave out tokens that the run's data never use.")]
+    = False,
     overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Write a pruned model in a form that others load.
@@ -43,7 +46,7 @@ def export(
     opened = open_run(run_of(pruned), None)
     format_of(to)
     with output.working():
-        result = export_pruned(opened, pruned, to, out, overwrite)
+        result = export_pruned(opened, pruned, to, out, overwrite, used_tokens)
     output.show(show_export, result)
     output.finish(result)
 

@@ -6,6 +6,7 @@ A format is a file here that offers a ``FORMAT``, and a line in ``FORMATS``.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from prunekit.apply.manifest import manifest_of
-from prunekit.batch import Inputs
+from prunekit.batch import Batch, Inputs
 from prunekit.checkpoint import checksum, file_checksum
 from prunekit.criteria import model_digest
 from prunekit.errors import UsageError
@@ -23,6 +24,7 @@ from prunekit.exporting.placing import recover, taking_place
 from prunekit.exporting.pretrained import load_hf
 from prunekit.exporting.record import EXPORT, ExportRecord, export_in, standing
 from prunekit.exporting.subject import Format, Subject, Written
+from prunekit.exporting.vocabulary import vocabulary_of
 from prunekit.plan import Plan
 from prunekit.registry import Registry
 from prunekit.trajectory.bare import bare
@@ -52,6 +54,7 @@ def export(
     inputs: Inputs | None = None,
     *,
     plan: Plan | None = None,
+    used_tokens: Iterable[Batch] | None = None,
     overwrite: bool = False,
 ) -> ExportRecord:
     """Writes a pruned model in a form that others load, reads it back and compares what it computes.
@@ -64,6 +67,8 @@ def export(
         folder: new, empty, or an earlier export.
         inputs: some samples, as the model is called: programs are made with them, and answers are compared on them.
         plan: the plan that the model was pruned by, for ``state-dict`` and for shapes that no config of transformers says.
+        used_tokens: all batches ``(inputs, labels)`` of the data: for ``hf``, tokens that none of them uses leave the
+            embedding, the output layer and the tokenizer; see docs/export.md.
         overwrite: replace an earlier export that was made from other inputs.
 
     Returns:
@@ -87,7 +92,15 @@ def export(
     format_of(to)
     small = bare(model)
     manifest = None if plan is None else manifest_of(small, plan)
-    return written(Subject(small, inputs, manifest), to, Path(folder), overwrite)[0]
+    check_tokens_can_go(to, used_tokens is not None)
+    vocabulary = None if used_tokens is None else vocabulary_of(small, used_tokens)
+    return written(Subject(small, inputs, manifest, vocabulary=vocabulary), to, Path(folder), overwrite)[0]
+
+
+def check_tokens_can_go(to: str, asked: bool) -> None:
+    """Raises UsageError where tokens are to go in a format that writes no tokenizer."""
+    if asked and to != "hf":
+        raise UsageError(f"used_tokens (--used-tokens) goes with hf, which writes the tokenizer along; the format is {to}")
 
 
 def _figures(evaluation: EvaluationRecord) -> dict[str, Any]:
@@ -120,6 +133,8 @@ def written(subject: Subject, to: str, folder: Path, overwrite: bool = False) ->
         "plan": None if subject.manifest is None else subject.manifest.plan,
         "evaluation": None if subject.evaluation is None else checksum(_figures(subject.evaluation)),
     }
+    if subject.vocabulary is not None:
+        made_from["used_tokens"] = checksum({"stays": subject.vocabulary.stays.tolist()})
     folder = Path(folder)
     recover(folder)
     if (stands := standing(folder, made_from, overwrite)) is not None:

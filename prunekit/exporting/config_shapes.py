@@ -51,7 +51,7 @@ def saying(model: Any) -> tuple[Any, str]:
     _fewer_blocks(model, config)
     with without_skipped(model):
         wanted = shapes_of(model)
-    for part in _parts(config):
+    for part in parts_of(config):
         before = dict(vars(part))
         _spell_out(part)
         for lowered in _changes(part):
@@ -92,7 +92,7 @@ def _fewer_blocks(model: nn.Module, config: Any) -> None:
         gone = [index for index, block in enumerate(blocks) if isinstance(block, Skip)]
         if not gone:
             continue
-        for part in _parts(config):
+        for part in parts_of(config):
             own = [name for name in DEPTHS if vars(part).get(name) == len(blocks)]
             if not own:
                 continue
@@ -109,7 +109,7 @@ def _place(model: nn.Module, module: nn.Module) -> str:
     return str(next(name for name, each in model.named_modules() if each is module))
 
 
-def _parts(config: Any) -> list[Any]:
+def parts_of(config: Any) -> list[Any]:
     """The config and the configs in it (of a text and a vision model)."""
     inner = [value for value in vars(config).values() if hasattr(value, "to_dict") and hasattr(value, "model_type")]
     return [config, *inner]

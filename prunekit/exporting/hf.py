@@ -36,15 +36,20 @@ def write(subject: Subject, folder: Path) -> Written:
         ArtifactError: what was loaded computes something else.
     """
     model: Any = subject.model
+    cut = subject.vocabulary
     if not is_pretrained(model):
         raise UsageError(
             f"the model is a {type(model).__name__} and none of transformers'; export it to state-dict, onnx or torch-export"
         )
     source = source_of(model)
+    written = model if cut is None else cut.model
+    inputs = subject.inputs if cut is None or subject.inputs is None else cut.renumbered(subject.inputs)
     with theirs("transformers"), quietly():
-        config, why = saying_of(model)
+        config, why = saying_of(written)
         if config is not None:
-            _save(model, config, folder, largest_shard(source))
+            _save(written, config, folder, largest_shard(source))
+        elif cut is not None:
+            raise UsageError(f"used_tokens needs a model whose shapes its config says ({why}); prune with --uniform")
         else:
             _save_beside(subject, folder)
     kind = type(model).__name__
@@ -55,24 +60,27 @@ def write(subject: Subject, folder: Path) -> Written:
         )
     if not copy_companions(source, folder):
         notes.append("no tokenizer or processor came along: the model came from no folder of this machine that has one")
+    if cut is not None:
+        notes.append(cut.write(folder))
     loading = (
         f'import transformers\n\nmodel = transformers.{kind}.from_pretrained("DIR")'
         if config is not None
         else 'import prunekit\n\nmodel = prunekit.load_hf("DIR")'
     )
     with theirs("transformers, loading what was written,"), quietly():
-        back: Any = load_hf(folder) if config is None else _loaded(model, folder)
+        back: Any = load_hf(folder) if config is None else _loaded(written, folder)
     loads = "prunekit.load_hf" if config is None else f"transformers.{kind}.from_pretrained"
-    if config is not None and not _generates(back, subject.inputs):
+    if config is not None and not _generates(back, inputs):
         back.generation_config.use_cache = False
         back.generation_config.save_pretrained(folder)
         notes.append("generate() runs without its cache, which transformers makes as deep as the encoder, now less deep")
     (folder / "README.md").write_text(card(subject.manifest, subject.evaluation, loading, notes), encoding="utf-8")
-    with without_skipped(model) if config is not None else nullcontext():
-        check_tensors(back.state_dict(), model, folder)
+    with without_skipped(written) if config is not None else nullcontext():
+        check_tensors(back.state_dict(), written, folder)
     if subject.inputs is None:
         return Written(loads, notes=notes)
-    off = compare(answered(back, subject.inputs), answered(model, subject.inputs), TOLERANCE, f"{loads}(DIR)")
+    expected = answered(model, subject.inputs)
+    off = compare(answered(back, inputs), expected if cut is None else cut.kept(expected), TOLERANCE, f"{loads}(DIR)")
     return Written(loads, TOLERANCE, off, [batch.size(subject.inputs)], notes)
 
 

@@ -12,6 +12,7 @@ from prunekit.apply import Manifest
 from prunekit.batch import Inputs
 from prunekit.errors import UsageError
 from prunekit.explain import EvaluationRecord
+from prunekit.exporting.vocabulary import Vocabulary
 from prunekit.measure import Speed
 
 
@@ -25,6 +26,7 @@ class Subject:
         manifest: what was removed; None where the caller did not say.
         evaluation: the figures; None where it was not measured.
         batches: sizes at which a program's speed is measured beside torch's.
+        vocabulary: what is left of its tokens, for ``hf``; None where all stay.
     """
 
     model: nn.Module
@@ -32,6 +34,7 @@ class Subject:
     manifest: Manifest | None = None
     evaluation: EvaluationRecord | None = None
     batches: tuple[int, ...] = (1,)
+    vocabulary: Vocabulary | None = None
 
     def given_inputs(self, to: str) -> Inputs:
         """The samples.

@@ -84,6 +84,11 @@ class Texts(Rows):
         super().__init__(tables, places, label)
         self.tokenizer, self.length, self.pad = tokenizer, length, pad
 
+    def texts(self) -> Iterator[str]:
+        """What was tokenized; of pairs one after the other."""
+        for several in self.batches():
+            yield from (row[name] for row in several for name in ("input", "second") if row.get(name) is not None)
+
     @cached_property
     def _encoded(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Argument -> the tokens of all texts in one array, and where each begins."""
@@ -143,6 +148,11 @@ class Texts(Rows):
 class Tagged(Texts):
     """Words with a tag each: a word's first piece has its tag, other pieces and what the tokenizer adds do not count."""
 
+    def texts(self) -> Iterator[str]:
+        """The words one by one."""
+        for several in self.batches():
+            yield from (word for row in several for word in json.loads(row["input"]))
+
     def tokenized(self, several: list[dict[str, Any]]) -> dict[str, list[list[int]]]:
         assert self.label is not None
         words = [json.loads(row["input"]) for row in several]
@@ -169,6 +179,11 @@ class Tagged(Texts):
 
 class Answers(Texts):
     """Texts with a text for an answer, whose tokens are the labels."""
+
+    def texts(self) -> Iterator[str]:
+        """The texts, then their answers."""
+        yield from super().texts()
+        yield from (json.loads(row["label"]) for several in self.batches() for row in several)
 
     @cached_property
     def _answers(self) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ but the very first counts once, and but for the first window's has at least ``le
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -36,6 +37,11 @@ class Windows(Rows):
         super().__init__(tables, places, None)
         self.tokenizer, self.length, self.stride, self.pad, self.join, self.name = tokenizer, length, stride, pad, join, name
         self._bytes = 0
+
+    def texts(self) -> Iterator[str]:
+        """What was tokenized, text by text."""
+        after = "" if self.join == EOS else self.join
+        return (row["input"] + after for several in self.batches() for row in several)
 
     @cached_property
     def tokens(self) -> np.ndarray:
