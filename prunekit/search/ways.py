@@ -23,8 +23,9 @@ from prunekit.repair.refine import refine
 from prunekit.repair.swaps import Weights
 from prunekit.search.rivals import RIVALS
 from prunekit.search.rivals.rescored import equal_cost
+from prunekit.steps.by_schedule import prune_by_schedule
 from prunekit.steps.planner import Planner
-from prunekit.steps.schedule import Schedule, prune_by_schedule
+from prunekit.steps.schedule import Schedule
 from prunekit.trajectory import Layout
 
 RESCORED = "magnitude^0.5*taylor(target=margin,aggregation=l2)^0.5"

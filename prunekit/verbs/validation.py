@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from prunekit.measure import Lost
-from prunekit.steps.schedule import Figure
+from prunekit.steps.by_schedule import Figure
 from prunekit.task.evaluation import Evaluation, References, compared, evaluate
 from prunekit.verbs.run_folder import Run
 
