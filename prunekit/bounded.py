@@ -124,6 +124,30 @@ def parsed(content: str) -> Any:
     return found
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file says.
+
+    Raises:
+        ArtifactError: see ``text``; or it is not JSON, see ``parsed``.
+    """
+    try:
+        return parsed(text(path, JSON))
+    except ValueError as error:
+        raise ArtifactError(f"{path}: not a readable JSON file ({error})") from None
+
+
+def mapping(path: Path) -> dict[str, Any]:
+    """What a JSON file of another library says, which is a mapping.
+
+    Raises:
+        ArtifactError: see ``read_json``; or it holds something else.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{path}: holds a {type(found).__name__}, not a mapping")
+    return found
+
+
 def check_nesting(content: Any) -> None:
     """Raises ValueError where lists and mappings lie deeper inside one another than ``NESTING``."""
     level, depth = [content], 0

@@ -56,10 +56,7 @@ def read_json(path: Path, kind: str | None = None) -> dict[str, Any]:
     Raises:
         ArtifactError: the file is missing, is not JSON, is another kind of artifact, or was changed after it was written.
     """
-    try:
-        content: Any = bounded.parsed(bounded.text(path, bounded.JSON))
-    except ValueError as error:
-        raise ArtifactError(f"{path}: not a readable JSON file ({error})") from None
+    content = bounded.read_json(path)
     found = content.get("kind") if isinstance(content, dict) else type(content).__name__
     if not isinstance(content, dict) or found is None or (kind is not None and found != kind):
         raise ArtifactError(f"{path}: expected an artifact of kind {kind or 'any of prunekit'!r}, found {found!r}")

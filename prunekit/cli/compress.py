@@ -15,8 +15,6 @@ from prunekit.cli.output import Output
 from prunekit.cli.verb import verb
 from prunekit.errors import UsageError
 
-RUN = "prunekit"
-"""The run folder in the folder of the smaller model, as in ``prunekit.exporting.placing``, which imports torch."""
 PANELS = {
     "Its data and what it is for": (*NAMES, "task", "loss", "auto"),
     "How much goes: one of these": (
@@ -84,6 +82,7 @@ def compress(
 
     It is import, score, compare, prune, eval, report and export in a row.
     """
+    from prunekit.exporting.placing import RUN
     from prunekit.recipe import prune_section
     from prunekit.report.terminal.compressing import show_compressed, show_foreseen
     from prunekit.verbs.compress import check_out, compress_content, compress_folders
@@ -144,6 +143,8 @@ def _commands(
     recipe: Any, folders: list[Path], out: Path, criteria: list[str], given: dict[str, Any], options: dict[str, Any]
 ) -> dict[str, str]:
     """By verb the command that does the same alone."""
+    from prunekit.exporting.placing import RUN
+
     (wanted,), compared, run = recipe.prune, recipe.compare, str(out / RUN)
     small = str(out / RUN / "pruned" / wanted.name)
     hf = [word for folder in folders for word in ("--hf", str(folder))]

@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def _needed(arguments: list[str]) -> typer.Typer:
-    """The command line with the verb that is called alone, where one is: making the parsers of all takes 50 ms."""
+    """The command line with the verb that is called alone, where one is: making the parsers of all takes longer than it does."""
     called = next((word for word in arguments if not word.startswith("-")), None)
     one = copy.copy(app)
     one.registered_commands = [command for command in app.registered_commands if command.name == called]

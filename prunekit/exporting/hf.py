@@ -13,7 +13,7 @@ from torch import nn
 
 from prunekit import batch
 from prunekit.apply.manifest import PRUNED, write_weights
-from prunekit.errors import UsageError, theirs
+from prunekit.errors import UsageError, quoted, theirs
 from prunekit.exporting.card import card
 from prunekit.exporting.companions import copy_companions, largest_shard, source_of
 from prunekit.exporting.config_shapes import saying, without_skipped
@@ -70,10 +70,8 @@ def write(subject: Subject, folder: Path) -> Written:
     with theirs("transformers, loading what was written,"), quietly():
         back: Any = load_hf(folder) if config is None else _loaded(written, folder)
     loads = "prunekit.load_hf" if config is None else f"transformers.{kind}.from_pretrained"
-    if config is not None and not _generates(back, inputs):
-        back.generation_config.use_cache = False
-        back.generation_config.save_pretrained(folder)
-        notes.append("generate() runs without its cache, which transformers makes as deep as the encoder, now less deep")
+    if config is not None:
+        notes += _with_a_cache_that_fits(back, inputs, folder)
     (folder / "README.md").write_text(card(subject.manifest, subject.evaluation, loading, notes), encoding="utf-8")
     with without_skipped(written) if config is not None else nullcontext():
         check_tensors(back.state_dict(), written, folder)
@@ -84,19 +82,21 @@ def write(subject: Subject, folder: Path) -> Written:
     return Written(loads, TOLERANCE, off, [batch.size(subject.inputs)], notes)
 
 
-def _generates(back: Any, inputs: Any) -> bool:
-    """Whether the cache of an encoder-decoder's ``generate`` is as deep as its decoder; True of all other models."""
+def _with_a_cache_that_fits(back: Any, inputs: Any, folder: Path) -> list[str]:
+    """Turns the cache off where an encoder-decoder's is not as deep as its decoder; what is to be said of ``generate``."""
     name = getattr(back, "main_input_name", "")
     if not (back.can_generate() and back.config.is_encoder_decoder and isinstance(inputs, Mapping) and name in inputs):
-        return True
+        return []
     try:
         with quietly():
             back.generate(inputs[name][:1], max_new_tokens=2, min_new_tokens=2, do_sample=False)
     except IndexError:
-        return False
-    except Exception:  # a config that says no first token, for example: nothing that pruning changed
-        return True
-    return True
+        back.generation_config.use_cache = False
+        back.generation_config.save_pretrained(folder)
+        return ["generate() runs without its cache, which transformers makes as deep as the encoder, now less deep"]
+    except Exception as error:  # a config that says no first token, for example
+        return [f"generate() could not be tried: {quoted(error)}"]
+    return []
 
 
 def saying_of(model: Any) -> tuple[Any, str]:

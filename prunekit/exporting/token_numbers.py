@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from prunekit import batch, bounded
+from prunekit import batch
 from prunekit.batch import Inputs
-from prunekit.errors import ArtifactError, UsageError
+from prunekit.errors import UsageError
 
 TOKENS = ("input_ids", "decoder_input_ids", "labels")
 """Arguments that hold numbers of tokens."""
@@ -58,21 +58,6 @@ def renumbered(part: Mapping[str, Any], places: Mapping[int, int]) -> dict[str, 
         if name.endswith("token_id") or name in LISTS:
             new[name] = [places.get(one, one) for one in value] if isinstance(value, list) else places.get(value, value)
     return new
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """A JSON file of another library.
-
-    Raises:
-        ArtifactError: it is broken.
-    """
-    try:
-        found = bounded.parsed(bounded.text(path, bounded.JSON))
-    except ValueError as error:
-        raise ArtifactError(f"{path}: not a readable JSON file ({error})") from None
-    if not isinstance(found, dict):
-        raise ArtifactError(f"{path}: holds a {type(found).__name__}, not a mapping")
-    return found
 
 
 def write_mapping(path: Path, content: Mapping[str, Any]) -> None:

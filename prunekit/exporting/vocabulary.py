@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit import batch
+from prunekit import batch, bounded
 from prunekit.batch import Batch, Inputs
 from prunekit.data.files.options import Options
 from prunekit.data.files.processors import home_of
@@ -20,7 +20,7 @@ from prunekit.exporting import tokenizer_rows
 from prunekit.exporting.companions import source_of
 from prunekit.exporting.config_shapes import parts_of
 from prunekit.exporting.pretrained import is_pretrained
-from prunekit.exporting.token_numbers import TOKENS, ids_in, read_mapping, renumbered, token_tensors, write_mapping
+from prunekit.exporting.token_numbers import TOKENS, ids_in, renumbered, token_tensors, write_mapping
 from prunekit.trajectory.copies import copied
 
 OLD = ("vocab.*", "merges.txt", "spiece.model", "tokenizer.model", "added_tokens.json")
@@ -83,7 +83,7 @@ class Vocabulary:
         write_mapping(folder / "tokenizer.json", tokenizer_rows.smaller(content, places))
         for name in ("tokenizer_config.json", "generation_config.json"):
             if (path := folder / name).is_file():
-                found = renumbered(read_mapping(path), places)
+                found = renumbered(bounded.mapping(path), places)
                 if "added_tokens_decoder" in found:
                     old = found["added_tokens_decoder"].items()
                     found["added_tokens_decoder"] = {str(places[int(n)]): one for n, one in old if int(n) in places}
@@ -140,7 +140,7 @@ def vocabulary_of(model: Any, data: Iterable[Batch], texts: Sequence[str] | None
     if most >= before:
         raise UsageError(f"{source}/tokenizer.json: has token {most}, and the model's vocab_size is {before}")
     _check_rows(model, embedding, output, before)
-    generation = read_mapping(path) if (path := source / "generation_config.json").is_file() else {}
+    generation = bounded.mapping(path) if (path := source / "generation_config.json").is_file() else {}
     said = {one for part in [*map(vars, parts_of(model.config)), generation] for one in ids_in(part)}
     if model.can_generate():
         said |= set(ids_in(vars(model.generation_config)))

@@ -60,12 +60,7 @@ class Adapter:
             ArtifactError: it is no JSON mapping, or asks for anything that is not plain LoRA; names the key and its value.
         """
         place = self.path / ADAPTER
-        try:
-            found = bounded.parsed(bounded.text(place, bounded.JSON))
-        except ValueError as error:
-            raise ArtifactError(f"{place}: not a readable JSON file ({error})") from None
-        if not isinstance(found, dict):
-            raise ArtifactError(f"{place}: holds a {type(found).__name__}, not a mapping")
+        found = bounded.mapping(place)
 
         def refuse(key: str, text: str) -> None:
             raise ArtifactError(

@@ -46,12 +46,7 @@ class Folder:
         place = self.path / CONFIG
         if not place.exists():
             raise ArtifactError(f"{self.path}: {self._without_config()}")
-        try:
-            found = bounded.parsed(bounded.text(place, bounded.JSON))
-        except ValueError as error:
-            raise ArtifactError(f"{place}: not a readable JSON file ({error})") from None
-        if not isinstance(found, dict):
-            raise ArtifactError(f"{place}: holds a {type(found).__name__}, not a mapping")
+        found = bounded.mapping(place)
         if "quantization_config" in found and found["quantization_config"] is not None:
             raise ArtifactError(f"{place}: the weights are quantised (quantization_config); load weights that are not")
         for key, value in _settings(found):
