@@ -20,8 +20,10 @@ PANELS = {
     "What goes": (
         "criterion", "structure", "allocation", "ratio", "floor", "round_to", "min_units", "uniform", "classes", "apply",
     ),
-    "Repair": ("compensate", "refine", "refine_budget", "refine_again", "squeeze"),
-    "Training": ("schedule", "rounds", "every", "finetune", "lr", "distill", "temperature", "rewind", "recalibrate"),
+    "Repair": ("compensate", "refine", "refine_budget", "refine_tokens", "refine_again", "squeeze"),
+    "Training": (
+        "schedule", "rounds", "every", "finetune", "tune_tokens", "lr", "distill", "temperature", "rewind", "recalibrate",
+    ),
 }  # fmt: skip
 
 
@@ -35,6 +37,8 @@ PANELS = {
         "The smallest that loses a point at most": "prunekit prune runs/digits-cnn --max-accuracy-drop 1 --name point",
         "A mask, repaired by the blame of what it removed": "prunekit prune runs/digits-cnn -c magnitude -s 0.9 --refine "
         "--name better",
+        "A language model: its mask learnt, then its weights": "prunekit prune runs/stdlib-llama -c magnitude -s 0.7 "
+        "--refine-tokens 600k --tune-tokens 300k --name learnt",
         "In rounds, with training between them": "prunekit prune runs/digits-cnn -c magnitude -s 0.9 --schedule iterative "
         "--rounds 5 --finetune 5 --name rounds",
         "A plan to look at and edit, then to apply": "prunekit prune runs/digits-cnn -c magnitude -s 0.5 --dry-run --name plan",
@@ -68,6 +72,9 @@ def prune(
         bool | None, typer.Option("--refine/--no-refine", help="Repair the plan by blame; auto tries it (docs/refine.md).")
     ] = None,
     refine_budget: Annotated[str | None, typer.Option(help="Refine for so long in all, such as 60s; auto's try: 60s.")] = None,
+    refine_tokens: Annotated[
+        str | None, typer.Option(metavar="500k", help="Learn a mask from so many training tokens; implies --refine.")
+    ] = None,
     refine_again: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Refine and fine-tune N times more; implies --refine.")
     ] = None,
@@ -76,6 +83,9 @@ def prune(
     rounds: Annotated[int | None, typer.Option(min=1, help="iterative, gradual: how many prunings.")] = None,
     every: Annotated[int | None, typer.Option(min=1, help="gradual: steps between two prunings.")] = None,
     finetune: Annotated[float | None, typer.Option(metavar="EPOCHS", help="Train on so long, in every round.")] = None,
+    tune_tokens: Annotated[
+        str | None, typer.Option(metavar="500k", help="Train on by KL to the dense model, on so many tokens.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Of fine-tuning; the dense training's by default.")] = None,
     distill: Annotated[float | None, typer.Option(metavar="WEIGHT", help="Of the dense model's soft labels.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Of the soft labels.")] = None,
@@ -97,8 +107,9 @@ def prune(
         "max_params": max_params, "max_macs": max_macs, "max_bytes": max_bytes, "max_latency_ms": max_latency_ms,
         "speedup": speedup, "max_accuracy_drop": max_accuracy_drop, "max_drop": max_drop,
         "classes": numbers(classes, "--classes"), "compensate": compensate, "dry_run": dry_run,
-        "refine": refine, "refine_budget": refine_budget, "refine_again": refine_again, "squeeze": squeeze,
-        "schedule": schedule, "rounds": rounds, "every": every, "finetune": finetune, "lr": lr,
+        "refine": refine, "refine_budget": refine_budget, "refine_tokens": refine_tokens,
+        "refine_again": refine_again, "squeeze": squeeze,
+        "schedule": schedule, "rounds": rounds, "every": every, "finetune": finetune, "tune_tokens": tune_tokens, "lr": lr,
         "distill": distill, "temperature": temperature, "rewind": rewind, "recalibrate": recalibrate,
     }  # fmt: skip
     if apply is None:

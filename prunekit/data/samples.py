@@ -48,6 +48,10 @@ class Samples:
         for group in self.groups:
             yield self._fetch(group)
 
+    def fetch(self, where: Sequence[int]) -> Batch:
+        """The samples at these indices, which ``groups`` hold, as one batch."""
+        return self._fetch(where)
+
     def batch(self, number: int) -> Batch:
         """One batch."""
         return self._fetch(self.groups[number])

@@ -60,6 +60,12 @@ class ModelFunction:
         self._forward: bool | None = None  # whether this model has forward mode; tried once
         self._seen: tuple[bool, bool] | None = None  # what the first run showed: see ``_watched``
 
+    def aimed(self, target: str | Target) -> ModelFunction:
+        """The same function with another target; the model is shared."""
+        other = copy.copy(self)
+        other.target = self.task.get_target(target)
+        return other
+
     def narrowed(self, targets: slice) -> ModelFunction:
         """The same function with some of its targets only; the model is shared."""
         other, whole = copy.copy(self), self.target
@@ -224,16 +230,19 @@ class ModelFunction:
 
 
 @contextmanager
-def plain_kernels() -> Iterator[None]:
+def plain_kernels(attention: bool = True) -> Iterator[None]:
     """Without fused attention and torch's fused encoder layers, which have neither forward mode nor per-sample gradients, and
 
     with re-entrant checkpointing taken out, which allows no gradient of chosen tensors; it changes memory, not numbers.
+
+    Args:
+        attention: fused attention is taken out too; a first derivative of a whole batch does not need that.
     """
     fast, outer = torch.backends.mha.get_fastpath_enabled(), vars(CheckpointFunction).get("apply")
     torch.backends.mha.set_fastpath_enabled(False)
     CheckpointFunction.apply = staticmethod(_run_once)  # type: ignore[method-assign]
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH) if attention else nullcontext():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -18,7 +18,8 @@ Options = Mapping[str, Any]
 
 DEFAULTS = {"criterion": "auto", "structure": "unstructured"}
 MAKE_A_PLAN = (
-    "dry_run", "refine", "refine_budget", "refine_again", "allocation", "compensate", "classes", "ratio", "floor", "round_to",
+    "dry_run", "refine", "refine_budget", "refine_again", "refine_tokens", "allocation", "compensate", "classes", "ratio",
+    "floor", "round_to",
     "min_units", "uniform",
 )  # fmt: skip
 """Options that a finished plan leaves nothing to decide for, beside how much goes, by which criterion and in what structure."""
@@ -76,24 +77,32 @@ def _name(asked: Options) -> str:
 
 def _repair(asked: Options) -> bool | dict[str, Any] | None:
     """The key ``refine``; None leaves it to ``auto``."""
-    refine, budget, again = asked.get("refine"), asked.get("refine_budget"), asked.get("refine_again", 0)
-    if budget is not None and not again and refine is None and asked["criterion"] != "auto":
+    refine, budget, again, tokens = (asked.get(key) for key in ("refine", "refine_budget", "refine_again", "refine_tokens"))
+    if budget is not None and not again and refine is None and tokens is None and asked["criterion"] != "auto":
         raise UsageError("--refine-budget without --refine; unasked, only criterion auto tries to refine")
     if budget is not None and not again and refine is False:
         raise UsageError("--refine-budget with --no-refine: leave one of them out")
-    if budget is None and not again:
+    if tokens is not None and refine is False:
+        raise UsageError("--refine-tokens with --no-refine: leave one of them out")
+    if budget is None and not again and tokens is None:
         return refine
-    when = "never" if refine is False else "always" if refine or again else "better"
-    return {"when": when, "budget": budget, "again": again}
+    when = "never" if refine is False else "always" if refine or again or tokens is not None else "better"
+    stream = {} if tokens is None else {"stream": {"tokens": tokens}}
+    return {"when": when, "budget": budget, "again": again or 0, **stream}
 
 
 def _steps(asked: Options) -> dict[str, Any]:
     """The keys of ``Steps``."""
+    if "tune_tokens" in asked:
+        for key in ("finetune", "rewind", "distill"):
+            if key in asked:
+                raise UsageError(f"--tune-tokens trains by KL to the dense model for so long; leave --{key} out")
+        asked = {**asked, "distill": 1.0, "temperature": asked.get("temperature", 1.0)}
     name, soft = asked.get("schedule", "one-shot"), asked.get("distill")
-    training = "finetune" in asked or "rewind" in asked
+    training = "finetune" in asked or "rewind" in asked or "tune_tokens" in asked
     for key in ("lr", "distill"):
         if key in asked and not training:
-            raise UsageError(f"--{key} is about fine-tuning; give --finetune EPOCHS or --rewind STEP")
+            raise UsageError(f"--{key} is about fine-tuning; give --finetune EPOCHS, --tune-tokens N or --rewind STEP")
     if "temperature" in asked and soft is None:
         raise UsageError("--temperature is about soft labels; give --distill WEIGHT")
     if "rounds" in asked and name not in ("iterative", "gradual"):
@@ -103,5 +112,6 @@ def _steps(asked: Options) -> dict[str, Any]:
     steps |= {key: asked[key] for key in ("rewind", "recalibrate") if key in asked}
     if training:
         distill = None if soft is None else _given({"weight": soft, "temperature": asked.get("temperature")})
-        steps["finetune"] = _given({"epochs": asked.get("finetune"), "lr": asked.get("lr"), "distill": distill})
+        given = {"epochs": asked.get("finetune"), "tokens": asked.get("tune_tokens"), "lr": asked.get("lr"), "distill": distill}
+        steps["finetune"] = _given(given)
     return steps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,13 +19,16 @@ from prunekit.recipe.values import (
     Section,
     Share,
     StructureName,
+    Tokens,
     Whole,
     criterion_name,
     known,
     one_of,
     parse_seconds,
+    without_unset,
 )
-from prunekit.repair.objective import OBJECTIVES
+from prunekit.repair.objective import STREAMED
+from prunekit.repair.streamed import Streaming
 from prunekit.steps.schedule import SCHEDULES, SPACINGS, check_again, check_steps
 from prunekit.structure import implied_sparsity, takes_sizes
 
@@ -93,13 +96,35 @@ TRY_FOR = "60s"
 """How long criterion auto tries to refine by itself."""
 
 
+class Stream(Section):
+    """Learn a mask from a stream of training samples; see ``prunekit.repair.streamed.Streaming``.
+
+    ``tokens``: to learn from in all, such as ``500k`` (without tokens, samples); ``batch``: samples a step; ``rate``: at first,
+    it falls to 0; ``looks``: how often the scoring samples judge; ``lean``: 10 bytes a weight beside the model, for 16;
+    ``autocast``: compute in bfloat16; ``checkpointing``: run blocks again instead of keeping their activations.
+    """
+
+    tokens: Tokens
+    batch: Count = Streaming.batch
+    rate: Positive = Streaming.rate
+    looks: Count = Streaming.looks
+    lean: bool = Streaming.lean
+    autocast: bool = Streaming.autocast
+    checkpointing: bool = Streaming.checkpointing
+
+
+KEPT = ("rounds", "patience", "learn", "steps", "samples")
+"""Keys of samples that are kept and looked at again."""
+
+
 class Refinement(Section):
     """How a plan is repaired by the blame of what it removed (docs/refine.md).
 
     ``learn``: learn a mask for ``steps`` steps first; ``rounds``: of swaps, at most; ``patience``: rounds of few swaps
     that may gain less than 1 % together before the search ends, null for all rounds; ``budget``: stop after so long, such as
     ``60s`` or ``5m``; ``target``: what is lowered, ``kl`` (to the dense model), ``loss``, or ``module:function``; ``samples``:
-    the most training samples to learn from; the scoring samples accept.
+    the most training samples to learn from; the scoring samples accept. ``stream``: learn a mask from a stream of all training
+    samples instead, and no more; its target may be ``hidden`` (states) too.
     """
 
     rounds: Annotated[int, Field(ge=0, le=10**6)] = 30
@@ -109,11 +134,23 @@ class Refinement(Section):
     budget: str | None = None
     target: str = "kl"
     samples: Count = 1000
+    stream: Stream | None = None
+
+    _said = without_unset("stream")
 
     @field_validator("target")
     @classmethod
     def _target(cls, value: str) -> str:
-        return value if ":" in value else known(value, OBJECTIVES, "target")
+        return value if ":" in value else known(value, STREAMED, "target")
+
+    @model_validator(mode="after")
+    def _streamed(self) -> Self:
+        if self.stream is None and self.target == "hidden":
+            raise ValueError("target hidden goes with stream")
+        given = [key for key in KEPT if self.stream is not None and getattr(self, key) != type(self).model_fields[key].default]
+        if given:
+            raise ValueError(f"{given[0]} is for samples that are kept, and stream learns from fresh ones; leave one of them out")
+        return self
 
     @field_validator("budget")
     @classmethod
@@ -128,6 +165,7 @@ class Refinement(Section):
             "rounds": self.rounds, "patience": self.patience, "learn": self.learn, "steps": self.steps,
             "budget_seconds": None if self.budget is None else parse_seconds(self.budget),
             "target": load_object(self.target, "refine.target") if ":" in self.target else self.target,
+            "stream": None if self.stream is None else Streaming(**self.stream.model_dump()),
         }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from prunekit.recipe.values import Positive, Section, Share
+from prunekit.recipe.values import Positive, Section, Share, Tokens, without_unset
 
 
 class Optimizer(Section):
@@ -48,17 +48,22 @@ class Distill(Section):
 
 
 class Finetune(Section):
-    """``epochs`` of each round; below 1, a share of the dense training's; null, as many as that had.
+    """``epochs`` of each round; below 1, a share of the dense training's; null, as many as that had. ``tokens`` in their place
+
+    (without tokens, samples): so many are trained on, such as ``500k``, in whole steps.
 
     ``lr``, ``optimizer`` and ``schedule`` (of the rate) are the dense training's where they are null, ``seed`` is the recipe's.
     """
 
     epochs: Positive | None = None
+    tokens: Tokens | None = None
     lr: Positive | None = None
     optimizer: Optimizer | None = None
     schedule: RateSchedule | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     distill: Distill | None = None
+
+    _said = without_unset("tokens")
 
     @field_validator("epochs")
     @classmethod
@@ -66,3 +71,9 @@ class Finetune(Section):
         if value is not None and value > 1 and value != round(value):
             raise ValueError("write a whole number, or a share of the dense training's epochs below 1")
         return value
+
+    @model_validator(mode="after")
+    def _one(self) -> Finetune:
+        if self.epochs is not None and self.tokens is not None:
+            raise ValueError("epochs and tokens are given; one of them decides how long it takes")
+        return self

@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from prunekit.criteria import expand
 from prunekit.errors import UsageError, nearest, quoted
@@ -94,6 +103,15 @@ def switched(value: Any) -> Any:
     return {} if value is True else None if value is False else value
 
 
+def without_unset(*keys: str) -> Any:
+    """A serializer that leaves these keys out where they are None: what was written before they existed is still the same."""
+
+    def said(self: Any, every: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in every(self).items() if key not in keys or value is not None}
+
+    return model_serializer(mode="wrap")(said)
+
+
 CriterionName = Annotated[str, AfterValidator(criterion_name)]
 AllocationName = Annotated[str, one_of(ALLOCATIONS, "allocation")]
 StructureName = Annotated[str, AfterValidator(structure_name)]
@@ -108,6 +126,21 @@ def parse_bytes(text: str) -> int:
         raise ValueError(f"{text!r} is no amount of memory; write for example 512MiB or 2GB")
     base = 1024 if match[3] else 1000
     return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
+
+
+def parse_count(value: Any) -> Any:
+    """``"500k"``, ``"1.5M"``, ``"64000"`` -> a number; other things than texts as they are. Raises ValueError for other texts."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([kmg]?)\s*", value, re.IGNORECASE)
+    number = float(match[1]) * {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[match[2].lower()] if match else 0.5
+    if number != int(number):
+        raise ValueError(f"{value!r} is no number of tokens; write for example 500k or 1.5M")
+    return int(number)
+
+
+Tokens = Annotated[Large, BeforeValidator(parse_count)]
+"""A number of tokens, or a text such as ``500k``."""
 
 
 def parse_seconds(text: str) -> float:

@@ -22,7 +22,13 @@ class Deadline:
     """
 
     def __init__(self, seconds: float | None) -> None:
-        self._end = None if seconds is None else time.monotonic() + seconds
+        self._begin, self._seconds = time.monotonic(), seconds
+        self._end = None if seconds is None else self._begin + seconds
+
+    @property
+    def share(self) -> float:
+        """Of the time that has gone by, from 0 to 1; 0 where there is no end."""
+        return min(1.0, (time.monotonic() - self._begin) / self._seconds) if self._seconds else 0.0
 
     @property
     def passed(self) -> bool:

@@ -12,12 +12,72 @@ from prunekit.plan import Plan
 
 
 def best(worth: Tensor, count: int) -> Tensor:
-    """The ``count`` largest, ties by position, as a mask."""
+    """The ``count`` largest, ties by position, as a mask ``(U,)``.
+
+    Nothing is sorted but a sample, whose quantiles say between which values the least that stays must lie: two comparisons of
+    all, and a selection among the few in between. Where the sample misleads (many equal values), it is a selection among all.
+    """
     if count <= 0:
         return torch.zeros(len(worth), dtype=torch.bool, device=worth.device)
-    least = worth.kthvalue(len(worth) - count + 1).values  # a selection: sorting all takes several times as long
-    above, level = worth > least, worth == least
-    return above | (level & (level.cumsum(0) <= count - above.sum()))
+    if count >= len(worth):
+        return torch.ones(len(worth), dtype=torch.bool, device=worth.device)
+    least = _least(worth, count)
+    keep = worth >= least
+    extra = int(keep.sum()) - count
+    if extra:
+        level = (worth == least).nonzero()[:, 0]
+        keep[level[len(level) - extra :]] = False
+    return keep
+
+
+SAMPLED = 2**16
+"""Values whose quantiles bound the search for a threshold."""
+
+
+def _least(worth: Tensor, count: int) -> Tensor:
+    """The ``count``-th largest value."""
+    if len(worth) > 4 * SAMPLED:
+        where = torch.randint(len(worth), (SAMPLED,), generator=torch.Generator().manual_seed(0)).to(worth.device)
+        some = worth[where].sort().values
+        gone = 1 - count / len(worth)
+        spread = 6 * (gone * (1 - gone) * SAMPLED) ** 0.5 + 1  # six standard deviations of how many of the sample lie below
+        low = some[max(0, int(gone * SAMPLED - spread))]
+        high = some[min(SAMPLED - 1, int(gone * SAMPLED + spread))]
+        above = worth > high
+        left = count - int(above.sum())
+        between = worth[(worth >= low) & ~above]
+        if 0 < left <= len(between):
+            return between.kthvalue(len(between) - left + 1).values
+    return worth.kthvalue(len(worth) - count + 1).values
+
+
+class Count:
+    """So many units, wherever they are.
+
+    Args:
+        keep: the plan's choice, ``(U,)``, whose number stays.
+    """
+
+    def __init__(self, keep: Tensor) -> None:
+        self.count = int(keep.sum())
+        self._closed: Tensor | None = None
+
+    def close(self, units: Tensor) -> None:
+        """These units, none of them kept now, are never taken, ``(U,)`` boolean."""
+        self._closed = units if self._closed is None else self._closed | units
+
+    def select(self, worth: Tensor) -> Tensor:
+        """The most valuable, ``(U,)`` boolean; ties by position."""
+        return best(worth if self._closed is None else worth.masked_fill(self._closed, -torch.inf), self.count)
+
+    def grow(self, keep: Tensor, gain: Tensor, share: float) -> Tensor:
+        """``keep`` and the units that gain most: ``share`` of the number that stays."""
+        gain = gain.masked_fill(keep if self._closed is None else keep | self._closed, -torch.inf)
+        return keep | best(gain, min(max(1, int(share * self.count)), int((gain > -torch.inf).sum())))
+
+    def exchange(self, worth: Tensor, grown: Tensor, gain: Tensor) -> Tensor:
+        """The most valuable of ``grown``, ``(U,)`` boolean."""
+        return self.select(worth.masked_fill(~grown, -torch.inf))
 
 
 class Limits:

@@ -18,6 +18,7 @@ from prunekit.trajectory import Layout
 from prunekit.trajectory.layout import fixed_state
 
 OBJECTIVES = ("kl", "loss")
+STREAMED = (*OBJECTIVES, "hidden")
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ falls on samples of their own. No weight changes.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.criteria import model_digest
+from prunekit.data import Samples, drawn, learn_and_accept
 from prunekit.errors import ArtifactError, UsageError, nearest
 from prunekit.kernel import blame
 from prunekit.kernel.gradients import MomentEngine, choose_engine
@@ -25,7 +25,9 @@ from prunekit.plan import Plan
 from prunekit.progress import Bar
 from prunekit.repair.deadline import Deadline, OutOfTime
 from prunekit.repair.learn import learnt_masks, mask_gradient
-from prunekit.repair.objective import Objective, make_objective
+from prunekit.repair.objective import STREAMED, Objective, make_objective
+from prunekit.repair.record import Record
+from prunekit.repair.streamed import Streaming, StreamLearning
 from prunekit.repair.swaps import Swaps, get_swaps
 from prunekit.task import Target, Task
 from prunekit.task.settle import settle
@@ -34,7 +36,6 @@ from prunekit.trajectory import Layout, Segment
 SHRINK = 0.6  # of the share that is swapped, after a round that did not help
 WORTHWHILE = 0.01  # of the divergence: what rounds have to gain together for the search to go on
 FEW = 0.02  # of the number kept: a round that swaps more and does not help says nothing about fewer
-PARTED = 2.0  # a note is made when the accept part's divergence over the learn part's has grown by more than this
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ class RefineOptions:
         temper: p of ``magnitude^(1-p) × influence^p``, the importance of what may leave.
         nodes: midpoints of the pruning segment for blame.
         accept_share: of the samples, set apart to accept on where none of their own are given, in (0, 1).
+        stream: learn a mask from a stream of the samples instead, and no more (``prunekit.repair.streamed``): for models and data
+            too large to look at every sample's gradient, or twice at any. ``rounds``, ``patience``, ``learn``, ``steps``,
+            ``share`` and ``nodes`` say nothing then.
 
     Raises:
         UsageError: one is out of range.
@@ -68,6 +72,7 @@ class RefineOptions:
     temper: float = 0.5
     nodes: int = 8
     accept_share: float = 0.25
+    stream: Streaming | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -99,34 +104,17 @@ def _options(options: RefineOptions | None, changes: Mapping[str, Any]) -> Refin
     return replace(options or RefineOptions(), **changes)
 
 
-@dataclass
-class _Best:
-    """The best mask so far and how it came about."""
+@dataclass(kw_only=True)
+class _Best(Record):
+    """The best mask so far and how it came about, and what candidates are measured by."""
 
     swaps: Swaps
     objective: Objective
-    keep: Tensor
-    learn: float
-    accept: float
-    history: list[dict[str, Any]] = field(default_factory=list)
 
     def offer(self, candidate: Tensor, facts: dict[str, Any]) -> bool:
-        """Takes ``candidate`` if it is better on the accept part, and writes the history either way."""
+        """Measures ``candidate``, and takes it if it is better on the accept part."""
         factors = self.swaps.expand(candidate.to(self.objective.theta.dtype))
-        learn, accept = self.objective.on_learn(factors), self.objective.on_accept(factors)
-        taken = accept < self.accept
-        self.history.append(
-            {
-                **facts,
-                "learn": learn,
-                "accept": accept,
-                "swapped": int((candidate & ~self.keep).sum()),
-                "kept": taken,
-            }
-        )
-        if taken:
-            self.keep, self.learn, self.accept = candidate, learn, accept
-        return taken
+        return self.judge(candidate, self.objective.on_learn(factors), self.objective.on_accept(factors), facts)
 
     def line(self, what: str) -> str:
         return f"{what}: divergence {self.accept:.4g}, {self.history[-1]['swapped']:,} swapped last"
@@ -202,6 +190,19 @@ def refine(
     layout = Layout.of(model)
     chosen = get_swaps(plan, layout, device) if swaps is None else swaps(plan, layout, device)
     kind, samples = settle(model, batches, task, loss)
+    if how.stream is not None:
+        if isinstance(target, str) and target not in STREAMED:
+            raise UsageError(f"refine: target {target!r} does not exist; {nearest(target, list(STREAMED))}, or a function")
+        if reference is not None:
+            raise UsageError("refine: learning from a stream stays close to the model itself; leave out reference")
+        given = Samples.of(samples or (), kind.batch)
+        judged = None if accept is None else Samples.of(accept, kind.batch)
+        parts = learn_and_accept(given, judged, drawn(given, how.accept_share, seed), "refine")
+        learning = StreamLearning(
+            chosen, model, *parts, how.stream, task=kind, target=target, temper=how.temper, seed=seed, deadline=deadline
+        )
+        told = {**asdict(how.stream), "temper": how.temper, "seed": seed}
+        return _learn_from_stream(plan, chosen, learning, (len(parts[0]), len(parts[1])), target, told)
     ranking = importance or (kind.importance() if isinstance(target, str) else target)
     objective = make_objective(
         model,
@@ -215,9 +216,13 @@ def refine(
         reference=reference,
     )
     factors = chosen.expand(chosen.keep.to(objective.theta.dtype))
-    best = _Best(chosen, objective, chosen.keep, objective.on_learn(factors), objective.on_accept(factors))
-    start = (best.learn, best.accept)
-    best.history.append({"stage": "given", "round": 0, "learn": best.learn, "accept": best.accept, "swapped": 0, "kept": True})
+    best = _Best(
+        keep=chosen.keep,
+        learn=objective.on_learn(factors),
+        accept=objective.on_accept(factors),
+        swaps=chosen,
+        objective=objective,
+    )
     best.objective = replace(
         objective, function=deadline.watched(objective.function), ranking=deadline.watched(objective.ranking)
     )
@@ -230,32 +235,40 @@ def refine(
         ended = "budget"
     except KeyboardInterrupt:
         ended = "interrupted"
-    counts = [part.samples for part in (objective.learn, objective.accept)]
     told = {key: getattr(how, key) for key in ("rounds", "patience", "learn", "steps", "share", "temper", "nodes")}
-    facts: dict[str, Any] = {
-        "target": target if isinstance(target, str) else getattr(target, "__name__", type(target).__name__),
-        "samples": {"learn": counts[0], "accept": counts[1]},
-        "before": {"learn": start[0], "accept": start[1]},
-        "after": {"learn": best.learn, "accept": best.accept},
-        "changed": int((best.keep & ~chosen.keep).sum()),
-        "kept": int(best.keep.sum()),
-        "ended": ended,
-        "from": plan.digest,
-        "options": {**told, "seed": seed},
-        "history": best.history,
-    }
-    if _parted(start, (best.learn, best.accept)):
-        facts["note"] = (
-            f"the mask fits the {counts[0]} samples it learnt from (divergence {best.learn:.3g}) much better than others "
-            f"({best.accept:.3g}); more scoring samples would help"
-        )
-        warnings.warn(f"refine: {facts['note']}", stacklevel=2)
-    refined = chosen.plan(best.keep)
-    facts["moved"] = {
-        name: {"back": int((keep & ~plan.keep[name]).sum()), "out": int((plan.keep[name] & ~keep).sum())}
-        for name, keep in refined.keep.items()
-    }
-    return replace(refined, given=dict(plan.keep), provenance={**refined.provenance, "refine": facts})
+    return best.plan(
+        plan,
+        chosen,
+        target=target,
+        samples=(objective.learn.samples, objective.accept.samples),
+        ended=ended,
+        options={**told, "seed": seed},
+    )
+
+
+def _learn_from_stream(
+    plan: Plan,
+    swaps: Swaps,
+    learning: StreamLearning,
+    counts: tuple[int, int],
+    target: str | Target,
+    options: Mapping[str, Any],
+) -> Plan:
+    """The plan with the best of the masks that a stream taught."""
+    looks = learning.looks()
+    first = next(looks)
+    record, ended, step = Record(swaps.keep, first.learn, first.accept), "done", 0
+    try:
+        for look in looks:
+            record.judge(look.keep, look.learn, look.accept, {"stage": "learn", "round": look.step, "ranked": "scores"})
+            step = look.step
+        ended = "done" if step == learning.steps else "budget"
+    except KeyboardInterrupt:
+        ended = "interrupted"
+    finally:
+        learning.close()
+    facts = learning.facts(step)
+    return record.plan(plan, swaps, target=target, samples=counts, ended=ended, options=options, stream=facts)
 
 
 def _swap(best: _Best, how: RefineOptions, deadline: Deadline) -> str:
@@ -338,10 +351,3 @@ def _learn(best: _Best, how: RefineOptions, seed: int, deadline: Deadline) -> bo
             if deadline.passed:
                 return False
     return True
-
-
-def _parted(before: tuple[float, float], after: tuple[float, float]) -> bool:
-    """Whether the divergences of both parts moved apart: an overfitted mask."""
-    if min(*before, *after) <= 0:
-        return False
-    return after[1] / after[0] > PARTED * max(1.0, before[1] / before[0])

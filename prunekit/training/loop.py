@@ -40,6 +40,7 @@ class TrainOptions:
         drop_last: leave out an epoch's last batch where it is smaller than the others; the order is new in every epoch.
         augment: changes the inputs of every step, by a seed made of ``seed`` and the step, which is recorded.
         distill: joins a teacher's soft labels to the loss.
+        most: steps, where they end before ``epochs`` do.
     """
 
     batch: Fetch
@@ -53,11 +54,13 @@ class TrainOptions:
     augment: Augment | None = None
     distill: Distillation | None = None
     device: torch.device | str = "cpu"
+    most: int | None = None
 
     @property
     def steps(self) -> int:
         """Optimizer steps of all epochs."""
-        return self.epochs * batches_per_epoch(self.samples, self.batch_size, self.drop_last)
+        whole = self.epochs * batches_per_epoch(self.samples, self.batch_size, self.drop_last)
+        return whole if self.most is None else min(self.most, whole)
 
 
 def train(

@@ -55,7 +55,7 @@ def refining(run: Run, options: Refinement, seconds: Seconds | None = None) -> C
 
     Its arguments: a plan, the model that it was made for (the dense one by default), ``refine``'s ``swaps`` and ``reference``.
     """
-    learn = run.batches("train", options.samples)
+    learn = run.batches("train", None if options.stream else options.samples)
     accept = run.batches("scoring", run.recipe.score.samples)
 
     def refined(

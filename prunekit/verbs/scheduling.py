@@ -17,6 +17,7 @@ from prunekit.errors import ArtifactError, UsageError
 from prunekit.imports import load_object
 from prunekit.plan import GROUPED
 from prunekit.recipe import Steps, optimizer_of, scheduler_of
+from prunekit.repair.stream import Stream
 from prunekit.reusing import first_difference
 from prunekit.steps import Finetuning, Planner, RefineAgain, Schedule, cut, leaves, prune_by_schedule
 from prunekit.steps.planner import Repair
@@ -137,7 +138,10 @@ def finetuning_of(run: Run, steps: Steps) -> Finetuning:
             "--rewind needs a training of prunekit's own, to train on as it did; this run was imported, and how its loop went on "
             "is not known; leave it out and give --finetune EPOCHS"
         )
-    epochs = recipe.train.epochs if steps.rewind is not None else _epochs(run, asked.epochs)
+    epochs, most = recipe.train.epochs if steps.rewind is not None else _epochs(run, asked.epochs), None
+    if asked.tokens is not None and steps.rewind is None:
+        most = _steps_of(run, asked.tokens)
+        epochs = -(-most // batches_per_epoch(len(train), recipe.train.batch_size, recipe.train.drop_last))
     return Finetuning(
         batch=train.batch,
         samples=len(train),
@@ -156,7 +160,21 @@ def finetuning_of(run: Run, steps: Steps) -> Finetuning:
             "second_moments": recipe.train.record.second_moments and options.name == "adam",
         },
         device=run.device,
+        most=most,
     )
+
+
+def _steps_of(run: Run, tokens: int) -> int:
+    """Optimizer steps that so many tokens are, without tokens samples.
+
+    Raises:
+        UsageError: they are less than a batch has.
+    """
+    batch = run.recipe.train.batch_size
+    each = Stream(run.batches("train"), batch).tokens()
+    if tokens < each:
+        raise UsageError(f"finetune: tokens is {tokens:,}, and a batch of {batch} samples has {each:,}; give more")
+    return tokens // each
 
 
 def _teacher(run: Run, options: dict[str, Any]) -> Distillation:
@@ -189,6 +207,7 @@ def _told(steps: Steps, how: Finetuning, rounds: list[dict[str, Any]]) -> dict[s
         "epochs": how.epochs if steps.rewind is None else None,
         "steps": sum(r["steps"] for r in rounds),
         "seeds": list(dict.fromkeys(r["seed"] for r in rounds)),
+        **({"tokens": asked.tokens} if asked.tokens is not None else {}),
         "distill": asked.distill.model_dump(mode="json") if asked.distill else None,
     }
 

@@ -24,6 +24,9 @@ WISHES: list[tuple[dict[str, Any], dict[str, Any]]] = [
       "finetune": {"epochs": 1, "lr": 0.1}}),
     ({"sparsity": 0.5, "rewind": 3, "distill": 0.2, "temperature": 2, "name": "x"},
      {"name": "x", "sparsity": 0.5, "rewind": 3, "finetune": {"distill": {"weight": 0.2, "temperature": 2}}}),
+    ({"sparsity": 0.5, "refine_tokens": "64k", "tune_tokens": "1.5M", "lr": 0.1, "name": "x"},
+     {"name": "x", "sparsity": 0.5, "refine": {"stream": {"tokens": 64000}},
+      "finetune": {"tokens": 1500000, "lr": 0.1, "distill": {"weight": 1.0, "temperature": 1.0}}}),
 ]  # fmt: skip
 
 
@@ -42,6 +45,11 @@ def test_options_and_keys_that_wish_the_same_are_one_section(options: dict[str, 
          {"sparsity": 0.5, "refine": {"when": "never", "again": 1}}, "again goes with when: always, not never"),
         ({}, "prune needs --sparsity, a budget such as --max-params, or --apply PLAN",
          {}, "r.yaml: structure 'unstructured' needs a sparsity"),
+        ({"sparsity": 0.5, "refine_tokens": "5k", "refine": False}, "--refine-tokens with --no-refine: leave one of them out",
+         {"sparsity": 0.5, "refine": {"stream": {"tokens": 5000}, "rounds": 3}}, "rounds is for samples that are kept"),
+        ({"sparsity": 0.5, "tune_tokens": "5k", "finetune": 1},
+         "--tune-tokens trains by KL to the dense model for so long; leave --finetune out",
+         {"sparsity": 0.5, "finetune": {"tokens": "many"}}, "'many' is no number of tokens; write for example 500k or 1.5M"),
     ],
 )  # fmt: skip
 def test_one_check_names_the_option_or_the_key(

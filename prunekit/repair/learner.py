@@ -1,0 +1,173 @@
+"""Scores by which units stay, and one step of learning them: straight-through, tensor by tensor.
+
+A score a unit; the best stay, and the gradient with respect to the mask goes straight to the scores (edge-popup: Ramanujan et
+al., arXiv 1911.13299). A score is moved by Adam (arXiv 1412.6980), whose second moments may be kept as one number a row and one a
+column (Adafactor: Shazeer and Stern, arXiv 1804.04235, without its other changes) and whose first in bfloat16.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prunekit.batch import Inputs, Labels
+from prunekit.repair.live import Live
+from prunekit.repair.swaps import Swaps
+
+NORMAL = (math.pi / 2 - 1) ** 0.5  # standard deviation over mean of |x| for normal x
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+
+
+class Learner:
+    """Scores ``(U,)``, and what their optimizer remembers.
+
+    Args:
+        swaps: the pattern, whose number of units stays in every step.
+        live: the model that gives gradients.
+        worth: where scores start, ``(U,)``, 0 or more, on any scale: it is divided by its standard deviation, or by what that
+            would be for normal values of the same mean if that is more (sizes of channels differ so little that their
+            deviation would put kept and removed ones out of each other's reach). It is changed in place.
+        lean: factored second moments and first ones in bfloat16, where units are single weights: 6 bytes a weight, scores
+            included, in the place of 12.
+    """
+
+    def __init__(self, swaps: Swaps, live: Live, worth: Tensor, lean: bool = False) -> None:
+        self.swaps, self.live = swaps, live
+        scale = torch.maximum(worth.std(correction=0), NORMAL * worth.mean()).clamp_min(1e-30)
+        self.scores = worth.div_(scale)
+        self.steps = 0
+        self._states: dict[str, _Adam | _LeanAdam] = {}
+        if swaps.spans is None:
+            self._states[""] = _Adam(self.scores)
+        for name in swaps.spans or ():
+            part = swaps.factor(name, self.scores)
+            self._states[name] = _LeanAdam(part) if lean else _Adam(part)
+
+    def step(self, batches: Sequence[tuple[Inputs, Labels]], samples: int, rate: float, t: float = 1.0) -> float:
+        """Moves the scores once; returns the mean of the live model's target where the gradient was taken.
+
+        Args:
+            samples: in all ``batches``.
+            rate: Adam's.
+            t: where on the segment from the dense model to the pruned one the gradient is taken, in (0, 1].
+        """
+        kept = self.swaps.select(self.scores)
+        units = kept if t == 1 else torch.where(kept, self.scores.new_ones(()), self.scores.new_full((), 1 - t))
+        self.live.scale(lambda name: self.swaps.factor(name, units))
+        self.steps += 1
+        if self.swaps.spans is not None:
+            return self.live.backward(batches, samples, lambda name, gradient: self._move(name, gradient, rate))
+        total = torch.zeros_like(self.scores)
+
+        def add(name: str, gradient: Tensor | None) -> None:
+            if gradient is not None:
+                self.swaps.add(name, gradient * self.live.dense[name], units, total)
+
+        found = self.live.backward(batches, samples, add)
+        self._states[""].move(self.scores, total, rate, self.steps)
+        return found
+
+    @torch.no_grad()
+    def _move(self, name: str, gradient: Tensor | None, rate: float) -> None:
+        score = self.swaps.factor(name, self.scores)  # a view
+        found = torch.zeros_like(score) if gradient is None else gradient.mul_(self.live.dense[name])
+        self._states[name].move(score, found, rate, self.steps)
+
+    def masks(self) -> Tensor:
+        """What stays by the scores now, ``(U,)`` boolean."""
+        return self.swaps.select(self.scores)
+
+    def show(self, keep: Tensor) -> None:
+        """Puts a mask ``(U,)`` on the live model, to be measured."""
+        self.live.scale(lambda name: self.swaps.factor(name, keep))
+
+    def bytes(self) -> int:
+        """Of scores and the optimizer's memory."""
+        return self.scores.nbytes + sum(state.bytes() for state in self._states.values())
+
+
+class _Adam:
+    """Adam of one tensor."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._first, self._second = torch.zeros_like(like), torch.zeros_like(like)
+
+    def move(self, score: Tensor, gradient: Tensor, rate: float, step: int) -> None:
+        """``score -= rate * m / (sqrt(v) + ε)``, in place, bias corrected."""
+        first, second = BETAS
+        self._first.lerp_(gradient, 1 - first)
+        self._second.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        size = (self._second / (1 - second**step)).sqrt_().add_(EPSILON)
+        score.addcdiv_(self._first, size, value=-rate / (1 - first**step))
+
+    def bytes(self) -> int:
+        return self._first.nbytes + self._second.nbytes
+
+
+class _LeanAdam:
+    """The same, in two bytes a score and two numbers a row and column of the tensor."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._first = torch.zeros_like(like, dtype=torch.bfloat16)
+        table = _table(like)
+        self._rows, self._columns = like.new_zeros(len(table)), like.new_zeros(table.shape[1])
+
+    def move(self, score: Tensor, gradient: Tensor, rate: float, step: int) -> None:
+        first, second = BETAS
+        square = _table(gradient).square()
+        self._rows.lerp_(square.mean(1), 1 - second)
+        self._columns.lerp_(square.mean(0), 1 - second)
+        momentum = self._first.to(gradient.dtype).lerp_(gradient, 1 - first)
+        self._first.copy_(momentum)
+        size = torch.outer(self._rows / self._rows.mean().clamp_min(1e-30), self._columns, out=square)
+        size.div_(1 - second**step).sqrt_().add_(EPSILON)
+        score.addcdiv_(momentum, size.view(score.shape), value=-rate / (1 - first**step))
+
+    def bytes(self) -> int:
+        return self._first.nbytes + self._rows.nbytes + self._columns.nbytes
+
+
+def _table(tensor: Tensor) -> Tensor:
+    """``(first axis, the others)``; a vector is one row."""
+    return tensor.reshape(1, -1) if tensor.dim() < 2 else tensor.flatten(1)
+
+
+@dataclass
+class FisherSum:
+    """``Σ_b (θ · mean gradient of batch b)²`` of every unit, ``(U,)``: Fisher's diagonal by whole batches, no sample alone.
+
+    Attributes:
+        total: the sum so far.
+        batches: how many.
+    """
+
+    swaps: Swaps
+    live: Live
+    total: Tensor
+    batches: int = 0
+
+    def add(self, x: Inputs, y: Labels, samples: int) -> None:
+        """Adds a batch's; the model is looked at as ``live`` is scaled."""
+        spans = self.swaps.spans
+        once = None if spans is not None else torch.zeros_like(self.total)
+        whole = torch.ones((), dtype=self.total.dtype, device=self.total.device).expand(len(self.total))
+
+        def use(name: str, gradient: Tensor | None) -> None:
+            if gradient is None:
+                return
+            signed = gradient.mul_(self.live.dense[name])
+            if spans is not None:
+                self.total[spans[name]] += signed.flatten().square_()
+            else:
+                assert once is not None
+                self.swaps.add(name, signed, whole, once)
+
+        self.live.backward([(x, y)], samples, use)
+        if once is not None:
+            self.total += once.square_()
+        self.batches += 1

@@ -1,0 +1,239 @@
+"""Masks learnt from a stream of fresh samples, at the size of language models: nothing is kept of a sample, nor sorted.
+
+Scores start at ``|θ|^(1-p) (θ² Σ_b ḡ_b²)^(p/2)``, ``ḡ_b`` the loss's mean gradient over a batch; every step takes one batch that
+no step before has seen, at a rate that falls to 0; now and then the mask is judged on samples of its own, and the best is kept.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.batch import Batch, size, to
+from prunekit.data import Samples
+from prunekit.errors import NonFiniteError, UsageError
+from prunekit.kernel import ModelFunction
+from prunekit.progress import Bar
+from prunekit.repair.deadline import Deadline
+from prunekit.repair.hidden import HiddenStates
+from prunekit.repair.learner import FisherSum, Learner
+from prunekit.repair.live import Live
+from prunekit.repair.stream import Stream
+from prunekit.repair.swaps import Swaps
+from prunekit.task import Target, Task
+from prunekit.task.evaluation import run
+from prunekit.trajectory import Layout
+from prunekit.trajectory.bare import named_tensors
+from prunekit.trajectory.layout import fixed_state
+
+FIRST_LOOK = 16
+"""Batches that scores start from, at most; of a short stream a tenth."""
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """How long to learn from a stream, and in which precision.
+
+    Attributes:
+        tokens: that are learnt from in all, those of the first look included: of text its tokens, else samples.
+        batch: samples a step.
+        rate: of Adam at the first step, in standard deviations of the scores; it falls to 0 in a straight line.
+        looks: how often the mask is judged on the way.
+        lean: factored second moments and first ones in bfloat16: 10 bytes a weight beside the model, for 16.
+        autocast: compute in bfloat16 where torch's autocast does.
+        checkpointing: run the blocks of the model again instead of keeping their activations.
+
+    Raises:
+        UsageError: one is out of range.
+    """
+
+    tokens: int
+    batch: int = 16
+    rate: float = 0.02
+    looks: int = 10
+    lean: bool = True
+    autocast: bool = False
+    checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "batch", "looks"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UsageError(f"refine: {name} is {value!r}; it must be a whole number from 1 upwards")
+        if not 0 < self.rate < math.inf:
+            raise UsageError(f"refine: rate is {self.rate!r}; it must be above 0")
+
+
+@dataclass(frozen=True)
+class Look:
+    """A mask that was judged.
+
+    Attributes:
+        step: after which.
+        keep: ``(U,)``.
+        learn: mean of the target over the batches since the last look, each where its step took the gradient.
+        accept: its mean over the samples that judge.
+    """
+
+    step: int
+    keep: Tensor
+    learn: float
+    accept: float
+
+
+class StreamLearning:
+    """Learning in progress: ``looks()`` gives masks as they are judged, the given one first.
+
+    Args:
+        model: the dense model; it gives the reference, is left as it is, and is computed with on its own device.
+        samples: to learn from; fetched as they are needed.
+        accept: to judge on, as often as there are looks.
+        target: ``kl``, ``hidden``, ``loss``, or a function ``(outputs, labels) -> (samples, targets)``.
+        temper: p of the scores' start.
+    """
+
+    def __init__(
+        self,
+        swaps: Swaps,
+        model: nn.Module,
+        samples: Samples,
+        accept: Samples,
+        how: Streaming,
+        *,
+        task: Task,
+        target: str | Target = "kl",
+        temper: float = 0.5,
+        seed: int = 0,
+        deadline: Deadline | None = None,
+    ) -> None:
+        device = next(model.parameters()).device
+        self._model, self._task, self._swaps, self._how, self._temper = model, task, swaps, how, temper
+        self._accept, self._deadline = accept.bounded(how.batch), deadline or Deadline(None)
+        self._stream = Stream(samples, how.batch, device, seed)
+        layout = Layout.of(model)
+        made = partial(ModelFunction, model, layout, fixed_state(model, layout), device=device, task=task)
+        function = made("loss")  # its private copy of the model is the only one
+        held = named_tensors(model)
+        live = partial(
+            Live,
+            dense={entry.name: held[entry.name].detach() for entry in layout},
+            scaled=swaps.scaled(),
+            autocast=how.autocast,
+            checkpointing=how.checkpointing,
+        )
+        self._hidden = HiddenStates(model, function.model) if target == "hidden" else None
+        aim = task.divergence if target == "kl" else self._hidden or target
+        self._first, self._live = live(function), live(function.aimed(aim))
+        self._refers = target in ("kl", "hidden")
+        per_batch = self._stream.tokens()
+        if how.tokens < 2 * per_batch:
+            raise UsageError(
+                f"refine: tokens is {how.tokens:,}, and a batch of {self._stream.batch_size} samples has {per_batch:,}; give two "
+                "batches' at least, or a smaller batch"
+            )
+        total = how.tokens // per_batch
+        self.looked = min(FIRST_LOOK, max(1, total // 10))
+        self.steps, self.tokens_a_step = total - self.looked, per_batch
+        self.learner: Learner | None = None
+        self.seconds = 0.0
+
+    def looks(self) -> Iterator[Look]:
+        """Judged masks; ends when all steps are done or time is over.
+
+        Raises:
+            NonFiniteError: the target is NaN or Inf.
+        """
+        how, swaps = self._how, self._swaps
+        batches = iter(self._stream)
+        yield Look(0, swaps.keep, *self._given(batches))
+        self.learner = learner = Learner(swaps, self._live, self._start(batches), how.lean)
+        every, since = max(1, self.steps // how.looks), list[float]()
+        with Bar("learn", self.steps) as bar:
+            for step in range(1, self.steps + 1):
+                begun = time.perf_counter()
+                gone = max((step - 1) / self.steps, self._deadline.share)
+                x, y = self._referred(next(batches))
+                since.append(learner.step([(x, y)], size(x), how.rate * (1 - gone)))
+                self.seconds += time.perf_counter() - begun
+                bar.advance()
+                if not math.isfinite(since[-1]):
+                    raise NonFiniteError(f"refine: the target is {since[-1]} in step {step}; lower rate, or leave out autocast")
+                if step % every == 0 or step == self.steps or self._deadline.passed:
+                    keep = learner.masks()
+                    look = Look(step, keep, sum(since) / len(since), self._judged(keep))
+                    since.clear()
+                    bar.describe(f"learn, step {step}: divergence {look.accept:.4g}")
+                    yield look
+                if self._deadline.passed:
+                    return
+
+    def close(self) -> None:
+        """Leaves the dense model as it was."""
+        if self._hidden is not None:
+            self._hidden.close()
+
+    def facts(self, steps: int) -> dict[str, Any]:
+        """What the plan tells of its cost.
+
+        Args:
+            steps: that were taken.
+
+        Returns:
+            ``tokens`` and ``steps``, ``seconds`` a step, and ``bytes`` a prunable weight beside the model and one batch: the
+            ``copy`` that runs, and ``scores`` with what their optimizer remembers.
+        """
+        found: dict[str, Any] = {"tokens": (steps + self.looked) * self.tokens_a_step, "steps": steps}
+        if self.learner is not None and steps:
+            weights = sum(self._live.dense[name].numel() for name in self._swaps.scaled())
+            found["seconds"] = round(self.seconds / steps, 6)
+            found["bytes"] = {"copy": 4.0, "scores": round(self.learner.bytes() / weights, 3)}
+        return found
+
+    def _given(self, batches: Iterator[Batch]) -> tuple[float, float]:
+        """The given mask's target on one batch, and on the samples that judge."""
+        self._show(self._swaps.keep)
+        x, y = self._referred(next(batches))
+        return float(self._live.values(x, y).sum()) / size(x), self._mean()
+
+    def _start(self, batches: Iterator[Batch]) -> Tensor:
+        """``magnitude^(1-p) × influence^p``, the influence by whole batches, ``(U,)``."""
+        swaps, p = self._swaps, self._temper
+        self._first.scale(lambda name: torch.ones((), device=self._first.dense[name].device))
+        total = torch.zeros(len(swaps.keep), device=swaps.keep.device)
+        fisher = FisherSum(swaps, self._first, total)
+        for x, y in islice(batches, self.looked):
+            fisher.add(x, y, size(x))
+        layout = Layout.of(self._model)
+        size_of = swaps.magnitude(layout.state(self._model).to(total))
+        return total.pow_(p / 2).mul_(size_of.pow_(1 - p))
+
+    def _referred(self, batch: Batch) -> Batch:
+        """The batch with the dense model's reference beside its labels, where the target compares with it."""
+        x, y = batch
+        if not self._refers:
+            return batch
+        with torch.no_grad(), self._live.running():
+            outputs = run(self._model, batch, self._task)
+            return x, (self._task.reference(outputs) if self._hidden is None else self._hidden.reference(), y)
+
+    def _show(self, keep: Tensor) -> None:
+        self._live.scale(lambda name: self._swaps.factor(name, keep))
+
+    def _judged(self, keep: Tensor) -> float:
+        self._show(keep)
+        return self._mean()
+
+    def _mean(self) -> float:
+        total = 0.0
+        for batch in self._accept:
+            x, y = self._referred(to(batch, self._stream.device))
+            total += float(self._live.values(x, y).double().sum())
+        return total / len(self._accept)

@@ -1,0 +1,186 @@
+"""Masks learnt from a stream: counts exact, gradients plain autograd's, the dense model untouched, one language model smaller."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prunekit import Trajectory, UsageError, make_plan, refine, score
+from prunekit.data import Samples
+from prunekit.kernel import ModelFunction
+from prunekit.repair.learner import Learner
+from prunekit.repair.limits import Count, best
+from prunekit.repair.live import Live
+from prunekit.repair.stream import Stream
+from prunekit.repair.streamed import Streaming
+from prunekit.repair.swaps import Runs, get_swaps
+from prunekit.task import get_task
+from prunekit.trajectory import Layout
+from prunekit.trajectory.layout import fixed_state
+
+TASK = get_task("causal_lm")
+
+
+class Block(nn.Module):
+    """Looks one token back."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = torch.cat([x[:, :1], x[:, :-1]], 1)
+        found: Tensor = x + self.down(torch.tanh(self.up(self.norm(x + before))))
+        return found
+
+
+class Writer(nn.Module):
+    """A language model of two blocks."""
+
+    def __init__(self, vocabulary: int = 50, width: int = 16, hidden: int = 24) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(vocabulary, width), nn.Linear(width, vocabulary)
+        self.blocks = nn.ModuleList([Block(width, hidden), Block(width, hidden)])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        for block in self.blocks:
+            x = block(x)
+        found: Tensor = self.head(x)
+        return found
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return Writer().eval()
+
+
+@pytest.fixture(scope="module")
+def texts() -> Samples:
+    tokens = torch.randint(50, (40, 12), generator=torch.Generator().manual_seed(1))
+    return Samples.of([(tokens, tokens)], TASK.batch)
+
+
+def plan_of(model: nn.Module, sparsity: float | None = 0.5, structure: str = "unstructured") -> Any:
+    scores = score(Trajectory.of(model), model, criterion="magnitude", ignore=["embed*", "head*"])
+    example = torch.zeros(1, 12, dtype=torch.long) if structure == "channels" else None
+    return make_plan(scores, model, example, sparsity=sparsity, structure=structure)
+
+
+@pytest.mark.parametrize("values", ["spread", "equal", "few"])
+def test_the_largest_of_many_are_those_of_a_sort(values: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    worth = torch.randn(300_000, generator=generator)
+    if values != "spread":
+        worth = (worth * (0 if values == "equal" else 2)).round()
+    for count in (1, 1000, 150_000, 299_999, 300_000):
+        order = worth.sort(descending=True, stable=True).indices[:count]
+        expected = torch.zeros(len(worth), dtype=torch.bool).index_fill(0, order, True)
+        assert torch.equal(best(worth, count), expected)
+
+
+def test_a_count_keeps_closed_units_away() -> None:
+    worth = torch.arange(10.0)
+    limits = Count(torch.arange(10) < 4)
+    limits.close(torch.arange(10) == 9)
+    assert limits.select(worth).nonzero()[:, 0].tolist() == [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("structure", ["2:4", "5:20"])
+def test_runs_keep_their_best(model: nn.Module, structure: str) -> None:
+    plan = plan_of(model, structure=structure, sparsity=None)
+    size = int(structure.split(":")[1])
+    swaps = get_swaps(plan, Layout.of(model), torch.device("cpu"))
+    assert isinstance(swaps, Runs)
+    worth = torch.randn(len(swaps.keep), generator=torch.Generator().manual_seed(2)).round(decimals=1)
+    keep = swaps.select(worth)
+    for name, span in swaps.spans.items():
+        rows, kept = worth[span].view(plan.keep[name].shape), keep[span].view(plan.keep[name].shape)
+        for begin in range(0, rows.shape[1], size):
+            run = rows[:, begin : begin + size]
+            stay = plan.keep[name][:, begin : begin + size].sum(1)
+            order = run.sort(dim=1, descending=True, stable=True).indices
+            expected = torch.zeros_like(run, dtype=torch.bool)
+            for row, (places, count) in enumerate(zip(order, stay, strict=True)):
+                expected[row, places[:count]] = True
+            assert torch.equal(kept[:, begin : begin + size], expected)
+
+
+@pytest.mark.parametrize("structure", ["unstructured", "channels", "block:4x4"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_live_models_gradient_is_that_of_the_mask(
+    model: nn.Module, texts: Samples, structure: str, checkpointing: bool
+) -> None:
+    plan = plan_of(model, structure=structure)
+    layout = Layout.of(model)
+    swaps = get_swaps(plan, layout, torch.device("cpu"))
+    function = ModelFunction(model, layout, fixed_state(model, layout), "loss", task=TASK)
+    theta = layout.state(model)
+    live = Live(function, layout.views(theta), swaps.scaled(), checkpointing=checkpointing)
+    units = torch.rand(len(swaps.keep), generator=torch.Generator().manual_seed(4)).requires_grad_()
+    x, y = texts.batch(0)
+    expected = torch.autograd.grad(function(theta * swaps.expand(units), x, y).sum() / len(texts), units)[0]
+    found = torch.zeros_like(expected)
+
+    def use(name: str, gradient: Tensor | None) -> None:
+        assert gradient is not None
+        swaps.add(name, gradient * live.dense[name], units.detach(), found)
+
+    live.scale(lambda name: swaps.factor(name, units.detach()))
+    live.backward([(x, y)], len(texts), use)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_adam_is_torchs(model: nn.Module, texts: Samples) -> None:
+    plan, layout = plan_of(model), Layout.of(model)
+    swaps = get_swaps(plan, layout, torch.device("cpu"))
+    function = ModelFunction(model, layout, fixed_state(model, layout), "loss", task=TASK)
+    theta = layout.state(model)
+    live = Live(function, layout.views(theta), swaps.scaled())
+    learner = Learner(swaps, live, swaps.magnitude(theta))
+    mine = learner.scores.clone()
+    optimizer = torch.optim.Adam([mine], lr=0.05)
+    for _ in range(4):
+        mask = swaps.select(mine).float().requires_grad_()
+        value = function(theta * swaps.expand(mask), *texts.batch(0)).sum() / len(texts)
+        mine.grad = torch.autograd.grad(value, mask)[0]
+        optimizer.step()
+        assert learner.step([texts.batch(0)], len(texts), 0.05) == pytest.approx(value.item(), rel=1e-5)
+    moved = (learner.scores - mine).abs() > 1e-3
+    assert moved.float().mean() < 0.01  # the sign of a gradient that is nearly nought is a matter of rounding
+
+
+@pytest.mark.parametrize("target", ["kl", "hidden", "loss"])
+def test_a_stream_lowers_what_it_is_aimed_at(model: nn.Module, texts: Samples, target: str) -> None:
+    plan = plan_of(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    how = Streaming(tokens=12 * 8 * 40, batch=8, looks=4)
+    found = refine(plan, model, texts, accept=texts, task=TASK, target=target, stream=how)
+    facts = found.provenance["refine"]
+    assert facts["after"]["accept"] < facts["before"]["accept"]
+    assert found.counts() != plan.counts()
+    assert found.sparsity() == plan.sparsity()
+    assert facts["stream"]["tokens"] == how.tokens
+    assert facts["stream"]["bytes"]["scores"] < 6.5  # of 12 that scores and Adam's two moments take
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_stream_gives_every_sample_once_a_pass(texts: Samples) -> None:
+    tokens = texts.batch(0)[0]
+    seen = [x for x, _ in islice(Stream(texts, 8, seed=5), 10)]
+    for part in (seen[:5], seen[5:]):
+        assert sorted(torch.cat(part).tolist()) == sorted(tokens.tolist())
+    assert Stream(texts, 8).tokens() == 8 * 12
+
+
+def test_too_few_tokens_are_refused(model: nn.Module, texts: Samples) -> None:
+    with pytest.raises(UsageError, match="two batches"):
+        refine(plan_of(model), model, texts, accept=texts, task=TASK, stream=Streaming(tokens=100))
+    with pytest.raises(UsageError, match="tokens is 0"):
+        Streaming(tokens=0)
