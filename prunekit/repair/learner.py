@@ -124,8 +124,8 @@ class _LeanAdam:
         self._columns.lerp_(square.mean(0), 1 - second)
         momentum = self._first.to(gradient.dtype).lerp_(gradient, 1 - first)
         self._first.copy_(momentum)
-        size = torch.outer(self._rows / self._rows.mean().clamp_min(1e-30), self._columns, out=square)
-        size.div_(1 - second**step).sqrt_().add_(EPSILON)
+        corrected = (1 - second**step) * self._rows.mean().clamp_min(1e-30)
+        size = torch.outer((self._rows / corrected).sqrt_(), self._columns.sqrt(), out=square).add_(EPSILON)
         score.addcdiv_(momentum, size.view(score.shape), value=-rate / (1 - first**step))
 
     def bytes(self) -> int:

@@ -30,7 +30,7 @@ def best(worth: Tensor, count: int) -> Tensor:
     return keep
 
 
-SAMPLED = 2**16
+SAMPLED = 2**14
 """Values whose quantiles bound the search for a threshold."""
 
 

@@ -23,12 +23,13 @@ from prunekit.errors import NonFiniteError, UsageError
 from prunekit.kernel import ModelFunction
 from prunekit.progress import Bar
 from prunekit.repair.deadline import Deadline
+from prunekit.repair.fused_kl import fused_kl
 from prunekit.repair.hidden import HiddenStates
 from prunekit.repair.learner import FisherSum, Learner
 from prunekit.repair.live import Live
 from prunekit.repair.stream import Stream
 from prunekit.repair.swaps import Swaps
-from prunekit.task import Target, Task
+from prunekit.task import Classification, Target, Task
 from prunekit.task.evaluation import run
 from prunekit.trajectory import Layout
 from prunekit.trajectory.bare import named_tensors
@@ -57,7 +58,7 @@ class Streaming:
 
     tokens: int
     batch: int = 16
-    rate: float = 0.02
+    rate: float = 0.04
     looks: int = 10
     lean: bool = True
     autocast: bool = False
@@ -130,7 +131,7 @@ class StreamLearning:
             checkpointing=how.checkpointing,
         )
         self._hidden = HiddenStates(model, function.model) if target == "hidden" else None
-        aim = task.divergence if target == "kl" else self._hidden or target
+        aim = _divergence(task) if target == "kl" else self._hidden or target
         self._first, self._live = live(function), live(function.aimed(aim))
         self._refers = target in ("kl", "hidden")
         per_batch = self._stream.tokens()
@@ -154,14 +155,13 @@ class StreamLearning:
         how, swaps = self._how, self._swaps
         batches = iter(self._stream)
         yield Look(0, swaps.keep, *self._given(batches))
-        self.learner = learner = Learner(swaps, self._live, self._start(batches), how.lean)
+        learner = self.begin(batches)
         every, since = max(1, self.steps // how.looks), list[float]()
         with Bar("learn", self.steps) as bar:
             for step in range(1, self.steps + 1):
                 begun = time.perf_counter()
                 gone = max((step - 1) / self.steps, self._deadline.share)
-                x, y = self._referred(next(batches))
-                since.append(learner.step([(x, y)], size(x), how.rate * (1 - gone)))
+                since.append(self.step(next(batches), how.rate * (1 - gone)))
                 self.seconds += time.perf_counter() - begun
                 bar.advance()
                 if not math.isfinite(since[-1]):
@@ -174,6 +174,17 @@ class StreamLearning:
                     yield look
                 if self._deadline.passed:
                     return
+
+    def begin(self, batches: Iterator[Batch]) -> Learner:
+        """Scores from a first look at some batches."""
+        self.learner = Learner(self._swaps, self._live, self._start(batches), self._how.lean)
+        return self.learner
+
+    def step(self, batch: Batch, rate: float) -> float:
+        """Learns from one batch; returns the mean of the target there."""
+        assert self.learner is not None
+        x, y = self._referred(batch)
+        return self.learner.step([(x, y)], size(x), rate)
 
     def close(self) -> None:
         """Leaves the dense model as it was."""
@@ -237,3 +248,10 @@ class StreamLearning:
             x, y = self._referred(to(batch, self._stream.device))
             total += float(self._live.values(x, y).double().sum())
         return total / len(self._accept)
+
+
+def _divergence(task: Task) -> Target:
+    """The task's own; of classes, by as few passes over them as it takes."""
+    if isinstance(task, Classification) and type(task).divergence is Classification.divergence:
+        return partial(task.divergence_by, fused_kl)
+    return task.divergence

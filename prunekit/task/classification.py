@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -219,17 +219,18 @@ class Classification(Task):
 
     def divergence(self, outputs: Tensor, labels: Labels) -> Tensor:
         """KL(reference ‖ model) per sample in nats, the mean over places that count: ``(samples, 1)``."""
+        return self.divergence_by(_kl, outputs, labels)
+
+    def divergence_by(self, kl: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, labels: Labels) -> Tensor:
+        """The same by another way to KL: ``(log-probabilities, outputs)`` with classes last -> one number a place."""
         reference: Tensor
         reference, true = labels
         axis = self._kl_axis(outputs)
-        reference, last = reference.movedim(axis, -1), outputs.movedim(axis, -1)
-        out_of_it = reference == -torch.inf
-        found = F.log_softmax(last, -1).masked_fill(out_of_it, 0)
-        kl = (reference.exp() * (reference.masked_fill(out_of_it, 0) - found)).sum(-1)
+        found = kl(reference.movedim(axis, -1), outputs.movedim(axis, -1))
         if outputs.dim() == 2 or true is None or true.is_floating_point():
-            return kl.reshape(len(outputs), -1).mean(1, keepdim=True)
-        counted: Tensor = (true != self.ignore_index).to(kl)
-        return ((kl * counted).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp_min(1))[:, None]
+            return found.reshape(len(outputs), -1).mean(1, keepdim=True)
+        counted: Tensor = (true != self.ignore_index).to(found)
+        return ((found * counted).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp_min(1))[:, None]
 
     def curved(self, outputs: Tensor, labels: Labels, direction: Tensor) -> Tensor:
         axis = self._kl_axis(outputs)
@@ -293,6 +294,13 @@ class Classification(Task):
             if value != usual:
                 found[key] = list(value) if isinstance(value, tuple) else value
         return {} if found == {"name": "classification"} else found
+
+
+def _kl(reference: Tensor, outputs: Tensor) -> Tensor:
+    """KL along the last axis; what the reference rules out (a log-probability of -inf) adds nothing."""
+    out_of_it = reference == -torch.inf
+    found = F.log_softmax(outputs, -1).masked_fill(out_of_it, 0)
+    return (reference.exp() * (reference.masked_fill(out_of_it, 0) - found)).sum(-1)
 
 
 def _weights(given: Any) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from prunekit import Trajectory, UsageError, make_plan, refine, score
 from prunekit.data import Samples
 from prunekit.kernel import ModelFunction
+from prunekit.repair.fused_kl import fused_kl
 from prunekit.repair.learner import Learner
 from prunekit.repair.limits import Count, best
 from prunekit.repair.live import Live
@@ -19,6 +20,7 @@ from prunekit.repair.stream import Stream
 from prunekit.repair.streamed import Streaming
 from prunekit.repair.swaps import Runs, get_swaps
 from prunekit.task import get_task
+from prunekit.task.classification import _kl
 from prunekit.trajectory import Layout
 from prunekit.trajectory.layout import fixed_state
 
@@ -184,3 +186,17 @@ def test_too_few_tokens_are_refused(model: nn.Module, texts: Samples) -> None:
         refine(plan_of(model), model, texts, accept=texts, task=TASK, stream=Streaming(tokens=100))
     with pytest.raises(UsageError, match="tokens is 0"):
         Streaming(tokens=0)
+
+
+def test_the_fused_divergence_is_the_tasks() -> None:
+    generator = torch.Generator().manual_seed(6)
+    logits = torch.randn(3, 5, 7, dtype=torch.float64, generator=generator).requires_grad_()
+    theirs = torch.randn(3, 5, 7, dtype=torch.float64, generator=generator)
+    theirs[0, 0, :3] = -torch.inf  # ruled out
+    reference = theirs.log_softmax(-1)
+    labels = torch.randint(7, (3, 5), generator=generator).index_fill(1, torch.tensor([4]), -100)
+    expected, found = (TASK.divergence_by(kl, logits, (reference, labels)) for kl in (_kl, fused_kl))
+    torch.testing.assert_close(found, expected)
+    weights = torch.tensor([[1.0], [2.0], [0.5]], dtype=torch.float64)
+    gradients = [torch.autograd.grad((value * weights).sum(), logits)[0] for value in (expected, found)]
+    torch.testing.assert_close(gradients[1], gradients[0])
