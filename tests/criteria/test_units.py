@@ -45,6 +45,7 @@ READERS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow  # it imports transformers
 @pytest.mark.parametrize(("family", "structure"), READERS)
 def test_flap_is_variance_times_squared_norm_of_what_reads_a_unit(family: str, structure: str) -> None:
     model, found, inputs = scored(family, "flap")
