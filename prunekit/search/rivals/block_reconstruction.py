@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.apply import masked
-from prunekit.batch import Inputs, call
+from prunekit.batch import Inputs, call, to
 from prunekit.errors import NonFiniteError, UsageError
 from prunekit.measure.undisturbed import undisturbed
 from prunekit.plan import Plan
@@ -53,7 +53,8 @@ def reconstructed(
         NonFiniteError: a block's error is NaN or Inf.
     """
     pruned = masked(model, plan).eval()
-    masks = {name: mask.to(next(model.parameters()).device) for name, mask in plan.masks().items()}
+    device = next(model.parameters()).device
+    masks = {name: mask.to(device) for name, mask in plan.masks().items()}
     theirs, ours = blocks_of(model), blocks_of(pruned)
     names = {id(module): name for name, module in pruned.named_modules()}
     found: list[BlockError] = []
@@ -61,10 +62,10 @@ def reconstructed(
         for dense, block in zip(theirs, ours, strict=True):
             name = names[id(block)]
             held = {n: masks[f"{name}.{n}"] for n, _ in block.named_parameters() if f"{name}.{n}" in masks}
-            batches = iter(stream)
-            fresh = next(batches)[0]
+            batches = (to(x, device) for x, _ in stream)
+            fresh = next(batches)
             before = _measured(model, dense, pruned, block, fresh)
-            _train(model, dense, pruned, block, held, (x for x, _ in islice(batches, steps)), steps, rate, bar.advance)
+            _train(model, dense, pruned, block, held, islice(batches, steps), steps, rate, bar.advance)
             found.append(BlockError(name, before, _measured(model, dense, pruned, block, fresh)))
             if not math.isfinite(found[-1].after):
                 raise NonFiniteError(f"{name}: its error is {found[-1].after} after {steps} steps; lower rate")

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from prunekit.batch import Batch, size
+from prunekit.batch import Batch, size, to
 from prunekit.errors import NonFiniteError
 from prunekit.kernel import ModelFunction
 from prunekit.progress import Bar
@@ -111,7 +111,8 @@ class SoftMasks:
         return found
 
     def _batches(self) -> Iterator[Batch]:
-        for x, y in self._stream:
+        for batch in self._stream:
+            x, y = to(batch, self.device)
             with torch.no_grad(), self._live.running():
                 reference = self._task.reference(run(self._model, (x, y), self._task))
             yield x, (reference, y)
