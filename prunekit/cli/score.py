@@ -43,7 +43,7 @@ def score(
     memory: Annotated[str | None, typer.Option(help="for scores in work, such as 512MiB.")] = None,
     max_error: Annotated[float | None, typer.Option(help="write nothing if the estimated error is larger.")] = None,
     target: Annotated[str | None, typer.Option(help="outputs, log_prob, margin, loss, or module:function.")] = None,
-    skip_unfit: Annotated[bool, typer.Option("--skip-unfit", help="wanda, obs: by magnitude what they cannot score.")] = False,
+    skip_unfit: Annotated[bool, typer.Option("--skip-unfit", help="wanda, obs, flap: by magnitude what they cannot.")] = False,
     seed: Seed = None, device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Score every prunable weight by one or more criteria."""

@@ -18,7 +18,9 @@ import torch
 from torch import nn
 
 from prunekit.criteria import (
+    block_influence,
     fisher,
+    flap,
     gradient,
     grasp,
     influence,
@@ -27,6 +29,7 @@ from prunekit.criteria import (
     movement,
     obs,
     random,
+    reap,
     snip,
     spec,
     synflow,
@@ -77,6 +80,9 @@ CRITERIA: Registry[Criterion] = Registry(
         "obs": obs.CRITERION,
         "wanda": wanda.CRITERION,
         "movement": movement.CRITERION,
+        "flap": flap.CRITERION,
+        "reap": reap.CRITERION,
+        "block_influence": block_influence.CRITERION,
         "random": random.CRITERION,
     },
 )
@@ -290,7 +296,9 @@ def score_evidence(evidence: Evidence, criterion: str) -> Scores:
     started = time.perf_counter()
     found = chosen.compute(replace(looking, partial_key=facts))
     findings = dict(found.findings)
-    if chosen.needs_data and "shift" not in findings:  # a shifted 0 is the lowest score, not an untouched weight
+    if (
+        chosen.needs_data and not {"shift", "uncovered"} & findings.keys()
+    ):  # a shifted 0 is the lowest score, not an untouched weight
         findings["uncovered"] = {n: count for n, v in found.importance.items() if (count := int((v == 0).sum()))}
     cost = {
         "seconds": round(time.perf_counter() - started, 3),
@@ -330,6 +338,10 @@ def provenance(evidence: Evidence, criterion: str) -> dict[str, Any]:
         "prunable": list(evidence.prunable),
         **({"kept": list(evidence.kept)} if evidence.kept else {}),
     }
+    if chosen.structure is not None:
+        facts["structure"] = chosen.structure
+        if evidence.attention:
+            facts["attention"] = [one if isinstance(one, str) else dict(one) for one in evidence.attention]
     single = Single.of(name)
     if not CRITERIA.is_own(single.name):
         facts["code"] = {"path": CRITERIA.path(single.name), "source": source(chosen.compute)}

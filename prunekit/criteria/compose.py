@@ -88,6 +88,10 @@ def _check_same(name: str, parts: tuple[Scores, ...]) -> None:
                     f"{name}: scores of {first.criterion} and of {part.criterion} were made from different {key} "
                     f"({first.provenance[key]}, {part.provenance[key]}); score them again with --overwrite"
                 )
+    of = {part.structure: part.criterion for part in parts if part.structure is not None}
+    if len(of) > 1:
+        said = " and ".join(f"{criterion} scores {structure}" for structure, criterion in of.items())
+        raise ArtifactError(f"{name}: {said}; scores of different structures cannot be composed")
 
 
 def _compact(importance: dict[str, Tensor], like: Scores) -> dict[str, Tensor]:

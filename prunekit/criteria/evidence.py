@@ -16,6 +16,7 @@ from prunekit.data import Samples
 from prunekit.errors import PrunekitError, UsageError
 from prunekit.kernel import ModelFunction
 from prunekit.kernel.attribution import MEMORY
+from prunekit.structure import Mappings
 from prunekit.task import Classification, Target, Task
 from prunekit.task.evaluation import unfit
 from prunekit.task.task import flat
@@ -41,6 +42,8 @@ class Evidence:
         classes: outputs that the target ``outputs`` is restricted to; empty for all. The samples are the caller's to choose.
         memory: bytes for scores in work.
         kept: layers that lose nothing, whatever is cut: see ``prunekit.structure.kept_layers``.
+        attention: attention and families that names do not give away, for criteria that score units of a structure; see
+            ``prunekit.structure.structure.Mappings``.
         skip_unfit: weights that a criterion cannot score (Wanda's and OBS' without inputs) by magnitude instead of refusing.
         options: what the criterion's own name says, ``name(key=value)``; those that are fields here are set already.
         partial: where finished chunks are kept until all are done; ``partial_key``: what they are made from.
@@ -65,6 +68,7 @@ class Evidence:
     classes: tuple[int, ...] = ()
     memory: int = MEMORY
     kept: tuple[str, ...] = ()
+    attention: Mappings = ()
     skip_unfit: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
     partial: Path | None = None
@@ -280,6 +284,7 @@ class Criterion:
         group: how a group's importance follows from the file, a name from ``prunekit.criteria.group_scores.GROUPINGS``: ``sum``
             of the signed axis sums (additive criteria), ``l1`` or ``l2`` norm of the importances, one ``draw`` …
         aggregation: how signed scores become an importance; None leaves it to the evidence. Additive criteria only.
+        structure: the one structure whose units it scores, where it scores no weights (``prunekit.criteria.units``).
         accepts: options that may be written behind its name, from ``prunekit.criteria.spec.OPTIONS``.
         preset: options that its name stands for.
     """
@@ -291,5 +296,6 @@ class Criterion:
     by_inputs: bool = False
     group: str = "l2"
     aggregation: str | None = None
+    structure: str | None = None
     accepts: tuple[str, ...] = ()
     preset: Mapping[str, str] = field(default_factory=dict)

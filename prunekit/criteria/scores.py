@@ -66,6 +66,11 @@ class Scores:
         """These scores' provenance, and that of all that they are composed of."""
         return [self.provenance, *(found for part in self.parts for found in part.every_provenance)]
 
+    @property
+    def structure(self) -> str | None:
+        """The one structure that the scores, or those that they are composed of, are of; None where they are of weights."""
+        return next((found["structure"] for found in self.every_provenance if found.get("structure")), None)
+
     def check(self) -> None:
         """Refuses what no plan can be made of.
 

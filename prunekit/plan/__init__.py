@@ -128,6 +128,11 @@ def plan_from(
     shared_by = get_allocation(allocation)
     sparsity = asked_sparsity(structure, sparsity)
     scores.check()
+    if scores.structure not in (None, structure):
+        raise UsageError(
+            f"scores of {scores.criterion} are of {scores.structure}, and the structure is {structure}; prune "
+            f"{scores.structure}, or take a criterion that scores weights"
+        )
     buffers = {name: tuple(buffer.shape) for name, buffer in model.named_buffers()}
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()} | buffers
     for name, tensor in scores.importance.items():

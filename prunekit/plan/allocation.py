@@ -60,6 +60,24 @@ def lamp(importance: Importances, request: Request) -> Importances:
     return {name: group_scores.lamp(values.double().square()) for name, values in importance.items()}
 
 
+def standardised(importance: Importances, request: Request) -> Importances:
+    """Each layer's importances less their mean, over their standard deviation (FLAP: An et al. 2023, arXiv 2312.11983).
+
+    What has no importance at all goes first and takes no part in either: a pruning that goes on from an earlier one never gives
+    back what is gone.
+    """
+    return {name: _standardised(values.double()) for name, values in importance.items()}
+
+
+def _standardised(values: Tensor) -> Tensor:
+    some = values[values != 0]
+    if not len(some):
+        return values - torch.inf
+    spread = some.std(correction=0)
+    centred = (values - some.mean()) / torch.where(spread > 0, spread, torch.ones_like(spread))
+    return torch.where(values == 0, -torch.inf, centred)
+
+
 def erk(importance: Importances, request: Request) -> Importances:
     """Erdős–Rényi kernel: density ∝ sum of a weight's axes / their product (Evci et al. 2020, arXiv 1911.11134)."""
     axes = {name: torch.Size(request.shapes.get(name, values.shape)) for name, values in importance.items()}
@@ -73,7 +91,8 @@ def proportional(importance: Importances, request: Request) -> Importances:
 
 
 ALLOCATIONS: dict[str, Allocation] = {
-    "global": keep_global, "uniform": uniform, "mean": mean, "lamp": lamp, "erk": erk, "proportional": proportional,
+    "global": keep_global, "uniform": uniform, "mean": mean, "standardised": standardised, "lamp": lamp, "erk": erk,
+    "proportional": proportional,
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from prunekit.errors import UsageError
 from prunekit.measure import merit
 from prunekit.plan import choices
 from prunekit.progress import track
@@ -22,6 +23,9 @@ def choose(
 
     Args:
         comparison: made from the same scores and validation samples, or None.
+
+    Raises:
+        UsageError: all scores are of another structure.
     """
     cells = [
         cell
@@ -31,7 +35,10 @@ def choose(
         and cell["allocation"] in allocations
         and cell["criterion"] in candidates.scores
     ]
-    wanted = [(c, a) for c in candidates.scores for a, _ in choices(structure, allocations, [sparsity])]
+    fitting = [name for name, scores in candidates.scores.items() if scores.structure in (None, structure)]
+    if not fitting:
+        raise UsageError(f"auto: none of {', '.join(candidates.scores)} scores {structure}; score another criterion first")
+    wanted = [(c, a) for c in fitting for a, _ in choices(structure, allocations, [sparsity])]
     if len(cells) != len(wanted):
         cells = [
             candidates.cell(structure, criterion, allocation, sparsity)

@@ -14,6 +14,7 @@ from prunekit.apply import masked
 from prunekit.artifact import Artifact, conform
 from prunekit.criteria import Scores
 from prunekit.data import Samples
+from prunekit.errors import UsageError
 from prunekit.measure import choosing, merit
 from prunekit.measure.measure import told
 from prunekit.plan import GROUPED, Plan, choices, plan_from
@@ -183,6 +184,11 @@ def compare(
         task: what the model is for; its first measure decides.
         repair_at: only at these sparsities (N:M always); None for all.
 
+    Scores of one structure (REAP's of experts) have no cells in others.
+
+    Raises:
+        UsageError: no scores are of any of the structures.
+
     Example:
         >>> import torch
         >>> from prunekit import Trajectory, compare, score
@@ -194,7 +200,15 @@ def compare(
         [('magnitude', True), ('random', True)]
     """
     candidates = Candidates(model, scores, batches, structures, attention, task)
-    grid = [(s, c, a, p) for s in structures for c in scores for a, p in choices(s, allocations, sparsities)]
+    grid = [
+        (s, c, a, p)
+        for s in structures
+        for c in scores
+        if scores[c].structure in (None, s)
+        for a, p in choices(s, allocations, sparsities)
+    ]
+    if not grid:
+        raise UsageError(f"compare: none of {', '.join(scores)} scores {', '.join(structures)}; score another criterion first")
     again = [
         (s, p)
         for s, p in dict.fromkeys((s, p) for s, _, _, p in grid)

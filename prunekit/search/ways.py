@@ -1,7 +1,8 @@
 """Ways to a better mask of the same size, from a plan: a plain dict from name to function, for comparisons.
 
 ``refined`` is ``prunekit.refine``; ``swapped`` and ``learnt`` are its two stages alone; ``rescored`` of units makes its own
-plan in rounds, at refine's cost or in ten; the others are the rivals, which take single weights only.
+plan in rounds, at refine's cost or in ten; the others are the rivals, which take single weights only. ``leap`` and ``maskllm``
+learn from a stream of the same samples; ``maskllm`` of N:M alone.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ from prunekit.errors import UsageError, nearest
 from prunekit.plan import GROUPED, Plan
 from prunekit.repair.objective import make_objective
 from prunekit.repair.refine import refine
+from prunekit.repair.stream import Stream
 from prunekit.repair.swaps import Weights
 from prunekit.search.rivals import RIVALS
 from prunekit.search.rivals.rescored import equal_cost
+from prunekit.search.rivals.streamed import STREAMED
 from prunekit.steps.by_schedule import prune_by_schedule
 from prunekit.steps.planner import Planner
 from prunekit.steps.schedule import Schedule
+from prunekit.structure import pattern_of
 from prunekit.trajectory import Layout
 
 RESCORED = "magnitude^0.5*taylor(target=margin,aggregation=l2)^0.5"
@@ -92,6 +96,15 @@ def _by_rival(plan: Plan, model: nn.Module, material: RepairSamples, *, name: st
     return pattern.plan(RIVALS[name](pattern, objective, material.seed))
 
 
+STEPS, BATCH = 300, 16
+
+
+def _by_streamed_rival(plan: Plan, model: nn.Module, material: RepairSamples, *, name: str) -> Plan:
+    device = next(model.parameters()).device
+    stream = Stream(material.learn, BATCH, device, material.seed)
+    return STREAMED[name](plan, model, stream, steps=STEPS, task=material.evidence.task, seed=material.seed)[0]
+
+
 def _rescored_units(plan: Plan, model: nn.Module, material: RepairSamples, *, most: int | None = None) -> Plan:
     """As many units of the same structure and allocation, by scores made anew in every round.
 
@@ -114,13 +127,23 @@ COMMON: dict[str, Repair] = {
 }
 """Of every structure."""
 
-REPAIRS: dict[str, Repair] = {**COMMON, **{name: partial(_by_rival, name=name) for name in RIVALS}}
+REPAIRS: dict[str, Repair] = {
+    **COMMON,
+    **{name: partial(_by_rival, name=name) for name in RIVALS},
+    "leap": partial(_by_streamed_rival, name="leap"),
+}
+"""Of single weights, wherever they are."""
+
+OF_RUNS: dict[str, Repair] = {**COMMON, **{name: partial(_by_streamed_rival, name=name) for name in ("leap", "maskllm")}}
+"""Of N:M."""
 
 
 def settings(name: str, structure: str) -> dict[str, Any]:
     """What decides a way's masks beside plan, model and material: a finished study measures it again when that changes."""
     if name == "rescored":
         return {"gradients": equal_cost()}
+    if name in ("leap", "maskllm"):
+        return {"steps": STEPS, "batch": BATCH}
     if name in COMMON and structure in GROUPED:
         return {"across": True, "importance": "margin"}
     return {}
@@ -135,6 +158,8 @@ def get_repair(name: str, structure: str) -> Repair:
     known = dict(COMMON)
     if structure == "unstructured":
         known = REPAIRS
+    elif (pattern := pattern_of(structure)) is not None and pattern.kind == "nm":
+        known = OF_RUNS
     elif structure in GROUPED:
         known |= {"rescored": _rescored_units, "rescored-10": partial(_rescored_units, most=10)}
     if name not in known:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batch import Batch, Inputs, Labels, call, leaves, named, to
-from prunekit.criteria import check_criterion, expand, parse
+from prunekit.criteria import check_criterion, expand, get_criterion, parse
 from prunekit.data import EVAL_BATCH, Split
 from prunekit.errors import PrunekitError, StructureError, UsageError, quoted
 from prunekit.huggingface import task_of
@@ -46,6 +46,8 @@ def try_once(recipe: Recipe, model: nn.Module, splits: dict[str, Split], trainin
         raise UsageError(f"{recipe.model.said}: the parameter name {bad!r} holds '@' or '|', which score files use as separators")
     for criterion in (*recipe.score.criteria, *(p.criterion for p in recipe.prune if p.criterion != "auto")):
         check_criterion(criterion)
+    for wanted in recipe.prune:
+        _check_units(wanted.criterion, wanted.structure)
     for name in recipe.score.optimizer_rules:
         find_rule(name, recipe.score.optimizer_rules)
     prunable_parameters(model, layout, recipe.prunable.ignore, recipe.prunable.include)
@@ -64,6 +66,15 @@ def try_once(recipe: Recipe, model: nn.Module, splits: dict[str, Split], trainin
             if name == "train" and (training or task.loss.name != "none"):
                 _check_loss(recipe, task, model, x, y)
             shared = _check_shared(shared, x, len(where), name)
+
+
+def _check_units(criterion: str, structure: str) -> None:
+    """Raises UsageError where a criterion that scores the units of one structure is to prune another."""
+    for text in expand(criterion) if criterion != "auto" else ():
+        for single in parse(text).singles:
+            of = get_criterion(single.text).structure
+            if of not in (None, structure):
+                raise UsageError(f"prune: {single.text} scores {of}, and the structure is {structure}; take another criterion")
 
 
 def told_on_itself(splits: Mapping[str, Split]) -> list[str]:

@@ -258,6 +258,7 @@ class Run:
             **recipe.score.options(),
             classes=self.classes,
             kept=tuple(kept_layers(self.model, wanted.ignore)),
+            attention=tuple(recipe.structure.mappings()),
             device=self.device,
         )
 

@@ -14,6 +14,7 @@ from prunekit import ArtifactError, Scores, Trajectory, checkpoint, make_plan, s
 from prunekit.criteria import CRITERIA, compose, parse, temper
 from prunekit.structure import channel_groups
 from tests.conftest import TinyNet, record, tiny_data
+from tests.criteria.material import material
 
 Run = tuple[nn.Module, Trajectory]
 CHANNELS = torch.arange(3)[:, None]
@@ -186,12 +187,12 @@ def test_a_composed_plan_removes_what_it_should(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", list(CRITERIA))
 def test_gradient_evaluations_are_counted(tiny_run: Run, name: str) -> None:
-    model, trajectory = tiny_run
-    found = score(trajectory, model, [tiny_data(5, torch.float64)], name).cost["gradient_evaluations"]
+    model, trajectory, batches, options = material(name, tiny_run, 5)
+    found = score(trajectory, model, batches, name, **options).cost["gradient_evaluations"]
     steps = len(trajectory)
     counts = {
         "influence": 5 * 4 * steps, "survival": 5 * 4 * (steps + 1), "lca": 5 * steps, "gradient": 5, "taylor": 5, "fisher": 5,
-        "snip": 5, "grasp": 15, "synflow": 1, "wanda": 0, "obs": 0,
+        "snip": 5, "grasp": 15, "synflow": 1, "wanda": 0, "obs": 0, "flap": 0, "reap": 0, "block_influence": 0,
     }  # fmt: skip
     if name in counts or not CRITERIA[name].needs_data:
         assert found == counts.get(name, 0)

@@ -31,6 +31,7 @@ from prunekit.data import Samples
 from prunekit.kernel import ModelFunction, attribute
 from prunekit.trajectory import write_checkpoints
 from tests.conftest import TinyNet, record, tiny_data
+from tests.criteria.material import material
 
 Run = tuple[nn.Module, Trajectory]
 
@@ -112,9 +113,8 @@ def test_every_criterion_stands_in_the_docs(criterion: str) -> None:
 
 @pytest.mark.parametrize("criterion", list(CRITERIA))
 def test_saved_scores_come_back_and_repeat_exactly(tiny_run: Run, tmp_path: Path, criterion: str) -> None:
-    model, trajectory = tiny_run
-    batches = [tiny_data(20, torch.float64)]
-    first, second = (score(trajectory, model, batches, criterion) for _ in range(2))
+    model, trajectory, batches, options = material(criterion, tiny_run, 20)
+    first, second = (score(trajectory, model, batches, criterion, **options) for _ in range(2))
     first.save(tmp_path / "a.safetensors")
     second.save(tmp_path / "b.safetensors")
     back = Scores.load(tmp_path / "a.safetensors")
