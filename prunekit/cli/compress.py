@@ -64,7 +64,7 @@ def compress(
         list[str] | None, typer.Option("--criterion", "-c", help="As in score; magnitude, taylor, of a path influence.")
     ] = None,
     structure: Annotated[str, typer.Option(help=f"{STRUCTURE_HELP}.")] = "unstructured",
-    allocation: Annotated[str | None, typer.Option(help="global, uniform, mean, lamp, erk, proportional; the best here.")] = None,
+    allocation: Annotated[str | None, typer.Option(help="global, uniform, rows, mean, lamp, erk, proportional.")] = None,
     round_to: Annotated[int | None, typer.Option(min=1, help="Channels, heads: what stays is a multiple of this.")] = None,
     min_units: Annotated[int | None, typer.Option(min=1, help="Channels, heads: the least that stays in a layer.")] = None,
     uniform: Annotated[

@@ -46,7 +46,7 @@ def prune(
     criterion: Annotated[str, typer.Option("--criterion", "-c", help="As in score, or auto: the best here.")] = "auto",
     sparsity: Annotated[float | None, typer.Option("--sparsity", "-s", help="Share to remove, in [0, 1); not for N:M.")] = None,
     structure: Annotated[str, typer.Option(help=f"{STRUCTURE_HELP}.")] = "unstructured",
-    allocation: Annotated[str | None, typer.Option(help="global, uniform, mean, lamp, erk, proportional.")] = None,
+    allocation: Annotated[str | None, typer.Option(help="global, uniform, rows, mean, lamp, erk, proportional.")] = None,
     ratio: Annotated[list[str] | None, typer.Option(metavar="PATTERN=SHARE", help="Share to remove; last match counts.")] = None,
     floor: Annotated[float, typer.Option(help="Share of every layer that stays, in [0, 1).")] = 0.0,
     round_to: Annotated[int | None, typer.Option(min=1, help="Channels, heads: what stays is a multiple of this.")] = None,

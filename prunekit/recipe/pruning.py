@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from prunekit.errors import UsageError
 from prunekit.imports import load_object
-from prunekit.plan import GROUPED, asked_sparsity
+from prunekit.plan import GROUPED, asked_sparsity, check_allocation
 from prunekit.recipe.faults import Misfit
 from prunekit.recipe.training import Finetune
 from prunekit.recipe.values import (
@@ -278,6 +278,8 @@ class Prune(Steps):
         if self.allocation is not None and implied_sparsity(self.structure) is not None:
             raise ValueError(f"{self.structure} keeps the same share everywhere; leave allocation out")
         try:
+            if self.allocation is not None:
+                check_allocation(self.allocation, self.structure)
             if self.budget[0] and implied_sparsity(self.structure) is None:
                 return self
             if self.budget[0]:
