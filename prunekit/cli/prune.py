@@ -18,7 +18,8 @@ PANELS = {
         "sparsity", "max_params", "max_macs", "max_bytes", "max_latency_ms", "speedup", "max_accuracy_drop", "max_drop",
     ),
     "What goes": (
-        "criterion", "structure", "allocation", "ratio", "floor", "round_to", "min_units", "uniform", "classes", "apply",
+        "criterion", "layerwise", "structure", "allocation", "ratio", "floor", "round_to", "min_units", "uniform", "classes",
+        "apply",
     ),
     "Repair": ("compensate", "refine", "refine_budget", "refine_again", "squeeze"),
     "Training": ("schedule", "rounds", "every", "finetune", "lr", "distill", "temperature", "rewind", "recalibrate"),
@@ -35,6 +36,8 @@ PANELS = {
         "The smallest that loses a point at most": "prunekit prune runs/digits-cnn --max-accuracy-drop 1 --name point",
         "A mask, repaired by the blame of what it removed": "prunekit prune runs/digits-cnn -c magnitude -s 0.9 --refine "
         "--name better",
+        "A language model by layers, its weights made up for": "prunekit prune runs/stdlib-llama --layerwise admm -s 0.5 "
+        "--name by-layers",
         "In rounds, with training between them": "prunekit prune runs/digits-cnn -c magnitude -s 0.9 --schedule iterative "
         "--rounds 5 --finetune 5 --name rounds",
         "A plan to look at and edit, then to apply": "prunekit prune runs/digits-cnn -c magnitude -s 0.5 --dry-run --name plan",
@@ -44,6 +47,9 @@ PANELS = {
 def prune(
     run: RunFolder,
     criterion: Annotated[str, typer.Option("--criterion", "-c", help="As in score, or auto: the best here.")] = "auto",
+    layerwise: Annotated[
+        str | None, typer.Option(metavar="METHOD", help="By layers, new weights too: magnitude, wanda, sparsegpt, admm.")
+    ] = None,
     sparsity: Annotated[float | None, typer.Option("--sparsity", "-s", help="Share to remove, in [0, 1); not for N:M.")] = None,
     structure: Annotated[str, typer.Option(help=f"{STRUCTURE_HELP}.")] = "unstructured",
     allocation: Annotated[str | None, typer.Option(help="global, uniform, rows, mean, lamp, erk, proportional.")] = None,
@@ -92,7 +98,8 @@ def prune(
     if name is not None:
         check_name(name)
     options = {
-        "criterion": criterion, "sparsity": sparsity, "structure": structure, "allocation": allocation, "name": name,
+        "criterion": criterion, "layerwise": layerwise, "sparsity": sparsity, "structure": structure, "allocation": allocation,
+        "name": name,
         "ratio": ratios(ratio or []), "floor": floor, "round_to": round_to, "min_units": min_units, "uniform": uniform,
         "max_params": max_params, "max_macs": max_macs, "max_bytes": max_bytes, "max_latency_ms": max_latency_ms,
         "speedup": speedup, "max_accuracy_drop": max_accuracy_drop, "max_drop": max_drop,

@@ -102,7 +102,8 @@ def prune_layerwise(
         >>> plan.sparsity()["prunable"], int((small[0].weight == 0).sum()), small(x).shape
         (0.5, 16, torch.Size([64, 2]))
     """
-    chosen, amount = get_method(method), _amount(structure, sparsity, within, get_method(method))
+    chosen = get_method(method)
+    amount = amount_of(structure, sparsity, within, chosen)
     if not 0 <= damping < float("inf"):
         raise UsageError(f"damping is {damping}; it must be at least 0")
     if activations < 1 or (samples is not None and samples < 1):
@@ -134,6 +135,7 @@ def prune_layerwise(
         "within": amount.within if amount.pattern is None else structure,
         "samples": len(data),
         "data": data.digest(),
+        "changes": chosen.changes,
         **({"damping": damping} if chosen.changes else {}),
         **({"by_magnitude": by_magnitude} if by_magnitude else {}),
     }
@@ -151,8 +153,12 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
-def _amount(structure: str, sparsity: float | None, within: str | None, method: Method) -> Amount:
-    """How much goes; raises UsageError for what no layer-wise method does."""
+def amount_of(structure: str, sparsity: float | None, within: str | None, method: Method) -> Amount:
+    """How much every layer loses.
+
+    Raises:
+        UsageError: no layer-wise method does that.
+    """
     if within is not None and within not in WITHIN:
         raise UsageError(f"within is {within!r}; {nearest(within, list(WITHIN))}")
     pattern = pattern_of(structure)
