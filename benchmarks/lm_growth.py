@@ -3,10 +3,10 @@
     python benchmarks/lm_growth.py                      # 2, 8 and 30 million parameters, on the CPU
     python benchmarks/lm_growth.py --device cuda --sizes 2M 30M 1B --autocast
 
-A training step is a forward and a backward pass of the next token's loss and AdamW's update of every parameter; a learning step is
-the dense model's forward pass, the pruned one's with the KL between them, its backward pass, the scores' update and the new mask.
-Both take the same batch, turn by turn; figures are medians, ratios are of one run. Models are Llamas with random weights: neither
-step's cost depends on them. Needs the extra ``hf``.
+A training step is a forward and a backward pass of the next token's loss and AdamW's update of every parameter; a learning step
+is the dense model's forward pass, the pruned one's with the KL between them, its backward pass, the scores' update and the new
+mask. Both take the same batch, turn by turn; figures are medians, ratios are of one run. Models are Llamas with random weights,
+which neither step's cost depends on. Needs the extra ``hf``.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def measured(size: str, device: str, batch: int, length: int, rounds: int, autoc
                 peaks[name] = torch.cuda.max_memory_allocated() - before
             if number >= 2:
                 times[name].append(spent)
-    found = {
+    return {
         "parameters": parameters,
         "train_ms": 1000 * statistics.median(times["train"]),
         "learn_ms": 1000 * statistics.median(times["learn"]),
@@ -121,11 +121,6 @@ def measured(size: str, device: str, batch: int, length: int, rounds: int, autoc
         "bytes_a_weight": 4 + learner.bytes() / len(learner.scores),
         "peaks": peaks,
     }
-    del model, learning, learner, train, learn
-    gc.collect()
-    if device != "cpu":
-        torch.cuda.empty_cache()
-    return found
 
 
 def main() -> None:
@@ -138,11 +133,16 @@ def main() -> None:
     parser.add_argument("--autocast", action="store_true", help="compute in bfloat16")
     asked = parser.parse_args()
     where = torch.cuda.get_device_name() if asked.device != "cpu" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{where}, torch {torch.__version__}, batches of {asked.batch} × {asked.length} tokens{', bfloat16' * asked.autocast}")
-    print("| size | parameters | training step, ms | learning step, ms | ratio | tokens/s | bytes a weight | peak of a step, GB |")
+    print(f"{where}, torch {torch.__version__}, {asked.batch} × {asked.length} tokens{', bfloat16' * asked.autocast}")
+    print(
+        "| size | parameters | training step, ms | learning step, ms | ratio | tokens/s | bytes a weight | peak of a step, GB |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for size in asked.sizes:
         row = measured(size, asked.device, asked.batch, asked.length, asked.rounds, asked.autocast)
+        gc.collect()
+        if asked.device != "cpu":
+            torch.cuda.empty_cache()
         peaks = " / ".join(f"{row['peaks'][name] / 1e9:.2f}" for name in ("train", "learn") if name in row["peaks"])
         print(
             f"| {size} | {row['parameters']:,} | {row['train_ms']:.1f} | {row['learn_ms']:.1f} | {row['ratio']:.2f} | "

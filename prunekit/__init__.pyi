@@ -19,6 +19,7 @@ from .errors import StructureError as StructureError
 from .errors import UsageError as UsageError
 from .exporting import export as export
 from .exporting import load_hf as load_hf
+from .layerwise import prune_layerwise as prune_layerwise
 from .plan import Plan as Plan
 from .plan import make_plan as make_plan
 from .repair import RefineOptions as RefineOptions

@@ -20,7 +20,7 @@ from prunekit.errors import UsageError, check_seed
 from prunekit.exporting import Subject, written
 from prunekit.exporting.pretrained import is_pretrained
 from prunekit.measure import Lost, merit, sizes
-from prunekit.plan import ALLOCATIONS, GROUPED, Plan, asked_sparsity, make_plan
+from prunekit.plan import ACROSS, GROUPED, Plan, asked_sparsity, make_plan
 from prunekit.repair import refine
 from prunekit.search import Candidates, choose
 from prunekit.structure import check_structure, implied_sparsity
@@ -143,7 +143,7 @@ def compress(
     path, names = Trajectory.of(model), _criteria(kind, criteria)
     scores = {name: score(path, model, parts["scoring"], criterion=name, task=kind, ignore=ignore, seed=seed) for name in names}
     candidates = Candidates(model, scores, parts["validation"], [structure], task=kind)
-    chosen = choose(candidates, None, structure, sparsity, list(ALLOCATIONS))
+    chosen = choose(candidates, None, structure, sparsity, ACROSS)
     example = parts["validation"].rows(0, 2)[0]
     plan = make_plan(
         scores[chosen["criterion"]],

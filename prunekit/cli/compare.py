@@ -66,11 +66,13 @@ def compare(
         get_allocation(name)
     for share in sparsity or []:
         check_sparsity(share)
-    own = structure or allocation or sparsity or refine is not None or device or overwrite
+    own = structure or allocation or sparsity or refine is not None or overwrite
     if out is not None:
         if own:
             raise UsageError("--out takes structures, allocations, sparsities and refine from the study or the runs' recipes")
-        _study(runs, out, jobs, output, asked)
+        if device is not None and not (len(runs) == 1 and runs[0].suffix in (".yaml", ".yml")):
+            raise UsageError("--device with --out is for a study that trains; runs that are there say theirs")
+        _study(runs, out, jobs, output, asked, device)
         return
     if len(runs) > 1 or runs[0].suffix in (".yaml", ".yml"):
         raise UsageError("several runs, or a study, need --out DIR")
@@ -79,7 +81,7 @@ def compare(
     run = runs[0]
     of_a_run = (run / "recipe.yaml").exists() or (run / "trajectory").exists()
     if (run / "compare.json").exists() and not of_a_run:
-        if own:
+        if own or device:
             raise UsageError(f"{run} is a study's folder, whose figures are there; what is compared stands in the study's recipe")
         _shown(run, output, asked)
         return
@@ -122,7 +124,7 @@ def _written(asked: Any, measured: Any, output: Output) -> dict[str, str]:
     return {"table": str(asked.file)}
 
 
-def _study(paths: list[Path], out: Path, jobs: int, output: Output, asked: Any) -> None:
+def _study(paths: list[Path], out: Path, jobs: int, output: Output, asked: Any, device: str | None) -> None:
     from prunekit.imports import use_working_folder
     from prunekit.verbs.studying import jobs_of_runs, jobs_of_study, study_run
 
@@ -130,7 +132,7 @@ def _study(paths: list[Path], out: Path, jobs: int, output: Output, asked: Any) 
     if (out / "recipe.yaml").exists():
         raise UsageError(f"--out is {out}, a run folder, whose own comparison would be replaced; give a folder of its own")
     if len(paths) == 1 and paths[0].suffix in (".yaml", ".yml"):
-        study, work = jobs_of_study(paths[0], out)
+        study, work = jobs_of_study(paths[0], out, device)
     else:
         study, work = jobs_of_runs(paths, out)
     if asked is not None:

@@ -20,7 +20,7 @@ PANELS = {
     "How much goes: one of these": (
         "sparsity", "max_params", "max_macs", "max_bytes", "max_latency_ms", "speedup", "max_accuracy_drop", "max_drop",
     ),
-    "What goes": ("criterion", "structure", "allocation", "round_to", "min_units", "uniform", "ignore"),
+    "What goes": ("criterion", "layerwise", "structure", "allocation", "round_to", "min_units", "uniform", "ignore"),
     "Repair": ("refine", "refine_budget"),
 }  # fmt: skip
 
@@ -63,6 +63,9 @@ def compress(
     criterion: Annotated[
         list[str] | None, typer.Option("--criterion", "-c", help="As in score; magnitude, taylor, of a path influence.")
     ] = None,
+    layerwise: Annotated[
+        str | None, typer.Option(metavar="METHOD", help="By layers, new weights too: magnitude, wanda, sparsegpt, admm.")
+    ] = None,
     structure: Annotated[str, typer.Option(help=f"{STRUCTURE_HELP}.")] = "unstructured",
     allocation: Annotated[str | None, typer.Option(help="As in prune; the best here.")] = None,
     round_to: Annotated[int | None, typer.Option(min=1, help="Channels, heads: what stays is a multiple of this.")] = None,
@@ -93,8 +96,10 @@ def compress(
         "sparsity": sparsity, "max_params": max_params, "max_macs": max_macs, "max_bytes": max_bytes,
         "max_latency_ms": max_latency_ms, "speedup": speedup, "max_accuracy_drop": max_accuracy_drop, "max_drop": max_drop,
         "structure": structure, "allocation": allocation, "round_to": round_to, "min_units": min_units,
-        "uniform": uniform or None, "refine": refine, "refine_budget": refine_budget,
+        "uniform": uniform or None, "layerwise": layerwise, "refine": refine, "refine_budget": refine_budget,
     }  # fmt: skip
+    if layerwise is not None and criterion:
+        raise UsageError("--layerwise finds by itself what goes; leave --criterion out")
     wanted = prune_section(_halved(options))
     told = data_content(data, data_args, text=text, label=label, length=length, stride=stride, skip_bad=skip_bad)
     if told is None:

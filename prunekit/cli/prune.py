@@ -18,7 +18,8 @@ PANELS = {
         "sparsity", "max_params", "max_macs", "max_bytes", "max_latency_ms", "speedup", "max_accuracy_drop", "max_drop",
     ),
     "What goes": (
-        "criterion", "structure", "allocation", "ratio", "floor", "round_to", "min_units", "uniform", "classes", "apply",
+        "criterion", "layerwise", "structure", "allocation", "ratio", "floor", "round_to", "min_units", "uniform", "classes",
+        "apply",
     ),
     "Repair": ("compensate", "refine", "refine_budget", "refine_tokens", "refine_again", "squeeze"),
     "Training": (
@@ -39,6 +40,8 @@ PANELS = {
         "--name better",
         "A language model: its mask learnt, then its weights": "prunekit prune runs/stdlib-llama -c magnitude -s 0.7 "
         "--refine-tokens 600k --tune-tokens 300k --name learnt",
+        "A language model by layers, its weights made up for": "prunekit prune runs/stdlib-llama --layerwise admm -s 0.5 "
+        "--name by-layers",
         "In rounds, with training between them": "prunekit prune runs/digits-cnn -c magnitude -s 0.9 --schedule iterative "
         "--rounds 5 --finetune 5 --name rounds",
         "A plan to look at and edit, then to apply": "prunekit prune runs/digits-cnn -c magnitude -s 0.5 --dry-run --name plan",
@@ -48,9 +51,12 @@ PANELS = {
 def prune(
     run: RunFolder,
     criterion: Annotated[str, typer.Option("--criterion", "-c", help="As in score, or auto: the best here.")] = "auto",
+    layerwise: Annotated[
+        str | None, typer.Option(metavar="METHOD", help="By layers, new weights too: magnitude, wanda, sparsegpt, admm.")
+    ] = None,
     sparsity: Annotated[float | None, typer.Option("--sparsity", "-s", help="Share to remove, in [0, 1); not for N:M.")] = None,
     structure: Annotated[str, typer.Option(help=f"{STRUCTURE_HELP}.")] = "unstructured",
-    allocation: Annotated[str | None, typer.Option(help="global, uniform, mean, standardised, lamp, erk, proportional.")] = None,
+    allocation: Annotated[str | None, typer.Option(help="global, uniform, rows, mean, standardised, lamp, erk …")] = None,
     ratio: Annotated[list[str] | None, typer.Option(metavar="PATTERN=SHARE", help="Share to remove; last match counts.")] = None,
     floor: Annotated[float, typer.Option(help="Share of every layer that stays, in [0, 1).")] = 0.0,
     round_to: Annotated[int | None, typer.Option(min=1, help="Channels, heads: what stays is a multiple of this.")] = None,
@@ -102,7 +108,8 @@ def prune(
     if name is not None:
         check_name(name)
     options = {
-        "criterion": criterion, "sparsity": sparsity, "structure": structure, "allocation": allocation, "name": name,
+        "criterion": criterion, "layerwise": layerwise, "sparsity": sparsity, "structure": structure, "allocation": allocation,
+        "name": name,
         "ratio": ratios(ratio or []), "floor": floor, "round_to": round_to, "min_units": min_units, "uniform": uniform,
         "max_params": max_params, "max_macs": max_macs, "max_bytes": max_bytes, "max_latency_ms": max_latency_ms,
         "speedup": speedup, "max_accuracy_drop": max_accuracy_drop, "max_drop": max_drop,

@@ -116,15 +116,20 @@ def watching(layers: Mapping[str, Layer], see: Callable[[str, Tensor], None]) ->
         yield
 
 
-def rows(layer: Layer, x: Tensor) -> Iterator[Tensor]:
-    """Inputs as they meet the weight, ``(groups, rows, d)``, float64, in pieces of at most ``PIECE`` numbers or a row."""
+def by_features(module: nn.Module) -> bool:
+    """Whether a layer's rows are its inputs along their last axis, whatever its own sizes are."""
+    return isinstance(module, nn.Linear) or _is_linear_by_columns(module)
+
+
+def rows(layer: Layer, x: Tensor, dtype: torch.dtype = torch.float64) -> Iterator[Tensor]:
+    """Inputs as they meet the weight, ``(groups, rows, d)``, in pieces of at most ``PIECE`` numbers or a row."""
     groups = getattr(layer, "groups", 1)
-    if isinstance(layer, nn.Linear) or _is_linear_by_columns(layer):
+    if by_features(layer):
         whole, axes = x.reshape(-1, x.shape[-1]), 1
     else:
         whole, axes = _patches(layer, x)
     for piece in _pieces(whole, axes):
-        yield piece.reshape(-1, groups, prod(whole.shape[axes:]) // groups).transpose(0, 1).contiguous().double()
+        yield piece.reshape(-1, groups, prod(whole.shape[axes:]) // groups).transpose(0, 1).contiguous().to(dtype)
 
 
 def _pieces(whole: Tensor, axes: int) -> Iterator[Tensor]:

@@ -11,8 +11,8 @@ from prunekit.imports import needed
 def gpt2(vocabulary: int = 2048, width: int = 192, layers: int = 4, heads: int = 6, length: int = 128) -> nn.Module:
     """Tokens ``(samples, places)`` to ``logits`` ``(samples, places, vocabulary)``; 2,197,632 parameters at the default size.
 
-    It is transformers' ``GPT2LMHeadModel`` (extra ``hf``), made from its configuration without dropout; nothing is downloaded. The
-    output layer is the embedding, and the MLP four times as wide as the model.
+    It is transformers' ``GPT2LMHeadModel`` (extra ``hf``), made from its configuration without dropout; nothing is downloaded.
+    The output layer is the embedding, and the MLP four times as wide as the model.
 
     Args:
         length: the most places, each with an embedding of its own.

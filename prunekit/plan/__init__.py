@@ -11,7 +11,17 @@ from torch import Tensor, nn
 from prunekit.batch import Inputs
 from prunekit.criteria import Scores, model_digest
 from prunekit.errors import ArtifactError, UsageError
-from prunekit.plan.allocation import ALLOCATIONS, Importances, Request, get_allocation, share, with_directions
+from prunekit.plan.allocation import (
+    ACROSS,
+    ALLOCATIONS,
+    INSIDE,
+    Importances,
+    Request,
+    check_allocation,
+    get_allocation,
+    share,
+    with_directions,
+)
 from prunekit.plan.channels import FREE, Sizes, channel_keeps, protected, prunable_groups
 from prunekit.plan.patterns import as_stored, block_masks, nm_mask, outputs_first
 from prunekit.plan.plan import ATTRIBUTES, MASKED, MIN_UNITS, OUTPUTS, REPLACE, ROUND_TO, UNIFORM, MissedTarget, Plan
@@ -31,8 +41,8 @@ from prunekit.structure.structure import Mappings
 from prunekit.trajectory.bare import bare
 
 __all__ = [
-    "ALLOCATIONS", "GROUPED", "STRUCTURES", "MissedTarget", "Plan", "Sizes",
-    "asked_sparsity", "check_sparsity", "check_structure", "choices", "make_plan",
+    "ACROSS", "ALLOCATIONS", "GROUPED", "STRUCTURES", "MissedTarget", "Plan", "Sizes",
+    "asked_sparsity", "check_allocation", "check_sparsity", "check_structure", "choices", "make_plan",
     "plan_from",
 ]  # fmt: skip
 
@@ -63,7 +73,8 @@ def make_plan(
             says it itself (None).
         structure: a name from ``STRUCTURES``, ``module:structure``, or a pattern: N:M such as ``2:4``, or
             ``block:ROWSxCOLUMNS``.
-        allocation: a name from ``ALLOCATIONS``; without effect on N:M, which keeps as much everywhere.
+        allocation: a name from ``ALLOCATIONS``; without effect on N:M, which keeps as much everywhere. ``rows`` is for
+            ``unstructured``: a row is an output's weights.
         ratios: shell-style pattern of layers -> share to remove from them, whatever the allocation says; the layers are
             parameters in an unstructured plan (``conv1.weight``), and groups for channels (``conv1``).
         floor: share of every other layer that stays, in [0, 1).
@@ -126,6 +137,7 @@ def plan_from(
     if sizes.uniform and ratios:
         raise UsageError("uniform keeps as many units in every layer, and ratios say another share; leave one of them out")
     shared_by = get_allocation(allocation)
+    check_allocation(allocation, structure)
     sparsity = asked_sparsity(structure, sparsity)
     scores.check()
     if scores.structure not in (None, structure):
@@ -142,10 +154,10 @@ def plan_from(
             )
     prunable = scores.provenance["prunable"]
     axes = {group.name: shapes.get(f"{group.name}.weight", (group.size,)) for group in groups}
-    request = Request(sparsity, {**shapes, **axes}, ratios or {}, floor)
     ranks: Importances = {}
     roles = weight_roles(model)
     turned = {name: roles[name].output for name in prunable if name in roles and roles[name].output}
+    request = Request(sparsity, {**shapes, **axes}, ratios or {}, floor, turned)
     directions = {name: roles[name].output for name in prunable if name in roles and roles[name].direction}
 
     def transform(importance: Importances) -> Importances:
@@ -209,11 +221,20 @@ def plan_from(
 
 
 def choices(structure: str, allocations: Sequence[str], sparsities: Sequence[float]) -> list[tuple[str, float]]:
-    """Every allocation and sparsity that makes a difference: for N:M the first allocation and the pattern's own share."""
+    """Every allocation and sparsity that makes a difference: for N:M the first allocation and the pattern's own share.
+
+    Allocations that the structure does not take are left out, as long as it takes one of them.
+
+    Raises:
+        UsageError: it takes none of them.
+    """
     implied = implied_sparsity(structure)
     if implied is not None:
         return [(allocations[0], implied)]
-    return [(allocation, sparsity) for allocation in allocations for sparsity in sparsities]
+    fitting = [name for name in allocations if name not in INSIDE or structure == "unstructured"]
+    if not fitting:
+        check_allocation(allocations[0], structure)
+    return [(allocation, sparsity) for allocation in fitting for sparsity in sparsities]
 
 
 def _check_decided(keep: Mapping[str, Tensor], ranks: Importances) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prunekit.criteria import group_scores
 from prunekit.errors import UsageError, nearest
+from prunekit.structure import implied_sparsity
 
 Importances = dict[str, Tensor]
 """By layer (a parameter, or a group of units such as a convolution's channels), any shape."""
@@ -25,12 +26,14 @@ class Request:
         shapes: of each layer's weight, which Erdős–Rényi's densities follow.
         ratios: pattern -> share to remove of the layers it matches, whatever the allocation says.
         floor: share of every layer that stays, in [0, 1).
+        outputs: of layers whose outputs are on another axis than the first, that axis.
     """
 
     sparsity: float
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     ratios: Mapping[str, float] = field(default_factory=dict)
     floor: float = 0.0
+    outputs: Mapping[str, int] = field(default_factory=dict)
 
 
 Sharing = Callable[[Importances], Importances]
@@ -48,6 +51,20 @@ def keep_global(importance: Importances, request: Request) -> Importances:
 def uniform(importance: Importances, request: Request) -> Importances:
     """Every layer loses the same share: its importances become their ranks in it, in (0, 1)."""
     return {name: _ranks(values) for name, values in importance.items()}
+
+
+def rows(importance: Importances, request: Request) -> Importances:
+    """Every output of every layer loses the same share: ranks among its own weights, in (0, 1) (Wanda, arXiv 2306.11695)."""
+    found = {}
+    for name, values in importance.items():
+        axis = request.outputs.get(name, 0)
+        first = values.movedim(axis, 0) if values.dim() else values[None]
+        flat = first.flatten(1) if first.dim() > 1 else first[None]  # one axis is one output
+        order = torch.sort(flat, dim=1, stable=True).indices
+        places = (torch.arange(flat.shape[1], dtype=torch.float64) + 0.5) / max(1, flat.shape[1])
+        ranks = torch.empty(flat.shape, dtype=torch.float64).scatter_(1, order, places.expand(flat.shape))
+        found[name] = ranks.view(first.shape).movedim(0, axis) if values.dim() else ranks.view(())
+    return found
 
 
 def mean(importance: Importances, request: Request) -> Importances:
@@ -91,9 +108,13 @@ def proportional(importance: Importances, request: Request) -> Importances:
 
 
 ALLOCATIONS: dict[str, Allocation] = {
-    "global": keep_global, "uniform": uniform, "mean": mean, "standardised": standardised, "lamp": lamp, "erk": erk,
+    "global": keep_global, "uniform": uniform, "rows": rows, "mean": mean, "standardised": standardised, "lamp": lamp, "erk": erk,
     "proportional": proportional,
 }  # fmt: skip
+INSIDE = {"rows": rows}
+"""Those that compare weights inside a layer otherwise than by their importance; for single weights alone."""
+ACROSS = [name for name in ALLOCATIONS if name not in INSIDE]
+"""Those that say no more than how much each layer loses; for every structure."""
 
 
 def get_allocation(name: str) -> Allocation:
@@ -105,6 +126,13 @@ def get_allocation(name: str) -> Allocation:
     if name not in ALLOCATIONS:
         raise UsageError(f"allocation {name!r} does not exist; {nearest(name, list(ALLOCATIONS))}")
     return ALLOCATIONS[name]
+
+
+def check_allocation(name: str, structure: str) -> None:
+    """Raises UsageError for an allocation that the structure does not take."""
+    get_allocation(name)
+    if name in INSIDE and structure != "unstructured" and implied_sparsity(structure) is None:
+        raise UsageError(f"allocation {name!r} compares single weights within an output, and the structure is {structure}")
 
 
 def share(importance: Importances, allocation: Allocation, request: Request) -> Importances:
@@ -123,7 +151,8 @@ def share(importance: Importances, allocation: Allocation, request: Request) -> 
     everywhere = _ranks(flat).split([values.numel() for values in importance.values()])
     ranks = {name: part.view(importance[name].shape).clone() for name, part in zip(importance, everywhere, strict=True)}
     for name, values in ranks.items():
-        within = _ranks(importance[name]) * values.numel()  # k + 1/2 for the k-th least important
+        order = comparable[name] if allocation in INSIDE.values() else importance[name]
+        within = _ranks(order) * values.numel()  # k + 1/2 for the k-th least important
         fixed = [ratio for pattern, ratio in request.ratios.items() if fnmatchcase(name, pattern)]
         if fixed:
             values += torch.where(within < round(fixed[-1] * values.numel()), -2.0, 2.0)

@@ -40,7 +40,7 @@ def nm_mask(importance: Tensor, stay: int, of: int) -> Tensor:
     rows = importance.flatten(1)
     width = rows.shape[1]
     full = width - width % of
-    keep = torch.empty(rows.shape, dtype=torch.bool)
+    keep = torch.empty(rows.shape, dtype=torch.bool, device=importance.device)
     for part, size, count in (
         (slice(0, full), of, stay),
         (slice(full, width), width - full, math.ceil((width - full) * stay / of)),
@@ -48,7 +48,7 @@ def nm_mask(importance: Tensor, stay: int, of: int) -> Tensor:
         if rows[:, part].numel():
             runs = rows[:, part].reshape(-1, size)
             ranking = torch.sort(runs, dim=1, descending=True, stable=True).indices
-            chosen = torch.zeros(runs.shape, dtype=torch.bool).scatter_(1, ranking[:, :count], True)
+            chosen = torch.zeros(runs.shape, dtype=torch.bool, device=runs.device).scatter_(1, ranking[:, :count], True)
             keep[:, part] = chosen.view(len(rows), -1)
     return keep.view(importance.shape)
 

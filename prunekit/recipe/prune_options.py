@@ -18,9 +18,8 @@ Options = Mapping[str, Any]
 
 DEFAULTS = {"criterion": "auto", "structure": "unstructured"}
 MAKE_A_PLAN = (
-    "dry_run", "refine", "refine_budget", "refine_again", "refine_tokens", "allocation", "compensate", "classes", "ratio",
-    "floor", "round_to",
-    "min_units", "uniform",
+    "dry_run", "refine", "refine_budget", "refine_again", "refine_tokens", "allocation", "compensate", "layerwise", "classes",
+    "ratio", "floor", "round_to", "min_units", "uniform",
 )  # fmt: skip
 """Options that a finished plan leaves nothing to decide for, beside how much goes, by which criterion and in what structure."""
 
@@ -40,7 +39,10 @@ def prune_section(options: Options) -> Prune:
     repair, steps, structure = _repair(asked), _steps(asked), asked["structure"]
     check_structure(structure)
     content = {"criterion": asked["criterion"], "structure": structure, "refine": repair, "ratios": asked.get("ratio", {})}
-    same = ("allocation", "floor", "round_to", "min_units", "uniform", "compensate", "squeeze", "classes", "sparsity", *BUDGETS)
+    same = (
+        "allocation", "floor", "round_to", "min_units", "uniform", "compensate", "layerwise", "squeeze", "classes", "sparsity",
+        *BUDGETS,
+    )  # fmt: skip
     content |= {key: asked[key] for key in same if key in asked}
     content["name"] = asked.get("name") or _name(asked)
     return Prune.of({**steps, **content}, "prune", options=True)
@@ -72,7 +74,8 @@ def _name(asked: Options) -> str:
     kind = next((key for key in ("sparsity", *BUDGETS) if key in asked), None)
     value = asked[kind] if kind else implied_sparsity(structure) or 0.0
     label = f"{value:g}" if kind in (None, "sparsity") else f"{kind.removeprefix('max_')}-{value:g}"
-    return f"{structure.replace(':', '-')}-{label}"
+    method = f"{asked['layerwise']}-" if asked.get("layerwise") else ""
+    return f"{method}{structure.replace(':', '-')}-{label}"
 
 
 def _repair(asked: Options) -> bool | dict[str, Any] | None:

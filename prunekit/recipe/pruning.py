@@ -8,8 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from prunekit.errors import UsageError
 from prunekit.imports import load_object
-from prunekit.plan import GROUPED, asked_sparsity
+from prunekit.plan import GROUPED, asked_sparsity, check_allocation
 from prunekit.recipe.faults import Misfit
+from prunekit.recipe.layerwise import GOES_WITH, Layerwise, check_layerwise
 from prunekit.recipe.training import Finetune
 from prunekit.recipe.values import (
     AllocationName,
@@ -206,6 +207,8 @@ class Prune(Steps):
     ``auto`` (among the recipe's), else means ``global``. ``ratios``, ``floor``, ``round_to`` and
     ``min_units`` (null for those of ``structure``), ``uniform``: see ``make_plan``. ``compensate``: kept weights
     make up for removed ones, computed from training samples and judged on the scoring samples.
+    ``layerwise``: mask and weights are found layer by layer instead of by scores; a method's name, or a section. With ``refine``
+    its mask is where refining begins, whose weights are the dense model's.
     ``refine``: repair the plan before anything else happens,
     in a schedule every round's plan; null lets ``auto`` try it, for ``TRY_FOR`` at most, where it makes one plan that is not
     fine-tuned. ``squeeze``:
@@ -225,6 +228,7 @@ class Prune(Steps):
     min_units: Count | None = None
     uniform: bool = False
     compensate: bool = False
+    layerwise: Layerwise | None = None
     refine: Refine | None = None
     squeeze: bool = False
     classes: list[Annotated[int, Field(ge=0, le=10**6)]] = []
@@ -245,6 +249,24 @@ class Prune(Steps):
     @classmethod
     def _refine(cls, value: Any) -> Any:
         return {"when": "always" if value else "never"} if isinstance(value, bool) else value
+
+    @field_validator("layerwise", mode="before")
+    @classmethod
+    def _method(cls, value: Any) -> Any:
+        return {"method": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _by_layers(self) -> Prune:
+        if self.layerwise is not None:
+            fields = type(self).model_fields
+            others = {
+                key: value
+                for key in fields
+                if key not in GOES_WITH and (value := getattr(self, key)) != fields[key].get_default(call_default_factory=True)
+            }
+            when = "never" if self.refine is None else self.refine.when
+            check_layerwise(self.layerwise, self.structure, self.sparsity, others, when)
+        return self
 
     @model_validator(mode="after")
     def _repairable(self) -> Prune:
@@ -279,6 +301,8 @@ class Prune(Steps):
         """The refinement that is asked for, or that auto tries unasked where one plan is made and not trained; None for none."""
         if self.refine is not None:
             return None if self.refine.when == "never" else self.refine
+        if self.layerwise is not None:
+            return None
         trained = self.finetune is not None or self.rewind is not None  # which closes the gap between masks
         searched = any(getattr(self, key) is not None for key in DROPS)
         tries = self.criterion == "auto" and self.schedule.name == "one-shot" and not trained and not searched
@@ -316,6 +340,8 @@ class Prune(Steps):
         if self.allocation is not None and implied_sparsity(self.structure) is not None:
             raise ValueError(f"{self.structure} keeps the same share everywhere; leave allocation out")
         try:
+            if self.allocation is not None:
+                check_allocation(self.allocation, self.structure)
             if self.budget[0] and implied_sparsity(self.structure) is None:
                 return self
             if self.budget[0]:

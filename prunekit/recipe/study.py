@@ -9,8 +9,20 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from prunekit.errors import UsageError
-from prunekit.recipe.values import AllocationName, Count, CriterionName, Section, Share, StructureName, Whole, switched
+from prunekit.recipe.pruning import Stream
+from prunekit.recipe.values import (
+    AllocationName,
+    Count,
+    CriterionName,
+    Section,
+    Share,
+    StructureName,
+    Whole,
+    switched,
+    without_unset,
+)
 from prunekit.recipe.yaml_file import read_yaml
+from prunekit.search.streamed_ways import LOOKING, WAYS
 from prunekit.search.ways import get_repair
 
 BY_LAYERS: Final = "layers"
@@ -32,7 +44,8 @@ class Repairs(Section):
     ``ways``: by structure, the rest takes ``refined``; ``of``: methods whose plans are repaired, ``auto`` among them: at every
     sparsity the plan that does best on validation data; null: those that are looked at again; ``sparsities``: by structure, null:
     those of ``tune``; ``samples``: of the training data, to learn from, accepted on the scoring samples; null: a quarter
-    of the scoring samples accepts, the rest is learnt from; ``compensate``: also with their weights compensated; ``tune``:
+    of the scoring samples accepts, the rest is learnt from; ``stream``: how ways learn that take fresh training samples in every
+    step, and from how many tokens; ``compensate``: also with their weights compensated; ``tune``:
     the ways that are compared after fine-tuning too, where ``tune`` of the study says; ``again``: refined plans also refined so
     many times again within that fine-tuning, its epochs split into ``again + 1`` runs (``refined again``).
     """
@@ -41,9 +54,19 @@ class Repairs(Section):
     of: dict[StructureName, list[CriterionName | Literal["auto"]]] = {}
     sparsities: dict[StructureName, list[Share]] | None = None
     samples: Count | None = None
+    stream: Stream | None = None
     compensate: bool = True
     tune: list[str] = []
     again: Annotated[int, Field(ge=0, le=1000)] = 0
+
+    _said = without_unset("stream")
+
+    @model_validator(mode="after")
+    def _fed(self) -> Repairs:
+        for way in (way for ways in self.ways.values() for way in ways):
+            if way in WAYS and way not in LOOKING and self.stream is None:
+                raise ValueError(f"way {way} learns from a stream of tokens; give stream (tokens)")
+        return self
 
     @model_validator(mode="after")
     def _tuned(self) -> Repairs:

@@ -207,15 +207,16 @@ class Repaired:
         return [self._row(f"{self.way}+compensated", _compensated(self.bench, self._made[0], how))]
 
     @cached_property
-    def _made(self) -> tuple[Plan, float]:
+    def _made(self) -> tuple[Plan, nn.Module | None, float]:
         plan = self.bench.candidates.plan(self.structure, self.criterion, self.allocation, self.sparsity)
         started = time.perf_counter()
-        better = get_repair(self.way, self.structure)(plan, self.bench.candidates.model, self.material)
-        return better, round(time.perf_counter() - started, 2)
+        found = get_repair(self.way, self.structure)(plan, self.bench.candidates.model, self.material)
+        better, model = found if isinstance(found, tuple) else (found, None)
+        return better, model, round(time.perf_counter() - started, 2)
 
     def _row(self, repair: str, model: nn.Module | None = None) -> dict[str, Any]:
-        plan, seconds = self._made
-        row = _row(self.bench, plan, self.criterion, self.allocation, self.sparsity, "", model)
+        plan, made, seconds = self._made
+        row = _row(self.bench, plan, self.criterion, self.allocation, self.sparsity, "", made if model is None else model)
         return {**row, "method": self.method, "seconds": seconds, "repair": repair}
 
 
@@ -236,7 +237,7 @@ def refined_again(
     """
     dense = bench.candidates.model
     started = time.perf_counter()
-    plan = get_repair("refined", structure)(bench.candidates.plan(structure, criterion, allocation, sparsity), dense, material)
+    plan = refine_plan(bench.candidates.plan(structure, criterion, allocation, sparsity), dense, material)
     seconds = time.perf_counter() - started
 
     def refined(plan: Plan, base: nn.Module, reference: nn.Module) -> Plan:

@@ -1,8 +1,8 @@
 """Ways to a better mask of the same size, from a plan: a plain dict from name to function, for comparisons.
 
 ``refined`` is ``prunekit.refine``; ``swapped`` and ``learnt`` are its two stages alone; ``rescored`` of units makes its own
-plan in rounds, at refine's cost or in ten; the others are the rivals, which take single weights only. ``leap`` and ``maskllm``
-learn from a stream of the same samples; ``maskllm`` of N:M alone.
+plan in rounds, at refine's cost or in ten; the others are the rivals, which take single weights only. What learns from a stream
+of fresh samples, or looks at layers, is in ``prunekit.search.streamed_ways``.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from prunekit.errors import UsageError, nearest
 from prunekit.plan import GROUPED, Plan
 from prunekit.repair.objective import make_objective
 from prunekit.repair.refine import refine
-from prunekit.repair.stream import Stream
+from prunekit.repair.streamed import Streaming
 from prunekit.repair.swaps import Weights
 from prunekit.search.rivals import RIVALS
 from prunekit.search.rivals.rescored import equal_cost
-from prunekit.search.rivals.streamed import STREAMED
+from prunekit.search.streamed_ways import CALIBRATION, RATE, RATES, SHARE, WAYS, ways_for
 from prunekit.steps.by_schedule import prune_by_schedule
 from prunekit.steps.planner import Planner
 from prunekit.steps.schedule import Schedule
@@ -46,6 +46,8 @@ class RepairSamples:
         accept: samples of their own to accept on; None sets a quarter of ``learn`` apart.
         example: the inputs of one or two samples, for tracing.
         seed: of what is shuffled.
+        stream: how ways learn that take fresh samples in every step, and how long; None where there are none.
+        given: the samples that these take; ``learn`` when None.
     """
 
     evidence: Evidence
@@ -53,9 +55,18 @@ class RepairSamples:
     accept: Samples | None
     example: Inputs
     seed: int
+    stream: Streaming | None = None
+    given: Samples | None = None
+
+    @property
+    def train(self) -> Samples:
+        """What streams are made of."""
+        return self.learn if self.given is None else self.given
 
 
-Repair = Callable[[Plan, nn.Module, RepairSamples], Plan]
+Found = Plan | tuple[Plan, nn.Module | None]
+"""A plan; with the pruned model beside it where the way gives its weights other values too."""
+Repair = Callable[[Plan, nn.Module, RepairSamples], Found]
 
 
 def refine_plan(
@@ -96,15 +107,6 @@ def _by_rival(plan: Plan, model: nn.Module, material: RepairSamples, *, name: st
     return pattern.plan(RIVALS[name](pattern, objective, material.seed))
 
 
-STEPS, BATCH = 300, 16
-
-
-def _by_streamed_rival(plan: Plan, model: nn.Module, material: RepairSamples, *, name: str) -> Plan:
-    device = next(model.parameters()).device
-    stream = Stream(material.learn, BATCH, device, material.seed)
-    return STREAMED[name](plan, model, stream, steps=STEPS, task=material.evidence.task, seed=material.seed)[0]
-
-
 def _rescored_units(plan: Plan, model: nn.Module, material: RepairSamples, *, most: int | None = None) -> Plan:
     """As many units of the same structure and allocation, by scores made anew in every round.
 
@@ -127,23 +129,16 @@ COMMON: dict[str, Repair] = {
 }
 """Of every structure."""
 
-REPAIRS: dict[str, Repair] = {
-    **COMMON,
-    **{name: partial(_by_rival, name=name) for name in RIVALS},
-    "leap": partial(_by_streamed_rival, name="leap"),
-}
+REPAIRS: dict[str, Repair] = {**COMMON, **{name: partial(_by_rival, name=name) for name in RIVALS}}
 """Of single weights, wherever they are."""
-
-OF_RUNS: dict[str, Repair] = {**COMMON, **{name: partial(_by_streamed_rival, name=name) for name in ("leap", "maskllm")}}
-"""Of N:M."""
 
 
 def settings(name: str, structure: str) -> dict[str, Any]:
     """What decides a way's masks beside plan, model and material: a finished study measures it again when that changes."""
     if name == "rescored":
         return {"gradients": equal_cost()}
-    if name in ("leap", "maskllm"):
-        return {"steps": STEPS, "batch": BATCH}
+    if name in WAYS:
+        return {"rate": RATE, "rates": RATES, "share": SHARE, "calibration": CALIBRATION}
     if name in COMMON and structure in GROUPED:
         return {"across": True, "importance": "margin"}
     return {}
@@ -155,11 +150,10 @@ def get_repair(name: str, structure: str) -> Repair:
     Raises:
         UsageError: there is none.
     """
-    known = dict(COMMON)
+    pattern = pattern_of(structure)
+    known = {**COMMON, **ways_for(structure in GROUPED, pattern is not None and pattern.kind == "nm")}
     if structure == "unstructured":
-        known = REPAIRS
-    elif (pattern := pattern_of(structure)) is not None and pattern.kind == "nm":
-        known = OF_RUNS
+        known |= REPAIRS
     elif structure in GROUPED:
         known |= {"rescored": _rescored_units, "rescored-10": partial(_rescored_units, most=10)}
     if name not in known:

@@ -13,6 +13,7 @@ from torch import nn
 
 from prunekit.criteria import get_criterion, parse, score
 from prunekit.data import Samples, Split
+from prunekit.layerwise import prune_layerwise
 from prunekit.plan import GROUPED, MissedTarget, choices, make_plan
 from prunekit.recipe import DROPS, SIZED, TIMES, Prune, Recipe, parse_seconds
 from prunekit.search.budget import TRIES
@@ -29,6 +30,8 @@ FEW = 4
 MOST = 32
 SINGLE = 4
 """Bytes of a number in single precision, in which scores and gradients are."""
+BY_LAYERS = 4
+"""Forward passes that a layer-wise method takes of each of its samples, its sums and solutions among them, about."""
 TIMING = 3.0
 """Seconds that ``eval`` times passes for, at each of the recipe's sizes of a batch, at most about."""
 
@@ -82,6 +85,12 @@ def foresee(recipe: Recipe, folders: Sequence[Path], out: Path, criteria: Sequen
 
 def _planned(recipe: Recipe, model: nn.Module, splits: dict[str, Split], wanted: Prune) -> Any:
     """A plan by magnitude, of what is asked for; where a budget decides, of half."""
+    if wanted.layerwise is not None:
+        few, kept = splits["train"].samples().first(1), recipe.prunable
+        return prune_layerwise(
+            model, few, method="magnitude", sparsity=wanted.sparsity, structure=wanted.structure, ignore=kept.ignore,
+            include=kept.include, task=recipe.load_task(),
+        )[0]  # fmt: skip
     share = 0.5 if wanted.budget[0] else asked_sparsity(wanted.structure, wanted.sparsity)
     example = splits["validation"].batch(range(min(2, len(splits["validation"]))))[0]
     kept = recipe.prunable
@@ -117,6 +126,8 @@ def _seconds(
     validation, test = len(splits["validation"]) * forward, len(splits["test"]) * forward
     refining = wanted.repair is not None and wanted.repair.budget is not None
     pruning = 2 * validation + (parse_seconds(str(wanted.repair.budget)) if refining and wanted.repair else 0.0)
+    if wanted.layerwise is not None:
+        pruning += BY_LAYERS * min(len(splits["train"]), wanted.layerwise.samples) * forward
     if wanted.budget[0] in DROPS:
         pruning += TRIES * (cells / len(recipe.compare.sparsities) + 1) * validation
     elif wanted.budget[0] in SIZED:

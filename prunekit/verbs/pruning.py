@@ -15,7 +15,7 @@ from prunekit.apply import Manifest, squeeze
 from prunekit.criteria import Scores, expand, model_digest
 from prunekit.errors import ArtifactError, Note, PrunekitError, UsageError
 from prunekit.plan import GROUPED, Plan, asked_sparsity, make_plan
-from prunekit.recipe import DROPS, SIZED, TIMES, Prune, Refine, Steps, parse_seconds
+from prunekit.recipe import DROPS, SIZED, TIMES, Layerwise, Prune, Refine, Steps, parse_seconds
 from prunekit.repair.swaps import get_swaps
 from prunekit.reusing import PROBLEM, reusable
 from prunekit.search import Candidates, Comparison, choose
@@ -28,6 +28,7 @@ from prunekit.task.evaluation import run as run_model
 from prunekit.trajectory import Trajectory
 from prunekit.verbs.budgets import measured_again, parameters_left, parameters_of, within_budget
 from prunekit.verbs.compensating import compensation_request, pruned_as_asked
+from prunekit.verbs.layerwise import by_layers, layerwise_request, refuse_without_weights
 from prunekit.verbs.pruned_folder import read_plan, write_plan, write_pruned
 from prunekit.verbs.refining import Seconds, better_plan, refining_again, refining_request
 from prunekit.verbs.run_folder import Run, comparison_inputs
@@ -45,6 +46,8 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
         StructureError: the model cannot take the structure.
         PrunekitError: no plan meets the budget.
     """
+    if wanted.layerwise is not None:
+        return _prune_by_layers(run, wanted.layerwise, wanted, dry_run, overwrite)
     names = [] if wanted.criterion == "auto" else expand(wanted.criterion)
     choosing = len(names) != 1
     if wanted.classes:
@@ -148,6 +151,22 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
     return _write(run, plan, folder, facts)
 
 
+def _prune_by_layers(run: Run, asked: Layerwise, wanted: Prune, dry_run: bool, overwrite: bool) -> dict[str, Any]:
+    if dry_run:
+        raise UsageError("--dry-run writes a plan alone, and --layerwise finds new weights with it; leave one of them out")
+    request = layerwise_request(run, asked, wanted)
+    folder = run.path / "pruned" / wanted.name
+    if reusable(folder, _made_from(folder, False), request, overwrite):
+        return {**_summary(run, folder, Plan.load(folder / "plan.safetensors")), "reused": True}
+    refuse_foreign(folder)
+    plan, small = by_layers(run, asked, wanted)
+    if plan.provenance.get("refine", {}).get("ended") == "interrupted":
+        request["refine"]["ended"] = "interrupted"  # so that it is not taken for what was asked
+    plan.provenance["request"] = request
+    told = write_pruned(run, small, plan, folder, {}, validation_of(run))
+    return {**_summary(run, folder, plan), **told, "reused": False}
+
+
 def _seconds(wanted: Prune, repair: Refine | None) -> Seconds | None:
     """The command's time to refine in, over all the plans that it may make; None without a budget.
 
@@ -188,6 +207,7 @@ def apply_plan(
     if steps is not None and steps.schedule.name != "one-shot":
         raise UsageError(f"--apply takes a finished plan; schedule {steps.schedule.name} makes its own, leave it out")
     plan = read_plan(run, plan_path)
+    refuse_without_weights(plan)
     if squeezing:
         if plan.smaller:
             raise UsageError(f"--squeeze is for plans of masks; {plan.structure} are cut out as they are")
@@ -335,6 +355,7 @@ def _summary(run: Run, folder: Path, plan: Plan) -> dict[str, Any]:
         "compensated": "compensate" in plan.provenance.get("request", {}),
         "by_auto": plan.provenance.get("request", {}).get("criterion") == "auto",
         "classes": plan.provenance.get("request", {}).get("classes", []),
+        "layerwise": plan.provenance.get("layerwise"),
         "edited": bool(plan.provenance.get("edited")),
         "refine": _brief(refined) if refined else None,
         "refined_again": [_brief(facts) for facts in plan.provenance.get("refine_again", ())],

@@ -13,6 +13,7 @@ from prunekit import checkpoint, durable
 from prunekit.criteria import expand, parse, score_slug
 from prunekit.errors import ArtifactError
 from prunekit.recipe import BY_LAYERS, Finetune, Recipe, Steps, Study
+from prunekit.repair.streamed import Streaming
 from prunekit.reusing import first_difference
 from prunekit.search.compare import Candidates
 from prunekit.search.study import (
@@ -47,7 +48,14 @@ Tick = Callable[[], None]
 
 @dataclass(frozen=True)
 class Job:
-    """One case and seed. ``recipe``: trained first; None for a run folder that is there already."""
+    """One case and seed, or a part of it.
+
+    Attributes:
+        recipe: trained first; None for a run folder that is there already.
+        device: where it computes; the recipe's when None.
+        part: ``(k, n)``: of the cells that come after the one-shot ones every n-th, from the k-th; None for all.
+        until: stop before these.
+    """
 
     case: str
     seed: int
@@ -55,6 +63,9 @@ class Job:
     cells: Path
     study: Study
     recipe: Recipe | None
+    device: str | None = None
+    part: tuple[int, int] | None = None
+    until: bool = False
 
     @cached_property
     def names(self) -> list[str]:
@@ -84,22 +95,26 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
     Raises:
         ArtifactError: another process works on these cells.
     """
+    if job.part is not None:  # its cells are locked by who deals the parts out
+        return _work(job, tick)
     with durable.locked(job.cells), nullcontext() if job.recipe is None else durable.locked(job.run):
         return _work(job, tick)
 
 
 def _work(job: Job, tick: Tick) -> dict[str, Any]:
     study = job.study
-    if job.recipe is not None:
+    first = tick if job.part is None else _nothing
+    if job.recipe is not None and job.part is None:
         train_run(job.recipe, job.run, announce=lambda text: None)
-    run = Run(job.run)
+    run = Run(job.run, job.device)
     singles = list(dict.fromkeys(part.text for name in job.names for part in parse(name).singles))
-    if job.recipe is not None:
+    if job.recipe is not None and job.part is None:
         score_run(run, singles)
     scores = {name: run.scores(name) for name in job.names}
     candidates = Candidates(
         run.model, scores, run.batches("validation"), list(study.structures), run.recipe.structure.mappings(), run.task
     )
+    run.model.to(run.device)
     bench = StudyRun(candidates, run.batches("test"), job.seed)
     facts = {
         "case": job.case,
@@ -113,7 +128,7 @@ def _work(job: Job, tick: Tick) -> dict[str, Any]:
     }
     if (job.run / "train.json").exists():
         facts["training_seconds"] = TrainingRecord.load(job.run / "train.json").cost["seconds"]
-    tick()
+    first()
     data = {name: run.splits[name].digest() for name in ("validation", "test")}
     rows: list[dict[str, Any]] = []
     for structure, sparsities in study.structures.items():
@@ -129,16 +144,33 @@ def _work(job: Job, tick: Tick) -> dict[str, Any]:
                 made_from,
                 partial(one_shot, bench, structure, name, allocations, sparsities, study.control),
             )
-            tick()
+            first()
     how = finetuning_of(run, Steps(finetune=Finetune(epochs=study.tune.epochs))) if study.tune else None
     if how is not None and study.fine_tunes:
         made_from = {"model": run.trajectory.hash, "epochs": how.epochs, "train": run.splits["train"].digest(), **data}
         (row,) = _cells(job.cells / f"{DENSE}-tuned" / f"{how.epochs}.json", made_from, partial(dense_tuned, bench, how))
         facts["dense_tuned"] = {"epochs": how.epochs, **{split: row[split] for split in SPLITS}}
-        tick()
-    if study.tune is not None or study.compensate or study.refine is not None:
+        first()
+    if (study.tune is not None or study.compensate or study.refine is not None) and not job.until:
         facts["again"] = _again(job, run, bench, rows, data, how, tick)
     return facts
+
+
+def _nothing() -> None:
+    """A tick that somebody else counts."""
+
+
+class _Turns:
+    """Whose turn it is to measure a cell, where several do."""
+
+    def __init__(self, part: tuple[int, int] | None) -> None:
+        self._part, self._seen = part or (0, 1), 0
+
+    def mine(self) -> bool:
+        """Asked once for every cell, in the same order by all."""
+        self._seen += 1
+        number, of = self._part
+        return (self._seen - 1) % of == number
 
 
 def _again(
@@ -149,13 +181,15 @@ def _again(
     Returns:
         by structure, the methods that were looked at.
     """
-    study, seen = job.study, dict[str, list[str]]()
+    study, seen, turns = job.study, dict[str, list[str]](), _Turns(job.part)
     here = [{"case": job.case, "seed": job.seed, **row} for row in rows]
     compensating, compensation = compensator(run, study.compensate == BY_LAYERS, job.seed)
     repairing, repaired_from = compensator(run, False, job.seed)
     material = _material(job, run)
+    stream = study.refine.stream if study.refine else None
     learnt_from = {
         "seed": job.seed,
+        **({"stream": stream.model_dump(mode="json")} if stream else {}),
         "samples": [len(part) if part is not None else 0 for part in (material.learn, material.accept)],
         "calibration": run.splits["scoring"].digest(),
         "train": run.splits["train"].digest(),
@@ -178,7 +212,7 @@ def _again(
 
         for method in looked_at:
             name, allocation = chosen[method]
-            if study.compensate:
+            if study.compensate and turns.mine():
                 _cells(
                     job.cells / f"{folder}-compensated" / f"{_method_slug(method)}.json",
                     {**made_from(method, chosen[method]), "sparsities": sparsities, **compensation},
@@ -186,6 +220,8 @@ def _again(
                 )  # fmt: skip
                 tick()
             for sparsity in study.tuned_at(structure):
+                if not turns.mine():
+                    continue
                 assert how is not None
                 _cells(
                     job.cells / f"{folder}-tuned" / f"{_method_slug(method)}-{sparsity:g}.json",
@@ -199,6 +235,8 @@ def _again(
             for method in job.repaired(structure) or looked_at:
                 variant = auto[sparsity] if method == AUTO else chosen[method]
                 for way in study.ways_of(structure):
+                    if not turns.mine():
+                        continue
                     assert study.refine is not None
                     tuning = how if way in study.refine.tune and sparsity in study.tuned_at(structure) else None
                     repaired = Repaired(bench, structure, method, *variant, sparsity, way, material)
@@ -216,7 +254,7 @@ def _again(
                             partial(repaired.compensated, repairing),
                         )
                     tick()
-                if sparsity in study.refined_again_at(structure):
+                if sparsity in study.refined_again_at(structure) and turns.mine():
                     assert how is not None
                     assert study.refine is not None
                     again = study.refine.again
@@ -231,11 +269,13 @@ def _again(
 
 def _material(job: Job, run: Run) -> RepairSamples:
     """What repairs look at: see ``recipe.Repairs.samples``."""
-    samples = job.study.refine.samples if job.study.refine else None
+    refine = job.study.refine
+    samples = refine.samples if refine else None
     learn, accept = run.evidence.samples(), None
     if samples is not None:
         learn, accept = run.batches("train", samples), learn
-    return RepairSamples(run.evidence, learn, accept, run.example, job.seed)
+    stream = Streaming(**refine.stream.model_dump()) if refine and refine.stream else None
+    return RepairSamples(run.evidence, learn, accept, run.example, job.seed, stream, run.batches("train"))
 
 
 def _method_slug(method: str) -> str:

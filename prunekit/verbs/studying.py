@@ -11,12 +11,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from prunekit import checkpoint, stopping
-from prunekit.durable import together
+from prunekit.durable import locked, together
 from prunekit.errors import PrunekitError, UsageError
 from prunekit.imports import load_object, use_working_folder
 from prunekit.measure import machine
@@ -41,7 +42,10 @@ def study_run(study: Study, jobs: Sequence[Job], out: Path, processes: int) -> S
     """
     started = time.perf_counter()
     with Bar("compare (cells)", sum(job.ticks for job in jobs)) as bar:
-        if processes == 1 or len(jobs) == 1:
+        parts = -(-processes // len(jobs)) if _repairs(study) else 1
+        if parts > 1:
+            facts = _in_parts(jobs, parts, processes, bar)
+        elif processes == 1 or len(jobs) == 1:
             facts = [work(job, bar.advance) for job in jobs]
         else:
             facts = list(_parallel(jobs, processes, bar))
@@ -69,6 +73,21 @@ def study_run(study: Study, jobs: Sequence[Job], out: Path, processes: int) -> S
         write_study_page(staged.folder / "report.html", result, measured)
         result.save(staged.folder / "compare.json")
     return result
+
+
+def _repairs(study: Study) -> bool:
+    """Whether there are cells after the one-shot ones, which do not wait for one another."""
+    return study.tune is not None or study.refine is not None or bool(study.compensate)
+
+
+def _in_parts(jobs: Sequence[Job], parts: int, processes: int, bar: Bar) -> list[dict[str, Any]]:
+    """More processes than jobs: every job as far as its one-shot cells, then the others' cells dealt out among processes."""
+    list(_parallel([replace(job, until=True) for job in jobs], processes, bar))
+    with ExitStack() as stack:
+        for job in jobs:
+            stack.enter_context(locked(job.cells))
+        list(_parallel([replace(job, part=(k, parts)) for job in jobs for k in range(parts)], processes, bar))
+    return [work(job, lambda: None) for job in jobs]  # everything is there
 
 
 def _parallel(jobs: Sequence[Job], processes: int, bar: Bar) -> Iterator[dict[str, Any]]:
@@ -136,22 +155,27 @@ def _remote(job: Job) -> dict[str, Any]:
     return work(job, lambda: _ticks.put(1))
 
 
-def jobs_of_study(path: Path, out: Path) -> tuple[Study, list[Job]]:
+def jobs_of_study(path: Path, out: Path, device: str | None = None) -> tuple[Study, list[Job]]:
     """A study's jobs: every case with every seed, in ``out/runs``.
 
     A seed is the recipe's (weights and order of samples) and, where the data factory takes one, the split's.
+
+    Args:
+        device: overrides the recipes'.
     """
     study = Study.load(path)
     jobs = []
     for case, recipe_path in study.cases.items():
         recipe = Recipe.load(path.parent / recipe_path)
         for seed in study.seeds:
-            changed = recipe.model_dump(mode="json") | {"seed": seed}
+            changed = recipe.model_dump(mode="json") | {"seed": seed, **({"device": device} if device else {})}
             changed["score"] |= {"samples": study.samples}
             if recipe.data is not None:
                 changed["data"] = _reseeded(recipe.data, seed)
             name = f"{case}-seed{seed}"
-            jobs.append(Job(case, seed, out / "runs" / name, out / "cells" / name, study, Recipe.of(changed, recipe_path)))
+            jobs.append(
+                Job(case, seed, out / "runs" / name, out / "cells" / name, study, Recipe.of(changed, recipe_path), device)
+            )
     return study, jobs
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from prunekit import Plan, UsageError, make_plan
-from prunekit.plan import ALLOCATIONS
+from prunekit.plan import ALLOCATIONS, choices
 from prunekit.plan.allocation import Request, fill, lamp, mean
 from tests.structure_models import HANDLED, IMAGES, random_scores
 
@@ -101,6 +101,36 @@ def test_ratios_hold_exactly_and_the_rest_takes_the_rest() -> None:
     assert counts["2.weight"] == {"total": 120, "kept": 120}
     assert counts["1.weight"]["kept"] == 900 - (600 - 45)
     assert plan.provenance["ratios"] == {"0.*": 0.25, "2.weight": 0.0}
+
+
+def test_rows_lose_the_same_share_each_along_their_layers_own_axis() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 2), nn.ConvTranspose2d(5, 4, 3), nn.Flatten(), nn.Linear(40, 7))
+    scores = random_scores(model)
+    plan = make_plan(scores, model, sparsity=0.6, allocation="rows")
+    removed = 0
+    for name, axis in {"0.weight": 0, "1.weight": 1, "3.weight": 0}.items():
+        keep, worth = (tensor[name].movedim(axis, 0).flatten(1) for tensor in (plan.keep, scores.importance))
+        removed += int((~keep).sum())
+        for stays, row in zip(keep, worth, strict=True):
+            assert abs(int((~stays).sum()) - 0.6 * len(row)) <= 1
+            assert row[stays].min() >= row[~stays].max()
+    assert removed == round(0.6 * sum(value.numel() for value in scores.importance.values()))
+
+
+def test_a_ratio_of_rows_holds_in_every_row() -> None:
+    model = nn.Sequential(nn.Linear(20, 6), nn.Linear(6, 30))
+    plan = make_plan(random_scores(model), model, sparsity=0.5, allocation="rows", ratios={"0.weight": 0.25})
+    assert (~plan.keep["0.weight"]).sum(1).tolist() == [5] * 6
+
+
+@pytest.mark.parametrize("structure", ["channels", "block:4x1"])
+def test_rows_are_for_single_weights(structure: str) -> None:
+    model = HANDLED["multilayer"]()
+    with pytest.raises(UsageError, match=f"'rows' compares single weights within an output, and the structure is {structure}"):
+        make_plan(random_scores(model), model, IMAGES, sparsity=0.4, structure=structure, allocation="rows")
+    assert choices(structure, ["rows", "global"], [0.5]) == [("global", 0.5)]
+    with pytest.raises(UsageError, match="rows"):
+        choices(structure, ["rows"], [0.5])
 
 
 def test_ratios_of_channels() -> None:

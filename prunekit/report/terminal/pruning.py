@@ -21,6 +21,8 @@ def show_pruned(result: dict[str, Any]) -> None:
         f"{'found' if result['budget'] else 'asked'} {result['asked']:.4f}, removed {result['achieved']:.4f} of prunable and "
         f"{result['achieved_all']:.4f} of all parameters{notes} -> {result['path']}{again(result['reused'])}"
     )
+    if result["layerwise"]:
+        print(f"  {_by_layers(result)}")
     if result["budget"]:
         print(f"  {_budget(result)}")
     if result["missed"]:
@@ -80,6 +82,18 @@ def show_pruned(result: dict[str, Any]) -> None:
     for name, reason in result["refused"].items():
         print(f"  left whole: {name}: {reason}")
     print(of_pruned(result, deciding(result["measures"])).text())
+
+
+def _by_layers(result: dict[str, Any]) -> str:
+    """One line on what a layer-wise method looked at, and which weights the model has."""
+    facts = result["layerwise"]
+    weights = "kept weights have new values" if facts["changes"] else "kept weights are the dense model's"
+    if result["refine"]:
+        weights = "its mask was refined, with the dense model's weights"
+    told = f"layer by layer from {facts['samples']:,} training samples, compared within {facts['within']}; {weights}"
+    if facts.get("by_magnitude"):
+        told += f"; no sample reaches {', '.join(facts['by_magnitude'])}, pruned by magnitude"
+    return told
 
 
 def _kept_of(structure: str) -> str:

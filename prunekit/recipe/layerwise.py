@@ -1,0 +1,66 @@
+"""The key ``layerwise`` of a pruned model in a recipe: mask and weights found layer by layer, and what does not go with that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from prunekit.errors import UsageError
+from prunekit.layerwise import METHODS, amount_of, get_method
+from prunekit.recipe.faults import Misfit
+from prunekit.recipe.values import Count, Section, one_of, parse_bytes
+
+GOES_WITH = ("name", "sparsity", "structure", "layerwise", "refine")
+"""Keys of a pruned model that say something beside ``layerwise``; by the others' defaults nothing happens."""
+
+
+class Layerwise(Section):
+    """``method``: a name from ``prunekit.layerwise.METHODS``; ``samples``: the first training samples, at most so many;
+
+    ``within``: ``rows`` or ``layer``, null as the method's paper has it; ``damping``; ``activations``: what may be held of the
+    hidden states, such as ``2GiB``. See ``prunekit.prune_layerwise``. The method's name alone is short for the rest's defaults.
+    """
+
+    method: Annotated[str, one_of(METHODS, "layer-wise method")]
+    samples: Count = 256
+    within: Literal["rows", "layer"] | None = None
+    damping: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] = 0.01
+    activations: str = "2GiB"
+
+    @field_validator("activations")
+    @classmethod
+    def _bytes(cls, value: str) -> str:
+        parse_bytes(value)
+        return value
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of ``prunekit.prune_layerwise`` that these keys set, without the samples."""
+        return {
+            "method": self.method, "within": self.within, "damping": self.damping, "activations": parse_bytes(self.activations),
+        }  # fmt: skip
+
+
+def check_layerwise(wanted: Layerwise, structure: str, sparsity: float | None, others: Mapping[str, Any], when: str) -> None:
+    """Refuses what makes no sense beside a layer-wise method.
+
+    Args:
+        others: keys that are set to something beside ``GOES_WITH``.
+        when: of refining, ``never`` where there is none.
+
+    Raises:
+        ValueError: names the key, or the option.
+    """
+    for key in others:
+        option = {"ratios": "ratio"}.get(key, key).replace("_", "-")
+        raise Misfit(
+            f"layerwise finds by itself what goes, every layer the same share; leave {key} out",
+            f"--layerwise finds by itself what goes, every layer the same share; leave --{option} out",
+        )
+    if when == "better":
+        raise ValueError("refine goes with layerwise as true or false: the method's mask is what refining begins with")
+    try:
+        amount_of(structure, sparsity, wanted.within, get_method(wanted.method))
+    except UsageError as error:
+        raise ValueError(str(error)) from None
