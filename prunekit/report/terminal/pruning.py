@@ -39,6 +39,8 @@ def show_pruned(result: dict[str, Any]) -> None:
             f"  refined{where}: divergence {before:.4g} -> {after:.4g} on samples of their own, {refined['changed']:,} of "
             f"{refined['kept']:,} kept {_kept_of(result['structure'])} are others than before{_ENDS[refined['ended']]}"
         )
+        if "stream" in refined:
+            print(f"  {_streamed(refined['stream'])}")
         if "note" in refined:
             print(f"  {refined['note']}")
     for number, refined in enumerate(result["refined_again"], 1):
@@ -93,6 +95,16 @@ def _by_layers(result: dict[str, Any]) -> str:
     told = f"layer by layer from {facts['samples']:,} training samples, compared within {facts['within']}; {weights}"
     if facts.get("by_magnitude"):
         told += f"; no sample reaches {', '.join(facts['by_magnitude'])}, pruned by magnitude"
+    return told
+
+
+def _streamed(facts: dict[str, Any]) -> str:
+    """One line on what a stream cost."""
+    told = f"learnt from {facts['tokens']:,} training tokens in {facts['steps']:,} steps"
+    if "seconds" in facts:
+        parts = facts["bytes"]
+        told += f", {facts['seconds']:.2g} s each; beside the model and a batch, {sum(parts.values()):.1f} bytes a weight"
+        told += f" (its copy {parts['copy']:g}, scores {parts['scores']:.1f})"
     return told
 
 
