@@ -134,6 +134,9 @@ def _work(job: Job, tick: Tick) -> dict[str, Any]:
     for structure, sparsities in study.structures.items():
         allocations = study.allocations_of(structure)
         for name in job.names:
+            if scores[name].structure not in (None, structure):  # REAP's are of experts, and say nothing of heads
+                tick()
+                continue
             made_from = {
                 "scores": scores[name].digest, "structure": structure, "allocations": allocations, "sparsities": sparsities,
                 "control": study.control, "seed": job.seed, **data,
