@@ -155,7 +155,7 @@ def measured(
             "kl": after.figures()["kl"],
             "agreement": after.figures()["agreement"],
             "removed": plan.sparsity()["prunable"],
-            "paired": paired(task, after, dense),
+            "paired": paired(after, dense),
             "seconds": seconds,
         }
         del smaller

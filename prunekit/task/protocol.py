@@ -12,6 +12,7 @@ from prunekit.data.samples import Samples
 from prunekit.measure.measure import Measure, ratio
 from prunekit.task.evaluation import Evaluation
 from prunekit.task.places import CausalLM, LanguageModel, MaskedLM
+from prunekit.task.task import Task
 
 WITHIN = 1.96
 """Standard errors to either side of a figure, between which the true one lies with 95 % where errors are normal."""
@@ -61,6 +62,13 @@ class Paired(TypedDict):
     perplexity_ratio: dict[str, float]
 
 
+def surprise(task: Task) -> Measure | None:
+    """The measure whose rows are a sample's negative log-likelihood and its tokens; None of a task that has none."""
+    if not isinstance(task, LanguageModel):
+        return None
+    return next((measure for measure in task.measures if measure.name == "perplexity"), None)
+
+
 def protocol(task: LanguageModel, split: str, samples: Samples, found: Evaluation, stride: int | None) -> Protocol:
     """The protocol of an evaluation.
 
@@ -70,7 +78,7 @@ def protocol(task: LanguageModel, split: str, samples: Samples, found: Evaluatio
     length = places = 0
     for inputs, labels in samples:
         length, places = max(length, _length(inputs)), places + labels.numel()
-    sums = found.rows[task.measures[0].name]
+    sums = found.rows["perplexity"]
     tokens = int(sums[:, 1].sum())
     told: Protocol = {
         "split": split,
@@ -108,15 +116,15 @@ def _length(inputs: Inputs) -> int:
     return int(tokens.shape[1])
 
 
-def paired(task: LanguageModel, pruned: Evaluation, dense: Evaluation) -> Paired:
+def paired(pruned: Evaluation, dense: Evaluation) -> Paired:
     """What ``pruned`` differs by from ``dense`` of the same windows."""
     several = pruned.samples > 1
     differences: dict[str, Difference] = {}
-    nats = Measure("nats_per_token", task.measures[0].each, ratio, better="lower", unit="nats")
-    surprise = task.measures[0].name
+    (perplexity,) = (measure for measure in pruned.measures if measure.name == "perplexity")
+    nats = Measure("nats_per_token", perplexity.each, ratio, better="lower", unit="nats")
     for measure in (*pruned.measures, nats):
-        rows = pruned.rows[surprise if measure is nats else measure.name]
-        of_dense = dense.rows.get(surprise if measure is nats else measure.name)
+        name = "perplexity" if measure is nats else measure.name
+        rows, of_dense = pruned.rows[name], dense.rows.get(name)
         differences[measure.name] = _difference(measure, rows, of_dense, several)
     told = differences["nats_per_token"]
     away = WITHIN * told.get("standard_error", 0.0)

@@ -28,7 +28,7 @@ from prunekit.plan import Plan
 from prunekit.reusing import recorded_inputs, reusable
 from prunekit.task.evaluation import Evaluation, References, compared, measures_told
 from prunekit.task.evaluation import evaluate as measured
-from prunekit.task.places import LanguageModel
+from prunekit.task.protocol import surprise
 from prunekit.trajectory import Trajectory
 from prunekit.verbs.accounts import keep_removal, keep_timeline
 from prunekit.verbs.budgets import file_size
@@ -79,7 +79,7 @@ def _evaluate(run: Run, folder: Path, overwrite: bool) -> tuple[EvaluationRecord
     squeezed = bool(manifest.facts.get("squeezed"))
     if reusable(path, recorded_inputs(path, lambda p: EvaluationRecord.load(p).made_from), made_from, overwrite):
         found = EvaluationRecord.load(path)
-        told = found.language is not None or not isinstance(run.task, LanguageModel)
+        told = found.language is not None or surprise(run.task) is None
         if told and (found.masked is not None or not squeezed):  # what older files do not say is measured anew
             return found, True
     started = time.perf_counter()
@@ -100,6 +100,7 @@ def _evaluate(run: Run, folder: Path, overwrite: bool) -> tuple[EvaluationRecord
             **sizes(unsqueezed, one),
             "bytes": file_size(unsqueezed, plan),
         }
+    language = language_figures(run, {"dense": dense, "pruned": pruned}, dense_found, pruned_found)
     reached = plan.sparsity()
     record = EvaluationRecord(
         made_from=made_from,
@@ -116,7 +117,7 @@ def _evaluate(run: Run, folder: Path, overwrite: bool) -> tuple[EvaluationRecord
         masked=before,
         lost=_lost(run, plan, manifest.facts, dense_found, pruned_found),
         budget=_budget(manifest.facts),
-        language=language_figures(run, {"dense": dense, "pruned": pruned}, dense_found, pruned_found),
+        language=language,
         cost={"seconds": round(time.perf_counter() - started, 3)},
     )
     run.model.cpu()

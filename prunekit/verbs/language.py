@@ -13,7 +13,7 @@ from prunekit.measure.generation import fitted, generation, places
 from prunekit.task import CausalLM
 from prunekit.task.evaluation import Evaluation
 from prunekit.task.places import LanguageModel
-from prunekit.task.protocol import paired, protocol
+from prunekit.task.protocol import paired, protocol, surprise
 from prunekit.verbs.run_folder import Run
 
 SPLIT = "test"
@@ -27,11 +27,11 @@ def language_figures(run: Run, models: Mapping[str, nn.Module], dense: Evaluatio
     Args:
         models: ``dense`` and ``pruned``.
     """
-    if not isinstance(run.task, LanguageModel):
+    if not isinstance(run.task, LanguageModel) or surprise(run.task) is None:
         return None
     found: LanguageFigures = {
         "protocol": protocol(run.task, SPLIT, run.batches(SPLIT), dense, run.splits[SPLIT].stride),
-        "paired": paired(run.task, pruned, dense),
+        "paired": paired(pruned, dense),
     }
     if (pace := generated(run, models)) is not None:
         found["generation"] = pace

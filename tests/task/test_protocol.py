@@ -103,7 +103,7 @@ def test_figures_and_paired_errors_are_those_of_plain_code(windows: list[dict[st
     assert figures["kl"] == pytest.approx(float(expected["kl"].sum() / tokens.sum()), rel=1e-4)
     assert figures["agreement"] == pytest.approx(float(expected["agreement"].sum() / tokens.sum()), rel=1e-6)
 
-    found = paired(task, pruned, dense)
+    found = paired(pruned, dense)
     assert found["windows"] == len(tokens)
     rows = [nats["pruned"], nats["dense"], tokens]
     by_hand = {
@@ -141,7 +141,7 @@ def test_one_window_has_no_error(windows: list[dict[str, Tensor]]) -> None:
     task = causal()
     one = [{name: each[:1] for name, each in windows[0].items()}]
     dense, pruned, _, _ = both(one, task)
-    found = paired(task, pruned, dense)
+    found = paired(pruned, dense)
     assert all("standard_error" not in each for each in found["differences"].values())
     assert set(found["perplexity_ratio"]) == {"ratio"}
 
