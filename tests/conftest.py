@@ -18,11 +18,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prunekit import Recorder, Trajectory
+from prunekit.measure import generation
 from prunekit.trajectory.imported import write_checkpoints
 
 # Tests run in parallel, and so do the programs that they start: one thread each.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+generation.ROUNDS = 0.0  # of a language model's speed one round is timed
 
 # What the tests' runs are trusted by is theirs alone; workers have it from the process that starts them.
 if "PYTEST_XDIST_WORKER" not in os.environ:

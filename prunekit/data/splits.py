@@ -17,7 +17,7 @@ from prunekit.errors import UsageError, theirs
 
 SPLITS = ("train", "validation", "test", "scoring")
 """What each is for: learning; every choice (compare, auto); the final figures; scores. They must be disjoint."""
-EXTRAS = ("collate", "fingerprint", "decode", "bytes_per_token")
+EXTRAS = ("collate", "fingerprint", "decode", "bytes_per_token", "stride")
 """What a data factory may return beside the splits."""
 Normal = Callable[[Any], Batch]
 
@@ -39,6 +39,7 @@ class Split:
         fingerprint: stands for the samples' content where hashing all of them takes too long. It must change when they do.
         decode: token numbers to their texts, one a token, for pages on text.
         bytes_per_token: of the text that the labels ask for, for bits a byte.
+        stride: tokens between the beginnings of neighbouring windows of a text, to be told with figures.
 
     Raises:
         UsageError: it is none of these, or empty.
@@ -52,8 +53,9 @@ class Split:
         fingerprint: str | None = None,
         decode: Callable[[Sequence[int]], Sequence[str]] | None = None,
         bytes_per_token: float | None = None,
+        stride: int | None = None,
     ) -> None:
-        self.bytes_per_token = bytes_per_token
+        self.bytes_per_token, self._stride = bytes_per_token, stride
         self.normal, self.fingerprint, self.decode = normal, fingerprint, decode
         self._order: list[int] | None = None
         if is_loader(source):
@@ -84,6 +86,11 @@ class Split:
     def source(self) -> Any:
         """The data set that samples come from; the tensors themselves where they lie in memory."""
         return self._source
+
+    @property
+    def stride(self) -> int | None:
+        """Tokens between the beginnings of neighbouring windows of a text, where its data set or factory says it."""
+        return self._stride if self._stride is not None else getattr(self._source, "stride", None)
 
     @property
     def notes(self) -> list[str]:
@@ -182,8 +189,12 @@ def as_splits(found: Any, factory: str, normal: Normal = pair) -> dict[str, Spli
     share = found.get("bytes_per_token")
     if share is not None and not (isinstance(share, int | float) and share > 0):
         raise UsageError(f"{factory}: bytes_per_token is {share!r}; it must be a number above 0")
+    stride = found.get("stride")
+    if stride is not None and not (type(stride) is int and stride > 0):
+        raise UsageError(f"{factory}: stride is {stride!r}; it must be a whole number of tokens above 0")
     return {
-        name: Split(found[name], normal, collate, None if mark is None else f"{name}|{mark}", decode, share) for name in SPLITS
+        name: Split(found[name], normal, collate, None if mark is None else f"{name}|{mark}", decode, share, stride)
+        for name in SPLITS
     }
 
 

@@ -47,7 +47,7 @@ def stdlib(
         seed: of which file belongs where.
 
     Returns:
-        The splits; ``decode``, the text of every token of a list; and ``bytes_per_token`` of the test windows.
+        The splits; ``decode``, the text of every token of a list; ``bytes_per_token`` of the test windows; and ``stride``.
 
     Raises:
         UsageError: this Python has too little source code for so many windows, a number is too small, or tokenizers is missing.
@@ -71,6 +71,7 @@ def stdlib(
     return {name: (part[:, :-1].contiguous(), part[:, 1:].contiguous()) for name, part in found.items()} | {
         "decode": _decoder(tokenizer),
         "bytes_per_token": _bytes(tokenizer, found["test"][:, 1:]),
+        "stride": length,
     }
 
 

@@ -9,7 +9,9 @@ from typing import Any, ClassVar, NotRequired, TypedDict
 from prunekit.artifact import SOMETIMES, Artifact, Cost, conform
 from prunekit.explain.account import Account
 from prunekit.measure import Lost
+from prunekit.measure.generation import Generation
 from prunekit.task.evaluation import CLASSIFICATION, MeasureTold
+from prunekit.task.protocol import Paired, Protocol
 
 
 class Shares(TypedDict):
@@ -119,6 +121,20 @@ class InOnnx(TypedDict):
     batches: dict[str, OnnxSpeed]
 
 
+class Generated(Generation):
+    """Tokens a second and memory; ``asked``: the recipe's prompt and tokens, of which a model with few positions takes fewer."""
+
+    asked: list[int]
+
+
+class LanguageFigures(TypedDict):
+    """Of a language model: how its figures came about, what pruned and dense differ by, how fast they read and write."""
+
+    protocol: Protocol
+    paired: Paired
+    generation: NotRequired[Generated]
+
+
 class Refined(TypedDict):
     """What a refinement looked at, from and to which divergence it came, how many came back, and how it ended."""
 
@@ -173,6 +189,7 @@ class EvaluationRecord(Artifact):
         budget: of a model that was pruned to one.
         lm_eval: where the harness was asked for.
         onnx: where the pruned model's folder holds an ONNX export of it.
+        language: of a language model. Older files lack it.
     """
 
     KIND: ClassVar[str] = "evaluation"
@@ -194,6 +211,7 @@ class EvaluationRecord(Artifact):
     budget: Budget | None = field(default=None, metadata=SOMETIMES)
     lm_eval: Harness | None = field(default=None, metadata=SOMETIMES)
     onnx: InOnnx | None = field(default=None, metadata=SOMETIMES)
+    language: LanguageFigures | None = field(default=None, metadata=SOMETIMES)
     cost: Cost
 
     @property

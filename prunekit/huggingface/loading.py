@@ -15,19 +15,22 @@ from torch import nn
 from prunekit.errors import ArtifactError, Note, UsageError, theirs
 from prunekit.huggingface.classes import model_class, read_config, transformers
 from prunekit.huggingface.folder import CONFIG, Folder
+from prunekit.imports import needed
 
 AUTO = r"AutoModel(?:For[A-Za-z0-9]+|WithLMHead)?"
 """What the name of an Auto class looks like."""
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 
 
-def load_model(path: Path, auto: str | None = None) -> nn.Module:
-    """The model with its weights, as ``from_pretrained`` gives it: in evaluation mode, on the CPU, in the checkpoint's type.
+def load_model(path: Path, auto: str | None = None, device: torch.device | str | None = None) -> nn.Module:
+    """The model with its weights, as ``from_pretrained`` gives it: in evaluation mode, in the checkpoint's type.
 
     Nothing is fetched, unpickled or run that lies in the folder.
 
     Args:
         auto: name of an Auto class, such as ``AutoModelForCausalLM``, instead of the config's ``architectures``.
+        device: where the weights go one by one as they are read, never whole in this machine's memory; needs accelerate. None for
+            the CPU.
 
     Raises:
         ArtifactError: a file is missing or damaged, or the weights do not fit the class; names the first tensor.
@@ -35,11 +38,14 @@ def load_model(path: Path, auto: str | None = None) -> nn.Module:
     """
     folder = Folder(path)
     _ = folder.shards
+    if device is not None:
+        needed("accelerate")
+    placed = {} if device is None else {"device_map": {"": torch.device(device)}}
     kind = model_class(folder, auto)
     with theirs(f"{path}: loading {kind.__name__}"), quietly():
         model, info = kind.from_pretrained(
             path, config=read_config(folder), local_files_only=True, trust_remote_code=False, use_safetensors=True,
-            ignore_mismatched_sizes=True, output_loading_info=True, **typed(folder),
+            ignore_mismatched_sizes=True, output_loading_info=True, **typed(folder), **placed,
         )  # fmt: skip
     _check(folder, model, info)
     found: nn.Module = model

@@ -136,7 +136,12 @@ def interval(values: Sequence[float]) -> Interval:
 
 @torch.no_grad()
 def timed(
-    models: Mapping[str, nn.Module], x: Inputs, seconds: float = 2.0, most: int = MOST, watch: Watch | None = None
+    models: Mapping[str, nn.Module],
+    x: Inputs,
+    seconds: float = 2.0,
+    most: int = MOST,
+    watch: Watch | None = None,
+    warm_up: int = WARM_UP,
 ) -> Timing:
     """Rounds in which every model has one pass on the batch ``x``, in turns from the first to the last and back.
 
@@ -147,6 +152,7 @@ def timed(
 
     Args:
         watch: times a pass; the machine's clock when None.
+        warm_up: passes of each model before it counts.
     """
     watch = watch or one_pass
     names = list(models)
@@ -154,7 +160,7 @@ def timed(
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(undisturbed(model))
-            for _ in range(WARM_UP):
+            for _ in range(warm_up):
                 watch(model, placed(model, x))
         look, spent = 20, 0.0
         for number in range(1, most + 1):

@@ -119,18 +119,22 @@ class Measure(Directed):
         The error is the delete-one jackknife's of the paired difference; of a ``whole`` measure, deleting blocks.
         """
         lost = self.sign * self.scale * (self.of(reference) - self.of(rows))
+        return lost, self._spread(self._without(reference) - self._without(rows))
+
+    def error(self, rows: Tensor) -> float:
+        """The standard error of the figure itself, in the unit, by the same jackknife."""
+        return self._spread(self._without(rows))
+
+    def _without(self, rows: Tensor) -> Tensor:
+        """The figure without each of the samples (of a ``whole`` measure, blocks), float64."""
         if self.whole:
             order = torch.arange(len(rows)) % min(BLOCKS, len(rows))
-            left = torch.tensor(
-                [self.of(reference[order != b]) - self.of(rows[order != b]) for b in range(int(order.max()) + 1)],
-                dtype=torch.float64,
-            )
-        else:
-            rest = len(rows) - 1
-            without = [self.finish(part.sum(0) - part, max(rest, 1)) for part in (reference, rows)]
-            left = without[0].double() - without[1].double()
-        spread = (left - left.mean()).square().mean() * (len(left) - 1)
-        return lost, self.scale * float(spread.sqrt())
+            blocks = range(int(order.max()) + 1)
+            return torch.tensor([self.of(rows[order != block]) for block in blocks], dtype=torch.float64)
+        return self.finish(rows.sum(0) - rows, max(len(rows) - 1, 1)).double()
+
+    def _spread(self, left: Tensor) -> float:
+        return self.scale * float(((left - left.mean()).square().mean() * (len(left) - 1)).sqrt())
 
     def shown(self, value: float) -> str:
         """A figure for tables, with its unit."""

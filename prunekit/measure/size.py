@@ -35,6 +35,12 @@ def sizes(model: nn.Module, sample: Inputs) -> dict[str, int]:
     return {"parameters": parameters, "nonzero": nonzero, "macs": found}
 
 
+def in_memory(model: nn.Module) -> int:
+    """Bytes of the model's tensors, buffers too, tied ones once."""
+    found = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    return sum(tensor.numel() * tensor.element_size() for tensor in found.values())
+
+
 def zipped(file: BinaryIO, size: int) -> int:
     """Bytes that DEFLATE makes of a file (zlib, level 6), as in a zip archive: what zeros save where a model lies or travels.
 

@@ -385,11 +385,20 @@ class Compare(Section):
         return self
 
 
+class Generation(Section):
+    """``prompt`` tokens are read, then ``tokens`` written one by one with the cache, in each of ``batches``."""
+
+    prompt: Count = 128
+    tokens: Count = 32
+    batches: Annotated[list[Count], Field(min_length=1)] = [1, 16]
+
+
 class Eval(Section):
     """``samples``: test samples whose outputs the kernel rebuilds; ``tolerance``: allowed error of every interval per
 
     sample, reached by halving; ``nodes``: a fixed number of nodes a step by ``rule`` instead (the pruning step keeps its
-    tolerance); ``stride``: kept states a piece.
+    tolerance); ``stride``: kept states a piece; ``generation``: how the speed of a causal language model is measured, ``false``
+    for not at all.
     """
 
     samples: Count = 128
@@ -398,3 +407,11 @@ class Eval(Section):
     rule: RuleName = "midpoint"
     stride: Count = 1
     latency_batches: list[Count] = [1, 64]
+    generation: Annotated[Generation | None, BeforeValidator(switched)] = Generation()
+
+    @model_serializer(mode="wrap")
+    def _said(self, every: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = every(self)
+        if self.generation == Generation():  # a recipe of another model says nothing of it
+            found.pop("generation", None)
+        return found

@@ -9,7 +9,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
-from prunekit.batch import Batch, Inputs, call, described, to
+from prunekit.batch import Batch, Inputs, Labels, call, described, take, to
 from prunekit.data.samples import Samples
 from prunekit.errors import PrunekitError, UsageError, quoted
 from prunekit.measure.measure import Lost, Measure
@@ -17,20 +17,24 @@ from prunekit.task.classification import Classification
 from prunekit.task.task import Task
 
 MEMORY = 64 * 2**20  # bytes of another model's outputs that are kept; beyond that they are computed again
+AT_ONCE = 2**28
+"""Numbers that a batch's outputs may have where a sample has one a place and word: 1 GiB in single precision."""
+PIECE = 2**24
+"""Numbers of these that are measured at once, some of it in double precision."""
 
 
 class References:
     """A model's outputs on samples, to compare others with: kept while they fit ``memory`` bytes, else computed again."""
 
     def __init__(self, model: nn.Module, samples: Samples, task: Task, memory: int = MEMORY) -> None:
-        self.model, self.samples, self.task, self._left = model, samples, task, memory
+        self.model, self.samples, self.task, self._left = model, fitting(model, samples, task), task, memory
         self._kept: dict[int, Tensor] = {}
 
     def __iter__(self) -> Iterator[tuple[Batch, Tensor]]:
         for number, batch in enumerate(self.samples):
             found = self._kept.get(number)
             if found is None:
-                found = run(self.model, batch, self.task).cpu()
+                found = _placed(run(self.model, batch, self.task), self.task)
                 if (needed := found.numel() * found.element_size()) <= self._left:
                     self._kept[number], self._left = found, self._left - needed
             yield batch, found
@@ -52,6 +56,32 @@ def run(model: nn.Module, batch: Batch, task: Task) -> Tensor:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def fitting(model: nn.Module, samples: Samples, task: Task) -> Samples:
+    """The same samples in batches whose outputs have at most ``AT_ONCE`` numbers, of a task that is measured in place."""
+    most = max((len(group) for group in samples.groups), default=0)
+    if not task.measured_in_place or most < 2:
+        return samples
+    fit = max(1, AT_ONCE // max(1, run(model, samples.rows(0, 1), task).numel()))
+    return samples if most <= fit else samples.bounded(fit)
+
+
+def _placed(outputs: Tensor, task: Task) -> Tensor:
+    """Where the task's measures want outputs."""
+    return outputs if task.measured_in_place else outputs.cpu()
+
+
+def _each(measure: Measure, outputs: Tensor, labels: Labels, reference: Tensor | None, task: Task) -> Tensor:
+    """A measure's rows of a batch: ``(samples, k)``, float64, on the CPU."""
+    each = max(1, PIECE // max(1, outputs[0].numel())) if task.measured_in_place else max(1, len(outputs))
+    parts = []
+    for begin in range(0, len(outputs), each):
+        some = slice(begin, begin + each)
+        of_some = labels if each >= len(outputs) else take(labels, some, len(outputs))
+        against = of_some if reference is None else (reference[some].to(outputs.device), of_some)
+        parts.append(measure.each(outputs[some], against).double().cpu())
+    return torch.cat(parts)
 
 
 @dataclass(frozen=True)
@@ -91,16 +121,15 @@ def evaluate(model: nn.Module, samples: Samples, task: Task, references: Referen
     measures = (*own, *(task.closeness if references is not None else ()))
     close = set(task.closeness) if references is not None else set()
     found: dict[str, list[Tensor]] = {measure.name: [] for measure in measures}
-    pairs = references if references is not None else ((batch, None) for batch in samples)
+    pairs = references if references is not None else ((batch, None) for batch in fitting(model, samples, task))
     count = 0
     for batch, reference in pairs:
-        outputs = run(model, batch, task).cpu()
-        labels = to(batch[1], "cpu")
+        outputs = _placed(run(model, batch, task), task)
+        labels = to(batch[1], outputs.device)
         count += len(outputs)
         for measure in measures:
-            against = (reference, labels) if measure in close else labels
             try:
-                found[measure.name].append(measure.each(outputs, against).double())
+                found[measure.name].append(_each(measure, outputs, labels, reference if measure in close else None, task))
             except PrunekitError:
                 raise
             except Exception as error:  # labels that do not fit, or a measure of the user's

@@ -106,6 +106,7 @@ class LanguageModel(Places):
 
     target = "log_prob"
     summed = ("log_prob",)
+    measured_in_place = True
 
     def __init__(
         self, loss: Any = None, output: str | int | None = None, *, bytes_per_token: float | None = None, **options: Any
@@ -140,6 +141,8 @@ class LanguageModel(Places):
 
     def _surprise(self, outputs: Tensor, labels: Labels) -> Tensor:
         counted = (labels != self.ignore_index).flatten(1).sum(1)
+        if outputs.dtype in (torch.bfloat16, torch.float16):  # whose probabilities would have two or three digits
+            outputs = outputs.float()
         return torch.stack([-self.log_prob(outputs, labels).double().sum(1), counted.double()], 1)
 
     def facts(self) -> dict[str, Any]:

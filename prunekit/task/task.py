@@ -30,9 +30,11 @@ class Task:
         closeness: against another model's outputs, the first one first; ``labels`` of these is ``(its outputs, labels)``.
         loss: what training lowers.
         output: which of a model's answers counts: a key or a place, where it returns several.
+        measured_in_place: measures take outputs on the model's device, some samples at a time; else all of a batch on the CPU.
     """
 
     name = "task"
+    measured_in_place = False
     target = "outputs"
     measures: tuple[Measure, ...] = ()
     closeness: tuple[Measure, ...] = ()

@@ -28,10 +28,12 @@ from prunekit.plan import Plan
 from prunekit.reusing import recorded_inputs, reusable
 from prunekit.task.evaluation import Evaluation, References, compared, measures_told
 from prunekit.task.evaluation import evaluate as measured
+from prunekit.task.protocol import surprise
 from prunekit.trajectory import Trajectory
 from prunekit.verbs.accounts import keep_removal, keep_timeline
 from prunekit.verbs.budgets import file_size
 from prunekit.verbs.compensating import pruned_as_asked
+from prunekit.verbs.language import language_figures
 from prunekit.verbs.pruned_folder import child_of, open_pruned
 from prunekit.verbs.run_folder import Run
 from prunekit.verbs.validation import validation_in
@@ -77,7 +79,8 @@ def _evaluate(run: Run, folder: Path, overwrite: bool) -> tuple[EvaluationRecord
     squeezed = bool(manifest.facts.get("squeezed"))
     if reusable(path, recorded_inputs(path, lambda p: EvaluationRecord.load(p).made_from), made_from, overwrite):
         found = EvaluationRecord.load(path)
-        if found.masked is not None or not squeezed:  # older files do not say what a squeezed model was before: measured anew
+        told = found.language is not None or surprise(run.task) is None
+        if told and (found.masked is not None or not squeezed):  # what older files do not say is measured anew
             return found, True
     started = time.perf_counter()
     unsqueezed = _unsqueezed(run, plan) if squeezed else None
@@ -97,6 +100,7 @@ def _evaluate(run: Run, folder: Path, overwrite: bool) -> tuple[EvaluationRecord
             **sizes(unsqueezed, one),
             "bytes": file_size(unsqueezed, plan),
         }
+    language = language_figures(run, {"dense": dense, "pruned": pruned}, dense_found, pruned_found)
     reached = plan.sparsity()
     record = EvaluationRecord(
         made_from=made_from,
@@ -113,6 +117,7 @@ def _evaluate(run: Run, folder: Path, overwrite: bool) -> tuple[EvaluationRecord
         masked=before,
         lost=_lost(run, plan, manifest.facts, dense_found, pruned_found),
         budget=_budget(manifest.facts),
+        language=language,
         cost={"seconds": round(time.perf_counter() - started, 3)},
     )
     run.model.cpu()

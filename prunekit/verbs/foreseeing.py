@@ -14,6 +14,7 @@ from torch import nn
 from prunekit.criteria import get_criterion, parse, score
 from prunekit.data import Samples, Split
 from prunekit.layerwise import prune_layerwise
+from prunekit.measure.size import in_memory
 from prunekit.plan import GROUPED, MissedTarget, choices, make_plan
 from prunekit.recipe import DROPS, SIZED, TIMES, Prune, Recipe, parse_seconds
 from prunekit.search.budget import TRIES
@@ -164,17 +165,11 @@ def _timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - begun
 
 
-def _weights(model: nn.Module) -> int:
-    """Bytes of the model's tensors, tied ones once."""
-    found = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    return sum(tensor.numel() * tensor.element_size() for tensor in found.values())
-
-
 def _memory(model: nn.Module, prunable: int, criteria: int) -> dict[str, int]:
     """Bytes: the dense model and a pruned one; in single precision the path's state and a gradient; scores and masks."""
     total = Layout.of(model).total
     found = {
-        "models": 2 * _weights(model),
+        "models": 2 * in_memory(model),
         "gradients": 2 * SINGLE * total,
         "scores": (criteria + 4) * SINGLE * prunable,  # four of refining: a mask that is learnt, its gradient, Adam's two moments
     }
@@ -184,8 +179,8 @@ def _memory(model: nn.Module, prunable: int, criteria: int) -> dict[str, int]:
 def _disk(model: nn.Module, prunable: int, names: Sequence[str], states: int, out: Path) -> dict[str, int]:
     """Bytes: weights of the path, scores by criterion, the pruned model with masks and plan, and the model in ``out``."""
     found = {
-        "run": SINGLE * Layout.of(model).total * states + SINGLE * prunable * len(names) + _weights(model) + 2 * prunable,
-        "model": _weights(model),
+        "run": SINGLE * Layout.of(model).total * states + SINGLE * prunable * len(names) + in_memory(model) + 2 * prunable,
+        "model": in_memory(model),
     }
     here = next(place for place in [out, *out.absolute().parents] if place.exists())
     return {**found, "all": sum(found.values()), "free": shutil.disk_usage(here).free}

@@ -9,6 +9,7 @@ from typing import Any
 from prunekit.errors import UsageError
 from prunekit.measure import conditions, machine, threads, timed
 from prunekit.verbs.budgets import LONG, batch_of
+from prunekit.verbs.language import generated
 from prunekit.verbs.pruned_folder import open_pruned, run_of
 from prunekit.verbs.run_folder import Run
 
@@ -37,7 +38,7 @@ def time_run(run: Run, pruned: Path | None, batches: Sequence[int], count: int |
 
     Returns:
         ``machine``, ``conditions``, ``device``, and by batch size: ``rounds``, ``noisy``, and of ``dense``, ``pruned``
-        (milliseconds) and ``speedup`` each ``median``, ``low``, ``high``.
+        (milliseconds) and ``speedup`` each ``median``, ``low``, ``high``; of a causal language model ``generation``.
 
     Raises:
         UsageError: a batch of no samples.
@@ -60,6 +61,9 @@ def time_run(run: Run, pruned: Path | None, batches: Sequence[int], count: int |
                 "noisy": parts.get("speedup", parts["dense"]).noisy,
                 **{name: part.told() for name, part in parts.items()},
             }
+        pace = generated(run, models, batches)
         where = machine(run.device)
     told = {"machine": where, "device": str(run.device), "conditions": conditions(), "batches": found}
+    if pace is not None:
+        told["generation"] = pace
     return {"name": pruned.resolve().name if pruned is not None else "dense", **told}

@@ -40,6 +40,12 @@ def test_shards_give_the_same_model(save: Save) -> None:
     assert torch.equal(answer(load_model(whole)), answer(load_model(sharded)))
 
 
+def test_weights_go_straight_to_a_device(save: Save) -> None:
+    pytest.importorskip("accelerate")
+    folder = save("llama")
+    assert torch.equal(answer(load_model(folder, device="cpu")), answer(load_model(folder)))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_checkpoints_type_is_kept(dtype: torch.dtype, save: Save) -> None:
     folder = save("llama", dtype=dtype)

@@ -15,6 +15,9 @@ from prunekit.report.verdict import amount, of_evaluation
 SAME = 0.005
 """Sizes whose ratio is off 1 by less are called the same: a file's header makes some bytes of difference."""
 
+PACES = {"prefill": "prefill", "decode": "decoding"}
+"""What of a language model's speed is shown, and how it is called."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -68,11 +71,14 @@ def _columns(every: Sequence[EvaluationRecord]) -> list[Column]:
     """Of the measures and batch sizes that any evaluation has."""
     measures = list(dict.fromkeys(measure for e in every for measure in shown(e.measures)))
     batches = list(dict.fromkeys(batch for e in every for batch in e.latency["batches"]))
+    told = [e.language["generation"]["batches"] for e in every if e.language and "generation" in e.language]
+    paces = list(dict.fromkeys((key, size) for each in told for size, pace in each.items() for key in PACES if key in pace))
     return [
         Column("parameters that stay", lambda e: _whole(e.dense["parameters"]), _stay),
         *(_measured(measure) for measure in measures if not measure.close),
         Column("lost", lambda _: Cell(), _lost),
         *(_latency(batch) for batch in batches),
+        *(_pace(key, batch) for key, batch in paces),
         *(_size(key, head) for key, head in (("macs", "theoretical MACs"), ("bytes", "bytes on disk"))),
         *(_measured(measure) for measure in measures if measure.close),
     ]
@@ -135,6 +141,22 @@ def _latency(batch: str) -> Column:
         return Cell() if times is None else Cell(three(times["dense_ms"]), "", times["dense_ms"])
 
     return Column(f"ms, batch {batch}", dense, pruned)
+
+
+def _pace(key: str, batch: str) -> Column:
+    """Tokens a second of reading a prompt, or of writing with the cache."""
+
+    def cell(found: EvaluationRecord, name: str) -> Cell:
+        generation = found.language.get("generation") if found.language else None
+        pace: Any = generation["batches"].get(batch) if generation else None
+        if pace is None or key not in pace:
+            return Cell()
+        rates = pace[key]
+        median, faster = rates[name]["median"], rates["speedup"]
+        between = f"{three(faster['median'])}× as fast ({three(faster['low'])}–{three(faster['high'])})"
+        return Cell(three(median), between if name == "pruned" else "", median)
+
+    return Column(f"tokens/s, {PACES[key]}, batch {batch}", lambda e: cell(e, "dense"), lambda e: cell(e, "pruned"))
 
 
 OVERVIEW = Overview(

@@ -8,6 +8,7 @@ from prunekit.explain import EvaluationRecord
 from prunekit.explain.account import Fit
 from prunekit.measure import noisy
 from prunekit.report.measures import shown, three
+from prunekit.report.terminal.language import difference, show_language
 from prunekit.report.terminal.tables import again, new_table, print_table
 from prunekit.report.verdict import of_evaluation
 
@@ -40,11 +41,14 @@ def _tables(result: tuple[str, EvaluationRecord, bool]) -> None:
     small = {**others, "pruned": e.pruned}
     models = {"dense": e.dense, **small}
     between = [""] * len(others)
-    table = new_table(f"eval: {name}, {e.test_samples} test samples{again(reused)}", "", *models)
+    differences = e.language["paired"]["differences"] if e.language else None
+    beside = [] if differences is None else ["pruned − dense"]
+    table = new_table(f"eval: {name}, {e.test_samples} test samples{again(reused)}", "", *models, *beside)
     measures = shown(e.measures)
     for measure in measures:
         told = [None, *small.values()] if measure.close else models.values()
-        table.add_row(measure.label, *(measure.text(found[measure.name]) if found else "" for found in told))
+        apart = [] if differences is None else [difference(differences[measure.name], measure.unit)]
+        table.add_row(measure.label, *(measure.text(found[measure.name]) if found else "" for found in told), *apart)
     table.add_row("sparsity, prunable / all", "", *between, f"{e.sparsity['prunable']:.4f} / {e.sparsity['all']:.4f}")
     if asked := e.asked_classes:
         first = measures[0]
@@ -70,6 +74,8 @@ def _tables(result: tuple[str, EvaluationRecord, bool]) -> None:
         before, after = refined["before"]["accept"], refined["after"]["accept"]
         later = [f"{a['before']['accept']:.4g} -> {a['after']['accept']:.4g}" for a in refined.get("again", ())]
         print(f"refined: divergence {'; after fine-tuning '.join([f'{before:.4g} -> {after:.4g}', *later])}")
+    if e.language is not None:
+        show_language(e.language)
     _onnx(e)
     _harness(e)
     kernel = e.kernel

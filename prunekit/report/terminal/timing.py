@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunekit.report.measures import three
+from prunekit.report.terminal.language import show_generation
 from prunekit.report.terminal.tables import new_table, print_table
 
 
@@ -20,6 +21,8 @@ def show_timing(result: dict[str, Any]) -> None:
     print_table(table)
     print(f"on {result['device']}: {result['machine']}")
     print(result["conditions"])
+    if "generation" in result:
+        show_generation(result["generation"])
     if noisy := [size for size, found in batches.items() if found["noisy"]]:
         print(f"batch {', '.join(noisy)}: the machine was too noisy; the interval is wider than 3 % either way")
 
