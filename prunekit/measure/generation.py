@@ -296,7 +296,7 @@ def _cache(answer: Any) -> Any:
 
 
 def _last(answer: Any) -> Tensor:
-    found: Tensor = answer.logits[:, -1].double()
+    found: Tensor = answer.logits[:, -1].float()
     return found
 
 

@@ -68,8 +68,8 @@ def fitting(model: nn.Module, samples: Samples, task: Task) -> Samples:
 
 
 def _placed(outputs: Tensor, task: Task) -> Tensor:
-    """Where the task's measures want outputs."""
-    return outputs if task.measured_in_place else outputs.cpu()
+    """Where the task's measures want outputs; MPS has no double precision."""
+    return outputs if task.measured_in_place and outputs.device.type != "mps" else outputs.cpu()
 
 
 def _each(measure: Measure, outputs: Tensor, labels: Labels, reference: Tensor | None, task: Task) -> Tensor:
