@@ -161,9 +161,9 @@ def measured(
         del smaller
         tell(_line(f"{method}, {amount}", found["methods"][method]))
     if known is not None and length == known.length:
-        others = {name: value for (name, at), value in known.figures.items() if at == amount and name not in methods and at}
-        for name, value in others.items():
-            tell(f"{name}, {amount}: published {value:g}, not measured here")
+        for (name, at), value in known.figures.items():
+            if at and name not in methods and (at == amount or not methods):
+                tell(f"{name}, {at}: published {value:g}, not measured here")
     return found
 
 

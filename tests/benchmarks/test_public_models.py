@@ -17,7 +17,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks import public_models
-from benchmarks.paper_protocol import KNOWN, calibration_windows, following_windows, joined_text, published, window_length
+from benchmarks.paper_protocol import (
+    KNOWN,
+    Published,
+    calibration_windows,
+    following_windows,
+    joined_text,
+    published,
+    window_length,
+)
 from benchmarks.zoo.operators import declare
 from prunekit.errors import ArtifactError, UsageError
 
@@ -102,6 +110,20 @@ def test_dense_perplexity_is_that_of_the_papers_loop(kind: str, folders: Folders
     assert (p["length"], p["stride"], p["tokens"]) == (LENGTH, LENGTH, p["windows"] * (LENGTH - 1))
     assert found["model"] == MODELS[kind][1]
     assert public_models.measured(folders(kind), joined_text(raw), tell=said.append)["protocol"]["length"] == 32
+
+
+def test_published_figures_stand_beside_ours_at_their_length(
+    folders: Folders, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = Published("Tiny", ("", 0, 0, 0, 0), LENGTH, {("dense", ""): 12.5, ("wanda", "0.5"): 14.0})
+    monkeypatch.setattr(public_models, "published", lambda config: known)
+    said: list[str] = []
+    found = public_models.measured(folders("opt"), joined_text(raw), tell=said.append)
+    assert (found["model"], found["protocol"]["length"]) == ("Tiny", LENGTH)
+    assert said[0].endswith("(published 12.5)")
+    assert said[1:] == ["wanda, 0.5: published 14, not measured here"]
+    public_models.measured(folders("opt"), joined_text(raw), length=LENGTH + 1, tell=said.append)
+    assert "published" not in said[-1]
 
 
 def test_texts_in_other_files_are_the_same_text(raw: Path, tmp_path: Path) -> None:
