@@ -91,20 +91,21 @@ def generation(models: Mapping[str, nn.Module], text: Tensor, prompt: int, token
     """
     found: Generation = {"prompt": prompt, "tokens": tokens, "batches": {}, "memory": {}}
     found["memory"] = {name: {"weights": in_memory(model)} for name, model in models.items()}
-    lacking = [why for name, model in models.items() if (why := _no_cache(model)) is not None]
-    if lacking:
-        found["why"] = f"decoding is left out: {lacking[0]}"
+    lacking = [why for model in models.values() if (why := _no_cache(model)) is not None]
+    whys = [f"decoding is left out: {why}" for why in lacking[:1]]
     for size in batches:
         given = _prompts(text, size, prompt)
-        try:
-            pace = _pace(models, given, 0 if "why" in found else tokens, found["memory"])
-        except _Other as error:
-            found["why"] = f"decoding is left out: {error}"
-            pace = _pace(models, given, 0, found["memory"])
-        except Exception as error:  # out of memory, or what a model of the user's does with tokens alone
-            found["why"] = _more(found, f"batch {size} is left out: {quoted(error)}")
-            continue
-        found["batches"][str(size)] = pace
+        for steps in (0,) if lacking else (tokens, 0):
+            try:
+                found["batches"][str(size)] = _pace(models, given, steps, found["memory"])
+                break
+            except _Other as error:
+                whys.append(f"decoding at batch {size} is left out: {error}")
+            except Exception as error:  # out of memory, or what a model of the user's does with tokens alone
+                whys.append(f"batch {size} is left out: {quoted(error)}")
+                break
+    if whys:
+        found["why"] = "; ".join(whys)
     return found
 
 
@@ -345,7 +346,3 @@ def _bytes(cache: Any) -> int:
             seen.add(id(one))
             waiting += vars(one).values()
     return sum(stored.values())
-
-
-def _more(found: Generation, why: str) -> str:
-    return f"{found['why']}; {why}" if "why" in found else why
