@@ -168,8 +168,8 @@ def test_pruned_models_stand_beside_the_dense_one(folders: Folders, raw: Path, t
     path.write_text("".join(rows(2)))
     said: list[str] = []
     found = public_models.measured(
-        folders("llama"), joined_text(raw), length=LENGTH, calibration=path, windows=24, methods=("wanda", "snip", "learn"), sparsity=0.5,
-        tokens=24 * LENGTH, tell=said.append,
+        folders("llama"), joined_text(raw), length=LENGTH, calibration=path, windows=24, methods=("wanda", "snip", "learn"),
+        sparsity=0.5, tokens=24 * LENGTH, tell=said.append,
     )  # fmt: skip
     assert [line.split(":")[0] for line in said] == ["dense", "wanda, 0.5", "snip, 0.5", "learn, 0.5"]
     for told in found["methods"].values():

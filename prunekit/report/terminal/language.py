@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prunekit.explain.evaluation import Generated, LanguageFigures
-from prunekit.measure.generation import how
+from prunekit.measure.generation import Pace, how
+from prunekit.measure.latency import Interval
 from prunekit.report.measures import three
 from prunekit.report.terminal.tables import new_table, print_table
 from prunekit.task.protocol import Difference, Paired, Protocol
@@ -59,12 +60,18 @@ def show_generation(found: Generated) -> None:
     heads = [f"{name} (tokens/s)" for name in names] + (["speed-up"] if "pruned" in names else [])
     table = new_table(f"generation: prompts of {found['prompt']:,} tokens, {found['tokens']:,} more{asked}", "", *heads)
     for size, pace in found["batches"].items():
-        for key, label in (("prefill", "prefill"), ("decode", "decoding")):
-            if (rates := pace.get(key)) is not None:
-                table.add_row(f"{label}, batch {size}", *_rates(rates))  # type: ignore[arg-type]
+        for label, rates in zip(("prefill", "decoding"), _paces(pace), strict=False):
+            table.add_row(f"{label}, batch {size}", *_rates(rates))
     if found["batches"]:
         print_table(table)
         print(how())
+        last = [
+            rates["speedup" if "pruned" in names else names[0]] for pace in found["batches"].values() for rates in _paces(pace)
+        ]
+        if any(Interval(**each).noisy for each in last):
+            print(
+                "the machine was too busy for these to be known to 3 %: a figure differs from the one shown within its interval"
+            )
     memory = found["memory"]
     told = [("weights", *(f"{memory[name]['weights']:,}" for name in names))]
     for key, label in (("cache", "cache"), *PEAKS.items()):
@@ -76,6 +83,11 @@ def show_generation(found: Generated) -> None:
         print("peaks of memory are measured on CUDA alone")
     if "why" in found:
         print(f"generation: {found['why']}")
+
+
+def _paces(pace: Pace) -> list[dict[str, dict[str, float]]]:
+    """Of prefill, and of decoding where it was measured."""
+    return [pace["prefill"], *([pace["decode"]] if "decode" in pace else [])]
 
 
 def _asked(found: Generated) -> str:
