@@ -99,7 +99,7 @@ def measured(size: str, device: str, batch: int, length: int, rounds: int, autoc
     train = trainer(made(size, length, device).train(), (x, y), autocast)
 
     def learn() -> None:
-        learning.step((x, y), 0.02)
+        learning.step((x, y), 0.5)
 
     times: dict[str, list[float]] = {"train": [], "learn": []}
     for number in range(rounds + 2):

@@ -101,14 +101,16 @@ class Stream(Section):
     """Learn a mask from a stream of training samples; see ``prunekit.repair.streamed.Streaming``.
 
     ``tokens``: to learn from in all, such as ``500k`` (without tokens, samples); ``batch``: samples a step; ``rate``: at first,
-    it falls to 0; ``looks``: how often the scoring samples judge; ``lean``: 10 bytes a weight beside the model, for 16;
-    ``autocast``: compute in bfloat16; ``checkpointing``: run blocks again instead of keeping their activations.
+    it falls to 0; ``looks``: how often the scoring samples judge; ``soft``: masks are soft at first (null: of a quarter kept or more); ``lean``: 10 bytes a
+    weight beside the model, for 16; ``autocast``: compute in bfloat16; ``checkpointing``: run blocks again instead of keeping
+    their activations.
     """
 
     tokens: Tokens
     batch: Count = Streaming.batch
     rate: Positive = Streaming.rate
     looks: Count = Streaming.looks
+    soft: bool | None = Streaming.soft
     lean: bool = Streaming.lean
     autocast: bool = Streaming.autocast
     checkpointing: bool = Streaming.checkpointing

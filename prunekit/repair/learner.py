@@ -1,14 +1,15 @@
-"""Scores by which units stay, and one step of learning them: straight-through, tensor by tensor.
+"""Scores by which units stay, and one step of learning them, tensor by tensor.
 
 A score a unit; the best stay, and the gradient with respect to the mask goes straight to the scores (edge-popup: Ramanujan et
-al., arXiv 1911.13299). A score is moved by Adam (arXiv 1412.6980), whose second moments may be kept as one number a row and one a
-column (Adafactor: Shazeer and Stern, arXiv 1804.04235, without its other changes) and whose first in bfloat16.
+al., arXiv 1911.13299), or through a soft mask around the level at which units stay. A score is moved by Adam (arXiv 1412.6980),
+whose second moments may be kept as one number a row and one a column (Adafactor: Shazeer and Stern, arXiv 1804.04235, without its
+other changes) and whose first in bfloat16.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,18 +49,25 @@ class Learner:
             part = swaps.factor(name, self.scores)
             self._states[name] = _LeanAdam(part) if lean else _Adam(part)
 
-    def step(self, batches: Sequence[tuple[Inputs, Labels]], samples: int, rate: float, t: float = 1.0) -> float:
+    def step(
+        self, batches: Sequence[tuple[Inputs, Labels]], samples: int, rate: float, t: float = 1.0, heat: float = 0.0
+    ) -> float:
         """Moves the scores once; returns the mean of the live model's target where the gradient was taken.
 
         Args:
             samples: in all ``batches``.
             rate: Adam's.
             t: where on the segment from the dense model to the pruned one the gradient is taken, in (0, 1].
+            heat: above 0 a single weight's mask is soft, ``σ((score - level) / heat)`` with the level half-way between what
+                stays and what goes, and the gradient goes through it; 0 for a hard mask and a gradient straight through.
         """
         kept = self.swaps.select(self.scores)
+        levels = self.swaps.levels(self.scores, kept) if heat else None
+        self.steps += 1
+        if levels is not None:
+            return self._soft_step(batches, samples, rate, levels, heat)
         units = kept if t == 1 else torch.where(kept, self.scores.new_ones(()), self.scores.new_full((), 1 - t))
         self.live.scale(lambda name: self.swaps.factor(name, units))
-        self.steps += 1
         if self.swaps.spans is not None:
             return self.live.backward(batches, samples, lambda name, gradient: self._move(name, gradient, rate))
         total = torch.zeros_like(self.scores)
@@ -71,6 +79,28 @@ class Learner:
         found = self.live.backward(batches, samples, add)
         self._states[""].move(self.scores, total, rate, self.steps)
         return found
+
+    def _soft_step(
+        self,
+        batches: Sequence[tuple[Inputs, Labels]],
+        samples: int,
+        rate: float,
+        levels: Callable[[str], Tensor],
+        heat: float,
+    ) -> float:
+        """A step of soft masks, which are computed tensor by tensor, forward and again backward, and never held."""
+
+        def soft(name: str) -> Tensor:
+            return torch.sigmoid((self.swaps.factor(name, self.scores) - levels(name)) / heat)
+
+        def move(name: str, gradient: Tensor | None) -> None:
+            if gradient is not None:
+                mask = soft(name)
+                gradient.mul_(mask).mul_(1 - mask).div_(heat)
+            self._move(name, gradient, rate)
+
+        self.live.scale(soft)
+        return self.live.backward(batches, samples, move)
 
     @torch.no_grad()
     def _move(self, name: str, gradient: Tensor | None, rate: float) -> None:

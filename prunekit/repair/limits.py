@@ -70,6 +70,11 @@ class Count:
         """The most valuable, ``(U,)`` boolean; ties by position."""
         return best(worth if self._closed is None else worth.masked_fill(self._closed, -torch.inf), self.count)
 
+    def level(self, worth: Tensor, keep: Tensor) -> Tensor:
+        """Half-way between the least that ``keep`` keeps and the largest that it does not: one number."""
+        low, high = (worth.masked_fill(part, end) for part, end in ((~keep, torch.inf), (keep, -torch.inf)))
+        return (low.amin() + high.amax()) / 2
+
     def grow(self, keep: Tensor, gain: Tensor, share: float) -> Tensor:
         """``keep`` and the units that gain most: ``share`` of the number that stays."""
         gain = gain.masked_fill(keep if self._closed is None else keep | self._closed, -torch.inf)
@@ -142,6 +147,17 @@ class Limits:
         order = order[torch.sort(turn[order], stable=True).indices]
         pool = self.pool[self.part]
         return (ranks(order, pool) < self.counts[pool]) & ~barred
+
+    def level(self, worth: Tensor, keep: Tensor) -> Tensor:
+        """Half-way between the least that ``keep`` keeps and the largest that it does not, of every unit's pool: ``(U,)``."""
+        pool = self.pool[self.part]
+        ends = [
+            torch.full((len(self.counts),), end, dtype=worth.dtype, device=worth.device).scatter_reduce(
+                0, pool, worth.masked_fill(part, end), how
+            )
+            for part, end, how in ((~keep, torch.inf, "amin"), (keep, -torch.inf, "amax"))
+        ]
+        return ((ends[0] + ends[1]) / 2)[pool]
 
 
 def ranks(order: Tensor, part: Tensor) -> Tensor:

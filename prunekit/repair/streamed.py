@@ -35,6 +35,10 @@ from prunekit.trajectory import Layout
 from prunekit.trajectory.bare import named_tensors
 from prunekit.trajectory.layout import fixed_state
 
+HOT, COLD = 1.0, 0.05
+"""Standard deviations of the scores over which a soft mask goes from 0 to 1, at the first step and at the last."""
+DENSE = 0.25
+"""The share kept from which soft masks do better: of a tenth kept they are a third worse, since only weights near the level move."""
 FIRST_LOOK = 16
 """Batches that scores start from, at most; of a short stream a tenth."""
 
@@ -48,6 +52,9 @@ class Streaming:
         batch: samples a step.
         rate: of Adam at the first step, in standard deviations of the scores; it falls to 0 in a straight line.
         looks: how often the mask is judged on the way.
+        soft: masks of single weights are soft at first and hard at the end, ``σ((score - level) / heat)`` with the heat falling
+            from ``HOT`` to ``COLD`` standard deviations of the scores; else hard in every step. None: soft where at least
+            ``DENSE`` of the weights stay.
         lean: factored second moments and first ones in bfloat16: 10 bytes a weight beside the model, for 16.
         autocast: compute in bfloat16 where torch's autocast does.
         checkpointing: run the blocks of the model again instead of keeping their activations.
@@ -58,8 +65,9 @@ class Streaming:
 
     tokens: int
     batch: int = 16
-    rate: float = 0.04
+    rate: float = 0.06
     looks: int = 10
+    soft: bool | None = None
     lean: bool = True
     autocast: bool = False
     checkpointing: bool = False
@@ -134,6 +142,7 @@ class StreamLearning:
         aim = _divergence(task) if target == "kl" else self._hidden or target
         self._first, self._live = live(function), live(function.aimed(aim))
         self._refers = target in ("kl", "hidden")
+        self._soft = how.soft if how.soft is not None else swaps.count >= DENSE * len(swaps.keep)
         per_batch = self._stream.tokens()
         if how.tokens < 2 * per_batch:
             raise UsageError(
@@ -161,7 +170,7 @@ class StreamLearning:
             for step in range(1, self.steps + 1):
                 begun = time.perf_counter()
                 gone = max((step - 1) / self.steps, self._deadline.share)
-                since.append(self.step(next(batches), how.rate * (1 - gone)))
+                since.append(self.step(next(batches), gone))
                 self.seconds += time.perf_counter() - begun
                 bar.advance()
                 if not math.isfinite(since[-1]):
@@ -180,11 +189,16 @@ class StreamLearning:
         self.learner = Learner(self._swaps, self._live, self._start(batches), self._how.lean)
         return self.learner
 
-    def step(self, batch: Batch, rate: float) -> float:
-        """Learns from one batch; returns the mean of the target there."""
+    def step(self, batch: Batch, gone: float) -> float:
+        """Learns from one batch; returns the mean of the target there.
+
+        Args:
+            gone: the share of the steps that is over, in [0, 1).
+        """
         assert self.learner is not None
         x, y = self._referred(batch)
-        return self.learner.step([(x, y)], size(x), rate)
+        heat = HOT * (COLD / HOT) ** gone if self._soft else 0.0
+        return self.learner.step([(x, y)], size(x), self._how.rate * (1 - gone), heat=heat)
 
     def close(self) -> None:
         """Leaves the dense model as it was."""

@@ -102,6 +102,9 @@ class Groups(Limited):
 
     spans: Mapping[str, slice] | None = None
 
+    def levels(self, worth: Tensor, keep: Tensor) -> None:
+        return None
+
     def scaled(self) -> Sequence[str]:
         return list(self._units)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
@@ -69,6 +69,10 @@ class Weights(Limited):
 
     def add(self, name: str, signed: Tensor, units: Tensor, into: Tensor) -> None:
         into[self.spans[name]] += signed.flatten()
+
+    def levels(self, worth: Tensor, keep: Tensor) -> Callable[[str], Tensor]:
+        found = self.limits.level(worth, keep)
+        return lambda name: found if found.dim() == 0 else self.factor(name, found)
 
     def expand(self, units: Tensor) -> Tensor:
         return units.new_ones(self._total).index_copy(0, self.places, units)
@@ -139,6 +143,19 @@ class Runs(Weights):
             keep[self.spans[name]] = self._flat(name, before < self._stay[name])
         return keep
 
+    def levels(self, worth: Tensor, keep: Tensor) -> Callable[[str], Tensor]:
+        """Of every run; nothing of a weight's size is held between calls."""
+
+        def of(name: str) -> Tensor:
+            span = self.spans[name]
+            runs, kept = self._runs(name, worth[span], -torch.inf), self._runs(name, keep[span], False)
+            low = runs.masked_fill(~kept, torch.inf).amin(-1, keepdim=True)
+            high = runs.masked_fill(kept, -torch.inf).amax(-1, keepdim=True)
+            middle: Tensor = ((low + high) / 2).expand(runs.shape)
+            return self._flat(name, middle).view(self._plan.keep[name].shape)
+
+        return of
+
     def close(self, units: Tensor) -> None:
         """These units, none of them kept now, are never taken, ``(U,)`` boolean."""
         self._closed = units if self._closed is None else self._closed | units
@@ -192,6 +209,9 @@ class Tiles(Limited):
         self.limits = Limits.one(self.keep, torch.unique(alike, dim=1, return_inverse=True)[1])
 
     spans: Mapping[str, slice] | None = None
+
+    def levels(self, worth: Tensor, keep: Tensor) -> None:
+        return None
 
     def scaled(self) -> Sequence[str]:
         return self._weights.names

@@ -1,8 +1,8 @@
 """Ways of language models: masks and weights found by layers, or learnt from a stream, all of them from as many tokens.
 
 Each gives the plan, and the model where its weights are others than the dense one's. ``X+tuned`` is way X, then its weights tuned
-by their divergence from the dense model with the mask held: for all of the tokens where X takes none, else for a third of them,
-and X for the rest. ``tuned`` alone tunes under the plan's own mask.
+by their divergence from the dense model with the mask held: for all of the tokens where X takes none, else for two thirds of
+them, and X for the rest. ``tuned`` alone tunes under the plan's own mask.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from prunekit.search.ways import RepairSamples
 
 TUNED = "tuned"
-SHARE = 1 / 3
+SHARE = 2 / 3
 """Of the tokens, for the weights, where a mask is learnt first."""
-RATE = 1e-3
+RATE = 5e-3
 """Of tuning, at first; it falls to 0 in a straight line."""
-RATES = {"leap": 2e-2, "maskllm": 2e-2, "block-reconstruction": 1e-3}
+RATES = {"leap": 3e-3, "maskllm": 3e-3, "block-reconstruction": 1e-2}
 """Rivals' rates at a few hundred steps; their papers' are for thousands."""
 BY_LAYERS = tuple(name for name in METHODS if name != "magnitude")
 CALIBRATION = 256

@@ -157,6 +157,27 @@ def test_adam_is_torchs(model: nn.Module, texts: Samples) -> None:
     assert moved.float().mean() < 0.01  # the sign of a gradient that is nearly nought is a matter of rounding
 
 
+@pytest.mark.parametrize("structure", ["unstructured", "2:4"])
+def test_a_soft_masks_gradient_is_that_of_the_scores(model: nn.Module, texts: Samples, structure: str) -> None:
+    plan, layout = plan_of(model, None if structure == "2:4" else 0.5, structure), Layout.of(model)
+    swaps = get_swaps(plan, layout, torch.device("cpu"))
+    function = ModelFunction(model, layout, fixed_state(model, layout), "loss", task=TASK)
+    theta = layout.state(model)
+    learner = Learner(swaps, Live(function, layout.views(theta), swaps.scaled()), swaps.magnitude(theta))
+    before = learner.scores.clone()
+    levels = swaps.levels(before, swaps.select(before))
+    assert levels is not None
+    level = torch.cat([levels(name).expand(plan.keep[name].shape).flatten() for name in plan.keep])
+    assert torch.equal(before > level, swaps.select(before))
+    scores = before.clone().requires_grad_()
+    value = function(theta * swaps.expand(torch.sigmoid((scores - level) / 0.3)), *texts.batch(0)).sum() / len(texts)
+    expected = torch.autograd.grad(value, scores)[0]
+    assert learner.step([texts.batch(0)], len(texts), 0.05, heat=0.3) == pytest.approx(value.item(), rel=1e-5)
+    moved = before - learner.scores  # Adam's first step: the gradient's sign, where it is not as small as ε
+    clear = expected.abs() > 1e-5
+    torch.testing.assert_close(moved[clear], 0.05 * expected[clear].sign(), rtol=1e-2, atol=1e-4)
+
+
 @pytest.mark.parametrize("target", ["kl", "hidden", "loss"])
 def test_a_stream_lowers_what_it_is_aimed_at(model: nn.Module, texts: Samples, target: str) -> None:
     plan = plan_of(model)
