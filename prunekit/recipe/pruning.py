@@ -101,9 +101,9 @@ class Stream(Section):
     """Learn a mask from a stream of training samples; see ``prunekit.repair.streamed.Streaming``.
 
     ``tokens``: to learn from in all, such as ``500k`` (without tokens, samples); ``batch``: samples a step; ``rate``: at first,
-    it falls to 0; ``looks``: how often the scoring samples judge; ``soft``: masks are soft at first (null: of a quarter kept or more); ``lean``: 10 bytes a
-    weight beside the model, for 16; ``autocast``: compute in bfloat16; ``checkpointing``: run blocks again instead of keeping
-    their activations.
+    it falls to 0; ``looks``: how often the scoring samples judge; ``soft``: masks are soft at first, null: where a quarter or
+    more stays; ``lean``: 10 bytes a weight beside the model, for 16; ``autocast``: compute in bfloat16; ``checkpointing``: run
+    blocks again instead of keeping their activations.
     """
 
     tokens: Tokens

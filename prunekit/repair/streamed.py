@@ -38,7 +38,7 @@ from prunekit.trajectory.layout import fixed_state
 HOT, COLD = 1.0, 0.05
 """Standard deviations of the scores over which a soft mask goes from 0 to 1, at the first step and at the last."""
 DENSE = 0.25
-"""The share kept from which soft masks do better: of a tenth kept they are a third worse, since only weights near the level move."""
+"""The share kept from which soft masks do better; of a tenth they were a third worse: only weights near the level move."""
 FIRST_LOOK = 16
 """Batches that scores start from, at most; of a short stream a tenth."""
 
