@@ -15,7 +15,7 @@ from prunekit.batch import call
 from prunekit.criteria.layer_inputs import reaching, to_rows
 from tests.layerwise.models import blocks, family
 
-STACKED = ["llama", "gpt2", "opt", "bert", "gpt_neox", "t5", "whisper"]
+STACKED = ["llama", "gpt2", "opt", "bert", "t5", pytest.param("whisper", marks=pytest.mark.slow)]  # its module takes a second
 
 
 def inputs_of(model: nn.Module, names: list[str], batches: Any) -> dict[str, Tensor]:
