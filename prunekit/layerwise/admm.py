@@ -38,13 +38,13 @@ def solve(problem: Problem, amount: Amount) -> Solved:
 def _places(dense: Tensor, unit: Tensor, wanted: Tensor, amount: Amount, damping: float) -> Tensor:
     """What stays, ``(groups, outputs, d)``."""
     factored(unit, damping)
-    values, vectors = torch.linalg.eigh(unit.double())
+    values, vectors = torch.linalg.eigh(unit)
     sparse, dual, penalty = dense, torch.zeros_like(dense), FIRST
     keep = seen = torch.zeros_like(dense, dtype=torch.bool)
     inverse = None
     for step in range(1, STEPS + 1):
         if inverse is None:
-            inverse = ((vectors / (values + penalty)[:, None]) @ vectors.transpose(1, 2)).to(dense.dtype)
+            inverse = (vectors / (values + penalty)[:, None]) @ vectors.transpose(1, 2)
         fitting = (wanted - dual + penalty * sparse) @ inverse
         free = fitting + dual / penalty
         keep = amount.keep(free.abs())

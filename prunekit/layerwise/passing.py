@@ -112,8 +112,9 @@ class Passing:
         for inputs, _ in self._samples.bounded(max(1, ROWS * first.shape[-1] // first.numel())):
             held.add(passed_over(self._model, stack, self.stacks, to(inputs, self._home), self._device))
             if held.bytes > self._most:
+                seen = sum(len(hidden) for hidden in held.hidden)
                 raise UsageError(
-                    f"activations: the inputs of {stack.name} take {_amount(first.nbytes * len(self._samples))} for "
+                    f"activations: the inputs of {stack.name} take about {_amount(held.bytes * len(self._samples) / seen)} for "
                     f"{len(self._samples)} samples, and {_amount(self._most)} may be held; take fewer samples, or allow more"
                 )
         return held
@@ -146,9 +147,9 @@ class _Held:
 
         def keep(tensor: Tensor) -> Tensor:
             if id(tensor) not in moved_ones:
-                same = (old for old in self.shared if old.shape == tensor.shape and old.dtype == tensor.dtype)
-                here = tensor.to(self.device)
-                known = next((old for old in same if torch.equal(old, here)), None)
+                here, known_ones = tensor.to(self.device), (*moved_ones.values(), *self.shared)
+                alike = (old for old in known_ones if old.shape == here.shape and old.dtype == here.dtype)
+                known = next((old for old in alike if torch.equal(old, here)), None)
                 self.bytes += 0 if known is not None else here.nbytes
                 moved_ones[id(tensor)] = here if known is None else known
             return moved_ones[id(tensor)]
@@ -182,4 +183,5 @@ def without_cache(model: nn.Module) -> Iterator[None]:
 
 
 def _amount(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**28 else f"{size / 2**20:.1f} MiB"
+    unit, name = next(found for found in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes")) if size >= found[0])
+    return f"{size / unit:.4g} {name}"

@@ -12,8 +12,7 @@ from prunekit.recipe.values import check_device, parse_seconds
 from prunekit.recipe.yaml_file import read_yaml, to_yaml
 
 __all__ = [
-    "BY_LAYERS", "DROPS", "RESOLVED", "SIZED", "TIMES", "CompareRefine", "Data", "Finetune", "Layerwise", "Optimizer",
-    "Prune", "RateSchedule",
-    "Recipe", "Record", "Refine", "Refinement", "Steps", "Study", "Watch", "applied_steps", "check_device", "optimizer_of",
-    "parse_seconds", "prune_section", "read_yaml", "scheduler_of", "to_yaml",
+    "BY_LAYERS", "DROPS", "RESOLVED", "SIZED", "TIMES", "CompareRefine", "Data", "Finetune", "Layerwise", "Optimizer", "Prune",
+    "RateSchedule", "Recipe", "Record", "Refine", "Refinement", "Steps", "Study", "Watch", "applied_steps", "check_device",
+    "optimizer_of", "parse_seconds", "prune_section", "read_yaml", "scheduler_of", "to_yaml",
 ]  # fmt: skip

@@ -61,6 +61,7 @@ def check_layerwise(wanted: Layerwise, structure: str, sparsity: float | None, o
     if when == "better":
         raise ValueError("refine goes with layerwise as true or false: the method's mask is what refining begins with")
     try:
-        amount_of(structure, sparsity, wanted.within, get_method(wanted.method))
+        unsaid = sparsity is None and structure == "unstructured"  # which is told of every kind of pruning alike
+        amount_of(structure, 0.0 if unsaid else sparsity, wanted.within, get_method(wanted.method))
     except UsageError as error:
         raise ValueError(str(error)) from None

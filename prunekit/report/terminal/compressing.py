@@ -19,10 +19,10 @@ def show_compressed(result: dict[str, Any]) -> None:
     print(f"compress: {result['model']}, {total:,} parameters, {task}; samples: {samples}")
     tried = ", ".join(each["criterion"] for each in result["score"])
     refined = ", refined" if pruned["refine"] else ""
-    print(
-        f"chosen on validation data: {pruned['criterion']}, {pruned['allocation']}{refined} (of {tried}); {pruned['structure']}, "
-        f"{100 * pruned['achieved']:.1f} % of the prunable parameters removed"
-    )
+    how = f"chosen on validation data: {pruned['criterion']}, {pruned['allocation']}{refined} (of {tried})"
+    if pruned["layerwise"]:
+        how = f"layer by layer: {pruned['criterion']}, from {pruned['layerwise']['samples']:,} training samples{refined}"
+    print(f"{how}; {pruned['structure']}, {100 * pruned['achieved']:.1f} % of the prunable parameters removed")
     if pruned["missed"]:
         print(f"  {pruned['missed']}")
     _refused(pruned["refused"])

@@ -1,0 +1,71 @@
+"""prune --layerwise: mask and weights layer by layer, reused, evaluated and refused as other pruning is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from prunekit import Plan
+from tests.cli.conftest import Cli
+
+
+def test_mask_and_weights_are_written_reused_and_evaluated(run: Path, cli: Cli) -> None:
+    asked = ("prune", run, "--layerwise", "sparsegpt", "-s", 0.6)
+    done = cli(*asked)
+    assert done.code == 0, done.err
+    assert "layer by layer from 256 training samples, compared within layer; kept weights have new values" in done.out
+    folder = run / "pruned" / "sparsegpt-unstructured-0.6"
+    plan, weights = Plan.load(folder / "plan.safetensors"), load_file(folder / "model.safetensors")
+    assert (plan.provenance["criterion"], plan.provenance["trajectory"] is not None) == ("sparsegpt", True)
+    for name, keep in plan.keep.items():
+        assert ((weights[name] != 0) == keep).all()
+        assert int((~keep).sum()) == round(0.6 * keep.numel())
+    assert "classifier.weight" not in plan.keep
+    assert cli(*asked).out.splitlines()[0].endswith("(unchanged, reused)")
+    assert cli("eval", folder).code == 0
+    changed = cli("prune", run, "--layerwise", "wanda", "-s", 0.6, "--name", folder.name)
+    assert changed.code == 1
+    assert "criterion was 'sparsegpt', is now 'wanda'" in changed.err
+    applied = cli("prune", run, "--apply", folder / "plan.safetensors", "--name", "again")
+    assert applied.code == 2
+    assert "made with --layerwise sparsegpt, which finds new weights with the mask" in applied.err
+
+
+def test_a_mask_without_new_weights_can_be_applied(run: Path, cli: Cli) -> None:
+    assert cli("prune", run, "--layerwise", "wanda", "--structure", "2:4", "--name", "w").code == 0
+    applied = cli("prune", run, "--apply", run / "pruned" / "w" / "plan.safetensors", "--name", "w2")
+    assert applied.code == 0, applied.err
+    one, other = (load_file(run / "pruned" / name / "model.safetensors") for name in ("w", "w2"))
+    assert all((one[name] == tensor).all() for name, tensor in other.items())
+
+
+@pytest.mark.slow  # refining itself
+@pytest.mark.usefixtures("short")
+def test_refining_begins_at_its_mask_with_the_dense_weights(run: Path, cli: Cli) -> None:
+    done = cli("prune", run, "--layerwise", "admm", "-s", 0.8, "--refine", "--name", "r")
+    assert done.code == 0, done.err
+    assert "its mask was refined, with the dense model's weights" in done.out
+    plan = Plan.load(run / "pruned" / "r" / "plan.safetensors")
+    assert plan.before is not None
+    assert sum(int(k.sum()) for k in plan.keep.values()) == sum(int(k.sum()) for k in plan.before.keep.values())
+    assert cli("prune", run, "--apply", run / "pruned" / "r" / "plan.safetensors", "--name", "r2").code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ("--compensate", "-s", 0.5),
+            "--layerwise finds by itself what goes, every layer the same share; leave --compensate out",
+        ),
+        (("--dry-run", "-s", 0.5), "--dry-run writes a plan alone"),
+        ((), "prune needs --sparsity"),
+    ],
+)
+def test_what_makes_no_sense_beside_it_is_refused(run: Path, cli: Cli, options: tuple[object, ...], message: str) -> None:
+    done = cli("prune", run, "--layerwise", "sparsegpt", "--name", "x", *options)
+    assert done.code == 2
+    assert message in done.err
+    assert not (run / "pruned" / "x").exists()
