@@ -58,14 +58,14 @@ class Learner:
             samples: in all ``batches``.
             rate: Adam's.
             t: where on the segment from the dense model to the pruned one the gradient is taken, in (0, 1].
-            heat: above 0 a single weight's mask is soft, ``σ((score - level) / heat)`` with the level half-way between what
-                stays and what goes, and the gradient goes through it; 0 for a hard mask and a gradient straight through.
+            heat: above 0 a single weight's mask is soft, ``σ((score - level) / heat)`` around the level from
+                which weights stay, and the gradient goes through it; 0 for a hard mask and a gradient straight through.
         """
-        kept = self.swaps.select(self.scores)
-        levels = self.swaps.levels(self.scores, kept) if heat else None
+        levels = self.swaps.levels(self.scores) if heat else None
         self.steps += 1
         if levels is not None:
             return self._soft_step(batches, samples, rate, levels, heat)
+        kept = self.swaps.select(self.scores)
         units = kept if t == 1 else torch.where(kept, self.scores.new_ones(()), self.scores.new_full((), 1 - t))
         self.live.scale(lambda name: self.swaps.factor(name, units))
         if self.swaps.spans is not None:
@@ -91,12 +91,12 @@ class Learner:
         """A step of soft masks, which are computed tensor by tensor, forward and again backward, and never held."""
 
         def soft(name: str) -> Tensor:
-            return torch.sigmoid((self.swaps.factor(name, self.scores) - levels(name)) / heat)
+            return (self.swaps.factor(name, self.scores) - levels(name)).div_(heat).sigmoid_()
 
         def move(name: str, gradient: Tensor | None) -> None:
             if gradient is not None:
                 mask = soft(name)
-                gradient.mul_(mask).mul_(1 - mask).div_(heat)
+                gradient.mul_(mask).addcmul_(gradient, mask, value=-1).div_(heat)
             self._move(name, gradient, rate)
 
         self.live.scale(soft)

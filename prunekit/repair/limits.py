@@ -70,10 +70,9 @@ class Count:
         """The most valuable, ``(U,)`` boolean; ties by position."""
         return best(worth if self._closed is None else worth.masked_fill(self._closed, -torch.inf), self.count)
 
-    def level(self, worth: Tensor, keep: Tensor) -> Tensor:
-        """Half-way between the least that ``keep`` keeps and the largest that it does not: one number."""
-        low, high = (worth.masked_fill(part, end) for part, end in ((~keep, torch.inf), (keep, -torch.inf)))
-        return (low.amin() + high.amax()) / 2
+    def level(self, worth: Tensor) -> Tensor:
+        """The least that stays: one number."""
+        return _least(worth if self._closed is None else worth.masked_fill(self._closed, -torch.inf), self.count)
 
     def grow(self, keep: Tensor, gain: Tensor, share: float) -> Tensor:
         """``keep`` and the units that gain most: ``share`` of the number that stays."""
@@ -148,9 +147,9 @@ class Limits:
         pool = self.pool[self.part]
         return (ranks(order, pool) < self.counts[pool]) & ~barred
 
-    def level(self, worth: Tensor, keep: Tensor) -> Tensor:
-        """Half-way between the least that ``keep`` keeps and the largest that it does not, of every unit's pool: ``(U,)``."""
-        pool = self.pool[self.part]
+    def level(self, worth: Tensor) -> Tensor:
+        """Half-way between the least that stays and the largest that goes, of every unit's pool: ``(U,)``."""
+        pool, keep = self.pool[self.part], self.select(worth)
         ends = [
             torch.full((len(self.counts),), end, dtype=worth.dtype, device=worth.device).scatter_reduce(
                 0, pool, worth.masked_fill(part, end), how

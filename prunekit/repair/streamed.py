@@ -164,6 +164,9 @@ class StreamLearning:
         how, swaps = self._how, self._swaps
         batches = iter(self._stream)
         yield Look(0, swaps.keep, *self._given(batches))
+        if bool(swaps.keep.all()) or not bool(swaps.keep.any()):
+            self.steps = 0  # there is nothing to choose
+            return
         learner = self.begin(batches)
         every, since = max(1, self.steps // how.looks), list[float]()
         with Bar("learn", self.steps) as bar:

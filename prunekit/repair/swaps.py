@@ -47,11 +47,8 @@ class Swaps(Protocol):
     def add(self, name: str, signed: Tensor, units: Tensor, into: Tensor) -> None:
         """``into += ∂ Σ signed · factor(name, units) / ∂ units``, ``(U,)``; ``signed`` has the tensor's shape."""
 
-    def levels(self, worth: Tensor, keep: Tensor) -> Callable[[str], Tensor] | None:
-        """Of a tensor, by name, half-way between the least worth that stays and the largest that goes, among what competes.
-
-        Broadcast to the tensor's shape; ``keep`` is ``select(worth)``. None where units are more than single weights.
-        """
+    def levels(self, worth: Tensor) -> Callable[[str], Tensor] | None:
+        """Of a tensor, by name, the worth from which its weights stay, broadcast to its shape; None for other units."""
 
     def gather(self, blame: Tensor, keep: Tensor) -> Tensor:
         """Blame of removed units from that of coordinates, ``(P,) -> (U,)``; sums are kept."""

@@ -102,7 +102,7 @@ class Groups(Limited):
 
     spans: Mapping[str, slice] | None = None
 
-    def levels(self, worth: Tensor, keep: Tensor) -> None:
+    def levels(self, worth: Tensor) -> None:
         return None
 
     def scaled(self) -> Sequence[str]:

@@ -70,8 +70,8 @@ class Weights(Limited):
     def add(self, name: str, signed: Tensor, units: Tensor, into: Tensor) -> None:
         into[self.spans[name]] += signed.flatten()
 
-    def levels(self, worth: Tensor, keep: Tensor) -> Callable[[str], Tensor]:
-        found = self.limits.level(worth, keep)
+    def levels(self, worth: Tensor) -> Callable[[str], Tensor]:
+        found = self.limits.level(worth)
         return lambda name: found if found.dim() == 0 else self.factor(name, found)
 
     def expand(self, units: Tensor) -> Tensor:
@@ -143,8 +143,9 @@ class Runs(Weights):
             keep[self.spans[name]] = self._flat(name, before < self._stay[name])
         return keep
 
-    def levels(self, worth: Tensor, keep: Tensor) -> Callable[[str], Tensor]:
-        """Of every run; nothing of a weight's size is held between calls."""
+    def levels(self, worth: Tensor) -> Callable[[str], Tensor]:
+        """Half-way between the least of a run that stays and the largest that goes."""
+        keep = self.select(worth)
 
         def of(name: str) -> Tensor:
             span = self.spans[name]
@@ -210,7 +211,7 @@ class Tiles(Limited):
 
     spans: Mapping[str, slice] | None = None
 
-    def levels(self, worth: Tensor, keep: Tensor) -> None:
+    def levels(self, worth: Tensor) -> None:
         return None
 
     def scaled(self) -> Sequence[str]:

@@ -23,38 +23,10 @@ from prunekit.search.rivals.streamed import STREAMED
 from prunekit.structure import pattern_of
 from prunekit.task import get_task
 from tests.transformer_models import built
+from tests.writer import Writer
 
 TASK = get_task("causal_lm")
 VOCABULARY = 30
-
-
-class Block(nn.Module):
-    """Looks one token back."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        before = torch.cat([x[:, :1], x[:, :-1]], 1)
-        found: Tensor = x + self.down(torch.tanh(self.up(self.norm(x + before))))
-        return found
-
-
-class Writer(nn.Module):
-    """A language model of two blocks; rows of ``down`` end with half a run of 4."""
-
-    def __init__(self, width: int = 16, hidden: int = 26) -> None:
-        super().__init__()
-        self.embed, self.head = nn.Embedding(VOCABULARY, width), nn.Linear(width, VOCABULARY)
-        self.blocks = nn.ModuleList([Block(width, hidden), Block(width, hidden)])
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.embed(tokens)
-        for block in self.blocks:
-            x = block(x)
-        found: Tensor = self.head(x)
-        return found
 
 
 def texts(count: int, seed: int) -> Tensor:
