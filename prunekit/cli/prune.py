@@ -21,7 +21,7 @@ PANELS = {
         "criterion", "layerwise", "structure", "allocation", "ratio", "floor", "round_to", "min_units", "uniform", "classes",
         "apply",
     ),
-    "Repair": ("compensate", "refine", "refine_budget", "refine_tokens", "refine_again", "squeeze"),
+    "Repair": ("compensate", "refine", "refine_budget", "refine_tokens", "refine_again", "tokens", "squeeze"),
     "Training": (
         "schedule", "rounds", "every", "finetune", "tune_tokens", "lr", "distill", "temperature", "rewind", "recalibrate",
     ),
@@ -81,6 +81,9 @@ def prune(
     refine_tokens: Annotated[
         str | None, typer.Option(metavar="500k", help="Learn a mask from so many training tokens; implies --refine.")
     ] = None,
+    tokens: Annotated[
+        str | None, typer.Option(metavar="900k", help="Learn a mask, then tune weights; validation data divide them.")
+    ] = None,
     refine_again: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Refine and fine-tune N times more; implies --refine.")
     ] = None,
@@ -114,7 +117,7 @@ def prune(
         "max_params": max_params, "max_macs": max_macs, "max_bytes": max_bytes, "max_latency_ms": max_latency_ms,
         "speedup": speedup, "max_accuracy_drop": max_accuracy_drop, "max_drop": max_drop,
         "classes": numbers(classes, "--classes"), "compensate": compensate, "dry_run": dry_run,
-        "refine": refine, "refine_budget": refine_budget, "refine_tokens": refine_tokens,
+        "refine": refine, "refine_budget": refine_budget, "refine_tokens": refine_tokens, "tokens": tokens,
         "refine_again": refine_again, "squeeze": squeeze,
         "schedule": schedule, "rounds": rounds, "every": every, "finetune": finetune, "tune_tokens": tune_tokens, "lr": lr,
         "distill": distill, "temperature": temperature, "rewind": rewind, "recalibrate": recalibrate,

@@ -18,8 +18,8 @@ Options = Mapping[str, Any]
 
 DEFAULTS = {"criterion": "auto", "structure": "unstructured"}
 MAKE_A_PLAN = (
-    "dry_run", "refine", "refine_budget", "refine_again", "refine_tokens", "allocation", "compensate", "layerwise", "classes",
-    "ratio", "floor", "round_to", "min_units", "uniform",
+    "dry_run", "refine", "refine_budget", "refine_again", "refine_tokens", "tokens", "allocation", "compensate", "layerwise",
+    "classes", "ratio", "floor", "round_to", "min_units", "uniform",
 )  # fmt: skip
 """Options that a finished plan leaves nothing to decide for, beside how much goes, by which criterion and in what structure."""
 
@@ -40,7 +40,8 @@ def prune_section(options: Options) -> Prune:
     check_structure(structure)
     content = {"criterion": asked["criterion"], "structure": structure, "refine": repair, "ratios": asked.get("ratio", {})}
     same = (
-        "allocation", "floor", "round_to", "min_units", "uniform", "compensate", "layerwise", "squeeze", "classes", "sparsity",
+        "allocation", "floor", "round_to", "min_units", "uniform", "compensate", "layerwise", "tokens", "squeeze", "classes",
+        "sparsity",
         *BUDGETS,
     )  # fmt: skip
     content |= {key: asked[key] for key in same if key in asked}
@@ -103,6 +104,7 @@ def _steps(asked: Options) -> dict[str, Any]:
         asked = {**asked, "distill": 1.0, "temperature": asked.get("temperature", 1.0)}
     name, soft = asked.get("schedule", "one-shot"), asked.get("distill")
     training = "finetune" in asked or "rewind" in asked or "tune_tokens" in asked
+    training = training or ("tokens" in asked and "lr" in asked)
     for key in ("lr", "distill"):
         if key in asked and not training:
             raise UsageError(f"--{key} is about fine-tuning; give --finetune EPOCHS, --tune-tokens N or --rewind STEP")

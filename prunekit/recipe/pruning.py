@@ -116,6 +116,10 @@ class Stream(Section):
     checkpointing: bool = Streaming.checkpointing
 
 
+BESIDE_TOKENS = ("refine", "rewind", "recalibrate", "compensate", "squeeze", "layerwise")
+"""What a budget of tokens leaves nothing to say for."""
+OPTIONS = {"refine": "--refine and --refine-tokens", "epochs": "--finetune"}
+"""Keys whose options have other names."""
 KEPT = ("rounds", "patience", "learn", "steps", "samples")
 """Keys of samples that are kept and looked at again."""
 
@@ -211,6 +215,8 @@ class Prune(Steps):
     make up for removed ones, computed from training samples and judged on the scoring samples.
     ``layerwise``: mask and weights are found layer by layer instead of by scores; a method's name, or a section. With ``refine``
     its mask is where refining begins, whose weights are the dense model's.
+    ``tokens``: a budget of training tokens, such as ``900k``, for a mask learnt from a stream and then for weights tuned by the
+    divergence from the dense model; short tries on validation data divide it.
     ``refine``: repair the plan before anything else happens,
     in a schedule every round's plan; null lets ``auto`` try it, for ``TRY_FOR`` at most, where it makes one plan that is not
     fine-tuned. ``squeeze``:
@@ -231,6 +237,7 @@ class Prune(Steps):
     uniform: bool = False
     compensate: bool = False
     layerwise: Layerwise | None = None
+    tokens: Tokens | None = None
     refine: Refine | None = None
     squeeze: bool = False
     classes: list[Annotated[int, Field(ge=0, le=10**6)]] = []
@@ -241,6 +248,8 @@ class Prune(Steps):
     speedup: Annotated[float, Field(ge=1, le=10**6, allow_inf_nan=False)] | None = None
     max_accuracy_drop: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
     max_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+    _said = without_unset("layerwise", "tokens")
 
     @field_validator("criterion")
     @classmethod
@@ -268,6 +277,23 @@ class Prune(Steps):
             }
             when = "never" if self.refine is None else self.refine.when
             check_layerwise(self.layerwise, self.structure, self.sparsity, others, when)
+        return self
+
+    @model_validator(mode="after")
+    def _divided(self) -> Prune:
+        if self.tokens is None:
+            return self
+        given = [key for key in (*BUDGETS, *BESIDE_TOKENS) if getattr(self, key) not in (None, False)]
+        if self.schedule.name != "one-shot":
+            given.append("schedule")
+        if self.finetune is not None:
+            given += [key for key in ("epochs", "tokens") if getattr(self.finetune, key) is not None]
+        if given:
+            raise Misfit(
+                f"tokens says itself how long a mask is learnt and weights are tuned, of a given sparsity; leave {given[0]} out",
+                "--tokens says itself how long a mask is learnt and weights are tuned, of a given sparsity; leave "
+                f"{OPTIONS.get(given[0], '--' + given[0].replace('_', '-'))} out",
+            )
         return self
 
     @model_validator(mode="after")
@@ -303,7 +329,7 @@ class Prune(Steps):
         """The refinement that is asked for, or that auto tries unasked where one plan is made and not trained; None for none."""
         if self.refine is not None:
             return None if self.refine.when == "never" else self.refine
-        if self.layerwise is not None:
+        if self.layerwise is not None or self.tokens is not None:
             return None
         trained = self.finetune is not None or self.rewind is not None  # which closes the gap between masks
         searched = any(getattr(self, key) is not None for key in DROPS)

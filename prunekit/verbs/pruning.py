@@ -28,6 +28,7 @@ from prunekit.task.evaluation import run as run_model
 from prunekit.trajectory import Trajectory
 from prunekit.verbs.budgets import measured_again, parameters_left, parameters_of, within_budget
 from prunekit.verbs.compensating import compensation_request, pruned_as_asked
+from prunekit.verbs.dividing import by_division, divide, earlier
 from prunekit.verbs.layerwise import by_layers, layerwise_request, refuse_without_weights
 from prunekit.verbs.pruned_folder import read_plan, write_plan, write_pruned
 from prunekit.verbs.refining import Seconds, better_plan, refining_again, refining_request
@@ -37,8 +38,17 @@ from prunekit.verbs.scoring import score_run
 from prunekit.verbs.validation import validation_in, validation_of
 
 
-def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = False) -> dict[str, Any]:
+def prune_run(
+    run: Run,
+    wanted: Prune,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    division: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Plans and prunes; with ``dry_run`` only the plan is written, to be looked at and edited.
+
+    Args:
+        division: how tokens were divided between mask and weights, for the manifest.
 
     Raises:
         UsageError: a name or value that does not exist.
@@ -71,10 +81,18 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
         **({"squeeze": True} if wanted.squeeze else {}),
     }
     repair = wanted.repair
+    folder = run.path / "pruned" / wanted.name
+    if wanted.tokens is not None:
+        if dry_run:
+            raise UsageError("--dry-run shows a plan that is made at once; --tokens learns it, in tries first")
+        asked = {**request, "tokens": wanted.tokens, "train": run.splits["train"].digest()}
+        known = earlier(folder, asked)
+        if known is not None:
+            return prune_run(run, by_division(wanted, known["weights"]), False, overwrite, known)
+        refuse_foreign(folder)
     if repair is not None:
         request["refine"] = refining_request(run, repair)
-    folder = run.path / "pruned" / wanted.name
-    if reusable(folder, _made_from(folder, dry_run), request, overwrite):
+    if wanted.tokens is None and reusable(folder, _made_from(folder, dry_run), request, overwrite):
         return {**_summary(run, folder, Plan.load(folder / "plan.safetensors")), "reused": True}
     if dry_run and wanted.schedule.name != "one-shot":
         raise UsageError(f"--dry-run shows a plan that is made at once; schedule {wanted.schedule.name} makes it on the way")
@@ -128,7 +146,11 @@ def prune_run(run: Run, wanted: Prune, dry_run: bool = False, overwrite: bool = 
         how = None if repair is None else repaired
         return planner_for(run, chosen["scores"], structure, chosen["allocation"], wanted, options, how)
 
-    facts: dict[str, Any] = {}
+    if wanted.tokens is not None:
+        sparsity = asked_sparsity(structure, wanted.sparsity)
+        found = divide(run, wanted, made_at(choose_at(sparsity), sparsity))
+        return prune_run(run, by_division(wanted, found["weights"]), False, overwrite, {"asked": asked, **found})
+    facts: dict[str, Any] = {"division": dict(division)} if division else {}
     if budget[0]:  # a repair keeps what the others measure, so only accuracy has to be measured with it
         made = plan_at if budget[0] in DROPS else made_at
         sparsity, facts = within_budget(run, wanted, choose_at, made, planner_at)
@@ -360,6 +382,7 @@ def _summary(run: Run, folder: Path, plan: Plan) -> dict[str, Any]:
         "refine": _brief(refined) if refined else None,
         "refined_again": [_brief(facts) for facts in plan.provenance.get("refine_again", ())],
         "refine_tried": plan.provenance.get("refine_tried"),
+        "division": facts.get("division"),
         "compensation_note": facts.get("compensation_note"),
         "squeezed": facts.get("squeezed"),
         "layers": plan.counts(),

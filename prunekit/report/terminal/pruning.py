@@ -43,6 +43,8 @@ def show_pruned(result: dict[str, Any]) -> None:
             print(f"  {_streamed(refined['stream'])}")
         if "note" in refined:
             print(f"  {refined['note']}")
+    if division := result["division"]:
+        print(f"  {_division(division, result['measures'])}")
     for number, refined in enumerate(result["refined_again"], 1):
         print(f"  {_refined_again(number, refined)}")
     if tried := result["refine_tried"]:
@@ -96,6 +98,16 @@ def _by_layers(result: dict[str, Any]) -> str:
     if facts.get("by_magnitude"):
         told += f"; no sample reaches {', '.join(facts['by_magnitude'])}, pruned by magnitude"
     return told
+
+
+def _division(division: dict[str, Any], measures: list[Any]) -> str:
+    """One line on how tokens were divided."""
+    first = next(iter(division["tries"].values()))
+    measure = by_name(next(iter(first)), measures)
+    tries = ", ".join(f"{float(share):.0%} {measure.text(found[measure.name])}" for share, found in division["tries"].items())
+    return (
+        f"of the tokens {division['weights']:.0%} for weights, the rest for the mask; tries, validation {measure.title}: {tries}"
+    )
 
 
 def _streamed(facts: dict[str, Any]) -> str:
