@@ -18,6 +18,7 @@ from torch import Tensor
 from prunekit.batch import Inputs, Labels
 from prunekit.repair.live import Live
 from prunekit.repair.swaps import Swaps
+from prunekit.repair.weights import Weights
 
 NORMAL = (math.pi / 2 - 1) ** 0.5  # standard deviation over mean of |x| for normal x
 BETAS = (0.9, 0.999)
@@ -34,7 +35,8 @@ class Learner:
             would be for normal values of the same mean if that is more (sizes of channels differ so little that their
             deviation would put kept and removed ones out of each other's reach). It is changed in place.
         lean: factored second moments and first ones in bfloat16, where units are single weights: 6 bytes a weight, scores
-            included, in the place of 12.
+            included, in the place of 12. For other units one second moment for all: divided by its own, the gradient of a unit,
+            which keeps its sign, says no more than that sign, and none changes places.
     """
 
     def __init__(self, swaps: Swaps, live: Live, worth: Tensor, lean: bool = False) -> None:
@@ -42,9 +44,9 @@ class Learner:
         scale = torch.maximum(worth.std(correction=0), NORMAL * worth.mean()).clamp_min(1e-30)
         self.scores = worth.div_(scale)
         self.steps = 0
-        self._states: dict[str, _Adam | _LeanAdam] = {}
+        self._states: dict[str, _Adam | _LeanAdam | _OneSize] = {}
         if swaps.spans is None:
-            self._states[""] = _Adam(self.scores)
+            self._states[""] = _OneSize(self.scores) if lean else _Adam(self.scores)
         for name in swaps.spans or ():
             part = swaps.factor(name, self.scores)
             self._states[name] = _LeanAdam(part) if lean else _Adam(part)
@@ -58,15 +60,13 @@ class Learner:
             samples: in all ``batches``.
             rate: Adam's.
             t: where on the segment from the dense model to the pruned one the gradient is taken, in (0, 1].
-            heat: above 0 a single weight's mask is soft, ``σ((score - level) / heat)`` around the level from
-                which weights stay, and the gradient goes through it; 0 for a hard mask and a gradient straight through.
+            heat: above 0 masks are soft, ``σ((score - level) / heat)`` around the level from
+                which units stay, and the gradient goes through it; 0 for a hard mask and a gradient straight through.
         """
-        levels = self.swaps.levels(self.scores) if heat else None
         self.steps += 1
-        if levels is not None:
-            return self._soft_step(batches, samples, rate, levels, heat)
-        kept = self.swaps.select(self.scores)
-        units = kept if t == 1 else torch.where(kept, self.scores.new_ones(()), self.scores.new_full((), 1 - t))
+        if heat and isinstance(self.swaps, Weights):
+            return self._soft_step(batches, samples, rate, self.swaps.levels(self.scores), heat)
+        units, slope = self._units(t, heat)
         self.live.scale(lambda name: self.swaps.factor(name, units))
         if self.swaps.spans is not None:
             return self.live.backward(batches, samples, lambda name, gradient: self._move(name, gradient, rate))
@@ -77,8 +77,16 @@ class Learner:
                 self.swaps.add(name, gradient * self.live.dense[name], units, total)
 
         found = self.live.backward(batches, samples, add)
-        self._states[""].move(self.scores, total, rate, self.steps)
+        self._states[""].move(self.scores, total if slope is None else total * slope, rate, self.steps)
         return found
+
+    def _units(self, t: float, heat: float) -> tuple[Tensor, Tensor | None]:
+        """Factors ``(U,)``, and their derivative by the scores where they are soft."""
+        if heat:
+            soft = ((self.scores - self.swaps.level(self.scores)) / heat).sigmoid_()
+            return soft, soft * (1 - soft) / heat
+        kept = self.swaps.select(self.scores)
+        return kept if t == 1 else torch.where(kept, self.scores.new_ones(()), self.scores.new_full((), 1 - t)), None
 
     def _soft_step(
         self,
@@ -160,6 +168,23 @@ class _LeanAdam:
 
     def bytes(self) -> int:
         return self._first.nbytes + self._rows.nbytes + self._columns.nbytes
+
+
+class _OneSize:
+    """The same with one second moment for all."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._first, self._second = torch.zeros_like(like), like.new_zeros(())
+
+    def move(self, score: Tensor, gradient: Tensor, rate: float, step: int) -> None:
+        first, second = BETAS
+        self._first.lerp_(gradient, 1 - first)
+        self._second.lerp_(gradient.square().mean(), 1 - second)
+        size = (self._second / (1 - second**step)).sqrt_().add_(torch.finfo(gradient.dtype).tiny)
+        score.sub_(self._first / size, alpha=rate / (1 - first**step))
+
+    def bytes(self) -> int:
+        return self._first.nbytes + self._second.nbytes
 
 
 def _table(tensor: Tensor) -> Tensor:

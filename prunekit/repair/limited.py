@@ -29,6 +29,9 @@ class Limited:
     def select(self, worth: Tensor) -> Tensor:
         return self.limits.select(worth)
 
+    def level(self, worth: Tensor) -> Tensor:
+        return self.limits.level(worth)
+
     def grow(self, keep: Tensor, gain: Tensor, share: float) -> Tensor:
         return self.limits.grow(keep, gain, share)
 

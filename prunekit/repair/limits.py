@@ -259,6 +259,11 @@ class Allowance:
         keep[order[:fitting]] = True
         return self._filled(keep, order[fitting:])
 
+    def level(self, worth: Tensor) -> Tensor:
+        """The worth that as many units reach as stay: one number."""
+        stay = int(self.select(worth).sum())
+        return worth.kthvalue(max(1, len(worth) - stay + 1)).values if stay else worth.max()
+
     def exchange(self, worth: Tensor, grown: Tensor, gain: Tensor) -> Tensor:
         """The most valuable of ``grown``; the room that they leave goes to what gains most for its weights."""
         keep = self.select(worth.masked_fill(~grown, -torch.inf))

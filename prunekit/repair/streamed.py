@@ -52,9 +52,9 @@ class Streaming:
         batch: samples a step.
         rate: of Adam at the first step, in standard deviations of the scores; it falls to 0 in a straight line.
         looks: how often the mask is judged on the way.
-        soft: masks of single weights are soft at first and hard at the end, ``σ((score - level) / heat)`` with the heat falling
+        soft: masks are soft at first and hard at the end, ``σ((score - level) / heat)`` with the heat falling
             from ``HOT`` to ``COLD`` standard deviations of the scores; else hard in every step. None: soft where at least
-            ``DENSE`` of the weights stay.
+            ``DENSE`` of the units stay.
         lean: factored second moments and first ones in bfloat16: 10 bytes a weight beside the model, for 16.
         autocast: compute in bfloat16 where torch's autocast does.
         checkpointing: run the blocks of the model again instead of keeping their activations.

@@ -47,8 +47,8 @@ class Swaps(Protocol):
     def add(self, name: str, signed: Tensor, units: Tensor, into: Tensor) -> None:
         """``into += ∂ Σ signed · factor(name, units) / ∂ units``, ``(U,)``; ``signed`` has the tensor's shape."""
 
-    def levels(self, worth: Tensor) -> Callable[[str], Tensor] | None:
-        """Of a tensor, by name, the worth from which its weights stay, broadcast to its shape; None for other units."""
+    def level(self, worth: Tensor) -> Tensor:
+        """The worth from which units stay, one number or ``(U,)``."""
 
     def gather(self, blame: Tensor, keep: Tensor) -> Tensor:
         """Blame of removed units from that of coordinates, ``(P,) -> (U,)``; sums are kept."""

@@ -102,9 +102,6 @@ class Groups(Limited):
 
     spans: Mapping[str, slice] | None = None
 
-    def levels(self, worth: Tensor) -> None:
-        return None
-
     def scaled(self) -> Sequence[str]:
         return list(self._units)
 

@@ -209,10 +209,7 @@ class Tiles(Limited):
         alike = torch.stack([torch.tensor(fixed, device=device), self.sizes])
         self.limits = Limits.one(self.keep, torch.unique(alike, dim=1, return_inverse=True)[1])
 
-    spans: Mapping[str, slice] | None = None
-
-    def levels(self, worth: Tensor) -> None:
-        return None
+    spans: None = None
 
     def scaled(self) -> Sequence[str]:
         return self._weights.names

@@ -224,7 +224,7 @@ def test_interrupted_fine_tuning_leaves_nothing(scored: Path, cli: Cli) -> None:
         (["--schedule", "gradual", "--finetune", 1, "--rounds", 9], "lower rounds or every"),
         (["--schedule", "gradual", "--finetune", 1, "--rewind", 3], "one-shot or iterative"),
         (["--rounds", 3], "--rounds is about pruning in steps"),
-        (["--distill", 0.5], "give --finetune EPOCHS or --rewind STEP"),
+        (["--distill", 0.5], "give --finetune EPOCHS, --tune-tokens N or --rewind STEP"),
         (["--finetune", 1, "--temperature", 2], "give --distill WEIGHT"),
         (["--finetune", 1, "--distill", 1.5], "finetune.distill.weight is 1.5"),
         (["--finetune", 1.5], "finetune.epochs is 1.5: write a whole number"),

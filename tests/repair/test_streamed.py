@@ -193,3 +193,19 @@ def test_the_fused_divergence_is_the_tasks() -> None:
     weights = torch.tensor([[1.0], [2.0], [0.5]], dtype=torch.float64)
     gradients = [torch.autograd.grad((value * weights).sum(), logits)[0] for value in (expected, found)]
     torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_soft_gates_of_units_move_by_the_size_of_their_gradients(model: nn.Module, texts: Samples) -> None:
+    plan, layout = plan_of(model, 0.4, "channels"), Layout.of(model)
+    swaps = get_swaps(plan, layout, torch.device("cpu"))
+    function = ModelFunction(model, layout, fixed_state(model, layout), "loss", task=TASK)
+    theta = layout.state(model)
+    learner = Learner(swaps, Live(function, layout.views(theta), swaps.scaled()), swaps.magnitude(theta), lean=True)
+    before = learner.scores.clone()
+    scores = before.clone().requires_grad_()
+    soft = torch.sigmoid((scores - swaps.level(before)) / 0.5)
+    value = function(theta * swaps.expand(soft), *texts.batch(0)).sum() / len(texts)
+    expected = torch.autograd.grad(value, scores)[0]
+    learner.step([texts.batch(0)], len(texts), 0.05, heat=0.5)
+    torch.testing.assert_close(before - learner.scores, 0.05 * expected / expected.square().mean().sqrt(), rtol=1e-2, atol=1e-4)
+    assert int((before >= swaps.level(before)).sum()) == int(swaps.select(before).sum())
