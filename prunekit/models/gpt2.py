@@ -1,4 +1,4 @@
-"""A small GPT-2 with weights of its own: what ``recipes/stdlib-gpt2.yaml`` trains."""
+"""A small GPT-2 with weights of its own: what ``recipes/lm-comparison/gpt2.yaml`` trains."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from functools import partial
 from typing import Any
 
@@ -30,7 +31,9 @@ class HiddenStates:
 
     def __init__(self, dense: nn.Module, pruned: nn.Module, ignore: int = -100) -> None:
         self._ignore = ignore
-        self._seen: dict[bool, list[Tensor]] = {False: [], True: []}
+        many = len(blocks_of(dense))
+        # At most one run's: a run whose target is another's, such as the first look's, keeps no more.
+        self._seen: dict[bool, deque[Tensor]] = {False: deque(maxlen=many), True: deque(maxlen=many)}
         self._hooks = [
             block.register_forward_hook(partial(self._note, mine))
             for mine, model in ((False, dense), (True, pruned))
@@ -57,7 +60,8 @@ class HiddenStates:
     def __call__(self, outputs: Tensor, labels: Labels) -> Tensor:
         """``(samples, 1)``; ``labels`` are ``(reference(), labels)``."""
         reference, true = labels
-        mine, self._seen[True] = self._seen[True][-len(reference) :], []
+        mine = tuple(self._seen[True])
+        self._seen[True].clear()
         total = outputs.new_zeros(len(outputs))
         for state, aim in zip(mine, reference, strict=True):
             error, size = ((state - aim).float().square().sum(-1), aim.float().square().sum(-1))

@@ -120,10 +120,6 @@ class Learner:
         """What stays by the scores now, ``(U,)`` boolean."""
         return self.swaps.select(self.scores)
 
-    def show(self, keep: Tensor) -> None:
-        """Puts a mask ``(U,)`` on the live model, to be measured."""
-        self.live.scale(lambda name: self.swaps.factor(name, keep))
-
     def bytes(self) -> int:
         """Of scores and the optimizer's memory."""
         return self.scores.nbytes + sum(state.bytes() for state in self._states.values())

@@ -255,20 +255,19 @@ def _learn_from_stream(
     options: Mapping[str, Any],
 ) -> Plan:
     """The plan with the best of the masks that a stream taught."""
-    looks = learning.looks()
-    first = next(looks)
-    record, ended, step = Record(swaps.keep, first.learn, first.accept), "done", 0
+    looks, ended = learning.looks(), "done"
     try:
-        for look in looks:
-            record.judge(look.keep, look.learn, look.accept, {"stage": "learn", "round": look.step, "ranked": "scores"})
-            step = look.step
-        ended = "done" if step == learning.steps else "budget"
-    except KeyboardInterrupt:
-        ended = "interrupted"
+        first = next(looks)
+        record = Record(swaps.keep, first.learn, first.accept)
+        try:
+            for look in looks:
+                record.judge(look.keep, look.learn, look.accept, {"stage": "learn", "round": look.step, "ranked": "scores"})
+            ended = "done" if learning.done == learning.steps else "budget"
+        except KeyboardInterrupt:
+            ended = "interrupted"
     finally:
         learning.close()
-    facts = learning.facts(step)
-    return record.plan(plan, swaps, target=target, samples=counts, ended=ended, options=options, stream=facts)
+    return record.plan(plan, swaps, target=target, samples=counts, ended=ended, options=options, stream=learning.facts())
 
 
 def _swap(best: _Best, how: RefineOptions, deadline: Deadline) -> str:

@@ -38,7 +38,7 @@ from prunekit.trajectory.layout import fixed_state
 HOT, COLD = 1.0, 0.05
 """Standard deviations of the scores over which a soft mask goes from 0 to 1, at the first step and at the last."""
 DENSE = 0.25
-"""The share kept from which soft masks do better; of a tenth they were a third worse: only weights near the level move."""
+"""The share kept from which masks are soft: with little kept they did worse, since only weights near the level move."""
 FIRST_LOOK = 16
 """Batches that scores start from, at most; of a short stream a tenth."""
 
@@ -153,7 +153,7 @@ class StreamLearning:
         self.looked = min(FIRST_LOOK, max(1, total // 10))
         self.steps, self.tokens_a_step = total - self.looked, per_batch
         self.learner: Learner | None = None
-        self.seconds = 0.0
+        self.done, self.seconds = 0, 0.0
 
     def looks(self) -> Iterator[Look]:
         """Judged masks; ends when all steps are done or time is over.
@@ -175,6 +175,7 @@ class StreamLearning:
                 gone = max((step - 1) / self.steps, self._deadline.share)
                 since.append(self.step(next(batches), gone))
                 self.seconds += time.perf_counter() - begun
+                self.done = step
                 bar.advance()
                 if not math.isfinite(since[-1]):
                     raise NonFiniteError(f"refine: the target is {since[-1]} in step {step}; lower rate, or leave out autocast")
@@ -208,20 +209,19 @@ class StreamLearning:
         if self._hidden is not None:
             self._hidden.close()
 
-    def facts(self, steps: int) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """What the plan tells of its cost.
-
-        Args:
-            steps: that were taken.
 
         Returns:
             ``tokens`` and ``steps``, ``seconds`` a step, and ``bytes`` a prunable weight beside the model and one batch: the
             ``copy`` that runs, and ``scores`` with what their optimizer remembers.
         """
-        found: dict[str, Any] = {"tokens": (steps + self.looked) * self.tokens_a_step, "steps": steps}
-        if self.learner is not None and steps:
+        if self.learner is None:
+            return {"tokens": 0, "steps": 0}
+        found: dict[str, Any] = {"tokens": (self.done + self.looked) * self.tokens_a_step, "steps": self.done}
+        if self.done:
             weights = sum(self._live.dense[name].numel() for name in self._swaps.scaled())
-            found["seconds"] = round(self.seconds / steps, 6)
+            found["seconds"] = round(self.seconds / self.done, 6)
             found["bytes"] = {"copy": 4.0, "scores": round(self.learner.bytes() / weights, 3)}
         return found
 

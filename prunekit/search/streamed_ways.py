@@ -25,7 +25,7 @@ from prunekit.repair.streamed import Streaming
 from prunekit.search.rivals.streamed import STREAMED
 from prunekit.steps.finetune import Finetuning, finetune
 from prunekit.structure import implied_sparsity
-from prunekit.training import Distillation
+from prunekit.training import Distillation, batches_per_epoch
 from prunekit.trajectory.copies import copied
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def tuned(plan: Plan, model: nn.Module, material: RepairSamples, share: float = 
         optimizer=lambda one: torch.optim.AdamW(one.parameters(), lr=RATE, weight_decay=0.0),
         scheduler=scheduler,
         task=task,
-        epochs=-(-steps * how.batch // len(every)) + 1,
+        epochs=-(-steps // batches_per_epoch(len(every), how.batch, drop_last=True)),
         batch_size=how.batch,
         seed=material.seed,
         drop_last=True,

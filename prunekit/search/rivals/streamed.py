@@ -8,10 +8,12 @@ authors' scripts, for 2,000 steps; for other numbers of steps they are to be cho
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from prunekit.apply import masked
 from prunekit.errors import UsageError
@@ -41,38 +43,25 @@ class StreamedRival(Protocol):
     ) -> Learnt: ...
 
 
-def leap(
+def _mask(
     plan: Plan,
     model: nn.Module,
     stream: Stream,
     *,
+    rival: str,
+    learn: Callable[..., dict[str, Tensor]],
     steps: int,
     task: str | Task | None = None,
     rate: float | None = None,
     seed: int = 0,
 ) -> Learnt:
-    """Gumbel-sigmoid gates, see ``prunekit.search.rivals.leap``; as many weights as the plan keeps, or its pattern."""
+    """A mask for the dense weights."""
     _check(plan, steps, rate)
     options = {} if rate is None else {"rate": rate}
-    keep = leap_mask(plan, model, stream, get_task(task), steps=steps, seed=seed, **options)
-    return _learnt("leap", plan, model, keep, stream, steps, seed, options)
-
-
-def maskllm(
-    plan: Plan,
-    model: nn.Module,
-    stream: Stream,
-    *,
-    steps: int,
-    task: str | Task | None = None,
-    rate: float | None = None,
-    seed: int = 0,
-) -> Learnt:
-    """The choice of a pattern for every run of M, see ``prunekit.search.rivals.maskllm``; of N:M plans alone."""
-    _check(plan, steps, rate)
-    options = {} if rate is None else {"rate": rate}
-    keep = maskllm_mask(plan, model, stream, get_task(task), steps=steps, seed=seed, **options)
-    return _learnt("maskllm", plan, model, keep, stream, steps, seed, options)
+    keep = learn(plan, model, stream, get_task(task), steps=steps, seed=seed, **options)
+    facts = {"rival": rival, "steps": steps, "batch": stream.batch_size, "seed": seed, **options}
+    found = replace(plan, keep=keep, provenance={**plan.provenance, "learnt": facts})
+    return found, masked(model, found)
 
 
 def block_reconstruction(
@@ -91,31 +80,15 @@ def block_reconstruction(
     nothing.
     """
     _check(plan, steps, rate)
-    options = {} if rate is None else {"rate": rate}
-    pruned, _ = reconstructed(plan, model, stream, steps=steps, **options)
+    pruned, _ = reconstructed(plan, model, stream, steps=steps, **({} if rate is None else {"rate": rate}))
     return plan, pruned
 
 
 STREAMED: dict[str, StreamedRival] = {
-    "leap": leap,
-    "maskllm": maskllm,
+    "leap": partial(_mask, rival="leap", learn=leap_mask),
+    "maskllm": partial(_mask, rival="maskllm", learn=maskllm_mask),
     "block-reconstruction": block_reconstruction,
 }
-
-
-def _learnt(
-    name: str,
-    plan: Plan,
-    model: nn.Module,
-    keep: dict[str, Any],
-    stream: Stream,
-    steps: int,
-    seed: int,
-    options: dict[str, float],
-) -> Learnt:
-    facts = {"rival": name, "steps": steps, "batch": stream.batch_size, "seed": seed, **options}
-    found = replace(plan, keep=keep, provenance={**plan.provenance, "learnt": facts})
-    return found, masked(model, found)
 
 
 def _check(plan: Plan, steps: int, rate: float | None) -> None:
