@@ -23,6 +23,7 @@ WAYS = {
     "streamed": "**mask learnt**", "block-reconstruction": "blocks reconstructed", "tuned": "weights tuned",
     "admm+tuned": "ADMM, then weights tuned", "streamed+tuned": "**mask learnt, then weights tuned**",
 }  # fmt: skip
+MARKERS = "os^vDPX"
 KEEPS_WEIGHTS = {"magnitude", "taylor", "influence", "flap", "wanda", "leap", "maskllm", "streamed"}
 Column = tuple[str, float]
 
@@ -68,11 +69,14 @@ def picture(told: dict[str, dict[str, dict[Column, list[tuple[float, float]]]]],
 
     figure, axes = plt.subplots(1, len(told), figsize=(5.5 * len(told), 4.2), squeeze=False)
     for axis, (case, ways) in zip(axes[0], told.items(), strict=True):
-        for way, name in (ONE_SHOT | WAYS).items():
+        for number, (way, name) in enumerate((ONE_SHOT | WAYS).items()):
             line = sorted((s, found) for (structure, s), found in ways.get(way, {}).items() if structure == "unstructured")
             if line:
                 means = [statistics.fmean(perplexity for _, perplexity in found) for _, found in line]
-                axis.plot([s for s, _ in line], means, "o-", label=name.replace("**", ""), lw=2.4 if "**" in name else 1.2)
+                style = {"color": plt.get_cmap("tab20")(number), "lw": 2.4 if "**" in name else 1.2}
+                axis.plot(
+                    [s for s, _ in line], means, f"{MARKERS[number % len(MARKERS)]}-", label=name.replace("**", ""), **style
+                )
         axis.axhline(dense[case], color="grey", ls=":", label="dense")
         axis.set(title=case, xlabel="share of weights removed", yscale="log")
     axes[0][0].set_ylabel("test perplexity")
