@@ -4,6 +4,9 @@ What is written comes into a temporary folder beside its place first. A single f
 once or not at all. Several files, or a folder, go by a journal: once it stands, everything in it is certain to come, for whoever
 opens the folder next goes on with a journal that a killed process left (``recover``), and sweeps up temporaries whose process is
 gone, which their locks tell.
+
+Of several ranks (``prunekit.ranks``) the first alone does this. The others write the same into a folder that is thrown away, and
+go on when it has its place.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from prunekit import bounded
+from prunekit import bounded, ranks
 from prunekit.errors import ArtifactError
 
 PREFIX, SUFFIX = ".prunekit.", ".tmp"
@@ -40,6 +43,10 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: it could not be written (full disk, no permission).
     """
+    if not ranks.first():
+        with _thrown_away() as folder:
+            yield folder / path.name
+        return
     with _told(path), _temporary(path.parent) as folder:
         temporary = folder / path.name
         on_operation("write", path)
@@ -48,6 +55,7 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync(temporary)
         _rename(temporary, path)
         _sync(path.parent)
+    ranks.wait()
 
 
 @contextmanager
@@ -99,6 +107,10 @@ def together(folder: Path) -> Iterator[Staged]:
     Raises:
         ArtifactError: as ``replacing``.
     """
+    if not ranks.first():
+        with _thrown_away() as temporary:
+            yield Staged(temporary)
+        return
     with _told(folder):
         folder.mkdir(parents=True, exist_ok=True)
         finish(folder)
@@ -122,6 +134,21 @@ def together(folder: Path) -> Iterator[Staged]:
             _rename(journal, folder / JOURNAL)  # from here on it is certain
             _sync(folder)
             finish(folder)
+    ranks.wait()
+
+
+@contextmanager
+def _thrown_away() -> Iterator[Path]:
+    """Where a rank that is not the first writes; on the way out the first one's files are in their places."""
+    with tempfile.TemporaryDirectory(prefix=PREFIX, suffix=SUFFIX) as folder:
+        yield Path(folder)
+    ranks.wait()
+
+
+def remove(path: Path) -> None:
+    """Removes a file that nobody needs any more, if it is there."""
+    if ranks.first():
+        path.unlink(missing_ok=True)
 
 
 def finish(folder: Path) -> None:
@@ -209,11 +236,16 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         ArtifactError: another one is writing there.
     """
+    if not ranks.first():
+        ranks.wait()
+        yield
+        return
     new = [place for place in (folder, *folder.parents) if not place.exists()]
     with _lock(folder) as mine:
         if not mine:
             raise ArtifactError(f"{folder}: another prunekit is writing here; wait for it, or choose another folder")
         recover(folder)
+        ranks.wait()
         try:
             yield
         except BaseException:
@@ -270,10 +302,11 @@ def opened(folder: Path) -> None:
     Raises:
         ArtifactError: that could not be done.
     """
-    if any((place / JOURNAL).exists() for place in (folder, folder / "pruned")):
+    if ranks.first() and any((place / JOURNAL).exists() for place in (folder, folder / "pruned")):
         with _lock(folder) as mine:
             if mine:
                 recover(folder)
+    ranks.wait()
 
 
 def _sweep(path: Path) -> None:

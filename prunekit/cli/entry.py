@@ -8,14 +8,16 @@ import os
 import sys
 import traceback
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
 import typer
 
-from prunekit import stopping
+from prunekit import ranks, stopping
 from prunekit.bounded import DIGITS, LONG_NUMBER
 from prunekit.cli.top import app
+from prunekit.cli.verb import SHARED
 from prunekit.errors import Note, PrunekitError, UsageError, plain, shortened
 
 
@@ -34,7 +36,7 @@ def main() -> None:
             raise UsageError("an argument is empty")
         if any(LONG_NUMBER.search(argument) for argument in sys.argv[1:]):
             raise UsageError(f"an argument holds a number of more than {DIGITS} digits")
-        with stopping.raised():
+        with stopping.raised(), _ranks(sys.argv[1:]):
             code = _needed(sys.argv[1:])(standalone_mode=False)
             sys.stdout.flush()
     except typer.TyperException as error:
@@ -57,10 +59,24 @@ def main() -> None:
 
 def _needed(arguments: list[str]) -> typer.Typer:
     """The command line with the verb that is called alone, where one is: making the parsers of all takes longer than it does."""
-    called = next((word for word in arguments if not word.startswith("-")), None)
+    called = _called(arguments)
     one = copy.copy(app)
     one.registered_commands = [command for command in app.registered_commands if command.name == called]
     return one if one.registered_commands else app
+
+
+def _called(arguments: list[str]) -> str | None:
+    return next((word for word in arguments if not word.startswith("-")), None)
+
+
+def _ranks(arguments: list[str]) -> AbstractContextManager[None]:
+    """The ranks as one, where torchrun started several; a verb that has nothing to share refuses."""
+    if not ranks.asked() or {"--help", "-h", "--version"} & set(arguments):
+        return nullcontext()
+    called = _called(arguments)
+    if called not in SHARED and called in {command.name for command in app.registered_commands}:
+        raise UsageError(f"{called} works in one process, it has nothing to share; start it without torchrun")
+    return ranks.joined()
 
 
 def _note(message: Warning | str, *where: object) -> None:
@@ -86,12 +102,15 @@ def _told(error: BaseException) -> tuple[str, int]:
 
 def _stop(line: str, code: int) -> NoReturn:
     sys.stderr.flush()
-    stopping.say(line)
+    if ranks.tells(code):
+        stopping.say(line)
     _end(code)
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"prunekit: {_one_line(message)}", file=sys.stderr)
+    if ranks.tells(code):
+        where = f"rank {ranks.rank()}: " if not ranks.first() else ""
+        print(f"prunekit: {where}{_one_line(message)}", file=sys.stderr)
     _end(code)
 
 
@@ -100,6 +119,8 @@ def _one_line(message: str) -> str:
 
 
 def _end(code: int) -> NoReturn:
+    if ranks.size() > 1:
+        os._exit(code)  # what the others wait for never comes; torchrun ends them
     try:
         sys.stdout.flush()
     except OSError:  # stdout itself is what failed: the interpreter must not try again while it ends

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
+from prunekit import ranks
 from prunekit.errors import Note, visible
 from prunekit.progress import progress_bars
 
@@ -47,7 +48,8 @@ class Output:
     """
 
     def __init__(self, quiet: bool, as_json: bool) -> None:
-        self.quiet, self.as_json, self.stdout = quiet, as_json, sys.stdout
+        quiet = quiet or not ranks.first()
+        self.quiet, self.as_json, self.stdout = quiet, as_json and ranks.first(), sys.stdout
         if quiet:
             warnings.simplefilter("ignore", Note)
 
@@ -63,7 +65,8 @@ class Output:
 
     def alone(self, text: str) -> None:
         """Writes a text that was asked for and nothing beside it, so that it can be piped; quiet or not."""
-        Visible(self.stdout).write(text)
+        if ranks.first():
+            Visible(self.stdout).write(text)
 
     def finish(self, result: Any) -> None:
         if self.as_json:

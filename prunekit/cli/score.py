@@ -22,6 +22,7 @@ PANELS = {
 @verb(
     after="import",
     headings=PANELS,
+    shared=True,
     examples={
         "What the recipe lists": "prunekit score runs/digits-cnn --criterion all",
         "Two criteria": "prunekit score runs/digits-cnn --criterion influence --criterion magnitude",

@@ -13,6 +13,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _AFTER: dict[str, str] = {}
 """Verb -> the verb that it follows in ``prunekit --help``."""
 
+SHARED: set[str] = set()
+"""Verbs whose work several ranks share (``prunekit.ranks``)."""
+
 
 def verb(
     *,
@@ -21,6 +24,7 @@ def verb(
     name: str | None = None,
     headings: Mapping[str, Sequence[str]] | None = None,
     kind: type[Any] = Panelled,
+    shared: bool = False,
 ) -> Callable[[Function], Function]:
     """Adds the decorated function to the command line: its parameters are the options, its docstring is the help.
 
@@ -30,11 +34,14 @@ def verb(
         name: of the verb, where the function cannot be called so.
         headings: heading -> names of parameters; what every verb has stands under the last one, see ``panels.COMMON``.
         kind: the class of the command, with ``headings`` and ``examples``.
+        shared: several processes of ``torchrun`` may share its work; others refuse them.
     """
 
     def add(function: Function) -> Function:
         called = name or function.__name__
         _AFTER[called] = after
+        if shared:
+            SHARED.add(called)
         own = type(kind.__name__, (kind,), {"headings": headings or {}, "examples": examples})
         return app.command(called, cls=own)(function)
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunekit import checkpoint
+from prunekit import checkpoint, durable, ranks
 from prunekit.criteria.aggregations import AGGREGATIONS
 from prunekit.criteria.scores import summed_axes
 from prunekit.data import Samples
-from prunekit.errors import ArtifactError
+from prunekit.errors import ArtifactError, UsageError
 from prunekit.kernel import Contribution, ModelFunction, attribute
 from prunekit.kernel.attribution import chunks
 from prunekit.trajectory import Segment
@@ -24,9 +24,28 @@ SECONDS_BETWEEN_SAVES = 10.0
 AXES = 64 * 2**20  # bytes of axis sums that a score file holds; of more samples evenly spaced ones are kept
 
 
+@dataclass(frozen=True)
+class Share:
+    """A rank's own stretch of the scoring samples, which begins at ``begin`` of all."""
+
+    samples: Samples
+    begin: int = 0
+
+    @classmethod
+    def of(cls, samples: Samples) -> Share:
+        """Raises UsageError where there are fewer samples than ranks."""
+        if ranks.size() == 1:
+            return cls(samples)
+        if len(samples) < ranks.size():
+            raise UsageError(f"{ranks.size()} processes share {len(samples)} scoring samples; start at most that many")
+        part = ranks.stretch(len(samples))
+        number = torch.arange(len(samples))
+        return cls(samples.where((number >= part.start) & (number < part.stop)), part.start)
+
+
 def contributions(
     function: ModelFunction,
-    samples: Samples,
+    own: Share,
     targets: int,
     segments: Callable[[], Iterable[Segment]],
     skip: int,
@@ -34,7 +53,7 @@ def contributions(
     **options: Any,
 ) -> Iterator[Contribution]:
     """``prunekit.kernel.attribute`` over samples that are fetched batch by batch, without the first ``skip`` chunks."""
-    begin = 0
+    samples, begin = own.samples, own.begin
     element = torch.finfo(torch.float32).bits // 8
     for number, group in enumerate(samples.groups):
         here = len(chunks(len(group), targets, function.layout.total * element, memory))
@@ -43,6 +62,13 @@ def contributions(
                 where = slice(begin + part.samples.start, begin + part.samples.stop)
                 yield Contribution(where, part.targets, part.scores)
         skip, begin = max(0, skip - here), begin + len(group)
+
+
+def total_of(counts: list[int]) -> int:
+    """Their sum, over all ranks."""
+    total = torch.tensor([sum(counts)], dtype=torch.float64)
+    ranks.add_up([total])
+    return int(total)
 
 
 @dataclass
@@ -78,9 +104,11 @@ def collect(
         made_from: what they are made from; kept chunks of something else are ignored.
 
     Returns:
-        importance of the prunable parameters, and ``<param>@<axis>`` -> ``(samples, targets, axis size)`` of all parameters;
-        of samples whose sums would take more than ``AXES`` bytes, every second, third … alone.
+        of all ranks together: importance of the prunable parameters, and ``<param>@<axis>`` -> ``(samples, targets, axis size)``
+        of all parameters; of samples whose sums would take more than ``AXES`` bytes, every second, third … alone.
     """
+    if partial is not None and ranks.size() > 1:  # each keeps its own
+        partial = partial.with_suffix(f".{ranks.rank()}-of-{ranks.size()}{partial.suffix}")
     so_far = _load(partial, made_from)
     saved = time.monotonic()
     for part in contributions(so_far.chunks):
@@ -88,8 +116,12 @@ def collect(
         if partial is not None and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
             _save(partial, so_far, made_from)
             saved = time.monotonic()
+    count = torch.tensor([so_far.count], dtype=torch.float64)
+    ranks.add_up([*so_far.sums.values(), *so_far.axes.values(), count])
+    so_far.count = int(count)
     if partial is not None:
-        partial.unlink(missing_ok=True)
+        with ranks.apart():
+            durable.remove(partial)
     finish = AGGREGATIONS[aggregation].finish
     return {name: finish(total, so_far.count) for name, total in so_far.sums.items()}, so_far.axes
 
@@ -135,7 +167,8 @@ def _save(partial: Path, so_far: Collected, made_from: dict[str, Any] | None) ->
         "chunks": so_far.chunks,
         "spacing": so_far.spacing,
     }
-    checkpoint.write_tensors(partial, tensors, header)
+    with ranks.apart():
+        checkpoint.write_tensors(partial, tensors, header)
 
 
 def _load(partial: Path | None, made_from: dict[str, Any] | None) -> Collected:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit import ranks
 from prunekit.batch import Batch, Inputs, Labels, described, named, size, take, to
 from prunekit.criteria.scores import Scores
 from prunekit.data import Samples
@@ -240,7 +241,11 @@ class Evidence:
             yield found.pop(), y
 
     def batch_losses(self) -> tuple[ModelFunction, Iterator[tuple[Batch, float]]]:
-        """The batch's loss as a function ``(1, 1)``, and batches with what each counts in the mean over all samples."""
+        """The batch's loss as a function ``(1, 1)``, and batches with what each counts in the mean over all samples.
+
+        Batches are dealt out among ranks, whole, since a loss may mix its batch: what is summed over them must go through
+        ``prunekit.ranks.add_up``.
+        """
         loss, samples = self.task.loss, self.samples()
         function = self.function(lambda out, labels: loss.batch(out, labels).reshape(1, 1))
 
@@ -250,7 +255,8 @@ class Evidence:
         def parts() -> Iterator[tuple[Batch, float]]:
             counts = [len(group) for group in samples.groups]
             total = sum(weight(labels, count) for (_, labels), count in zip(samples, counts, strict=True))
-            for (inputs, labels), count in zip(samples, counts, strict=True):
+            for number in ranks.dealt(range(len(counts))):
+                (inputs, labels), count = samples.batch(number), counts[number]
                 moved = to(inputs, function.device), to(labels, function.device)
                 yield moved, weight(labels, count) / max(total, 1e-30)
 

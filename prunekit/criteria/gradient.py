@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from prunekit import ranks
 from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 
 
@@ -15,6 +16,7 @@ def mean_loss_gradient(evidence: Evidence) -> dict[str, Tensor]:
     total = torch.zeros_like(theta)
     for (x, y), share in batches:
         total += function.gradient(theta, x, y, theta.new_full((), share))[1]
+    ranks.add_up([total])
     return evidence.layout.views(total.cpu())
 
 

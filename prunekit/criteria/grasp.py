@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from prunekit import ranks
 from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 from prunekit.criteria.signed import shifted
 from prunekit.errors import PrunekitError
@@ -44,6 +45,7 @@ def _derivative(evidence: Evidence, direction: Tensor | None) -> Tensor:
                 "recurrent or fused layer); take another criterion"
             ) from error
         total += slope.detach() * moves
+    ranks.add_up([total])
     return total.cpu()
 
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 
 from prunekit.batch import Inputs, Labels
-from prunekit.criteria.additive import collect, contributions
+from prunekit.criteria.additive import Share, collect, contributions, total_of
 from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 from prunekit.kernel import Contribution, ModelFunction, looked_at, score_error, targets_of
 from prunekit.progress import Bar
@@ -27,14 +27,14 @@ def _influence(evidence: Evidence) -> CriterionResult:
     targets = targets_of(function, evidence.trajectory.state(-1), *samples.rows(0, 1))
     few = samples.take(looked_at(len(samples)))
     error = _error(evidence, function, *few.rows(0, len(few)))
-    gradients: list[int] = []
+    own, gradients = Share.of(samples), list[int]()
 
     def parts(skip: int) -> Iterator[Contribution]:
         pieces = -(-evidence.trajectory.pieces // evidence.stride)
-        with Bar("influence (samples × steps)", len(samples) * pieces) as bar:
+        with Bar("influence (samples × steps)", len(own.samples) * pieces) as bar:
             yield from contributions(
                 function,
-                samples,
+                own,
                 targets,
                 lambda: _segments(evidence),
                 skip,
@@ -51,7 +51,7 @@ def _influence(evidence: Evidence) -> CriterionResult:
     importance, axes = collect(
         parts, (len(samples), targets), evidence.prunable, evidence.aggregation, evidence.partial, evidence.partial_key
     )
-    return CriterionResult(importance, axes, {"error": error}, sum(gradients))
+    return CriterionResult(importance, axes, {"error": error}, total_of(gradients))
 
 
 def _segments(evidence: Evidence) -> Iterable[Segment]:

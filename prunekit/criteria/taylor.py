@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import torch
 
-from prunekit.criteria.additive import collect, contributions
+from prunekit.criteria.additive import Share, collect, contributions, total_of
 from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 from prunekit.kernel import Contribution, targets_of
 from prunekit.progress import Bar
@@ -32,13 +32,13 @@ def first_order(evidence: Evidence, target: str, aggregation: str) -> CriterionR
     theta = evidence.state
     targets = targets_of(function, theta, *samples.rows(0, 1))
     to_zero = Segment(0, theta, torch.zeros_like(theta), torch.zeros_like(theta))
-    gradients: list[int] = []
+    own, gradients = Share.of(samples), list[int]()
 
     def parts(skip: int) -> Iterator[Contribution]:
-        with Bar("first order (samples)", len(samples)) as bar:
+        with Bar("first order (samples)", len(own.samples)) as bar:
             yield from contributions(
                 function,
-                samples,
+                own,
                 targets,
                 lambda: [to_zero],
                 skip,
@@ -49,7 +49,7 @@ def first_order(evidence: Evidence, target: str, aggregation: str) -> CriterionR
             )
 
     importance, axes = collect(parts, (len(samples), targets), evidence.prunable, aggregation)
-    return CriterionResult(importance, axes, gradient_evaluations=sum(gradients))
+    return CriterionResult(importance, axes, gradient_evaluations=total_of(gradients))
 
 
 def _taylor(evidence: Evidence) -> CriterionResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
@@ -18,6 +19,7 @@ from pydantic import (
     model_serializer,
 )
 
+from prunekit import ranks
 from prunekit.criteria import expand
 from prunekit.errors import UsageError, nearest, quoted
 from prunekit.imports import IMPORT_PATH
@@ -157,6 +159,8 @@ def check_device(name: str) -> torch.device:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps") or (device.type == "cpu" and device.index):
             raise RuntimeError("use cpu, cuda or cuda:N")
+        if device.type == "cuda" and device.index is None and ranks.size() > 1:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))  # each rank of a machine its own
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {name!r} cannot be used here ({quoted(error)})") from None
