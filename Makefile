@@ -1,5 +1,5 @@
 # make demo: install and run the whole pipeline; make demo-lm: the same on a small language model; make test: install with test
-# extras and test; make test-fast: without the tests that take long.
+# extras and test; make test-fast: without the tests that take long; make exhaustive: the few that try every moment.
 # Paths are relative throughout, so that a checkout's own path may hold spaces.
 PYTHON ?= python3.11
 PIP = .venv/bin/python -m pip --disable-pip-version-check
@@ -8,7 +8,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check
 # cannot be had, that test says so and is skipped.
 PEER = $(PIP) install -q --no-deps --ignore-requires-python explaind==0.1.0 tqdm==4.70.1 || true
 
-.PHONY: demo demo-lm test test-fast zoo fuzz chaos lint types check clean
+.PHONY: demo demo-lm test test-fast exhaustive zoo fuzz chaos lint types check clean
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -18,10 +18,13 @@ demo-lm: .venv/installed-lm
 	.venv/bin/python -m prunekit run recipes/stdlib-llama-small.yaml --out runs/stdlib-llama-small
 
 test: .venv/installed-test
-	.venv/bin/python -m pytest -n auto --dist worksteal
+	.venv/bin/python -m pytest -n auto --dist worksteal -m "not exhaustive"
+
+exhaustive: .venv/installed-test
+	.venv/bin/python -m pytest -n auto --dist worksteal -m exhaustive
 
 test-fast: .venv/installed-test
-	.venv/bin/python -m pytest -n auto --dist worksteal -m "not slow"
+	.venv/bin/python -m pytest -n auto --dist worksteal -m "not slow and not exhaustive"
 
 # Kinds of real models × steps, written to docs/zoo.md (a fast selection of it is part of make test), and tasks × verbs, written
 # to docs/tasks.md.
@@ -45,7 +48,7 @@ lint: .venv/installed-dev
 types: .venv/installed-dev
 	.venv/bin/python -m mypy
 
-check: test lint types
+check: test exhaustive lint types
 
 clean:
 	rm -rf .venv build dist

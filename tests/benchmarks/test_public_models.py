@@ -98,6 +98,7 @@ def papers(model: nn.Module, tokenizer: Any, texts: list[str], length: int) -> f
     return float(torch.exp(torch.stack(nlls).sum() / (count * length)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 def test_dense_perplexity_is_that_of_the_papers_loop(kind: str, folders: Folders, raw: Path) -> None:
     said: list[str] = []

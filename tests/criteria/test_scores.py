@@ -204,6 +204,7 @@ def test_online_scores_that_do_not_fit_are_refused() -> None:
         OnlineInfluence(model, torch.optim.SGD(model.parameters(), lr=0.1), x, y, memory=100).__enter__()
 
 
+@pytest.mark.slow
 def test_aggregations_agree_with_their_definitions(tiny_run: Run) -> None:
     model, trajectory = tiny_run
     batches = [tiny_data(40, torch.float64)]

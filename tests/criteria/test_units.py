@@ -115,6 +115,7 @@ def test_block_influence_is_one_less_the_mean_cosine(family: str) -> None:
     torch.testing.assert_close(found.group(first.members), expected[None], rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_scores_of_one_structure_prune_no_other() -> None:
     model, trajectory = mixture()
     inputs, labels = text(4)

@@ -49,6 +49,7 @@ def test_errors_are_the_misclassified_samples_by_margin(tmp_path: Path) -> None:
     assert (found.samples, found.wrong, found.mean) == (40, len(wrong), None)
 
 
+@pytest.mark.slow
 def test_a_wrong_answer_is_answered_minus_right_and_its_parts_are_plain_autograd(tmp_path: Path) -> None:
     model, view = viewed(tmp_path / "t")
     k = int(errors_of(model, view)[0])

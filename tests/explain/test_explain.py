@@ -72,6 +72,7 @@ def test_a_group_is_the_sum_of_its_weights(tmp_path: Path, optimizer: str) -> No
         torch.testing.assert_close(getattr(whole, share), flat[..., part.mask].sum(2), atol=1e-12, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_group_is_the_sum_over_training_samples_and_regularisation(tmp_path: Path, optimizer: str) -> None:
     model, view = viewed(tmp_path / "t", optimizer, nodes=2)
@@ -95,6 +96,7 @@ def test_a_group_is_the_sum_over_training_samples_and_regularisation(tmp_path: P
         assert sum(p[share] for p in found["steps"]["phases"]) == pytest.approx(got[share], abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_training_samples_through_layers_add_up(tmp_path: Path, optimizer: str) -> None:
     """Sample by sample, not only in sum: masks that part the coordinates part every training sample's score."""

@@ -122,6 +122,7 @@ def planted(folder: Path) -> tuple[nn.Module, Trajectory, Tensor, Tensor]:
     return model, record(folder, model, torch.optim.SGD(model.parameters(), lr=0.0), steps=2, data=(x, y)), x, y
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vital", range(0, 6, 2))
 def test_samples_of_the_class_that_needs_a_weight_ask_for_it(tmp_path: Path, vital: int) -> None:
     model, trajectory, x, y = planted(tmp_path / "t")

@@ -17,7 +17,7 @@ VERBS = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("verbs", VERBS, ids=lambda verbs: verbs[0])
 def test_verbs_are_killed_at_every_operation(verbs: tuple[str, ...]) -> None:
     asked = [sys.executable, "-m", "tests.faults.kill", *verbs]
@@ -30,6 +30,14 @@ def written(folder: Path, name: str, text: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(text)
     return folder
+
+
+@pytest.mark.slow
+def test_verbs_are_killed_at_some_moments() -> None:
+    asked = [sys.executable, "-m", "tests.faults.kill", "score", "prune-overwrite", "--random", "2"]
+    done = subprocess.run(asked, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("2 times killed, 0 faults, ") == 2
 
 
 @pytest.mark.parametrize("exchanges", [True, False], ids=["at once", "where folders cannot change places"])

@@ -179,6 +179,7 @@ def test_survival_by_running_decay_forwards(tmp_path: Path) -> None:
         torch.testing.assert_close(total, trajectory.state(-1), atol=1e-12, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_step_scores_sum_to_the_change(tiny_run: Run) -> None:
     model, trajectory = tiny_run
     x, y = tiny_data(5, torch.float64)

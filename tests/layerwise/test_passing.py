@@ -41,6 +41,7 @@ def stages(names: list[str]) -> Iterator[tuple[str, list[str]]]:
     yield from found.items()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STACKED)
 def test_every_block_is_pruned_by_what_the_pruned_blocks_before_it_send(name: str) -> None:
     model, batches = family(name)

@@ -117,13 +117,13 @@ def test_rescoring_takes_one_gradient_a_sample_and_step() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("samples", [96, 3 * 256])
 def test_rescoring_costs_the_gradients_of_refining(samples: int) -> None:
-    """By the defaults of both, also where a step of learning sees one batch of several."""
+    """By the defaults of both but that refining goes all its rounds, also where a step of learning sees one batch of several."""
     model, batches = trained("flattened")
     x, y = (torch.cat([pair[i] for pair in batches]).repeat(samples // SAMPLES, *(1,) * (d - 1)) for i, d in ((0, 4), (1, 1)))
     learn, accept = [(x, y)], batches
     plan = make_plan(random_scores(model), model, sparsity=0.6)
     with counted(model) as refined:
-        done = refine(plan, model, learn, accept=accept)
+        done = refine(plan, model, learn, accept=accept, patience=None)
     assert done.history[-1]["round"] == 30
     with counted(model) as found:
         rescored(
