@@ -94,12 +94,12 @@ def measured(size: str, device: str, batch: int, length: int, rounds: int, autoc
     samples = Samples.of([(tokens, tokens)], TASK.batch)
     x, y = (part.to(device) for part in samples.batch(0))
     learning = learning_of(model, samples, batch, autocast)
-    learner = learning.begin(iter([(x, y)] * 4))
+    learner = learning.begin(iter([[(x, y)]] * 4))
     peaks = {}
     train = trainer(made(size, length, device).train(), (x, y), autocast)
 
     def learn() -> None:
-        learning.step((x, y), 0.5)
+        learning.step([(x, y)], 0.5)
 
     times: dict[str, list[float]] = {"train": [], "learn": []}
     for number in range(rounds + 2):

@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from prunekit.errors import UsageError
+from prunekit.errors import PrunekitError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -170,6 +171,41 @@ def _added(tensors: list[Tensor], dtype: Any) -> None:
     _group().all_reduce(flat)
     for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.detach().copy_(part.view(tensor.shape))
+
+
+def total(value: float) -> float:
+    """The sum of every rank's number, the same bits on all."""
+    if size() == 1:
+        return value
+    import torch
+
+    found = torch.tensor([value], dtype=torch.float64)
+    add_up([found])
+    return float(found)
+
+
+def adding(tensor: Tensor) -> Any:
+    """Begins to add up a tensor over all ranks, in place and in its own precision; it is done when ``wait()`` of this returns."""
+    return _group().all_reduce(tensor, async_op=True)
+
+
+def alike(what: str, tensor: Tensor) -> None:
+    """Makes sure that all ranks hold the same, by a checksum.
+
+    Raises:
+        PrunekitError: they do not, which says ``what`` and on which ranks.
+    """
+    if size() == 1:
+        return
+    import torch
+
+    content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    sums = gathered(zlib.crc32(content))
+    if other := [str(number) for number, found in enumerate(sums) if found != sums[0]]:
+        raise PrunekitError(
+            f"{what}: rank {', '.join(other)} found something else than rank 0; start all ranks on machines of one kind, with "
+            "the same versions and number of threads"
+        )
 
 
 def gathered(value: Any) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunekit import ranks
 from prunekit.batch import Batch, joined, size, taken
 from prunekit.errors import UsageError
 
@@ -96,6 +97,12 @@ class Samples:
     def bounded(self, most: int) -> Samples:
         """The same, at most ``most`` in a batch."""
         return self._some([part for group in self.groups for part in _in_groups(group, most)], self._digest)
+
+    def shared(self) -> Samples:
+        """Of every batch this rank's stretch (``prunekit.ranks``); a process alone has them all."""
+        if ranks.size() == 1:
+            return self
+        return self._some([group[own.start : own.stop] for group in self.groups if (own := ranks.stretch(len(group)))])
 
     def beside(self, rows: Tensor) -> Samples:
         """The same samples with ``rows`` ``(samples, ...)`` beside their labels: ``(inputs, (labels, rows))``."""

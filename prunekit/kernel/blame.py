@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from prunekit import ranks
 from prunekit.batch import Batch, Inputs, Labels, size, to
 from prunekit.kernel.function import ModelFunction
 from prunekit.kernel.gradients import MomentEngine, choose_engine
@@ -25,7 +26,11 @@ from prunekit.trajectory.trajectory import Segment
 
 
 class Batches(Protocol):
-    """Inputs and labels (or whatever the function's target takes in their place), as often as they are looked at."""
+    """Inputs and labels (or whatever the function's target takes in their place), as often as they are looked at.
+
+    Where they say ``dealt``, they are this rank's part (``prunekit.ranks``), ``samples`` is how many all ranks have together, and
+    sums over them are added up.
+    """
 
     def __len__(self) -> int: ...
 
@@ -64,7 +69,14 @@ def mean_value(function: ModelFunction, theta: Tensor, batches: Batches) -> floa
     for x, y in batches:
         total += float(function(theta, to(x, function.device), to(y, function.device)).double().sum())
         samples += size(x)
-    return total / samples
+    add_up(batches, found := torch.tensor([total, samples], dtype=torch.float64))
+    return float(found[0] / found[1])
+
+
+def add_up(batches: Batches, *sums: Tensor) -> None:
+    """Adds up over all ranks what was summed over batches, in place, where each rank had its part of them."""
+    if getattr(batches, "dealt", False):
+        ranks.add_up(sums)
 
 
 def samples_in(batches: Batches) -> int:
@@ -81,7 +93,8 @@ def mean_gradient(function: ModelFunction, theta: Tensor, batches: Batches) -> t
         values, part = mean_of_batch(function, theta, x, y, samples)
         gradient.add_(part)
         value += values
-    return value, gradient
+    add_up(batches, found := torch.tensor([value], dtype=torch.float64), gradient)
+    return float(found), gradient
 
 
 def mean_of_batch(function: ModelFunction, theta: Tensor, x: Inputs, y: Labels, samples: int) -> tuple[float, Tensor]:
@@ -108,4 +121,5 @@ def second_moments(function: ModelFunction, theta: Tensor, batches: Batches, eng
     for x, y in batches:
         for name, squares in engine.squares(theta, to(x, function.device), to(y, function.device)).items():
             views[name].add_(squares)
+    add_up(batches, total)
     return total

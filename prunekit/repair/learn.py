@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from prunekit.batch import Inputs, Labels
-from prunekit.kernel import samples_in
 from prunekit.repair.learner import Learner
 from prunekit.repair.live import Live
 from prunekit.repair.objective import Objective
@@ -47,9 +46,9 @@ def learnt_masks(
     few = len(objective.learn) <= 2
     for step in range(1, steps + 1):
         t = min(1.0, begin + 2 * (1 - begin) * step / steps)
-        one = [objective.learn[int(torch.randint(len(objective.learn), (1,), generator=generator))]]
-        batches = list(objective.learn) if few else one
-        learner.step(batches, samples_in(batches), lr, t)
+        drawn = int(torch.randint(len(objective.learn), (1,), generator=generator))
+        batches = list(objective.learn) if few else objective.learn.one(drawn)
+        learner.step(batches, objective.learn.samples if few else objective.learn.size(drawn), lr, t)
         if step % every == 0 or step == steps:
             yield step, learner.masks()
 

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunekit import ranks
 from prunekit.batch import Inputs, Labels
-from prunekit.repair.live import Live
+from prunekit.repair.exchange import Exchange
+from prunekit.repair.live import Live, Use
 from prunekit.repair.swaps import Swaps
 from prunekit.repair.weights import Weights
 
@@ -56,8 +58,11 @@ class Learner:
     ) -> float:
         """Moves the scores once; returns the mean of the live model's target where the gradient was taken.
 
+        Of several ranks each has its own part of the samples, none perhaps, and gets its part of the mean; the gradient is that
+        of all, and scores move alike.
+
         Args:
-            samples: in all ``batches``.
+            samples: in the ``batches`` of all ranks.
             rate: Adam's.
             t: where on the segment from the dense model to the pruned one the gradient is taken, in (0, 1].
             heat: above 0 masks are soft, ``σ((score - level) / heat)`` around the level from
@@ -69,7 +74,7 @@ class Learner:
         units, slope = self._units(t, heat)
         self.live.scale(lambda name: self.swaps.factor(name, units))
         if self.swaps.spans is not None:
-            return self.live.backward(batches, samples, lambda name, gradient: self._move(name, gradient, rate))
+            return summed(self.live, batches, samples, lambda name, gradient: self._move(name, gradient, rate))
         total = torch.zeros_like(self.scores)
 
         def add(name: str, gradient: Tensor | None) -> None:
@@ -77,6 +82,7 @@ class Learner:
                 self.swaps.add(name, gradient * self.live.dense[name], units, total)
 
         found = self.live.backward(batches, samples, add)
+        ranks.add_up([total])
         self._states[""].move(self.scores, total if slope is None else total * slope, rate, self.steps)
         return found
 
@@ -104,16 +110,17 @@ class Learner:
         def move(name: str, gradient: Tensor | None) -> None:
             if gradient is not None:
                 mask = soft(name)
+                gradient = gradient.to(mask)
                 gradient.mul_(mask).addcmul_(gradient, mask, value=-1).div_(heat)
             self._move(name, gradient, rate)
 
         self.live.scale(soft)
-        return self.live.backward(batches, samples, move)
+        return summed(self.live, batches, samples, move)
 
     @torch.no_grad()
     def _move(self, name: str, gradient: Tensor | None, rate: float) -> None:
         score = self.swaps.factor(name, self.scores)  # a view
-        found = torch.zeros_like(score) if gradient is None else gradient.mul_(self.live.dense[name])
+        found = torch.zeros_like(score) if gradient is None else gradient.to(score).mul_(self.live.dense[name])
         self._states[name].move(score, found, rate, self.steps)
 
     def masks(self) -> Tensor:
@@ -188,6 +195,15 @@ def _table(tensor: Tensor) -> Tensor:
     return tensor.reshape(1, -1) if tensor.dim() < 2 else tensor.flatten(1)
 
 
+def summed(live: Live, batches: Sequence[tuple[Inputs, Labels]], samples: int, use: Use) -> float:
+    """``Live.backward`` whose gradients are those of all ranks' batches; the mean that is returned is this rank's part."""
+    exchange = Exchange({name: live.dense[name] for name in reversed(live.scaled)}, use)
+    found = live.backward(batches, samples, exchange.give)
+    with torch.no_grad():
+        exchange.finish()
+    return found
+
+
 @dataclass
 class FisherSum:
     """``Σ_b (θ · mean gradient of batch b)²`` of every unit, ``(U,)``: Fisher's diagonal by whole batches, no sample alone.
@@ -202,8 +218,13 @@ class FisherSum:
     total: Tensor
     batches: int = 0
 
-    def add(self, x: Inputs, y: Labels, samples: int) -> None:
-        """Adds a batch's; the model is looked at as ``live`` is scaled."""
+    def add(self, batch: Sequence[tuple[Inputs, Labels]], samples: int) -> None:
+        """Adds a batch's; the model is looked at as ``live`` is scaled.
+
+        Args:
+            batch: this rank's part of it, none or one.
+            samples: in all of it.
+        """
         spans = self.swaps.spans
         once = None if spans is not None else torch.zeros_like(self.total)
         whole = torch.ones((), dtype=self.total.dtype, device=self.total.device).expand(len(self.total))
@@ -218,7 +239,10 @@ class FisherSum:
                 assert once is not None
                 self.swaps.add(name, signed, whole, once)
 
-        self.live.backward([(x, y)], samples, use)
-        if once is not None:
+        if once is None:
+            summed(self.live, batch, samples, use)
+        else:
+            self.live.backward(batch, samples, use)
+            ranks.add_up([once])
             self.total += once.square_()
         self.batches += 1

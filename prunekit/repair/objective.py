@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.batch import Inputs, Labels
+from prunekit import ranks
+from prunekit.batch import Inputs, Labels, to
 from prunekit.data import Samples, drawn, learn_and_accept
 from prunekit.errors import PrunekitError, UsageError, nearest
 from prunekit.kernel import ModelFunction, mean_value
+from prunekit.kernel.gradients import MomentEngine, choose_engine
+from prunekit.repair.deadline import Deadline
 from prunekit.task import Target, Task
 from prunekit.task.referenced import Budget, KeptBatches, Referenced
 from prunekit.trajectory import Layout
@@ -24,6 +27,8 @@ STREAMED = (*OBJECTIVES, "hidden")
 @dataclass(frozen=True)
 class Objective:
     """``J(θ)``, a mean over samples, to be lowered.
+
+    Of several ranks each has its stretch of every batch, and sums over samples are those of all.
 
     Attributes:
         function: the model with J's own target.
@@ -39,6 +44,19 @@ class Objective:
     accept: KeptBatches
     labelled: KeptBatches
     ranking: ModelFunction
+
+    def watched(self, deadline: Deadline) -> Objective:
+        """The same, left when time is over, by ``OutOfTime``."""
+        for batches in (self.learn, self.accept, self.labelled):
+            if batches.dealt:
+                batches.before = deadline.look
+        return replace(self, function=deadline.watched(self.function), ranking=deadline.watched(self.ranking))
+
+    def engine(self) -> MomentEngine:
+        """The one for ``ranking``'s gradients, chosen on the same samples by all ranks: as many as a batch of each has."""
+        first = self.labelled.source.groups[0]
+        some = first[: -(-len(first) // ranks.size())] if self.labelled.dealt else first
+        return choose_engine(self.ranking, self.theta, *to(self.labelled.source.fetch(some), self.labelled.device))
 
     def on_learn(self, factors: Tensor) -> float:
         return mean_value(self.function, self.theta * factors, self.learn)
@@ -86,7 +104,7 @@ def make_objective(
         given, None if accept is None else Samples.of(accept, task.batch), drawn(given, accept_share, seed), "refine"
     )
     budget = Budget()
-    learn, judged = (KeptBatches(part, device, budget) for part in parts)
+    learn, judged = (KeptBatches(part, device, budget, dealt=ranks.size() > 1) for part in parts)
 
     def function_of(wanted: str | Target) -> ModelFunction:
         return ModelFunction(model, layout, fixed, wanted, device, task=task)

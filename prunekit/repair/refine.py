@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit import ranks
 from prunekit.criteria import model_digest
 from prunekit.data import Samples, drawn, learn_and_accept
 from prunekit.errors import ArtifactError, UsageError, nearest
 from prunekit.kernel import blame
-from prunekit.kernel.gradients import MomentEngine, choose_engine
+from prunekit.kernel.blame import add_up
+from prunekit.kernel.gradients import MomentEngine
 from prunekit.plan import Plan
 from prunekit.progress import Bar
 from prunekit.repair.deadline import Deadline, OutOfTime
@@ -114,6 +116,7 @@ class _Best(Record):
     def offer(self, candidate: Tensor, facts: dict[str, Any]) -> bool:
         """Measures ``candidate``, and takes it if it is better on the accept part."""
         factors = self.swaps.expand(candidate.to(self.objective.theta.dtype))
+        ranks.alike("refine: the mask", candidate)
         return self.judge(candidate, self.objective.on_learn(factors), self.objective.on_accept(factors), facts)
 
     def line(self, what: str) -> str:
@@ -223,9 +226,7 @@ def refine(
         swaps=chosen,
         objective=objective,
     )
-    best.objective = replace(
-        objective, function=deadline.watched(objective.function), ranking=deadline.watched(objective.ranking)
-    )
+    best.objective = objective.watched(deadline)
     ended = "done"
     try:
         if not bool(chosen.keep.all()) and bool(chosen.keep.any()):
@@ -234,6 +235,8 @@ def refine(
     except OutOfTime:
         ended = "budget"
     except KeyboardInterrupt:
+        if ranks.size() > 1:  # each is somewhere else, and none can wait for the others
+            raise
         ended = "interrupted"
     told = {key: getattr(how, key) for key in ("rounds", "patience", "learn", "steps", "share", "temper", "nodes")}
     return best.plan(
@@ -264,6 +267,8 @@ def _learn_from_stream(
                 record.judge(look.keep, look.learn, look.accept, {"stage": "learn", "round": look.step, "ranked": "scores"})
             ended = "done" if learning.done == learning.steps else "budget"
         except KeyboardInterrupt:
+            if ranks.size() > 1:
+                raise
             ended = "interrupted"
     finally:
         learning.close()
@@ -274,7 +279,7 @@ def _swap(best: _Best, how: RefineOptions, deadline: Deadline) -> str:
     """The rounds of give back and drop; returns what ended them."""
     swaps, objective, share = best.swaps, best.objective, how.share
     theta, dtype = objective.theta, objective.theta.dtype
-    engine = choose_engine(objective.ranking, theta, *objective.labelled[0])
+    engine = objective.engine()
     tried = torch.zeros_like(best.keep)  # single units that did not help, since the mask last changed
     after = [best.accept]  # every round that counts for patience
     with Bar("refine", how.rounds) as bar:
@@ -327,10 +332,11 @@ def _gain(best: _Best) -> Tensor:
     """How much J falls, to first order at the pruned model, when a unit returns: ``-∂J/∂m``, ``(U,)``."""
     swaps, objective = best.swaps, best.objective
     mask = best.keep.to(objective.theta.dtype).requires_grad_()
-    gain = torch.zeros_like(mask)
+    gain = torch.zeros_like(mask, requires_grad=False)
     for x, y in objective.learn:
         gain -= mask_gradient(objective, swaps, mask, x, y, objective.learn.samples)
-    return gain.detach()
+    add_up(objective.learn, gain)
+    return gain
 
 
 def _learn(best: _Best, how: RefineOptions, seed: int, deadline: Deadline) -> bool:
@@ -338,7 +344,7 @@ def _learn(best: _Best, how: RefineOptions, seed: int, deadline: Deadline) -> bo
     if deadline.passed:
         return False
     objective = best.objective
-    engine = choose_engine(objective.ranking, objective.theta, *objective.labelled[0])
+    engine = objective.engine()
     worth = _worth(best, engine, torch.ones_like(best.keep), how.temper)
     with Bar("learn", how.steps) as bar:
         done = 0

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from prunekit import ranks
 from prunekit.batch import Batch, Labels, size, to
 from prunekit.data import Samples
 from prunekit.errors import UsageError
@@ -35,16 +36,24 @@ class Stream:
         self.batch_size = min(batch_size, len(self._every))
 
     def __iter__(self) -> Iterator[Batch]:
+        return (to(self.samples.fetch(chosen), self.device) for chosen in self._chosen())
+
+    def shared(self) -> Iterator[list[Batch]]:
+        """The same batches, of each this rank's stretch, or nothing where there are more ranks than samples."""
+        for chosen in self._chosen():
+            own = ranks.stretch(len(chosen))
+            yield [to(self.samples.fetch(chosen[own.start : own.stop]), self.device)] if own else []
+
+    def _chosen(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed)
         while True:
             order = torch.randperm(len(self._every), generator=generator).tolist()
             for begin in range(0, len(order) - self.batch_size + 1, self.batch_size):  # what is left over waits for another pass
-                chosen = [self._every[place] for place in order[begin : begin + self.batch_size]]
-                yield to(self.samples.fetch(chosen), self.device)
+                yield [self._every[place] for place in order[begin : begin + self.batch_size]]
 
     def tokens(self) -> int:
         """Places that count in a batch, of the first one: of a text its tokens, of samples with one label each their number."""
-        inputs, labels = next(iter(self))
+        inputs, labels = self.samples.fetch(next(self._chosen()))
         return places(labels, size(inputs))
 
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.batch import Batch, size, to
+from prunekit import ranks
+from prunekit.batch import Batch, to
 from prunekit.data import Samples
 from prunekit.errors import NonFiniteError, UsageError
 from prunekit.kernel import ModelFunction
@@ -125,7 +126,8 @@ class StreamLearning:
     ) -> None:
         device = next(model.parameters()).device
         self._model, self._task, self._swaps, self._how, self._temper = model, task, swaps, how, temper
-        self._accept, self._deadline = accept.bounded(how.batch), deadline or Deadline(None)
+        self._accept, self._deadline = accept.bounded(how.batch).shared(), deadline or Deadline(None)
+        self._judging = len(accept)
         self._stream = Stream(samples, how.batch, device, seed)
         layout = Layout.of(model)
         made = partial(ModelFunction, model, layout, fixed_state(model, layout), device=device, task=task)
@@ -162,7 +164,7 @@ class StreamLearning:
             NonFiniteError: the target is NaN or Inf.
         """
         how, swaps = self._how, self._swaps
-        batches = iter(self._stream)
+        batches = self._stream.shared()
         yield Look(0, swaps.keep, *self._given(batches))
         if bool(swaps.keep.all()) or not bool(swaps.keep.any()):
             self.steps = 0  # there is nothing to choose
@@ -181,28 +183,30 @@ class StreamLearning:
                     raise NonFiniteError(f"refine: the target is {since[-1]} in step {step}; lower rate, or leave out autocast")
                 if step % every == 0 or step == self.steps or self._deadline.passed:
                     keep = learner.masks()
-                    look = Look(step, keep, sum(since) / len(since), self._judged(keep))
+                    ranks.alike(f"refine: the mask after step {step}", keep)
+                    look = Look(step, keep, ranks.total(sum(since)) / len(since), self._judged(keep))
                     since.clear()
                     bar.describe(f"learn, step {step}: divergence {look.accept:.4g}")
                     yield look
                 if self._deadline.passed:
                     return
 
-    def begin(self, batches: Iterator[Batch]) -> Learner:
-        """Scores from a first look at some batches."""
+    def begin(self, batches: Iterator[Sequence[Batch]]) -> Learner:
+        """Scores from a first look at some batches, of each this rank's part."""
         self.learner = Learner(self._swaps, self._live, self._start(batches), self._how.lean)
         return self.learner
 
-    def step(self, batch: Batch, gone: float) -> float:
-        """Learns from one batch; returns the mean of the target there.
+    def step(self, batch: Sequence[Batch], gone: float) -> float:
+        """Learns from one batch; returns the mean of the target there, of several ranks this one's part of it.
 
         Args:
+            batch: this rank's part of it, none or one.
             gone: the share of the steps that is over, in [0, 1).
         """
         assert self.learner is not None
-        x, y = self._referred(batch)
         heat = HOT * (COLD / HOT) ** gone if self._soft else 0.0
-        return self.learner.step([(x, y)], size(x), self._how.rate * (1 - gone), heat=heat)
+        referred = [self._referred(part) for part in batch]
+        return self.learner.step(referred, self._stream.batch_size, self._how.rate * (1 - gone), heat=heat)
 
     def close(self) -> None:
         """Leaves the dense model as it was."""
@@ -221,24 +225,25 @@ class StreamLearning:
         found: dict[str, Any] = {"tokens": (self.done + self.looked) * self.tokens_a_step, "steps": self.done}
         if self.done:
             weights = sum(self._live.dense[name].numel() for name in self._swaps.scaled())
-            found["seconds"] = round(self.seconds / self.done, 6)
+            found["seconds"] = ranks.from_first(lambda: round(self.seconds / self.done, 6))
             found["bytes"] = {"copy": 4.0, "scores": round(self.learner.bytes() / weights, 3)}
         return found
 
-    def _given(self, batches: Iterator[Batch]) -> tuple[float, float]:
+    def _given(self, batches: Iterator[Sequence[Batch]]) -> tuple[float, float]:
         """The given mask's target on one batch, and on the samples that judge."""
         self._show(self._swaps.keep)
-        x, y = self._referred(next(batches))
-        return float(self._live.values(x, y).sum()) / size(x), self._mean()
+        one = sum(float(self._live.values(*self._referred(part)).sum()) for part in next(batches))
+        return ranks.total(one) / self._stream.batch_size, self._mean()
 
-    def _start(self, batches: Iterator[Batch]) -> Tensor:
+    def _start(self, batches: Iterator[Sequence[Batch]]) -> Tensor:
         """``magnitude^(1-p) × influence^p``, the influence by whole batches, ``(U,)``."""
         swaps, p = self._swaps, self._temper
         self._first.scale(lambda name: torch.ones((), device=self._first.dense[name].device))
-        total = torch.zeros(len(swaps.keep), device=swaps.keep.device)
+        kinds = (self._first.dense[name].dtype for name in swaps.scaled())
+        total = torch.zeros(len(swaps.keep), device=swaps.keep.device, dtype=reduce(torch.promote_types, kinds, torch.float32))
         fisher = FisherSum(swaps, self._first, total)
-        for x, y in islice(batches, self.looked):
-            fisher.add(x, y, size(x))
+        for batch in islice(batches, self.looked):
+            fisher.add(batch, self._stream.batch_size)
         layout = Layout.of(self._model)
         size_of = swaps.magnitude(layout.state(self._model).to(total))
         return total.pow_(p / 2).mul_(size_of.pow_(1 - p))
@@ -264,7 +269,7 @@ class StreamLearning:
         for batch in self._accept:
             x, y = self._referred(to(batch, self._stream.device))
             total += float(self._live.values(x, y).double().sum())
-        return total / len(self._accept)
+        return ranks.total(total) / self._judging
 
 
 def _divergence(task: Task) -> Target:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prunekit.errors import UsageError
 from prunekit.kernel import ModelFunction
-from prunekit.kernel.blame import Batches
+from prunekit.kernel.blame import Batches, add_up
 from prunekit.kernel.gradients import MomentEngine
 from prunekit.plan import Plan
 from prunekit.plan.plan import MIN_UNITS, REPLACE, ROUND_TO, UNIFORM
@@ -166,6 +166,7 @@ class Groups(Limited):
         for part in contributions(function, theta, batches):
             signed = self._sums({n: t for n, t in part.items() if n in self._units and n in parameters})
             total += signed.square().sum((0, 1))
+        add_up(batches, total)
         if isinstance(self.limits, Allowance):
             total = total / self.limits.cost.to(total.dtype)
         return total.sqrt()

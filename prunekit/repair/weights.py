@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prunekit.errors import UsageError
 from prunekit.kernel import ModelFunction, second_moments
-from prunekit.kernel.blame import Batches
+from prunekit.kernel.blame import Batches, add_up
 from prunekit.kernel.gradients import MomentEngine
 from prunekit.plan import Plan
 from prunekit.repair.limited import Limited, contributions, decided
@@ -238,6 +238,7 @@ class Tiles(Limited):
         for signed in contributions(function, theta, batches):
             flat = torch.cat([signed[name].flatten(2) for name in self._weights.names], 2)
             total += self._sums(flat).square().sum((0, 1))
+        add_up(batches, total)
         return total.sqrt()
 
     def plan(self, keep: Tensor) -> Plan:

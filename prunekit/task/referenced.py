@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from prunekit import ranks
 from prunekit.batch import Batch, Inputs, Labels, leaves, size, taken, to
 from prunekit.data.samples import Samples
 from prunekit.task.evaluation import MEMORY
@@ -32,32 +33,49 @@ class KeptBatches:
 
     Args:
         budget: for the batches that are kept; ``MEMORY`` bytes when None.
+        dealt: of every batch this rank's stretch alone (``prunekit.ranks``); what is summed over batches must be added up.
 
     Attributes:
-        samples: how many.
+        samples: how many, on all ranks together.
+        before: called before every pass over the batches.
     """
 
-    def __init__(self, source: Samples, device: torch.device | str, budget: Budget | None = None) -> None:
-        self.source, self.device, self.budget = source, torch.device(device), budget or Budget()
+    def __init__(self, source: Samples, device: torch.device | str, budget: Budget | None = None, dealt: bool = False) -> None:
+        self.source, self.device, self.budget, self.dealt = source, torch.device(device), budget or Budget(), dealt
         self.samples = len(source)
+        self.before: Callable[[], object] = lambda: None
         self._kept: dict[int, Batch] = {}
 
     def __len__(self) -> int:
         """How many batches."""
         return len(self.source.groups)
 
+    def _group(self, number: int) -> Sequence[int]:
+        group = self.source.groups[number]
+        own = ranks.stretch(len(group)) if self.dealt else range(len(group))
+        return group[own.start : own.stop]
+
+    def size(self, number: int) -> int:
+        """Samples in a batch, on all ranks together."""
+        return len(self.source.groups[number])
+
+    def one(self, number: int) -> list[Batch]:
+        """A batch; of a dealt one nothing where there are more ranks than samples."""
+        return [self[number]] if len(self._group(number)) else []
+
     def __getitem__(self, number: int) -> Batch:
         if number not in range(len(self)):
             raise IndexError(number)
         found = self._kept.get(number)
         if found is None:
-            found = to(self.source.batch(number), self.device)
+            found = to(self.source.fetch(self._group(number)), self.device)
             if self.budget.covers(found):
                 self._kept[number] = found
         return found
 
     def __iter__(self) -> Iterator[Batch]:
-        return (self[number] for number in range(len(self)))
+        self.before()
+        return (self[number] for number in range(len(self)) if len(self._group(number)))
 
     def few(self, count: int = 2) -> Batch:
         """The first samples, to try things on."""
@@ -74,7 +92,7 @@ class Referenced(KeptBatches):
     """
 
     def __init__(self, batches: KeptBatches, outputs: Callable[[Inputs, Labels], Tensor]) -> None:
-        super().__init__(batches.source, batches.device, batches.budget)
+        super().__init__(batches.source, batches.device, batches.budget, batches.dealt)
         self._batches, self._outputs = batches, outputs
         self._references: dict[int, Tensor] = {}
 

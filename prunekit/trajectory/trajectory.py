@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit import checkpoint
+from prunekit import checkpoint, ranks
 from prunekit.errors import ArtifactError, NonFiniteError, UsageError
 from prunekit.trajectory.bare import bare
 from prunekit.trajectory.copies import copied
@@ -141,7 +141,8 @@ class Trajectory:
             refuse_meta(bare(model))
         folder = TemporaryDirectory(prefix="prunekit-")
         states = [bare(model).state_dict() for model in models]
-        write_checkpoints(Path(folder.name), copied(bare(models[-1])), states)
+        with ranks.apart():  # each has its own
+            write_checkpoints(Path(folder.name), copied(bare(models[-1])), states)
         found = cls(folder.name)
         found._own = folder  # lives as long as the trajectory
         return found

@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prunekit.kernel.gradients import choose_engine
 from prunekit.repair.limits import best
 from prunekit.repair.objective import Objective
 from prunekit.repair.refine import RefineOptions
@@ -27,7 +26,7 @@ def tempered(pattern: Weights, objective: Objective, seed: int = 0) -> Tensor:
 def rescored(pattern: Weights, objective: Objective, seed: int = 0, *, steps: int | None = None) -> Tensor:
     """The mask after ``steps`` steps from the dense model to the pattern's count; None: ``equal_cost``."""
     theta = objective.theta
-    engine = choose_engine(objective.ranking, theta, *objective.labelled[0])
+    engine = objective.engine()
     steps = equal_cost(len(objective.learn)) if steps is None else steps
     keep = torch.ones_like(pattern.keep)
     for step in range(1, steps + 1):
