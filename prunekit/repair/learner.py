@@ -47,11 +47,12 @@ class Learner:
         self.scores = worth.div_(scale)
         self.steps = 0
         self._states: dict[str, _Adam | _LeanAdam | _OneSize] = {}
+        self._scratch = Scratch()
         if swaps.spans is None:
             self._states[""] = _OneSize(self.scores) if lean else _Adam(self.scores)
         for name in swaps.spans or ():
             part = swaps.factor(name, self.scores)
-            self._states[name] = _LeanAdam(part) if lean else _Adam(part)
+            self._states[name] = _LeanAdam(part, self._scratch) if lean else _Adam(part)
 
     def step(
         self, batches: Sequence[tuple[Inputs, Labels]], samples: int, rate: float, t: float = 1.0, heat: float = 0.0
@@ -105,7 +106,8 @@ class Learner:
         """A step of soft masks, which are computed tensor by tensor, forward and again backward, and never held."""
 
         def soft(name: str) -> Tensor:
-            return (self.swaps.factor(name, self.scores) - levels(name)).div_(heat).sigmoid_()
+            score = self.swaps.factor(name, self.scores)
+            return torch.sub(score, levels(name), out=self._scratch.like(score)).div_(heat).sigmoid_()
 
         def move(name: str, gradient: Tensor | None) -> None:
             if gradient is not None:
@@ -128,8 +130,22 @@ class Learner:
         return self.swaps.select(self.scores)
 
     def bytes(self) -> int:
-        """Of scores and the optimizer's memory."""
+        """Of scores and the optimizer's memory; what a single tensor takes for a moment aside, its gradient and two such."""
         return self.scores.nbytes + sum(state.bytes() for state in self._states.values())
+
+
+class Scratch:
+    """Memory that is written over and over: on a CPU new pages cost more than what is computed in them."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, Tensor] = {}
+
+    def like(self, tensor: Tensor, number: int = 0) -> Tensor:
+        """A tensor of the same shape, device and kind whose content is anybody's; it is good until the next of its number."""
+        held = self._held.get(number)
+        if held is None or held.numel() < tensor.numel() or (held.dtype, held.device) != (tensor.dtype, tensor.device):
+            self._held[number] = held = torch.empty(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
+        return held[: tensor.numel()].view(tensor.shape)
 
 
 class _Adam:
@@ -153,17 +169,19 @@ class _Adam:
 class _LeanAdam:
     """The same, in two bytes a score and two numbers a row and column of the tensor."""
 
-    def __init__(self, like: Tensor) -> None:
+    def __init__(self, like: Tensor, scratch: Scratch) -> None:
         self._first = torch.zeros_like(like, dtype=torch.bfloat16)
         table = _table(like)
         self._rows, self._columns = like.new_zeros(len(table)), like.new_zeros(table.shape[1])
+        self._scratch = scratch
 
     def move(self, score: Tensor, gradient: Tensor, rate: float, step: int) -> None:
         first, second = BETAS
-        square = _table(gradient).square()
+        table = _table(gradient)
+        square = torch.mul(table, table, out=self._scratch.like(table))
         self._rows.lerp_(square.mean(1), 1 - second)
         self._columns.lerp_(square.mean(0), 1 - second)
-        momentum = self._first.to(gradient.dtype).lerp_(gradient, 1 - first)
+        momentum = self._scratch.like(gradient, 1).copy_(self._first).lerp_(gradient, 1 - first)
         self._first.copy_(momentum)
         corrected = (1 - second**step) * self._rows.mean().clamp_min(1e-30)
         size = torch.outer((self._rows / corrected).sqrt_(), self._columns.sqrt(), out=square).add_(EPSILON)
