@@ -5,8 +5,8 @@ once or not at all. Several files, or a folder, go by a journal: once it stands,
 opens the folder next goes on with a journal that a killed process left (``recover``), and sweeps up temporaries whose process is
 gone, which their locks tell.
 
-Of several ranks (``prunekit.ranks``) the first alone does this. The others write the same into a folder that is thrown away, and
-go on when it has its place.
+Of several ranks (``prunekit.ranks``) the first alone does this, once all have come to it, so that none still looks at what was
+there before; the others go on when it has its place. What they put there themselves is thrown away.
 """
 
 from __future__ import annotations
@@ -43,19 +43,18 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: it could not be written (full disk, no permission).
     """
-    if not ranks.first():
-        with _thrown_away() as folder:
-            yield folder / path.name
-        return
-    with _told(path), _temporary(path.parent) as folder:
-        temporary = folder / path.name
-        on_operation("write", path)
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
-        _sync(temporary)
-        _rename(temporary, path)
-        _sync(path.parent)
-    ranks.wait()
+    with _in_step(path.parent) as place:
+        if place is not None:
+            yield place / path.name
+            return
+        with _told(path), _temporary(path.parent) as folder:
+            temporary = folder / path.name
+            on_operation("write", path)
+            yield temporary
+            os.chmod(temporary, 0o666 & ~_umask())
+            _sync(temporary)
+            _rename(temporary, path)
+            _sync(path.parent)
 
 
 @contextmanager
@@ -67,7 +66,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """
     with together(path.parent) as staged:
         new = staged.folder / path.name
-        new.mkdir()
+        new.mkdir(exist_ok=True)
         yield new
 
 
@@ -107,48 +106,62 @@ def together(folder: Path) -> Iterator[Staged]:
     Raises:
         ArtifactError: as ``replacing``.
     """
-    if not ranks.first():
-        with _thrown_away() as temporary:
-            yield Staged(temporary)
-        return
-    with _told(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        finish(folder)
-        with _temporary(folder) as temporary:
-            staged = Staged(temporary)
-            on_operation("write", folder)
-            yield staged
-            names = sorted(path.name for path in temporary.iterdir())
-            moves = {f"{temporary.name}/{name}": name for name in names} | staged.taken
-            for source in moves:
-                _sync_tree(folder / source)
-            _sync(temporary)
-            journal = temporary / JOURNAL
-            content = {
-                "moves": [[source, place, (folder / source).stat().st_ino] for source, place in moves.items()],
-                "remove": staged.removed,
-                "closing": staged.closing,
-            }
-            journal.write_text(json.dumps(content), encoding="utf-8")
-            _sync(journal)
-            _rename(journal, folder / JOURNAL)  # from here on it is certain
-            _sync(folder)
+    with _in_step(folder) as place:
+        if place is not None:
+            yield Staged(place)
+            return
+        with _told(folder):
+            folder.mkdir(parents=True, exist_ok=True)
             finish(folder)
-    ranks.wait()
+            with _temporary(folder) as temporary:
+                staged = Staged(temporary)
+                on_operation("write", folder)
+                yield staged
+                names = sorted(path.name for path in temporary.iterdir())
+                moves = {f"{temporary.name}/{name}": name for name in names} | staged.taken
+                for source in moves:
+                    _sync_tree(folder / source)
+                _sync(temporary)
+                journal = temporary / JOURNAL
+                content = {
+                    "moves": [[source, place, (folder / source).stat().st_ino] for source, place in moves.items()],
+                    "remove": staged.removed,
+                    "closing": staged.closing,
+                }
+                journal.write_text(json.dumps(content), encoding="utf-8")
+                _sync(journal)
+                _rename(journal, folder / JOURNAL)  # from here on it is certain
+                _sync(folder)
+                finish(folder)
 
 
 @contextmanager
-def _thrown_away() -> Iterator[Path]:
-    """Where a rank that is not the first writes; on the way out the first one's files are in their places."""
-    with tempfile.TemporaryDirectory(prefix=PREFIX, suffix=SUFFIX) as folder:
-        yield Path(folder)
-    ranks.wait()
+def _in_step(folder: Path) -> Iterator[Path | None]:
+    """All ranks write into ``folder`` at the same time; yields where one that is not the first does so, None for the first.
+
+    A folder that takes its place later, and what is in it, is each one's own: there nobody waits.
+    """
+    inside = any(part.startswith(PREFIX) and part.endswith(SUFFIX) for part in folder.absolute().parts)
+    if not inside:
+        ranks.wait()
+    if ranks.first():
+        yield None
+    elif inside:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+    else:
+        with tempfile.TemporaryDirectory(prefix=PREFIX, suffix=SUFFIX) as thrown_away:
+            yield Path(thrown_away)
+    if not inside:
+        ranks.wait()
 
 
 def remove(path: Path) -> None:
     """Removes a file that nobody needs any more, if it is there."""
+    ranks.wait()
     if ranks.first():
         path.unlink(missing_ok=True)
+    ranks.wait()
 
 
 def finish(folder: Path) -> None:
@@ -236,6 +249,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         ArtifactError: another one is writing there.
     """
+    ranks.wait()  # until none reads what is recovered now
     if not ranks.first():
         ranks.wait()
         yield

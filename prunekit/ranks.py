@@ -1,9 +1,9 @@
 """Several processes at one work, as ``torchrun`` starts them: who this one is, its share, and sums over all.
 
-Every rank runs the whole verb on the same input; what is a sum over samples is dealt out (``dealt``) and added up (``add_up``),
-so that all go on with the same bits. What a rank finds for itself – a clock, a measured time – comes from the first one
-(``from_first``). Only the first rank writes files (``prunekit.durable``) and talks; a program that ``torchrun`` did not start is
-one rank alone, for which all of this does nothing.
+Every rank runs the whole verb on the same input; what is a sum over samples is dealt out (``dealt``, ``stretch``) and added up
+(``add_up``), rows are put together again (``rows``), so that all go on with the same bits. What a rank finds for itself, such as
+a measured time, comes from the first one (``from_first``). Only the first rank writes files (``prunekit.durable``) and talks; a
+program that did not call ``joined`` is one rank alone, for which all of this does nothing.
 """
 
 from __future__ import annotations
@@ -12,22 +12,40 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
-from prunekit.errors import PrunekitError, UsageError
+from prunekit.errors import PrunekitError, UsageError, quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
 
-_apart: ContextVar[bool] = ContextVar("_apart", default=False)
-_joined = False
+TIMEOUT = timedelta(minutes=30)
+"""A rank that the others wait for longer hangs; they end then."""
 BUCKET = 2**22
 """Numbers that are added up in one call: 32 MiB in float64."""
+FAILED, AT_ONCE = "prunekit/failed", timedelta(seconds=0.5)
+"""Where the rank that says why the work ends is noted, and how long others leave that to the first, which may fail like them."""
+
+
+class Team(NamedTuple):
+    """The ranks that work together, and which of them this is; ``store`` is where they tell of failures."""
+
+    group: Any
+    rank: int
+    size: int
+    store: Any
+
+
+_apart: ContextVar[bool] = ContextVar("_apart", default=False)
+_team: Team | None = None
+_met: Team | None = None
+"""The team, also after the work has failed."""
 
 
 def asked() -> bool:
@@ -39,34 +57,54 @@ def asked() -> bool:
 def joined() -> Iterator[None]:
     """Inside, the processes that ``torchrun`` started work as one; gloo between CPUs, nccl between GPUs.
 
+    All of them must call the same things in the same order. A process group that the program has initialised already is worked
+    in, else one is made and given back in the end; a process alone stays alone.
+
     Raises:
         UsageError: the variables that torchrun sets make no sense.
+
+    Example:
+        >>> from prunekit import ranks
+        >>> with ranks.joined():
+        ...     ranks.size()
+        1
     """
-    global _joined
+    global _team, _met
     import torch
     import torch.distributed as dist
 
-    if dist.is_initialized():  # by whoever calls from Python
+    mine = not dist.is_initialized()
+    if _team is not None or (mine and not asked()):
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        dist.init_process_group(backend)
+        if mine:
+            dist.init_process_group(backend, timeout=TIMEOUT)
+        group = None if mine else dist.new_group(backend=backend, timeout=TIMEOUT)
     except (ValueError, RuntimeError) as error:
-        raise UsageError(f"the {os.environ['WORLD_SIZE']} processes did not find each other; start them with torchrun") from error
-    _joined = True
-    yield
-    dist.destroy_process_group()  # not after an error: whoever waits for this one must be ended, not answered
+        raise UsageError(
+            f"the {os.environ.get('WORLD_SIZE', '')} processes did not find each other ({quoted(error, 80)}); start them with "
+            "torchrun"
+        ) from error
+    _met = _team = Team(group, dist.get_rank(), dist.get_world_size(), dist.distributed_c10d._get_default_store())
+    try:
+        yield
+    finally:
+        _team = None
+    _met = None
+    if mine:
+        dist.destroy_process_group()  # not after an error: whoever waits for this one must be ended, not answered
 
 
 def size() -> int:
     """How many ranks work together; 1 of a process alone."""
-    return _group().get_world_size() if _together() else 1
+    return 1 if _team is None or _apart.get() else _team.size
 
 
 def rank() -> int:
     """Which of them this is, from 0."""
-    return _group().get_rank() if _together() else 0
+    return 0 if _team is None or _apart.get() else _team.rank
 
 
 def first() -> bool:
@@ -74,13 +112,37 @@ def first() -> bool:
     return rank() == 0
 
 
-def _together() -> bool:
-    module = sys.modules.get("torch.distributed")
-    return _joined and not _apart.get() and module is not None and module.is_initialized()
-
-
 def _group() -> Any:
+    """What a team's collectives are called of; ``group`` is the team's."""
     return sys.modules["torch.distributed"]
+
+
+@contextmanager
+def _together() -> Iterator[Any]:
+    """The team's group, for a collective.
+
+    Raises:
+        PrunekitError: another rank has ended, or does not answer.
+    """
+    assert _team is not None
+    try:
+        yield _team.group
+    except RuntimeError as error:  # in words of the library that carries it
+        _lost(error)
+
+
+def _lost(error: RuntimeError) -> NoReturn:
+    assert _team is not None
+    text = str(error).lower()
+    if "timed out" in text or "timeout" in text:
+        minutes = TIMEOUT.total_seconds() / 60
+        raise PrunekitError(
+            f"another of the {_team.size} processes has not answered for {minutes:g} minutes: it hangs, or does what the others "
+            "do not"
+        ) from error
+    raise PrunekitError(
+        f"another of the {_team.size} processes has ended without a word (killed, or out of memory?); nothing more is written"
+    ) from error
 
 
 @contextmanager
@@ -168,7 +230,8 @@ def _added(tensors: list[Tensor], dtype: Any) -> None:
     import torch
 
     flat = torch.cat([tensor.detach().reshape(-1).to(dtype) for tensor in tensors])
-    _group().all_reduce(flat)
+    with _together() as group:
+        _group().all_reduce(flat, group=group)
     for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.detach().copy_(part.view(tensor.shape))
 
@@ -184,9 +247,21 @@ def total(value: float) -> float:
     return float(found)
 
 
-def adding(tensor: Tensor) -> Any:
+def adding(tensor: Tensor) -> Adding:
     """Begins to add up a tensor over all ranks, in place and in its own precision; it is done when ``wait()`` of this returns."""
-    return _group().all_reduce(tensor, async_op=True)
+    with _together() as group:
+        return Adding(_group().all_reduce(tensor, async_op=True, group=group))
+
+
+class Adding(NamedTuple):
+    """What ``adding`` has begun."""
+
+    work: Any
+
+    def wait(self) -> None:
+        """Until it is done."""
+        with _together():
+            self.work.wait()
 
 
 def alike(what: str, tensor: Tensor) -> None:
@@ -208,6 +283,33 @@ def alike(what: str, tensor: Tensor) -> None:
         )
 
 
+def same(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The first rank's tensors; all must have some of the same shapes and names."""
+    found = {}
+    for name, tensor in tensors.items():
+        found[name] = tensor.detach()
+        if size() > 1:
+            found[name] = found[name].new_empty(tensor.shape).copy_(tensor.detach())
+            with _together() as group:
+                _group().broadcast(found[name], 0, group=group)
+    return found
+
+
+def rows(own: Tensor) -> Tensor:
+    """The rows ``(rows, ...)`` of all ranks in their order; a rank may have none, of the same shape but for that."""
+    if size() == 1:
+        return own
+    import torch
+
+    counts = gathered(len(own))
+    padded = own.new_zeros(max(counts), *own.shape[1:])
+    padded[: len(own)] = own.detach()
+    found = [torch.empty_like(padded) for _ in counts]
+    with _together() as group:
+        _group().all_gather(found, padded, group=group)
+    return torch.cat([part[:count] for part, count in zip(found, counts, strict=True)])
+
+
 def gathered(value: Any) -> list[Any]:
     """What every rank gives, in the order of ranks, as JSON carries it."""
     if size() == 1:
@@ -216,10 +318,17 @@ def gathered(value: Any) -> list[Any]:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What ``make()`` gives on the first rank, as JSON carries it; the others do not call it."""
+    """What ``make()`` gives on the first rank, as JSON carries it; the others wait, and do not call it.
+
+    Inside, the first rank is alone.
+    """
     if size() == 1:
         return make()
-    found: T = json.loads(_texts(json.dumps(make()) if first() else "null")[0])
+    text = "null"
+    if first():
+        with apart():
+            text = json.dumps(make())
+    found: T = json.loads(_texts(text)[0])
     return found
 
 
@@ -227,15 +336,15 @@ def _texts(text: str) -> list[str]:
     """Every rank's text, without a pickle in between."""
     import torch
 
-    group = _group()
     content = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
     lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(size())]
-    group.all_gather(lengths, torch.tensor([len(content)]))
-    longest = int(max(int(length) for length in lengths))
-    padded = torch.zeros(longest, dtype=torch.uint8)
-    padded[: len(content)] = content
-    found = [torch.zeros(longest, dtype=torch.uint8) for _ in range(size())]
-    group.all_gather(found, padded)
+    with _together() as group:
+        _group().all_gather(lengths, torch.tensor([len(content)]), group=group)
+        longest = int(max(int(length) for length in lengths))
+        padded = torch.zeros(longest, dtype=torch.uint8)
+        padded[: len(content)] = content
+        found = [torch.zeros(longest, dtype=torch.uint8) for _ in range(size())]
+        _group().all_gather(found, padded, group=group)
     return [bytes(part[: int(length)].tolist()).decode() for part, length in zip(found, lengths, strict=True)]
 
 
@@ -244,16 +353,28 @@ def wait() -> None:
     if size() > 1:
         import torch
 
-        _group().all_reduce(torch.zeros(1))  # a barrier would take a GPU where there is one
+        with _together() as group:
+            _group().all_reduce(torch.zeros(1), group=group)  # a barrier would take a GPU where there is one
+
+
+def met() -> Team | None:
+    """The ranks that were joined, also after their work has failed; None of a process alone."""
+    return _met
 
 
 def tells(code: int) -> bool:
-    """Whether this rank is the one that says why the work ends: the first that fails; the others end because of it."""
-    if not _joined:  # before they met, all see the same
+    """Whether this rank is the one that says why the work ends: the first that fails; the others end because of it.
+
+    Where all fail alike, that is rank 0.
+    """
+    if _met is None:  # before they met, all see the same
         return not asked() or os.environ["RANK"] == "0"
+    mine = f"{_met.rank} {code}"
     try:
-        store = _group().distributed_c10d._get_default_store()
-        said: bytes = store.compare_set("prunekit/failed", "", f"{rank()} {code}")
-        return said.decode().split()[0] == str(rank())
-    except (RuntimeError, ValueError):  # the others are gone, and have said why
-        return False
+        if _met.rank:
+            with suppress(RuntimeError):  # nobody has failed so far
+                _met.store.wait([FAILED], AT_ONCE)
+        said: bytes = _met.store.compare_set(FAILED, "", mine)
+        return said.decode() == mine
+    except (RuntimeError, ValueError):  # the store went with the rank that held it
+        return True

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.apply.gauss_newton import Distance, descend
+from prunekit import ranks
+from prunekit.apply.gauss_newton import Distance, Part, descend
 from prunekit.apply.layerwise import layerwise
 from prunekit.apply.masks import apply_masks
 from prunekit.data import Samples, learn_and_accept
@@ -17,7 +19,7 @@ from prunekit.errors import UsageError
 from prunekit.kernel import ModelFunction
 from prunekit.progress import Bar
 from prunekit.task import Task
-from prunekit.task.referenced import Referenced
+from prunekit.task.evaluation import mixing
 from prunekit.task.settle import settle
 from prunekit.trajectory import Layout
 from prunekit.trajectory.copies import copied
@@ -81,7 +83,6 @@ def compensate(
     for name, value, least in (("rounds", rounds, 0), ("steps", steps, 1), ("damping", damping, 0)):
         if value < least:
             raise UsageError(f"compensate: {name} is {value}; it must be at least {least}")
-    device = next(model.parameters()).device
     kind, samples = settle(model, batches, task)
     if samples is None:
         raise UsageError("compensate needs samples to learn from and samples to accept on; it got none")
@@ -89,22 +90,42 @@ def compensate(
     learn, judged = learn_and_accept(samples, given, torch.arange(len(samples)) % 4 == 1, "compensate")
     result = copied(model)
     apply_masks(result, masks)
-    solved = layerwise(model, masks, learn)
-    layout = Layout.of(model)
-    rows = ModelFunction(solved, layout, fixed_state(solved, layout), lambda out, _: out.reshape(len(out), -1), device, task=kind)
-    distance = Distance(rows, kind, copied(model).eval())
-    referred, judging = distance.referenced(learn), distance.referenced(judged)
-    theta = _along(distance, layout.state(result), layout.state(solved), judging)
-    if rounds and distance.value(theta, judging) > 0:
-        theta = _descended(distance, theta, _free(layout, masks, theta), referred, judging, rounds, steps, damping, seed)
-    final, found = dict(result.named_parameters()), layout.views(theta)
+    fewest = min(len(learn), len(judged))
+    with ranks.apart() if fewest < ranks.size() or mixing(model, samples, kind) else nullcontext():
+        theta = _compensated(model, result, masks, learn, judged, kind, rounds, steps, damping, seed)
+    layout, final = Layout.of(model), dict(result.named_parameters())
+    found = layout.views(ranks.same({"": theta})[""])
     with torch.no_grad():
         for entry in layout.parameters:
             final[entry.name].copy_(found[entry.name])
     return result
 
 
-def _along(distance: Distance, masked: Tensor, solved: Tensor, judging: Referenced) -> Tensor:
+def _compensated(
+    model: nn.Module,
+    result: nn.Module,
+    masks: Mapping[str, Tensor],
+    learn: Samples,
+    judged: Samples,
+    kind: Task,
+    rounds: int,
+    steps: int,
+    damping: float,
+    seed: int,
+) -> Tensor:
+    """The kept parameters, flat ``(P,)``; ``result`` is the masked model."""
+    device = next(model.parameters()).device
+    solved, layout = layerwise(model, masks, learn), Layout.of(model)
+    rows = ModelFunction(solved, layout, fixed_state(solved, layout), lambda out, _: out.reshape(len(out), -1), device, task=kind)
+    distance = Distance(rows, kind, copied(model).eval())
+    referred, judging = distance.referenced(learn), distance.referenced(judged)
+    theta = _along(distance, layout.state(result), layout.state(solved), judging)
+    if rounds and distance.value(theta, judging) > 0:
+        theta = _descended(distance, theta, _free(layout, masks, theta), referred, judging, rounds, steps, damping, seed)
+    return theta
+
+
+def _along(distance: Distance, masked: Tensor, solved: Tensor, judging: Part) -> Tensor:
     """The point from ``masked`` to ``solved`` that is best on ``judging``; of equals the nearest to ``masked``."""
     points = [masked, *(torch.lerp(masked, solved, length) for length in LENGTHS[:-1]), solved]
     return min(points, key=lambda theta: distance.value(theta, judging))
@@ -114,15 +135,15 @@ def _descended(
     distance: Distance,
     theta: Tensor,
     free: Tensor,
-    learn: Referenced,
-    judging: Referenced,
+    learn: Part,
+    judging: Part,
     rounds: int,
     steps: int,
     damping: float,
     seed: int,
 ) -> Tensor:
     """``theta`` after the Gauss-Newton rounds; where the model has no derivatives for them, as it is, which is said."""
-    if lacking := _lacking(distance, theta, learn):
+    if lacking := ranks.from_first(lambda: _lacking(distance, theta, learn)):
         warnings.warn(
             f"compensate: layer by layer only, since this model cannot be differentiated forward ({lacking})", stacklevel=3
         )
@@ -136,16 +157,16 @@ def _descended(
     return theta
 
 
-def _lacking(distance: Distance, theta: Tensor, learn: Referenced) -> str:
+def _lacking(distance: Distance, theta: Tensor, learn: Part) -> str:
     """What torch says of a derivative that the model has none of, tried on two samples; "" where it has all."""
-    few = distance.referenced(learn.source.first(2))
+    few = distance.referenced(learn.batches.source.first(2))
     try:
-        x, y = few[0]
+        x, y = few.batches[0]
         slope = distance.outputs.gradient(theta, x, y, torch.randn_like(distance.outputs(theta, x, y)))[1]
         if not slope.any():
             return "its outputs carry no gradient"
         distance.product(theta, theta, few)
-        distance.diagonal(theta, few, distance.engine(theta, few), torch.Generator())
+        distance.diagonal(theta, few, distance.engine(theta, few), 0)
     except RuntimeError as error:  # NotImplementedError is one
         if isinstance(error, torch.OutOfMemoryError):
             raise

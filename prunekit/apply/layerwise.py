@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit import ranks
 from prunekit.apply.masks import apply_masks
 from prunekit.batch import call, to
 from prunekit.criteria.by_inputs import portions
 from prunekit.criteria.layer_inputs import (
     Layer,
+    add_up,
     from_rows,
     handled,
     layers_with_inputs,
@@ -23,8 +25,10 @@ from prunekit.criteria.layer_inputs import (
     to_rows,
 )
 from prunekit.data import Samples
+from prunekit.data.sharing import sharing
 from prunekit.errors import NonFiniteError, UsageError, nearest
 from prunekit.task import Task, get_task
+from prunekit.task.evaluation import mixing
 from prunekit.trajectory.copies import copied
 
 INPUTS = ("dense", "pruned")
@@ -73,13 +77,15 @@ def layerwise(
     apply_masks(result, masks)
     dense, pruned = copied(model).eval(), copied(result).eval()
     device = next(dense.parameters()).device
-    samples = Samples.of(batches, get_task(task).batch)
+    kind = get_task(task)
+    samples = Samples.of(batches, kind.batch)
+    whole = mixing(dense, samples, kind)
     modules = dict(dense.named_modules())
     named = [n for n in masks if n.endswith(".weight") or n == "weight"]
     named = [n for n in named if handled(modules.get(n.rpartition(".")[0]))]
     layers, theirs = layers_with_inputs(dense, named)[0], layers_with_inputs(pruned, named)[0]
     final, following = dict(result.named_parameters()), dict(pruned.named_parameters())
-    for name, gram, cross in _moments(dense, pruned, layers, theirs, masks, samples, inputs):
+    for name, gram, cross in _moments(dense, pruned, layers, theirs, masks, samples, whole, inputs):
         if not bool(gram.isfinite().all() and cross.isfinite().all()):
             raise NonFiniteError(f"{name}: its layer's inputs are NaN or Inf for some of the samples; look at the data")
         bias_name = f"{name.removesuffix('weight')}bias"
@@ -106,6 +112,7 @@ def _moments(
     theirs: Mapping[str, list[Layer]],
     masks: Mapping[str, Tensor],
     samples: Samples,
+    whole: bool,
     inputs: str,
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Of each layer ``Σ x̃ x̃ᵀ`` and ``Σ x̃ xᵀ``, ``(groups, d + 1, d + 1)``, a constant 1 among the inputs.
@@ -115,14 +122,19 @@ def _moments(
     """
     if inputs == "dense":
         for some in portions({name: held for name, held in layers.items() if not bool(masks[name].all())}, 2):
-            with summing(some, lambda piece: of_products(_with_one(piece))) as grams:
-                _run(dense, samples)
+            with sharing(samples, whole) as (own, _):
+                with summing(some, lambda piece: of_products(_with_one(piece))) as grams:
+                    _run(dense, own)
+                add_up(grams)
             for name in list(grams):
                 gram = grams.pop(name)
                 yield name, gram, gram
         return
     for name in _order(dense, layers, samples):
-        yield name, *_pair(dense, pruned, layers[name], theirs[name], samples)
+        with sharing(samples, whole) as (own, _):
+            found = _pair(dense, pruned, layers[name], theirs[name], own)
+            ranks.add_up(found)
+        yield name, *found
 
 
 def _run(model: nn.Module, samples: Samples) -> None:

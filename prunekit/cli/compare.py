@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from prunekit import ranks
 from prunekit.cli.opening import open_run
 from prunekit.cli.options import STRUCTURE_HELP, Device, Json, Overwrite, Quiet
 from prunekit.cli.output import Output
@@ -29,6 +30,7 @@ AGAINST_HELP = "Differences are to this criterion, or to dense; to the best by d
 @verb(
     after="score",
     headings=PANELS,
+    shared=True,
     examples={
         "The scored criteria of a run": "prunekit compare runs/digits-cnn",
         "Channels at two sparsities": "prunekit compare runs/digits-cnn --structure channels --sparsity 0.5 --sparsity 0.8",
@@ -66,6 +68,8 @@ def compare(
         get_allocation(name)
     for share in sparsity or []:
         check_sparsity(share)
+    if out is not None and ranks.size() > 1:
+        raise UsageError("--out works at cells in processes of its own (--jobs); start it without torchrun")
     own = structure or allocation or sparsity or refine is not None or overwrite
     if out is not None:
         if own:

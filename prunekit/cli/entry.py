@@ -80,7 +80,8 @@ def _ranks(arguments: list[str]) -> AbstractContextManager[None]:
 
 
 def _note(message: Warning | str, *where: object) -> None:
-    print(f"prunekit: note: {_one_line(str(message))}", file=sys.stderr)
+    if ranks.first():
+        print(f"prunekit: note: {_one_line(str(message))}", file=sys.stderr)
 
 
 def _told(error: BaseException) -> tuple[str, int]:
@@ -109,7 +110,8 @@ def _stop(line: str, code: int) -> NoReturn:
 
 def _fail(message: str, code: int) -> NoReturn:
     if ranks.tells(code):
-        where = f"rank {ranks.rank()}: " if not ranks.first() else ""
+        team = ranks.met()
+        where = f"rank {team.rank}: " if team is not None and team.rank else ""
         print(f"prunekit: {where}{_one_line(message)}", file=sys.stderr)
     _end(code)
 
@@ -119,7 +121,7 @@ def _one_line(message: str) -> str:
 
 
 def _end(code: int) -> NoReturn:
-    if ranks.size() > 1:
+    if ranks.met() is not None:
         os._exit(code)  # what the others wait for never comes; torchrun ends them
     try:
         sys.stdout.flush()

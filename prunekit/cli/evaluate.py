@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from prunekit import ranks
 from prunekit.cli.opening import open_run
 from prunekit.cli.options import Device, Json, Overwrite, Quiet
 from prunekit.cli.output import Output
@@ -17,6 +18,7 @@ from prunekit.errors import UsageError
 @verb(
     name="eval",
     after="prune",
+    shared=True,
     headings={"The lm-evaluation-harness": ("lm_eval", "lm_eval_include", "lm_eval_limit")},
     examples={
         "What a pruned model lost, and how fast it is": "prunekit eval runs/digits-cnn/pruned/small",
@@ -44,6 +46,8 @@ def eval_(
 
     if lm_eval is None and (lm_eval_include is not None or lm_eval_limit is not None):
         raise UsageError("--lm-eval-include and --lm-eval-limit go with --lm-eval TASKS")
+    if lm_eval is not None and ranks.size() > 1:
+        raise UsageError("--lm-eval works in one process; start it without torchrun")
     if lm_eval is not None:
         from prunekit.verbs.harness import LmEval
 

@@ -30,6 +30,7 @@ PANELS = {
 
 @verb(
     after="compare",
+    shared=True,
     headings=PANELS,
     examples={
         "The best criterion here, 80 % of the weights in whole channels": "prunekit prune runs/digits-cnn --criterion auto "

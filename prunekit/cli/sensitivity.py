@@ -14,6 +14,7 @@ from prunekit.cli.verb import verb
 
 @verb(
     after="eval",
+    shared=True,
     headings={"What is pruned": ("criterion", "structure", "sparsity")},
     examples={
         "How much each layer bears": "prunekit sensitivity runs/digits-cnn --criterion magnitude",

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunekit import ranks
 from prunekit.criteria import (
     block_influence,
     fisher,
@@ -295,6 +296,7 @@ def score_evidence(evidence: Evidence, criterion: str) -> Scores:
         raise StructureError(f"{name} cannot be pruned: {fault}")
     started = time.perf_counter()
     found = chosen.compute(replace(looking, partial_key=facts))
+    importance, sums = ranks.same(found.importance), ranks.same(found.axis_sums)  # whatever one of the user's own drew
     findings = dict(found.findings)
     if (
         chosen.needs_data and not {"shift", "uncovered"} & findings.keys()
@@ -305,7 +307,7 @@ def score_evidence(evidence: Evidence, criterion: str) -> Scores:
         "peak_mb": peak_memory_mb(),
         "gradient_evaluations": found.gradient_evaluations,
     }
-    scores = Scores(found.importance, found.axis_sums, facts, findings, cost, found.parts)
+    scores = Scores(importance, sums, facts, findings, cost, found.parts)
     try:
         scores.check()
     except NonFiniteError:

@@ -14,33 +14,14 @@ from torch import Tensor
 from prunekit import checkpoint, durable, ranks
 from prunekit.criteria.aggregations import AGGREGATIONS
 from prunekit.criteria.scores import summed_axes
-from prunekit.data import Samples
-from prunekit.errors import ArtifactError, UsageError
+from prunekit.data.sharing import Share
+from prunekit.errors import ArtifactError
 from prunekit.kernel import Contribution, ModelFunction, attribute
 from prunekit.kernel.attribution import chunks
 from prunekit.trajectory import Segment
 
 SECONDS_BETWEEN_SAVES = 10.0
 AXES = 64 * 2**20  # bytes of axis sums that a score file holds; of more samples evenly spaced ones are kept
-
-
-@dataclass(frozen=True)
-class Share:
-    """A rank's own stretch of the scoring samples, which begins at ``begin`` of all."""
-
-    samples: Samples
-    begin: int = 0
-
-    @classmethod
-    def of(cls, samples: Samples) -> Share:
-        """Raises UsageError where there are fewer samples than ranks."""
-        if ranks.size() == 1:
-            return cls(samples)
-        if len(samples) < ranks.size():
-            raise UsageError(f"{ranks.size()} processes share {len(samples)} scoring samples; start at most that many")
-        part = ranks.stretch(len(samples))
-        number = torch.arange(len(samples))
-        return cls(samples.where((number >= part.start) & (number < part.stop)), part.start)
 
 
 def contributions(
@@ -52,8 +33,8 @@ def contributions(
     memory: int,
     **options: Any,
 ) -> Iterator[Contribution]:
-    """``prunekit.kernel.attribute`` over samples that are fetched batch by batch, without the first ``skip`` chunks."""
-    samples, begin = own.samples, own.begin
+    """``prunekit.kernel.attribute`` over a rank's samples that are fetched batch by batch, without the first ``skip`` chunks."""
+    samples, begin = own
     element = torch.finfo(torch.float32).bits // 8
     for number, group in enumerate(samples.groups):
         here = len(chunks(len(group), targets, function.layout.total * element, memory))
@@ -75,9 +56,9 @@ def total_of(counts: list[int]) -> int:
 class Collected:
     """Running sums over chunks; every aggregation is a function of something that adds up.
 
-    ``sums``: per prunable parameter, of what the aggregation adds up (``Aggregation.each``); ``axes``: signed axis sums of
-    every chunk, in order; ``count``: samples × targets; ``chunks``: how many are in; ``spacing``: every ``spacing``-th sample has
-    their axis sums kept (0 before any chunk).
+    ``sums``: per prunable parameter, of what the aggregation adds up (``Aggregation.each``), float64; ``axes``: signed axis sums
+    of every chunk, in order; ``count``: samples × targets; ``chunks``: how many are in; ``spacing``: every ``spacing``-th sample
+    has their axis sums kept (0 before any chunk).
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -107,8 +88,8 @@ def collect(
         of all ranks together: importance of the prunable parameters, and ``<param>@<axis>`` -> ``(samples, targets, axis size)``
         of all parameters; of samples whose sums would take more than ``AXES`` bytes, every second, third … alone.
     """
-    if partial is not None and ranks.size() > 1:  # each keeps its own
-        partial = partial.with_suffix(f".{ranks.rank()}-of-{ranks.size()}{partial.suffix}")
+    if partial is not None and (team := ranks.met()) is not None:  # each rank keeps its own
+        partial = partial.with_suffix(f".{team.rank}-of-{team.size}{partial.suffix}")
     so_far = _load(partial, made_from)
     saved = time.monotonic()
     for part in contributions(so_far.chunks):
@@ -123,7 +104,11 @@ def collect(
         with ranks.apart():
             durable.remove(partial)
     finish = AGGREGATIONS[aggregation].finish
-    return {name: finish(total, so_far.count) for name, total in so_far.sums.items()}, so_far.axes
+    importance = {name: finish(total, so_far.count) for name, total in so_far.sums.items()}
+    along = next(iter(so_far.axes.values()), None)
+    if along is not None:  # its precision is the scores' own
+        importance = {name: found.to(along.dtype) for name, found in importance.items()}
+    return importance, so_far.axes
 
 
 def _spacing(part: Contribution, shape: tuple[int, int]) -> int:
@@ -144,7 +129,7 @@ def _add(so_far: Collected, part: Contribution, shape: tuple[int, int], prunable
     rows = slice((part.samples.start + first) // spacing, (part.samples.stop - 1) // spacing + 1)
     for name, signed in part.scores.items():
         if name in prunable:
-            found = AGGREGATIONS[aggregation].each(signed).sum((0, 1)).cpu()
+            found = AGGREGATIONS[aggregation].each(signed).sum((0, 1)).cpu().double()
             so_far.sums[name] = so_far.sums[name] + found if name in so_far.sums else found
         dims = list(range(2, signed.dim()))
         for axis in [dims[a] for a in summed_axes(len(dims))]:

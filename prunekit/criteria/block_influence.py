@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunekit import ranks
 from prunekit.batch import to
 from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 from prunekit.criteria.layer_inputs import TRANSPOSED, WITH_INPUTS
@@ -40,9 +41,10 @@ def _influence(evidence: Evidence) -> CriterionResult:
 
         hooks.append(block.register_forward_hook(see, with_kwargs=True))
     try:
-        with torch.no_grad(), unfused():
-            for x, y in evidence.samples():
+        with torch.no_grad(), unfused(), evidence.shared() as samples:
+            for x, y in samples:
                 function(theta, to(x, function.device), to(y, function.device))
+            ranks.add_up(sums.values())
     finally:
         for hook in hooks:
             hook.remove()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prunekit.batch import to
 from prunekit.criteria.evidence import CriterionResult, Evidence
-from prunekit.criteria.layer_inputs import Layer, from_rows, layers_with_inputs, refuse_unfit, summing, to_rows, unreached
+from prunekit.criteria.layer_inputs import Layer, add_up, from_rows, layers_with_inputs, refuse_unfit, summing, to_rows, unreached
 from prunekit.task.task import flat
 
 HELD = 2**30
@@ -45,9 +45,11 @@ def scored_by_inputs(
     theta = evidence.state.to(function.device)
     reached: set[str] = set()
     for some in portions(layers, size):
-        with torch.no_grad(), summing(some, each) as sums:
-            for x, y in evidence.samples():
-                function(theta, to(x, function.device), to(y, function.device))
+        with evidence.shared() as samples:
+            with torch.no_grad(), summing(some, each) as sums:
+                for x, y in samples:
+                    function(theta, to(x, function.device), to(y, function.device))
+            add_up(sums)
         reached |= set(sums)
         for name in list(sums):
             layer, weight = some[name][0], weights[name].cpu()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import ranks
-from prunekit.batch import Batch, Inputs, Labels, described, named, size, take, to
+from prunekit.batch import Batch, Inputs, Labels, described, named, size, to
 from prunekit.criteria.scores import Scores
 from prunekit.data import Samples
+from prunekit.data.sharing import mixes, same_alone, sharing
 from prunekit.errors import PrunekitError, UsageError
 from prunekit.kernel import ModelFunction
 from prunekit.kernel.attribution import MEMORY
@@ -171,31 +173,44 @@ class Evidence:
                     "of its batch and no sample can be scored alone; train it with track_running_stats=True, or use a criterion "
                     "of whole batches or of weights (gradient, magnitude)"
                 )
-        inputs, labels = samples.batch(0)
-        count = size(inputs)
-        if count < 2:
+        batch = samples.batch(0)
+        if size(batch[0]) < 2:
             return
-        inputs, labels = to(inputs, function.device), to(labels, function.device)
-        one = slice(0, 1)
-        with torch.no_grad():
-            together = function(self.state.to(function.device), inputs, labels)[0]
-            if bool(together.isnan().any()):
-                self.check_inputs()
-                raise UsageError(f"model: {type(self.model).__name__} gives NaN for the first sample, whose inputs hold none")
-            try:
-                alone = function(self.state.to(function.device), take(inputs, one), take(labels, one, count))[0]
-                same = torch.allclose(alone, together, rtol=1e-3, atol=1e-4 * float(together.abs().max()), equal_nan=True)
-            except PrunekitError:
-                raise
-            except Exception:  # it does not take one sample, whatever it says to it
-                same = False
-        if not same:
+        answer = self._answers(function)
+        together = answer(batch)[0]
+        if bool(together.isnan().any()):
+            self.check_inputs()
+            raise UsageError(f"model: {type(self.model).__name__} gives NaN for the first sample, whose inputs hold none")
+        if not same_alone(answer, batch, together):
             raise UsageError(
                 f"model: {type(self.model).__name__} gives the first sample alone other outputs than within its batch, inputs "
-                f"{described(inputs)}, so no sample can be scored alone; every input must have samples on its first axis (one "
+                f"{described(batch[0])}, so no sample can be scored alone; every input must have samples on its first axis (one "
                 "that all share must not have as many rows as there are samples), or take a criterion of whole batches "
                 "(gradient, snip)"
             )
+
+    def _answers(self, function: ModelFunction) -> Callable[[Batch], Tensor]:
+        """A batch's targets at the weights to score, ``(samples, targets)``."""
+        theta = self.state.to(function.device)
+
+        @torch.no_grad()
+        def answer(batch: Batch) -> Tensor:
+            return function(theta, to(batch[0], function.device), to(batch[1], function.device))
+
+        return answer
+
+    def mixes(self) -> bool:
+        """Whether several ranks may not cut batches, see ``prunekit.data.sharing.mixes``."""
+        return mixes(self._answers(self.function(flat)), self.samples())
+
+    @contextmanager
+    def shared(self) -> Iterator[Samples]:
+        """A rank's own scoring samples, for sums over them that ``prunekit.ranks.add_up`` is to add up inside.
+
+        Where the model mixes its batch every rank has all, and is alone.
+        """
+        with sharing(self.samples(), self.mixes()) as (samples, _):
+            yield samples
 
     def explained(self, target: str | Target | None = None) -> tuple[ModelFunction, Samples]:
         """``function(target)``, and the scoring samples as it takes them.
@@ -243,8 +258,8 @@ class Evidence:
     def batch_losses(self) -> tuple[ModelFunction, Iterator[tuple[Batch, float]]]:
         """The batch's loss as a function ``(1, 1)``, and batches with what each counts in the mean over all samples.
 
-        Batches are dealt out among ranks, whole, since a loss may mix its batch: what is summed over them must go through
-        ``prunekit.ranks.add_up``.
+        They are a rank's own part: what is summed over them must go through ``prunekit.ranks.add_up``. A batch stays whole where
+        its loss, or the model, may mix its samples.
         """
         loss, samples = self.task.loss, self.samples()
         function = self.function(lambda out, labels: loss.batch(out, labels).reshape(1, 1))
@@ -255,10 +270,16 @@ class Evidence:
         def parts() -> Iterator[tuple[Batch, float]]:
             counts = [len(group) for group in samples.groups]
             total = sum(weight(labels, count) for (_, labels), count in zip(samples, counts, strict=True))
-            for number in ranks.dealt(range(len(counts))):
-                (inputs, labels), count = samples.batch(number), counts[number]
-                moved = to(inputs, function.device), to(labels, function.device)
-                yield moved, weight(labels, count) / max(total, 1e-30)
+            if loss.weights is None or len(samples) < ranks.size() or self.mixes():
+                mine, numbers = samples, ranks.dealt(range(len(counts)))
+            else:
+                with sharing(samples) as (mine, _):
+                    numbers = range(len(mine.groups))
+            for number in numbers:
+                inputs, labels = mine.batch(number)
+                counted = weight(labels, len(mine.groups[number]))
+                if counted or not total:  # the mean over a part of which nothing counts is no number
+                    yield (to(inputs, function.device), to(labels, function.device)), counted / max(total, 1e-30)
 
         return function, parts()
 

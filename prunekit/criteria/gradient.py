@@ -13,11 +13,11 @@ def mean_loss_gradient(evidence: Evidence) -> dict[str, Tensor]:
     """Gradient of the mean loss over all scoring samples, by parameter name."""
     function, batches = evidence.batch_losses()
     theta = evidence.state.to(function.device)
-    total = torch.zeros_like(theta)
+    total = torch.zeros(theta.shape, dtype=torch.float64)
     for (x, y), share in batches:
-        total += function.gradient(theta, x, y, theta.new_full((), share))[1]
+        total += function.gradient(theta, x, y, theta.new_full((), share))[1].cpu()
     ranks.add_up([total])
-    return evidence.layout.views(total.cpu())
+    return evidence.layout.views(total.to(theta.dtype))
 
 
 def _gradient(evidence: Evidence) -> CriterionResult:

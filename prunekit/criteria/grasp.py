@@ -27,7 +27,7 @@ def _derivative(evidence: Evidence, direction: Tensor | None) -> Tensor:
     """The mean loss's gradient, or with a ``direction`` v its Hessian's product ``H v``, ``(P,)``; parameters only."""
     function, batches = evidence.batch_losses()
     theta = evidence.state.clone().to(function.device).requires_grad_()
-    total = torch.zeros_like(theta)
+    total = torch.zeros(theta.shape, dtype=torch.float64)
     moves = torch.zeros_like(theta)
     for entry in evidence.layout.parameters:
         moves[entry.span] = 1  # buffers are coordinates of the path, but no loss is minimised over them
@@ -44,9 +44,9 @@ def _derivative(evidence: Evidence, direction: Tensor | None) -> Tensor:
                 "grasp needs second derivatives of the loss, which this model does not have (an autograd function of its own, a "
                 "recurrent or fused layer); take another criterion"
             ) from error
-        total += slope.detach() * moves
+        total += (slope.detach() * moves).cpu()
     ranks.add_up([total])
-    return total.cpu()
+    return total.to(theta.dtype)
 
 
 CRITERION = Criterion(_grasp, "gradient flow kept up, θ·Hg (GraSP, arXiv 2002.07376)", needs_data=True, group="shift")

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from prunekit.batch import Inputs, Labels
-from prunekit.criteria.additive import Share, collect, contributions, total_of
+from prunekit.criteria.additive import collect, contributions, total_of
 from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
+from prunekit.data.sharing import Share, sharing
 from prunekit.kernel import Contribution, ModelFunction, looked_at, score_error, targets_of
 from prunekit.progress import Bar
 from prunekit.trajectory import Segment
@@ -27,9 +29,9 @@ def _influence(evidence: Evidence) -> CriterionResult:
     targets = targets_of(function, evidence.trajectory.state(-1), *samples.rows(0, 1))
     few = samples.take(looked_at(len(samples)))
     error = _error(evidence, function, *few.rows(0, len(few)))
-    own, gradients = Share.of(samples), list[int]()
+    gradients: list[int] = []
 
-    def parts(skip: int) -> Iterator[Contribution]:
+    def parts(own: Share, skip: int) -> Iterator[Contribution]:
         pieces = -(-evidence.trajectory.pieces // evidence.stride)
         with Bar("influence (samples × steps)", len(own.samples) * pieces) as bar:
             yield from contributions(
@@ -48,10 +50,12 @@ def _influence(evidence: Evidence) -> CriterionResult:
                 evaluated=gradients.append,
             )
 
-    importance, axes = collect(
-        parts, (len(samples), targets), evidence.prunable, evidence.aggregation, evidence.partial, evidence.partial_key
-    )
-    return CriterionResult(importance, axes, {"error": error}, total_of(gradients))
+    shape = len(samples), targets
+    with sharing(samples) as own:
+        importance, axes = collect(
+            partial(parts, own), shape, evidence.prunable, evidence.aggregation, evidence.partial, evidence.partial_key
+        )
+        return CriterionResult(importance, axes, {"error": error}, total_of(gradients))
 
 
 def _segments(evidence: Evidence) -> Iterable[Segment]:

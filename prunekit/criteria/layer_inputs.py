@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunekit import ranks
 from prunekit.errors import PrunekitError
 from prunekit.measure.macs import unfused
 
@@ -196,6 +197,19 @@ def summing(layers: Mapping[str, Sequence[Layer]], what: Callable[[Tensor], Tens
 
     with reaching(layers, add):
         yield sums
+
+
+def add_up(sums: dict[str, Tensor]) -> None:
+    """Adds up over all ranks what ``summing`` gave each of its own samples; a layer may be reached by some ranks' alone."""
+    if ranks.size() == 1:
+        return
+    shapes: dict[str, list[int]] = {}
+    for theirs in ranks.gathered({name: list(found.shape) for name, found in sums.items()}):
+        shapes |= theirs
+    like = next(iter(sums.values()), torch.zeros(1, dtype=torch.float64))
+    for name, shape in shapes.items():
+        sums.setdefault(name, like.new_zeros(shape))
+    ranks.add_up(sums[name] for name in shapes)
 
 
 def refuse_unfit(unfit: Mapping[str, str], what: str) -> None:

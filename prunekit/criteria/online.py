@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit import ranks
 from prunekit.batch import Inputs, Labels, size
 from prunekit.criteria.additive import collect
 from prunekit.criteria.aggregations import written
@@ -154,7 +155,8 @@ class OnlineInfluence:
         whole = slice(0, samples)
         part = Contribution(whole, slice(0, next(iter(self.total.values())).shape[1]), self.total)
         shape = (samples, part.targets.stop)
-        importance, axes = collect(lambda skip: [part], shape, self.prunable, self.facts["aggregation"])
+        with ranks.apart():  # each has all samples
+            importance, axes = collect(lambda skip: [part], shape, self.prunable, self.facts["aggregation"])
         facts = {
             "criterion": "influence",
             "group": "sum",

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from prunekit import ranks
 from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 from prunekit.criteria.group_scores import GROUPINGS
 from prunekit.criteria.spec import OPTIONS
@@ -51,7 +52,7 @@ class _Checked:
         self.compute, self.name = compute, name
 
     def __call__(self, evidence: Evidence) -> CriterionResult:
-        with theirs(f"criterion {self.name!r}"):
+        with theirs(f"criterion {self.name!r}"), ranks.apart():  # it sees all samples on each rank
             found = self.compute(evidence)
         if isinstance(found, Mapping):
             found = CriterionResult(dict(found))

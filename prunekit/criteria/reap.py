@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit import ranks
 from prunekit.batch import to
 from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 from prunekit.criteria.units import scored_units, units_of
@@ -34,9 +35,10 @@ def _reap(evidence: Evidence) -> CriterionResult:
 
         hooks.append(function.model.get_submodule(banks[group.name]).register_forward_pre_hook(see, with_kwargs=True))
     try:
-        with torch.no_grad():
-            for x, y in evidence.samples():
+        with torch.no_grad(), evidence.shared() as samples:
+            for x, y in samples:
                 function(theta, to(x, function.device), to(y, function.device))
+            ranks.add_up(sums.values())
     finally:
         for hook in hooks:
             hook.remove()

@@ -11,11 +11,13 @@ function than the loss.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
-from prunekit.criteria.additive import Share, collect, contributions, total_of
+from prunekit.criteria.additive import collect, contributions, total_of
 from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
+from prunekit.data.sharing import Share, sharing
 from prunekit.kernel import Contribution, targets_of
 from prunekit.progress import Bar
 from prunekit.trajectory import Segment
@@ -32,9 +34,9 @@ def first_order(evidence: Evidence, target: str, aggregation: str) -> CriterionR
     theta = evidence.state
     targets = targets_of(function, theta, *samples.rows(0, 1))
     to_zero = Segment(0, theta, torch.zeros_like(theta), torch.zeros_like(theta))
-    own, gradients = Share.of(samples), list[int]()
+    gradients: list[int] = []
 
-    def parts(skip: int) -> Iterator[Contribution]:
+    def parts(own: Share, skip: int) -> Iterator[Contribution]:
         with Bar("first order (samples)", len(own.samples)) as bar:
             yield from contributions(
                 function,
@@ -48,8 +50,9 @@ def first_order(evidence: Evidence, target: str, aggregation: str) -> CriterionR
                 evaluated=gradients.append,
             )
 
-    importance, axes = collect(parts, (len(samples), targets), evidence.prunable, aggregation)
-    return CriterionResult(importance, axes, gradient_evaluations=total_of(gradients))
+    with sharing(samples) as own:
+        importance, axes = collect(partial(parts, own), (len(samples), targets), evidence.prunable, aggregation)
+        return CriterionResult(importance, axes, gradient_evaluations=total_of(gradients))
 
 
 def _taylor(evidence: Evidence) -> CriterionResult:

@@ -6,12 +6,14 @@ of a piece gives its exact value, so every piece carries its own error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from prunekit import ranks
 from prunekit.batch import Inputs, Labels, size, take, to
 from prunekit.kernel.bisection import bisect
 from prunekit.kernel.function import ModelFunction
@@ -62,7 +64,45 @@ def reconstruct(
         jumps: tolerance, beside a fixed rule, of pieces in which weights were set.
         tick: called once per piece; ``within``: called with the samples' share of a piece that is done.
     """
-    x, y = to(x, function.device), to(y, function.device)
+    with _own(x, y) as (own_x, own_y):
+        share = size(x) / size(own_x)
+        each = _reconstructed(
+            function, segments, to(own_x, function.device), to(own_y, function.device), tolerance, nodes, rule, jumps, tick,
+            lambda amount: within(amount * share),
+        )  # fmt: skip
+        residuals = each.residuals * size(own_x)
+        told = torch.tensor([size(own_x), each.evaluations], dtype=torch.float64)
+        ranks.add_up([residuals, told])
+        samples, evaluations = told.tolist()
+        start, rebuilt, value = map(ranks.rows, (each.start, each.rebuilt, each.model))
+        return Reconstruction(start, rebuilt, value, residuals / samples, int(evaluations))
+
+
+@contextmanager
+def _own(x: Inputs, y: Labels) -> Iterator[tuple[Inputs, Labels]]:
+    """A rank's stretch of the samples, whose rows are put together inside; of fewer samples than ranks each has all, alone."""
+    count = size(x)
+    with ranks.apart() if count < ranks.size() else nullcontext():
+        if ranks.size() > 1:
+            part = ranks.stretch(count)
+            own = slice(part.start, part.stop)
+            x, y = take(x, own), take(y, own, count)
+        yield x, y
+
+
+def _reconstructed(
+    function: ModelFunction,
+    segments: Iterable[Segment],
+    x: Inputs,
+    y: Labels,
+    tolerance: float | None,
+    nodes: int,
+    rule: str,
+    jumps: float | None,
+    tick: Callable[[int], None],
+    within: Callable[[float], None],
+) -> Reconstruction:
+    """``reconstruct`` of a rank's own samples."""
     start = rebuilt = value = None
     residuals: list[Tensor] = []
     evaluations = 0
@@ -121,20 +161,22 @@ def masked_machine(
     Returns:
         ``(samples, targets)``.
     """
-    x, y, mask = to(x, function.device), to(y, function.device), mask.to(function.device)
+    mask = mask.to(function.device)
     total = None
-    for segment in segments:
-        theta, end = segment.start.to(function.device), segment.end.to(function.device)
+    with _own(x, y) as own:
+        x, y = (to(part, function.device) for part in own)
+        for segment in segments:
+            theta, end = segment.start.to(function.device), segment.end.to(function.device)
+            if total is None:
+                with torch.no_grad():
+                    total = function(theta, x, y).double()
+            for node, weight in get_rule(rule, nodes):
+                slope = function.directional(torch.lerp(theta, end, node), (end - theta) * mask, x, y)[1]
+                total += weight * slope.double()
+            tick(1)
         if total is None:
-            with torch.no_grad():
-                total = function(theta, x, y).double()
-        for node, weight in get_rule(rule, nodes):
-            slope = function.directional(torch.lerp(theta, end, node), (end - theta) * mask, x, y)[1]
-            total += weight * slope.double()
-        tick(1)
-    if total is None:
-        raise ValueError("a path without pieces has no kernel machine")
-    return total.float()
+            raise ValueError("a path without pieces has no kernel machine")
+        return ranks.rows(total.float())
 
 
 def shares_by_layer(function: ModelFunction, segment: Segment, x: Inputs, y: Labels, nodes: int = 32) -> dict[str, Tensor]:
@@ -142,7 +184,13 @@ def shares_by_layer(function: ModelFunction, segment: Segment, x: Inputs, y: Lab
 
     They sum to the change of ``f`` up to quadrature. Layers that the piece does not move are left out.
     """
-    x, y = to(x, function.device), to(y, function.device)
+    with _own(x, y) as own:
+        x, y = (to(part, function.device) for part in own)
+        return {layer: ranks.rows(share) for layer, share in _shares(function, segment, x, y, nodes).items()}
+
+
+def _shares(function: ModelFunction, segment: Segment, x: Inputs, y: Labels, nodes: int) -> dict[str, Tensor]:
+    """``shares_by_layer`` of a rank's own samples."""
     theta, end = segment.start.to(function.device), segment.end.to(function.device)
     with torch.no_grad():
         samples, targets = function(theta, x, y).shape

@@ -16,6 +16,7 @@ from typing import Any, TypedDict
 import torch
 from torch import nn
 
+from prunekit import ranks
 from prunekit.batch import Inputs, call, leaves
 from prunekit.measure.undisturbed import placed, undisturbed
 
@@ -148,13 +149,18 @@ def timed(
     After 20 rounds, 40, 80 and so on it looks whether every ratio to the first model (of one model alone, its time) is known to
     ``WITHIN``, and ends there; else when ``seconds`` of passes are over (``FEWEST`` rounds at least) or after ``most`` rounds.
     Models are left as they are, training mode included; each gets ``x`` on its own device and in its own type, anew for every
-    pass, so that a cache among the inputs does not grow.
+    pass, so that a cache among the inputs does not grow. Of several ranks the first one does this, and the others wait.
 
     Args:
         watch: times a pass; the machine's clock when None.
         warm_up: passes of each model before it counts.
     """
-    watch = watch or one_pass
+    return Timing(ranks.from_first(lambda: _rounds(models, x, seconds, most, watch or one_pass, warm_up)))
+
+
+def _rounds(
+    models: Mapping[str, nn.Module], x: Inputs, seconds: float, most: int, watch: Watch, warm_up: int
+) -> dict[str, list[float]]:
     names = list(models)
     found: dict[str, list[float]] = {name: [] for name in names}
     with ExitStack() as stack:
@@ -176,7 +182,7 @@ def timed(
                 others = [timing.speedup(name, names[0]) for name in names[1:]] or [timing.ms(names[0])]
                 if not any(each.noisy for each in others):
                     break
-    return Timing(found)
+    return found
 
 
 def latencies(models: Mapping[str, nn.Module], x: Inputs, runs: int = 30, seconds: float = 1.0) -> dict[str, float]:

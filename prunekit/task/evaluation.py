@@ -9,8 +9,10 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
+from prunekit import ranks
 from prunekit.batch import Batch, Inputs, Labels, call, described, take, to
 from prunekit.data.samples import Samples
+from prunekit.data.sharing import mixes, sharing
 from prunekit.errors import PrunekitError, UsageError, quoted
 from prunekit.measure.measure import Lost, Measure
 from prunekit.task.classification import Classification
@@ -24,14 +26,20 @@ PIECE = 2**24
 
 
 class References:
-    """A model's outputs on samples, to compare others with: kept while they fit ``memory`` bytes, else computed again."""
+    """A model's outputs on samples, to compare others with: kept while they fit ``memory`` bytes, else computed again.
+
+    Attributes:
+        whole: whether several ranks may not share the samples.
+    """
 
     def __init__(self, model: nn.Module, samples: Samples, task: Task, memory: int = MEMORY) -> None:
         self.model, self.samples, self.task, self._left = model, fitting(model, samples, task), task, memory
+        self.whole = mixing(model, self.samples, task)
         self._kept: dict[int, Tensor] = {}
 
-    def __iter__(self) -> Iterator[tuple[Batch, Tensor]]:
-        for number, batch in enumerate(self.samples):
+    def beside(self, own: Samples) -> Iterator[tuple[Batch, Tensor]]:
+        """Batches and outputs; ``own`` are a rank's of the samples, always the same."""
+        for number, batch in enumerate(own):
             found = self._kept.get(number)
             if found is None:
                 found = _placed(run(self.model, batch, self.task), self.task)
@@ -65,6 +73,11 @@ def fitting(model: nn.Module, samples: Samples, task: Task) -> Samples:
         return samples
     fit = max(1, AT_ONCE // max(1, run(model, samples.rows(0, 1), task).numel()))
     return samples if most <= fit else samples.bounded(fit)
+
+
+def mixing(model: nn.Module, samples: Samples, task: Task) -> bool:
+    """Whether several ranks may not share samples, since what one gets depends on the others of its batch."""
+    return mixes(lambda batch: run(model, batch, task), samples)
 
 
 def _placed(outputs: Tensor, task: Task) -> Tensor:
@@ -120,23 +133,25 @@ def evaluate(model: nn.Module, samples: Samples, task: Task, references: Referen
     own = task.measured_on(samples.bytes_per_token)
     measures = (*own, *(task.closeness if references is not None else ()))
     close = set(task.closeness) if references is not None else set()
-    found: dict[str, list[Tensor]] = {measure.name: [] for measure in measures}
-    pairs = references if references is not None else ((batch, None) for batch in fitting(model, samples, task))
-    count = 0
-    for batch, reference in pairs:
-        outputs = _placed(run(model, batch, task), task)
-        labels = to(batch[1], outputs.device)
-        count += len(outputs)
-        for measure in measures:
-            try:
-                found[measure.name].append(_each(measure, outputs, labels, reference if measure in close else None, task))
-            except PrunekitError:
-                raise
-            except Exception as error:  # labels that do not fit, or a measure of the user's
-                raise task.cause(f"measure {measure.name}", outputs, labels, error) from error
-    if not count:
+    if not len(samples):
         raise UsageError("there are no samples to measure on")
-    return Evaluation(measures, {name: torch.cat(parts) for name, parts in found.items()}, count)
+    found: dict[str, list[Tensor]] = {measure.name: [] for measure in measures}
+    fit = fitting(model, samples, task) if references is None else references.samples
+    whole = mixing(model, fit, task) if references is None else references.whole
+    with sharing(fit, whole) as (mine, _):
+        pairs = references.beside(mine) if references is not None else ((batch, None) for batch in mine)
+        for batch, reference in pairs:
+            outputs = _placed(run(model, batch, task), task)
+            labels = to(batch[1], outputs.device)
+            for measure in measures:
+                try:
+                    found[measure.name].append(_each(measure, outputs, labels, reference if measure in close else None, task))
+                except PrunekitError:
+                    raise
+                except Exception as error:  # labels that do not fit, or a measure of the user's
+                    raise task.cause(f"measure {measure.name}", outputs, labels, error) from error
+        rows = {name: ranks.rows(torch.cat(parts)) for name, parts in found.items()}
+    return Evaluation(measures, rows, len(samples))
 
 
 def compared(pruned: Evaluation, dense: Evaluation) -> Lost:

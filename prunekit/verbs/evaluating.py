@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from prunekit import checkpoint
+from prunekit import checkpoint, ranks
 from prunekit.apply import dense_state
 from prunekit.apply.manifest import MASKS
 from prunekit.batch import to
@@ -111,7 +111,7 @@ def _evaluate(run: Run, folder: Path, overwrite: bool) -> tuple[EvaluationRecord
         pruned={**pruned_found.figures(), **pruned_sizes, **_file_bytes(folder / "model.safetensors")},
         asked_classes=_on_classes(run, plan, dense_found, pruned_found),
         layers={name: {"total": c["total"], "kept": c["kept"]} for name, c in plan.counts().items()},
-        latency=_latency(run, dense, pruned, unsqueezed, (dense_sizes["macs"], pruned_sizes["macs"])),
+        latency=ranks.from_first(lambda: _latency(run, dense, pruned, unsqueezed, (dense_sizes["macs"], pruned_sizes["macs"]))),
         refine=_refinement(plan),
         kernel=_kernel(run, plan, pruned, child, manifest.kept),
         masked=before,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from prunekit import ranks
 from prunekit.batch import Inputs, named
 from prunekit.explain.evaluation import Generated, LanguageFigures
 from prunekit.measure.generation import fitted, generation, places
@@ -52,7 +53,8 @@ def generated(run: Run, models: Mapping[str, nn.Module], batches: Sequence[int] 
     known = [found for model in models.values() if (found := places(model)) is not None]
     prompt, tokens = fitted(options.prompt, options.tokens, min(known, default=None))
     text = _tokens(run.batches(SPLIT).rows(0, READ)[0])
-    return {**generation(models, text, prompt, tokens, batches or options.batches), "asked": [options.prompt, options.tokens]}
+    pace = ranks.from_first(lambda: generation(models, text, prompt, tokens, batches or options.batches))
+    return {**pace, "asked": [options.prompt, options.tokens]}
 
 
 def _tokens(inputs: Inputs) -> Tensor:

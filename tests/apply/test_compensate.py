@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from prunekit import ArtifactError, UsageError, make_plan, score
 from prunekit.apply import compensate, layerwise, load, prune, save
-from prunekit.apply.gauss_newton import Distance, _solved, descend
+from prunekit.apply.gauss_newton import Distance, Part, _solved, descend
 from prunekit.data import Samples
 from prunekit.kernel import ModelFunction
 from prunekit.task import Classification, Regression
-from prunekit.task.referenced import Referenced
 from prunekit.trajectory import Layout
 from tests.conftest import record, tiny_data
 
@@ -47,7 +46,7 @@ def by_hand(outputs: Tensor, wanted: Tensor, classes: bool) -> Tensor:
     return (p * (p / q).log()).sum(-1).mean()
 
 
-def posed(build: Callable[[], nn.Module], classes: bool) -> tuple[Distance, Tensor, tuple[Referenced, ...], Callable[..., Any]]:
+def posed(build: Callable[[], nn.Module], classes: bool) -> tuple[Distance, Tensor, tuple[Part, ...], Callable[..., Any]]:
     """A distance, weights away from where it is 0, samples beside the first model's outputs (all, and the parts), and the model
 
     as a function."""
@@ -75,7 +74,7 @@ CASES = [(vectors, True), (vectors, False), (Sequences, True), (Sequences, False
 @pytest.mark.parametrize(("build", "classes"), CASES)
 def test_value_gradient_and_curvature_are_those_of_the_definition(build: Callable[[], nn.Module], classes: bool) -> None:
     distance, theta, (batches, *_), outputs = posed(build, classes)
-    wanted = torch.cat([distance.dense(x) for x, _ in batches.source]).detach()
+    wanted = torch.cat([distance.dense(x) for x, _ in batches.batches.source]).detach()
     assert distance.value(theta, batches) == pytest.approx(float(by_hand(outputs(theta), wanted, classes)), rel=1e-10)
     gradient = torch.autograd.functional.jacobian(lambda t: by_hand(outputs(t), wanted, classes), theta)
     torch.testing.assert_close(distance.gradient(theta, batches), gradient)
@@ -85,8 +84,8 @@ def test_value_gradient_and_curvature_are_those_of_the_definition(build: Callabl
     exact = jacobian.T @ inner @ jacobian
     direction = torch.randn(theta.shape, dtype=theta.dtype)
     torch.testing.assert_close(distance.product(theta, direction, batches), exact @ direction)
-    generator, engine = torch.Generator().manual_seed(1), distance.engine(theta, batches)
-    draws = torch.stack([distance.diagonal(theta, batches, engine, generator) for _ in range(400)])
+    engine = distance.engine(theta, batches)
+    draws = torch.stack([distance.diagonal(theta, batches, engine, seed) for seed in range(400)])
     error = draws.std(0) / 400**0.5
     assert ((draws.mean(0) - exact.diagonal()).abs() <= 5 * error + 1e-12).all()
 
