@@ -5,14 +5,19 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from prunekit.criteria import get_criterion, parse, score
-from prunekit.data import Samples, Split
+from prunekit.cost import Machine, Shape, Work, gradients, score_path
+from prunekit.cost import evaluate as evaluated
+from prunekit.cost.model import SINGLE
+from prunekit.criteria import gather, get_criterion, parse, score
+from prunekit.data import Split
+from prunekit.kernel import targets_of
+from prunekit.kernel.attribution import MEMORY
 from prunekit.layerwise import prune_layerwise
 from prunekit.measure.size import in_memory
 from prunekit.plan import GROUPED, MissedTarget, choices, make_plan
@@ -29,8 +34,6 @@ from prunekit.verbs.run_folder import load_splits
 FEW = 4
 """Samples that a gradient is timed with; a forward pass is timed with as many as one batch of validation data, 32 at most."""
 MOST = 32
-SINGLE = 4
-"""Bytes of a number in single precision, in which scores and gradients are."""
 BY_LAYERS = 4
 """Forward passes that a layer-wise method takes of each of its samples, its sums and solutions among them, about."""
 TIMING = 3.0
@@ -63,6 +66,9 @@ def foresee(recipe: Recipe, folders: Sequence[Path], out: Path, criteria: Sequen
     prunable = sum(sizes[name] for name in pruned_away)
     plan = _planned(recipe, model, splits, wanted)
     kept = {name: count for name, count in sizes.items() if name not in pruned_away}
+    shape = Shape.of(model, splits["validation"].batch(range(1))[0], prunable)
+    machine = _machine(shape, model, splits, task)
+    works = _works(recipe, shape, model, splits, task, wanted, names, len(folders))
     budgeted = wanted.sparsity is None and implied_sparsity(wanted.structure) is None
     return {
         "model": type(model).__name__,
@@ -70,9 +76,9 @@ def foresee(recipe: Recipe, folders: Sequence[Path], out: Path, criteria: Sequen
         "task": task.name,
         "samples": {name: len(split) for name, split in splits.items()},
         "criteria": names,
-        "seconds": _seconds(recipe, model, splits, task, wanted, names, len(folders), reading),
+        "seconds": _seconds(recipe, works, shape, machine, wanted, len(folders), reading),
         "at_most": ["prune"] if wanted.repair is not None or budgeted else [],
-        "memory": _memory(model, prunable, len(names)),
+        "memory": _memory(model, works),
         "disk": _disk(model, prunable, names, len(folders), out),
         "whole": {
             "parameters": sum(kept.values()),
@@ -106,74 +112,84 @@ def _planned(recipe: Recipe, model: nn.Module, splits: dict[str, Split], wanted:
         )  # fmt: skip
 
 
-def _seconds(
-    recipe: Recipe,
-    model: nn.Module,
-    splits: dict[str, Split],
-    task: Task,
-    wanted: Prune,
-    names: Sequence[str],
-    states: int,
-    reading: float,
-) -> dict[str, float]:
-    """By verb: the time of a pass or a gradient of one sample, times how many there are."""
-    scoring = min(len(splits["scoring"]), recipe.score.samples)
+def _machine(shape: Shape, model: nn.Module, splits: dict[str, Split], task: Task) -> Machine:
+    """This machine's rates with this model, from forward passes of a batch and gradients of a few samples."""
     some = splits["validation"].samples(MOST).first(MOST)
-    forward = _timed(lambda: evaluate(model, some, task)) / len(some)
     few = splits["scoring"].samples(FEW).first(FEW)
-    gradients = [_gradient(model, few, task, name, states) / len(few) for name in names]
+    trajectory = Trajectory.of(model)
+
+    def gradients() -> None:
+        score(trajectory, model, few, criterion="gradient", task=task)
+
+    return Machine.here(shape, lambda: evaluate(model, some, task), len(some), gradients, len(few))
+
+
+def _works(
+    recipe: Recipe, shape: Shape, model: nn.Module, splits: dict[str, Split], task: Task, wanted: Prune, names: Sequence[str],
+    states: int,
+) -> dict[str, Work]:  # fmt: skip
+    """By verb, what goes through the model."""
+    scoring = min(len(splits["scoring"]), recipe.score.samples)
+    validation, test = (evaluated(shape, len(splits[name])) for name in ("validation", "test"))
     cells = len(choices(wanted.structure, recipe.compare.allocations, recipe.compare.sparsities)) * len(names)
-    rebuilt = min(len(splits["test"]), recipe.eval.samples)
-    validation, test = len(splits["validation"]) * forward, len(splits["test"]) * forward
-    refining = wanted.repair is not None and wanted.repair.budget is not None
-    pruning = 2 * validation + (parse_seconds(str(wanted.repair.budget)) if refining and wanted.repair else 0.0)
+    scores = Work()
+    for part in dict.fromkeys(part.text for name in names for part in parse(name).singles):
+        scores = scores.then(_scored(part, recipe, shape, model, splits, task, scoring, states))
+    pruning = validation.times(2)
     if wanted.layerwise is not None:
-        pruning += BY_LAYERS * min(len(splits["train"]), wanted.layerwise.samples) * forward
+        pruning = pruning.then(evaluated(shape, min(len(splits["train"]), wanted.layerwise.samples)).times(BY_LAYERS))
     if wanted.budget[0] in DROPS:
-        pruning += TRIES * (cells / len(recipe.compare.sparsities) + 1) * validation
+        pruning = pruning.then(validation.times(TRIES * (cells / len(recipe.compare.sparsities) + 1)))
     elif wanted.budget[0] in SIZED:
-        pruning += TRIES * (forward + (TIMING if wanted.budget[0] in TIMES else 0.0))
-    return {
-        "import": 2 * reading * states,
-        "score": sum(gradients) * scoring,
-        "compare": (cells + 1) * validation,
-        "prune": pruning,
-        "eval": 2 * test + TIMING * len(recipe.eval.latency_batches) + (states > 1) * rebuilt * max(gradients),
-        "report": 1.0,
-        "export": 2 * reading,
+        pruning = pruning.then(evaluated(shape, 1).times(TRIES))
+    measuring = test.times(2)
+    if states > 1:
+        rebuilt = min(len(splits["test"]), recipe.eval.samples)
+        measuring = measuring.then(score_path(shape, samples=rebuilt, pieces=states - 1, memory=MEMORY))
+    return {"score": scores, "compare": validation.times(cells + 1), "prune": pruning, "eval": measuring}
+
+
+def _scored(
+    name: str, recipe: Recipe, shape: Shape, model: nn.Module, splits: dict[str, Split], task: Task, samples: int, states: int
+) -> Work:
+    criterion = get_criterion(name)
+    if not criterion.needs_data:
+        return Work(memory={"model": SINGLE * shape.parameters})
+    if criterion.by_inputs:
+        return evaluated(shape, samples)
+    if criterion.group != "sum":
+        return gradients(shape, samples, batch=samples)
+    target = dict(parse(name).singles[0].options).get("target", task.target if criterion.needs_path else "loss")
+    function, few = gather(Trajectory.of(model), model, splits["scoring"].samples(FEW).first(FEW), task=task).explained(target)
+    return score_path(
+        shape,
+        samples=samples,
+        pieces=max(1, states - 1) if criterion.needs_path else 1,
+        targets=targets_of(function, Trajectory.of(model).state(-1), *few.rows(0, 1)),
+        checked=criterion.needs_path,
+        memory=recipe.score.options()["memory"],
+    )
+
+
+def _seconds(recipe: Recipe, works: Mapping[str, Work], shape: Shape, machine: Machine, wanted: Prune, states: int,
+             reading: float) -> dict[str, float]:  # fmt: skip
+    """By verb: what goes through the model, at this machine's rates; reading, and what has a limit of its own."""
+    refining = wanted.repair is not None and wanted.repair.budget is not None
+    beside = {
+        "prune": (parse_seconds(str(wanted.repair.budget)) if refining and wanted.repair else 0.0)
+        + (TRIES * TIMING if wanted.budget[0] in TIMES else 0.0),
+        "eval": TIMING * len(recipe.eval.latency_batches),
     }
+    found = {verb: work.seconds(shape, machine) + beside.get(verb, 0.0) for verb, work in works.items()}
+    return {"import": 2 * reading * states, **found, "report": 1.0, "export": 2 * reading}
 
 
-def _gradient(model: nn.Module, few: Samples, task: Task, name: str, states: int) -> float:
-    """Seconds that a criterion takes for a few samples; of one that looks at a path, one piece's times the pieces."""
-    found, here = 0.0, Trajectory.of(model)
-    for part in parse(name).singles:
-        criterion = get_criterion(part.text)
-        text = f"taylor(target={task.target})" if criterion.needs_path and criterion.needs_data else part.text
-        pieces = max(1, states - 1) if criterion.needs_path else 1
-        if not criterion.needs_path or criterion.needs_data:
-            took = [score(here, model, few, criterion=text, task=task).cost["seconds"] for _ in range(2)]  # the first warms up
-            found += pieces * float(min(took))
-    return found
-
-
-def _timed(work: Callable[[], Any]) -> float:
-    """Seconds of the second call: the first also warms up."""
-    work()
-    begun = time.perf_counter()
-    work()
-    return time.perf_counter() - begun
-
-
-def _memory(model: nn.Module, prunable: int, criteria: int) -> dict[str, int]:
-    """Bytes: the dense model and a pruned one; in single precision the path's state and a gradient; scores and masks."""
-    total = Layout.of(model).total
-    found = {
-        "models": 2 * in_memory(model),
-        "gradients": 2 * SINGLE * total,
-        "scores": (criteria + 4) * SINGLE * prunable,  # four of refining: a mask that is learnt, its gradient, Adam's two moments
-    }
-    return {**found, "all": sum(found.values())}
+def _memory(model: nn.Module, works: Mapping[str, Work]) -> dict[str, Any]:
+    """Bytes: the dense model and a pruned one, and what the verb that needs most holds beside them and its batches."""
+    most = max(works, key=lambda verb: works[verb].bytes)
+    parts = {name: round(count) for name, count in works[most].memory.items() if name != "model"}
+    models = 2 * in_memory(model)
+    return {"models": models, "verb": most, "parts": parts, "all": models + sum(parts.values())}
 
 
 def _disk(model: nn.Module, prunable: int, names: Sequence[str], states: int, out: Path) -> dict[str, int]:

@@ -48,13 +48,12 @@ def show_foreseen(found: dict[str, Any]) -> None:
     for verb, command in found["commands"].items():
         most = " at most" if verb in found["at_most"] else ""
         print(f"  {found['seconds'][verb]:6.1f}{most}  {command}")
-    print(
-        f"time: about {_time(sum(found['seconds'].values()))}, from a pass and a gradient of a few samples, times their numbers"
-    )
+    print(f"time: about {_time(sum(found['seconds'].values()))}, from what passes and gradients of a few samples take")
     memory, disk, whole = found["memory"], found["disk"], found["whole"]
+    parts = ", ".join(f"{name} {_bytes(count)}" for name, count in memory["parts"].items() if count)
     print(
-        f"memory: about {_bytes(memory['all'])} beside the batches: two models {_bytes(memory['models'])}, state and gradient "
-        f"{_bytes(memory['gradients'])}, scores and masks {_bytes(memory['scores'])}"
+        f"memory: about {_bytes(memory['all'])} beside the batches: two models {_bytes(memory['models'])}"
+        + (f", and in {memory['verb']} {parts}" if parts else "")
     )
     print(
         f"disk: about {_bytes(disk['all'])}: run folder {_bytes(disk['run'])}, smaller model {_bytes(disk['model'])} at most; "
