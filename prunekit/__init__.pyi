@@ -38,5 +38,6 @@ from .task import Task as Task
 from .trajectory import Recorder as Recorder
 from .trajectory import Trajectory as Trajectory
 from .verbs.run_folder import Run as Run
+from .verbs.studying import run_study as run_study
 
 __version__: str

@@ -18,9 +18,10 @@ from prunekit.errors import UsageError, nearest, quoted
 from prunekit.links import refuse_links_out
 
 EXTRAS = {
-    "PIL": "report", "accelerate": "hf", "datasets": "hf", "jinja2": "report", "lightning": "lightning", "lm_eval": "lm-eval",
-    "matplotlib": "report", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx", "scipy": "report", "sklearn": "digits",
-    "soundfile": "hf", "tokenizers": "hf", "transformers": "hf",
+    "PIL": "report", "accelerate": "hf", "dask": "dask", "datasets": "hf", "distributed": "dask", "jinja2": "report",
+    "lightning": "lightning", "lm_eval": "lm-eval", "matplotlib": "report", "onnx": "onnx", "onnxruntime": "onnx",
+    "onnxscript": "onnx", "scipy": "report", "sklearn": "digits", "soundfile": "hf", "tokenizers": "hf",
+    "transformers": "hf",
 }  # fmt: skip
 """Package that only some need -> the extra of prunekit's that installs it."""
 IMPORT_PATH = r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*"

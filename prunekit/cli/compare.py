@@ -16,10 +16,11 @@ from prunekit.errors import UsageError
 
 PANELS = {
     "What is compared": ("structure", "allocation", "sparsity", "refine"),
-    "Over runs, or a study": ("out", "jobs"),
+    "Over runs, or a study": ("out", "jobs", "executor"),
     "Table for a paper": ("table", "rows", "against"),
 }
 RUNS_HELP = "A run; with --out several, or a study's recipe; or the folder that a study was written to."
+EXECUTOR_HELP = "What works on a study instead: dask://HOST:PORT, a scheduler of Dask; dask-local:WORKERS; see docs/scale.md."
 TABLE_HELP = (
     "A table for a paper, mean and standard deviation over seeds with a paired test: latex, markdown or csv on stdout, "
     "or a file that ends in .tex, .md or .csv."
@@ -36,6 +37,7 @@ AGAINST_HELP = "Differences are to this criterion, or to dense; to the best by d
         "Channels at two sparsities": "prunekit compare runs/digits-cnn --structure channels --sparsity 0.5 --sparsity 0.8",
         "Runs of several seeds, on test data": "prunekit compare runs/seed-0 runs/seed-1 --out runs/seeds",
         "A study over cases and seeds": "prunekit compare recipes/comparison.yaml --out runs/comparison --jobs 2",
+        "A study on the workers of Dask": "prunekit compare recipes/comparison.yaml --out runs/comparison --executor dask://head:8786",
         "A study as a table for a paper": "prunekit compare recipes/five-criteria.yaml --out runs/five --table table.tex",
     },
 )
@@ -47,6 +49,7 @@ def compare(
     refine: Annotated[bool | None, typer.Option("--refine/--no-refine", help="Repair the best plans too.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of a comparison over runs or of a study.")] = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes, with --out.")] = 1,
+    executor: Annotated[str | None, typer.Option(metavar="SPEC", help=EXECUTOR_HELP)] = None,
     table: Annotated[str | None, typer.Option(metavar="FORMAT|FILE", help=TABLE_HELP)] = None,
     rows: Annotated[str | None, typer.Option(help="A row of the table is a criterion (default) or a sparsity.")] = None,
     against: Annotated[str | None, typer.Option(metavar="ROW", help=AGAINST_HELP)] = None,
@@ -76,12 +79,12 @@ def compare(
             raise UsageError("--out takes structures, allocations, sparsities and refine from the study or the runs' recipes")
         if device is not None and not (len(runs) == 1 and runs[0].suffix in (".yaml", ".yml")):
             raise UsageError("--device with --out is for a study that trains; runs that are there say theirs")
-        _study(runs, out, jobs, output, asked, device)
+        _study(runs, out, jobs, executor, output, asked, device)
         return
     if len(runs) > 1 or runs[0].suffix in (".yaml", ".yml"):
         raise UsageError("several runs, or a study, need --out DIR")
-    if jobs != 1:
-        raise UsageError("--jobs is for a comparison over runs or a study; give --out DIR")
+    if jobs != 1 or executor is not None:
+        raise UsageError("--jobs and --executor are for a comparison over runs or a study; give --out DIR")
     run = runs[0]
     of_a_run = (run / "recipe.yaml").exists() or (run / "trajectory").exists()
     if (run / "compare.json").exists() and not of_a_run:
@@ -128,10 +131,15 @@ def _written(asked: Any, measured: Any, output: Output) -> dict[str, str]:
     return {"table": str(asked.file)}
 
 
-def _study(paths: list[Path], out: Path, jobs: int, output: Output, asked: Any, device: str | None) -> None:
+def _study(paths: list[Path], out: Path, jobs: int, executor: str | None, output: Output, asked: Any, device: str | None) -> None:
+    from prunekit.executors import check_executor
     from prunekit.imports import use_working_folder
     from prunekit.verbs.studying import jobs_of_runs, jobs_of_study, study_run
 
+    if executor is not None:
+        if jobs != 1:
+            raise UsageError("--jobs counts processes of this machine; leave it out where --executor is given")
+        check_executor(executor)
     use_working_folder(out, *(path for path in paths if path.is_dir()))
     if (out / "recipe.yaml").exists():
         raise UsageError(f"--out is {out}, a run folder, whose own comparison would be replaced; give a folder of its own")
@@ -142,7 +150,7 @@ def _study(paths: list[Path], out: Path, jobs: int, output: Output, asked: Any, 
     if asked is not None:
         asked.check(study)
     with output.working(out):
-        study_run(study, work, out, jobs)
+        study_run(study, work, out, jobs, executor)
     _shown(out, output, asked)
 
 

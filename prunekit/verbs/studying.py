@@ -1,60 +1,100 @@
-"""compare over cases and seeds: every job of a study, here or in processes, and what they come to."""
+"""compare over cases and seeds: the pieces of a study's jobs, done by whatever executor, and what they come to."""
 
 from __future__ import annotations
 
 import inspect
-import multiprocessing
-import queue
-import signal
+import secrets
 import time
-import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import Executor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prunekit import checkpoint, stopping
-from prunekit.durable import locked, together
-from prunekit.errors import PrunekitError, UsageError
-from prunekit.imports import load_object, use_working_folder
+from prunekit import checkpoint
+from prunekit.durable import locked, replacing, together
+from prunekit.errors import UsageError
+from prunekit.executors import Piece, engine
+from prunekit.imports import load_object
 from prunekit.measure import machine
 from prunekit.progress import Bar
 from prunekit.recipe import Data, Recipe, Study
 from prunekit.report import save_figure, study_figure, write_study_page
 from prunekit.search.paper_table import Measured, methods_of
 from prunekit.search.study import StudyRecord
-from prunekit.search.study_rows import rows_text
+from prunekit.search.study_rows import SPLITS, rows_text
 from prunekit.search.summary import summarise
 from prunekit.verbs.run_folder import Run
-from prunekit.verbs.study_cells import Job, rows_of, work
+from prunekit.verbs.study_cells import Cell, Job, later_cells, one_shot_cells
+from prunekit.verbs.study_travel import Files, Lacking, Source, packed, unpack
+from prunekit.verbs.study_worker import Rows, measure, prepare
+
+TOKEN = ".prunekit.study"
+"""In a study's folder while it is at work: a worker that finds the same text there sees the same disk."""
 
 
-def study_run(study: Study, jobs: Sequence[Job], out: Path, processes: int) -> StudyRecord:
+def run_study(
+    study: str | Path,
+    out: str | Path,
+    *,
+    executor: str | Executor | None = None,
+    jobs: int = 1,
+    device: str | None = None,
+) -> StudyRecord:
+    """A comparison over cases and seeds, as ``prunekit compare STUDY --out OUT``; goes on where it was stopped.
+
+    Args:
+        study: its YAML file.
+        executor: what does the work: any ``concurrent.futures.Executor``, such as a Dask client's ``get_executor(pure=False)``,
+            whose workers can import prunekit and what the recipes name; or ``"dask://HOST:PORT"``, ``"dask-local:8"``.
+        jobs: without an executor, how many processes of this machine; in a script under ``if __name__ == "__main__":``.
+        device: overrides the recipes'.
+
+    Raises:
+        UsageError: the study or a recipe makes no sense.
+        PrunekitError: a cell failed, which is named; the cells of the others are kept.
+
+    Example:
+        >>> from prunekit import run_study
+        >>> run_study("no-study.yaml", getfixture("tmp_path"))
+        Traceback (most recent call last):
+        prunekit.errors.UsageError: no-study.yaml: no such recipe
+    """
+    asked, work = jobs_of_study(Path(study), Path(out), device)
+    with locked(Path(out)):
+        return study_run(asked, work, Path(out), jobs, executor)
+
+
+def study_run(
+    study: Study, jobs: Sequence[Job], out: Path, processes: int = 1, executor: str | Executor | None = None
+) -> StudyRecord:
     """Does every job and writes compare.json, compare.csv, compare.png and report.html into ``out``.
 
     Finished cells lie in ``out/cells`` and are not measured again; those made from something else are.
 
+    Args:
+        processes: of this machine.
+        executor: what does the work instead, see ``prunekit.executors.engine``.
+
     Raises:
-        PrunekitError: whatever the first job that failed says; the cells of the others are kept.
+        PrunekitError: whatever the first piece that failed says; the cells of the others are kept.
     """
     started = time.perf_counter()
-    with Bar("compare (cells)", sum(job.ticks for job in jobs)) as bar:
-        parts = -(-processes // len(jobs)) if _repairs(study) else 1
-        if parts > 1:
-            facts = _in_parts(jobs, parts, processes, bar)
-        elif processes == 1 or len(jobs) == 1:
-            facts = [work(job, bar.advance) for job in jobs]
-        else:
-            facts = list(_parallel(jobs, processes, bar))
+    with ExitStack() as stack:
+        for job in jobs:
+            stack.enter_context(locked(job.cells))
+        shared = stack.enter_context(_token(out))
+        bar = stack.enter_context(Bar("compare (cells)", sum(job.pieces for job in jobs)))
+        found = stack.enter_context(engine(executor, processes))
+        at_work = [_AtWork(job, number, _source(job, out, shared), bar) for number, job in enumerate(jobs)]
+        found.drive([one.first() for one in at_work], _done)
+    facts = [one.facts for one in at_work]
     measures = facts[0]["measures"]
     other = next((f for f in facts if f["measures"] != measures), None)
     if other is not None:
         raise UsageError(f"{other['case']} and {facts[0]['case']} are of other tasks, whose measures cannot be compared")
-    names = [m["name"] for m in measures]
-    rows = [row for job, told in zip(jobs, facts, strict=True) for row in rows_of(job, told.get("again", {}), names)]
+    rows = [row for one in at_work for row in one.rows()]
     methods = methods_of(study.criteria)
     result = StudyRecord(
         study=study.model_dump(mode="json"),
@@ -63,7 +103,7 @@ def study_run(study: Study, jobs: Sequence[Job], out: Path, processes: int) -> S
         measures=measures,
         summary=summarise(rows, methods, measures),
         rows=len(rows),
-        cost={"seconds": round(time.perf_counter() - started, 1), "processes": processes},
+        cost={"seconds": round(time.perf_counter() - started, 1), "processes": processes, "executor": found.told},
     )
     table = rows_text(rows, measures)
     measured = Measured.of_study(result, rows, methods)
@@ -75,84 +115,103 @@ def study_run(study: Study, jobs: Sequence[Job], out: Path, processes: int) -> S
     return result
 
 
-def _repairs(study: Study) -> bool:
-    """Whether there are cells after the one-shot ones, which do not wait for one another."""
-    return study.tune is not None or study.refine is not None or bool(study.compensate)
-
-
-def _in_parts(jobs: Sequence[Job], parts: int, processes: int, bar: Bar) -> list[dict[str, Any]]:
-    """More processes than jobs: every job as far as its one-shot cells, then the others' cells dealt out among processes."""
-    list(_parallel([replace(job, until=True) for job in jobs], processes, bar))
-    with ExitStack() as stack:
-        for job in jobs:
-            stack.enter_context(locked(job.cells))
-        list(_parallel([replace(job, part=(k, parts)) for job in jobs for k in range(parts)], processes, bar))
-    return [work(job, lambda: None) for job in jobs]  # everything is there
-
-
-def _parallel(jobs: Sequence[Job], processes: int, bar: Bar) -> Iterator[dict[str, Any]]:
-    """In the order of the jobs; ticks come through a queue, so that one bar counts for all."""
-    context = multiprocessing.get_context("spawn")
-    ticks: Any = context.Queue()
-    with ProcessPoolExecutor(
-        processes, mp_context=context, initializer=_begin, initargs=(ticks, [job.run for job in jobs])
-    ) as pool:
-        with _interrupts_held():
-            futures = [pool.submit(_remote, job) for job in jobs]
-        pending: set[Future[dict[str, Any]]] = set(futures)
-        try:
-            while pending:
-                done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-                _drain(ticks, bar)
-                for future in done:
-                    future.result()  # the first failure ends it
-        except BrokenProcessPool:
-            raise PrunekitError(
-                "a process of the study was killed, or ran out of memory; finished cells are kept, start it again"
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for worker in multiprocessing.active_children():
-                worker.terminate()  # cells are written whole or not at all
-            raise
-        _drain(ticks, bar)
-        yield from (future.result() for future in futures)
-
-
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C comes afterwards; processes that are started inside never hear of it, from their first moment on."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _token(out: Path) -> Iterator[tuple[str, str]]:
+    """Puts a file by which workers know whether they see this disk; yields its path and its text."""
+    path, text = out.absolute() / TOKEN, secrets.token_hex(16)
+    with replacing(path) as temporary:
+        temporary.write_text(text)
     try:
-        yield
+        yield str(path), text
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with suppress(OSError):
+            path.unlink()
 
 
-def _drain(ticks: Any, bar: Bar) -> None:
-    while True:
-        try:
-            ticks.get_nowait()
-        except queue.Empty:
-            return
-        bar.advance()
+def _source(job: Job, out: Path, shared: tuple[str, str]) -> Source:
+    recipe = None if job.recipe is None else job.recipe.model_dump(mode="json")
+    study = job.study.model_dump(mode="json")
+    folders = (str(out.absolute()),)
+    return Source(job.case, job.seed, str(job.run.absolute()), study, recipe, job.device, shared, folders)
 
 
-_ticks: Any = None
-"""A worker's way to say that a cell is done."""
+class _AtWork:
+    """A job under way: its cells as they come to be known, first the one-shot ones, then those that these decide."""
+
+    def __init__(self, job: Job, number: int, source: Source, bar: Bar) -> None:
+        self.job, self.number, self.source, self._bar = job, number, source, bar
+        self.cells: list[Cell] = []
+        self._told: dict[str, Any] = {}
+        self._again: dict[str, list[str]] | None = None
+        self._stage, self._left = 0, 0
+
+    def first(self) -> Piece:
+        """Trains and scores."""
+        return Piece(self.job.name, (self.number, 0), prepare, (self.source,), self)
+
+    def prepared(self, told: dict[str, Any], files: Files | None) -> list[Piece]:
+        """Takes what ``prepare`` told; gives the one-shot pieces."""
+        if files is not None:
+            with locked(self.job.run):
+                unpack(files, self.job.run)
+        self._told = told
+        self._bar.advance()
+        return self._next(list(one_shot_cells(self.job, told)))
+
+    def measured(self, cell: Cell, rows: list[Rows]) -> list[Piece]:
+        """Keeps a cell's rows; gives the pieces that come after, where it was the last of its stage."""
+        cell.keep(rows)
+        self._bar.advance()
+        self._left -= 1
+        return [] if self._left else self._after()
+
+    def _next(self, cells: list[Cell]) -> list[Piece]:
+        """The pieces of a stage, those that are there already left out."""
+        self._stage += 1
+        self.cells += cells
+        measures = [m["name"] for m in self._told["facts"]["measures"]]
+        for cell in cells:
+            cell.read(measures)
+        missing = [cell for cell in cells if cell.missing]
+        self._bar.advance(len(cells) - len(missing))
+        self._left = len(missing)
+        pieces = [
+            Piece(
+                f"{self.job.name}, {cell.name}", (self.number, self._stage), measure,
+                (self.source, cell.kind, cell.asked()), (self, cell),
+            )
+            for cell in missing
+        ]  # fmt: skip
+        return pieces or self._after()
+
+    def _after(self) -> list[Piece]:
+        if self._again is not None:
+            return []
+        cells, self._again = later_cells(self.job, self._told, [row for row in self.rows() if row["epochs"] == 0])
+        return self._next(cells)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every row of pruned models, in the order of the cells."""
+        here = {"case": self.job.case, "seed": self.job.seed}
+        pruned = (cell for cell in self.cells if cell.kind != "dense_tuned")
+        return [{**here, **row} for cell in pruned for path in cell.files for row in cell.rows[path]]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        found = {**self._told["facts"], "run": str(self.job.run)}
+        for cell in self.cells:
+            if cell.kind == "dense_tuned":
+                ((row,),) = cell.rows.values()
+                found["dense_tuned"] = {"epochs": row["epochs"], **{split: row[split] for split in SPLITS}}
+        return {**found, "again": self._again} if self._again else found
 
 
-def _begin(ticks: Any, runs: Sequence[Path]) -> None:
-    """A worker says nothing, and ends with its parent, however that ends."""
-    global _ticks
-    _ticks = ticks
-    stopping.end_with_parent()
-    use_working_folder(*runs)
-    warnings.simplefilter("ignore")
-
-
-def _remote(job: Job) -> dict[str, Any]:
-    return work(job, lambda: _ticks.put(1))
+def _done(piece: Piece, result: Any) -> Sequence[Piece]:
+    """What comes after a piece. To workers that do not see this disk a run's files travel where they are lacking."""
+    one, cell = (piece.about, None) if isinstance(piece.about, _AtWork) else piece.about
+    if isinstance(result, Lacking):
+        return [replace(piece, arguments=(*piece.arguments, packed(one.job.run)))]
+    return one.prepared(*result) if cell is None else one.measured(cell, result)
 
 
 def jobs_of_study(path: Path, out: Path, device: str | None = None) -> tuple[Study, list[Job]]:

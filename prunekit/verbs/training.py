@@ -32,14 +32,20 @@ from prunekit.verbs.configured import config_facts
 from prunekit.verbs.run_folder import RECORDED, load_splits
 
 
-def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any = print) -> tuple[TrainingRecord, bool]:
+def train_run(
+    recipe: Recipe, out: Path, overwrite: bool = False, announce: Any = print, most: int | None = None
+) -> tuple[TrainingRecord, bool]:
     """Trains the recipe's model and records its path under ``out``.
+
+    Args:
+        most: bytes that the recording may take; None for what is free on the disk.
 
     Returns:
         what train.json holds, and whether it was there already.
 
     Raises:
-        ArtifactError: ``out`` holds a trajectory of another recipe, or the disk has too little room.
+        ArtifactError: ``out`` holds a trajectory of another recipe, the disk has too little room, or it would take more than
+            ``most``.
         NonFiniteError: the loss or a weight became NaN or Inf.
     """
     recipe.may_save(out / "recipe.yaml")
@@ -72,6 +78,11 @@ def train_run(recipe: Recipe, out: Path, overwrite: bool = False, announce: Any 
     announce(
         f"train: {steps} steps of {layout.total:,} coordinates; the trajectory takes {needed / 1e6:.1f} MB of disk under {out}"
     )
+    if most is not None and needed > most:
+        raise ArtifactError(
+            f"the trajectory takes {needed / 1e6:.3f} MB, at most {most / 1e6:.3f} MB travel where no disk is shared; run the "
+            "study on a disk that all workers see, or record fewer steps (train.record.every)"
+        )
     _check_room(out, needed)
     model.to(recipe.device)
     optimizer, scheduler = recipe.build_optimizer(model, steps)

@@ -18,7 +18,6 @@ from prunekit.search.streamed_ways import WAYS
 from prunekit.search.ways import RepairSamples, get_repair
 from prunekit.task import get_task
 from prunekit.task.evaluation import References, evaluate
-from prunekit.verbs.study_cells import _Turns
 from tests.writer import Writer
 
 TASK = get_task("causal_lm")
@@ -90,9 +89,3 @@ def test_ways_are_refused_where_they_do_not_fit() -> None:
         Repairs(ways={"unstructured": ["leap"]})
     assert Repairs(ways={"unstructured": ["admm"]}).stream is None  # it looks at layers
     assert {"streamed+tuned", "sparsegpt+tuned"} <= set(WAYS)
-
-
-def test_cells_are_dealt_out_once_each() -> None:
-    turns = [_Turns((k, 3)) for k in range(3)]
-    assert all(sum(turn.mine() for turn in turns) == 1 for _ in range(10))
-    assert all(_Turns(None).mine() for _ in range(3))

@@ -1,0 +1,136 @@
+"""A study's cells by workers: the same figures whatever does them, without a shared disk, and whoever is killed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from prunekit import run_study
+from prunekit.errors import ArtifactError, UsageError
+from prunekit.verbs import study_travel, study_worker, studying
+from prunekit.verbs.run_folder import Run
+from tests.cli.conftest import Cli
+
+MINE = """
+import multiprocessing, os, pathlib, signal
+from prunekit.data import digits
+
+HERE = pathlib.Path(__file__).parent
+
+def data(seed: int = 0):
+    if multiprocessing.parent_process() is not None and (HERE / "kill").exists():
+        (HERE / "kill").rename(HERE / "killed")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return digits(seed=seed)
+"""
+RECIPE = """
+threads: 1
+model: {factory: "prunekit.models:digits_mlp", args: {hidden: [8, 8]}}
+data: {factory: "mine:data"}
+train: {optimizer: {name: sgd, lr: 0.1}, epochs: 1, batch_size: 128}
+"""
+STUDY = """
+cases: {small: small.yaml}
+seeds: [0, 1]
+samples: 16
+criteria: [magnitude, random]
+structures: {unstructured: [0.8]}
+allocations: {unstructured: [global]}
+leading: 0
+always: [magnitude]
+tune: {epochs: 1, sparsities: {unstructured: [0.8]}}
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "small.yaml").write_text(RECIPE)
+    (tmp_path / "study.yaml").write_text(STUDY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    sys.modules.pop("mine", None)
+    yield tmp_path / "study.yaml"
+    sys.modules.pop("mine", None)
+
+
+@contextmanager
+def apart(out: Path) -> Iterator[tuple[str, str]]:
+    """The coordinator's disk is one that no worker sees."""
+    yield str(out / "nowhere"), out.absolute().as_posix().replace("/", "-")
+
+
+def test_without_a_shared_disk_runs_travel(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_study(study, tmp_path / "one")
+    figures = (tmp_path / "one" / "compare.csv").read_text()
+    monkeypatch.setattr(studying, "_token", apart)
+    with ThreadPoolExecutor(2) as pool:
+        run_study(study, tmp_path / "apart", executor=pool)
+        assert (tmp_path / "apart" / "compare.csv").read_text() == figures
+        made = Run(tmp_path / "apart" / "runs" / "small-seed1")
+        assert made.trajectory.hash == Run(tmp_path / "one" / "runs" / "small-seed1").trajectory.hash
+        # workers that have lost what they had, and a coordinator that has lost some cells: runs travel to where they lack
+        before = (made.path / "trajectory" / "trajectory.json").stat().st_mtime_ns
+        shutil.rmtree(study_travel._scratch())
+        (tmp_path / "apart" / "cells" / "small-seed0" / "unstructured" / "random.json").unlink()
+        run_study(study, tmp_path / "apart", executor=pool)
+    assert (tmp_path / "apart" / "compare.csv").read_text() == figures
+    assert (made.path / "trajectory" / "trajectory.json").stat().st_mtime_ns == before  # nothing was trained again
+
+
+def test_what_is_too_large_to_travel_is_refused_before_it_is_trained(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(studying, "_token", apart)
+    monkeypatch.setattr(study_worker, "WIRE", 1000)
+    out = study.parent / "out"
+    with pytest.raises(ArtifactError, match=r"^small, seed 0: the trajectory takes .* MB, at most 0.001 MB travel"):
+        run_study(study, out)
+    assert not (out / "runs").exists()
+
+
+def test_a_worker_of_another_version_is_refused(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_travel, "__version__", "0.0.9")
+    with pytest.raises(UsageError, match=r"small, seed 0: a worker has prunekit 0.0.9, the study is run by"):
+        run_study(study, study.parent / "out")
+
+
+@pytest.mark.parametrize("name", ["../up", "trajectory/../../up", "other/file", "/etc/file"])
+def test_files_travel_into_a_run_folder_alone(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="is no file of a run"):
+        study_travel.unpack({name: b""}, tmp_path / "run")
+    assert not (tmp_path / "up").exists()
+
+
+@pytest.mark.slow
+def test_the_coordinator_and_a_worker_are_killed_and_nothing_is_lost(study: Path, tmp_path: Path, cli: Cli) -> None:
+    """The coordinator of two processes; a worker of Dask goes on. Pools that break: see tests/test_executors.py."""
+    pytest.importorskip("distributed")
+    run_study(study, tmp_path / "one")
+    figures = (tmp_path / "one" / "compare.csv").read_text()
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "prunekit", "compare", str(study), "--out", str(out), "--jobs", "2", "-q"]
+    path = f"{Path(studying.__file__).parents[2]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path})
+    deadline = time.monotonic() + 120
+    while not list(out.glob("cells/*/*/*.json")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    cells = {file: file.stat().st_mtime_ns for file in out.glob("cells/*/*/*.json")}
+    assert cells
+    assert not (out / "compare.json").exists()
+    (tmp_path / "kill").touch()
+    done = cli("compare", study, "--out", out, "--executor", "dask-local:1")
+    assert done.code == 0, done.err
+    assert (tmp_path / "killed").exists()
+    assert (out / "compare.csv").read_text() == figures
+    assert {file: file.stat().st_mtime_ns for file in cells} == cells  # what was there was not measured again
