@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-from torch.utils.data import BatchSampler, DistributedSampler, IterableDataset
+from torch.utils.data import BatchSampler, IterableDataset
 
 
 class Order:
@@ -37,9 +37,9 @@ class Order:
         self._batches = batches
         self._heard: _Heard | None = None
         self._epoch: list[int] | None = None
-        self._streams: list[Iterator[list[int]]] = []  # one a process
+        self._stream: Iterator[list[int]] = iter(())
         self._next = 0
-        self._last: list[list[int]] = []
+        self._last: list[int] = []
         self.listen()
 
     def listen(self) -> None:
@@ -53,48 +53,34 @@ class Order:
         if type(self._batches.sampler) is _Heard:
             self._batches.sampler = self._batches.sampler._sampler
 
-    def batch(self, number: int) -> list[list[int]] | None:
-        """Sample indices of batch ``number`` of the present epoch, one list a process; None where they were not heard.
+    def batch(self, number: int) -> list[int] | None:
+        """Sample indices of this process's batch ``number`` of the present epoch; None where they were not heard.
 
         Numbers only grow in an epoch.
         """
         assert self._heard is not None
         if self._epoch is not self._heard.drawn:
             self._epoch = self._heard.drawn
-            self._streams, self._next = [iter(one) for one in self._processes(self._heard)], 0
+            self._stream, self._next = iter(self._made(self._heard)), 0
         while self._next <= number:
             try:
-                found = [next(stream, None) for stream in self._streams]
+                found = next(self._stream, None)
             except LookupError:  # it was drawn before anyone listened
                 return None
-            if any(one is None for one in found):
+            if found is None:
                 return None
-            self._last = [one for one in found if one is not None]
+            self._last = found
             self._next += 1
         return self._last
 
-    def _processes(self, heard: _Heard) -> list[Any]:
-        """The batches of every process, made as its loader makes them, from what was drawn."""
-        size, drop_last = self._batches.batch_size, self._batches.drop_last
-        if self._chain:  # accelerate's shards: every process draws the same order and takes its share of the batches
-            shard, found = self._chain[-1], []
-            for process in range(shard.num_processes):
-                one = copy.copy(shard)
-                one.process_index = process
-                one.batch_sampler = BatchSampler(_Drawn(heard), size, drop_last)
-                found.append(one)
-            return found
-        own = BatchSampler(_Drawn(heard), size, drop_last)
-        sampler = heard._sampler
-        if not isinstance(sampler, DistributedSampler):
-            return [own]
-        others = []
-        for rank in range(sampler.num_replicas):
-            if rank != sampler.rank:
-                other = copy.copy(sampler)  # with the epoch that set_epoch gave it
-                other.rank = rank
-                others.append(BatchSampler(other, size, drop_last))
-        return [own, *others]
+    def _made(self, heard: _Heard) -> Any:
+        """The batches of this process, made as its loader makes them, from what was drawn."""
+        own = BatchSampler(_Drawn(heard), self._batches.batch_size, self._batches.drop_last)
+        if not self._chain:
+            return own
+        shard = copy.copy(self._chain[-1])  # accelerate's: every process draws the same order and takes its share of the batches
+        shard.batch_sampler = own
+        return shard
 
 
 class _Heard:

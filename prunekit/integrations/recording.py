@@ -25,6 +25,7 @@ from prunekit.steps.schedule import check_steps
 from prunekit.trajectory import Recorder, Trajectory, parent_facts
 from prunekit.trajectory.bare import bare, bare_optimizers
 from prunekit.trajectory.describe import skipped
+from prunekit.trajectory.shards import is_spread
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Recording:
         >>> recording.begin(model, optimizer)  # a callback does this where training begins
         >>> for _ in range(4):
         ...     model(torch.ones(1, 4)).sum().backward()
-        ...     recording.batch([[0]])
+        ...     recording.batch([0])
         ...     optimizer.step()
         >>> recording.end()
         >>> Trajectory(getfixture("tmp_path") / "trajectory").kept == {0, 2, 4}
@@ -159,7 +160,8 @@ class Recording:
         self._cut_off()
         several, inside = bare_optimizers(optimizers), bare(model)
         self._check(len(several), taken, steps, processes)
-        self._recorder = self._made(model, several, taken) if main and self.folder is not None else None
+        self._refuse_sharded(inside)
+        self._recorder = self._made(model, several, taken, processes) if self.folder is not None else None
         held = Held(inside, {} if self.plan is None else masks_for(inside, self.plan), several, self._recorder)
         with ExitStack() as stack:
             stack.enter_context(held)
@@ -175,12 +177,10 @@ class Recording:
             stack.callback(atexit.unregister, self._cut_off)
             self._stack = stack.pop_all()
 
-    def batch(self, indices: list[list[int]] | None, weight: float | None = None) -> None:
-        """The samples of the coming micro-batch, one list a process; None where they are not known."""
-        if self._recorder is None or not self.running or indices is None:
-            return
-        for one in indices:
-            self._recorder.batch(one, weight=None if weight is None else weight / len(indices))
+    def batch(self, indices: list[int] | None, weight: float | None = None) -> None:
+        """The samples of the coming micro-batch in this process; None where they are not known."""
+        if self._recorder is not None and self.running and indices is not None:
+            self._recorder.batch(indices, weight=weight)
 
     def numbered(self, number: int, weight: float | None = None) -> None:
         """The coming micro-batch is batch ``number`` of this epoch of the loader."""
@@ -199,7 +199,7 @@ class Recording:
 
     def clipping_unknown(self, why: str) -> None:
         """Gradients are clipped, and by which factor is not known."""
-        if self._recorder is not None:
+        if self._recorder is not None and self._recorder.first:
             warnings.warn(
                 f"Recording: the factor of clipping is not noted ({why}); explanations by training samples and replaying take "
                 "gradients as not clipped, everything else is right",
@@ -209,7 +209,7 @@ class Recording:
 
     def parts_unknown(self, why: str) -> None:
         """The micro-batches of a step may count unequally, and by how much is not known."""
-        if self._recorder is not None:
+        if self._recorder is not None and self._recorder.first:
             warnings.warn(
                 f"Recording: the micro-batches of a step are noted as equal parts of it ({why}); explanations by training "
                 "samples and replaying are right only where they are, everything else is right",
@@ -246,12 +246,27 @@ class Recording:
         if self._gradual.planner.of_path and self.folder is None:
             raise UsageError("the planner's criterion looks at the path of this training; give the folder to record it in")
 
-    def _made(self, model: nn.Module, optimizers: list[torch.optim.Optimizer], taken: int) -> Recorder:
+    def _refuse_sharded(self, model: nn.Module) -> None:
+        if (self.plan is not None or self._gradual is not None or self._online is not None) and any(
+            map(is_spread, model.parameters())
+        ):
+            raise UsageError(
+                "the model's parameters are sharded over processes (fully_shard): its path can be recorded, masks are not held "
+                "there and scores not added up; leave out plan and online, or train with DistributedDataParallel"
+            )
+
+    def _made(self, model: nn.Module, optimizers: list[torch.optim.Optimizer], taken: int, processes: int) -> Recorder:
         assert self.folder is not None
         if taken and (self.folder / "trajectory.json").exists():
-            return Recorder.resume(self.folder, model, optimizers, taken=taken)
-        # The loop's own checkpoints are what it goes on from, so no snapshots are needed.
-        return Recorder(self.folder, model, optimizers, self._facts, snapshot_every=0, **self._options)
+            made = Recorder.resume(self.folder, model, optimizers, taken=taken)
+        else:  # the loop's own checkpoints are what it goes on from, so no snapshots are needed
+            made = Recorder(self.folder, model, optimizers, self._facts, snapshot_every=0, **self._options)
+        if made.processes != processes:
+            raise UsageError(
+                f"{processes} processes train, and torch.distributed knows of {made.processes}; recording takes what "
+                "torch.distributed's default group trains (DDP, fully_shard)"
+            )
+        return made
 
     def _listen(self, loader: Any, stack: ExitStack) -> None:
         if self._recorder is None or loader is None:
@@ -259,12 +274,13 @@ class Recording:
         try:
             self._order = Order(loader)
         except ValueError as why:
-            warnings.warn(
-                f"Recording: which samples a step sees is not noted ({why}); explanations by training samples and replaying will "
-                "not work, everything else will",
-                Note,
-                stacklevel=3,
-            )
+            if self._recorder.first:
+                warnings.warn(
+                    f"Recording: which samples a step sees is not noted ({why}); explanations by training samples and replaying "
+                    "will not work, everything else will",
+                    Note,
+                    stacklevel=3,
+                )
             self._recorder.without_samples()
         else:
             stack.callback(self._order.release)

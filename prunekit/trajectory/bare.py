@@ -20,6 +20,9 @@ WRAPPERS = {
 }
 """Classes that only wrap a model, and the attribute that holds it."""
 
+PARTED = ("ZeroRedundancyOptimizer", "DeepSpeedZeroOptimizer")
+"""How optimizers are called that deal their state out over processes (ZeRO)."""
+
 INSIDE = ("optimizer", "_optimizer", "base_optimizer")
 
 
@@ -36,7 +39,8 @@ def bare(model: nn.Module) -> nn.Module:
         if "FullyShardedDataParallel" in kinds:
             raise UsageError(
                 "the model is wrapped in FullyShardedDataParallel, which flattens its parameters; gather its full state dict "
-                "(torch.distributed.checkpoint.state_dict) into the plain model first"
+                "(torch.distributed.checkpoint.state_dict) into the plain model first, or train with fully_shard (FSDP2) and "
+                "record that"
             )
         attribute = next((WRAPPERS[kind] for kind in WRAPPERS if kind in kinds), None)
         inside = getattr(model, attribute, None) if attribute is not None else None
@@ -53,6 +57,7 @@ def bare_optimizer(optimizer: Any) -> torch.optim.Optimizer:
         UsageError: there is none.
     """
     seen, inner = {id(optimizer)}, optimizer
+    _refuse_parted(inner)
     while not (isinstance(inner, torch.optim.Optimizer) and hasattr(inner, "_optimizer_step_post_hooks")):
         found = next((getattr(inner, name) for name in INSIDE if hasattr(getattr(inner, name, None), "param_groups")), None)
         if found is None or id(found) in seen:
@@ -61,7 +66,17 @@ def bare_optimizer(optimizer: Any) -> torch.optim.Optimizer:
             )
         seen.add(id(found))
         inner = found
+        _refuse_parted(inner)
     return inner
+
+
+def _refuse_parted(optimizer: Any) -> None:
+    """Raises UsageError for an optimizer that deals its state out over processes by itself."""
+    if kind := next((cls.__name__ for cls in type(optimizer).__mro__ if cls.__name__.startswith(PARTED)), None):
+        raise UsageError(
+            f"the optimizer is a {kind}, which deals parameters and state out over the processes (ZeRO); its steps cannot be "
+            "followed. Shard the model with fully_shard (FSDP2) and a plain torch optimizer instead"
+        )
 
 
 def bare_optimizers(given: Any) -> list[torch.optim.Optimizer]:
@@ -83,3 +98,18 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers of the model inside its wrappers, by name, tied ones once."""
     model = bare(model)
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's rows of a tensor that is spread over processes (DTensor); any other as it is. Call it under ``no_grad``."""
+    spread: Any = tensor
+    found: Tensor = spread.to_local() if hasattr(spread, "to_local") else tensor
+    return found
+
+
+def reshard(model: nn.Module) -> None:
+    """Puts the rows of ``fully_shard`` back where a forward pass without a backward one has left whole parameters."""
+    modules: Iterable[Any] = model.modules()
+    for module in modules:
+        if hasattr(module, "reshard") and hasattr(module, "unshard"):
+            module.reshard()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import UsageError
+from prunekit.trajectory.bare import local
 from prunekit.trajectory.rules import OptimizerRule, find_rule, optimizer_name
 
 
@@ -102,7 +103,7 @@ def flat_second_moments(model: nn.Module, optimizer: torch.optim.Optimizer, entr
         )
     for entry, v in found:
         if v is not None:
-            out[entry.span].copy_(v.reshape(-1))
+            out[entry.span].copy_(local(v).reshape(-1))
     return out
 
 

@@ -42,11 +42,14 @@ class Layout:
         return self.entries[-1].span.stop if self.entries else 0
 
     @classmethod
-    def of(cls, model: nn.Module) -> Layout:
+    def of(cls, model: nn.Module, *, spread: bool = False) -> Layout:
         """Trained parameters first (tied ones once), then the floating-point buffers of the state dict.
 
         Buffers such as BatchNorm's running statistics move during training, so they are coordinates of the
         path; frozen parameters and integer buffers do not, and are kept once beside it (``fixed_state``).
+
+        Args:
+            spread: also of parameters that are spread over processes (DTensor), in their whole shapes.
 
         Raises:
             UsageError: a parameter has no real numbers of its own here (complex, lazy, spread over devices).
@@ -57,7 +60,7 @@ class Layout:
         named: list[tuple[str, Tensor, str]] = [
             (name, parameter, "parameter") for name, parameter in model.named_parameters() if parameter.requires_grad
         ]
-        _check_kinds({name: parameter for name, parameter, _ in named})
+        _check_kinds({name: parameter for name, parameter, _ in named}, spread)
         named += [
             (name, buffer, "buffer") for name, buffer in model.named_buffers() if name in saved and buffer.is_floating_point()
         ]
@@ -119,15 +122,15 @@ class Layout:
         """The model's own state, flat ``(P,)``; see ``flatten``."""
         return self.flatten(named_tensors(model))
 
-    def check(self, model: nn.Module) -> None:
-        """Refuses a model whose coordinates are not these.
+    def check(self, model: nn.Module, *, spread: bool = False) -> None:
+        """Refuses a model whose coordinates are not these; ``spread``: as in ``of``.
 
         Raises:
             ArtifactError: names the first difference.
         """
         model = bare(model)
         refuse_meta(model)
-        other = Layout.of(model)
+        other = Layout.of(model, spread=spread)
         if other == self:
             return
         mine = {entry.name: entry.shape for entry in self.entries}
@@ -174,13 +177,13 @@ def fixed_state(model: nn.Module, layout: Layout) -> dict[str, Tensor]:
     }
 
 
-def _check_kinds(parameters: Mapping[str, Tensor]) -> None:
+def _check_kinds(parameters: Mapping[str, Tensor], spread: bool) -> None:
     for name, parameter in parameters.items():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise UsageError(f"{name} has no shape yet (a lazy layer); call the model once on a batch before this")
         if parameter.is_complex():
             raise UsageError(f"{name} is {parameter.dtype}; a path is made of real numbers, keep real and imaginary parts apart")
-        if hasattr(parameter, "full_tensor"):
+        if hasattr(parameter, "full_tensor") and not spread:
             raise UsageError(f"{name} is spread over devices (DTensor); gather the model's weights (full_tensor) first")
         if parameter.layout != torch.strided:
             raise UsageError(f"{name} is stored sparsely ({parameter.layout}); make it dense (to_dense) first")

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from prunekit.errors import UsageError
-
-Batches = list[list[int]]
-"""Sample indices of what one step sees: one list a process."""
 
 
 class Loaders:
@@ -21,15 +18,26 @@ class Loaders:
 
     Args:
         note: called with the indices of every batch.
+        processes: how many record together, and note what each of them sees.
     """
 
-    def __init__(self, note: Callable[[Batches], None]) -> None:
-        self._note = note
+    def __init__(self, note: Callable[[list[int]], None], processes: int) -> None:
+        self._note, self._processes = note, processes
         self._known: dict[int, WatchedLoader] = {}
 
     def watched(self, loader: DataLoader[Any]) -> WatchedLoader:
         """See ``Recorder.watch``."""
         if id(loader) not in self._known:
+            samplers: list[Any] = [
+                getattr(loader, "sampler", None),
+                getattr(getattr(loader, "batch_sampler", None), "sampler", None),
+            ]
+            dealt = next((one.num_replicas for one in samplers if hasattr(one, "num_replicas")), self._processes)
+            if dealt != self._processes:
+                raise UsageError(
+                    f"Recorder.watch: the sampler deals samples out to {dealt} processes, and {self._processes} record together; "
+                    "make a Recorder in every process, without alone=True, after torch.distributed has begun"
+                )
             new = WatchedLoader(loader, self._note)
             if other := next((w.loader.dataset for w in self._known.values() if w.loader.dataset is not loader.dataset), None):
                 raise UsageError(
@@ -50,10 +58,10 @@ class WatchedLoader:
         note: called with the indices of every batch.
 
     Raises:
-        UsageError: its samples have no indices, or other processes' batches cannot be known.
+        UsageError: its samples have no indices.
     """
 
-    def __init__(self, loader: DataLoader[Any], note: Callable[[Batches], None]) -> None:
+    def __init__(self, loader: DataLoader[Any], note: Callable[[list[int]], None]) -> None:
         if not isinstance(loader, DataLoader):
             raise UsageError(f"Recorder.watch takes a DataLoader, not a {type(loader).__name__}; note what it gives with batch()")
         if isinstance(loader.dataset, IterableDataset):
@@ -64,7 +72,7 @@ class WatchedLoader:
         self.loader, self._note = loader, note
         self._copy = copy.copy(loader)
         where = "sampler" if loader.batch_sampler is None else "batch_sampler"
-        self._drawn = _Drawn(getattr(loader, where), _others(loader))
+        self._drawn = _Drawn(getattr(loader, where))
         vars(self._copy)[where] = self._drawn  # a loader lets nobody set it, and every kind of loader can be copied
         vars(self._copy)["_iterator"] = None  # the workers that it keeps are its own
 
@@ -75,7 +83,7 @@ class WatchedLoader:
         return self._noted(iter(self._copy))
 
     def _noted(self, batches: Iterator[Any]) -> Iterator[Any]:
-        waiting: deque[Batches] | None = None
+        waiting: deque[list[int]] | None = None
         for batch in batches:
             waiting = self._drawn.waiting if waiting is None else waiting
             self._note(waiting.popleft())
@@ -89,18 +97,17 @@ class _Drawn:
         waiting: what the last iteration that began has drawn, oldest first.
     """
 
-    def __init__(self, sampler: Any, others: Callable[[], list[Iterable[Any]]]) -> None:
-        self._sampler, self._others = sampler, others
-        self.waiting: deque[Batches] = deque()
+    def __init__(self, sampler: Any) -> None:
+        self._sampler = sampler
+        self.waiting: deque[list[int]] = deque()
 
     def __len__(self) -> int:
         return len(self._sampler)
 
     def __iter__(self) -> Iterator[Any]:
         waiting = self.waiting = deque()
-        others = [iter(other) for other in self._others()]
         for drawn in self._sampler:
-            waiting.append([_indices(drawn), *(_indices(next(other)) for other in others)])
+            waiting.append(_indices(drawn))
             yield drawn
 
     def __getattr__(self, name: str) -> Any:
@@ -118,31 +125,3 @@ def _indices(drawn: Any) -> list[int]:
             f"Recorder.watch: the sampler draws {str(found)[:60]}, and samples are noted by whole numbers; note them with "
             "recorder.batch(indices)"
         ) from None
-
-
-def _others(loader: DataLoader[Any]) -> Callable[[], list[Iterable[Any]]]:
-    """The batches that other processes draw in the same steps: a DistributedSampler says, by its seed, what each of them does.
-
-    Raises:
-        UsageError: several processes train, and what deals the samples out is none.
-    """
-    sampler: Any = loader.sampler
-    batches: Any = loader.batch_sampler
-    if isinstance(sampler, DistributedSampler) and type(batches) in (BatchSampler, type(None)):
-
-        def made() -> list[Iterable[Any]]:
-            found: list[Iterable[Any]] = []
-            for rank in range(sampler.num_replicas):
-                if rank != sampler.rank:
-                    other = copy.copy(sampler)  # with the epoch that set_epoch gave it
-                    other.rank = rank
-                    found.append(other if batches is None else BatchSampler(other, batches.batch_size, batches.drop_last))
-            return found
-
-        return made
-    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        raise UsageError(
-            f"Recorder.watch: {torch.distributed.get_world_size()} processes train, and what the others see is known of a "
-            f"DistributedSampler alone, not of {type(batches or sampler).__name__}; note every process's indices with batch()"
-        )
-    return list

@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from prunekit.errors import Note, UsageError
+from prunekit.trajectory.shards import is_spread
 
 WITHOUT = (
     "Recorder: it was not noted which samples this step sees; explanations by training samples (data-wise scores) and replaying "
@@ -27,10 +29,12 @@ class Notes:
 
     Args:
         parameters: those that are trained.
+        called: the module that the loop calls.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self.parameters = list(parameters)
+    def __init__(self, parameters: Sequence[nn.Parameter], called: nn.Module) -> None:
+        self.parameters, self._called = list(parameters), called
+        self._spread = any(is_spread(p) for p in self.parameters)
         self._hooks: list[Any] = []
         self._shared: _Shared | None = None
         self.told = False
@@ -38,7 +42,15 @@ class Notes:
         self.drop()
 
     def watch(self) -> None:
-        """Looks at the gradients as they are accumulated, until ``close``."""
+        """Looks at the gradients as they are accumulated, until ``close``.
+
+        Under ``fully_shard`` they come to whole parameters, which nobody outside sees, and to the recorded ones only when they
+        are averaged; that a backward pass has begun is seen by the model's outputs.
+        """
+        if self._spread:
+            self._hooks.append(self._called.register_forward_hook(self._after_forward))
+            self._hooks += [p.register_post_accumulate_grad_hook(self._after_average) for p in self.parameters]
+            return
         for parameter in self.parameters:
             self._hooks.append(parameter.register_hook(self._before_gradient(parameter)))
             self._hooks.append(parameter.register_post_accumulate_grad_hook(self._after_gradient))
@@ -56,6 +68,7 @@ class Notes:
         """Whether a gradient has come since the last step."""
         self._come: set[nn.Parameter] = set()  # those that a gradient came to since the last step
         self._noted, self._drawn = 0, 0  # micro-batches and random states noted when the last gradient came
+        self._averaged = False  # whether it came to the parameters that are spread over processes
         self._afterwards = False  # whether the loop notes a batch after its backward pass
         self._watched = 0  # micro-batches that a watched loader noted last; the loop's own words take their place
 
@@ -65,18 +78,17 @@ class Notes:
         self._let_go(all_of_it=True)
         self._add(indices, seed, weight)
 
-    def watched(self, batches: Sequence[Sequence[int]]) -> None:
-        """Adds what a watched loader gives out now, one micro-batch a process; what it gave before and no gradient came of is
+    def watched(self, indices: Sequence[int]) -> None:
+        """Adds the micro-batch that a watched loader gives out now; what it gave before and no gradient came of is forgotten:
 
-        forgotten: the loop has skipped it, or only looked at it.
+        the loop has skipped it, or only looked at it.
         """
         if self._watched and len(self.line["batches"]) > self._noted:
             self._cut(len(self.line["batches"]) - self._noted)
             del self.random[self._drawn :]
         self._let_go(all_of_it=True)
-        for indices in batches:
-            self._add(indices, None, None)
-        self._watched = len(batches)
+        self._add(indices, None, None)
+        self._watched = 1
 
     def _cut(self, last: int) -> None:
         """Forgets the last micro-batches."""
@@ -127,14 +139,36 @@ class Notes:
         return look
 
     def _after_gradient(self, parameter: nn.Parameter) -> None:
-        self.accumulated = True
         self._come.add(parameter)
+        self._came()
+
+    def _after_forward(self, model: nn.Module, inputs: Any, outputs: Any) -> None:
+        for leaf in tree_leaves(outputs):
+            if isinstance(leaf, Tensor) and leaf.requires_grad:
+                leaf.register_hook(self._backward)
+                return
+
+    def _backward(self, gradient: Tensor) -> None:
+        self._let_go(all_of_it=self._afterwards)
+        self._came()
+
+    def _after_average(self, parameter: nn.Parameter) -> None:
+        self._averaged = True
+        self._came()
+
+    def _came(self) -> None:
+        self.accumulated = True
         self._noted, self._drawn = len(self.line.get("batches", ())), len(self.random)
+
+    def _emptied(self) -> bool:
+        if self._spread:  # zeros in the rows of this process do not tell
+            return self._averaged and all(p.grad is None for p in self.parameters)
+        return not any(p.grad is not None and bool(p.grad.any()) for p in self.parameters)
 
     @torch.no_grad()
     def _let_go(self, all_of_it: bool) -> None:
         """Drops the notes of gradients that came and were emptied without a step."""
-        if not self.accumulated or any(p.grad is not None and bool(p.grad.any()) for p in self.parameters):
+        if not self.accumulated or not self._emptied():
             return
         for key in ("batches", "seeds", "weights"):
             if key in self.line:
@@ -143,7 +177,7 @@ class Notes:
                     del self.line[key]
         self.line.pop("gradient_scale", None)
         self.random = self.random[self._drawn :]
-        self.accumulated, self._noted, self._drawn, self._afterwards = False, 0, 0, False
+        self.accumulated, self._averaged, self._noted, self._drawn, self._afterwards = False, False, 0, 0, False
         self._come.clear()
 
 

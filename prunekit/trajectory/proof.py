@@ -20,7 +20,7 @@ FIXED, START, ENDED = "fixed.safetensors", "start.safetensors", "ended.safetenso
 def seal(folder: Path, finished: Finished) -> dict[str, str]:
     """Writes the rows' checksums of a recording that has ended; returns the files' own, for trajectory.json."""
     checkpoint.write_tensors(folder / SUMS, finished.sums, {"kind": "rows"})
-    found = {LOG: checkpoint.file_checksum(folder / LOG)}
+    found = {LOG: checkpoint.file_checksum(folder / LOG)} if (folder / LOG).exists() else {}
     for name in (FIXED, START, ENDED, SUMS):
         if (folder / name).exists() and (proof := checkpoint.read_checksum(folder / name)) is not None:
             found[name] = proof

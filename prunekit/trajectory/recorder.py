@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -17,19 +17,23 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from prunekit import checkpoint
-from prunekit.errors import ArtifactError, PrunekitError
+from prunekit.errors import ArtifactError, Note, PrunekitError, UsageError
 from prunekit.trajectory import snapshot
-from prunekit.trajectory.bare import bare, bare_optimizers, named_tensors
-from prunekit.trajectory.describe import describe_optimizers, flat_second_moments, group_options, skipped
-from prunekit.trajectory.layout import Layout, fixed_state, path_dtype, refuse_meta
+from prunekit.trajectory.bare import bare, bare_optimizers, reshard
+from prunekit.trajectory.describe import describe_optimizers, group_options, skipped
+from prunekit.trajectory.gathered import as_bytes, as_text, gathered, told
+from prunekit.trajectory.layout import Layout, path_dtype, refuse_meta
 from prunekit.trajectory.loaders import Loaders, WatchedLoader
+from prunekit.trajectory.manifest import agree_on, ended, go_on_in, place_in, seal_before
 from prunekit.trajectory.members import Members
 from prunekit.trajectory.notes import Notes
-from prunekit.trajectory.position import position
-from prunekit.trajectory.proof import ENDED, FIXED, START, going_on, seal
-from prunekit.trajectory.store import NAMES
-from prunekit.trajectory.watch import Watch
-from prunekit.trajectory.writer import BackgroundWriter, no_room
+from prunekit.trajectory.parts import part_json, parts_of
+from prunekit.trajectory.position import positions
+from prunekit.trajectory.proof import ENDED, going_on
+from prunekit.trajectory.shards import Share
+from prunekit.trajectory.tape import Tape
+from prunekit.trajectory.together import Together
+from prunekit.trajectory.writer import no_room
 from prunekit.version import __version__
 
 SCHEMA = 1
@@ -51,6 +55,11 @@ class Recorder:
         second_moments: also keep Adam's ``v`` after each step, which data-wise scores and coupled decay need.
         scheduler: kept in the snapshots, for ``resume``; a list of several is one.
         snapshot_every: steps between two snapshots of what the next step depends on; 0 for none.
+        alone: this process trains by itself, though others of torch.distributed run beside it.
+
+    Where several processes train one model, each of them makes a Recorder, with the same arguments, and it is one recording:
+    under DDP the first process writes and the others only tell what they noted; of a model sharded by ``fully_shard`` each
+    writes its own rows (docs/loops.md, "Several processes").
 
     Iterate over :meth:`watch` of a DataLoader, or call :meth:`batch` with the indices of the samples that the coming step sees.
     States cost ``4 P`` bytes a step on disk (``8 P`` for float64 models), P the number of coordinates; second moments
@@ -59,7 +68,8 @@ class Recorder:
     become a piece of the path that is neither the gradients' nor the decay's, with a warning.
 
     Raises:
-        UsageError: an optimizer holds parameters that are not the model's, or trains one that was frozen when recording began.
+        UsageError: an optimizer holds parameters that are not the model's, or trains one that was frozen when recording began;
+            the processes do not record the same, or spread the model in another way than DDP and ``fully_shard``.
         ArtifactError: the folder already holds a trajectory, or the disk is full; the steps so far stay readable.
         NonFiniteError: a weight became NaN or Inf.
 
@@ -92,32 +102,52 @@ class Recorder:
         second_moments: bool = False,
         scheduler: Any = None,
         snapshot_every: int = 100,
+        alone: bool = False,
     ) -> None:
-        if every < 1:
-            raise PrunekitError(f"Recorder: every is {every}; it must be 1 or more")
-        self.folder, self.model, self.scheduler = Path(folder), bare(model), scheduler
-        self.optimizers = bare_optimizers(optimizer)
+        self._ranks = Together(alone)
+        self.folder, self.scheduler = Path(folder), scheduler
         self._called = model  # a wrapper is what the loop calls, and compiled code does not run hooks added later
         self.provenance = dict(provenance or {})
         self.every, self.kind, self.second_moments, self.snapshot_every = every, states, second_moments, snapshot_every
-        refuse_meta(self.model)
-        self.layout = Layout.of(self.model)
         self.steps = 0
         """Steps recorded so far; where a resumed loop goes on."""
         self.aside: dict[str, Any] = {}
         """A loop's own figures, JSON values: snapshots keep them, ``resume`` brings them back."""
-        self._notes = Notes([p for p in self.model.parameters() if p.requires_grad])
+        self._ranks.exchange(lambda: self._prepare(model, optimizer))
+        self._notes = Notes([p for p in self.model.parameters() if p.requires_grad], model)
+        self._notes.told = not self.first
+        self._loaders = Loaders(self._notes.watched, self._ranks.size)
         self._lines = 0
         self._resumed: dict[str, Any] | None = None
         self._snapshot: dict[str, Any] | None = None
-        self._kept_last = True
+        self._random_due: dict[str, str] = {}
+        self._tape: Tape | None = None
         self._averaged = self._warned = False
-        self._loaders = Loaders(self._notes.watched)
+
+    def _prepare(self, model: nn.Module, optimizer: Any) -> None:
+        if self.every < 1:
+            raise PrunekitError(f"Recorder: every is {self.every}; it must be 1 or more")
+        self.model, self.optimizers = bare(model), bare_optimizers(optimizer)
+        refuse_meta(self.model)
+        reshard(self.model)
+        self.layout = Layout.of(self.model, spread=True)
+        self._share = Share.of(self.model, self.layout, self._ranks.rank, self._ranks.size)
+        self._described = describe_optimizers(self.model, self.optimizers)
 
     @property
     def resumed(self) -> bool:
         """Whether it goes on with a recording that was cut off."""
         return self._resumed is not None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the first of the processes that record together: the one that talks."""
+        return self._ranks.rank == 0
+
+    @property
+    def processes(self) -> int:
+        """How many record together."""
+        return self._ranks.size
 
     # -- what a training loop calls ---------------------------------------------------------------------------
 
@@ -127,14 +157,15 @@ class Recorder:
         Args:
             indices: of the training samples, in the order of the batch.
             seed: what random augmentation was drawn from, if any, so that the batch can be made again.
-            weight: factor on this micro-batch's mean loss in the gradient; by default 1 / (micro-batches of the step).
+            weight: factor on this micro-batch's mean loss in the gradient, in this process; by default 1 / (micro-batches of the
+                step).
         """
         self._notes.batch(indices, seed, weight)
 
     def watch(self, loader: DataLoader[Any]) -> WatchedLoader:
         """The loader, to iterate over: the samples of each batch are noted for the coming step, as by ``batch``.
 
-        Any map-style data set, sampler and workers will do; of a DistributedSampler what every process sees is noted. The next
+        Any map-style data set, sampler and workers will do; each process watches its own loader. The next
         gradient must be of the batch that came out last; a batch without a gradient counts as skipped.
         """
         return self._loaders.watched(loader)
@@ -145,7 +176,8 @@ class Recorder:
 
     def gradient_scale(self, factor: float | Tensor) -> None:
         """Notes the factor that clipping put on the coming step's gradient: ``min(1, max_norm / (norm + 1e-6))``."""
-        self._notes.line["gradient_scale"] = float(factor)
+        whole = factor.full_tensor() if hasattr(factor, "full_tensor") else factor  # a norm over sharded gradients
+        self._notes.line["gradient_scale"] = float(whole)
 
     def skip(self) -> None:
         """Drops what was noted for a step that was not taken; harmless after one that was.
@@ -155,53 +187,36 @@ class Recorder:
         self._notes.drop()
 
     def average(self, state: Mapping[str, Tensor]) -> None:
-        """Adds averaged weights (EMA, SWA) as the path's last piece; call it after the last step.
+        """Adds averaged weights (EMA, SWA) as the path's last piece; call it after the last step, in every process.
 
         Args:
-            state: by parameter name; names that are missing keep their last value.
+            state: by parameter name; names that are missing keep their last value. Whole tensors, or sharded as the model's are.
         """
-        own = named_tensors(self.model)
-        with torch.no_grad():
-            row = self._writer.row()
-            self.layout.flatten({**own, **{k: v for k, v in state.items() if k in own}}, out=torch.from_numpy(row))
-        self._set(row, lambda buffer: self._watch.copy_to(buffer))
+        reshard(self.model)
+        if self._tape is not None:
+            self._tape.average(state)
+        self._lines += 1
         self._averaged = True
 
     @contextmanager
     def jump(self) -> Iterator[None]:
         """Around code that sets the model's weights between two steps (prunes them): one straight piece of the path that
 
-        is neither the gradients' nor the decay's. Nothing is added when nothing changes.
+        is neither the gradients' nor the decay's. Nothing is added when nothing changes. Every process goes through it.
         """
-        before = self._watch.copy_to(np.empty(self.layout.total, self._dtype))
+        tape = self._tape
+        before = None if tape is None else tape.present()
         yield
-        row = self._watch.copy_to(np.empty(self.layout.total, self._dtype))
-        if np.array_equal(before, row):
-            return
-        buffer = self._writer.row()
-        buffer[:] = row
-
-        def left(buffer: np.ndarray[Any, Any]) -> None:
-            buffer[:] = before
-
-        self._set(buffer, left)
-        self._watch.keep()
+        changed = tape is not None and before is not None and not np.array_equal(before, tape.present())
+        if any(self._ranks.exchange(lambda: changed)):
+            self._lines += 1
+            if tape is not None:
+                tape.set(left=before)
+                tape.watch.keep()
 
     def flush(self) -> None:
         """Waits until everything so far is on disk, where a ``Trajectory`` can read it while recording goes on."""
-        self._writer.flush()
-
-    def _set(self, row: np.ndarray[Any, Any], left: Callable[[np.ndarray[Any, Any]], object]) -> None:
-        """Queues ``row`` as a state that was set; ``left`` fills in the state before it, where that was not kept."""
-        line: dict[str, Any] = {"moved": False}
-        if not self._kept_last:
-            buffer = self._writer.row()
-            left(buffer)
-            self._writer.put(buffer, None)
-            line["before"] = True  # the state that the last step left lies before this one
-        self._kept_last = True
-        self._writer.put(row, line)
-        self._lines += 1
+        self._ranks.exchange(lambda: None if self._tape is None else self._tape.writer.flush())
 
     @classmethod
     def resume(
@@ -212,60 +227,91 @@ class Recorder:
         scheduler: Any = None,
         *,
         taken: int | None = None,
+        alone: bool = False,
     ) -> Recorder:
         """A recorder that goes on where the last snapshot of an interrupted recording was taken.
 
         Model, optimizer, scheduler and torch's random state are put back; ``steps`` says how many steps are done. Recorded
-        steps after the snapshot are dropped, to be taken again.
+        steps after the snapshot are dropped, to be taken again. The processes may be more or fewer than before, and shard the
+        model or not.
 
         Args:
             taken: the loop has put everything back itself, from a checkpoint after this many of its steps. The recording, also
                 one that was complete, goes on at the state that the model's weights equal; nothing is put back.
+            alone: as in ``Recorder``.
 
         Raises:
             ArtifactError: no trajectory or no snapshot there, it is complete, or it is another model's.
         """
-        header = going_on(Path(folder), complete=taken is not None)
-        Layout.from_json(header["layout"]).check(model)
+
+        def read() -> dict[str, Any]:
+            found = going_on(Path(folder), complete=taken is not None)
+            Layout.from_json(found["layout"]).check(model, spread=True)
+            return found
+
+        header = Together(alone).exchange(read)[0]
         recorder = cls(
             folder, model, optimizer, header["provenance"], every=header["every"], states=header["states"],
-            second_moments=header["second_moments"], scheduler=scheduler, snapshot_every=header["snapshot_every"],
+            second_moments=header["second_moments"], scheduler=scheduler, snapshot_every=header["snapshot_every"], alone=alone,
         )  # fmt: skip
         recorder._header = header
-        if taken is None:
-            recorder._resumed = snapshot.restore(recorder.folder, recorder.model, recorder.optimizers, scheduler)
-        else:
-            recorder._resumed = position(recorder.folder, recorder.model, taken)
+        recorder._resumed = recorder._put_back(taken)
         recorder.steps = int(recorder._resumed["step"])
         recorder.aside = recorder._resumed.get("aside", {})
         recorder._lines = int(recorder._resumed.get("lines", recorder.steps))
         return recorder
 
+    def _put_back(self, taken: int | None) -> dict[str, Any]:
+        ranks = self._ranks
+        if taken is not None:
+            own = ranks.exchange(lambda: positions(self.folder, self.model, taken, self._share) if self._share.writes else None)
+            common = [one for one in own[0] if all(other is None or one in other for other in own)]
+            if not common:
+                raise ArtifactError(
+                    f"{self.folder}: no recorded state up to step {taken} is the model's (every {self.every}. was kept); the "
+                    "checkpoint is another training's, or lies between kept states: save it at kept steps, or record into "
+                    "another folder"
+                )
+            return dict(common[0])
+
+        def restore() -> dict[str, Any]:
+            parts = parts_of(self.folder, self._header, self.layout)
+            paths = next((p for part in reversed(parts) if (p := snapshot.found_in(part.folders))), None)
+            if paths is None:
+                raise ArtifactError(
+                    f"{self.folder}: no snapshot there that all its processes have written; nothing to resume from"
+                )
+            return snapshot.restore(paths, self.model, self.optimizers, self.scheduler, ranks.rank)
+
+        return dict(ranks.exchange(restore)[0])
+
     # -- entering and leaving ----------------------------------------------------------------------------------
 
     def __enter__(self) -> Recorder:
-        if self._resumed is None and (self.folder / "trajectory.json").exists():
-            raise ArtifactError(f"{self.folder}: already holds a trajectory; choose another folder or remove it")
         self._started = time.perf_counter()
-        self._dtype = dtype = np.dtype(np.float64 if path_dtype(self.model) == torch.float64 else np.float32)
+        facts = self._ranks.exchange(self._facts)
+        agree_on(facts)
         replay = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in self.model.modules())
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if self._resumed is None:
-                self._begin(dtype, replay)
-            else:  # it is not complete any more, before anything of it is dropped
-                checkpoint.write_json(self.folder / "trajectory.json", self._header)
-                (self.folder / ENDED).unlink(missing_ok=True)
-            rows = self._resumed["rows"] if self._resumed else {}
-            streams = {"second_moments": self.second_moments, "random": replay}
-            self._watch = Watch(self.model, self.layout, self.folder / FIXED)
-            self._writer = BackgroundWriter(self.folder, self.layout, dtype, self.kind, streams, rows, self._lines)
-            if self._resumed is None:
-                self._writer.start_with(self._watch.copy_to(self._writer.row()))
-                checkpoint.write_json(self.folder / "trajectory.json", self._header)
-        except OSError as error:
-            raise no_room(self.folder, 0, error) from error
-        self._watch.keep()
+        spans = [one["spans"] for one in facts] if self._share.sharded else None
+        if self._resumed is None:
+            self._header: dict[str, Any] = {
+                "schema": SCHEMA, "kind": "trajectory", "complete": False, "layout": self.layout.to_json(),
+                "dtype": "F64" if path_dtype(self.model) == torch.float64 else "F32",
+                "states": self.kind, "every": self.every, "second_moments": self.second_moments, "random": replay,
+                "snapshot_every": self.snapshot_every, "optimizer": self._described,
+                "provenance": {"prunekit": __version__, "torch": torch.__version__, **self.provenance},
+                **({} if spans is None else {"parts": [part_json(spans, {}, 0)]}),
+            }  # fmt: skip
+            fresh = True
+        else:
+            fresh = go_on_in(self._header, spans, self._resumed, self.layout.total)
+            self._ranks.exchange(self._write_header)  # it is not complete any more, before anything of it is dropped
+        sealed = self._ranks.exchange(lambda: self._open(fresh, {"second_moments": self.second_moments, "random": replay}))
+        if fresh and self._resumed is not None:
+            before = {int(rank): files for one in sealed for rank, files in one.items()}
+            self._header["parts"][-2]["files"] = [before[rank] for rank in sorted(before)]
+        if fresh:
+            self._ranks.exchange(self._write_header)
         self._members = Members(self.model, self.layout, self.optimizers, self._header["optimizer"])
         self._hooks = [
             hook
@@ -277,63 +323,130 @@ class Recorder:
         self._notes.watch()
         if self.snapshot_every and self._resumed is None:
             self._take_snapshot()
-            self._write_snapshot()
+            self._write_snapshot(self._ranks.exchange(lambda: {"random": self._random_due}))
         return self
 
-    def _begin(self, dtype: np.dtype[Any], replay: bool) -> None:
-        fixed, _ = checkpoint.unique_state(fixed_state(self.model, self.layout))
-        checkpoint.write_tensors(self.folder / FIXED, fixed, {"kind": "fixed"})
-        start = snapshot.optimizer_tensors(self.model, self.optimizers)
-        checkpoint.write_tensors(self.folder / START, start, {"kind": "start"})
-        self._header: dict[str, Any] = {
-            "schema": SCHEMA, "kind": "trajectory", "complete": False, "layout": self.layout.to_json(), "dtype": NAMES[dtype],
-            "states": self.kind, "every": self.every, "second_moments": self.second_moments, "random": replay,
-            "snapshot_every": self.snapshot_every,
-            "optimizer": describe_optimizers(self.model, self.optimizers),
-            "provenance": {"prunekit": __version__, "torch": torch.__version__, **self.provenance},
-        }  # fmt: skip
+    def _facts(self) -> dict[str, Any]:
+        """What the processes must agree on; refuses a folder that holds a trajectory."""
+        if self._resumed is None and (self.folder / "trajectory.json").exists():
+            raise ArtifactError(f"{self.folder}: already holds a trajectory; choose another folder or remove it")
+        several = self._ranks.size > 1
+        own = {name: parameter for name, parameter in self.model.named_parameters() if several and not self._share.sharded}
+        options = {"every": self.every, "states": self.kind, "second_moments": self.second_moments}
+        return {
+            "folder": str(self.folder.absolute()),
+            "options": {**options, "snapshot_every": self.snapshot_every},
+            "layout": self.layout.to_json(),
+            "optimizer": self._described,
+            "spread": self._share.sharded,
+            "spans": self._share.spans,
+            "weights": checkpoint.tensor_checksum(own),
+        }
+
+    def _write_header(self) -> None:
+        if not self.first:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_json(self.folder / "trajectory.json", self._header)
+        except OSError as error:
+            raise no_room(self.folder, self.steps, error) from error
+
+    def _open(self, fresh: bool, streams: Mapping[str, bool]) -> dict[str, dict[str, str]]:
+        """Opens the files of this process; returns checksums of the part before, where a new one begins."""
+        if not self._share.writes:
+            return {}
+        rank, size, sealed = self._ranks.rank, self._ranks.size if self._share.sharded else 1, {}
+        place = place_in(self.folder, self._header, rank, self._resumed)
+        try:
+            if fresh and self._resumed is not None:
+                sealed = seal_before(self.folder, self._header, self.layout, rank, size)
+            self._tape = Tape(
+                self.model, self.optimizers, self._share, rank, place, self.kind,
+                {**streams, "random": streams["random"] and rank == 0}, fresh, self.steps,
+            )  # fmt: skip
+            if self._resumed is None:
+                self._tape.writer.start_with(self._tape.watch.copy_to(self._tape.writer.row()))
+            else:
+                (place.folder / ENDED).unlink(missing_ok=True)
+        except OSError as error:
+            raise no_room(self.folder, 0, error) from error
+        self._tape.watch.keep()
+        return sealed
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for hook in self._hooks:
             hook.remove()
         self._notes.close()
-        failure: PrunekitError | None = None
-        ended: dict[str, Tensor] = {}
-        try:
-            if kind is None:
-                self._watch.look_again()
-                self._watch.check_frozen()
-                ended = self._watch.end_of_fixed()
-                if not self._averaged and self._watch.moved(buffers=True):
-                    self._set(self._watch.copy_to(self._writer.row()), self._watch.copy_kept)
-            if not self._kept_last:
-                self._writer.put(self._watch.copy_kept(self._writer.row()), None)
-        except PrunekitError as problem:
-            failure = problem
-        written = self._writer.close()
-        if written is None:
+        ranks, tape, failure = self._ranks, self._tape, None
+        if kind is None:
             try:
-                if ended:
-                    checkpoint.write_tensors(self.folder / ENDED, ended, {"kind": "ended"})
-                cost = {"seconds": round(time.perf_counter() - self._started, 3)}
-                checkpoint.write_json(
-                    self.folder / "trajectory.json",
-                    {
-                        **self._header,
-                        "complete": kind is None and failure is None,
-                        "steps": self._writer.lines,
-                        "last_state": not self._kept_last,
-                        "hash": self._writer.finished.hash,
-                        "files": seal(self.folder, self._writer.finished),
-                        "cost": cost,
-                    },
-                )
-                if kind is None and failure is None:
-                    (self.folder / snapshot.NAME).unlink(missing_ok=True)
-            except OSError as problem:
-                written = no_room(self.folder, self.steps, problem)
-        if kind is None and (written or failure) is not None:
-            raise written or failure  # type: ignore[misc]
+                self._end_path()
+            except PrunekitError as problem:
+                failure = problem
+        if kind is None and failure is None:
+            found = ranks.exchange(lambda: self._close(self._ended))
+            ranks.exchange(lambda: self._write_end(found, True))
+            if tape is not None:
+                tape.remove_snapshots()
+            return
+        ranks.leave()  # the others are not kept waiting
+        try:
+            if tape is not None and not tape.kept_last:
+                tape.writer.put(tape.watch.copy_kept(tape.writer.row()), None)
+            closed = self._close({})
+            if not (self._share.sharded and ranks.size > 1):  # what the others have come to is not known
+                self._write_end([closed], False)
+        except PrunekitError as problem:
+            failure = failure or problem
+        if kind is None and failure is not None:
+            raise failure
+
+    def _end_path(self) -> None:
+        """Takes in what moved since the last step, and the state that it left.
+
+        Raises:
+            PrunekitError: what is recorded is not what the model is made of any more.
+        """
+        tape, whole = self._tape, self._ranks.size > 1 and not self._share.sharded
+
+        def look() -> dict[str, Any]:
+            reshard(self.model)
+            self._ended = {} if tape is None else tape.last()
+            moved = [] if tape is None or self._averaged else tape.watch.moved(buffers=True)
+            own = dict(self.model.named_parameters()) if whole else {}
+            return {"moved": moved, "weights": checkpoint.tensor_checksum(own)}
+
+        found = self._ranks.exchange(look)
+        if self.first and any(one["weights"] != found[0]["weights"] for one in found):
+            warnings.warn(
+                "Recorder: the processes have ended with different weights, and the recording is of process 0; are their "
+                "gradients averaged (DistributedDataParallel)?",
+                Note,
+                stacklevel=4,
+            )
+        if tape is not None and any(one["moved"] for one in found):
+            tape.set()
+        if tape is not None and not tape.kept_last:
+            tape.writer.put(tape.watch.copy_kept(tape.writer.row()), None)
+
+    def _close(self, ended: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        if self._tape is None:
+            return None
+        try:
+            closed = self._tape.close(ended)
+        except OSError as problem:
+            raise no_room(self.folder, self.steps, problem) from problem
+        if isinstance(closed, PrunekitError):
+            raise closed
+        return {**closed, "last_state": not self._tape.kept_last}
+
+    def _write_end(self, found: Sequence[Mapping[str, Any] | None], complete: bool) -> None:
+        if not self.first or found[0] is None:
+            return
+        cost = {"seconds": round(time.perf_counter() - self._started, 3)}
+        self._header = {**ended(self.folder, self._header, found, complete), "last_state": found[0]["last_state"], "cost": cost}
+        self._write_header()
 
     # -- hooks -------------------------------------------------------------------------------------------------
 
@@ -342,58 +455,107 @@ class Recorder:
             self._notes.random.append(torch.get_rng_state())
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if self._members.changed:
-            self._members.add_groups()
-            checkpoint.write_json(self.folder / "trajectory.json", self._header)
-        self._watch.check_step(optimizer)
-        if moved := self._watch.moved():
-            self._set(self._watch.copy_to(self._writer.row()), self._watch.copy_kept)
-            if not self._warned:
+        number = next(i for i, one in enumerate(self.optimizers) if one is optimizer)
+        found = self._ranks.exchange(lambda: self._told(optimizer, number))
+        if self._ranks.size > 1:
+            self._take_in(found)
+        if moved := sorted({name for one in found for name in one["moved"]}):
+            if self._tape is not None:
+                self._tape.set()
+            self._lines += 1
+            if not self._warned and self.first:
                 named = ", ".join(moved[:3]) + (" and others" if len(moved) > 3 else "")
                 warnings.warn(
                     f"Recorder: {named} moved between two steps; the path has this as weights that were set, by no sample. If "
                     "another optimizer trains them, record both: Recorder(folder, model, [first, second])",
                     stacklevel=2,
                 )
-                self._warned = True
+            self._warned = True
+        if self._share.sharded and self._tape is not None:
+            self._tape.drop_snapshots(min(one["newest"] for one in found))
         if self._snapshot is not None:
-            self._write_snapshot()
+            self._write_snapshot(found)
+        self._random_due = {}
+        self._noted = len(self._notes.line.get("batches", ()))
+
+    def _told(self, optimizer: torch.optim.Optimizer, number: int) -> dict[str, Any]:
+        """What this process has to say before a step of ``optimizer``."""
+        if self._tape is not None:
+            if self._members.changed:
+                self._members.add_groups()
+                self._write_header()
+            self._tape.watch.check_step(optimizer)
+        if getattr(getattr(self._called, "_join_config", None), "enable", False):
+            raise UsageError(
+                "Recorder: DistributedDataParallel.join lets processes end at different steps, which no recording can follow; "
+                "give each the same number of batches (a DistributedSampler pads them, drop_last=True cuts them)"
+            )
+        several = self._ranks.size > 1
+        return {
+            "optimizer": number,
+            "skipped": skipped(optimizer),
+            "notes": told(self._notes.line, self._notes.random) if several else None,
+            "moved": [] if self._tape is None else self._tape.watch.moved(),
+            "newest": self._tape.snapshots[-1] if self._tape is not None and self._tape.snapshots else -1,
+            "random": self._random_due,
+        }
+
+    def _take_in(self, found: Sequence[Mapping[str, Any]]) -> None:
+        """Notes of all processes become this step's."""
+        for key, what in (("optimizer", "step optimizers in another order"), ("skipped", "skip other steps")):
+            if any(one[key] != found[0][key] for one in found):
+                raise UsageError(f"Recorder: processes {what} than process 0; all of them must take the same steps")
+        line, random, unknown = gathered([one["notes"] for one in found])
+        kept = {key: value for key, value in self._notes.line.items() if key not in ("batches", "seeds", "weights")}
+        self._notes.line, self._notes.random = {**kept, **line}, random
+        if unknown and self.first and not self._notes.told:
+            warnings.warn(
+                f"Recorder: which samples this step sees is not known ({unknown}); call recorder.batch(indices) or iterate over "
+                "recorder.watch(loader) in every process. Explanations by training samples and replaying will not work",
+                Note,
+                stacklevel=4,
+            )
+            self._notes.told = True
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         number = next(i for i, one in enumerate(self.optimizers) if one is optimizer)
+        if self._ranks.size > 1 and len(self._notes.line.get("batches", ())) != self._noted:
+            raise UsageError("Recorder: batch() was called inside the step; where several processes train, call it before")
         line, random, behind = self._notes.of_step(number, self._lines)
         if skipped(optimizer):
             return
-        line["groups"] = [
-            {k: v for k, v in group_options(group).items() if k == "lr" or start.get(k) != v}
-            for group, start in zip(optimizer.param_groups, self._members.groups[number], strict=True)
-        ]
-        if missing := [name for name, parameter in self._members.stepped[number] if parameter.grad is None]:
-            line["without_gradient"] = missing
-        line |= {"optimizer": number} if len(self.optimizers) > 1 else {}
-        line |= {"behind": behind} if behind else {}
         self.steps += 1
-        self._kept_last = self.steps % self.every == 0
-        if not self._kept_last:
-            line["state"] = False
-        row = self._watch.copy_to(self._writer.row()) if self._kept_last else None
-        self._watch.keep()
-        moments = self._writer.row() if self.second_moments else None
-        if moments is not None:
-            flat_second_moments(self.model, optimizer, self.layout.parameters, torch.from_numpy(moments))
-        if random:
-            line["random"] = len(random)
-        self._writer.put(row, line, moments, [r.numpy() for r in random])
+        if self._tape is not None:
+            line["groups"] = [
+                {k: v for k, v in group_options(group).items() if k == "lr" or start.get(k) != v}
+                for group, start in zip(optimizer.param_groups, self._members.groups[number], strict=True)
+            ]
+            if missing := [name for name, parameter in self._members.stepped[number] if parameter.grad is None]:
+                line["without_gradient"] = missing
+            line |= {"optimizer": number} if len(self.optimizers) > 1 else {}
+            line |= {"behind": behind} if behind else {}
+            keep = self.steps % self.every == 0
+            line |= {} if keep else {"state": False}
+            line |= {"random": len(random)} if random else {}
+            self._tape.step(optimizer, line if self.first else {}, random if self.first else [], keep)
         self._lines += 1
         if self.snapshot_every and self.steps % self.snapshot_every == 0:
             self._take_snapshot()
 
     def _take_snapshot(self) -> None:
-        self._snapshot = snapshot.take(self.steps, self._lines, self.model, self.optimizers, self._writer.queued)
+        tape, model = self._tape, self.model
+        if tape is not None:
+            self._snapshot = snapshot.take(self.steps, self._lines, model, self.optimizers, tape.rows, self._ranks.rank)
+        else:
+            self._random_due = {name: as_text(state) for name, state in snapshot.random_states(model).items()}
 
-    def _write_snapshot(self) -> None:
-        assert self._snapshot is not None
+    def _write_snapshot(self, found: Sequence[Mapping[str, Any]]) -> None:
+        """Writes what was taken; ``found``: the processes that write nothing have told their random states."""
+        if self._snapshot is None or self._tape is None:
+            return
         snapshot.add_schedule(self._snapshot, self.optimizers, self.scheduler)
         self._snapshot["header"]["aside"] = json.loads(json.dumps(self.aside))  # as it is now, not when it is written
-        self._writer.put_snapshot(self._snapshot)
+        for rank, one in enumerate(found):
+            self._snapshot["tensors"] |= {f"{name}|{rank}": as_bytes(text) for name, text in one["random"].items()}
+        self._tape.put_snapshot(self._snapshot)
         self._snapshot = None

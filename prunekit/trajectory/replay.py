@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,8 @@ def replay(
     if len(optimizers) != max(1, len(optimizer_parts(trajectory.header["optimizer"]))):
         raise UsageError(f"{trajectory.folder}: was trained by another number of optimizers than {len(optimizers)}")
     model.train()
-    with Recorder(folder, model, optimizers, trajectory.provenance, second_moments=second_moments, snapshot_every=0) as recorder:
+    options: dict[str, Any] = {"second_moments": second_moments, "snapshot_every": 0, "alone": True}
+    with Recorder(folder, model, optimizers, trajectory.provenance, **options) as recorder:
         for index in range(len(trajectory)):
             _step(trajectory, index, model, optimizers, batch, loss, recorder)
             if index + 1 in trajectory.kept:

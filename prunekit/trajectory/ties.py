@@ -37,7 +37,8 @@ def overlaps(named: Mapping[str, Tensor]) -> list[tuple[str, str, str]]:
     """
     stored: dict[tuple[torch.device, int], list[str]] = {}
     for name, tensor in named.items():
-        if tensor.layout == torch.strided and not tensor.is_meta and not _lazy(tensor) and tensor.numel():
+        own = tensor.layout == torch.strided and not tensor.is_meta and not _lazy(tensor) and not hasattr(tensor, "full_tensor")
+        if own and tensor.numel():  # rows that are spread over processes have memory of their own
             stored.setdefault((tensor.device, tensor.untyped_storage().data_ptr()), []).append(name)
     return [
         (first, second, how)

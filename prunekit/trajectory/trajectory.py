@@ -6,10 +6,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,10 +20,10 @@ from prunekit.errors import ArtifactError, NonFiniteError, UsageError
 from prunekit.trajectory.bare import bare
 from prunekit.trajectory.copies import copied
 from prunekit.trajectory.layout import Layout, refuse_meta
+from prunekit.trajectory.parts import JoinedRows, joined_tensors, open_rows, open_states, parts_of, random_parts
 from prunekit.trajectory.proof import ENDED, FIXED, LOG, START, Proof
 from prunekit.trajectory.rules import Recursion, Rules, StepLog, optimizer_parts, start_counts, survival
-from prunekit.trajectory.states import READERS
-from prunekit.trajectory.store import DTYPES, RowReader, joint_hash
+from prunekit.trajectory.store import DTYPES, joint_hash
 
 SCHEMA = 1
 
@@ -87,7 +89,8 @@ class Trajectory:
         self.layout = Layout.from_json(header["layout"])
         self.complete: bool = header["complete"]
         self._proof = Proof(self.folder, header.get("files"))
-        log, kept = self._read_log()
+        self._parts = parts_of(self.folder, header, self.layout)
+        log, kept = self._read_log(None if self.complete else self._parts[-1].lines_written())
         if self.complete and len(log) != header["steps"]:
             path = self.folder / LOG
             raise ArtifactError(f"{path}: truncated ({len(log)} steps, {header['steps']} recorded)")
@@ -95,13 +98,13 @@ class Trajectory:
             kept[-1] = True
         self._rows = [0, *(index + 1 for index, is_kept in enumerate(kept) if is_kept)]
         self._log = log[: self._rows[-1]]  # steps after the last state that was kept cannot be reached
-        dtype = DTYPES[header["dtype"]]
-        self._states = READERS[header["states"]](self.folder, self.layout.total, dtype, len(self._rows), self._proof.sums)
-        self._moments: RowReader | None = None
+        dtype, total = DTYPES[header["dtype"]], self.layout.total
+        self._states = open_states(self._parts, header["states"], len(self._rows), total, dtype)
+        self._moments: JoinedRows | None = None
         if header["second_moments"]:
             taken = sum(step.moved for step in self._log)
-            self._moments = RowReader(self.folder, "second_moments", self.layout.total, header["dtype"], taken, self._proof.sums)
-        start = self._proof.tensors(START) if header["optimizer"] else {}
+            self._moments = open_rows(self._parts, "second_moments", taken, total, dtype)
+        start = joined_tensors(self._parts[0], START) if header["optimizer"] else {}
         self.start_optimizer = start
         counts = start_counts(header["optimizer"], self.start_states, self._rules)
         self.recursion = Recursion(self.layout, header["optimizer"], self._log, self._moments is not None, counts, self._rules)
@@ -194,7 +197,7 @@ class Trajectory:
             ArtifactError: they differ: something was changed after it was recorded.
         """
         _ = self.fixed
-        if self._proof.sums is not None:
+        if "files" in self.header:
             streams = [self._states, self._moments, self._random if self.header["random"] else None]
             for stream in streams:
                 if stream is not None:
@@ -213,11 +216,13 @@ class Trajectory:
     @cached_property
     def fixed(self) -> dict[str, Tensor]:
         """What the model needs beside the path: frozen parameters, integer buffers, as they are at its end."""
-        return {**self._start_fixed, **(self._proof.tensors(ENDED) if self.complete and self._proof.has(ENDED) else {})}
+        last = self._parts[-1]
+        start = self._start_fixed if len(self._parts) == 1 else joined_tensors(last, FIXED)
+        return {**start, **(joined_tensors(last, ENDED, optional=True) if self.complete else {})}
 
     @cached_property
     def _start_fixed(self) -> dict[str, Tensor]:
-        return self._proof.tensors(FIXED)
+        return joined_tensors(self._parts[0], FIXED)
 
     @property
     def rule_note(self) -> str:
@@ -273,9 +278,9 @@ class Trajectory:
         return sum(self._forwards[:step])
 
     @cached_property
-    def _random(self) -> RowReader:
+    def _random(self) -> JoinedRows:
         width = torch.get_rng_state().numel()
-        return RowReader(self.folder, "random", width, "U8", sum(self._forwards), self._proof.sums)
+        return open_rows(random_parts(self._parts, width), "random", sum(self._forwards), width, np.dtype(np.uint8))
 
     def model_state(self, index: int = -1) -> dict[str, Tensor]:
         """State ``index`` by name, with the fixed part: enough for ``load_state_dict`` up to tied names."""
@@ -343,7 +348,7 @@ class Trajectory:
             scaled[self.recursion.spans[name]] *= weight
         return scaled
 
-    def _read_log(self) -> tuple[list[StepLog], list[bool]]:
+    def _read_log(self, whole: int | None) -> tuple[list[StepLog], list[bool]]:
         path = self.folder / LOG
         defaults = [
             [{k: v for k, v in group.items() if k != "parameters"} for group in part["groups"]]
@@ -352,7 +357,9 @@ class Trajectory:
         steps: list[StepLog] = []
         kept: list[bool] = []
         self._forwards: list[int] = []
-        for number, line in enumerate(self._proof.log()):  # a line cut off by a crash has no newline: not a whole step
+        for number, line in enumerate(
+            islice(self._proof.log(), whole)
+        ):  # a line cut off by a crash has no newline: not a whole step
             try:
                 facts = json.loads(line)
                 steps.append(_step(facts, defaults))

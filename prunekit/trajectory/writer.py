@@ -18,9 +18,7 @@ from torch import nn
 
 from prunekit import durable
 from prunekit.errors import ArtifactError, NonFiniteError, PrunekitError
-from prunekit.trajectory import snapshot
 from prunekit.trajectory.layout import Layout, path_dtype
-from prunekit.trajectory.proof import LOG
 from prunekit.trajectory.states import BASE_EVERY, WRITERS
 from prunekit.trajectory.store import Finished, RowWriter, joined
 
@@ -32,22 +30,26 @@ class BackgroundWriter:
     """Takes rows from the training thread and gives their buffers back once they are on disk.
 
     Args:
+        folder: of the rows; ``log``: the step log that it adds to.
         streams: which further rows a step brings (``second_moments``, ``random``).
         rows: rows by stream that are there already (a resumed recording); ``lines``: log lines that are.
+        before: steps that lie in earlier parts, and in another log.
     """
 
     def __init__(
         self,
         folder: Path,
+        log: Path,
         layout: Layout,
         dtype: np.dtype[Any],
         kind: str,
         streams: Mapping[str, bool],
         rows: Mapping[str, int],
         lines: int,
+        before: int = 0,
     ) -> None:
-        self.folder, self.layout = folder, layout
-        self.lines = lines
+        self.folder, self.layout, self._log_path = folder, layout, log
+        self.lines = before + lines
         self.finished = Finished("", {})
         self._counts = {name: rows.get(name, 0) for name in ("states", "second_moments", "random")}
         self._states = WRITERS[kind](folder, layout.total, dtype, rows=self._counts["states"])
@@ -58,7 +60,7 @@ class BackgroundWriter:
         if streams["random"]:
             size = torch.get_rng_state().numel()
             self._extra["random"] = RowWriter(folder, "random", size, np.dtype(np.uint8), rows=self._counts["random"])
-        self._log = _open_log(folder / LOG, lines)
+        self._log = _open_log(log, lines)
         self._failure: PrunekitError | None = None
         self._free: queue.SimpleQueue[Row] = queue.SimpleQueue()
         for _ in range(BUFFERS):
@@ -105,7 +107,7 @@ class BackgroundWriter:
                 for state in random:
                     self._extra["random"].append(state)
                 if line is not None:
-                    durable.on_operation("write", self.folder / LOG)
+                    durable.on_operation("write", self._log_path)
                     self._log.write(json.dumps(line) + "\n")  # the line makes the step whole: it comes last
                     self._log.flush()
                     self.lines += 1
@@ -121,9 +123,9 @@ class BackgroundWriter:
         """Rows by stream, those still to be written included."""
         return dict(self._counts)
 
-    def put_snapshot(self, taken: dict[str, Any]) -> None:
-        """Queues a snapshot; the rows that it counts are queued before it, so they are there when it is."""
-        self._pending.put(lambda: snapshot.write(self.folder, taken))
+    def put_snapshot(self, write: Callable[[], None]) -> None:
+        """Queues the writing of a snapshot; the rows that it counts are queued before it, so they are there when it is."""
+        self._pending.put(write)
 
     def flush(self) -> None:
         """Waits until what is queued is written; raises what went wrong, if anything did."""

@@ -183,9 +183,12 @@ def _versions(trajectory: Trajectory) -> dict[str, Any]:
 def _link(trajectory: Trajectory, place: Path) -> None:
     """Puts the recording's files into a new folder, trajectory.json left out."""
     place.mkdir()
-    files = [path for path in trajectory.folder.iterdir() if path.suffix == ".safetensors" and path.name != snapshot.NAME]
-    for path in [*files, trajectory.folder / LOG]:
+    parts = [*trajectory.folder.glob("*.*"), *trajectory.folder.glob("part-*/rank-*/*")]  # the latter where several processes wrote
+    files = [path for path in parts if path.suffix == ".safetensors" and not path.name.startswith("snapshot")]
+    for path in [*files, *(path for path in parts if path.name == LOG)]:
+        new = place / path.relative_to(trajectory.folder)
+        new.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(path.resolve(), place / path.name)
+            os.link(path.resolve(), new)
         except OSError:  # another file system, or one without links
-            shutil.copyfile(path, place / path.name)
+            shutil.copyfile(path, new)

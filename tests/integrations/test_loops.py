@@ -231,7 +231,7 @@ def test_steps_that_a_gradscaler_skips_are_no_steps(tmp_path: Path) -> None:
     for step in range(4):
         optimizer.zero_grad()
         samples = list(range(4 * step, 4 * step + 4))
-        recording.batch([samples])
+        recording.batch(samples)
         loss = F.cross_entropy(model(data.x[samples]), data.y[samples])
         scaler.scale(loss * (float("inf") if step == 1 else 1)).backward()
         scaler.unscale_(optimizer)
