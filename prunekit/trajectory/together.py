@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from prunekit import ranks
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 
 MEETING = timedelta(minutes=5)
@@ -33,6 +34,7 @@ class Together:
 
     def __init__(self, alone: bool) -> None:
         found = sys.modules.get("torch.distributed")
+        alone = alone or ranks.size() > 1  # ranks of one verb all do the same, and the first one's files are kept
         group: Any = found if not alone and found is not None and found.is_available() and found.is_initialized() else None
         self.rank: int = group.get_rank() if group else 0
         self.size: int = group.get_world_size() if group else 1

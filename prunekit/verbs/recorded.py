@@ -17,7 +17,7 @@ from prunekit.errors import ArtifactError, UsageError
 from prunekit.recipe import Optimizer, RateSchedule, Recipe, Record
 from prunekit.reusing import reusable
 from prunekit.structure import prunable_parameters
-from prunekit.trajectory import Trajectory, load_into, snapshot
+from prunekit.trajectory import Trajectory, load_into
 from prunekit.trajectory.layout import refuse_meta
 from prunekit.trajectory.proof import LOG
 from prunekit.verbs.checks import settled, told_on_itself, try_once, with_task
@@ -183,7 +183,7 @@ def _versions(trajectory: Trajectory) -> dict[str, Any]:
 def _link(trajectory: Trajectory, place: Path) -> None:
     """Puts the recording's files into a new folder, trajectory.json left out."""
     place.mkdir()
-    parts = [*trajectory.folder.glob("*.*"), *trajectory.folder.glob("part-*/rank-*/*")]  # the latter where several processes wrote
+    parts = [*trajectory.folder.glob("*.*"), *trajectory.folder.glob("part-*/rank-*/*")]  # the latter of several processes
     files = [path for path in parts if path.suffix == ".safetensors" and not path.name.startswith("snapshot")]
     for path in [*files, *(path for path in parts if path.name == LOG)]:
         new = place / path.relative_to(trajectory.folder)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunekit import ArtifactError, Recorder, Trajectory, checkpoint, score
+from prunekit import ArtifactError, Recorder, Run, Trajectory, checkpoint, score
 from prunekit.kernel import ModelFunction, attribute, data_scores
 from prunekit.trajectory import replay
 from tests.trajectory import several
@@ -256,6 +256,13 @@ def test_one_process_goes_on_with_what_several_left(where: str, two: Path, three
     part.write_bytes(part.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(ArtifactError, match="changed after it was recorded"):
         Trajectory(tmp_path / "t").verify()
+
+
+def test_a_run_is_made_around_a_recording_of_several(two: Path, tmp_path: Path) -> None:
+    run = Run.from_recording(tmp_path / "run", two / "fsdp", model=narrow)
+    run.trajectory.verify()
+    assert run.trajectory.folder != two / "fsdp"
+    assert torch.equal(run.trajectory.state(-1), saved(two / "fsdp.pt")["states"][-1])
 
 
 def test_parts_that_do_not_add_up_are_refused(two: Path, tmp_path: Path) -> None:
