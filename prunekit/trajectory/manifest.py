@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from prunekit import checkpoint
 from prunekit.errors import UsageError
 from prunekit.trajectory.layout import Layout
 from prunekit.trajectory.parts import STREAMS, part_json, parts_of, rank_folder, trimmed
 from prunekit.trajectory.proof import LOG, seal
+from prunekit.trajectory.shards import Share
 from prunekit.trajectory.store import DTYPES, joint_hash
 from prunekit.trajectory.tape import Place
 
@@ -25,6 +28,22 @@ AGREEMENT = {
     f"DistributedDataParallel, or build it from one seed ({ALONE})",
 }
 """By fact, what is wrong where a process has another one."""
+
+
+def facts_of(
+    folder: Path, model: nn.Module, share: Share, optimizer: Mapping[str, Any], options: Mapping[str, Any], size: int
+) -> dict[str, Any]:
+    """What one of ``size`` processes is about to record, for ``agree_on``."""
+    own = {name: parameter for name, parameter in model.named_parameters() if size > 1 and not share.sharded}
+    return {
+        "folder": str(folder.absolute()),
+        "options": dict(options),
+        "layout": share.whole.to_json(),
+        "optimizer": dict(optimizer),
+        "spread": share.sharded,
+        "spans": share.spans,
+        "weights": checkpoint.tensor_checksum(own),
+    }
 
 
 def agree_on(facts: Sequence[Mapping[str, Any]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,17 +17,16 @@ from torch.utils.data import DataLoader
 
 from prunekit import checkpoint
 from prunekit.errors import ArtifactError, Note, PrunekitError, UsageError
-from prunekit.trajectory import snapshot
 from prunekit.trajectory.bare import bare, bare_optimizers, reshard
-from prunekit.trajectory.describe import describe_optimizers, group_options, skipped
-from prunekit.trajectory.gathered import as_bytes, as_text, gathered, told
+from prunekit.trajectory.course import Course, Options
+from prunekit.trajectory.describe import describe_optimizers
 from prunekit.trajectory.layout import Layout, path_dtype, refuse_meta
 from prunekit.trajectory.loaders import Loaders, WatchedLoader
-from prunekit.trajectory.manifest import agree_on, ended, go_on_in, place_in, seal_before
+from prunekit.trajectory.manifest import agree_on, ended, facts_of, go_on_in, place_in, seal_before
 from prunekit.trajectory.members import Members
 from prunekit.trajectory.notes import Notes
-from prunekit.trajectory.parts import part_json, parts_of
-from prunekit.trajectory.position import positions
+from prunekit.trajectory.parts import part_json
+from prunekit.trajectory.position import position, restored
 from prunekit.trajectory.proof import ENDED, going_on
 from prunekit.trajectory.shards import Share
 from prunekit.trajectory.tape import Tape
@@ -109,20 +107,17 @@ class Recorder:
         self._called = model  # a wrapper is what the loop calls, and compiled code does not run hooks added later
         self.provenance = dict(provenance or {})
         self.every, self.kind, self.second_moments, self.snapshot_every = every, states, second_moments, snapshot_every
-        self.steps = 0
-        """Steps recorded so far; where a resumed loop goes on."""
+        self._steps = 0
+        self._course: Course | None = None
         self.aside: dict[str, Any] = {}
         """A loop's own figures, JSON values: snapshots keep them, ``resume`` brings them back."""
         self._ranks.exchange(lambda: self._prepare(model, optimizer))
         self._notes = Notes([p for p in self.model.parameters() if p.requires_grad], model)
         self._notes.told = not self.first
         self._loaders = Loaders(self._notes.watched, self._ranks.size)
-        self._lines = 0
         self._resumed: dict[str, Any] | None = None
-        self._snapshot: dict[str, Any] | None = None
-        self._random_due: dict[str, str] = {}
         self._tape: Tape | None = None
-        self._averaged = self._warned = False
+        self._averaged = False
 
     def _prepare(self, model: nn.Module, optimizer: Any) -> None:
         if self.every < 1:
@@ -135,6 +130,11 @@ class Recorder:
         self._described = describe_optimizers(self.model, self.optimizers)
 
     @property
+    def steps(self) -> int:
+        """Steps recorded so far; where a resumed loop goes on."""
+        return self._steps if self._course is None else self._course.steps
+
+    @property
     def resumed(self) -> bool:
         """Whether it goes on with a recording that was cut off."""
         return self._resumed is not None
@@ -142,7 +142,7 @@ class Recorder:
     @property
     def first(self) -> bool:
         """Whether this is the first of the processes that record together: the one that talks."""
-        return self._ranks.rank == 0
+        return self._ranks.first
 
     @property
     def processes(self) -> int:
@@ -195,7 +195,7 @@ class Recorder:
         reshard(self.model)
         if self._tape is not None:
             self._tape.average(state)
-        self._lines += 1
+        self._following.lines += 1
         self._averaged = True
 
     @contextmanager
@@ -209,7 +209,7 @@ class Recorder:
         yield
         changed = tape is not None and before is not None and not np.array_equal(before, tape.present())
         if any(self._ranks.exchange(lambda: changed)):
-            self._lines += 1
+            self._following.lines += 1
             if tape is not None:
                 tape.set(left=before)
                 tape.watch.keep()
@@ -255,35 +255,15 @@ class Recorder:
             second_moments=header["second_moments"], scheduler=scheduler, snapshot_every=header["snapshot_every"], alone=alone,
         )  # fmt: skip
         recorder._header = header
-        recorder._resumed = recorder._put_back(taken)
-        recorder.steps = int(recorder._resumed["step"])
+        held = (recorder.folder, recorder.model, recorder._share, recorder._ranks)
+        if taken is None:
+            recorder._resumed = restored(*held, header, recorder.optimizers, scheduler)
+        else:
+            recorder._resumed = position(*held, taken)
+        recorder._resumed.setdefault("lines", recorder._resumed["step"])
+        recorder._steps = int(recorder._resumed["step"])
         recorder.aside = recorder._resumed.get("aside", {})
-        recorder._lines = int(recorder._resumed.get("lines", recorder.steps))
         return recorder
-
-    def _put_back(self, taken: int | None) -> dict[str, Any]:
-        ranks = self._ranks
-        if taken is not None:
-            own = ranks.exchange(lambda: positions(self.folder, self.model, taken, self._share) if self._share.writes else None)
-            common = [one for one in own[0] if all(other is None or one in other for other in own)]
-            if not common:
-                raise ArtifactError(
-                    f"{self.folder}: no recorded state up to step {taken} is the model's (every {self.every}. was kept); the "
-                    "checkpoint is another training's, or lies between kept states: save it at kept steps, or record into "
-                    "another folder"
-                )
-            return dict(common[0])
-
-        def restore() -> dict[str, Any]:
-            parts = parts_of(self.folder, self._header, self.layout)
-            paths = next((p for part in reversed(parts) if (p := snapshot.found_in(part.folders))), None)
-            if paths is None:
-                raise ArtifactError(
-                    f"{self.folder}: no snapshot there that all its processes have written; nothing to resume from"
-                )
-            return snapshot.restore(paths, self.model, self.optimizers, self.scheduler, ranks.rank)
-
-        return dict(ranks.exchange(restore)[0])
 
     # -- entering and leaving ----------------------------------------------------------------------------------
 
@@ -312,36 +292,28 @@ class Recorder:
             self._header["parts"][-2]["files"] = [before[rank] for rank in sorted(before)]
         if fresh:
             self._ranks.exchange(self._write_header)
-        self._members = Members(self.model, self.layout, self.optimizers, self._header["optimizer"])
-        self._hooks = [
-            hook
-            for one in self.optimizers
-            for hook in (one.register_step_pre_hook(self._before_step), one.register_step_post_hook(self._after_step))
-        ]
-        if replay:
-            self._hooks.append(self._called.register_forward_pre_hook(self._before_forward))
-        self._notes.watch()
-        if self.snapshot_every and self._resumed is None:
-            self._take_snapshot()
-            self._write_snapshot(self._ranks.exchange(lambda: {"random": self._random_due}))
+        members = Members(self.model, self.layout, self.optimizers, self._header["optimizer"])
+        options = Options(self.every, self.snapshot_every, self.scheduler, lambda: self.aside)
+        self._course = Course(
+            self._ranks, self._share, self._called, self.model, self.optimizers, self._notes, members, self._tape, options,
+            self._write_header,
+        )  # fmt: skip
+        lines = 0 if self._resumed is None else int(self._resumed["lines"])
+        self._course.follow(self._steps, lines, replay, self._resumed is None)
         return self
 
     def _facts(self) -> dict[str, Any]:
-        """What the processes must agree on; refuses a folder that holds a trajectory."""
         if self._resumed is None and (self.folder / "trajectory.json").exists():
             raise ArtifactError(f"{self.folder}: already holds a trajectory; choose another folder or remove it")
-        several = self._ranks.size > 1
-        own = {name: parameter for name, parameter in self.model.named_parameters() if several and not self._share.sharded}
         options = {"every": self.every, "states": self.kind, "second_moments": self.second_moments}
-        return {
-            "folder": str(self.folder.absolute()),
-            "options": {**options, "snapshot_every": self.snapshot_every},
-            "layout": self.layout.to_json(),
-            "optimizer": self._described,
-            "spread": self._share.sharded,
-            "spans": self._share.spans,
-            "weights": checkpoint.tensor_checksum(own),
-        }
+        options["snapshot_every"] = self.snapshot_every
+        return facts_of(self.folder, self.model, self._share, self._described, options, self._ranks.size)
+
+    @property
+    def _following(self) -> Course:
+        if self._course is None:
+            raise UsageError("Recorder: recording has not begun; call this inside its with block")
+        return self._course
 
     def _write_header(self) -> None:
         if not self.first:
@@ -375,9 +347,7 @@ class Recorder:
         return sealed
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._notes.close()
+        self._following.close()
         ranks, tape, failure = self._ranks, self._tape, None
         if kind is None:
             try:
@@ -447,115 +417,3 @@ class Recorder:
         cost = {"seconds": round(time.perf_counter() - self._started, 3)}
         self._header = {**ended(self.folder, self._header, found, complete), "last_state": found[0]["last_state"], "cost": cost}
         self._write_header()
-
-    # -- hooks -------------------------------------------------------------------------------------------------
-
-    def _before_forward(self, model: nn.Module, inputs: Any) -> None:
-        if model.training and torch.is_grad_enabled():
-            self._notes.random.append(torch.get_rng_state())
-
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        number = next(i for i, one in enumerate(self.optimizers) if one is optimizer)
-        found = self._ranks.exchange(lambda: self._told(optimizer, number))
-        if self._ranks.size > 1:
-            self._take_in(found)
-        if moved := sorted({name for one in found for name in one["moved"]}):
-            if self._tape is not None:
-                self._tape.set()
-            self._lines += 1
-            if not self._warned and self.first:
-                named = ", ".join(moved[:3]) + (" and others" if len(moved) > 3 else "")
-                warnings.warn(
-                    f"Recorder: {named} moved between two steps; the path has this as weights that were set, by no sample. If "
-                    "another optimizer trains them, record both: Recorder(folder, model, [first, second])",
-                    stacklevel=2,
-                )
-            self._warned = True
-        if self._share.sharded and self._tape is not None:
-            self._tape.drop_snapshots(min(one["newest"] for one in found))
-        if self._snapshot is not None:
-            self._write_snapshot(found)
-        self._random_due = {}
-        self._noted = len(self._notes.line.get("batches", ()))
-
-    def _told(self, optimizer: torch.optim.Optimizer, number: int) -> dict[str, Any]:
-        """What this process has to say before a step of ``optimizer``."""
-        if self._tape is not None:
-            if self._members.changed:
-                self._members.add_groups()
-                self._write_header()
-            self._tape.watch.check_step(optimizer)
-        if getattr(getattr(self._called, "_join_config", None), "enable", False):
-            raise UsageError(
-                "Recorder: DistributedDataParallel.join lets processes end at different steps, which no recording can follow; "
-                "give each the same number of batches (a DistributedSampler pads them, drop_last=True cuts them)"
-            )
-        several = self._ranks.size > 1
-        return {
-            "optimizer": number,
-            "skipped": skipped(optimizer),
-            "notes": told(self._notes.line, self._notes.random) if several else None,
-            "moved": [] if self._tape is None else self._tape.watch.moved(),
-            "newest": self._tape.snapshots[-1] if self._tape is not None and self._tape.snapshots else -1,
-            "random": self._random_due,
-        }
-
-    def _take_in(self, found: Sequence[Mapping[str, Any]]) -> None:
-        """Notes of all processes become this step's."""
-        for key, what in (("optimizer", "step optimizers in another order"), ("skipped", "skip other steps")):
-            if any(one[key] != found[0][key] for one in found):
-                raise UsageError(f"Recorder: processes {what} than process 0; all of them must take the same steps")
-        line, random, unknown = gathered([one["notes"] for one in found])
-        kept = {key: value for key, value in self._notes.line.items() if key not in ("batches", "seeds", "weights")}
-        self._notes.line, self._notes.random = {**kept, **line}, random
-        if unknown and self.first and not self._notes.told:
-            warnings.warn(
-                f"Recorder: which samples this step sees is not known ({unknown}); call recorder.batch(indices) or iterate over "
-                "recorder.watch(loader) in every process. Explanations by training samples and replaying will not work",
-                Note,
-                stacklevel=4,
-            )
-            self._notes.told = True
-
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        number = next(i for i, one in enumerate(self.optimizers) if one is optimizer)
-        if self._ranks.size > 1 and len(self._notes.line.get("batches", ())) != self._noted:
-            raise UsageError("Recorder: batch() was called inside the step; where several processes train, call it before")
-        line, random, behind = self._notes.of_step(number, self._lines)
-        if skipped(optimizer):
-            return
-        self.steps += 1
-        if self._tape is not None:
-            line["groups"] = [
-                {k: v for k, v in group_options(group).items() if k == "lr" or start.get(k) != v}
-                for group, start in zip(optimizer.param_groups, self._members.groups[number], strict=True)
-            ]
-            if missing := [name for name, parameter in self._members.stepped[number] if parameter.grad is None]:
-                line["without_gradient"] = missing
-            line |= {"optimizer": number} if len(self.optimizers) > 1 else {}
-            line |= {"behind": behind} if behind else {}
-            keep = self.steps % self.every == 0
-            line |= {} if keep else {"state": False}
-            line |= {"random": len(random)} if random else {}
-            self._tape.step(optimizer, line if self.first else {}, random if self.first else [], keep)
-        self._lines += 1
-        if self.snapshot_every and self.steps % self.snapshot_every == 0:
-            self._take_snapshot()
-
-    def _take_snapshot(self) -> None:
-        tape, model = self._tape, self.model
-        if tape is not None:
-            self._snapshot = snapshot.take(self.steps, self._lines, model, self.optimizers, tape.rows, self._ranks.rank)
-        else:
-            self._random_due = {name: as_text(state) for name, state in snapshot.random_states(model).items()}
-
-    def _write_snapshot(self, found: Sequence[Mapping[str, Any]]) -> None:
-        """Writes what was taken; ``found``: the processes that write nothing have told their random states."""
-        if self._snapshot is None or self._tape is None:
-            return
-        snapshot.add_schedule(self._snapshot, self.optimizers, self.scheduler)
-        self._snapshot["header"]["aside"] = json.loads(json.dumps(self.aside))  # as it is now, not when it is written
-        for rank, one in enumerate(found):
-            self._snapshot["tensors"] |= {f"{name}|{rank}": as_bytes(text) for name, text in one["random"].items()}
-        self._tape.put_snapshot(self._snapshot)
-        self._snapshot = None

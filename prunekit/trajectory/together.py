@@ -41,6 +41,11 @@ class Together:
         self._room = ROOM
         self._group = _met(self.rank, self.size) if self.size > 1 else None
 
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that talks."""
+        return self.rank == 0
+
     def exchange(self, make: Callable[[], Any]) -> list[Any]:
         """What ``make()`` gives in every process, in their order; called by all of them.
 

@@ -323,13 +323,13 @@ def killed(folder: Path, rank: int) -> None:
 
 def go_on(folder: Path, rank: int) -> None:
     """With three processes what two of them left."""
-    for name in ("killed", "cut-twice"):
+    for name in ("killed", "cut-twice", "cut-one"):
         model = sharded()
         optimizer = adamw(model)
         recorder = Recorder.resume(folder / name, model, optimizer)
         before = recorder.steps
         states = [whole(coordinates(model))]
-        stop = STEPS if name == "killed" else STEPS - 1
+        stop = STEPS - 1 if name == "cut-twice" else STEPS
         with suppress(KeyboardInterrupt):
             states.extend(steps(recorder, model, optimizer, stop))
         if rank == 0:

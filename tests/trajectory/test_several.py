@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import shutil
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from prunekit import ArtifactError, Recorder, Run, Trajectory, checkpoint, score
 from prunekit.kernel import ModelFunction, attribute, data_scores
 from prunekit.trajectory import replay
 from tests.trajectory import several
-from tests.trajectory.several import STEPS, X, Y, adamw, indices, narrow, plain, steps
+from tests.trajectory.several import CUT, STEPS, X, Y, adamw, indices, narrow, plain, steps
 
 pytestmark = pytest.mark.slow
 
@@ -50,10 +51,17 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def three(two: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three processes go on with what two left."""
+    """Three processes go on with what two left, and what one."""
     folder = tmp_path_factory.mktemp("three")
     for name in ("killed", "cut-twice"):
         shutil.copytree(two / name, folder / name)
+    model = narrow()
+    optimizer = adamw(model)
+    options: dict[str, Any] = {"second_moments": True, "snapshot_every": 2}
+    states = [several.whole(several.coordinates(model))]
+    with suppress(KeyboardInterrupt):
+        states.extend(steps(Recorder(folder / "cut-one", model, optimizer, **options), model, optimizer, CUT))
+    torch.save(states, folder / "cut-one.pt")
     run(folder, "three", 3, (0, 0, 0))
     return folder
 
@@ -212,21 +220,22 @@ def test_the_same_processes_go_on(two: Path) -> None:
     assert [path.step(s) for s in range(STEPS)] == [Trajectory(two / "fsdp").step(s) for s in range(STEPS)]
 
 
-@pytest.mark.parametrize(("name", "before"), [("killed", 6), ("cut-twice", 6)])
-def test_other_processes_go_on(two: Path, three: Path, name: str, before: int) -> None:
-    """Three processes after two: what was is as it was, to the bit; what comes is theirs."""
-    path, held, went = Trajectory(three / name), saved(two / "fsdp.pt"), saved(three / f"{name}-on.pt")
+@pytest.mark.parametrize(("name", "earlier", "before"), [("killed", 2, 6), ("cut-twice", 2, 6), ("cut-one", 1, 6)])
+def test_other_processes_go_on(two: Path, three: Path, name: str, earlier: int, before: int) -> None:
+    """Three processes after two, and after one: what was is as it was, to the bit; what comes is theirs."""
+    path, went = Trajectory(three / name), saved(three / f"{name}-on.pt")
+    states = saved(three / "cut-one.pt") if earlier == 1 else saved(two / "fsdp.pt")["states"]
     assert went["before"] == before
     assert len(path.header["parts"]) == 2
     assert len(path.header["parts"][1]["spans"]) == 3
     for index in range(before + 1):
-        assert torch.equal(path.state(index), held["states"][index])
+        assert torch.equal(path.state(index), states[index])
     assert len(went["states"]) == len(path) - before + 1
     for index, state in enumerate(went["states"]):
         assert torch.equal(path.state(before + index), state)
-    assert path.complete == (name == "killed")
+    assert path.complete == (name != "cut-twice")
     path.verify()
-    assert len(path.step(0).batches or ()) == 2
+    assert len(path.step(0).batches or ()) == earlier
     assert len(path.step(before).batches or ()) == 3
 
 
