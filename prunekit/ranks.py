@@ -8,12 +8,14 @@ program that did not call ``joined`` is one rank alone, for which all of this do
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
@@ -29,8 +31,10 @@ TIMEOUT = timedelta(minutes=30)
 """A rank that the others wait for longer hangs; they end then."""
 BUCKET = 2**22
 """Numbers that are added up in one call: 32 MiB in float64."""
-FAILED, AT_ONCE = "prunekit/failed", timedelta(seconds=0.5)
-"""Where the rank that says why the work ends is noted, and how long others leave that to the first, which may fail like them."""
+FAILED, AT_ONCE = "prunekit/failed", 0.5
+"""Where the rank that says why the work ends is noted, and for how many seconds others leave that to the first, which may fail
+
+like them."""
 
 
 class Team(NamedTuple):
@@ -46,6 +50,8 @@ _apart: ContextVar[bool] = ContextVar("_apart", default=False)
 _team: Team | None = None
 _met: Team | None = None
 """The team, also after the work has failed."""
+_groups: dict[Any, Any] = {}
+"""Every process group that was worked in, by the one that the program had; a store where ranks met once takes no second time."""
 
 
 def asked() -> bool:
@@ -57,8 +63,9 @@ def asked() -> bool:
 def joined() -> Iterator[None]:
     """Inside, the processes that ``torchrun`` started work as one; gloo between CPUs, nccl between GPUs.
 
-    All of them must call the same things in the same order. A process group that the program has initialised already is worked
-    in, else one is made and given back in the end; a process alone stays alone.
+    All of them must call the same things in the same order. Where the program has initialised a process group, a group of ours
+    is made beside it, of the same processes; else one is initialised, for as long as the program runs. A process alone stays
+    alone.
 
     Raises:
         UsageError: the variables that torchrun sets make no sense.
@@ -73,15 +80,19 @@ def joined() -> Iterator[None]:
     import torch
     import torch.distributed as dist
 
-    mine = not dist.is_initialized()
-    if _team is not None or (mine and not asked()):
+    theirs = dist.group.WORLD
+    if _team is not None or (theirs is None and not asked()):
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        if mine:
+        if theirs is None:
             dist.init_process_group(backend, timeout=TIMEOUT)
-        group = None if mine else dist.new_group(backend=backend, timeout=TIMEOUT)
+            atexit.register(dist.destroy_process_group)
+            _groups[dist.group.WORLD] = dist.group.WORLD
+        elif theirs not in _groups:
+            _groups[theirs] = dist.new_group(backend=backend, timeout=TIMEOUT)
+        group = _groups[dist.group.WORLD]
     except (ValueError, RuntimeError) as error:
         raise UsageError(
             f"the {os.environ.get('WORLD_SIZE', '')} processes did not find each other ({quoted(error, 80)}); start them with "
@@ -93,8 +104,6 @@ def joined() -> Iterator[None]:
     finally:
         _team = None
     _met = None
-    if mine:
-        dist.destroy_process_group()  # not after an error: whoever waits for this one must be ended, not answered
 
 
 def size() -> int:
@@ -371,9 +380,9 @@ def tells(code: int) -> bool:
         return not asked() or os.environ["RANK"] == "0"
     mine = f"{_met.rank} {code}"
     try:
-        if _met.rank:
-            with suppress(RuntimeError):  # nobody has failed so far
-                _met.store.wait([FAILED], AT_ONCE)
+        end = time.monotonic() + AT_ONCE
+        while _met.rank and time.monotonic() < end and not _met.store.check([FAILED]):
+            time.sleep(AT_ONCE / 20)
         said: bytes = _met.store.compare_set(FAILED, "", mine)
         return said.decode() == mine
     except (RuntimeError, ValueError):  # the store went with the rank that held it

@@ -1,19 +1,24 @@
-"""Several ranks of one program, started as torchrun starts them, without the seconds that torchrun itself takes."""
+"""Several ranks of one program, as torchrun starts them, without the seconds that torchrun and imports take."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import subprocess
+import runpy
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import timedelta
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from torch.distributed import TCPStore
 
-ROOT = Path(__file__).parents[1]
+CLI = "prunekit"
+"""The module that is the command line."""
+IMPORTED = ["torch.distributed", "prunekit.cli", "tests.on_ranks"]
+"""What a server imports once, from which ranks are forked; it computes nothing itself."""
 
 
 class Done(NamedTuple):
@@ -23,42 +28,53 @@ class Done(NamedTuple):
 
 
 class Ranks:
-    """``count`` processes of ``python *arguments``; each has its rank in its environment, and its own output.
+    """``count`` processes of ``python -m module *arguments``; each has its rank in its environment, and its own output.
 
     The store where they meet is this process's, as with torchrun it is the agent's, and outlives them.
     """
 
-    def __init__(self, count: int, arguments: Sequence[object], cwd: Path | None = None, **environment: str) -> None:
+    def __init__(self, count: int, module: str, *arguments: object, seconds: float | None = None) -> None:
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
-        self._files: list[tuple[IO[str], IO[str]]] = []
-        self.processes = []
+        self._folder = tempfile.TemporaryDirectory(prefix="ranks-")
+        server = multiprocessing.get_context("forkserver")
+        server.set_forkserver_preload(IMPORTED)
+        self.processes: list[BaseProcess] = []
         for rank in range(count):
-            mine = {
+            environment = {
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self._store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
-                "TORCHELASTIC_RESTART_COUNT": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+                "TORCHELASTIC_RESTART_COUNT": "0", "PRUNEKIT_STATE": os.environ["PRUNEKIT_STATE"],
             }  # fmt: skip
-            out, err = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115 – they outlive this call
-            self._files.append((out, err))
-            command = [sys.executable, *map(str, arguments)]
-            self.processes.append(
-                subprocess.Popen(command, env=os.environ | mine | environment, stdout=out, stderr=err, cwd=cwd or ROOT)
-            )
+            call = (environment, module, [str(argument) for argument in arguments], self._told(rank), seconds)
+            self.processes.append(server.Process(target=_rank, args=call))
+            self.processes[-1].start()
+
+    def _told(self, rank: int) -> str:
+        return str(Path(self._folder.name) / str(rank))
 
     def done(self, seconds: float = 120) -> list[Done]:
-        """What every rank came to; kills those that have not ended after so long."""
-        try:
-            codes = [process.wait(seconds) for process in self.processes]
-        finally:
-            for process in self.processes:
-                process.kill()
-                process.wait()
+        """What every rank came to; kills those that have not ended after so long, whose code is -9."""
         found = []
-        for code, (out, err) in zip(codes, self._files, strict=True):
-            texts = []
-            for file in (out, err):
-                file.seek(0)
-                texts.append(file.read())
-                file.close()
-            found.append(Done(code, *texts))
+        for process in self.processes:
+            process.join(seconds)
+        for rank, process in enumerate(self.processes):
+            process.kill()
+            process.join()
+            texts = [Path(f"{self._told(rank)}.{stream}").read_text() for stream in ("out", "err")]
+            found.append(Done(process.exitcode or 0, *texts))
+        self._folder.cleanup()
         return found
+
+
+def _rank(environment: Mapping[str, str], module: str, arguments: list[str], told: str, seconds: float | None) -> None:
+    os.environ.update(environment)
+    for number, stream in ((1, "out"), (2, "err")):
+        file = os.open(f"{told}.{stream}", os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, number)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.argv = [module, *arguments]
+    if seconds is not None:
+        from prunekit import ranks
+
+        ranks.TIMEOUT = timedelta(seconds=seconds)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

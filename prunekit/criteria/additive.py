@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prunekit import checkpoint, durable, ranks
-from prunekit.criteria.aggregations import AGGREGATIONS
+from prunekit.criteria.aggregations import AGGREGATIONS, Aggregation
 from prunekit.criteria.scores import summed_axes
 from prunekit.data.sharing import Share
 from prunekit.errors import ArtifactError
@@ -129,7 +129,7 @@ def _add(so_far: Collected, part: Contribution, shape: tuple[int, int], prunable
     rows = slice((part.samples.start + first) // spacing, (part.samples.stop - 1) // spacing + 1)
     for name, signed in part.scores.items():
         if name in prunable:
-            found = AGGREGATIONS[aggregation].each(signed).sum((0, 1)).cpu().double()
+            found = _summed(AGGREGATIONS[aggregation], signed)
             so_far.sums[name] = so_far.sums[name] + found if name in so_far.sums else found
         dims = list(range(2, signed.dim()))
         for axis in [dims[a] for a in summed_axes(len(dims))]:
@@ -141,6 +141,15 @@ def _add(so_far: Collected, part: Contribution, shape: tuple[int, int], prunable
             so_far.axes[key][rows, part.targets] = along[first::spacing]
     so_far.count += next(iter(part.scores.values())).shape[:2].numel()
     so_far.chunks += 1
+
+
+def _summed(aggregation: Aggregation, signed: Tensor) -> Tensor:
+    """What adds up, over samples and targets, in float64: equal weights stay equal, however samples are cut into chunks."""
+    precision = torch.float32 if signed.device.type == "mps" else torch.float64
+    total = torch.zeros(signed.shape[2:], dtype=precision, device=signed.device)
+    for sample in signed:  # one at a time stays in the cache
+        total += aggregation.each(sample).sum(0, dtype=precision)
+    return total.cpu().double()
 
 
 def _save(partial: Path, so_far: Collected, made_from: dict[str, Any] | None) -> None:
