@@ -11,6 +11,7 @@ any other (a table of positions), and whatever is no tensor, is shared by all sa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -48,6 +49,14 @@ def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, tuple | list):
         return tuple(inputs), {}
     return (inputs,), {}
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model takes its inputs: where its first tensor is, or what accelerate computes on where it placed the model."""
+    placed = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
+    if placed is not None:
+        return torch.device(placed)
+    return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
 def mapped(nest: Any, change: Callable[[Tensor], Any]) -> Any:

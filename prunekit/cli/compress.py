@@ -22,6 +22,7 @@ PANELS = {
     ),
     "What goes": ("criterion", "layerwise", "structure", "allocation", "round_to", "min_units", "uniform", "ignore"),
     "Repair": ("refine", "refine_budget"),
+    "Models larger than memory": ("offload", "activations"),
 }  # fmt: skip
 
 
@@ -34,6 +35,8 @@ PANELS = {
         "--label label --structure channels --max-drop 1 --out small",
         "As many heads in every layer, which a plain config can say": "prunekit compress my-model --data corpus.jsonl "
         "--structure heads --uniform --sparsity 0.3 --out small",
+        "A model that does not fit into memory, a block at a time": "prunekit compress my-model --data corpus.jsonl "
+        "--layerwise sparsegpt --sparsity 0.5 --offload --out small",
         "What it would do, take and leave whole": "prunekit compress my-model --data my_module:data --structure 2:4 "
         "--out small --dry-run",
         "Checkpoints in order, a path, so that influence counts too": "prunekit compress my-model/checkpoint-500 "
@@ -78,6 +81,12 @@ def compress(
         bool | None, typer.Option("--refine/--no-refine", help="Repair the plan by blame; tried unasked (docs/refine.md).")
     ] = None,
     refine_budget: Annotated[str | None, typer.Option(help="Refine for so long in all, such as 5m; 60s unasked.")] = None,
+    offload: Annotated[
+        bool, typer.Option("--offload", help="With --layerwise: read and write a block at a time, never the model whole.")
+    ] = False,
+    activations: Annotated[
+        str | None, typer.Option(metavar="2GiB", help="With --offload: hidden states in memory; more go to the disk.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would do, take and leave whole.")] = False,
     seed: Seed = None, device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -100,6 +109,12 @@ def compress(
     }  # fmt: skip
     if layerwise is not None and criterion:
         raise UsageError("--layerwise finds by itself what goes; leave --criterion out")
+    if activations is not None and not offload:
+        raise UsageError("--activations is how much --offload keeps of the hidden states in memory; give both")
+    if offload and dry_run:
+        raise UsageError("--dry-run tries the model in memory, which --offload avoids; leave one of them out")
+    if activations is not None and layerwise is not None:
+        options["layerwise"] = {"method": layerwise, "activations": activations}
     wanted = prune_section(_halved(options))
     told = data_content(data, data_args, text=text, label=label, length=length, stride=stride, skip_bad=skip_bad)
     if told is None:
@@ -115,6 +130,16 @@ def compress(
     output = Output(quiet, as_json)
     named = criterion or []
     checked = recipe_of(compress_content(content, wanted, named), "compress", out, seed, device)
+    if offload:
+        from prunekit.report.terminal.compressing import show_offloaded
+        from prunekit.verbs.offloading import check_offloaded, compress_offloaded
+
+        check_offloaded(checked, models, folders, out)
+        with output.working():
+            result = compress_offloaded(checked, folders[0], out, overwrite, output.note)
+        output.show(show_offloaded, result)
+        output.finish(result)
+        return
     check_out(checked, models, folders, out, named, overwrite)
     if dry_run:
         with output.working():

@@ -6,7 +6,7 @@ A format is a file here that offers a ``FORMAT``, and a line in ``FORMATS``.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from prunekit.plan import Plan
 from prunekit.registry import Registry
 from prunekit.trajectory.bare import bare
 
-__all__ = ["FORMATS", "ExportRecord", "Format", "Subject", "Written", "export", "load_hf", "written"]
+__all__ = ["FORMATS", "ExportRecord", "Format", "Subject", "Written", "export", "load_hf", "placed", "written"]
 
 
 def _accept(found: Any, name: str) -> Format:
@@ -135,14 +135,23 @@ def written(subject: Subject, to: str, folder: Path, overwrite: bool = False) ->
     }
     if subject.vocabulary is not None:
         made_from["used_tokens"] = checksum({"stays": subject.vocabulary.stays.tolist()})
-    folder = Path(folder)
+    return placed(to, made_from, Path(folder), overwrite, lambda temporary: form.write(subject, temporary))
+
+
+def placed(
+    to: str, made_from: dict[str, Any], folder: Path, overwrite: bool, write: Callable[[Path], Written]
+) -> tuple[ExportRecord, bool]:
+    """Has ``write`` fill an empty folder, which takes its place whole, with its record, unless the same export stands there.
+
+    Returns, raises: as ``written``.
+    """
     recover(folder)
     if (stands := standing(folder, made_from, overwrite)) is not None:
         return stands, True
     started = time.perf_counter()
     before = export_in(folder)
     with taking_place(folder, list(before.files) if before is not None else []) as temporary:
-        found = form.write(subject, temporary)
+        found = write(temporary)
         record = ExportRecord(
             to=to,
             made_from=made_from,
@@ -156,6 +165,7 @@ def written(subject: Subject, to: str, folder: Path, overwrite: bool = False) ->
             notes=found.notes,
             axes=None if found.axes is None else dict(found.axes),
             speed=None if found.speed is None else dict(found.speed),
+            pruning=None if found.pruning is None else dict(found.pruning),
             cost={"seconds": 0.0},
         )
         record = replace(record, cost={"seconds": round(time.perf_counter() - started, 3)})

@@ -14,22 +14,26 @@ UNMEASURED = ["It was not measured on test data when this was written; `prunekit
 SIZES = ("parameters", "nonzero", "macs", "bytes")
 
 
-def card(manifest: Manifest | None, evaluation: EvaluationRecord | None, loading: str, notes: list[str]) -> str:
+def card(loading: str, notes: Sequence[str], removed: Sequence[str], measured: Sequence[str]) -> str:
     """The text.
 
     Args:
         loading: Python that loads the folder.
         notes: sentences on what the folder is and is not.
+        removed, measured: lines on what was pruned and how it was measured.
     """
     lines = ["---", "library_name: transformers", "tags:", "- pruning", "- prunekit", "---", "", "# A pruned model", ""]
     lines += [f"Made with prunekit {__version__}.", "", "```python", loading, "```", ""]
     lines += [line for note in notes for line in (f"{note[:1].upper()}{note[1:]}.", "")]
-    lines += ["## What was pruned", "", *(_removed(manifest) if manifest is not None else ["This was not written down."]), ""]
-    lines += ["## How it was measured", "", *_measured(manifest, evaluation)]
+    lines += ["## What was pruned", "", *removed, ""]
+    lines += ["## How it was measured", "", *measured]
     return "\n".join(lines) + "\n"
 
 
-def _removed(manifest: Manifest) -> list[str]:
+def removed(manifest: Manifest | None) -> list[str]:
+    """What a manifest says was pruned."""
+    if manifest is None:
+        return ["This was not written down."]
     told = manifest.provenance
     shares = manifest.facts["sparsity"]
     lines = [
@@ -41,10 +45,10 @@ def _removed(manifest: Manifest) -> list[str]:
     return lines + ([f"- steps beside it: {', '.join(refined)}"] if refined else [])
 
 
-def _measured(manifest: Manifest | None, record: EvaluationRecord | None) -> list[str]:
+def measured(manifest: Manifest | None, record: EvaluationRecord | None) -> list[str]:
     """What eval found, or what ``prunekit.compress`` did."""
     if record is not None:
-        lines = _table(record.test_samples, record.measures, record.dense, record.pruned, SIZES)
+        lines = table(record.test_samples, record.measures, record.dense, record.pruned, SIZES)
         for size, times in record.latency["batches"].items():
             lines.append(f"| ms, batch of {size} | {times['dense_ms']:.3f} | {times['pruned_ms']:.3f} |")
         return [*lines, "", f"Times: {record.latency['machine']}."]
@@ -52,12 +56,13 @@ def _measured(manifest: Manifest | None, record: EvaluationRecord | None) -> lis
     if report is None:
         return UNMEASURED
     dense, pruned = ({**report[name], **report["sizes"][name]} for name in ("dense", "pruned"))
-    return _table(report["samples"]["test"], report["measures"], dense, pruned, SIZES[:-1])
+    return table(report["samples"]["test"], report["measures"], dense, pruned, SIZES[:-1])
 
 
-def _table(
-    samples: int, measures: Sequence[Any], dense: Mapping[str, Any], pruned: Mapping[str, Any], sizes: Sequence[str]
+def table(
+    samples: int, measures: Sequence[Any], dense: Mapping[str, Any], pruned: Mapping[str, Any], sizes: Sequence[str] = ()
 ) -> list[str]:
+    """Figures of the dense model beside the pruned one's, as lines of Markdown."""
     lines = [f"On {samples:,} test samples, the dense model beside the pruned one:", ""]
     lines += ["| | dense | pruned |", "|---|---|---|"]
     for measure in shown(measures):

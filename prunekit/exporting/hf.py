@@ -14,7 +14,7 @@ from torch import nn
 from prunekit import batch
 from prunekit.apply.manifest import PRUNED, write_weights
 from prunekit.errors import UsageError, quoted, theirs
-from prunekit.exporting.card import card
+from prunekit.exporting.card import card, measured, removed
 from prunekit.exporting.companions import copy_companions, largest_shard, source_of
 from prunekit.exporting.config_shapes import saying, without_skipped
 from prunekit.exporting.pretrained import is_pretrained, load_hf
@@ -72,7 +72,9 @@ def write(subject: Subject, folder: Path) -> Written:
     loads = "prunekit.load_hf" if config is None else f"transformers.{kind}.from_pretrained"
     if config is not None:
         notes += _with_a_cache_that_fits(back, inputs, folder)
-    (folder / "README.md").write_text(card(subject.manifest, subject.evaluation, loading, notes), encoding="utf-8")
+    (folder / "README.md").write_text(
+        card(loading, notes, removed(subject.manifest), measured(subject.manifest, subject.evaluation)), encoding="utf-8"
+    )
     with without_skipped(written) if config is not None else nullcontext():
         check_tensors(back.state_dict(), written, folder)
     if subject.inputs is None:

@@ -33,6 +33,7 @@ class ExportRecord(Artifact):
         notes: what the user should know.
         axes: of a program, input -> its axes' sizes, or what they are free in.
         speed: of a program, batch size -> milliseconds of it (``pruned_ms``) beside torch's (``dense_ms``).
+        pruning: of a model that was pruned from files to files: method, samples, what went and what it came to.
     """
 
     KIND: ClassVar[str] = "export"
@@ -48,6 +49,7 @@ class ExportRecord(Artifact):
     notes: list[str]
     axes: dict[str, list[Any]] | None = field(default=None, metadata=SOMETIMES)
     speed: dict[str, Speed] | None = field(default=None, metadata=SOMETIMES)
+    pruning: dict[str, Any] | None = field(default=None, metadata=SOMETIMES)
     cost: Cost
 
     def check(self) -> None:

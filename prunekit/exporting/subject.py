@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -71,6 +72,7 @@ class Written:
         notes: what the user should know.
         axes: of a program, input -> its axes' sizes, or what they are free in.
         speed: of a program, batch size -> its speed (``pruned_ms``) beside torch's (``dense_ms``).
+        pruning: how the model was pruned, where no run beside it says so.
     """
 
     loads_with: str
@@ -80,6 +82,7 @@ class Written:
     notes: list[str] = field(default_factory=list)
     axes: Mapping[str, list[str | int]] | None = None
     speed: Mapping[str, Speed] | None = None
+    pruning: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

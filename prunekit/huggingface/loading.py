@@ -22,7 +22,9 @@ AUTO = r"AutoModel(?:For[A-Za-z0-9]+|WithLMHead)?"
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 
 
-def load_model(path: Path, auto: str | None = None, device: torch.device | str | None = None) -> nn.Module:
+def load_model(
+    path: Path, auto: str | None = None, device: torch.device | str | None = None, offload: Path | None = None
+) -> nn.Module:
     """The model with its weights, as ``from_pretrained`` gives it: in evaluation mode, in the checkpoint's type.
 
     Nothing is fetched, unpickled or run that lies in the folder.
@@ -31,6 +33,8 @@ def load_model(path: Path, auto: str | None = None, device: torch.device | str |
         auto: name of an Auto class, such as ``AutoModelForCausalLM``, instead of the config's ``architectures``.
         device: where the weights go one by one as they are read, never whole in this machine's memory; needs accelerate. None for
             the CPU.
+        offload: a folder, with which no weight is read: accelerate's hooks read a layer's from ``path`` when it is called, and
+            drop them again. Weights that the class holds in another form than the files are written into the folder once.
 
     Raises:
         ArtifactError: a file is missing or damaged, or the weights do not fit the class; names the first tensor.
@@ -38,9 +42,10 @@ def load_model(path: Path, auto: str | None = None, device: torch.device | str |
     """
     folder = Folder(path)
     _ = folder.shards
-    if device is not None:
+    placed: dict[str, Any] = {}
+    if device is not None or offload is not None:
         needed("accelerate")
-    placed = {} if device is None else {"device_map": {"": torch.device(device)}}
+        placed = {"device_map": {"": "disk" if offload is not None else torch.device(str(device))}, "offload_folder": offload}
     kind = model_class(folder, auto)
     with theirs(f"{path}: loading {kind.__name__}"), quietly():
         model, info = kind.from_pretrained(
@@ -114,6 +119,8 @@ def quietly() -> Iterator[None]:
     from transformers.utils import logging as said
 
     level, bar = said.get_verbosity(), said.is_progress_bar_enabled()
+    placing = logging.getLogger("accelerate.big_modeling")
+    of_placing, placing.disabled = placing.disabled, True
     said.set_verbosity(logging.CRITICAL)
     said.disable_progress_bar()
     try:
@@ -121,6 +128,7 @@ def quietly() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        placing.disabled = of_placing
         said.set_verbosity(level)
         if bar:
             said.enable_progress_bar()

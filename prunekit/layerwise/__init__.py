@@ -7,39 +7,30 @@ model at a time, and seconds. ``prunekit.apply.layerwise`` is another thing: new
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.criteria import model_digest
-from prunekit.criteria.layer_inputs import TRANSPOSED, Layer, from_rows, layers_with_inputs, to_rows
 from prunekit.data import Samples
-from prunekit.errors import NonFiniteError, PrunekitError, UsageError, nearest
-from prunekit.layerwise import admm, magnitude, sparsegpt, wanda
-from prunekit.layerwise.amount import WITHIN, Amount
+from prunekit.errors import UsageError
+from prunekit.layerwise.amount import Amount
+from prunekit.layerwise.homes import InFiles, InMemory
 from prunekit.layerwise.method import Method, Problem, Solved
-from prunekit.layerwise.moments import precision, summed
-from prunekit.layerwise.passing import Part, Passing
+from prunekit.layerwise.pruning import ACTIVATIONS, METHODS, Asked, Pruning, amount_of, get_method
 from prunekit.plan import Plan
 from prunekit.plan.plan import OUTPUTS
-from prunekit.progress import Bar
-from prunekit.structure import asked_sparsity, pattern_of
-from prunekit.structure.prunable import prunable_parameters
 from prunekit.structure.roles import weight_roles
 from prunekit.task import Task, get_task
-from prunekit.trajectory import Layout
 from prunekit.trajectory.bare import bare
 from prunekit.trajectory.copies import copied
 
-METHODS: dict[str, Method] = {
-    "magnitude": magnitude.METHOD, "wanda": wanda.METHOD, "sparsegpt": sparsegpt.METHOD, "admm": admm.METHOD,
-}  # fmt: skip
-"""To add a method, write a file with a ``METHOD`` and enter it here."""
-
-ACTIVATIONS = 2**31
-"""Bytes of activations that are held unless told."""
+__all__ = [
+    "ACTIVATIONS", "METHODS", "Amount", "Asked", "InFiles", "InMemory", "Method", "Problem", "Pruning", "Solved", "amount_of",
+    "get_method", "prune_layerwise",
+]  # fmt: skip
 
 
 @torch.no_grad()
@@ -102,132 +93,36 @@ def prune_layerwise(
         >>> plan.sparsity()["prunable"], int((small[0].weight == 0).sum()), small(x).shape
         (0.5, 16, torch.Size([64, 2]))
     """
-    chosen = get_method(method)
-    amount = amount_of(structure, sparsity, within, chosen)
-    if not 0 <= damping < float("inf"):
-        raise UsageError(f"damping is {damping}; it must be at least 0")
-    if activations < 1 or (samples is not None and samples < 1):
-        raise UsageError(f"activations is {activations} bytes and samples {samples}; each must be at least 1")
+    if samples is not None and samples < 1:
+        raise UsageError(f"samples is {samples}; it must be at least 1")
+    ignored, included = ([given] if isinstance(given, str) else list(given) for given in (ignore, include))
+    asked = Asked(method, sparsity, structure, within, damping, ignored, included, activations)
     model = bare(model)
     data = Samples.of(batches, get_task(task).batch).first(samples)
-    if not len(data):
-        raise UsageError("prune_layerwise needs calibration samples; it got none")
     result = copied(model)
-    ignored, included = ([given] if isinstance(given, str) else list(given) for given in (ignore, include))
-    prunable = prunable_parameters(result, Layout.of(result), ignored, included)
-    layers, refused = _layers(result, prunable, amount)
     modes = {module: module.training for module in result.modules()}
-    result.eval()
-    where = next(result.parameters()).device if device is None else torch.device(device)
-    passing = Passing(result, layers, data, where, activations)
-    refused |= {name: "lies outside the blocks, which alone are pruned" for name in layers if name not in passing.layers}
-    keep: dict[str, Tensor] = {}
-    by_magnitude: list[str] = []
-    with Bar(f"prune: {method}", len(passing.layers)) as bar:
-        for part in passing.parts():
-            for name, solved in _solved(part, chosen, amount, damping, by_magnitude):
-                part.layers[name][0].weight.copy_(solved.weight)  # type: ignore[operator]
-                keep[name] = solved.keep.cpu()
-                bar.advance()
+    pruning = Pruning(result.eval(), asked, data, InMemory(result, None if device is None else torch.device(device)))
+    keep = {name: solved.keep.cpu() for name, solved in pruning}
     for module, training in modes.items():
         module.training = training
-    facts = {
-        "within": amount.within if amount.pattern is None else structure,
-        "samples": len(data),
-        "data": data.digest(),
-        "changes": chosen.changes,
-        **({"damping": damping} if chosen.changes else {}),
-        **({"by_magnitude": by_magnitude} if by_magnitude else {}),
-    }
-    return _plan(model, method, structure, amount, {n: keep[n] for n in layers if n in keep}, refused, facts), result
+    return _plan(model, asked, {name: keep[name] for name in pruning.layers if name in keep}, pruning), result
 
 
-def get_method(name: str) -> Method:
-    """Looks a method up.
-
-    Raises:
-        UsageError: unknown; near names are offered.
-    """
-    if name not in METHODS:
-        raise UsageError(f"layer-wise method {name!r} does not exist; {nearest(name, list(METHODS))}")
-    return METHODS[name]
-
-
-def amount_of(structure: str, sparsity: float | None, within: str | None, method: Method) -> Amount:
-    """How much every layer loses.
-
-    Raises:
-        UsageError: no layer-wise method does that.
-    """
-    if within is not None and within not in WITHIN:
-        raise UsageError(f"within is {within!r}; {nearest(within, list(WITHIN))}")
-    pattern = pattern_of(structure)
-    if structure != "unstructured" and (pattern is None or pattern.kind != "nm"):
-        raise UsageError(
-            f"structure {structure!r}: layer-wise methods remove single weights; take unstructured or N:M, such as 2:4"
-        )
-    if pattern is not None and within == "layer":
-        raise UsageError(f"within is 'layer', and {structure} keeps as much in every row; leave within out")
-    return Amount(asked_sparsity(structure, sparsity), within or method.within, pattern)
-
-
-def _layers(model: nn.Module, prunable: list[str], amount: Amount) -> tuple[dict[str, list[Layer]], dict[str, str]]:
-    """The layers of the prunable parameters; and what has none, and why."""
-    layers, unfit = layers_with_inputs(model, prunable)
-    refused = {name: f"{why} is no linear layer or convolution" for name, why in unfit.items()}
-    if amount.pattern is not None:
-        turned = [name for name, holding in layers.items() if isinstance(holding[0], TRANSPOSED)]
-        refused |= dict.fromkeys(turned, "N:M does not run along a transposed convolution's inputs")
-        layers = {name: holding for name, holding in layers.items() if name not in turned}
-    if not layers:
-        raise UsageError(f"no layer to prune: {'; '.join(f'{name}: {why}' for name, why in refused.items())}")
-    return layers, refused
-
-
-def _solved(part: Part, method: Method, amount: Amount, damping: float, by_magnitude: list[str]) -> Iterable[tuple[str, Solved]]:
-    """Every layer of a part, solved, in its weight's shape; layers that no input reaches join ``by_magnitude``."""
-    sums = summed(part.layers, method.moments, part.batches)
-    for name, (layer, *_) in part.layers.items():
-        weight = to_rows(layer, layer.weight)  # type: ignore[arg-type]
-        weight = weight.to(precision(weight))
-        reached = name in sums or method.moments is None
-        if not reached:
-            by_magnitude.append(name)
-        problem = Problem(weight, sums.get(name, weight.new_empty(0)), damping)
-        if not bool(problem.moments.isfinite().all()):
-            raise NonFiniteError(f"{name}: its layer's inputs are NaN or Inf for some of the samples; look at the data")
-        try:
-            found = (method if reached else magnitude.METHOD).solve(problem, amount)
-        except PrunekitError as error:
-            raise PrunekitError(f"{name}: {error}") from None
-        if not bool(found.weight.isfinite().all()):
-            raise NonFiniteError(f"{name}: its weights would be NaN or Inf; damping is {damping:g}, give a larger one")
-        yield name, Solved(from_rows(layer, found.weight), from_rows(layer, found.keep).contiguous())
-
-
-def _plan(
-    model: nn.Module,
-    method: str,
-    structure: str,
-    amount: Amount,
-    keep: dict[str, Tensor],
-    refused: Mapping[str, str],
-    facts: Mapping[str, Any],
-) -> Plan:
+def _plan(model: nn.Module, asked: Asked, keep: dict[str, Tensor], pruning: Pruning) -> Plan:
     buffers = {name: tuple(buffer.shape) for name, buffer in model.named_buffers()}
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()} | buffers
-    roles = weight_roles(model)
+    roles, amount = weight_roles(model), asked.amount
     turned = {name: roles[name].output for name in keep if name in roles and roles[name].output}
     provenance = {
-        "criterion": method,
+        "criterion": asked.method,
         "model": model_digest(model),
         "trajectory": None,
         "allocation": "rows" if amount.within == "rows" and amount.pattern is None else "uniform",
         "sparsity": amount.sparsity,
         "prunable": list(keep),
         "buffers": list(buffers),
-        "layerwise": dict(facts),
+        "layerwise": pruning.facts(),
         **({OUTPUTS: turned} if turned and amount.pattern is not None else {}),
-        **({"refused": dict(refused)} if refused else {}),
+        **({"refused": dict(pruning.refused)} if pruning.refused else {}),
     }
-    return Plan(structure, keep, {}, shapes, provenance)
+    return Plan(asked.structure, keep, {}, shapes, provenance)

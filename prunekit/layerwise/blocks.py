@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batch import Inputs, call, leaves, mapped, named
+from prunekit.layerwise.homes import Home
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a block."""
@@ -46,30 +47,28 @@ class _Watch:
     answers: list[Any] = field(default_factory=list)
 
 
-def stacks_of(
-    model: nn.Module, holding: Collection[str], inputs: Inputs, device: torch.device
-) -> tuple[list[Stack], dict[str, str]]:
+def stacks_of(model: nn.Module, holding: Collection[str], inputs: Inputs, home: Home) -> tuple[list[Stack], dict[str, str]]:
     """The model's stacks with any of the parameters ``holding``, in the order in which they run; the other lists, and why not.
 
     Module lists inside a stack's blocks are the block's own business.
 
     Args:
         inputs: of one sample.
-        device: where blocks compute.
+        home: where the model's weights lie.
     """
     lists = _lists(model, holding)
     watches = [_Watch() for _ in lists]
     order: list[Stack] = []
     with ExitStack() as exits:
         for stack, watch in zip(lists, watches, strict=True):
-            exits.enter_context(computing(stack, device, watch))
+            exits.enter_context(computing(stack, home, watch))
             hook = stack.blocks[0].register_forward_pre_hook(lambda *_, stack=stack: order.append(stack))
             exits.callback(hook.remove)
         call(model, inputs)
     faults = {}
     for stack, watch in zip(lists, watches, strict=True):
         fault = _fault(stack, watch)
-        if fault is None and not _passed_alike(watch, passed_over(model, stack, lists, inputs, device)):
+        if fault is None and not _passed_alike(watch, passed_over(model, stack, lists, inputs, home)):
             fault = "what its blocks are called with depends on hidden states"
         if fault is not None:
             faults[stack.name] = fault
@@ -104,7 +103,7 @@ def _passed_alike(watch: _Watch, calls: list[Call]) -> bool:
     )
 
 
-def passed_over(model: nn.Module, stack: Stack, stacks: Sequence[Stack], inputs: Inputs, device: torch.device) -> list[Call]:
+def passed_over(model: nn.Module, stack: Stack, stacks: Sequence[Stack], inputs: Inputs, home: Home) -> list[Call]:
     """What every block is called with: right for the first, and for the others but for the hidden states.
 
     The first block runs, since the model may look at what it gives beside hidden states; of the others none does.
@@ -116,14 +115,14 @@ def passed_over(model: nn.Module, stack: Stack, stacks: Sequence[Stack], inputs:
     with ExitStack() as exits, suppress(_Enough):
         for other in stacks:
             mine = other is stack
-            exits.enter_context(computing(other, device, watch if mine else None, skip=mine))
+            exits.enter_context(computing(other, home, watch if mine else None, skip=mine))
         call(model, inputs)
     return [each for _, each in watch.calls]
 
 
 @contextmanager
-def computing(stack: Stack, device: torch.device, watch: _Watch | None = None, skip: bool = False) -> Iterator[None]:
-    """While inside, blocks compute on ``device``, one at a time, and what they are called with and give is noted.
+def computing(stack: Stack, home: Home, watch: _Watch | None = None, skip: bool = False) -> Iterator[None]:
+    """While inside, blocks compute on their device, one at a time, and what they are called with and give is noted.
 
     Args:
         skip: all but the first give that one's answer, and the last ends the pass.
@@ -137,9 +136,9 @@ def computing(stack: Stack, device: torch.device, watch: _Watch | None = None, s
                     raise _Enough
                 if skip and number and watch.answers:
                     return watch.answers[0]
-            home = next((tensor.device for tensor in leaves((args, kwargs))), device)
-            with moved(block, device):
-                answer = on(forward(*on(args, device), **on(kwargs, device)), home)
+            came_from = next((tensor.device for tensor in leaves((args, kwargs))), home.device)
+            with home.present(block):
+                answer = on(forward(*on(args, home.device), **on(kwargs, home.device)), came_from)
             if watch is not None:
                 watch.answers.append(answer)
             return answer
@@ -158,20 +157,6 @@ def _put_back(block: nn.Module, forward: Any) -> None:
         del vars(block)["forward"]
     else:
         vars(block)["forward"] = forward
-
-
-@contextmanager
-def moved(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """A module on ``device``, and afterwards back where it was."""
-    home = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), device)
-    if home == device:
-        yield
-        return
-    module.to(device)
-    try:
-        yield
-    finally:
-        module.to(home)
 
 
 def on(nest: Any, device: torch.device) -> Any:

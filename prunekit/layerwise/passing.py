@@ -8,22 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from prunekit.batch import call, mapped, to
+from prunekit.batch import call, to
 from prunekit.criteria.layer_inputs import Layer, reaching
 from prunekit.data import Samples
 from prunekit.errors import UsageError
-from prunekit.layerwise.blocks import Call, Stack, first_tensor, hidden_of, moved, passed_over, stacks_of, with_hidden
+from prunekit.layerwise.blocks import Stack, hidden_of, passed_over, stacks_of
+from prunekit.layerwise.held import Held, Hidden
+from prunekit.layerwise.homes import Home
 from prunekit.measure.macs import unfused
 
 ROWS = 2**13
-"""Rows of hidden states that run through a block at a time, or one sample's."""
+"""Rows of hidden states that run through a block at a time at most, or one sample's."""
+BATCH = 2**23
+"""Bytes that they take at most, since what a block computes of them comes on top, some ten times as much."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,9 @@ class Passing:
         model: computed with as it is when a part's turn comes; what becomes of one part is what the next one sees.
         layers: that are pruned, by parameter.
         samples: calibration samples.
-        device: where parts compute.
-        most: bytes of activations to hold.
+        home: where the model's weights lie, and where parts compute.
+        most: bytes of activations to hold in memory.
+        spill: a folder for what is beyond them; None refuses it.
 
     Attributes:
         layers: those of stacks, or all where there is no stack.
@@ -56,13 +61,17 @@ class Passing:
     """
 
     def __init__(
-        self, model: nn.Module, layers: Mapping[str, Sequence[Layer]], samples: Samples, device: torch.device, most: int
+        self,
+        model: nn.Module,
+        layers: Mapping[str, Sequence[Layer]],
+        samples: Samples,
+        home: Home,
+        most: int,
+        spill: Path | None = None,
     ) -> None:
-        self._model, self._samples, self._device, self._most = model, samples, device, most
-        self._home = next(model.parameters()).device
+        self._model, self._samples, self._home, self._most, self._spill = model, samples, home, most, spill
         with without_cache(model), unfused():
-            one = to(samples.rows(0, 1)[0], self._home)
-            self.stacks, self.no_stacks = stacks_of(model, layers, one, device)
+            self.stacks, self.no_stacks = stacks_of(model, layers, self._one(), home)
         inside = tuple(f"{stack.name}." for stack in self.stacks)
         self.layers = {name: held for name, held in layers.items() if name.startswith(inside)} if inside else dict(layers)
 
@@ -74,7 +83,7 @@ class Passing:
         """
         with without_cache(self._model), unfused():
             if not self.stacks:
-                with moved(self._model, self._device):
+                with self._home.present(self._model):
                     yield from self._layers()
             for stack in self.stacks:
                 yield from self._blocks(stack)
@@ -89,7 +98,7 @@ class Passing:
             yield Part({name: self.layers[name]}, batches)
 
     def _whole(self, number: int) -> None:
-        call(self._model, to(self._samples.batch(number)[0], self._device))
+        call(self._model, to(self._samples.batch(number)[0], self._home.device))
 
     def _blocks(self, stack: Stack) -> Iterator[Part]:
         held = self._caught(stack)
@@ -97,22 +106,24 @@ class Passing:
             prefix = f"{stack.name}.{number}."
             layers = {name: holding for name, holding in self.layers.items() if name.startswith(prefix)}
             batches = [partial(held.run, block, number, batch) for batch in range(len(held.hidden))]
-            with moved(block, self._device):
+            with self._home.present(block):
                 if layers:
                     yield Part(layers, batches)
+                    self._home.settle(block)
                 if number + 1 < len(stack.blocks):
                     for batch, run in enumerate(batches):
                         held.hidden[batch] = run()
 
-    def _caught(self, stack: Stack) -> _Held:
+    def _caught(self, stack: Stack) -> Held:
         """The inputs of a stack's first block, and what else its blocks are called with."""
-        held = _Held(self._device)
-        first = hidden_of(passed_over(self._model, stack, self.stacks, self._one(), self._device)[0])
+        held = Held(self._home.device, Hidden(self._home.device, self._most, self._spill))
+        first = hidden_of(passed_over(self._model, stack, self.stacks, self._one(), self._home)[0])
         assert first is not None
-        for inputs, _ in self._samples.bounded(max(1, ROWS * first.shape[-1] // first.numel())):
-            held.add(passed_over(self._model, stack, self.stacks, to(inputs, self._home), self._device))
-            if held.bytes > self._most:
-                seen = sum(len(hidden) for hidden in held.hidden)
+        rows, width = first.numel() // first.shape[-1], first.shape[-1]
+        for inputs, _ in self._samples.bounded(max(1, min(ROWS, BATCH // (width * first.itemsize)) // rows)):
+            held.add(passed_over(self._model, stack, self.stacks, to(inputs, self._home.inputs), self._home))
+            if self._spill is None and held.bytes > self._most:
+                seen = sum(len(held.hidden[batch]) for batch in range(len(held.hidden)))
                 raise UsageError(
                     f"activations: the inputs of {stack.name} take about {_amount(held.bytes * len(self._samples) / seen)} for "
                     f"{len(self._samples)} samples, and {_amount(self._most)} may be held; take fewer samples, or allow more"
@@ -120,52 +131,7 @@ class Passing:
         return held
 
     def _one(self) -> Any:
-        return to(self._samples.rows(0, 1)[0], self._home)
-
-
-@dataclass
-class _Held:
-    """The inputs of the block whose turn it is, and what else blocks are called with, for all samples, on ``device``.
-
-    Attributes:
-        hidden: by batch.
-        calls: by batch and block, the hidden states left out.
-        bytes: of tensors that are held.
-    """
-
-    device: torch.device
-    hidden: list[Tensor] = field(default_factory=list)
-    calls: list[list[Call]] = field(default_factory=list)
-    bytes: int = 0
-    shared: list[Tensor] = field(default_factory=list)
-
-    def add(self, calls: Sequence[Call]) -> None:
-        """One batch's; a tensor that blocks share, or an equal one of the batch before, is held once."""
-        hidden = hidden_of(calls[0])
-        assert hidden is not None
-        moved_ones: dict[int, Tensor] = {}
-
-        def keep(tensor: Tensor) -> Tensor:
-            if id(tensor) not in moved_ones:
-                here, known_ones = tensor.to(self.device), (*moved_ones.values(), *self.shared)
-                alike = (old for old in known_ones if old.shape == here.shape and old.dtype == here.dtype)
-                known = next((old for old in alike if torch.equal(old, here)), None)
-                self.bytes += 0 if known is not None else here.nbytes
-                moved_ones[id(tensor)] = here if known is None else known
-            return moved_ones[id(tensor)]
-
-        rest = [mapped(with_hidden(each, hidden[:0]), keep) for each in calls]
-        self.shared = list(moved_ones.values())
-        self.calls.append(rest)
-        self.hidden.append(hidden.to(self.device))
-        self.bytes += self.hidden[-1].nbytes
-
-    def run(self, block: nn.Module, number: int, batch: int) -> Tensor:
-        """The block on a batch; its hidden states."""
-        args, kwargs = with_hidden(self.calls[batch][number], self.hidden[batch])
-        found = first_tensor(block(*args, **kwargs))
-        assert found is not None
-        return found
+        return to(self._samples.rows(0, 1)[0], self._home.inputs)
 
 
 @contextmanager

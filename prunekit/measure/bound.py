@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunekit.batch import Inputs, answers, call, size
+from prunekit.batch import Inputs, answers, call, device_of, size
 from prunekit.measure.latency import Watch, threads, timed
 from prunekit.measure.undisturbed import placed, undisturbed
 
@@ -39,7 +39,7 @@ def reason(pruned: nn.Module, x: Inputs, macs: float, ms: float, watch: Watch | 
         macs: of one sample.
         ms: median milliseconds of the batch ``x``, measured.
     """
-    device = next((p.device for p in pruned.parameters()), torch.device("cpu"))
+    device = device_of(pruned)
     count = torch.get_num_threads()
     if device.type == "cpu" and count > 1:
         with threads(1):

@@ -12,7 +12,7 @@ from typing import Any, NotRequired, TypedDict
 import torch
 from torch import Tensor, nn
 
-from prunekit.batch import called
+from prunekit.batch import called, device_of
 from prunekit.errors import quoted
 from prunekit.measure.latency import MOST, WARM_UP, Interval, Timing, timed
 from prunekit.measure.size import in_memory
@@ -139,7 +139,7 @@ def _pace(models: Mapping[str, nn.Module], given: Tensor, tokens: int, memory: M
             stack.enter_context(undisturbed(model))
             stack.enter_context(traceless(model))
             stack.enter_context(_in_order(model))
-        tried = {name: _tried(model, given.to(_device(model)), tokens) for name, model in models.items()}
+        tried = {name: _tried(model, given.to(device_of(model)), tokens) for name, model in models.items()}
         _keep(memory, tried, str(size), tokens)
         most = max(1, min(MOST, int(ROUNDS / max(1e-9, sum(each.seconds for each in tried.values())))))
 
@@ -305,10 +305,6 @@ def _prompts(text: Tensor, size: int, prompt: int) -> Tensor:
     """Prompts ``(size, prompt)`` of neighbouring tokens."""
     needed = size * prompt
     return text.repeat(-(-needed // len(text)))[:needed].view(size, prompt)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def _waited(device: torch.device) -> None:

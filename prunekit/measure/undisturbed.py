@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.batch import Inputs, to
+from prunekit.batch import Inputs, device_of, to
 
 
 @contextmanager
@@ -42,10 +42,9 @@ def placed(model: nn.Module, inputs: Inputs) -> Inputs:
 
     What is no tensor and changes from call to call (a cache) is copied, so that the caller's stays as it is.
     """
-    tensors = [*model.parameters(), *model.buffers()]
     types = {t.dtype for t in model.parameters() if t.is_floating_point()}
-    if tensors:
-        inputs = to(inputs, tensors[0].device)
+    if types or next(model.buffers(), None) is not None:
+        inputs = to(inputs, device_of(model))
     return _own(inputs, types.pop() if len(types) == 1 else None)
 
 

@@ -75,7 +75,8 @@ def _name(asked: Options) -> str:
     kind = next((key for key in ("sparsity", *BUDGETS) if key in asked), None)
     value = asked[kind] if kind else implied_sparsity(structure) or 0.0
     label = f"{value:g}" if kind in (None, "sparsity") else f"{kind.removeprefix('max_')}-{value:g}"
-    method = f"{asked['layerwise']}-" if asked.get("layerwise") else ""
+    layerwise = asked.get("layerwise")
+    method = f"{layerwise['method'] if isinstance(layerwise, Mapping) else layerwise}-" if layerwise else ""
     return f"{method}{structure.replace(':', '-')}-{label}"
 
 

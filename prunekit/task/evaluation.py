@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import ranks
-from prunekit.batch import Batch, Inputs, Labels, call, described, take, to
+from prunekit.batch import Batch, Inputs, Labels, call, described, device_of, take, to
 from prunekit.data.samples import Samples
 from prunekit.data.sharing import mixes, sharing
 from prunekit.errors import PrunekitError, UsageError, quoted
 from prunekit.measure.measure import Lost, Measure
+from prunekit.progress import Bar
 from prunekit.task.classification import Classification
 from prunekit.task.task import Task
 
@@ -57,7 +58,7 @@ def unfit(who: str, inputs: Inputs, error: Exception, where: str = "") -> UsageE
 def run(model: nn.Module, batch: Batch, task: Task) -> Tensor:
     """The outputs that count of a batch, on the model's device, in evaluation mode; the model's mode is put back."""
     modes = {module: module.training for module in model.modules()}
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     model.eval()
     try:
         return task.outputs(call(model, to(batch[0], device)))
@@ -124,8 +125,13 @@ class Evaluation:
         return first.lost(self.rows[first.name], reference.rows[first.name])
 
 
-def evaluate(model: nn.Module, samples: Samples, task: Task, references: References | None = None) -> Evaluation:
+def evaluate(
+    model: nn.Module, samples: Samples, task: Task, references: References | None = None, bar: Bar | None = None
+) -> Evaluation:
     """Measures a model; with ``references`` of the same samples also how close it is to that model.
+
+    Args:
+        bar: advances by the samples.
 
     Raises:
         UsageError: there are no samples.
@@ -143,6 +149,8 @@ def evaluate(model: nn.Module, samples: Samples, task: Task, references: Referen
         for batch, reference in pairs:
             outputs = _placed(run(model, batch, task), task)
             labels = to(batch[1], outputs.device)
+            if bar is not None:
+                bar.advance(len(outputs))
             for measure in measures:
                 try:
                     found[measure.name].append(_each(measure, outputs, labels, reference if measure in close else None, task))
@@ -175,8 +183,12 @@ class MeasureTold(TypedDict):
 
 def measures_told(task: Task) -> list[MeasureTold]:
     """What artifacts say of a task's measures."""
-    told = [(measure, False) for measure in task.measures] + [(measure, True) for measure in task.closeness]
-    return [{"name": m.name, "better": m.better, "unit": m.unit, "close": close} for m, close in told]
+    return told_of(task.measures) + told_of(task.closeness, close=True)
+
+
+def told_of(measures: Iterable[Measure], close: bool = False) -> list[MeasureTold]:
+    """What artifacts say of some measures."""
+    return [{"name": m.name, "better": m.better, "unit": m.unit, "close": close} for m in measures]
 
 
 CLASSIFICATION = measures_told(Classification())

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunekit.batch import Batch, Inputs, Labels, call, leaves, named, to
+from prunekit.batch import Batch, Inputs, Labels, call, device_of, leaves, named, to
 from prunekit.criteria import check_criterion, expand, get_criterion, parse
 from prunekit.data import EVAL_BATCH, Split
 from prunekit.errors import PrunekitError, StructureError, UsageError, quoted
@@ -245,7 +245,7 @@ def _takes_single_losses(criterion: str) -> bool:
 
 def _check_loss(recipe: Recipe, task: Task, model: nn.Module, x: Inputs, y: Labels) -> None:
     batch: Batch = x, y
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     state = {k: v.clone() for k, v in model.state_dict().items()}
     with torch.random.fork_rng(devices=[]):
         try:

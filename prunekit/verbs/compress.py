@@ -72,15 +72,7 @@ def check_out(
     """
     for package in ("transformers", "matplotlib", "jinja2"):
         needed(package)
-    own = Path(os.path.realpath(out))
-    for folder in (*given, *folders):
-        theirs = Path(os.path.realpath(folder))
-        if own == theirs or theirs in own.parents:
-            raise UsageError(
-                f"--out is {out}, which {'is' if own == theirs else 'lies in'} the model's folder {folder}; name another"
-            )
-        if own in theirs.parents:
-            raise UsageError(f"--out is {out}, which holds the model's folder {folder}; name another")
+    check_apart(given, folders, out)
     for single in (single for name in criteria if len(folders) == 1 for single in parse(name).singles):
         if get_criterion(single.text).needs_path:
             raise UsageError(
@@ -104,6 +96,19 @@ def check_out(
         now["data"] = {key: before["data"].get(key) if value is None else value for key, value in (now["data"] or {}).items()}
         if (difference := first_difference(before, now)) is not None:
             raise ArtifactError(f"{out}: was made by another compress ({difference}); use --overwrite, or another --out")
+
+
+def check_apart(given: Sequence[Path], folders: Sequence[Path], out: Path) -> None:
+    """Raises UsageError where ``out`` is a model's folder, lies in one or holds one."""
+    own = Path(os.path.realpath(out))
+    for folder in (*given, *folders):
+        theirs = Path(os.path.realpath(folder))
+        if own == theirs or theirs in own.parents:
+            raise UsageError(
+                f"--out is {out}, which {'is' if own == theirs else 'lies in'} the model's folder {folder}; name another"
+            )
+        if own in theirs.parents:
+            raise UsageError(f"--out is {out}, which holds the model's folder {folder}; name another")
 
 
 def _name(task: str | dict[str, Any] | None) -> Any:

@@ -127,7 +127,7 @@ def test_half_precision_stays_half_precision() -> None:
         ({"structure": "2:4", "within": "layer"}, "within is 'layer', and 2:4 keeps as much in every row"),
         ({"sparsity": 0.5, "within": "row"}, "within is 'row'; did you mean rows"),
         ({"sparsity": 0.5, "damping": -1}, "damping is -1; it must be at least 0"),
-        ({"sparsity": 0.5, "samples": 0}, "samples 0; each must be at least 1"),
+        ({"sparsity": 0.5, "samples": 0}, "samples is 0; it must be at least 1"),
         ({"sparsity": 0.5, "ignore": ["blcks.*"]}, "'blcks.*' matches no parameter"),
         ({"sparsity": 0.5, "ignore": ["*"]}, "nothing to prune"),
     ],

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from prunekit.report.measures import shown
 from prunekit.report.terminal.tables import again
 
 NAMED = 3
@@ -33,6 +34,25 @@ def show_compressed(result: dict[str, Any]) -> None:
     folder = exported["folder"]
     what = "the smaller model" if pruned["achieved"] else "the model whole, since nothing had to go,"
     print(f"{folder} holds {what}{again(exported['reused'])}: {exported['loads_with']}({folder!r})")
+
+
+def show_offloaded(result: dict[str, Any]) -> None:
+    """Of a model that was pruned from files to files."""
+    counts, facts, shares, exported = result["parameters"], result["layerwise"], result["achieved"], result["export"]
+    print(f"compress: {result['model']}, {counts['total']:,} parameters, {result['task']}, a block at a time from its files")
+    new = "; kept weights have new values" if facts["changes"] else ""
+    print(
+        f"layer by layer: {result['method']}, from {facts['samples']:,} training samples{new}; {result['structure']}, "
+        f"{100 * shares['prunable']:.1f} % of the prunable parameters removed, {100 * shares['all']:.1f} % of all"
+    )
+    _refused(result["refused"])
+    for note in exported["notes"]:
+        print(f"  note: {note}")
+    for measure in shown(result["measures"]):
+        dense, pruned = (measure.text(result[name][measure.name]) for name in ("dense", "pruned"))
+        print(f"{measure.label} on {result['test_samples']:,} test samples: dense {dense}, pruned {pruned}")
+    folder = exported["folder"]
+    print(f"{folder} holds the smaller model{again(exported['reused'])}: {exported['loads_with']}({folder!r})")
 
 
 def _refused(refused: dict[str, str]) -> None:

@@ -1,0 +1,150 @@
+"""A language model is pruned whose file is four times the memory that pruning takes, block by block from disk.
+
+    python benchmarks/larger_than_memory.py                      # a Llama of 1.2 GB in single precision, SparseGPT
+    python benchmarks/larger_than_memory.py --method wanda --width 512 --layers 24
+
+Each row is a process of its own: ``prunekit compress DIR --layerwise METHOD --offload``. Memory is its peak resident set as the
+system counts it (``ru_maxrss``: pages of files that are mapped count too), less that of the very same command on a Llama of two
+narrow blocks, which is Python, torch, transformers and what they keep. Nothing limits the process: it is a measurement. Then
+another process loads dense and pruned folder whole and measures the same windows again: perplexity by streaming and in memory must
+agree. Weights are random; their perplexity says nothing but that both ways compute the same.
+Needs the extra ``hf``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+DATA = "windows_of_larger_than_memory"
+TINY = {"vocabulary": 256, "width": 64, "layers": 2, "heads": 2, "hidden": 64}
+
+
+def data_module(vocabulary: int, windows: int, length: int) -> str:
+    """The source of a data factory: texts in which a token follows from the one before it, with some noise."""
+    return f"""import torch
+
+def texts():
+    found = {{}}
+    for seed, (name, size) in enumerate({{"train": {windows}, "validation": 2, "test": 8, "scoring": 2}}.items()):
+        generator = torch.Generator().manual_seed(seed)
+        steps = torch.randint(1, 4, (size, {length}), generator=generator)
+        ids = (torch.randint({vocabulary}, (size, 1), generator=generator) + steps.cumsum(1)) % {vocabulary}
+        found[name] = {{"input_ids": ids, "labels": ids}}
+    return found
+"""
+
+
+def make(folder: Path, sizes: dict[str, int], length: int) -> None:
+    """Runs in a process of its own: the model whole in memory, and its files."""
+    import torch
+
+    from prunekit.models import llama
+
+    torch.manual_seed(0)
+    model: Any = llama(**sizes, kv_heads=sizes["heads"], length=length, tied=False)
+    model.save_pretrained(folder, max_shard_size=2**29)
+
+
+def check(folders: list[Path], place: Path) -> list[float]:
+    """Runs in a process of its own: perplexity of whole models in memory on the windows."""
+    import torch
+
+    from prunekit.huggingface import load_model
+    from prunekit.recipe import Recipe
+    from prunekit.task.evaluation import evaluate
+    from prunekit.verbs.run_folder import load_splits
+
+    sys.path.insert(0, str(place))
+    recipe = Recipe.of(
+        {"model": {"pretrained": str(folders[0])}, "data": {"factory": f"{DATA}:texts"}, "task": "causal_lm"}, "benchmark"
+    )
+    samples = load_splits(recipe)["test"].samples(2)
+    with torch.no_grad():
+        return [evaluate(load_model(folder), samples, recipe.load_task()).figures()["perplexity"] for folder in folders]
+
+
+def child(place: Path, *words: str) -> tuple[str, int, float]:
+    """What a process printed, its peak resident set in bytes, and its seconds."""
+    begun = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as out:
+        process = subprocess.Popen([sys.executable, *words], cwd=place, stdout=out)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(words)} failed with {process.returncode}")
+        out.seek(0)
+        return out.read(), used.ru_maxrss * (1024 if sys.platform == "linux" else 1), time.perf_counter() - begun
+
+
+def compressed(place: Path, name: str, method: str, activations: str) -> tuple[dict[str, Any], int, float]:
+    printed, peak, seconds = child(
+        place, "-m", "prunekit", "compress", name, "--data", f"{DATA}_{name}:texts", "--layerwise", method, "--sparsity", "0.5",
+        "--offload", "--activations", activations, "--out", f"{name}-{method}", "--json",
+    )  # fmt: skip
+    return json.loads(printed), peak, seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", nargs="+", default=["sparsegpt"])
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--hidden", type=int, default=1536)
+    parser.add_argument("--layers", type=int, default=48)
+    parser.add_argument("--vocabulary", type=int, default=8000)
+    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--activations", default="4MiB", help="of the hidden states in memory; the others lie on disk")
+    parser.add_argument("--inside", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    large = {
+        "vocabulary": asked.vocabulary, "width": asked.width, "layers": asked.layers, "heads": asked.width // 64,
+        "hidden": asked.hidden,
+    }  # fmt: skip
+    if asked.inside is not None:  # one of the processes
+        what, *given = json.loads(asked.inside)
+        if what == "make":
+            make(Path(given[0]), given[1], asked.length)
+        else:
+            print(json.dumps(check([Path(folder) for folder in given], Path())))
+        return
+    here, common = str(Path(__file__).resolve()), ["--length", str(asked.length)]
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        for name, sizes in (("tiny", TINY), ("large", large)):
+            child(place, here, *common, "--inside", json.dumps(["make", name, sizes]))
+            source = data_module(sizes["vocabulary"], asked.windows, asked.length)
+            (place / f"{DATA}_{name}.py").write_text(source)
+        (place / f"{DATA}.py").write_text(data_module(asked.vocabulary, asked.windows, asked.length))
+        file = sum(path.stat().st_size for path in (place / "large").glob("*.safetensors"))
+        print(f"a Llama of {file / 1e6:,.0f} MB in {asked.layers} blocks, {asked.windows} windows of {asked.length} tokens")
+        print(
+            "| method | file, MB | peak, MB | the tiny model's, MB | beyond it, MB | file / beyond | s | perplexity, dense and pruned |"
+        )
+        print("|---|---|---|---|---|---|---|---|")
+        for method in asked.method:
+            _, base, _ = compressed(place, "tiny", method, asked.activations)
+            found, peak, seconds = compressed(place, "large", method, asked.activations)
+            whole = json.loads(child(place, here, "--inside", json.dumps(["check", "large", f"large-{method}"]))[0])
+            streamed = [found[name]["perplexity"] for name in ("dense", "pruned")]
+            agree = all(math.isclose(a, b, rel_tol=1e-5) for a, b in zip(streamed, whole, strict=True))
+            told = ", ".join(f"{value:,.2f}" for value in streamed)
+            print(
+                f"| {method} | {file / 1e6:,.0f} | {peak / 1e6:,.0f} | {base / 1e6:,.0f} | {(peak - base) / 1e6:,.0f} | "
+                f"{file / (peak - base):.1f} | {seconds:,.0f} | {told} (in memory {'the same' if agree else whole}) |",
+                flush=True,
+            )
+            if not agree:
+                raise SystemExit("streaming and memory disagree")
+
+
+if __name__ == "__main__":
+    main()
