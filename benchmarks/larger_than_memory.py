@@ -6,8 +6,8 @@
 Each row is a process of its own: ``prunekit compress DIR --layerwise METHOD --offload``. Memory is its peak resident set as the
 system counts it (``ru_maxrss``: pages of files that are mapped count too), less that of the very same command on a Llama of two
 narrow blocks, which is Python, torch, transformers and what they keep. Nothing limits the process: it is a measurement. Then
-another process loads dense and pruned folder whole and measures the same windows again: perplexity by streaming and in memory must
-agree. Weights are random; their perplexity says nothing but that both ways compute the same.
+another process loads dense and pruned folder whole and measures the same windows again: perplexity by streaming and in memory
+must agree. Weights are random; their perplexity says nothing but that both ways compute the same.
 Needs the extra ``hf``.
 """
 
@@ -126,9 +126,7 @@ def main() -> None:
         (place / f"{DATA}.py").write_text(data_module(asked.vocabulary, asked.windows, asked.length))
         file = sum(path.stat().st_size for path in (place / "large").glob("*.safetensors"))
         print(f"a Llama of {file / 1e6:,.0f} MB in {asked.layers} blocks, {asked.windows} windows of {asked.length} tokens")
-        print(
-            "| method | file, MB | peak, MB | the tiny model's, MB | beyond it, MB | file / beyond | s | perplexity, dense and pruned |"
-        )
+        print("| method | file, MB | peak, MB | the tiny model's, MB | beyond it, MB | file / beyond | s | perplexities |")
         print("|---|---|---|---|---|---|---|---|")
         for method in asked.method:
             _, base, _ = compressed(place, "tiny", method, asked.activations)

@@ -147,7 +147,13 @@ class Layout:
 def refuse_meta(model: nn.Module) -> None:
     """Raises UsageError where a model has shapes alone."""
     if meta := next((name for name, tensor in named_tensors(model).items() if tensor.is_meta), None):
-        raise UsageError(f"the model has no numbers: {meta} is on the meta device; build it on the CPU")
+        placed = any(hasattr(module, "_hf_hook") for module in bare(model).modules())
+        why = (
+            "accelerate has put it elsewhere; load it without device_map, or see prunekit compress --layerwise METHOD --offload"
+            if placed
+            else "build it on the CPU"
+        )
+        raise UsageError(f"the model has no numbers: {meta} is on the meta device; {why}")
 
 
 def path_dtype(model: nn.Module) -> torch.dtype:

@@ -15,9 +15,9 @@ from torch import Tensor
 from prunekit import checkpoint, ranks
 from prunekit.apply import dense_state
 from prunekit.apply.manifest import MASKS
-from prunekit.batch import to
+from prunekit.batch import device_of, to
 from prunekit.criteria import model_digest
-from prunekit.errors import ArtifactError
+from prunekit.errors import ArtifactError, UsageError
 from prunekit.explain import EvaluationRecord, account, dense_reconstruction, flat_mask
 from prunekit.explain.account import Account
 from prunekit.explain.evaluation import Budget, Latency, LostOn, OnClasses, Refined, Refinement, Round
@@ -34,27 +34,39 @@ from prunekit.verbs.accounts import keep_removal, keep_timeline
 from prunekit.verbs.budgets import file_size
 from prunekit.verbs.compensating import pruned_as_asked
 from prunekit.verbs.language import language_figures
+from prunekit.verbs.placement import DeviceMap, placed_on
 from prunekit.verbs.pruned_folder import child_of, open_pruned
 from prunekit.verbs.run_folder import Run
 from prunekit.verbs.validation import validation_in
 
 
-def evaluate(run: Run, folder: Path, overwrite: bool = False) -> tuple[EvaluationRecord, bool]:
+def evaluate(
+    run: Run, folder: Path, overwrite: bool = False, device_map: DeviceMap | None = None
+) -> tuple[EvaluationRecord, bool]:
     """Writes eval.json into ``folder``, and beside it and into the run folder what the report explains (``verbs.accounts``).
+
+    Args:
+        device_map: spreads both models' weights over devices, main memory and disk while they are measured.
 
     Returns:
         what it holds, and whether it was there already.
 
     Raises:
         ArtifactError: the pruned model is damaged or was made from another model than this run's.
+        UsageError: with a device map, the run has a path, along which all weights are needed on one device.
     """
-    found = _evaluate(run, folder, overwrite)
+    if device_map is not None and len(run.trajectory):
+        raise UsageError(
+            "--device-map: this run has a training path, and eval rebuilds the model along it with all weights on one device; "
+            "leave --device-map out"
+        )
+    found = _evaluate(run, folder, overwrite, device_map)
     keep_timeline(run)
     keep_removal(run, folder.resolve().name)
     return found
 
 
-def _evaluate(run: Run, folder: Path, overwrite: bool) -> tuple[EvaluationRecord, bool]:
+def _evaluate(run: Run, folder: Path, overwrite: bool, device_map: DeviceMap | None) -> tuple[EvaluationRecord, bool]:
     if not (folder / "prunekit.json").exists():
         known = sorted(p.parent.name for p in (run.path / "pruned").glob("[!.]*/prunekit.json"))
         raise ArtifactError(f"{folder / 'prunekit.json'}: no such file; pruned models of this run: {', '.join(known) or 'none'}")
@@ -84,23 +96,22 @@ def _evaluate(run: Run, folder: Path, overwrite: bool) -> tuple[EvaluationRecord
             return found, True
     started = time.perf_counter()
     unsqueezed = _unsqueezed(run, plan) if squeezed else None
-    dense = run.model.to(run.device)
-    pruned.to(run.device)
-    task, samples = run.task, run.batches("test")
-    references = References(dense, samples, task)
-    dense_found = measured(dense, samples, task, None if task.measures else references)
-    pruned_found = measured(pruned, samples, task, references)
-    one = to(run.splits["test"].batch([0])[0], run.device)
-    dense_file = safetensors.torch.save(checkpoint.unique_state({k: v.cpu() for k, v in dense.state_dict().items()})[0])
-    dense_sizes, pruned_sizes = sizes(dense, one), sizes(pruned, one)
-    before = None
-    if unsqueezed is not None:
-        before = {
-            **measured(unsqueezed, samples, task, references).figures(),
-            **sizes(unsqueezed, one),
-            "bytes": file_size(unsqueezed, plan),
-        }
-    language = language_figures(run, {"dense": dense, "pruned": pruned}, dense_found, pruned_found)
+    dense, task, samples = run.model.cpu(), run.task, run.batches("test")
+    one = run.splits["test"].batch([0])[0]
+    dense_file = safetensors.torch.save(checkpoint.unique_state(dense.state_dict())[0])
+    models = {"dense": dense, "pruned": pruned, **({"masked": unsqueezed} if unsqueezed is not None else {})}
+    all_sizes = {name: sizes(model, one) for name, model in models.items()}
+    dense_sizes, pruned_sizes = all_sizes["dense"], all_sizes["pruned"]
+    with placed_on(list(models.values()), run.device, device_map):
+        references = References(dense, samples, task)
+        dense_found = measured(dense, samples, task, None if task.measures else references)
+        pruned_found = measured(pruned, samples, task, references)
+        before = None if unsqueezed is None else measured(unsqueezed, samples, task, references).figures()
+        language = language_figures(run, {"dense": dense, "pruned": pruned}, dense_found, pruned_found)
+        work = (dense_sizes["macs"], pruned_sizes["macs"])
+        latency = ranks.from_first(lambda: _latency(run, models, work, device_map is not None))
+    if unsqueezed is not None and before is not None:
+        before |= {**all_sizes["masked"], "bytes": file_size(unsqueezed, plan)}
     reached = plan.sparsity()
     record = EvaluationRecord(
         made_from=made_from,
@@ -111,7 +122,7 @@ def _evaluate(run: Run, folder: Path, overwrite: bool) -> tuple[EvaluationRecord
         pruned={**pruned_found.figures(), **pruned_sizes, **_file_bytes(folder / "model.safetensors")},
         asked_classes=_on_classes(run, plan, dense_found, pruned_found),
         layers={name: {"total": c["total"], "kept": c["kept"]} for name, c in plan.counts().items()},
-        latency=ranks.from_first(lambda: _latency(run, dense, pruned, unsqueezed, (dense_sizes["macs"], pruned_sizes["macs"]))),
+        latency=latency,
         refine=_refinement(plan),
         kernel=_kernel(run, plan, pruned, child, manifest.kept),
         masked=before,
@@ -120,7 +131,6 @@ def _evaluate(run: Run, folder: Path, overwrite: bool) -> tuple[EvaluationRecord
         language=language,
         cost={"seconds": round(time.perf_counter() - started, 3)},
     )
-    run.model.cpu()
     record.save(path)
     return record, False
 
@@ -182,17 +192,15 @@ def _figures(run: Run, dense: Evaluation, pruned: Evaluation, who: Tensor) -> di
 
 def _unsqueezed(run: Run, plan: Plan) -> torch.nn.Module:
     """The masked model that a squeezed one was made of, made again."""
-    return pruned_as_asked(run, plan)[0].to(run.device)
+    return pruned_as_asked(run, plan)[0].cpu()
 
 
-def _latency(
-    run: Run, dense: torch.nn.Module, pruned: torch.nn.Module, unsqueezed: torch.nn.Module | None, macs: tuple[int, int]
-) -> Latency:
+def _latency(run: Run, models: Mapping[str, torch.nn.Module], macs: tuple[int, int], spread: bool) -> Latency:
+    """Args: ``spread``, whether weights come from several places, whose way is timed with them."""
     batches, why = {}, {}
     test = run.splits["test"]
-    models = {"dense": dense, "pruned": pruned, **({"masked": unsqueezed} if unsqueezed is not None else {})}
     for size in run.recipe.eval.latency_batches:
-        x = to(test.batch([i % len(test) for i in range(size)])[0], run.device)
+        x = to(test.batch([i % len(test) for i in range(size)])[0], device_of(models["dense"]))
         timing = timed(models, x)
         medians = {name: timing.ms(name).median for name in models}
         found = timing.speed("pruned", size)
@@ -201,9 +209,10 @@ def _latency(
             "ratio": medians["pruned"] / medians["dense"],
             **{key: float(found[key]) for key in ("speedup", "low", "high", "rounds")},
         }
-        if is_due(macs, (medians["dense"], medians["pruned"])):
-            why[str(size)] = reason(pruned, x, macs[1], medians["pruned"])
-    told: Latency = {"machine": machine(run.device), "batches": batches, "conditions": conditions()}
+        if not spread and is_due(macs, (medians["dense"], medians["pruned"])):
+            why[str(size)] = reason(models["pruned"], x, macs[1], medians["pruned"])
+    where = f"{machine(run.device)}, weights placed by accelerate" if spread else machine(run.device)
+    told: Latency = {"machine": where, "batches": batches, "conditions": conditions()}
     return told | {"why": why} if why else told
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,8 @@ JUDGED = 256
 """Test samples that the dense and the pruned model are measured on at most: each reads the whole model once a batch."""
 COMPARED = 2
 """Samples whose answers what was written must give exactly."""
+MMAP_THRESHOLD, LARGE = -3, 2**20
+"""M_MMAP_THRESHOLD of glibc's malloc.h, and bytes from which a tensor's memory is the system's again once it goes."""
 OUTPUTS = 8
 """Outputs of a batch take this part of the bytes of activations at most, since measuring them takes some copies."""
 
@@ -63,6 +66,7 @@ def compress_offloaded(
         ArtifactError: a file is damaged, the disk has too little room, or ``out`` holds something else.
         NonFiniteError: what reaches a layer is NaN or Inf.
     """
+    _give_back()
     work = _Work(with_task(recipe), folder, announce)
     with Stages("compress", len(STAGES)) as stages:
         stages.begin(STAGES[0])
@@ -73,6 +77,17 @@ def compress_offloaded(
         "samples": {name: len(split) for name, split in work.splits.items()},
         "export": {**record.content(), "folder": str(out), "reused": reused},
     }
+
+
+def _give_back() -> None:
+    """Has glibc return what a tensor took to the system when it goes.
+
+    Otherwise tensors of up to 32 MiB come from one heap, in whose holes the next block's do not fit: of forty blocks a gigabyte
+    stayed.
+    """
+    library: Any = ctypes.CDLL(None)
+    if hasattr(library, "mallopt") and hasattr(library, "gnu_get_libc_version"):
+        library.mallopt(MMAP_THRESHOLD, LARGE)
 
 
 def check_offloaded(recipe: Recipe, given: Sequence[Path], folders: Sequence[Path], out: Path) -> None:
