@@ -19,7 +19,10 @@ from prunekit.errors import UsageError
     name="eval",
     after="prune",
     shared=True,
-    headings={"The lm-evaluation-harness": ("lm_eval", "lm_eval_include", "lm_eval_limit")},
+    headings={
+        "The lm-evaluation-harness": ("lm_eval", "lm_eval_include", "lm_eval_limit"),
+        "Models larger than one device": ("device_map",),
+    },
     examples={
         "What a pruned model lost, and how fast it is": "prunekit eval runs/digits-cnn/pruned/small",
         "A language model in the lm-evaluation-harness as well": "prunekit eval runs/llama/pruned/small --lm-eval "
