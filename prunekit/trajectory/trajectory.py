@@ -185,6 +185,11 @@ class Trajectory:
         by_recipe = "recipe" in self.provenance and "recorded" not in self.provenance
         return f"train.record.{option}: {value.lower()} in the recipe" if by_recipe else f"Recorder(..., {option}={value})"
 
+    @property
+    def bytes(self) -> int:
+        """What it takes on disk."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
     @cached_property
     def hash(self) -> str:
         """Identifies the recorded states; computed when recording was cut off before it could be noted."""

@@ -61,7 +61,7 @@ def _folder(path: Path) -> dict[str, Any]:
             "complete": trajectory.complete,
             "steps": len(trajectory),
             "coordinates": trajectory.layout.total,
-            "bytes": sum(p.stat().st_size for p in path.iterdir()),
+            "bytes": trajectory.bytes,
             "hash": trajectory.hash,
             "optimizer": optimizer["name"] if optimizer else "unknown (imported)",
             "made_from": trajectory.provenance,

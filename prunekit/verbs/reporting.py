@@ -125,7 +125,7 @@ def run_artifacts(run: Run) -> RunArtifacts:
         trajectory={
             "steps": len(trajectory),
             "coordinates": trajectory.layout.total,
-            "bytes": sum(p.stat().st_size for p in trajectory.folder.iterdir()),
+            "bytes": trajectory.bytes,
             "hash": trajectory.hash,
         },
         scores=[{"criterion": s.criterion, "digest": s.digest, "seconds": s.cost.get("seconds", 0.0)} for s in scores],

@@ -148,6 +148,7 @@ def test_a_process_writes_its_own_rows_alone(two: Path) -> None:
     path = Trajectory(two / "fsdp")
     assert sum(sizes) == 2 * 256 + (STEPS + 1) * 4 * path.layout.total
     rows = [sum(b - a for a, b in one) for one in path.header["parts"][0]["spans"]]
+    assert path.bytes > 2 * sum(sizes)
     assert sizes == [256 + (STEPS + 1) * 4 * count for count in rows]
 
 
