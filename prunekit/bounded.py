@@ -12,10 +12,10 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from prunekit.errors import ArtifactError
+from prunekit.remote import Place, Remote
 
 RECIPE = 2**16
 """Bytes of a recipe or study. Recipes take 2 to 10 kB; YAML is read at about 100 kB a second."""
@@ -40,7 +40,7 @@ KINDS = {
 }  # fmt: skip
 
 
-def size(path: Path, most: int | None = None) -> int:
+def size(path: Place, most: int | None = None) -> int:
     """How many bytes a file has.
 
     Args:
@@ -49,6 +49,8 @@ def size(path: Path, most: int | None = None) -> int:
     Raises:
         ArtifactError: there is none, it is no regular file (whose reading could wait for ever), or it is larger.
     """
+    if isinstance(path, Remote):
+        return _within(path, path.size(), most)
     try:
         found = os.stat(path)
     except FileNotFoundError:
@@ -58,12 +60,16 @@ def size(path: Path, most: int | None = None) -> int:
     if not stat.S_ISREG(found.st_mode):
         kind = next((name for holds, name in KINDS.items() if holds(found.st_mode)), "something else")
         raise ArtifactError(f"{path}: is {kind}, not a file")
-    if most is not None and found.st_size > most:
-        raise ArtifactError(f"{path}: has {found.st_size:,} bytes; such a file has {most:,} at most")
-    return found.st_size
+    return _within(path, found.st_size, most)
 
 
-def text(path: Path, most: int) -> str:
+def _within(path: Place, found: int, most: int | None) -> int:
+    if most is not None and found > most:
+        raise ArtifactError(f"{path}: has {found:,} bytes; such a file has {most:,} at most")
+    return found
+
+
+def text(path: Place, most: int) -> str:
     """A text file's content.
 
     Raises:
@@ -74,7 +80,7 @@ def text(path: Path, most: int) -> str:
         return file.read(most).decode("utf-8")
 
 
-def lines(path: Path) -> Iterator[str]:
+def lines(path: Place) -> Iterator[str]:
     """The lines of a text file, one after the other; what stands after the last line's end is none.
 
     Raises:
@@ -89,13 +95,17 @@ def lines(path: Path) -> Iterator[str]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Place) -> Iterator[BinaryIO]:
     """A file to read bytes from; what is wrong with it, or with its text, becomes one line.
 
     Raises:
         ArtifactError: it cannot be read, or is not UTF-8 where it is decoded inside.
     """
     try:
+        if isinstance(path, Remote):
+            with path.open() as stream:
+                yield stream
+            return
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe that has come since is not waited for
             yield file
     except UnicodeDecodeError as error:
@@ -124,7 +134,7 @@ def parsed(content: str) -> Any:
     return found
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Place) -> Any:
     """What a JSON file says.
 
     Raises:
@@ -136,7 +146,7 @@ def read_json(path: Path) -> Any:
         raise ArtifactError(f"{path}: not a readable JSON file ({error})") from None
 
 
-def mapping(path: Path) -> dict[str, Any]:
+def mapping(path: Place) -> dict[str, Any]:
     """What a JSON file of another library says, which is a mapping.
 
     Raises:
@@ -157,7 +167,7 @@ def check_nesting(content: Any) -> None:
             raise ValueError(f"nested deeper than {NESTING}")
 
 
-def check_header(path: Path) -> None:
+def check_header(path: Place) -> None:
     """Refuses a file whose safetensors header would be larger than the file, or than any that is meant.
 
     Raises:

@@ -21,6 +21,7 @@ from torch import Tensor
 from prunekit import bounded, ranks
 from prunekit.durable import replacing
 from prunekit.errors import ArtifactError, Note, PrunekitError
+from prunekit.remote import Place, Remote
 
 HEADER = "prunekit"  # the one metadata key we write: one key keeps the file's bytes in a fixed order
 CHECKSUM = "checksum"
@@ -30,7 +31,7 @@ TENSORS = "tensors"
 
 
 @contextmanager
-def reading(path: Path, kind: str) -> Iterator[None]:
+def reading(path: Place, kind: str) -> Iterator[None]:
     """Around code that takes an artifact's content apart: whatever is missing or of another type in it becomes one error.
 
     Raises:
@@ -50,7 +51,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps({**content, CHECKSUM: checksum(content)}, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, kind: str | None = None) -> dict[str, Any]:
+def read_json(path: Place, kind: str | None = None) -> dict[str, Any]:
     """Reads an artifact of ``kind``, of any kind if None.
 
     Raises:
@@ -83,7 +84,7 @@ def tensor_checksum(tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def file_checksum(path: Path) -> str:
+def file_checksum(path: Place) -> str:
     """The same of a file's bytes.
 
     Raises:
@@ -91,16 +92,13 @@ def file_checksum(path: Path) -> str:
     """
     total = xxhash.xxh3_128()
     bounded.size(path)
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(2**20):
-                total.update(chunk)
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read ({error.strerror or error})") from None
+    with bounded.opened(path) as file:
+        while chunk := file.read(2**20):
+            total.update(chunk)
     return total.hexdigest()
 
 
-def agree(path: Path, found: str | None, written: Any, what: str = "was changed after it was written") -> None:
+def agree(path: Place, found: str | None, written: Any, what: str = "was changed after it was written") -> None:
     """Compares what a file holds with what it, or the file that it belongs to, says that it holds.
 
     Raises:
@@ -110,7 +108,7 @@ def agree(path: Path, found: str | None, written: Any, what: str = "was changed 
         raise ArtifactError(f"{path}: {what} (its checksum is {found}, it was written with {written}); make it again")
 
 
-def _prove(path: Path, content: dict[str, Any]) -> None:
+def _prove(path: Place, content: dict[str, Any]) -> None:
     """Takes the checksum out of ``content`` and compares; a file that is older than checksums is told of."""
     if CHECKSUM in content:
         written = content.pop(CHECKSUM)
@@ -119,7 +117,7 @@ def _prove(path: Path, content: dict[str, Any]) -> None:
         told(path)
 
 
-def told(path: Path) -> None:
+def told(path: Place) -> None:
     """Says that a file is too old to be proved, once a folder."""
     text = f"{path.parent}: holds files of a prunekit without checksums; whether they were changed since cannot be told"
     warnings.warn(text, Note, stacklevel=2)
@@ -176,7 +174,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def read_tensors(path: Path, changed: bool = False) -> dict[str, Tensor]:
+def read_tensors(path: Place, changed: bool = False) -> dict[str, Tensor]:
     """Reads every tensor of a safetensors file.
 
     Args:
@@ -193,7 +191,7 @@ def read_tensors(path: Path, changed: bool = False) -> dict[str, Tensor]:
     return tensors
 
 
-def read_header(path: Path, kind: str | None = None) -> dict[str, Any]:
+def read_header(path: Place, kind: str | None = None) -> dict[str, Any]:
     """Reads what prunekit wrote into a safetensors file's metadata; ``{}`` for a file from elsewhere.
 
     Raises:
@@ -206,20 +204,20 @@ def read_header(path: Path, kind: str | None = None) -> dict[str, Any]:
     return header
 
 
-def read_checksum(path: Path) -> str | None:
+def read_checksum(path: Place) -> str | None:
     """The checksum that a safetensors file says proves it; None for a file without."""
     with _opened(path) as file:
         found = _parsed(path, file.metadata()).get(CHECKSUM)
     return None if found is None else str(found)
 
 
-def _header_of(path: Path, found: Mapping[str, str] | None) -> dict[str, Any]:
+def _header_of(path: Place, found: Mapping[str, str] | None) -> dict[str, Any]:
     header = _parsed(path, found)
     _prove(path, header)
     return header
 
 
-def _parsed(path: Path, found: Mapping[str, str] | None) -> dict[str, Any]:
+def _parsed(path: Place, found: Mapping[str, str] | None) -> dict[str, Any]:
     try:
         header = bounded.parsed((found or {}).get(HEADER, "{}"))
     except ValueError as error:
@@ -230,12 +228,18 @@ def _parsed(path: Path, found: Mapping[str, str] | None) -> dict[str, Any]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Place) -> Iterator[Any]:
     bounded.check_header(path)
     try:
+        if isinstance(path, Remote):
+            from prunekit.tensors_in_file import RangedFile
+
+            with bounded.opened(path) as stream:
+                yield RangedFile(stream, bounded.size(path))
+            return
         with safe_open(path, framework="pt") as file:
             yield file
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(
             f"{path}: not a whole safetensors file ({error}); prunekit reads no other format and never unpickles, "
             "convert with safetensors.torch.save_file(state_dict, path)"

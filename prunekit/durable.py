@@ -16,6 +16,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -24,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from prunekit import bounded, ranks
-from prunekit.errors import ArtifactError
+from prunekit.errors import ArtifactError, UsageError
 
 PREFIX, SUFFIX = ".prunekit.", ".tmp"
 JOURNAL = ".prunekit.commit"
 LOCK = ".lock"
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")
 DEPTH = 4
 """How deep below a run folder prunekit writes: ``RUN/pruned/NAME/trajectory``."""
 
@@ -247,8 +249,14 @@ def locked(folder: Path) -> Iterator[None]:
     What a process that was killed has left is brought to its end or swept up first.
 
     Raises:
+        UsageError: it is an address for fsspec, as ``s3://bucket``, which a path of this machine shortens to ``s3:/bucket``.
         ArtifactError: another one is writing there.
     """
+    if ADDRESS.match(str(folder)):
+        raise UsageError(
+            f"{folder} looks like an address of a store; runs and studies are locked and taken up again in a folder of a file "
+            "system, so name one, and copy it there"
+        )
     ranks.wait()  # until none reads what is recovered now
     if not ranks.first():
         ranks.wait()

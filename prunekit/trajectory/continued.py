@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from prunekit import checkpoint
 from prunekit.errors import ArtifactError, UsageError
+from prunekit.remote import Place
 from prunekit.trajectory.rules import StepLog
 from prunekit.trajectory.trajectory import Segment, Trajectory
 
@@ -40,7 +40,7 @@ class Continued(Trajectory):
         if child.layout != parent.layout:
             raise ArtifactError(f"{child.folder}: its coordinates are not those of {parent.folder}")
         self._before = parent.pieces_until(self.branch)
-        self.folder: Path = child.folder
+        self.folder: Place = child.folder
         self.header, self.layout, self.complete = child.header, child.layout, child.complete
         self.start_optimizer, self.start_states = parent.start_optimizer, parent.start_states
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.errors import ArtifactError
+from prunekit.remote import Place
 from prunekit.trajectory.bare import bare
 from prunekit.trajectory.derived import refresh
 from prunekit.trajectory.layout import ORIGINAL, mask_of
@@ -18,7 +18,7 @@ SEGMENTS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 """Parts of a name that wrappers put in (DDP, torch.compile, FSDP, activation checkpointing)."""
 
 
-def load_into(model: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+def load_into(model: nn.Module, state: Mapping[str, Tensor], source: Place) -> None:
     """Loads ``state`` into ``model``; names of tied parameters may be missing, anything else may not.
 
     A model on the meta device gets memory on the CPU first. A weight under a mask of torch.nn.utils.prune
@@ -88,7 +88,7 @@ def fitted(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def materialise(model: nn.Module, state: Iterable[str], source: Path) -> None:
+def materialise(model: nn.Module, state: Iterable[str], source: Place) -> None:
     """Gives tensors on the meta device memory on the CPU, where ``state`` has numbers for them.
 
     Raises:

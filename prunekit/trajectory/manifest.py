@@ -96,7 +96,7 @@ def seal_before(folder: Path, header: Mapping[str, Any], layout: Layout, rank: i
     """
     *_, old, new = parts_of(folder, header, layout)
     found: dict[str, dict[str, str]] = {}
-    for other, place in enumerate(old.folders):
+    for other, place in enumerate(old.local):
         if other % size == rank:
             counts = {name: new.rows[name] - old.rows[name] for name in STREAMS}
             if other:

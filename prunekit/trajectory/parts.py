@@ -17,11 +17,12 @@ from torch import Tensor
 
 from prunekit import bounded, checkpoint
 from prunekit.errors import ArtifactError
+from prunekit.remote import Place
 from prunekit.trajectory.layout import Layout
 from prunekit.trajectory.proof import LOG, Proof
 from prunekit.trajectory.shards import Span
 from prunekit.trajectory.states import READERS, WRITERS
-from prunekit.trajectory.store import NAMES, Finished, RowReader, RowWriter, joined
+from prunekit.trajectory.store import NAMES, Finished, RowReader, RowWriter, Where, joined
 
 STREAMS = ("states", "second_moments", "random")
 
@@ -37,11 +38,16 @@ class Part:
         proofs: of the files in each folder.
     """
 
-    folders: tuple[Path, ...]
+    folders: tuple[Place, ...]
     spans: tuple[tuple[Span, ...], ...]
     rows: Mapping[str, int]
     lines: int
     proofs: tuple[Proof, ...]
+
+    @property
+    def local(self) -> list[Path]:
+        """The folders, for whoever writes into them: none is behind fsspec, where recordings are only read."""
+        return [folder for folder in self.folders if isinstance(folder, Path)]
 
     @property
     def several(self) -> bool:
@@ -65,7 +71,7 @@ def part_json(spans: Sequence[Sequence[Sequence[int]]] | None, rows: Mapping[str
     return {"spans": every, "rows": {name: rows.get(name, 0) for name in STREAMS}, "lines": lines}
 
 
-def parts_of(folder: Path, header: Mapping[str, Any], layout: Layout) -> list[Part]:
+def parts_of(folder: Place, header: Mapping[str, Any], layout: Layout) -> list[Part]:
     """The parts of a recording, oldest first; mostly one.
 
     Raises:
@@ -76,7 +82,7 @@ def parts_of(folder: Path, header: Mapping[str, Any], layout: Layout) -> list[Pa
         return [Part((folder,), (((0, layout.total),),), dict.fromkeys(STREAMS, 0), 0, (proof,))]
     found = []
     for number, one in enumerate(header["parts"]):
-        folders: tuple[Path, ...] = (folder,)
+        folders: tuple[Place, ...] = (folder,)
         spans: tuple[tuple[Span, ...], ...] = (((0, layout.total),),)
         if one["spans"] is not None:
             spans = tuple(tuple((int(b), int(e)) for b, e in mine) for mine in one["spans"])
@@ -94,7 +100,7 @@ def parts_of(folder: Path, header: Mapping[str, Any], layout: Layout) -> list[Pa
     return found
 
 
-def rank_folder(folder: Path, part: int, rank: int) -> Path:
+def rank_folder(folder: Where, part: int, rank: int) -> Where:
     return folder / f"part-{part}" / f"rank-{rank}"
 
 
@@ -117,7 +123,7 @@ class JoinedRows:
         rows: int,
         width: int,
         dtype: np.dtype[Any],
-        open_one: Callable[[Path, int, int, Proof], tuple[_Rows, Callable[[int], Tensor]]],
+        open_one: Callable[[Place, int, int, Proof], tuple[_Rows, Callable[[int], Tensor]]],
     ) -> None:
         self._width, self._dtype = width, torch.from_numpy(np.empty(0, dtype)).dtype
         self._parts: list[tuple[int, int, list[tuple[tuple[Span, ...], _Rows, Callable[[int], Tensor]]]]] = []
@@ -164,7 +170,7 @@ class JoinedRows:
 def open_states(parts: Sequence[Part], kind: str, rows: int, width: int, dtype: np.dtype[Any]) -> JoinedRows:
     """The states of a recording."""
 
-    def one(folder: Path, own: int, count: int, proof: Proof) -> tuple[_Rows, Callable[[int], Tensor]]:
+    def one(folder: Place, own: int, count: int, proof: Proof) -> tuple[_Rows, Callable[[int], Tensor]]:
         reader = READERS[kind](folder, own, dtype, count, proof.sums)
         return reader, reader.state
 
@@ -174,7 +180,7 @@ def open_states(parts: Sequence[Part], kind: str, rows: int, width: int, dtype: 
 def open_rows(parts: Sequence[Part], stream: str, rows: int, width: int, dtype: np.dtype[Any]) -> JoinedRows:
     """Another stream of a recording."""
 
-    def one(folder: Path, own: int, count: int, proof: Proof) -> tuple[_Rows, Callable[[int], Tensor]]:
+    def one(folder: Place, own: int, count: int, proof: Proof) -> tuple[_Rows, Callable[[int], Tensor]]:
         reader = RowReader(folder, stream, own, NAMES[dtype], count, proof.sums)
         return reader, reader.row
 

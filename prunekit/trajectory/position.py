@@ -38,7 +38,7 @@ def restored(
 
     def restore() -> dict[str, Any]:
         parts = parts_of(folder, header, share.whole)
-        paths = next((found for part in reversed(parts) if (found := snapshot.found_in(part.folders))), None)
+        paths = next((found for part in reversed(parts) if (found := snapshot.found_in(part.local))), None)
         if paths is None:
             raise ArtifactError(f"{folder}: no snapshot there that all its processes wrote; nothing to resume from")
         return snapshot.restore(paths, model, optimizers, scheduler, ranks.rank)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prunekit import bounded, checkpoint
 from prunekit.errors import ArtifactError
+from prunekit.remote import Place
 from prunekit.trajectory.store import SUMS, Finished
 
 LOG = "steps.jsonl"
@@ -47,7 +48,7 @@ class Proof:
         files: that; None where recording was cut off, or is older than checksums, and nothing is compared.
     """
 
-    def __init__(self, folder: Path, files: Mapping[str, str] | None) -> None:
+    def __init__(self, folder: Place, files: Mapping[str, str] | None) -> None:
         self.folder, self.files = folder, files
 
     @cached_property
@@ -81,6 +82,6 @@ class Proof:
             self._agree(path, checkpoint.file_checksum(path))
         return bounded.lines(path)
 
-    def _agree(self, path: Path, found: str | None) -> None:
+    def _agree(self, path: Place, found: str | None) -> None:
         assert self.files is not None
         checkpoint.agree(path, found, self.files.get(path.name), "is not the file that was recorded")

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from prunekit import checkpoint
 from prunekit.errors import ArtifactError, Note, PrunekitError, UsageError
+from prunekit.remote import Remote, Spool, is_remote
 from prunekit.trajectory.bare import bare, bare_optimizers, reshard
 from prunekit.trajectory.course import Course, Options
 from prunekit.trajectory.describe import describe_optimizers
@@ -41,7 +42,8 @@ class Recorder:
     """Records every optimizer step of ``model`` under ``folder``.
 
     Args:
-        folder: where the trajectory goes; it must not hold one yet (``resume`` goes on with one).
+        folder: where the trajectory goes; it must not hold one yet (``resume`` goes on with one). An address for fsspec
+            (``s3://bucket/trajectory``): it is recorded in a temporary folder, and goes there when the loop has ended.
         model: the model being trained, in its wrappers (DDP, torch.compile) or without; its floating-point buffers are recorded
             as well.
         optimizer: any ``torch.optim.Optimizer``, also in a wrapper of accelerate's or Lightning's, or a list of several: a step
@@ -103,7 +105,9 @@ class Recorder:
         alone: bool = False,
     ) -> None:
         self._ranks = Together(alone)
-        self.folder, self.scheduler = Path(folder), scheduler
+        self._spool = self._spooled(folder)
+        self.folder = Path(folder) if self._spool is None else self._spool.folder
+        self.scheduler = scheduler
         self._called = model  # a wrapper is what the loop calls, and compiled code does not run hooks added later
         self.provenance = dict(provenance or {})
         self.every, self.kind, self.second_moments, self.snapshot_every = every, states, second_moments, snapshot_every
@@ -118,6 +122,16 @@ class Recorder:
         self._resumed: dict[str, Any] | None = None
         self._tape: Tape | None = None
         self._averaged = False
+
+    def _spooled(self, folder: str | Path) -> Spool | None:
+        """For an address of a store, a folder of this machine whose files go there in the end."""
+        if not is_remote(folder):
+            return None
+        if self._ranks.size > 1:
+            raise UsageError(
+                f"{folder}: several processes record into a folder of a file system; copy it to the store in the end"
+            )
+        return Spool(Remote(str(folder)), "trajectory.json")
 
     def _prepare(self, model: nn.Module, optimizer: Any) -> None:
         if self.every < 1:
@@ -245,6 +259,8 @@ class Recorder:
         """
 
         def read() -> dict[str, Any]:
+            if is_remote(folder):
+                raise UsageError(f"{folder}: a recording goes on in a folder of this machine; copy it into one first")
             found = going_on(Path(folder), complete=taken is not None)
             Layout.from_json(found["layout"]).check(model, spread=True)
             return found
@@ -303,8 +319,11 @@ class Recorder:
         return self
 
     def _facts(self) -> dict[str, Any]:
-        if self._resumed is None and (self.folder / "trajectory.json").exists():
-            raise ArtifactError(f"{self.folder}: already holds a trajectory; choose another folder or remove it")
+        place = self.folder if self._spool is None else self._spool.remote
+        if self._resumed is None and (place / "trajectory.json").exists():
+            if self._spool is not None:
+                self._spool.drop()
+            raise ArtifactError(f"{place}: already holds a trajectory; choose another folder or remove it")
         options = {"every": self.every, "states": self.kind, "second_moments": self.second_moments}
         options["snapshot_every"] = self.snapshot_every
         return facts_of(self.folder, self.model, self._share, self._described, options, self._ranks.size)
@@ -359,6 +378,8 @@ class Recorder:
             ranks.exchange(lambda: self._write_end(found, True))
             if tape is not None:
                 tape.remove_snapshots()
+            if self._spool is not None:
+                self._spool.send()
             return
         ranks.leave()  # the others are not kept waiting
         try:
@@ -369,6 +390,8 @@ class Recorder:
                 self._write_end([closed], False)
         except PrunekitError as problem:
             failure = failure or problem
+        if self._spool is not None and (lost := self._spool.sent()) is not None:
+            warnings.warn(Note(str(lost)), stacklevel=2)  # what the loop failed with is raised
         if kind is None and failure is not None:
             raise failure
 

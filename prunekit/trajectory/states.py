@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunekit.remote import Place
 from prunekit.trajectory.store import NAMES, Finished, RowReader, RowWriter, joined, joint_hash
 
 Sums = Mapping[str, Tensor] | None
@@ -30,7 +31,7 @@ class WholeWriter:
 
 
 class WholeReader:
-    def __init__(self, folder: Path, width: int, dtype: np.dtype[Any], rows: int, sums: Sums = None) -> None:
+    def __init__(self, folder: Place, width: int, dtype: np.dtype[Any], rows: int, sums: Sums = None) -> None:
         self._rows = RowReader(folder, "states", width, NAMES[dtype], rows, sums)
 
     def state(self, row: int) -> Tensor:
@@ -78,7 +79,7 @@ class DifferenceWriter:
 
 
 class DifferenceReader:
-    def __init__(self, folder: Path, width: int, dtype: np.dtype[Any], rows: int, sums: Sums = None) -> None:
+    def __init__(self, folder: Place, width: int, dtype: np.dtype[Any], rows: int, sums: Sums = None) -> None:
         bases = (rows - 1) // BASE_EVERY + 1
 
         def reader(stream: str, width: int, kind: np.dtype[Any], count: int) -> RowReader:

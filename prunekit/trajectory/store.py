@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from prunekit import bounded, durable
 from prunekit.checkpoint import agree
 from prunekit.errors import ArtifactError
+from prunekit.remote import Place, Remote
 
 SUMS = "rows.safetensors"
 HEADER_BYTES = 256  # length field + JSON padded with spaces, which the format allows; the rows begin aligned
@@ -35,7 +36,10 @@ def block_rows(row_bytes: int) -> int:
     return max(1, min(1024, BLOCK_BYTES // max(row_bytes, 1)))
 
 
-def block_path(folder: Path, stream: str, block: int) -> Path:
+Where = TypeVar("Where", Path, Remote, Place)
+
+
+def block_path(folder: Where, stream: str, block: int) -> Where:
     return folder / f"{stream}-{block:05d}.safetensors"
 
 
@@ -119,7 +123,7 @@ class RowWriter:
 
 
 class RowReader:
-    """Rows by memory map: reading one touches only its own pages.
+    """Rows by memory map, where reading one touches only its own pages; behind fsspec by ranges of bytes.
 
     Args:
         sums: what the rows were when recording ended, ``Finished.sums``; None where it was cut off, or is older than they.
@@ -129,7 +133,7 @@ class RowReader:
     """
 
     def __init__(
-        self, folder: Path, stream: str, width: int, dtype: str, rows: int, sums: Mapping[str, Tensor] | None = None
+        self, folder: Place, stream: str, width: int, dtype: str, rows: int, sums: Mapping[str, Tensor] | None = None
     ) -> None:
         self.folder, self.stream, self.width, self.dtype = folder, stream, width, DTYPES[dtype]
         self.rows = rows
@@ -138,14 +142,14 @@ class RowReader:
             raise ArtifactError(f"{folder / SUMS}: is not of the {rows} rows of {stream}")
         self._proved = [False] * rows
         self.rows_per_block = max(1, _rows_in_first(folder, stream)) if rows else 1
-        self._blocks: dict[int, np.ndarray[Any, Any]] = {}
+        self._blocks: dict[int, np.ndarray[Any, Any] | _Ranges] = {}
         for block in range(-(-rows // self.rows_per_block)):
             path = block_path(folder, stream, block)
-            if not path.is_file():
+            if not path.exists():
                 raise ArtifactError(f"{path}: no such file, though the trajectory has {rows} rows of {stream}")
-            expected = HEADER_BYTES + self._rows_in(block) * width * self.dtype.itemsize
-            if path.stat().st_size < expected:
-                raise ArtifactError(f"{path}: truncated ({path.stat().st_size} bytes, {expected} expected)")
+            expected, found = HEADER_BYTES + self._rows_in(block) * width * self.dtype.itemsize, bounded.size(path)
+            if found < expected:
+                raise ArtifactError(f"{path}: truncated ({found} bytes, {expected} expected)")
 
     def _rows_in(self, block: int) -> int:
         return min(self.rows_per_block, self.rows - block * self.rows_per_block)
@@ -158,14 +162,8 @@ class RowReader:
         """
         block, within = divmod(index, self.rows_per_block)
         if block not in self._blocks:
-            self._blocks.clear()  # one open map at a time: long trajectories have more blocks than file handles
-            path = block_path(self.folder, self.stream, block)
-            with path.open("rb") as file:
-                start = 8 + int.from_bytes(file.read(8), "little")
-            needed = self._rows_in(block)
-            if path.stat().st_size < start + needed * self.width * self.dtype.itemsize:
-                raise ArtifactError(f"{path}: truncated or rewritten ({path.stat().st_size} bytes)")
-            self._blocks[block] = np.memmap(path, self.dtype, mode="c", offset=start, shape=(needed, self.width))
+            self._blocks.clear()  # one open block at a time: long trajectories have more blocks than file handles
+            self._blocks[block] = self._opened(block)
         row = self._blocks[block][within]
         if self._sums is not None and not self._proved[index]:
             found, written = xxhash.xxh3_64_hexdigest(row.data), f"{int(self._sums[index]) % 2**64:016x}"
@@ -173,6 +171,16 @@ class RowReader:
             agree(path, found, written, f"row {within} was changed after it was recorded")
             self._proved[index] = True
         return torch.from_numpy(row)
+
+    def _opened(self, block: int) -> np.ndarray[Any, Any] | _Ranges:
+        path, shape = block_path(self.folder, self.stream, block), (self._rows_in(block), self.width)
+        with bounded.opened(path) as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
+        if (found := bounded.size(path)) < start + shape[0] * shape[1] * self.dtype.itemsize:
+            raise ArtifactError(f"{path}: truncated or rewritten ({found} bytes)")
+        if isinstance(path, Remote):
+            return _Ranges(path, start, self.width, self.dtype)
+        return np.memmap(path, self.dtype, mode="c", offset=start, shape=shape)
 
     def read(self) -> None:
         """Reads every row, and so proves it.
@@ -191,6 +199,25 @@ class RowReader:
         return total.hexdigest()[:32]
 
 
+class _Ranges:
+    """Rows of a block behind fsspec, ``(rows, width)``, each read when it is asked for."""
+
+    def __init__(self, path: Remote, start: int, width: int, dtype: np.dtype[Any]) -> None:
+        self._path, self._start, self._width, self._dtype = path, start, width, dtype
+        self._file: BinaryIO = path.open()
+
+    def __getitem__(self, within: int) -> np.ndarray[Any, Any]:
+        size = self._width * self._dtype.itemsize
+        try:
+            self._file.seek(self._start + within * size)
+            data = bytearray(self._file.read(size))
+        except OSError as error:
+            raise ArtifactError(f"{self._path}: cannot be read ({error})") from None
+        if len(data) != size:
+            raise ArtifactError(f"{self._path}: truncated or rewritten (row {within} is cut short)")
+        return np.frombuffer(data, self._dtype)
+
+
 def joint_hash(parts: list[str]) -> str:
     """One hash for several streams; a single stream's own."""
     return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()[:32]
@@ -201,12 +228,12 @@ def joined(parts: Sequence[Finished]) -> Finished:
     return Finished(joint_hash([part.hash for part in parts]), {k: v for part in parts for k, v in part.sums.items()})
 
 
-def _rows_in_first(folder: Path, stream: str) -> int:
+def _rows_in_first(folder: Place, stream: str) -> int:
     """How many rows the stream's first block is laid out for, as its own header says."""
     path = block_path(folder, stream, 0)
     bounded.check_header(path)
     try:
-        with path.open("rb") as file:
+        with bounded.opened(path) as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         return int(header[stream]["shape"][0])
     except (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:

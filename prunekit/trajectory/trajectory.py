@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from prunekit import checkpoint, ranks
 from prunekit.errors import ArtifactError, NonFiniteError, UsageError
+from prunekit.remote import Remote, placed
 from prunekit.trajectory.bare import bare
 from prunekit.trajectory.copies import copied
 from prunekit.trajectory.layout import Layout, refuse_meta
@@ -65,6 +66,8 @@ class Trajectory:
     """Opens a recorded trajectory; one that was cut off opens up to its last whole step.
 
     Args:
+        folder: where it lies: a folder of this machine, or an address for fsspec (``s3://bucket/trajectory``), of which rows
+            are read when they are asked for.
         rules: of optimizers that prunekit does not know, by name, such as ``{"my_module.MyOptimizer": "my_module:MyRule"}``;
             see ``prunekit.trajectory.rules``.
 
@@ -73,8 +76,8 @@ class Trajectory:
         ArtifactError: there is none, its files are truncated, or it was written by a newer schema.
     """
 
-    def __init__(self, folder: str | Path, rules: Rules | None = None) -> None:
-        self.folder, self._rules = Path(folder), rules
+    def __init__(self, folder: str | Path | Remote, rules: Rules | None = None) -> None:
+        self.folder, self._rules = placed(folder), rules
         self._own: TemporaryDirectory[str] | None = None
         self.header: dict[str, Any] = checkpoint.read_json(self.folder / "trajectory.json", "trajectory")
         with checkpoint.reading(self.folder / "trajectory.json", "trajectory"):
@@ -188,6 +191,8 @@ class Trajectory:
     @property
     def bytes(self) -> int:
         """What it takes on disk."""
+        if isinstance(self.folder, Remote):
+            return sum(self.folder.files().values())
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
     @cached_property

@@ -79,7 +79,7 @@ def import_recording(
         if not reused:
             staged.remove("train.json")
         if not reused and not here:
-            _link(trajectory, staged.folder / place.name)
+            _link(folder, staged.folder / place.name)
             checkpoint.write_json(staged.folder / place.name / "trajectory.json", header)
         save_recipe(recipe, staged.folder, out, announce)
     return {
@@ -180,13 +180,13 @@ def _versions(trajectory: Trajectory) -> dict[str, Any]:
     return {key: value for key, value in trajectory.provenance.items() if key in ("prunekit", "torch")}
 
 
-def _link(trajectory: Trajectory, place: Path) -> None:
+def _link(recording: Path, place: Path) -> None:
     """Puts the recording's files into a new folder, trajectory.json left out."""
     place.mkdir()
-    parts = [*trajectory.folder.glob("*.*"), *trajectory.folder.glob("part-*/rank-*/*")]  # the latter of several processes
+    parts = [*recording.glob("*.*"), *recording.glob("part-*/rank-*/*")]  # the latter of several processes
     files = [path for path in parts if path.suffix == ".safetensors" and not path.name.startswith("snapshot")]
     for path in [*files, *(path for path in parts if path.name == LOG)]:
-        new = place / path.relative_to(trajectory.folder)
+        new = place / path.relative_to(recording)
         new.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(path.resolve(), new)

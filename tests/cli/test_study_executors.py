@@ -103,6 +103,14 @@ def test_a_worker_of_another_version_is_refused(study: Path, monkeypatch: pytest
         run_study(study, study.parent / "out")
 
 
+def test_a_store_is_no_place_for_a_study(study: Path, cli: Cli, tmp_path: Path) -> None:
+    for out in ("s3://bucket/study", "memory://study"):
+        done = cli("compare", study, "--out", out)
+        assert done.code == 2
+        assert "looks like an address of a store" in done.err
+    assert {path.name for path in tmp_path.iterdir()} <= {"mine.py", "small.yaml", "study.yaml", "__pycache__"}
+
+
 @pytest.mark.parametrize("name", ["../up", "trajectory/../../up", "other/file", "/etc/file"])
 def test_files_travel_into_a_run_folder_alone(name: str, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is no file of a run"):
