@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import re
 import sys
 import time
 import zlib
@@ -31,9 +32,10 @@ TIMEOUT = timedelta(minutes=30)
 """A rank that the others wait for longer hangs; they end then."""
 BUCKET = 2**22
 """Numbers that are added up in one call: 32 MiB in float64."""
+CARRIED = re.compile(r"gloo|nccl|connection (closed|reset)|process ?group", re.IGNORECASE)
+"""What errors of collectives speak of."""
 FAILED, AT_ONCE = "prunekit/failed", 0.5
 """Where the rank that says why the work ends is noted, and for how many seconds others leave that to the first, which may fail
-
 like them."""
 
 
@@ -155,6 +157,21 @@ def _lost(error: RuntimeError) -> NoReturn:
 
 
 @contextmanager
+def carrying() -> Iterator[Any]:
+    """The team's group, for a library that calls collectives of its own inside; of their errors it is said as of ours.
+
+    Raises:
+        PrunekitError: another rank has ended, or does not answer.
+    """
+    try:
+        yield None if _team is None else _team.group
+    except RuntimeError as error:
+        if size() > 1 and CARRIED.search(str(error)):
+            _lost(error)
+        raise
+
+
+@contextmanager
 def apart() -> Iterator[None]:
     """Inside, this process is alone: it waits for nobody, and writes files of its own."""
     token = _apart.set(True)
@@ -175,8 +192,8 @@ def dealt(items: Sequence[T]) -> Sequence[T]:
     return items[rank() :: size()]
 
 
-def stretch(count: int) -> range:
-    """Which of ``count`` rows in order are this rank's; the first ranks have one more where they do not divide.
+def stretch(count: int, of: int | None = None) -> range:
+    """Which of ``count`` rows in order are this rank's, or another's; the first ranks have one more where they do not divide.
 
     Example:
         >>> from prunekit.ranks import stretch
@@ -184,8 +201,9 @@ def stretch(count: int) -> range:
         range(0, 5)
     """
     each, more = divmod(count, size())
-    begin = rank() * each + min(rank(), more)
-    return range(begin, begin + each + (rank() < more))
+    mine = rank() if of is None else of
+    begin = mine * each + min(mine, more)
+    return range(begin, begin + each + (mine < more))
 
 
 def add_up(tensors: Iterable[Tensor]) -> None:
@@ -205,34 +223,6 @@ def add_up(tensors: Iterable[Tensor]) -> None:
         waiting.append(tensor)
     if waiting:
         _added(waiting, torch.float64)
-
-
-def average(tensors: Iterable[Tensor], weight: float = 1.0) -> None:
-    """Weighted mean of every tensor over all ranks, in place, in the tensors' own precision: gradients of a step.
-
-    Args:
-        weight: what this rank's tensors count, its number of samples for instance.
-    """
-    if size() == 1:
-        return
-    import torch
-
-    every = list(tensors)
-    whole = torch.tensor([weight], dtype=torch.float64)
-    add_up([whole])
-    for tensor in every:
-        tensor.mul_(weight / float(whole))
-    waiting: list[Tensor] = []
-    for tensor in every:
-        if waiting and (
-            (waiting[0].device, waiting[0].dtype) != (tensor.device, tensor.dtype)
-            or sum(t.numel() for t in waiting) + tensor.numel() > BUCKET
-        ):
-            _added(waiting, waiting[0].dtype)
-            waiting = []
-        waiting.append(tensor)
-    if waiting:
-        _added(waiting, waiting[0].dtype)
 
 
 def _added(tensors: list[Tensor], dtype: Any) -> None:

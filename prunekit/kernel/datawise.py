@@ -231,6 +231,8 @@ class _Products:
     def of(self, theta: Tensor, step: StepLog, random: list[Tensor] | None, part: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """``(indices, scores (indices, samples, targets))`` of each micro-batch."""
         for number, (indices, weight, seed) in enumerate(zip(step.batches or (), step.weights, step.seeds, strict=True)):
+            if not weight:
+                continue
             where = torch.tensor(indices)
             x, y = self.batch(where) if seed is None else self.batch(where, seed)
             x, y = to(x, theta.device), to(y, theta.device)

@@ -242,7 +242,7 @@ class _Work:
                 if number == len(self.targets) - 1:
                     tuner.set(self._recalibrate)
                 steps = min(tuner.how.steps, end or tuner.how.steps) - step
-            child = Trajectory(self.folder) if self.folder is not None else None
+            child = tuner.so_far()
             self._note(target, pruned, steps, tuner.how.seed)
         return self._done()
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit import ranks
 from prunekit.errors import UsageError
 from prunekit.plan import Plan
 from prunekit.steps.held import Held
@@ -86,7 +87,7 @@ class Tuner(Held):
         model: trained in place.
         masks: True stays; applied on entering.
         how: makes the optimizer.
-        folder: of the recording, made anew; None for none.
+        folder: of the recording, made anew, of several ranks the first one's; None for none.
         provenance: of the recording.
     """
 
@@ -97,9 +98,11 @@ class Tuner(Held):
         model.to(how.device)
         self.optimizer = how.optimizer(model)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
-        recorder = None
+        recorder, self._folder = None, None
         if folder is not None:
-            recorder = Recorder(folder, model, self.optimizer, provenance, **{"snapshot_every": 0, **how.record})
+            self._folder = Path(ranks.from_first(lambda: str(folder.absolute())))
+            options = {"snapshot_every": 0, **how.record, **({"alone": False} if ranks.size() > 1 else {})}
+            recorder = Recorder(self._folder, model, self.optimizer, provenance, **options)
         super().__init__(model, masks, self.optimizer, recorder)
 
     def __enter__(self) -> Tuner:
@@ -137,6 +140,15 @@ class Tuner(Held):
             self.model, self.optimizer, scheduler, how, recorder=self._recorder, begin=begin, end=end, after_step=after_step,
             stage=stage,
         )  # fmt: skip
+
+    def so_far(self) -> Trajectory | None:
+        """What is recorded by now, also after it was left, opened by all ranks; None when nothing is."""
+        if self._folder is None:
+            return None
+        if self._recorder is not None:
+            self._recorder.flush()
+        ranks.wait()
+        return Trajectory(self._folder)
 
 
 def forget(folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit import ranks
 from prunekit.apply import apply_masks, hold_masks
 from prunekit.trajectory import Recorder, Trajectory
 from prunekit.trajectory.bare import bare_optimizers, named_tensors
@@ -38,14 +39,17 @@ class Held:
             # hook comes first and states are recorded with the masks in place.
             self._stack.enter_context(hold_masks(self.model, self._masks, self.optimizers))
             if self._recorder is not None:
-                self._stack.enter_context(self._recorder)
+                with ranks.apart():  # the first one's writes, and none waits for that
+                    self._stack.enter_context(self._recorder)
         except BaseException:
             self._stack.close()
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stack.__exit__(kind, error, trace)
+        with ranks.apart():
+            self._stack.__exit__(kind, error, trace)
+        self._recorder = None
 
     def shrink(self, masks: Mapping[str, Tensor]) -> None:
         """Goes on with smaller masks. What they remove is zeroed, its optimizer state as well: one piece of the path."""

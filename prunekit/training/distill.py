@@ -30,14 +30,15 @@ class Distillation:
     weight: float = 0.5
     task: Task = field(default_factory=Classification)
 
-    def __call__(self, hard: Tensor, outputs: Tensor, x: Inputs, y: Labels = None) -> Tensor:
+    def __call__(self, hard: Tensor, outputs: Tensor, x: Inputs, y: Labels = None, share: float = 1.0) -> Tensor:
         """The joint loss from the ``hard`` one.
 
         Args:
             outputs: the student's outputs that count.
             x, y: inputs and labels that they belong to.
+            share: what these samples' mean counts in the batch's.
         """
         t = self.temperature
         reference = self.task.reference(run(self.teacher, (x, y), self.task) / t)
         divergence = self.task.divergence(outputs / t, (reference, y)).mean()
-        return (1 - self.weight) * hard + self.weight * t**2 * divergence
+        return (1 - self.weight) * hard + self.weight * t**2 * share * divergence

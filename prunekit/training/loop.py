@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit import ranks
 from prunekit.batch import Batch, called, to
 from prunekit.errors import NonFiniteError, PrunekitError
 from prunekit.progress import track
 from prunekit.task import Classification, Task
-from prunekit.training.augment import Augment, augmented, step_seed
+from prunekit.training.augment import Augment, augmented
 from prunekit.training.distill import Distillation
+from prunekit.training.parts import Part, shared
 from prunekit.trajectory import Recorder
 
 Fetch = Callable[[Tensor], Batch]
@@ -78,6 +80,8 @@ def train(
 ) -> list[float]:
     """Trains in place; returns each epoch's mean training loss, those before a resumed recording went on too.
 
+    Ranks share every step's batch (``prunekit.training.parts``), and what their recorders record together.
+
     Args:
         scheduler: stepped after every optimizer step; None for a constant rate.
         begin: steps before this one are passed over, in the same order of samples; by default those that a resumed
@@ -92,8 +96,6 @@ def train(
     generator = torch.Generator().manual_seed(how.seed)
     history: list[float] = []
     steps = batches_per_epoch(how.samples, how.batch_size, how.drop_last)
-    seen = augmented(how.batch, how.augment) if how.augment is not None else how.batch
-    kind = how.task
     model.train()
 
     def order() -> Any:
@@ -108,39 +110,54 @@ def train(
         total, count = recorder.aside.get("epoch", (total, count))
     first = begin if begin is not None else recorder.steps if recorder is not None else 0
     last = how.steps if end is None else min(end, how.steps)
-    for step, (epoch, indices) in enumerate(track(islice(order(), last), stage, last)):
-        if step < first:
-            continue
-        drawn = [] if how.augment is None else [step_seed(how.seed, step)]
-        x, y = seen(indices, *drawn)
-        x, y = to(x, how.device), to(y, how.device)
-        optimizer.zero_grad()
-        outputs = kind.outputs(called(model, x))
-        try:
-            value = kind.loss.batch(outputs, y)
-        except PrunekitError:
-            raise
-        except Exception as error:  # labels that no batch which was tried beforehand had
-            raise kind.cause(f"loss: {kind.loss.name}", outputs.detach(), y, error) from error
-        if how.distill is not None:
-            value = how.distill(value, outputs, x, y)
-        current = value.item()
-        if not math.isfinite(current):
-            rate = "train.lr" if stage == "train" else "finetune.lr"
-            raise NonFiniteError(f"{stage}: the loss is {current} in epoch {epoch + 1}, step {step}; lower {rate}")
-        value.backward()
-        if recorder is not None:
-            recorder.batch(indices, *drawn)
-        optimizer.step()
-        if scheduler is not None:
-            scheduler.step()
-        after_step(step + 1)
-        total, count = total + current * len(indices), count + len(indices)
-        if (step + 1) % steps == 0 or step + 1 == last:
-            history.append(total / count)
-            total, count = 0.0, 0
-        if recorder is not None:
-            recorder.aside |= {"losses": history, "epoch": [total, count]}
-        if (step + 1) % steps == 0 and after_epoch((step + 1) // steps):
-            break
+    with shared(model, how.seed) as trained:
+        for step, (epoch, indices) in enumerate(track(islice(order(), last), stage, last)):
+            if step < first:
+                continue
+            part = Part.of(indices, how.seed, step)
+            optimizer.zero_grad()
+            with ranks.carrying():
+                value, counts = _loss(trained, how, part)
+            current = value.item()
+            if not math.isfinite(current):
+                rate = "train.lr" if stage == "train" else "finetune.lr"
+                raise NonFiniteError(f"{stage}: the loss is {current} in epoch {epoch + 1}, step {step}; lower {rate}")
+            with ranks.carrying():
+                (value * ranks.size()).backward()  # the mean over ranks is taken of gradients
+            if recorder is not None:
+                part.note(recorder, counts, how.augment is not None)
+            with ranks.apart():  # the first one's recorder writes, and none waits for that
+                optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+            after_step(step + 1)
+            total, count = total + current * len(indices), count + len(indices)
+            if (step + 1) % steps == 0 or step + 1 == last:
+                history.append(ranks.total(total) / count)
+                total, count = 0.0, 0
+            if recorder is not None:
+                recorder.aside |= {"losses": history, "epoch": [total, count]}
+            if (step + 1) % steps == 0 and after_epoch((step + 1) // steps):
+                break
     return history
+
+
+def _loss(model: nn.Module, how: TrainOptions, part: Part) -> tuple[Tensor, list[float]]:
+    """This rank's part of the batch's loss, and what every rank's mean counts in it."""
+    kind, rank = how.task, ranks.rank()
+    seen = augmented(how.batch, how.augment) if how.augment is not None else how.batch
+    x, y = seen(part.own, *([] if how.augment is None else [part.seeds[rank]]))
+    x, y = to(x, how.device), to(y, how.device)
+    outputs = kind.outputs(called(model, x))
+    try:
+        value = kind.loss.batch(outputs, y)
+    except PrunekitError:
+        raise
+    except Exception as error:  # labels that no batch which was tried beforehand had
+        raise kind.cause(f"loss: {kind.loss.name}", outputs.detach(), y, error) from error
+    counts, plain = part.counts(kind, y)
+    if ranks.size() > 1:  # a mean over nothing is NaN
+        value = value * counts[rank] if counts[rank] else outputs.sum() * 0
+    if how.distill is not None:
+        value = how.distill(value, outputs, x, y, plain[rank])
+    return value, counts

@@ -55,7 +55,8 @@ class Recorder:
         second_moments: also keep Adam's ``v`` after each step, which data-wise scores and coupled decay need.
         scheduler: kept in the snapshots, for ``resume``; a list of several is one.
         snapshot_every: steps between two snapshots of what the next step depends on; 0 for none.
-        alone: this process trains by itself, though others of torch.distributed run beside it.
+        alone: this process trains by itself, though others of torch.distributed run beside it; by default where it is a rank of
+            a verb (``prunekit.ranks``), whose ranks each keep what they record.
 
     Where several processes train one model, each of them makes a Recorder, with the same arguments, and it is one recording:
     under DDP the first process writes and the others only tell what they noted; of a model sharded by ``fully_shard`` each
@@ -102,7 +103,7 @@ class Recorder:
         second_moments: bool = False,
         scheduler: Any = None,
         snapshot_every: int = 100,
-        alone: bool = False,
+        alone: bool | None = None,
     ) -> None:
         self._ranks = Together(alone)
         self._spool = self._spooled(folder)
@@ -241,7 +242,7 @@ class Recorder:
         scheduler: Any = None,
         *,
         taken: int | None = None,
-        alone: bool = False,
+        alone: bool | None = None,
     ) -> Recorder:
         """A recorder that goes on where the last snapshot of an interrupted recording was taken.
 

@@ -104,7 +104,8 @@ def _step(
         if random:
             torch.set_rng_state(random[number])
         value = loss(model(x.to(device)), y.to(device))
-        (value if weight == 1 else value * weight).backward()
+        if weight:  # what counts nothing may have no loss, and is NaN
+            (value if weight == 1 else value * weight).backward()
         recorder.batch(indices, seed, None if len(step.batches or ()) == 1 and weight == 1 else weight)
     for name, parameter in model.named_parameters():
         if name in step.without_gradient:

@@ -32,9 +32,9 @@ class Together:
         rank, size: which of them this is, and how many there are.
     """
 
-    def __init__(self, alone: bool) -> None:
+    def __init__(self, alone: bool | None) -> None:
         found = sys.modules.get("torch.distributed")
-        alone = alone or ranks.size() > 1  # ranks of one verb all do the same, and the first one's files are kept
+        alone = ranks.met() is not None if alone is None else alone  # a verb's ranks each record what they do for themselves
         group: Any = found if not alone and found is not None and found.is_available() and found.is_initialized() else None
         self.rank: int = group.get_rank() if group else 0
         self.size: int = group.get_world_size() if group else 1

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.ranks_of import Ranks
 from tests.repair.on_ranks import repaired
 
-MANY = (3,)
+MANY = (2, 3)
 
 
 @pytest.fixture(scope="module")
@@ -26,18 +22,9 @@ def alone() -> dict[str, dict[str, Any]]:
 def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of several ranks found."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(request.param), "OMP_NUM_THREADS": "1"}
-    call = [sys.executable, "-m", "tests.repair.on_ranks", str(folder)]
-    started = [subprocess.Popen(call, env={**os.environ, **where, "RANK": str(rank)}) for rank in range(request.param)]
-    try:
-        assert [one.wait(timeout=300) for one in started] == [0] * request.param
-    finally:
-        for one in started:
-            one.kill()
-    return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(request.param)]
+    done = Ranks(request.param, "tests.repair.on_ranks", folder).done()
+    assert [one.code for one in done] == [0] * request.param, done[-1].err
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(request.param)]
 
 
 @pytest.mark.slow

@@ -1,0 +1,180 @@
+"""How much sooner two processes are done than one: influence scored, masks learnt, and what a step of learning sends.
+
+    python benchmarks/distributed.py                        # 1 and 2 processes of one thread each, on the CPU
+    python benchmarks/distributed.py --ranks 1 2 4 --rounds 5
+
+Every team of processes is started once and holds the same models and samples; teams work turn by turn, so that what else the
+machine does meets all of them alike. Ratios are of neighbouring turns, figures are medians. What is scored is influence along a
+path of five digits CNNs, of 512 samples; what is learnt are the masks of a Llama with random weights, on which neither cost
+depends. A step sends ``2 (N - 1) / N`` times four bytes for every weight that may go, from each of N processes; what is
+sent is counted by the kernel, as bytes that a process writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunekit import Trajectory, make_plan, ranks, score
+from prunekit.data import Samples
+from prunekit.repair.streamed import Streaming, StreamLearning
+from prunekit.repair.swaps import get_swaps
+from prunekit.task import get_task
+from prunekit.trajectory import Layout
+
+SAMPLES = 512
+LLAMA = {"vocabulary": 512, "width": 256, "layers": 4, "heads": 8, "kv_heads": 2, "hidden": 688, "length": 64}
+BATCH, STEPS = 16, 6
+TASK = get_task("causal_lm")
+Work = Callable[[], Any]
+
+
+def scoring() -> Work:
+    """Influence of a digits CNN at the end of a path of five."""
+    from prunekit.models.digits import digits_cnn
+
+    generator = torch.Generator().manual_seed(0)
+    models = []
+    for number in range(5):
+        torch.manual_seed(0)
+        models.append(digits_cnn().eval())
+        with torch.no_grad():
+            for parameter in models[-1].parameters():
+                parameter += 0.01 * number * torch.randn(parameter.shape, generator=generator)
+    path = Trajectory.of(*models)
+    x = torch.randn(SAMPLES, 1, 8, 8, generator=generator)
+    y = torch.randint(10, (SAMPLES,), generator=generator)
+    return lambda: score(path, models[-1], list(zip(x.split(64), y.split(64), strict=True)), criterion="influence")
+
+
+def learning() -> tuple[Work, int]:
+    """Steps of learning from a stream, and how many weights may go."""
+    from prunekit.models import llama
+
+    torch.manual_seed(0)
+    model = llama(**LLAMA).eval()
+    tokens = torch.randint(LLAMA["vocabulary"], (BATCH * (STEPS + 4), LLAMA["length"]))
+    samples = Samples.of([(tokens, tokens)], TASK.batch)
+    left = ["*embed*"]  # the head is the same tensor
+    plan = make_plan(score(Trajectory.of(model), model, criterion="magnitude", ignore=left), model, sparsity=0.5)
+    swaps = get_swaps(plan, Layout.of(model), torch.device("cpu"))
+    how = Streaming(tokens=tokens.numel(), batch=BATCH)
+    learner = StreamLearning(swaps, model, samples, samples.first(BATCH), how, task=TASK)
+    stream = learner._stream.shared()
+    learner.begin(stream)
+
+    def steps() -> None:
+        for _ in range(STEPS):
+            learner.step(next(stream), 0.5)
+
+    return steps, len(swaps.keep)
+
+
+def written() -> int:
+    """Bytes that this process has given to write calls, to sockets too."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("wchar:")).split()[1])
+
+
+def member() -> None:
+    """One process of a team: works as it is asked to, line by line, and the first one tells seconds and bytes."""
+    torch.set_num_threads(1)
+    with ranks.joined():
+        work: dict[str, Work] = {"score": scoring()}
+        work["learn"], weights = learning()
+        for line in sys.stdin:
+            ranks.wait()
+            before, begun = written(), time.perf_counter()
+            work[line.strip()]()
+            ranks.wait()
+            if ranks.first():
+                print(time.perf_counter() - begun, written() - before, weights, flush=True)
+
+
+class Team:
+    """Some processes that have met."""
+
+    def __init__(self, count: int) -> None:
+        self._store = torch.distributed.TCPStore(
+            "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60)
+        )
+        told = {
+            "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self._store.port), "OMP_NUM_THREADS": "1",
+            "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
+        }  # fmt: skip
+        self._members = [
+            subprocess.Popen(
+                [sys.executable, __file__, "--member"],
+                env=os.environ | told | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(count)
+        ]
+
+    def work(self, what: str) -> tuple[float, int, int]:
+        """Seconds, bytes that the first process sent, weights that may go."""
+        for one in self._members:
+            assert one.stdin is not None
+            one.stdin.write(f"{what}\n")
+            one.stdin.flush()
+        assert self._members[0].stdout is not None
+        told = self._members[0].stdout.readline().split()
+        if not told:
+            self.close()
+            raise SystemExit(f"a team of {len(self._members)} has ended; what its processes said stands above")
+        return float(told[0]), int(told[1]), int(told[2])
+
+    def close(self) -> None:
+        for one in self._members:
+            one.kill()
+        for one in self._members:
+            one.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="sizes of teams; the first is compared with")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of every team")
+    parser.add_argument("--member", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.member:
+        member()
+        return
+    teams = {count: Team(count) for count in given.ranks}
+    one = given.ranks[0]
+    print(f"{'work':<6} {'ranks':>5} {'seconds':>8} {'as fast':>8} {'MB sent a step':>15} {'by the formula':>15}")
+    for what in ("score", "learn"):
+        times: dict[int, list[float]] = {count: [] for count in teams}
+        sent: dict[int, list[int]] = {count: [] for count in teams}
+        weights = 0
+        for number in range(given.rounds + 1):
+            for count, team in teams.items():
+                seconds, written_here, weights = team.work(what)
+                if number:  # the first turn warms up
+                    times[count].append(seconds)
+                    sent[count].append(written_here)
+        for count in teams:
+            ratio = statistics.median(a / b for a, b in zip(times[one], times[count], strict=True))
+            line = f"{what:<6} {count:>5} {statistics.median(times[count]):>8.2f} {ratio:>7.2f}×"
+            if what == "learn":
+                formula = 2 * (count - 1) / count * 4 * weights
+                line += f" {statistics.median(sent[count]) / STEPS / 1e6:>15.2f} {formula / 1e6:>15.2f}"
+            print(line, flush=True)
+    for team in teams.values():
+        team.close()
+
+
+if __name__ == "__main__":
+    main()
