@@ -52,6 +52,8 @@ _apart: ContextVar[bool] = ContextVar("_apart", default=False)
 _team: Team | None = None
 _met: Team | None = None
 """The team, also after the work has failed."""
+_unmet = False
+"""Whether this process has not found the others, which may be its fault alone."""
 _groups: dict[Any, Any] = {}
 """Every process group that was worked in, by the one that the program had; a store where ranks met once takes no second time."""
 
@@ -78,7 +80,7 @@ def joined() -> Iterator[None]:
         ...     ranks.size()
         1
     """
-    global _team, _met
+    global _team, _met, _unmet
     import torch
     import torch.distributed as dist
 
@@ -86,26 +88,54 @@ def joined() -> Iterator[None]:
     if _team is not None or (theirs is None and not asked()):
         yield
         return
+    if theirs is None:
+        _check_environment()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         if theirs is None:
             dist.init_process_group(backend, timeout=TIMEOUT)
-            atexit.register(dist.destroy_process_group)
+            atexit.register(_leave)
             _groups[dist.group.WORLD] = dist.group.WORLD
         elif theirs not in _groups:
             _groups[theirs] = dist.new_group(backend=backend, timeout=TIMEOUT)
         group = _groups[dist.group.WORLD]
     except (ValueError, RuntimeError) as error:
-        raise UsageError(
-            f"the {os.environ.get('WORLD_SIZE', '')} processes did not find each other ({quoted(error, 80)}); start them with "
-            "torchrun"
-        ) from error
+        _unmet = True
+        where = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise PrunekitError(f"the processes did not find each other at {where} ({quoted(error, 120)})") from error
     _met = _team = Team(group, dist.get_rank(), dist.get_world_size(), dist.distributed_c10d._get_default_store())
     try:
         yield
     finally:
         _team = None
     _met = None
+
+
+def _leave() -> None:
+    """Ends the threads of the group that was initialised here, which must not outlive the interpreter."""
+    global _met
+    _met = None
+    _groups.clear()
+    if _group().is_initialized():
+        _group().destroy_process_group()
+
+
+def _check_environment() -> None:
+    """Raises UsageError for variables that torchrun would not set so."""
+    global _unmet
+    _unmet = True
+    numbers = {}
+    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR"):
+        given = os.environ.get(name, "")
+        if not given or (name != "MASTER_ADDR" and not given.isdecimal()):
+            raise UsageError(
+                f"RANK and WORLD_SIZE are set, as torchrun sets them for each process, and {name} is {given[:40]!r}; "
+                "start them with torchrun, or one process without these variables"
+            )
+        numbers[name] = given
+    if int(numbers["RANK"]) >= int(numbers["WORLD_SIZE"]):
+        raise UsageError(f"RANK is {numbers['RANK']} of WORLD_SIZE {numbers['WORLD_SIZE']}; start the processes with torchrun")
+    _unmet = False
 
 
 def size() -> int:
@@ -367,7 +397,7 @@ def tells(code: int) -> bool:
     Where all fail alike, that is rank 0.
     """
     if _met is None:  # before they met, all see the same
-        return not asked() or os.environ["RANK"] == "0"
+        return not asked() or _unmet or os.environ["RANK"] == "0"
     mine = f"{_met.rank} {code}"
     try:
         end = time.monotonic() + AT_ONCE

@@ -193,6 +193,26 @@ def test_torchrun_starts_them(folder: Path, tmp_path: Path) -> None:
     assert Scores.load(run / "scores" / "influence.safetensors").digest == told["digest"]
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"RANK": "0"}, "MASTER_PORT is ''"),
+        ({"RANK": "-1", "MASTER_PORT": "1"}, "RANK is '-1'"),
+        ({"RANK": "2", "MASTER_PORT": "1"}, "RANK is 2 of WORLD_SIZE 2"),
+    ],
+)
+def test_variables_that_make_no_sense_are_refused(
+    given: dict[str, str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ranks, "_unmet", False)
+    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "", **given}.items():
+        monkeypatch.setenv(name, value)
+    assert prunekit("score", tmp_path, "-c", "taylor") == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+
+
 def test_a_group_of_the_users_own_shares_nothing_unasked(tmp_path: Path) -> None:
     """A training script's group is there for another reason."""
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)

@@ -76,9 +76,11 @@ def _ranks(arguments: list[str]) -> AbstractContextManager[None]:
     if not ranks.asked() or {"--help", "-h", "--version"} & set(arguments):
         return nullcontext()
     called = _called(arguments)
-    if called not in SHARED and called in {command.name for command in app.registered_commands}:
+    if called in SHARED:
+        return ranks.joined()
+    if called in {command.name for command in app.registered_commands}:
         raise UsageError(f"{called} works in one process, it has nothing to share; start it without torchrun")
-    return ranks.joined()
+    return nullcontext()
 
 
 def _note(message: Warning | str, *where: object) -> None:

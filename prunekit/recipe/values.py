@@ -161,6 +161,8 @@ def check_device(name: str) -> torch.device:
             raise RuntimeError("use cpu, cuda or cuda:N")
         if device.type == "cuda" and device.index is None and ranks.size() > 1:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))  # each rank of a machine its own
+        if device.type == "mps" and ranks.size() > 1:
+            raise RuntimeError("several processes share cpu or cuda")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {name!r} cannot be used here ({quoted(error)})") from None

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from prunekit import trust
+from prunekit import ranks, trust
 from prunekit.apply import Manifest, Squeezed, dense_state, load, save
 from prunekit.apply.answers import check_answers
 from prunekit.criteria import model_digest
@@ -48,6 +48,7 @@ def read_plan(run: Run, path: Path) -> Plan:
 
 def write_plan(plan: Plan, path: Path) -> None:
     """A plan alone, to be looked at and edited."""
+    _agreed(plan)
     plan.save(path)
     trust.used(_named(plan))
 
@@ -66,6 +67,7 @@ def write_pruned(
     Raises:
         NonFiniteError: it answers NaN where the dense model does not.
     """
+    _agreed(plan)
     told = dict(facts)
     if validation is not None:
         lost = validation.lost(small)
@@ -74,6 +76,11 @@ def write_pruned(
     save(small, plan, folder, told, squeezed)
     trust.used(_named(plan))
     return told
+
+
+def _agreed(plan: Plan) -> None:
+    """Raises PrunekitError where another rank has come to another plan."""
+    ranks.alike("the plan", torch.cat([keep.flatten() for keep in plan.keep.values()]))
 
 
 def _named(plan: Plan) -> dict[str, Any]:
