@@ -196,14 +196,13 @@ def refine(
     if how.stream is not None:
         if isinstance(target, str) and target not in STREAMED:
             raise UsageError(f"refine: target {target!r} does not exist; {nearest(target, list(STREAMED))}, or a function")
-        if reference is not None:
-            raise UsageError("refine: learning from a stream stays close to the model itself; leave out reference")
         given = Samples.of(samples or (), kind.batch)
         judged = None if accept is None else Samples.of(accept, kind.batch)
         parts = learn_and_accept(given, judged, drawn(given, how.accept_share, seed), "refine")
         learning = StreamLearning(
-            chosen, model, *parts, how.stream, task=kind, target=target, temper=how.temper, seed=seed, deadline=deadline
-        )
+            chosen, model, *parts, how.stream, task=kind, target=target, temper=how.temper, seed=seed, deadline=deadline,
+            reference=reference,
+        )  # fmt: skip
         told = {**asdict(how.stream), "temper": how.temper, "seed": seed}
         return _learn_from_stream(plan, chosen, learning, (len(parts[0]), len(parts[1])), target, told)
     ranking = importance or (kind.importance() if isinstance(target, str) else target)

@@ -103,11 +103,12 @@ class StreamLearning:
     """Learning in progress: ``looks()`` gives masks as they are judged, the given one first.
 
     Args:
-        model: the dense model; it gives the reference, is left as it is, and is computed with on its own device.
+        model: whose weights stay or go; it is left as it is, and computed with on its own device.
         samples: to learn from; fetched as they are needed.
         accept: to judge on, as often as there are looks.
         target: ``kl``, ``hidden``, ``loss``, or a function ``(outputs, labels) -> (samples, targets)``.
         temper: p of the scores' start.
+        reference: the model whose outputs or hidden states are stayed close to; ``model`` itself where None.
     """
 
     def __init__(
@@ -123,8 +124,10 @@ class StreamLearning:
         temper: float = 0.5,
         seed: int = 0,
         deadline: Deadline | None = None,
+        reference: nn.Module | None = None,
     ) -> None:
         device = next(model.parameters()).device
+        self._dense = model if reference is None else reference
         self._model, self._task, self._swaps, self._how, self._temper = model, task, swaps, how, temper
         self._accept, self._deadline = accept.bounded(how.batch).shared(), deadline or Deadline(None)
         self._judging = len(accept)
@@ -140,7 +143,7 @@ class StreamLearning:
             autocast=how.autocast,
             checkpointing=how.checkpointing,
         )
-        self._hidden = HiddenStates(model, function.model) if target == "hidden" else None
+        self._hidden = HiddenStates(self._dense, function.model) if target == "hidden" else None
         aim = _divergence(task) if target == "kl" else self._hidden or target
         self._first, self._live = live(function), live(function.aimed(aim))
         self._refers = target in ("kl", "hidden")
@@ -254,7 +257,7 @@ class StreamLearning:
         if not self._refers:
             return batch
         with torch.no_grad(), self._live.running():
-            outputs = run(self._model, batch, self._task)
+            outputs = run(self._dense, batch, self._task)
             return x, (self._task.reference(outputs) if self._hidden is None else self._hidden.reference(), y)
 
     def _show(self, keep: Tensor) -> None:

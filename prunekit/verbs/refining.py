@@ -62,13 +62,16 @@ def refining(run: Run, options: Refinement, seconds: Seconds | None = None) -> C
         plan: Plan, model: nn.Module | None = None, swaps: MakeSwaps | None = None, reference: nn.Module | None = None
     ) -> Plan:
         chosen = run.model if model is None else model
-        place = next(chosen.parameters()).device
+        moved = [chosen] if reference is None else [chosen, reference]
+        places = [next(each.parameters()).device for each in moved]
         asked = options.options()
         try:
+            for each in moved:
+                each.to(run.device)
             with (seconds or Seconds(asked["budget_seconds"])).share() as budget:
                 return refine(
                     plan,
-                    chosen.to(run.device),
+                    chosen,
                     learn,
                     accept=accept,
                     seed=run.recipe.seed,
@@ -78,7 +81,8 @@ def refining(run: Run, options: Refinement, seconds: Seconds | None = None) -> C
                     **{**asked, "budget_seconds": budget},
                 )
         finally:
-            chosen.to(place)
+            for each, place in zip(moved, places, strict=True):
+                each.to(place)
 
     return refined
 

@@ -22,6 +22,7 @@ from prunekit.repair.swaps import Runs, get_swaps
 from prunekit.task import get_task
 from prunekit.task.classification import _kl
 from prunekit.trajectory import Layout
+from prunekit.trajectory.copies import copied
 from prunekit.trajectory.layout import fixed_state
 from tests.writer import Writer
 
@@ -209,3 +210,16 @@ def test_soft_gates_of_units_move_by_the_size_of_their_gradients(model: nn.Modul
     learner.step([texts.batch(0)], len(texts), 0.05, heat=0.5)
     torch.testing.assert_close(before - learner.scores, 0.05 * expected / expected.square().mean().sqrt(), rtol=1e-2, atol=1e-4)
     assert int((before >= swaps.level(before)).sum()) == int(swaps.select(before).sum())
+
+
+def test_a_mask_can_stay_close_to_another_model(model: nn.Module, texts: Samples) -> None:
+    """By itself as the reference nothing changes; by another, the divergence is that from the other."""
+    plan, how = plan_of(model), Streaming(tokens=400, batch=4, looks=2)
+    alone, same = (refine(plan, model, texts, task="causal_lm", stream=how, reference=given) for given in (None, model))
+    assert all(torch.equal(alone.keep[name], kept) for name, kept in same.keep.items())
+    other = copied(model)
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.5)
+    away = refine(plan, model, texts, task="causal_lm", stream=how, reference=other)
+    before, apart = (found.provenance["refine"]["before"]["accept"] for found in (alone, away))
+    assert apart != pytest.approx(before, rel=0.01)
