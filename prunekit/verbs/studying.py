@@ -20,7 +20,6 @@ from prunekit.imports import load_object
 from prunekit.measure import machine
 from prunekit.progress import Bar
 from prunekit.recipe import Data, Recipe, Study
-from prunekit.report import save_figure, study_figure, write_study_page
 from prunekit.search.paper_table import Measured, methods_of
 from prunekit.search.study import StudyRecord
 from prunekit.search.study_rows import SPLITS, rows_text
@@ -80,6 +79,8 @@ def study_run(
     Raises:
         PrunekitError: whatever the first piece that failed says; the cells of the others are kept.
     """
+    from prunekit.report import save_figure, study_figure, write_study_page  # needs an extra, and says so before anything is done
+
     started = time.perf_counter()
     with ExitStack() as stack:
         for job in jobs:
