@@ -6,8 +6,9 @@
 Every team of processes is started once and holds the same models and samples; teams work turn by turn, so that what else the
 machine does meets all of them alike. Ratios are of neighbouring turns, figures are medians. What is scored is influence along a
 path of five digits CNNs, of 512 samples; what is learnt are the masks of a Llama with random weights, on which neither cost
-depends. A step sends ``2 (N - 1) / N`` times four bytes for every weight that may go, from each of N processes; what is
-sent is counted by the kernel, as bytes that a process writes.
+depends. Seconds of a processor are those of the process that took most: where others use the cores, they say more than the clock.
+A step sends ``2 (N - 1) / N`` times four bytes for every weight that may go, from each of N processes; what is sent is counted by
+the system, as bytes that a process writes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from prunekit.task import get_task
 from prunekit.trajectory import Layout
 
 SAMPLES = 512
-LLAMA = {"vocabulary": 512, "width": 256, "layers": 4, "heads": 8, "kv_heads": 2, "hidden": 688, "length": 64}
+LLAMA = {"vocabulary": 512, "width": 256, "layers": 4, "heads": 8, "kv_heads": 2, "hidden": 688, "length": 128}
 BATCH, STEPS = 16, 6
 TASK = get_task("causal_lm")
 Work = Callable[[], Any]
@@ -94,11 +95,11 @@ def member() -> None:
         work["learn"], weights = learning()
         for line in sys.stdin:
             ranks.wait()
-            before, begun = written(), time.perf_counter()
+            before, begun, busy = written(), time.perf_counter(), time.process_time()
             work[line.strip()]()
-            ranks.wait()
+            busiest = max(ranks.gathered(time.process_time() - busy))
             if ranks.first():
-                print(time.perf_counter() - begun, written() - before, weights, flush=True)
+                print(time.perf_counter() - begun, busiest, written() - before, weights, flush=True)
 
 
 class Team:
@@ -123,8 +124,8 @@ class Team:
             for rank in range(count)
         ]
 
-    def work(self, what: str) -> tuple[float, int, int]:
-        """Seconds, bytes that the first process sent, weights that may go."""
+    def work(self, what: str) -> tuple[float, float, int, int]:
+        """Seconds, those of the busiest processor, bytes that the first process sent, weights that may go."""
         for one in self._members:
             assert one.stdin is not None
             one.stdin.write(f"{what}\n")
@@ -134,7 +135,7 @@ class Team:
         if not told:
             self.close()
             raise SystemExit(f"a team of {len(self._members)} has ended; what its processes said stands above")
-        return float(told[0]), int(told[1]), int(told[2])
+        return float(told[0]), float(told[1]), int(told[2]), int(told[3])
 
     def close(self) -> None:
         for one in self._members:
@@ -154,23 +155,24 @@ def main() -> None:
         return
     teams = {count: Team(count) for count in given.ranks}
     one = given.ranks[0]
-    print(f"{'work':<6} {'ranks':>5} {'seconds':>8} {'as fast':>8} {'MB sent a step':>15} {'by the formula':>15}")
+    print(
+        f"{'work':<6} {'ranks':>5} {'seconds':>8} {'as fast':>8} {'processor s':>12} {'as fast':>8} {'MB sent a step':>15} {'formula':>8}"
+    )
     for what in ("score", "learn"):
-        times: dict[int, list[float]] = {count: [] for count in teams}
-        sent: dict[int, list[int]] = {count: [] for count in teams}
-        weights = 0
+        turns: dict[int, list[tuple[float, float, int, int]]] = {count: [] for count in teams}
         for number in range(given.rounds + 1):
             for count, team in teams.items():
-                seconds, written_here, weights = team.work(what)
+                found = team.work(what)
                 if number:  # the first turn warms up
-                    times[count].append(seconds)
-                    sent[count].append(written_here)
-        for count in teams:
-            ratio = statistics.median(a / b for a, b in zip(times[one], times[count], strict=True))
-            line = f"{what:<6} {count:>5} {statistics.median(times[count]):>8.2f} {ratio:>7.2f}×"
+                    turns[count].append(found)
+        for count, own in turns.items():
+            line = f"{what:<6} {count:>5}"
+            for place, width in ((0, 8), (1, 12)):
+                ratio = statistics.median(a[place] / b[place] for a, b in zip(turns[one], own, strict=True))
+                line += f" {statistics.median(turn[place] for turn in own):>{width}.2f} {ratio:>7.2f}×"
             if what == "learn":
-                formula = 2 * (count - 1) / count * 4 * weights
-                line += f" {statistics.median(sent[count]) / STEPS / 1e6:>15.2f} {formula / 1e6:>15.2f}"
+                formula = 2 * (count - 1) / count * 4 * own[0][3]
+                line += f" {statistics.median(turn[2] for turn in own) / STEPS / 1e6:>15.2f} {formula / 1e6:>8.2f}"
             print(line, flush=True)
     for team in teams.values():
         team.close()

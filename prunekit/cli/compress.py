@@ -27,6 +27,7 @@ PANELS = {
 
 
 @verb(
+    shared=True,
     after="import",
     headings=PANELS,
     examples={

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from prunekit import ranks
 from prunekit.compression import cheap_criteria
 from prunekit.criteria import get_criterion, parse
 from prunekit.errors import ArtifactError, StructureError, UsageError
@@ -158,7 +159,7 @@ def compress_folders(
         done = score_to_report(run, scored_by, overwrite, lambda verb, found: None, stages.begin)
         stages.begin("export")
         (wanted,) = run.recipe.prune
-        exported = export_pruned(run, place / "pruned" / wanted.name, "hf", out, overwrite)
+        exported = ranks.from_first(lambda: export_pruned(run, place / "pruned" / wanted.name, "hf", out, overwrite))
     return {
         "model": type(run.model).__name__,
         "samples": {name: len(split) for name, split in run.splits.items()},
