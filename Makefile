@@ -40,6 +40,7 @@ chaos: .venv/installed-test
 	.venv/bin/python -m tests.faults.kill
 	.venv/bin/python -m tests.faults.kill --full-disk
 	.venv/bin/python -m tests.faults.kill --random 10
+	.venv/bin/python -m tests.faults.kill_ranks
 
 lint: .venv/installed-dev
 	.venv/bin/python -m ruff check .

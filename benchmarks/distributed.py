@@ -155,9 +155,7 @@ def main() -> None:
         return
     teams = {count: Team(count) for count in given.ranks}
     one = given.ranks[0]
-    print(
-        f"{'work':<6} {'ranks':>5} {'seconds':>8} {'as fast':>8} {'processor s':>12} {'as fast':>8} {'MB sent a step':>15} {'formula':>8}"
-    )
+    print("work   ranks  seconds  as fast  processor s  as fast  MB sent a step  formula")
     for what in ("score", "learn"):
         turns: dict[int, list[tuple[float, float, int, int]]] = {count: [] for count in teams}
         for number in range(given.rounds + 1):

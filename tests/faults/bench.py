@@ -103,7 +103,7 @@ class Bench:
                 ):
                     signal.signal(end, signal.SIG_DFL)
                     signal.setitimer(timer, most)
-                code = prunekit(*self._arguments(place, verb))
+                code = prunekit(*self.arguments(place, verb))
                 sys.stdout.flush()
                 (self.folder / "opened").write_text("\n".join(sorted(opened)))
                 if not (self.folder / "modules").exists():
@@ -122,6 +122,7 @@ class Bench:
         return [place / Path(name).relative_to(place) for name in (self.folder / "opened").read_text().splitlines()
                 if name.startswith(f"{place}/") and "/.prunekit." not in name]  # fmt: skip
 
-    def _arguments(self, place: Path, verb: Sequence[str]) -> list[str]:
+    def arguments(self, place: Path, verb: Sequence[str]) -> list[str]:
+        """A verb's, for a copy."""
         found = [str(place / PLACES[word]) if word in PLACES else word for word in verb]
         return [str(place / "run") + word[3:] if word.startswith("RUN") else word for word in found]
