@@ -81,6 +81,20 @@ class Engine:
         ready = [(piece.order, next(counter), piece) for piece in pieces]
         heapq.heapify(ready)
         flying: dict[Future[Any], Piece] = {}
+        try:
+            self._drive(ready, flying, done, counter)
+        except BaseException:
+            for future in flying:
+                future.cancel()  # an executor of the caller's stays open, and would go on with them
+            raise
+
+    def _drive(
+        self,
+        ready: list[tuple[tuple[int, ...], int, Piece]],
+        flying: dict[Future[Any], Piece],
+        done: Callable[[Piece, Any], Iterable[Piece]],
+        counter: Iterator[int],
+    ) -> None:
         while ready or flying:
             while ready and self._may_fly(ready[0][2], flying.values()):
                 piece = heapq.heappop(ready)[2]

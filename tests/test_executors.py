@@ -133,6 +133,16 @@ def test_what_fails_is_named_in_one_line(jobs: int) -> None:
             found.drive([Piece("a piece", (0,), function, (3,))], lambda piece, result: [])
 
 
+def test_what_waits_in_a_pool_of_the_callers_is_given_up_where_a_piece_fails(tmp_path: Path) -> None:
+    gone = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        first, second = Piece("first", (0,), refused, (3,)), Piece("second", (1,), gone.wait, (60,))
+        with pytest.raises(UsageError, match="3 is no number"), engine(pool) as found:
+            found.drive([first, second, *pieces(tmp_path, 9)[2:]], lambda piece, result: [])
+        gone.set()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_pool_of_the_callers_that_broke_is_left_to_its_owner(tmp_path: Path) -> None:
     said = "ProcessPoolExecutor lost its workers at piece 0; finished cells are kept"
     with ProcessPoolExecutor(1) as pool, engine(pool) as found, pytest.raises(PrunekitError, match=said):
