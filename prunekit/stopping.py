@@ -11,7 +11,7 @@ import atexit
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -34,6 +34,15 @@ class Interrupted(KeyboardInterrupt):
 
 RAISED: dict[int, type[BaseException]] = {signal.SIGINT: Interrupted, signal.SIGTERM: Terminated}
 COMES_OF: dict[int, type[BaseException]] = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+
+
+def _alone_or_first(code: int) -> bool:
+    return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") in ("", "1")
+
+
+tells: Callable[[int], bool] = _alone_or_first
+"""Whether this process says why it ends with such a code; where several work as one another one may have said it
+(``prunekit.ranks.tells``)."""
 
 _owner = 0
 """The process that this is for; one that it forks has these handlers too, and no use for them."""
@@ -129,6 +138,8 @@ def _handle(signum: int, frame: FrameType | None) -> None:
 
 def _leave(signum: int) -> None:
     line, code = SAID[signal.Signals(signum)]
+    if not tells(code):
+        os._exit(code)
     if say(line):  # else this signal came between another one and its line, which ends the process
         os._exit(code)
 

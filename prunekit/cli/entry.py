@@ -24,6 +24,7 @@ from prunekit.errors import Note, PrunekitError, UsageError, plain, shortened
 def main() -> None:
     """Entry point: exit code 0, 1 (failed), 2 (wrong use), 130 or 143 (a signal); one line on stderr for an error."""
     debug = bool(os.environ.get("PRUNEKIT_DEBUG"))
+    stopping.tells = ranks.tells
     if not debug and ranks.asked():
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what torch.distributed says of its own is for its makers
     if not debug:

@@ -70,6 +70,15 @@ def test_one_line_wherever_it_comes(signum: signal.Signals, tmp_path: Path) -> N
         assert (err, process.returncode) == TOLD[signum], name
 
 
+def test_of_several_ranks_the_first_one_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before they meet; torchrun ends the others by SIGTERM when one has failed, which that one has told."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, expected in (("0", "prunekit: terminated\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        process = start("-c", "import signal\nfrom prunekit import stopping\nstopping.listen()\nsignal.raise_signal(15)")
+        assert (process.communicate(timeout=60)[1], process.returncode) == (expected, 143)
+
+
 def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
     (tmp_path / "family.py").write_text(
         "import multiprocessing, os, time\nfrom prunekit import stopping\n"
