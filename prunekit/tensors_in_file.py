@@ -35,7 +35,9 @@ class RangedFile:
         header = bounded.parsed(file.read(length).decode("utf-8"))
         if not isinstance(header, dict):
             raise ValueError("its header is no mapping")
-        self._metadata: dict[str, str] | None = header.pop("__metadata__", None)
+        self._metadata: dict[str, str] = header.pop("__metadata__", {})
+        if not isinstance(self._metadata, dict) or not all(isinstance(text, str) for text in self._metadata.values()):
+            raise ValueError("its metadata are no texts")
         self._begin, self._room = 8 + length, size - 8 - length
         self._tensors = {str(name): self._checked(name, facts) for name, facts in header.items()}
 
@@ -49,7 +51,7 @@ class RangedFile:
             raise ValueError(f"{name} is not where its header says, or of no type that is known")
         return dtype, shape, begin, end
 
-    def metadata(self) -> dict[str, str] | None:
+    def metadata(self) -> dict[str, str]:
         return self._metadata
 
     def keys(self) -> list[str]:

@@ -62,7 +62,7 @@ class InFiles:
     """Weights that accelerate's hooks read from safetensors, layer by layer.
 
     Args:
-        model: as ``from_pretrained`` gives it with all weights on disk (``prunekit.huggingface.load_offloaded``).
+        model: as ``from_pretrained`` gives it with all weights on disk (``prunekit.huggingface.load_model``, ``offload``).
         device: where everything computes.
         folder: where files of changed blocks go.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -13,8 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from prunekit import Recorder, Trajectory, score
+from prunekit import Recorder, Trajectory, checkpoint, score
 from prunekit.errors import ArtifactError, UsageError
+from prunekit.remote import Remote
 from tests.stores import LateStore
 
 FILES = {"trajectory.json", "steps.jsonl", "fixed.safetensors", "start.safetensors", "rows.safetensors", "ended.safetensors"}
@@ -143,6 +145,14 @@ def test_what_was_changed_since_is_told(file: str, change: str, tmp_path: Path) 
         path.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
     with pytest.raises(ArtifactError, match=file.partition("-")[0].partition(".")[0]):
         Trajectory(f"late://{tmp_path}/t").verify()
+
+
+@pytest.mark.parametrize("metadata", [[1], "text", {"prunekit": 5}, {"prunekit": {"kind": "fixed"}}])
+def test_metadata_that_are_no_texts_are_one_line(metadata: Any, tmp_path: Path) -> None:
+    header = json.dumps({"__metadata__": metadata}).encode()
+    (tmp_path / "fixed.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ArtifactError, match=r"fixed.safetensors: not a whole safetensors file"):
+        checkpoint.read_header(Remote(f"late://{tmp_path}/fixed.safetensors"))
 
 
 @pytest.mark.parametrize(
