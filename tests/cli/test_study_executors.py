@@ -118,7 +118,7 @@ def test_files_travel_into_a_run_folder_alone(name: str, tmp_path: Path) -> None
     assert not (tmp_path / "up").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_coordinator_and_a_worker_are_killed_and_nothing_is_lost(study: Path, tmp_path: Path, cli: Cli) -> None:
     """The coordinator of two processes; a worker of Dask goes on. Pools that break: see tests/test_executors.py."""
     pytest.importorskip("distributed")
