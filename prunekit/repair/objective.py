@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from prunekit import ranks
 from prunekit.batch import Inputs, Labels, to
 from prunekit.data import Samples, drawn, learn_and_accept
+from prunekit.data.sharing import mixes
 from prunekit.errors import PrunekitError, UsageError, nearest
 from prunekit.kernel import ModelFunction, mean_value
 from prunekit.kernel.gradients import MomentEngine, choose_engine
 from prunekit.repair.deadline import Deadline
 from prunekit.task import Target, Task
+from prunekit.task.evaluation import run
 from prunekit.task.referenced import Budget, KeptBatches, Referenced
 from prunekit.trajectory import Layout
 from prunekit.trajectory.layout import fixed_state
@@ -28,7 +30,8 @@ STREAMED = (*OBJECTIVES, "hidden")
 class Objective:
     """``J(θ)``, a mean over samples, to be lowered.
 
-    Of several ranks each has its stretch of every batch, and sums over samples are those of all.
+    Of several ranks each has its stretch of every batch, and sums over samples are those of all; where the model mixes a batch's
+    samples, each has them all.
 
     Attributes:
         function: the model with J's own target.
@@ -104,7 +107,8 @@ def make_objective(
         given, None if accept is None else Samples.of(accept, task.batch), drawn(given, accept_share, seed), "refine"
     )
     budget = Budget()
-    learn, judged = (KeptBatches(part, device, budget, dealt=ranks.size() > 1) for part in parts)
+    dealt = ranks.size() > 1 and not mixes(lambda batch: run(model, batch, task), parts[0])
+    learn, judged = (KeptBatches(part, device, budget, dealt) for part in parts)
 
     def function_of(wanted: str | Target) -> ModelFunction:
         return ModelFunction(model, layout, fixed, wanted, device, task=task)
