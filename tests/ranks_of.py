@@ -17,8 +17,9 @@ from torch.distributed import TCPStore
 
 CLI = "prunekit"
 """The module that is the command line."""
-IMPORTED = ["torch.distributed", "prunekit.cli", "tests.on_ranks"]
-"""What a server imports once, from which ranks are forked; it computes nothing itself."""
+IMPORTED = ["torch.distributed", "torch._dynamo", "torch.onnx", "prunekit.cli", "tests.on_ranks"]
+"""What a server imports once, from which ranks are forked; it computes nothing itself. Some of it torch imports only when it is
+used, which each rank would do for itself."""
 
 
 class Done(NamedTuple):

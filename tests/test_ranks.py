@@ -157,6 +157,10 @@ def test_what_all_see_alike_is_said_once(folder: Path, tmp_path: Path) -> None:
         (("score", run, "-c", "tailor"), "criterion 'tailor' does not exist"),
         (("score", tmp_path / "none", "-c", "taylor"), "not a run folder"),
         (("report", run), "report works in one process, it has nothing to share; start it without torchrun"),
+        (
+            ("compress", run, "--data", "x.jsonl", "--layerwise", "wanda", "--offload", "--out", tmp_path / "new"),
+            "--offload works",
+        ),
         (("compare", run, run, "--out", tmp_path / "new"), "--out works at cells in processes of its own"),
     ):
         told = said(run, *Ranks(3, CLI, *arguments).done())

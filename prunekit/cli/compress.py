@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from prunekit import ranks
 from prunekit.cli.data_options import NAMES, Data, DataArgs, Label, Length, SkipBad, Stride, Text, data_content
 from prunekit.cli.opening import recipe_of
 from prunekit.cli.options import STRUCTURE_HELP, Device, Json, Overwrite, Quiet, Seed, json_object
@@ -112,6 +113,8 @@ def compress(
         raise UsageError("--layerwise finds by itself what goes; leave --criterion out")
     if activations is not None and not offload:
         raise UsageError("--activations is how much --offload keeps of the hidden states in memory; give both")
+    if offload and ranks.size() > 1:
+        raise UsageError("--offload works in one process; start it without torchrun")
     if offload and dry_run:
         raise UsageError("--dry-run tries the model in memory, which --offload avoids; leave one of them out")
     if activations is not None and layerwise is not None:
