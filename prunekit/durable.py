@@ -16,7 +16,6 @@ import errno
 import fcntl
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,11 +25,11 @@ from typing import Any
 
 from prunekit import bounded, ranks
 from prunekit.errors import ArtifactError, UsageError
+from prunekit.remote import is_shortened
 
 PREFIX, SUFFIX = ".prunekit.", ".tmp"
 JOURNAL = ".prunekit.commit"
 LOCK = ".lock"
-ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")
 DEPTH = 4
 """How deep below a run folder prunekit writes: ``RUN/pruned/NAME/trajectory``."""
 
@@ -252,7 +251,7 @@ def locked(folder: Path) -> Iterator[None]:
         UsageError: it is an address for fsspec, as ``s3://bucket``, which a path of this machine shortens to ``s3:/bucket``.
         ArtifactError: another one is writing there.
     """
-    if ADDRESS.match(str(folder)):
+    if is_shortened(folder):
         raise UsageError(
             f"{folder} looks like an address of a store; runs and studies are locked and taken up again in a folder of a file "
             "system, so name one, and copy it there"

@@ -21,6 +21,7 @@ from prunekit.progress import track
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(::[A-Za-z][A-Za-z0-9+.\-]*)*://")
 """How an address begins: ``s3://``, ``memory://``, ``simplecache::s3://``."""
+SHORTENED = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")
 
 
 class _Stream(io.RawIOBase):
@@ -161,16 +162,22 @@ Place = Path | Remote
 """Where a file lies: on this machine, or behind fsspec."""
 
 
-def is_remote(place: object) -> bool:
-    """Whether a path or text is an address for fsspec, as ``s3://bucket/folder`` is; ``file://`` is one too."""
-    return isinstance(place, Remote) or (isinstance(place, str) and URL.match(place) is not None)
+def is_shortened(path: Path) -> bool:
+    """Whether a path was made of an address, as ``s3:/bucket`` of ``s3://bucket``."""
+    return SHORTENED.match(str(path)) is not None
 
 
 def placed(place: str | Path | Remote) -> Place:
-    """A path of this machine, or an address for fsspec."""
+    """A path of this machine, or an address for fsspec, as ``s3://bucket/folder`` is; ``file://`` is one too.
+
+    Raises:
+        UsageError: it was made a path, which no longer is the address.
+    """
     if isinstance(place, Remote):
         return place
-    return Remote(place) if isinstance(place, str) and is_remote(place) else Path(place)
+    if isinstance(place, Path) and is_shortened(place):
+        raise UsageError(f"{place} looks like an address of a store, made a Path; give it as text, with both slashes")
+    return Remote(place) if isinstance(place, str) and URL.match(place) else Path(place)
 
 
 class Spool:

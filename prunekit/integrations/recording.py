@@ -19,6 +19,7 @@ from prunekit.errors import Note, UsageError
 from prunekit.integrations.clipping import Clipping
 from prunekit.integrations.order import Order
 from prunekit.plan import Plan
+from prunekit.remote import placed
 from prunekit.steps import Planner, Schedule
 from prunekit.steps.held import Held
 from prunekit.steps.schedule import check_steps
@@ -61,7 +62,7 @@ class Recording:
     """What is to be done in a loop that a library runs; its callback or wrapper calls ``begin``, ``batch`` and ``end``.
 
     Args:
-        folder: where the path is recorded; None records nothing.
+        folder: where the path is recorded, an address of a store too; None records nothing.
         plan: what it removes is held at exactly 0; a ``Gradual`` prunes on the way.
         parent: the dense model's trajectory, which the recording names, as ``prunekit.finetune`` does.
         every, states, second_moments: as in ``Recorder``.
@@ -108,7 +109,7 @@ class Recording:
             raise UsageError("Recording has nothing to do; give a folder to record into, a plan to hold, or online")
         if parent is not None and folder is None:
             raise UsageError("Recording: parent is named by a recording; give the folder that it goes to")
-        self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else placed(folder)
         self.plan = plan if isinstance(plan, Plan) else None
         self.online: OnlineInfluence | None = None
         self._gradual = plan if isinstance(plan, Gradual) else None

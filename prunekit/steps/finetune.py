@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from prunekit import ranks
 from prunekit.errors import UsageError
 from prunekit.plan import Plan
+from prunekit.remote import Remote, placed
 from prunekit.steps.held import Held
 from prunekit.training.loop import TrainOptions, train
 from prunekit.trajectory import Recorder, Trajectory, parent_facts
@@ -76,7 +77,10 @@ def finetune(
     if folder is not None and parent is None:
         raise UsageError("finetune: a recording needs its parent, the dense model's trajectory")
     facts = parent_facts(parent) if parent is not None else {}
-    with Tuner(model, plan.masks(), how, None if folder is None else Path(folder), facts) as tuner:
+    place = None if folder is None else placed(folder)
+    if isinstance(place, Remote):
+        raise UsageError(f"{place}: a fine-tuning is recorded in a folder of this machine; copy it to the store in the end")
+    with Tuner(model, plan.masks(), how, place, facts) as tuner:
         return tuner.run()
 
 

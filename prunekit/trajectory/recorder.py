@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from prunekit import checkpoint
 from prunekit.errors import ArtifactError, Note, PrunekitError, UsageError
-from prunekit.remote import Remote, Spool, is_remote
+from prunekit.remote import Remote, Spool, placed
 from prunekit.trajectory.bare import bare, bare_optimizers, reshard
 from prunekit.trajectory.course import Course, Options
 from prunekit.trajectory.describe import describe_optimizers
@@ -93,7 +93,7 @@ class Recorder:
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | Path | Remote,
         model: nn.Module,
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         provenance: Mapping[str, Any] | None = None,
@@ -106,8 +106,11 @@ class Recorder:
         alone: bool | None = None,
     ) -> None:
         self._ranks = Together(alone)
-        self._spool = self._spooled(folder)
-        self.folder = Path(folder) if self._spool is None else self._spool.folder
+        self._spool: Spool | None = None
+        if isinstance(place := placed(folder), Remote):
+            self._spool = self._spooled(place)
+            place = self._spool.folder
+        self.folder: Path = place
         self.scheduler = scheduler
         self._called = model  # a wrapper is what the loop calls, and compiled code does not run hooks added later
         self.provenance = dict(provenance or {})
@@ -124,15 +127,13 @@ class Recorder:
         self._tape: Tape | None = None
         self._averaged = False
 
-    def _spooled(self, folder: str | Path) -> Spool | None:
-        """For an address of a store, a folder of this machine whose files go there in the end."""
-        if not is_remote(folder):
-            return None
+    def _spooled(self, folder: Remote) -> Spool:
+        """A folder of this machine whose files go to the store in the end."""
         if self._ranks.size > 1:
             raise UsageError(
                 f"{folder}: several processes record into a folder of a file system; copy it to the store in the end"
             )
-        return Spool(Remote(str(folder)), "trajectory.json")
+        return Spool(folder, "trajectory.json")
 
     def _prepare(self, model: nn.Module, optimizer: Any) -> None:
         if self.every < 1:
@@ -236,7 +237,7 @@ class Recorder:
     @classmethod
     def resume(
         cls,
-        folder: str | Path,
+        folder: str | Path | Remote,
         model: nn.Module,
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         scheduler: Any = None,
@@ -260,9 +261,9 @@ class Recorder:
         """
 
         def read() -> dict[str, Any]:
-            if is_remote(folder):
-                raise UsageError(f"{folder}: a recording goes on in a folder of this machine; copy it into one first")
-            found = going_on(Path(folder), complete=taken is not None)
+            if isinstance(place := placed(folder), Remote):
+                raise UsageError(f"{place}: a recording goes on in a folder of this machine; copy it into one first")
+            found = going_on(place, complete=taken is not None)
             Layout.from_json(found["layout"]).check(model, spread=True)
             return found
 

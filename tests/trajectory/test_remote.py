@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from prunekit import Recorder, Trajectory, checkpoint, score
+from prunekit import Finetuning, Recorder, Trajectory, checkpoint, finetune, make_plan, score
 from prunekit.errors import ArtifactError, UsageError
+from prunekit.integrations import Recording
 from prunekit.remote import Remote
 from tests.stores import LateStore
 
@@ -100,6 +101,29 @@ def test_a_store_that_fails_loses_nothing(tmp_path: Path) -> None:
     kept = Path(str(said.value).rpartition(" ")[2])
     assert len(Trajectory(kept)) == 6
     shutil.rmtree(kept)
+
+
+def test_whatever_records_takes_an_address_or_refuses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None makes a folder of this machine of it, whose name is ``memory:``."""
+    monkeypatch.chdir(tmp_path)
+    store = f"memory://{uuid.uuid4().hex}/t"
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recording = Recording(store)
+    recording.begin(model, optimizer)
+    model(torch.ones(1, 2)).sum().backward()
+    recording.batch([0])
+    optimizer.step()
+    recording.end()
+    assert len(Trajectory(store)) == 1
+    how = Finetuning(lambda at: (torch.ones(1, 2), torch.zeros(1)), 1, lambda m: torch.optim.SGD(m.parameters(), lr=0.1))
+    plan = make_plan(score(Trajectory(store), model, criterion="magnitude"), model, sparsity=0.5)
+    with pytest.raises(UsageError, match="recorded in a folder of this machine"):
+        finetune(model, plan, how, store, Trajectory(store))
+    for make in (lambda place: Recorder(place, model, optimizer), Trajectory, Recording):
+        with pytest.raises(UsageError, match="give it as text, with both slashes"):
+            make(Path(store))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_loop_that_fails_leaves_its_steps_there(tmp_path: Path) -> None:
