@@ -68,7 +68,7 @@ def prune_by_schedule(
     rewind: int | None = None,
     end: int | None = None,
     recalibrate: Callable[[nn.Module], object] | None = None,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     measure: Figure | Callable[[nn.Module], float] | None = None,
     again: RefineAgain | None = None,
 ) -> Pruned:
@@ -170,7 +170,7 @@ class _Work:
     schedule: Schedule
     how: Finetuning | None
     recalibrate: Callable[[nn.Module], object] | None
-    folder: Path | None
+    folder: str | Path | None
     measure: Figure | None
     again: RefineAgain | None
     dense: nn.Module

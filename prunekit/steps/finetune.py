@@ -77,10 +77,7 @@ def finetune(
     if folder is not None and parent is None:
         raise UsageError("finetune: a recording needs its parent, the dense model's trajectory")
     facts = parent_facts(parent) if parent is not None else {}
-    place = None if folder is None else placed(folder)
-    if isinstance(place, Remote):
-        raise UsageError(f"{place}: a fine-tuning is recorded in a folder of this machine; copy it to the store in the end")
-    with Tuner(model, plan.masks(), how, place, facts) as tuner:
+    with Tuner(model, plan.masks(), how, folder, facts) as tuner:
         return tuner.run()
 
 
@@ -93,18 +90,29 @@ class Tuner(Held):
         how: makes the optimizer.
         folder: of the recording, made anew, of several ranks the first one's; None for none.
         provenance: of the recording.
+
+    Raises:
+        UsageError: ``folder`` is an address of a store.
     """
 
     def __init__(
-        self, model: nn.Module, masks: Mapping[str, Tensor], how: Finetuning, folder: Path | None, provenance: Mapping[str, Any]
+        self,
+        model: nn.Module,
+        masks: Mapping[str, Tensor],
+        how: Finetuning,
+        folder: str | Path | None,
+        provenance: Mapping[str, Any],
     ) -> None:
         self.how = how
+        place = None if folder is None else placed(folder)
+        if isinstance(place, Remote):
+            raise UsageError(f"{place}: a fine-tuning is recorded in a folder of this machine; copy it to the store in the end")
         model.to(how.device)
         self.optimizer = how.optimizer(model)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         recorder, self._folder = None, None
-        if folder is not None:
-            self._folder = Path(ranks.from_first(lambda: str(folder.absolute())))
+        if place is not None:
+            self._folder = Path(ranks.from_first(lambda: str(place.absolute())))
             options = {"snapshot_every": 0, **how.record, **({"alone": False} if ranks.size() > 1 else {})}
             recorder = Recorder(self._folder, model, self.optimizer, provenance, **options)
         super().__init__(model, masks, self.optimizer, recorder)
