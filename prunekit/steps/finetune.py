@@ -163,6 +163,6 @@ class Tuner(Held):
         return Trajectory(self._folder)
 
 
-def forget(folder: Path) -> None:
+def forget(folder: str | Path) -> None:
     """Removes the recording of a round whose weights were rewound: it is no part of the final model's path."""
     shutil.rmtree(folder, ignore_errors=True)
