@@ -106,11 +106,6 @@ class Recorder:
         alone: bool | None = None,
     ) -> None:
         self._ranks = Together(alone)
-        self._spool: Spool | None = None
-        if isinstance(place := placed(folder), Remote):
-            self._spool = self._spooled(place)
-            place = self._spool.folder
-        self.folder: Path = place
         self.scheduler = scheduler
         self._called = model  # a wrapper is what the loop calls, and compiled code does not run hooks added later
         self.provenance = dict(provenance or {})
@@ -120,6 +115,11 @@ class Recorder:
         self.aside: dict[str, Any] = {}
         """A loop's own figures, JSON values: snapshots keep them, ``resume`` brings them back."""
         self._ranks.exchange(lambda: self._prepare(model, optimizer))
+        self._spool: Spool | None = None
+        if isinstance(place := placed(folder), Remote):
+            self._spool = self._spooled(place)
+            place = self._spool.folder
+        self.folder: Path = place
         self._notes = Notes([p for p in self.model.parameters() if p.requires_grad], model)
         self._notes.told = not self.first
         self._loaders = Loaders(self._notes.watched, self._ranks.size)
@@ -287,7 +287,12 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         self._started = time.perf_counter()
-        facts = self._ranks.exchange(self._facts)
+        try:
+            facts = self._ranks.exchange(self._facts)
+        except PrunekitError:
+            if self._spool is not None:
+                self._spool.drop()
+            raise
         agree_on(facts)
         replay = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in self.model.modules())
         spans = [one["spans"] for one in facts] if self._share.sharded else None
@@ -323,8 +328,6 @@ class Recorder:
     def _facts(self) -> dict[str, Any]:
         place = self.folder if self._spool is None else self._spool.remote
         if self._resumed is None and (place / "trajectory.json").exists():
-            if self._spool is not None:
-                self._spool.drop()
             raise ArtifactError(f"{place}: already holds a trajectory; choose another folder or remove it")
         options = {"every": self.every, "states": self.kind, "second_moments": self.second_moments}
         options["snapshot_every"] = self.snapshot_every

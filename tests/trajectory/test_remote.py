@@ -143,11 +143,18 @@ def test_a_loop_that_fails_leaves_its_steps_there(tmp_path: Path) -> None:
     assert (len(there), there.complete) == (1, False)
 
 
-def test_what_is_there_stays(store: str) -> None:
+def test_what_is_there_stays(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded(store)
     first = Trajectory(store).hash
+    (tmp_path / "spools").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "spools"))
     with pytest.raises(ArtifactError, match="already holds a trajectory"):
         recorded(store)
+    with pytest.raises(UsageError, match="Protocol not known"):
+        recorded("nothing://a/t")
+    with pytest.raises(UsageError, match="must hold at least one"):
+        Recorder(store, nn.Linear(2, 1), [])
+    assert not list((tmp_path / "spools").iterdir())
     assert Trajectory(store).hash == first
     with pytest.raises(UsageError, match="goes on in a folder of this machine"):
         Recorder.resume(store, nn.Linear(2, 1), torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1))
