@@ -5,7 +5,7 @@
 
 Every team of processes is started once and holds the same models and samples; teams work turn by turn, so that what else the
 machine does meets all of them alike. Ratios are of neighbouring turns, figures are medians. What is scored is influence along a
-path of five digits CNNs, of 512 samples; what is learnt are the masks of a Llama with random weights, on which neither cost
+path of 21 digits CNNs, of 128 samples; what is learnt are the masks of a Llama with random weights, on which neither cost
 depends. Seconds of a processor are those of the process that took most: where others use the cores, they say more than the clock.
 A step sends ``2 (N - 1) / N`` times four bytes for every weight that may go, from each of N processes; what is sent is counted by
 the system, as bytes that a process writes.
@@ -33,25 +33,25 @@ from prunekit.repair.swaps import get_swaps
 from prunekit.task import get_task
 from prunekit.trajectory import Layout
 
-SAMPLES = 512
+SAMPLES, STATES = 128, 21
 LLAMA = {"vocabulary": 512, "width": 256, "layers": 4, "heads": 8, "kv_heads": 2, "hidden": 688, "length": 128}
-BATCH, STEPS = 16, 6
+BATCH, STEPS = 32, 4
 TASK = get_task("causal_lm")
 Work = Callable[[], Any]
 
 
 def scoring() -> Work:
-    """Influence of a digits CNN at the end of a path of five."""
+    """Influence of a digits CNN at the end of a path."""
     from prunekit.models.digits import digits_cnn
 
     generator = torch.Generator().manual_seed(0)
     models = []
-    for number in range(5):
+    for number in range(STATES):
         torch.manual_seed(0)
         models.append(digits_cnn().eval())
         with torch.no_grad():
             for parameter in models[-1].parameters():
-                parameter += 0.01 * number * torch.randn(parameter.shape, generator=generator)
+                parameter += 0.05 * number / STATES * torch.randn(parameter.shape, generator=generator)
     path = Trajectory.of(*models)
     x = torch.randn(SAMPLES, 1, 8, 8, generator=generator)
     y = torch.randint(10, (SAMPLES,), generator=generator)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from prunekit.batch import Inputs, size
+from prunekit.batch import Inputs, call, size
 from prunekit.measure.macs import macs
 
 SINGLE = 4
@@ -39,7 +40,7 @@ class Shape:
 
     @classmethod
     def of(cls, model: nn.Module, inputs: Inputs, prunable: int) -> Shape:
-        """Of a model that is there, by a forward pass of ``inputs``.
+        """Of a model that is there, by forward passes of ``inputs``, one of them with its graph.
 
         Example:
             >>> import torch
@@ -47,9 +48,15 @@ class Shape:
             >>> Shape.of(torch.nn.Linear(4, 8), torch.zeros(2, 4), prunable=32).macs
             32.0
         """
-        parameters = list(model.parameters())
+        parameters, count = list(model.parameters()), size(inputs)
         axes = sum(sum(p.shape) for p in parameters)
-        return cls(sum(p.numel() for p in parameters), prunable, macs(model, inputs) / size(inputs), axes=axes)
+        return cls(
+            sum(p.numel() for p in parameters),
+            prunable,
+            macs(model, inputs) / count,
+            kept=_kept(model, inputs) / count,
+            axes=axes,
+        )
 
     @classmethod
     def transformer(
@@ -91,3 +98,20 @@ class Shape:
             blocks=layers,
             axes=layers * (6 * width + 2 * hidden) + vocabulary,
         )
+
+
+def _kept(model: nn.Module, inputs: Inputs) -> int:
+    """Bytes that autograd keeps of one forward pass, the weights aside."""
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    found: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        outputs = call(model, inputs)  # what it keeps lives as long as they do
+    del outputs
+    return sum(found.values())

@@ -14,8 +14,8 @@ from prunekit.cost.model import SINGLE, Shape
 
 GRADIENT = 5 * SINGLE
 """Bytes moved a weight where one sample's gradient of one target is formed and added, scaled, to its score."""
-PIECE = 12 * SINGLE
-"""Bytes moved a weight to make a piece of the path of two states and the optimizer's own."""
+PIECE = 32 * SINGLE
+"""Bytes moved a weight to make a piece of the path of two states and what the optimizer's rule keeps."""
 LEARNT = 14 * SINGLE
 """Bytes moved a weight by a step of learning: masks, scores, moments, threshold."""
 ADAM = 10 * SINGLE
@@ -24,6 +24,12 @@ CHECKS = 3
 """Passes of every sample by which the engine of gradients is chosen: plain autograd, and the engine's twice."""
 ESTIMATED = 8
 """Samples and pieces, at most, on which the error of scores is estimated, with once and twice the nodes; by every worker."""
+LIBRARIES = 15e6
+"""Bytes that kernels and their workspaces take when they are first used."""
+BACKWARD = 2.0
+"""What stands while a backward pass goes on, in what its forward pass kept: gradients of activations come beside them."""
+CHOSEN = 256e6
+"""Bytes of single samples' gradients in work, at most, where an engine is chosen or squares are summed (``kernel.gradients``)."""
 DOUBLE = 8
 
 
@@ -138,7 +144,9 @@ def score_path(
             "states": 4 * each,
             "scores in work": min(memory, 2 * together * targets * each),
             "scores": kept / 2,
-            "activations": together * shape.kept,
+            "error estimate": 6.0 * each * checked,
+            "activations": BACKWARD * min(own, chunk) * shape.kept,
+            "libraries": LIBRARIES,
         },
     )
 
@@ -153,7 +161,7 @@ def gradients(shape: Shape, samples: int, batch: int, workers: int = 1) -> Work:
         wire=exchanged(DOUBLE * shape.parameters, workers),
         exchanges=1.0,
         memory={"model": 2 * SINGLE * shape.parameters, "gradients": 2 * SINGLE * shape.parameters,
-                "activations": min(batch, own) * shape.kept},
+                "activations": BACKWARD * min(batch, own) * shape.kept, "libraries": LIBRARIES},
     )  # fmt: skip
 
 
@@ -171,14 +179,14 @@ def learn(
     """A mask learnt from a stream: the dense model's outputs, the masked one's, its gradient, the scores' step.
 
     Args:
-        judged: samples that every look is judged on.
+        judged: samples that every look is judged on, by the dense model's outputs and the masked one's.
         bytes_a_weight: beside the model, its copy among them.
         checkpointing: blocks are run again in the backward pass, so that only what lies between them is kept.
     """
     own = _own(batch, workers)
     kept = shape.between + shape.kept / shape.blocks if checkpointing else shape.kept
     return Work(
-        forward=steps * (2 + checkpointing) * own + (looks + 1) * _own(judged, workers),
+        forward=steps * (2 + checkpointing) * own + 2 * (looks + 1) * _own(judged, workers),
         backward=steps * own,
         swept=steps * LEARNT * shape.prunable,
         wire=steps * exchanged(SINGLE * shape.prunable, workers),
@@ -186,7 +194,8 @@ def learn(
         memory={
             "model": SINGLE * shape.parameters,
             "mask in work": bytes_a_weight * shape.prunable + SINGLE * (shape.parameters - shape.prunable),
-            "activations": own * kept,
+            "activations": (BACKWARD + 0.5) * own * kept,  # the dense outputs too
+            "libraries": LIBRARIES,
         },
     )
 
@@ -216,7 +225,9 @@ def refine(
         memory={
             "model": 2 * SINGLE * shape.parameters,
             "mask in work": 16.0 * shape.prunable,
-            "activations": own * shape.kept,
+            "scores in work": min(CHOSEN, 2 * own * SINGLE * shape.parameters),
+            "activations": (BACKWARD + 1) * own * shape.kept,
+            "libraries": LIBRARIES,
         },
     )
 
@@ -227,6 +238,10 @@ def counterfactual(shape: Shape, *, steps: int, batch: int, retrained: int = 1, 
         forward=steps * batch,
         backward=steps * batch,
         swept=steps * ADAM * shape.parameters,
-        memory={"model": 4 * SINGLE * shape.parameters, "activations": batch * shape.kept},
+        memory={
+            "model": 6 * SINGLE * shape.parameters,  # gradients, two moments, and what a step makes of them
+            "activations": BACKWARD * batch * shape.kept,
+            "libraries": LIBRARIES,
+        },
     )
     return one.times(_own(retrained, workers))

@@ -79,6 +79,7 @@ def _error(evidence: Evidence, function: ModelFunction, x: Inputs, y: Labels) ->
         rule=evidence.rule,
         early=evidence.early,
         share=share,
+        count=-(-evidence.trajectory.pieces // evidence.stride),
     )
 
 

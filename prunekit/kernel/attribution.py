@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunekit import ranks
 from prunekit.batch import Inputs, Labels, size, take, to
 from prunekit.errors import PrunekitError
 from prunekit.kernel.bisection import bisect
@@ -191,20 +192,26 @@ def score_error(
     share: str = "kernel",
     samples: int = 8,
     pieces: int = 8,
+    count: int | None = None,
 ) -> dict[str, float]:
     """How far single scores are off, by doubling the nodes on some pieces and samples.
 
     A certificate speaks of sums over weights; this speaks of the weights.
+
+    Args:
+        samples, pieces: how many are looked at, at most.
+        count: how many pieces there are, where that is known; else the path is walked once more to see.
 
     Returns:
         ``relative``: ``Σ_i |I'_i - I_i| / Σ_i I'_i`` of the importances (absolute value per sample and target, summed)
         with twice the nodes, I', and with the asked ones, I; ``weight_p95``: the 95th percentile of
         ``|I'_i - I_i| / I'_i`` over weights that matter (above the mean); ``samples``, ``pieces``: how many were looked at.
     """
-    count = size(x)
-    every = looked_at(count, samples)
-    some_x, some_y = take(x, every, count), take(y, every, count)
-    all_pieces = sum(1 for _ in segments())
+    given = size(x)
+    every = looked_at(given, samples)
+    own = [every[place] for place in ranks.stretch(len(every))]
+    some_x, some_y = take(x, own, given), take(y, own, given)
+    all_pieces = sum(1 for _ in segments()) if count is None else count
     chosen = set(list(range(all_pieces))[:: max(1, all_pieces // pieces)][:pieces])
 
     def some() -> Iterator[Segment]:
@@ -213,9 +220,12 @@ def score_error(
     found = []
     for factor in (1, 2):
         sooner = None if early is None else (early[0], factor * early[1])
-        parts = attribute(function, some, some_x, some_y, nodes=factor * nodes, rule=rule, early=sooner, share=share)
-        importance = [torch.cat([t.abs().sum((0, 1)).flatten() for t in p.scores.values()]) for p in parts]
-        found.append(torch.stack(importance).sum(0).double())
+        total = torch.zeros(sum(entry.size for entry in function.layout.parameters), dtype=torch.float64)
+        if own:
+            for part in attribute(function, some, some_x, some_y, nodes=factor * nodes, rule=rule, early=sooner, share=share):
+                total += torch.cat([t.abs().sum((0, 1)).flatten() for t in part.scores.values()]).double().cpu()
+        ranks.add_up([total])
+        found.append(total)
     coarse, fine = found
     difference = (fine - coarse).abs()
     matter = fine > fine.mean()
