@@ -210,7 +210,6 @@ def score_error(
     given = size(x)
     every = looked_at(given, samples)
     own = [every[place] for place in ranks.stretch(len(every))]
-    some_x, some_y = take(x, own, given), take(y, own, given)
     all_pieces = sum(1 for _ in segments()) if count is None else count
     chosen = set(list(range(all_pieces))[:: max(1, all_pieces // pieces)][:pieces])
 
@@ -221,8 +220,9 @@ def score_error(
     for factor in (1, 2):
         sooner = None if early is None else (early[0], factor * early[1])
         total = torch.zeros(sum(entry.size for entry in function.layout.parameters), dtype=torch.float64)
-        if own:
-            for part in attribute(function, some, some_x, some_y, nodes=factor * nodes, rule=rule, early=sooner, share=share):
+        if own:  # a rank may have none
+            mine = take(x, own, given), take(y, own, given)
+            for part in attribute(function, some, *mine, nodes=factor * nodes, rule=rule, early=sooner, share=share):
                 total += torch.cat([t.abs().sum((0, 1)).flatten() for t in part.scores.values()]).double().cpu()
         ranks.add_up([total])
         found.append(total)
