@@ -47,6 +47,10 @@ class Loaders:
             self._known[id(loader)] = new
         return self._known[id(loader)]
 
+    def forget(self) -> None:
+        """Lets the loaders go, and with them their workers: they end at once where their loop lets them go too."""
+        self._known.clear()
+
 
 class WatchedLoader:
     """Gives what ``loader`` gives, and tells which samples each batch holds just before it comes out.

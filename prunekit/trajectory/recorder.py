@@ -372,6 +372,7 @@ class Recorder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._following.close()
+        self._loaders.forget()
         ranks, tape, failure = self._ranks, self._tape, None
         if kind is None:
             try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,24 @@ def test_workers_fetch_ahead_and_keep_the_order(tmp_path: Path, persistent: bool
     trajectory = Trajectory(tmp_path / "t")
     assert [[list(b) for b in trajectory.step(s).batches or ()] for s in range(len(trajectory))] == seen
     assert len(seen) == 2 + 6
+
+
+def test_a_loader_goes_when_its_loop_lets_it_go(tmp_path: Path) -> None:
+    """Not when garbage is collected, by which time its workers can only be waited for."""
+    loader = DataLoader(DATA, 4)
+    gone = weakref.ref(loader)
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    gc.disable()
+    try:
+        with Recorder(tmp_path / "t", model, optimizer) as recorder:
+            for x in recorder.watch(loader):
+                plain(optimizer, model(x).square().mean(), 0)
+                optimizer.step()
+        del loader
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_accumulated_gradients_are_of_all_their_batches(tmp_path: Path) -> None:
