@@ -91,11 +91,13 @@ def test_the_first_in_order_comes_first(tmp_path: Path) -> None:
     assert list(came) == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_had_is_done_again(tmp_path: Path) -> None:
     with engine(jobs=2) as found:
         assert results(found, pieces(tmp_path, 6, {1: 1, 4: 2})) == {k: k * k for k in range(6)}
 
 
+@pytest.mark.slow
 def test_the_piece_that_kills_its_processes_is_named(tmp_path: Path) -> None:
     came: dict[int, Any] = {}
 

@@ -113,6 +113,7 @@ def test_dense_perplexity_is_that_of_the_papers_loop(kind: str, folders: Folders
     assert public_models.measured(folders(kind), joined_text(raw), tell=said.append)["protocol"]["length"] == 32
 
 
+@pytest.mark.slow
 def test_published_figures_stand_beside_ours_at_their_length(
     folders: Folders, raw: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

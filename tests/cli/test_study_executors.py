@@ -70,6 +70,7 @@ def apart(out: Path) -> Iterator[tuple[str, str]]:
     yield str(out / "nowhere"), out.absolute().as_posix().replace("/", "-")
 
 
+@pytest.mark.slow
 def test_without_a_shared_disk_runs_travel(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_study(study, tmp_path / "one")
     figures = (tmp_path / "one" / "compare.csv").read_text()

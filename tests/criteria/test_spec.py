@@ -40,6 +40,7 @@ ranks = st.lists(products, min_size=1, max_size=3).map(lambda parts: Rank(tuple(
 specs = st.one_of(singles(), products, ranks)
 
 
+@pytest.mark.slow
 @given(specs)
 def test_canonical_text_is_read_back_and_stays(spec: Single | Product | Rank) -> None:
     text = spec.text

@@ -83,6 +83,7 @@ def test_standardised_layers_have_mean_0_and_deviation_1_and_what_is_nothing_goe
     assert found["c"].tolist() == [0]
 
 
+@pytest.mark.slow
 def test_reap_is_the_mean_of_weight_times_norm_over_routed_tokens() -> None:
     model, found, inputs = scored("mixtral", "reap")
     group = _of(find_groups("experts", model, inputs), "model.layers.1")

@@ -10,6 +10,7 @@ from prunekit import UsageError
 from prunekit.data import modadd
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(modulus=st.integers(4, 23), seed=st.integers(0, 99), shares=st.tuples(*[st.floats(0.05, 0.3)] * 3))
 def test_splits_are_every_pair_once_with_its_sum(modulus: int, seed: int, shares: tuple[float, float, float]) -> None:

@@ -113,6 +113,7 @@ def test_tokens_add_up_to_what_is_explained_and_are_plain_derivatives(run: Run, 
         assert found["contribution"]["both"] == pytest.approx(float(expected.sum()))
 
 
+@pytest.mark.slow
 def test_parts_give_to_tokens_what_adds_up_to_the_model_and_one_token_can_be_asked_for(run: Run) -> None:
     path = run.trajectory
     x, y = data()["test"]

@@ -47,6 +47,7 @@ def closeness(model: nn.Module, other: nn.Module, material: RepairSamples) -> fl
     return evaluate(other, material.train, TASK, References(model, material.train, TASK)).figures()["kl"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", ["unstructured", "2:4"])
 def test_every_way_keeps_as_many_and_tuning_helps(model: nn.Module, material: RepairSamples, structure: str) -> None:
     plan = plan_of(model, structure)
