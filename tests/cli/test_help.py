@@ -47,6 +47,7 @@ def test_a_page_fits_80_columns_in_panels_and_ends_with_examples_as_they_are_typ
     assert typed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "job", "line"), EXAMPLES, ids=[line.removeprefix("prunekit ") for *_, line in EXAMPLES])
 def test_an_example_lacks_nothing_but_its_files(
     page: tuple[str, ...], job: str, line: str, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

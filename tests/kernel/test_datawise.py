@@ -111,6 +111,7 @@ def augmented(indices: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     return torch.where(flip[:, None, None, None], x.flip(-1), x), y
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)

@@ -65,6 +65,7 @@ def flat(model: nn.Module, layout: Layout) -> Tensor:
     return layout.flatten({n: t.detach() for n, t in [*model.named_parameters(), *model.named_buffers()]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=8, deadline=None)
 @given(
@@ -90,6 +91,7 @@ def test_counts_stay_exact_after_any_swap(kind: str, number: int, sparsity: floa
     holds(kind, plan, pattern, pattern.select(worth))  # as learning does, from all
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=8, deadline=None)
 @given(sparsity=st.floats(0.3, 0.9), seed=st.integers(0, 50), share=st.floats(0, 1))
@@ -195,6 +197,7 @@ def test_expanded_units_are_the_plans_masks(kind: str, name: str) -> None:
     assert pattern.plan(pattern.keep).digest == plan.digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_blame_of_units_sums_to_the_divergence(kind: str, name: str) -> None:
     model, _, pattern = pattern_of(kind, name, 0.4)

@@ -197,6 +197,7 @@ STEPPED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", ["unstructured", "channels", "block:3x1"])
 @pytest.mark.parametrize("steps", STEPPED)
 def test_every_round_is_refined_inside_the_round_before(dense, steps: str, structure: str) -> None:

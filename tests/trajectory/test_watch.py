@@ -258,6 +258,7 @@ def test_two_optimizers_go_on_after_a_crash(tmp_path: Path) -> None:
     assert len(Trajectory(tmp_path / "cut")) == 17
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noted", ["before", "after", "before zero_grad"])
 @pytest.mark.parametrize("micro", [1, 2])
 @pytest.mark.parametrize("kind", ["sgd", "adamw", "fused"])
