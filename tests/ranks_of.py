@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -69,6 +70,7 @@ class Ranks:
 
 def _rank(environment: Mapping[str, str], module: str, arguments: list[str], told: str, seconds: float | None) -> None:
     os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored by whatever a shell starts in the background
     for number, stream in ((1, "out"), (2, "err")):
         file = os.open(f"{told}.{stream}", os.O_WRONLY | os.O_CREAT)
         os.dup2(file, number)

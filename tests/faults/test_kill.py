@@ -32,14 +32,6 @@ def written(folder: Path, name: str, text: str) -> Path:
     return folder
 
 
-@pytest.mark.slow
-def test_verbs_are_killed_at_some_moments() -> None:
-    asked = [sys.executable, "-m", "tests.faults.kill", "score", "prune-overwrite", "--random", "2"]
-    done = subprocess.run(asked, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("2 times killed, 0 faults, ") == 2
-
-
 @pytest.mark.parametrize("exchanges", [True, False], ids=["at once", "where folders cannot change places"])
 @pytest.mark.parametrize("fails", range(1, 40))
 def test_what_belongs_together_comes_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int, exchanges: bool) -> None:
