@@ -60,6 +60,7 @@ def pruned(model: nn.Module, inputs: dict[str, torch.Tensor], way: str) -> tuple
     return small, whole
 
 
+@pytest.mark.exhaustive
 def test_what_was_pruned_and_exported_is_loaded_by_transformers_alone(tmp_path: Path) -> None:
     asked, expected = [], {}
     for family, ways in WAYS.items():
