@@ -243,22 +243,21 @@ def add_up(tensors: Iterable[Tensor]) -> None:
     """
     if size() == 1:
         return
-    import torch
 
     waiting: list[Tensor] = []
     for tensor in tensors:
         if waiting and (waiting[0].device != tensor.device or sum(t.numel() for t in waiting) + tensor.numel() > BUCKET):
-            _added(waiting, torch.float64)
+            _added(waiting)
             waiting = []
         waiting.append(tensor)
     if waiting:
-        _added(waiting, torch.float64)
+        _added(waiting)
 
 
-def _added(tensors: list[Tensor], dtype: Any) -> None:
+def _added(tensors: list[Tensor]) -> None:
     import torch
 
-    flat = torch.cat([tensor.detach().reshape(-1).to(dtype) for tensor in tensors])
+    flat = torch.cat([tensor.detach().reshape(-1).double() for tensor in tensors])
     with _together() as group:
         _group().all_reduce(flat, group=group)
     for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):

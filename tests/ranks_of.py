@@ -8,6 +8,7 @@ import runpy
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from torch.distributed import TCPStore
+
+from benchmarks.zoo.operators import declare
 
 CLI = "prunekit"
 """The module that is the command line."""
@@ -54,6 +57,12 @@ class Ranks:
     def _told(self, rank: int) -> str:
         return str(Path(self._folder.name) / str(rank))
 
+    def meet(self, seconds: float = 60) -> None:
+        """Until all have told the store where they are; who is killed before is waited for until torchrun's agent ends all."""
+        end = time.monotonic() + seconds
+        while self._store.num_keys() <= len(self.processes) and time.monotonic() < end:
+            time.sleep(0.01)
+
     def done(self, seconds: float = 120) -> list[Done]:
         """What every rank came to; kills those that have not ended after so long, whose code is -9."""
         found = []
@@ -75,6 +84,7 @@ def _rank(environment: Mapping[str, str], module: str, arguments: list[str], tol
         file = os.open(f"{told}.{stream}", os.O_WRONLY | os.O_CREAT)
         os.dup2(file, number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    declare()  # as other tests do where torchvision's operators cannot be loaded
     sys.argv = [module, *arguments]
     if seconds is not None:
         from prunekit import ranks

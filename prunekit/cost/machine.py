@@ -47,23 +47,21 @@ class Machine:
         forwarded: int,
         both: Callable[[], Any],
         differentiated: int,
-        device: torch.device | str = "cpu",
     ) -> Machine:
-        """Measured.
+        """Measured, on the CPU.
 
         Args:
             forward: passes ``forwarded`` samples without a graph.
             both: passes ``differentiated`` samples forwards and backwards.
         """
-        there = torch.device(device)
-        one, two = _seconds(forward, there) / forwarded, _seconds(both, there) / differentiated
+        one, two = _seconds(forward) / forwarded, _seconds(both) / differentiated
         done = 2 * max(1.0, shape.macs)
-        big = torch.zeros(SWEPT, device=there)
+        big = torch.zeros(SWEPT)
         other = torch.empty_like(big)
         return cls(
             forward=done / one,
             backward=2 * done / max(two - one, 0.5 * one),
-            sweep=2 * big.nbytes / _seconds(lambda: other.copy_(big), there),
+            sweep=2 * big.nbytes / _seconds(lambda: other.copy_(big)),
             read=_read(),
         )
 
@@ -72,14 +70,12 @@ class Machine:
         return Machine(*(2 / (1 / a + 1 / b) for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
-def _seconds(work: Callable[[], Any], device: torch.device) -> float:
+def _seconds(work: Callable[[], Any]) -> float:
     """The median of a few calls after one that warms up."""
     found = []
     for number in range(ROUNDS + 1):
         begun = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
         if number:
             found.append(time.perf_counter() - begun)
     return statistics.median(found)
@@ -95,4 +91,4 @@ def _read() -> float:
             file.seek(0)
             torch.frombuffer(bytearray(file.read()), dtype=torch.float32)
 
-        return 2**25 / _seconds(read, torch.device("cpu"))
+        return 2**25 / _seconds(read)

@@ -45,13 +45,6 @@ def contributions(
         skip, begin = max(0, skip - here), begin + len(group)
 
 
-def total_of(counts: list[int]) -> int:
-    """Their sum, over all ranks."""
-    total = torch.tensor([sum(counts)], dtype=torch.float64)
-    ranks.add_up([total])
-    return int(total)
-
-
 @dataclass
 class Collected:
     """Running sums over chunks; every aggregation is a function of something that adds up.
@@ -97,9 +90,8 @@ def collect(
         if partial is not None and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
             _save(partial, so_far, made_from)
             saved = time.monotonic()
-    count = torch.tensor([so_far.count], dtype=torch.float64)
-    ranks.add_up([*so_far.sums.values(), *so_far.axes.values(), count])
-    so_far.count = int(count)
+    ranks.add_up([*so_far.sums.values(), *so_far.axes.values()])
+    so_far.count = int(ranks.total(so_far.count))
     if partial is not None:
         with ranks.apart():
             durable.remove(partial)

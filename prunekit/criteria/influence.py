@@ -15,8 +15,9 @@ from functools import partial
 
 import torch
 
+from prunekit import ranks
 from prunekit.batch import Inputs, Labels
-from prunekit.criteria.additive import collect, contributions, total_of
+from prunekit.criteria.additive import collect, contributions
 from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 from prunekit.data.sharing import Share, sharing
 from prunekit.kernel import Contribution, ModelFunction, looked_at, score_error, targets_of
@@ -55,7 +56,7 @@ def _influence(evidence: Evidence) -> CriterionResult:
         importance, axes = collect(
             partial(parts, own), shape, evidence.prunable, evidence.aggregation, evidence.partial, evidence.partial_key
         )
-        return CriterionResult(importance, axes, {"error": error}, total_of(gradients))
+        return CriterionResult(importance, axes, {"error": error}, int(ranks.total(sum(gradients))))
 
 
 def _segments(evidence: Evidence) -> Iterable[Segment]:

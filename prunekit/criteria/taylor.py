@@ -15,7 +15,8 @@ from functools import partial
 
 import torch
 
-from prunekit.criteria.additive import collect, contributions, total_of
+from prunekit import ranks
+from prunekit.criteria.additive import collect, contributions
 from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 from prunekit.data.sharing import Share, sharing
 from prunekit.kernel import Contribution, targets_of
@@ -52,7 +53,7 @@ def first_order(evidence: Evidence, target: str, aggregation: str) -> CriterionR
 
     with sharing(samples) as own:
         importance, axes = collect(partial(parts, own), (len(samples), targets), evidence.prunable, aggregation)
-        return CriterionResult(importance, axes, gradient_evaluations=total_of(gradients))
+        return CriterionResult(importance, axes, gradient_evaluations=int(ranks.total(sum(gradients))))
 
 
 def _taylor(evidence: Evidence) -> CriterionResult:

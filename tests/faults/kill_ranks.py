@@ -1,4 +1,4 @@
-"""Kills one of two ranks at random moments of the verbs that they share, and looks at what is left.
+"""Kills one of two ranks at random moments after they have met, in the verbs that they share, and looks at what is left.
 
 ``python -m tests.faults.kill_ranks`` kills ten times in each verb, ``--times N`` as often as that. What must hold each time:
 
@@ -58,6 +58,7 @@ def check(bench: Bench, name: str, times: int, draw: random.Random) -> list[str]
         place, moment, victim = bench.copy("disturbed"), draw.uniform(0.0, seconds), draw.randrange(MANY)
         where = f"{name}, rank {victim} killed after {moment:.3f} s"
         ranks = started(bench, place, name)
+        ranks.meet()
         time.sleep(moment)
         ranks.processes[victim].kill()
         other = ranks.done(60)[1 - victim]
