@@ -1,4 +1,4 @@
-"""How much sooner two processes are done than one: influence scored, masks learnt, and what a step of learning sends.
+"""How much sooner two processes are done than one: influence, masks learnt, layers pruned, and what a step of learning sends.
 
     python benchmarks/distributed.py                        # 1 and 2 processes of one thread each, on the CPU
     python benchmarks/distributed.py --ranks 1 2 4 --rounds 5
@@ -6,7 +6,8 @@
 Every team of processes is started once and holds the same models and samples; teams work turn by turn, so that what else the
 machine does meets all of them alike. Ratios are of neighbouring turns, figures are medians. What is scored is influence along a
 path of 21 digits CNNs, of 128 samples; what is learnt are the masks of a Llama with random weights, on which neither cost
-depends. Seconds of a processor are those of the process that took most: where others use the cores, they say more than the clock.
+depends; what is pruned layer by layer is the same Llama, by SparseGPT from 128 windows. Seconds of a processor are those of the
+process that took most: where others use the cores, they say more than the clock.
 A step sends ``2 (N - 1) / N`` times four bytes for every weight that may go, from each of N processes; what is sent is counted by
 the system, as bytes that a process writes.
 """
@@ -26,7 +27,7 @@ from typing import Any
 
 import torch
 
-from prunekit import Trajectory, make_plan, ranks, score
+from prunekit import Trajectory, make_plan, prune_layerwise, ranks, score
 from prunekit.data import Samples
 from prunekit.repair.streamed import Streaming, StreamLearning
 from prunekit.repair.swaps import get_swaps
@@ -81,6 +82,16 @@ def learning() -> tuple[Work, int]:
     return steps, len(swaps.keep)
 
 
+def by_layers() -> Work:
+    """All layers of a Llama, with new weights."""
+    from prunekit.models import llama
+
+    torch.manual_seed(0)
+    model = llama(**LLAMA).eval()
+    tokens = torch.randint(LLAMA["vocabulary"], (SAMPLES, LLAMA["length"]))
+    return lambda: prune_layerwise(model, [(tokens, None)], sparsity=0.5, task="unlabelled")
+
+
 def written() -> int:
     """Bytes that this process has given to write calls, to sockets too."""
     lines = Path("/proc/self/io").read_text().splitlines()
@@ -93,6 +104,7 @@ def member() -> None:
     with ranks.joined():
         work: dict[str, Work] = {"score": scoring()}
         work["learn"], weights = learning()
+        work["layers"] = by_layers()
         for line in sys.stdin:
             ranks.wait()
             before, begun, busy = written(), time.perf_counter(), time.process_time()
@@ -148,6 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="sizes of teams; the first is compared with")
     parser.add_argument("--rounds", type=int, default=7, help="turns of every team")
+    parser.add_argument("--work", nargs="+", choices=("score", "learn", "layers"), default=["score", "learn", "layers"])
     parser.add_argument("--member", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.member:
@@ -156,7 +169,7 @@ def main() -> None:
     teams = {count: Team(count) for count in given.ranks}
     one = given.ranks[0]
     print("work   ranks  seconds  as fast  processor s  as fast  MB sent a step  formula")
-    for what in ("score", "learn"):
+    for what in given.work:
         turns: dict[int, list[tuple[float, float, int, int]]] = {count: [] for count in teams}
         for number in range(given.rounds + 1):
             for count, team in teams.items():

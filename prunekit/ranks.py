@@ -311,15 +311,15 @@ def alike(what: str, tensor: Tensor) -> None:
         )
 
 
-def same(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The first rank's tensors; all must have some of the same shapes and names."""
+def same(tensors: Mapping[str, Tensor], of: int = 0) -> dict[str, Tensor]:
+    """The first rank's tensors, or another's; all must have some of the same shapes, types and names."""
     found = {}
     for name, tensor in tensors.items():
         found[name] = tensor.detach()
         if size() > 1:
             found[name] = found[name].new_empty(tensor.shape).copy_(tensor.detach())
             with _together() as group:
-                _group().broadcast(found[name], 0, group=group)
+                _group().broadcast(found[name], of, group=group)
     return found
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit import Run, Trajectory, compare, compensate, durable, make_plan, masked, ranks, score
+from prunekit import Run, Trajectory, compare, compensate, durable, make_plan, masked, prune_layerwise, ranks, score
 from prunekit.apply import layerwise
 from prunekit.criteria import CriterionResult, Evidence
 from prunekit.data import Samples
@@ -26,10 +26,12 @@ from prunekit.measure import timed
 from prunekit.recipe import prune_section
 from prunekit.task import Task, get_task
 from prunekit.task.evaluation import References, evaluate
+from prunekit.training import recalibrate
 from prunekit.verbs.comparing import compare_run
 from prunekit.verbs.evaluating import evaluate as evaluate_run
 from prunekit.verbs.pruning import prune_run
 from prunekit.verbs.scoring import score_run
+from tests.layerwise.models import blocks
 from tests.pictures import undrawn
 from tests.structure_models import Mixture, Stack, random_scores
 from tests.writer import Writer
@@ -169,6 +171,71 @@ def compensated() -> Iterator[tuple[str, Any]]:
     yield "compensate", dict(compensate(model, masks, batches, rounds=2, steps=3).state_dict())
 
 
+class Centred(nn.Module):
+    """What a sample gets depends on the others of its batch, and it may be alone there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x)
+        found: Tensor = self.head(torch.tanh(h - h.mean(0) / 2))
+        return found
+
+
+class Routed(nn.Module):
+    """Each sample goes through one layer alone, so that some ranks' samples never reach the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ways = nn.ModuleList([nn.Linear(4, 5), nn.Linear(4, 5)])
+        self.out = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = x.new_zeros(len(x), 5)
+        for number, way in enumerate(self.ways):
+            mine = (x[:, 0] > 0) == bool(number)
+            if bool(mine.any()):
+                found[mine] = way(x[mine])
+        answer: Tensor = self.out(torch.relu(found))
+        return answer
+
+
+def by_layers() -> Iterator[tuple[str, Any]]:
+    """Masks and weights found layer by layer, of blocks and without them, and statistics measured anew."""
+    model, batches = blocks()
+    x = torch.cat([x for x, _ in batches])
+    some = [(x[:17], None), (x[17:23], None)]
+    cases: dict[str, tuple[nn.Module, list[Any], Mapping[str, Any]]] = {
+        "sparsegpt": (model, some, {}),
+        "admm": (model, some, {"method": "admm"}),
+        "wanda, 2:4": (model, some, {"method": "wanda", "structure": "2:4", "sparsity": None}),
+        "magnitude": (model, some, {"method": "magnitude"}),
+        "without blocks": (small().double(), samples(), {"damping": 0.1}),
+        "two samples": (model, [(x[:2], None)], {"damping": 0.1}),
+        "mixed": (Centred().double(), samples(6, (6,)), {"damping": 0.1}),
+        "routed": (Routed().double(), [(torch.linspace(-1, 1, SAMPLES).double()[:, None].expand(-1, 4), None)], {"damping": 0.1}),
+    }
+    for name, (dense, given, options) in cases.items():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            for parameter in dense.parameters():
+                nn.init.normal_(parameter)
+        plan, pruned = prune_layerwise(dense, given, task="unlabelled", **{"sparsity": 0.5, **options})
+        yield f"layers by {name}", {**plan.keep, **{f"new {key}": tensor for key, tensor in pruned.state_dict().items()}}
+        facts = plan.provenance["layerwise"]
+        yield f"layers by {name}, facts", [facts["samples"], len(facts.get("by_magnitude", ())), len(plan.provenance["prunable"])]
+    norms = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3), nn.BatchNorm1d(3)).double()
+    for kind, batches in (("batches", samples()), ("samples", Samples.of(samples(5, (2, 3)), get_task(None).batch))):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            for parameter in norms.parameters():
+                nn.init.normal_(parameter)
+        recalibrate(norms, [(x, y) for x, y in batches if len(x) > 1] if kind == "batches" else batches)
+        yield f"recalibrated by {kind}", dict(norms.state_dict())
+
+
 def rebuilt(trajectory: Trajectory) -> Iterator[tuple[str, Any]]:
     function = ModelFunction(small().double(), trajectory.layout)
     x, y = (torch.cat(parts) for parts in zip(*samples(), strict=True))
@@ -203,6 +270,7 @@ def verbs(run: Path) -> None:
         compare_run(opened)
         prune_run(opened, prune_section({"criterion": "auto", "sparsity": 0.5, "structure": "channels", "name": "auto"}))
         prune_run(opened, prune_section({"criterion": "influence", "max_drop": 20.0, "compensate": True, "name": "drop"}))
+        prune_run(opened, prune_section({"layerwise": "wanda", "sparsity": 0.5, "name": "layers"}))
         evaluate_run(opened, run / "pruned" / "auto")
 
 
@@ -211,7 +279,7 @@ def everything(folder: Path, trajectory: Path) -> tuple[Found, dict[str, Tensor]
     path = Trajectory(trajectory)
     values: Found = {"own criterion": own_criterion(path)}
     tensors: dict[str, Tensor] = {}
-    for parts in (scored(path), evaluated(), compensated(), rebuilt(path), collectives(folder)):
+    for parts in (scored(path), evaluated(), compensated(), by_layers(), rebuilt(path), collectives(folder)):
         for name, found in parts:
             if isinstance(found, Mapping) and all(isinstance(value, Tensor) for value in found.values()):
                 tensors |= {f"{name}: {key}": value.detach().clone() for key, value in found.items()}

@@ -125,7 +125,7 @@ def _moments(
             with sharing(samples, whole) as (own, _):
                 with summing(some, lambda piece: of_products(_with_one(piece))) as grams:
                     _run(dense, own)
-                add_up(grams)
+                add_up(grams, next(dense.parameters()).device)
             for name in list(grams):
                 gram = grams.pop(name)
                 yield name, gram, gram

@@ -49,7 +49,7 @@ def scored_by_inputs(
             with torch.no_grad(), summing(some, each) as sums:
                 for x, y in samples:
                     function(theta, to(x, function.device), to(y, function.device))
-            add_up(sums)
+            add_up(sums, function.device)
         reached |= set(sums)
         for name in list(sums):
             layer, weight = some[name][0], weights[name].cpu()

@@ -199,16 +199,20 @@ def summing(layers: Mapping[str, Sequence[Layer]], what: Callable[[Tensor], Tens
         yield sums
 
 
-def add_up(sums: dict[str, Tensor]) -> None:
-    """Adds up over all ranks what ``summing`` gave each of its own samples; a layer may be reached by some ranks' alone."""
+def add_up(sums: dict[str, Tensor], device: torch.device, dtype: torch.dtype = torch.float64) -> None:
+    """Adds up over all ranks what ``summing`` gave each of its own samples; a layer may be reached by some ranks' alone.
+
+    Args:
+        device, dtype: of sums, which a rank may have none of.
+    """
     if ranks.size() == 1:
         return
     shapes: dict[str, list[int]] = {}
     for theirs in ranks.gathered({name: list(found.shape) for name, found in sums.items()}):
         shapes |= theirs
-    like = next(iter(sums.values()), torch.zeros(1, dtype=torch.float64))
     for name, shape in shapes.items():
-        sums.setdefault(name, like.new_zeros(shape))
+        if name not in sums:
+            sums[name] = torch.zeros(shape, dtype=dtype, device=device)
     ranks.add_up(sums[name] for name in shapes)
 
 

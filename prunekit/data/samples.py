@@ -104,6 +104,10 @@ class Samples:
             return self
         return self._some([group[own.start : own.stop] for group in self.groups if (own := ranks.stretch(len(group)))])
 
+    def dealt(self) -> Samples:
+        """Every so many of the batches, whole, this rank's (``prunekit.ranks``); a process alone has them all."""
+        return self._some(ranks.dealt(self.groups), self._digest if ranks.size() == 1 else None)
+
     def beside(self, rows: Tensor) -> Samples:
         """The same samples with ``rows`` ``(samples, ...)`` beside their labels: ``(inputs, (labels, rows))``."""
         every = [int(i) for group in self.groups for i in group]

@@ -24,6 +24,7 @@ from prunekit.plan import Plan
 from prunekit.plan.plan import OUTPUTS
 from prunekit.structure.roles import weight_roles
 from prunekit.task import Task, get_task
+from prunekit.task.evaluation import mixing
 from prunekit.trajectory.bare import bare
 from prunekit.trajectory.copies import copied
 
@@ -98,10 +99,12 @@ def prune_layerwise(
     ignored, included = ([given] if isinstance(given, str) else list(given) for given in (ignore, include))
     asked = Asked(method, sparsity, structure, within, damping, ignored, included, activations)
     model = bare(model)
-    data = Samples.of(batches, get_task(task).batch).first(samples)
+    kind = get_task(task)
+    data = Samples.of(batches, kind.batch).first(samples)
     result = copied(model)
     modes = {module: module.training for module in result.modules()}
-    pruning = Pruning(result.eval(), asked, data, InMemory(result, None if device is None else torch.device(device)))
+    home = InMemory(result, None if device is None else torch.device(device))
+    pruning = Pruning(result.eval(), asked, data, home, whole=mixing(result, data, kind))
     keep = {name: solved.keep.cpu() for name, solved in pruning}
     for module, training in modes.items():
         module.training = training

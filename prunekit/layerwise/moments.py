@@ -1,40 +1,53 @@
-"""Sums over the inputs of several layers in one pass; layers that are given the same tensor share one sum."""
+"""Sums over the inputs of several layers in one pass; layers that are given the same tensor share one sum.
+
+Where several ranks share the samples, each passes its own, and the sums are added up.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from prunekit.criteria.layer_inputs import Layer, by_features, of_products, of_squares, reaching, rows
+from prunekit import ranks
+from prunekit.criteria.layer_inputs import Layer, add_up, by_features, of_products, of_squares, reaching, rows
 
 KINDS: dict[str, Callable[[Tensor], Tensor]] = {"squares": of_squares, "products": of_products}
 
 
-def summed(layers: Mapping[str, Sequence[Layer]], kind: str | None, batches: Iterable[Callable[[], None]]) -> dict[str, Tensor]:
+def summed(layers: Mapping[str, Sequence[Layer]], kind: str | None, batches: Sequence[Callable[[], None]]) -> dict[str, Tensor]:
     """``Σ x²`` or ``Σ x xᵀ`` by parameter, of those that any input reaches; the same tensor for layers with the same inputs.
 
     Args:
         kind: a key of ``KINDS``; with None nothing runs.
-        batches: each passes some samples through the layers when it is called.
+        batches: each passes some of this rank's samples through the layers when it is called.
     """
+    if kind is None:
+        return {}
     sums: dict[str, Tensor] = {}
-    twins: dict[str, str] | None = None
+    twins = _agreed(_twins(layers, batches[0]))
 
     def add(name: str, layer: Layer, x: Tensor) -> None:
-        if twins and name in twins:
+        if name in twins:
             return
         for piece in rows(layer, x, precision(x)):
-            found = KINDS[str(kind)](piece)
+            found = KINDS[kind](piece)
             sums[name] = sums[name].add_(found) if name in sums else found
 
-    for run in batches if kind is not None else ():
-        if twins is None:
-            twins = _twins(layers, run)
+    for run in batches:
         with reaching(layers, add):
             run()
-    return sums | {name: sums[twin] for name, twin in (twins or {}).items() if twin in sums}
+    weight = next(iter(layers.values()))[0].weight
+    assert isinstance(weight, Tensor)
+    add_up(sums, weight.device, precision(weight))
+    return sums | {name: sums[twin] for name, twin in twins.items() if twin in sums}
+
+
+def _agreed(twins: dict[str, str]) -> dict[str, str]:
+    """Those that every rank has found; of what some rank's first samples do not reach, each layer has a sum of its own."""
+    every = ranks.gathered(twins)
+    return {name: twin for name, twin in twins.items() if all(theirs.get(name) == twin for theirs in every)}
 
 
 def _twins(layers: Mapping[str, Sequence[Layer]], run: Callable[[], None]) -> dict[str, str]:

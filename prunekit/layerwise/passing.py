@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import nn
 
-from prunekit.batch import call, to
+from prunekit import ranks
+from prunekit.batch import Inputs, call, to
 from prunekit.criteria.layer_inputs import Layer, reaching
 from prunekit.data import Samples
 from prunekit.errors import UsageError
@@ -49,7 +50,8 @@ class Passing:
     Args:
         model: computed with as it is when a part's turn comes; what becomes of one part is what the next one sees.
         layers: that are pruned, by parameter.
-        samples: calibration samples.
+        samples: calibration samples; of several ranks this one's.
+        one: the inputs of one sample, by which the model is looked at; the same on all ranks.
         home: where the model's weights lie, and where parts compute.
         most: bytes of activations to hold in memory.
         spill: a folder for what is beyond them; None refuses it.
@@ -65,13 +67,15 @@ class Passing:
         model: nn.Module,
         layers: Mapping[str, Sequence[Layer]],
         samples: Samples,
+        one: Inputs,
         home: Home,
         most: int,
         spill: Path | None = None,
     ) -> None:
         self._model, self._samples, self._home, self._most, self._spill = model, samples, home, most, spill
+        self._one = to(one, home.inputs)
         with without_cache(model), unfused():
-            self.stacks, self.no_stacks = stacks_of(model, layers, self._one(), home)
+            self.stacks, self.no_stacks = stacks_of(model, layers, self._one, home)
         inside = tuple(f"{stack.name}." for stack in self.stacks)
         self.layers = {name: held for name, held in layers.items() if name.startswith(inside)} if inside else dict(layers)
 
@@ -90,12 +94,17 @@ class Passing:
 
     def _layers(self) -> Iterator[Part]:
         batches = [partial(self._whole, number) for number in range(len(self._samples.groups))]
+        orders = [list(self._reached(run)) for run in batches]
+        order = merged(ranks.gathered(merged(orders)))
+        for name in dict.fromkeys((*order, *self.layers)):
+            yield Part({name: self.layers[name]}, batches)
+
+    def _reached(self, run: Callable[[], Any]) -> dict[str, None]:
+        """Layers in the order in which a batch reaches them."""
         order: dict[str, None] = {}
         with reaching(self.layers, lambda name, layer, x: order.setdefault(name)):
-            for run in batches:
-                run()
-        for name in (*order, *(name for name in self.layers if name not in order)):
-            yield Part({name: self.layers[name]}, batches)
+            run()
+        return order
 
     def _whole(self, number: int) -> None:
         call(self._model, to(self._samples.batch(number)[0], self._home.device))
@@ -117,7 +126,7 @@ class Passing:
     def _caught(self, stack: Stack) -> Held:
         """The inputs of a stack's first block, and what else its blocks are called with."""
         held = Held(self._home.device, Hidden(self._home.device, self._most, self._spill))
-        first = hidden_of(passed_over(self._model, stack, self.stacks, self._one(), self._home)[0])
+        first = hidden_of(passed_over(self._model, stack, self.stacks, self._one, self._home)[0])
         assert first is not None
         rows, width = first.numel() // first.shape[-1], first.shape[-1]
         for inputs, _ in self._samples.bounded(max(1, min(ROWS, BATCH // (width * first.itemsize)) // rows)):
@@ -130,8 +139,24 @@ class Passing:
                 )
         return held
 
-    def _one(self) -> Any:
-        return to(self._samples.rows(0, 1)[0], self._home.inputs)
+
+def merged(orders: Sequence[Sequence[str]]) -> list[str]:
+    """Everything in one order, in which what some batch reaches later comes later: samples may go different ways.
+
+    Example:
+        >>> from prunekit.layerwise.passing import merged
+        >>> merged([["left", "end"], ["right", "end"]])
+        ['left', 'right', 'end']
+    """
+    found: list[str] = []
+    for order in orders:
+        before = len(found)
+        for name in reversed(order):
+            if name in found:
+                before = min(before, found.index(name))
+            else:
+                found.insert(before, name)
+    return found
 
 
 @contextmanager

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from prunekit import ranks
 from prunekit.criteria.layer_inputs import TRANSPOSED, Layer, from_rows, layers_with_inputs, to_rows
 from prunekit.data import Samples
+from prunekit.data.sharing import sharing
 from prunekit.errors import NonFiniteError, PrunekitError, UsageError, nearest
 from prunekit.layerwise import admm, magnitude, sparsegpt, wanda
 from prunekit.layerwise.amount import WITHIN, Amount
@@ -68,12 +72,15 @@ class Asked:
 class Pruning:
     """A model's layers, each solved and put in its place when it is asked for: iterate over it, once.
 
+    Several ranks share the samples, and the layers of a part: each solves some, and gives them to the others.
+
     Args:
         model: in evaluation mode; changed.
         asked: how much goes, and how.
         samples: calibration samples.
         home: where the model's weights lie, and where blocks compute.
         spill: a folder for activations beyond their bytes; None refuses these.
+        whole: whether several ranks may not share the samples, see ``prunekit.task.evaluation.mixing``.
 
     Attributes:
         layers: that are pruned, by parameter, in model order.
@@ -85,12 +92,16 @@ class Pruning:
         UsageError: there is no sample, or no layer.
     """
 
-    def __init__(self, model: nn.Module, asked: Asked, samples: Samples, home: Home, spill: Path | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, asked: Asked, samples: Samples, home: Home, spill: Path | None = None, whole: bool = False
+    ) -> None:
         if not len(samples):
             raise UsageError("prune_layerwise needs calibration samples; it got none")
         self._asked = asked
         layers, self.refused = _layers(model, asked)
-        self._passing = Passing(model, layers, samples, home, asked.activations, spill)
+        self._sharing = partial(sharing, samples, whole)
+        with self._sharing() as (own, _):
+            self._passing = Passing(model, layers, own, samples.rows(0, 1)[0], home, asked.activations, spill)
         self.layers = self._passing.layers
         self.refused |= {name: "lies outside the blocks, which alone are pruned" for name in layers if name not in self.layers}
         self.blocks = [block for stack in self._passing.stacks for block in stack.blocks]
@@ -108,7 +119,7 @@ class Pruning:
         with Bar(f"prune: {self._asked.method}", len(self.layers)) as bar:
             for part in self._passing.parts():
                 for name, solved in self._solved(part):
-                    part.layers[name][0].weight.copy_(solved.weight)  # type: ignore[operator]
+                    _weight(part.layers[name][0]).copy_(solved.weight)
                     yield name, solved
                     bar.advance()
 
@@ -125,24 +136,61 @@ class Pruning:
 
     def _solved(self, part: Part) -> Iterable[tuple[str, Solved]]:
         """Every layer of a part, solved, in its weight's shape; layers that no input reaches join ``by_magnitude``."""
-        method, damping = self._asked.chosen, self._asked.damping
-        sums = summed(part.layers, method.moments, part.batches)
-        for name, (layer, *_) in part.layers.items():
-            weight = to_rows(layer, layer.weight)  # type: ignore[arg-type]
-            weight = weight.to(precision(weight))
-            reached = name in sums or method.moments is None
-            if not reached:
-                self.by_magnitude.append(name)
-            problem = Problem(weight, sums.get(name, weight.new_empty(0)), damping)
-            if not bool(problem.moments.isfinite().all()):
+        method = self._asked.chosen
+        with self._sharing():
+            sums = summed(part.layers, method.moments, part.batches)
+        for name, moments in sums.items():
+            if not bool(moments.isfinite().all()):
                 raise NonFiniteError(f"{name}: its layer's inputs are NaN or Inf for some of the samples; look at the data")
-            try:
-                found = (method if reached else magnitude.METHOD).solve(problem, self._asked.amount)
-            except PrunekitError as error:
-                raise PrunekitError(f"{name}: {error}") from None
-            if not bool(found.weight.isfinite().all()):
-                raise NonFiniteError(f"{name}: its weights would be NaN or Inf; damping is {damping:g}, give a larger one")
-            yield name, Solved(from_rows(layer, found.weight), from_rows(layer, found.keep).contiguous())
+        if method.moments is not None:
+            self.by_magnitude += [name for name in part.layers if name not in sums]
+        holding = {name: layer for name, (layer, *_) in part.layers.items()}
+        by = _dealt(holding)
+        done = {}
+        if ranks.size() > 1:  # each solves its own before it waits for what another solves
+            done = {name: self._one(name, layer, sums) for name, layer in holding.items() if by[name] == ranks.rank()}
+        for name, layer in holding.items():
+            if name in done:
+                solved = done.pop(name)
+            elif by[name] == ranks.rank():
+                solved = self._one(name, layer, sums)
+            else:
+                solved = Solved(_weight(layer), torch.empty_like(_weight(layer), dtype=torch.bool))
+            found = ranks.same({"weight": solved.weight, "keep": solved.keep}, by[name])
+            yield name, Solved(found["weight"], found["keep"])
+
+    def _one(self, name: str, layer: Layer, sums: Mapping[str, Tensor]) -> Solved:
+        """A layer solved, in its weight's shape and type."""
+        method, damping = self._asked.chosen, self._asked.damping
+        weight = to_rows(layer, _weight(layer))
+        weight = weight.to(precision(weight))
+        reached = name in sums or method.moments is None
+        try:
+            found = (method if reached else magnitude.METHOD).solve(
+                Problem(weight, sums.get(name, weight.new_empty(0)), damping), self._asked.amount
+            )
+        except PrunekitError as error:
+            raise PrunekitError(f"{name}: {error}") from None
+        if not bool(found.weight.isfinite().all()):
+            raise NonFiniteError(f"{name}: its weights would be NaN or Inf; damping is {damping:g}, give a larger one")
+        return Solved(from_rows(layer, found.weight).to(_weight(layer).dtype), from_rows(layer, found.keep).contiguous())
+
+
+def _weight(layer: Layer) -> Tensor:
+    assert isinstance(layer.weight, Tensor)
+    return layer.weight
+
+
+def _dealt(layers: Mapping[str, Layer]) -> dict[str, int]:
+    """By parameter the rank that solves the layer, so that all have about as much to do: the largest first, to who has least."""
+    shapes = {name: to_rows(layer, _weight(layer)).shape for name, layer in layers.items()}
+    work = {name: groups * size**2 * (size + outputs) for name, (groups, outputs, size) in shapes.items()}
+    loads = [0] * ranks.size()
+    found = {}
+    for name in sorted(work, key=work.__getitem__, reverse=True):
+        found[name] = min(range(len(loads)), key=loads.__getitem__)
+        loads[found[name]] += work[name]
+    return found
 
 
 def get_method(name: str) -> Method:

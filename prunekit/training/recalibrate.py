@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
+from itertools import islice
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from prunekit import ranks
 from prunekit.batch import Batch, called, to
+from prunekit.data import Samples
 
 
 @torch.no_grad()
@@ -15,7 +19,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
     """Replaces the running statistics of every BatchNorm layer of ``model`` by the plain average over ``batches``.
 
     Every batch counts the same (``momentum=None``, the cumulative average). Weights do not move; layers other than
-    BatchNorm run in evaluation mode; modes and momenta are put back.
+    BatchNorm run in evaluation mode; modes and momenta are put back. Several ranks share the batches, each of them whole.
 
     Args:
         batches: ``(inputs, labels)`` of the training split.
@@ -35,11 +39,38 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
             norm.reset_running_stats()
             norm.momentum = None
             norm.train()
-        for x, _ in batches:
-            called(model, to(x, device))
+        own_sums = any(isinstance(norm, nn.SyncBatchNorm) for norm in norms)  # over ranks that must meet at every batch
+        with ranks.apart() if own_sums else nullcontext():
+            own = batches.dealt() if isinstance(batches, Samples) else islice(batches, ranks.rank(), None, ranks.size())
+            for x, _ in own:
+                called(model, to(x, device))
+            _averaged(norms)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         for module, mode in modes.items():
             module.training = mode
     return len(norms)
+
+
+def _averaged(norms: list[nn.modules.batchnorm._BatchNorm]) -> None:
+    """Makes averages over each rank's batches those over all; of a norm that no batch reached nothing changes."""
+    if ranks.size() == 1:
+        return
+    sums: list[tuple[Tensor, ...]] = []
+    for norm in norms:
+        assert norm.num_batches_tracked is not None
+        count = norm.num_batches_tracked.double()
+        sums.append((count, *(count * statistic.double() for statistic in _statistics(norm))))
+    ranks.add_up(tensor for each in sums for tensor in each)
+    for norm, (count, *totals) in zip(norms, sums, strict=True):
+        if count > 0:
+            norm.num_batches_tracked = count.long()
+            for statistic, total in zip(_statistics(norm), totals, strict=True):
+                statistic.copy_(total / count)
+
+
+def _statistics(norm: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return norm.running_mean, norm.running_var
