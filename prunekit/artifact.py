@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, NotRequired, Self, TypedDict, Union, 
 
 from prunekit import checkpoint
 from prunekit.errors import ArtifactError
+from prunekit.remote import Place
 
 SOMETIMES = {"sometimes": True}
 """Metadata of a field, None by default, that the file has only where there is something to say."""
@@ -58,7 +59,7 @@ class Artifact:
         checkpoint.write_json(path, self.content())
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Place) -> Self:
         """Reads the file.
 
         Raises:

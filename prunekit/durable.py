@@ -25,7 +25,7 @@ from typing import Any
 
 from prunekit import bounded, ranks
 from prunekit.errors import ArtifactError, UsageError
-from prunekit.remote import is_shortened
+from prunekit.remote import Place, is_shortened
 
 PREFIX, SUFFIX = ".prunekit.", ".tmp"
 JOURNAL = ".prunekit.commit"
@@ -242,10 +242,13 @@ def _plain(name: str, hidden: bool = False) -> bool:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, place: Place | None = None) -> Iterator[None]:
     """Keeps other prunekit processes from writing into ``folder``; the lock goes with the process, however it ends.
 
     What a process that was killed has left is brought to its end or swept up first.
+
+    Args:
+        place: what messages call it, where that is another one.
 
     Raises:
         UsageError: it is an address for fsspec, as ``s3://bucket``, which a path of this machine shortens to ``s3:/bucket``.
@@ -253,8 +256,8 @@ def locked(folder: Path) -> Iterator[None]:
     """
     if is_shortened(folder):
         raise UsageError(
-            f"{folder} looks like an address of a store; runs and studies are locked and taken up again in a folder of a file "
-            "system, so name one, and copy it there"
+            f"{folder} looks like an address of a store; runs are locked and changed in place, so name a folder of a file "
+            "system, and copy it there (a study goes to a store: compare STUDY --out s3://bucket/study)"
         )
     ranks.wait()  # until none reads what is recovered now
     if not ranks.first():
@@ -264,7 +267,7 @@ def locked(folder: Path) -> Iterator[None]:
     new = [place for place in (folder, *folder.parents) if not place.exists()]
     with _lock(folder) as mine:
         if not mine:
-            raise ArtifactError(f"{folder}: another prunekit is writing here; wait for it, or choose another folder")
+            raise ArtifactError(f"{place or folder}: another prunekit is writing here; wait for it, or choose another folder")
         recover(folder)
         ranks.wait()
         try:

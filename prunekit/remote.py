@@ -9,7 +9,7 @@ import io
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +22,8 @@ from prunekit.progress import track
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(::[A-Za-z][A-Za-z0-9+.\-]*)*://")
 """How an address begins: ``s3://``, ``memory://``, ``simplecache::s3://``."""
 SHORTENED = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")
+TOGETHER = 16
+"""Files that are asked for at a time."""
 
 
 class _Stream(io.RawIOBase):
@@ -128,6 +130,37 @@ class Remote:
         with self._told():
             self._found[0].get_file(self._found[1], str(local))
 
+    def put_all(self, folder: Path, names: Sequence[str], closing: str | None = None) -> None:
+        """Writes files of a local folder here, under the same names, ``closing`` last: the one that tells of the others.
+
+        If it is among them, it is removed first: who reads meanwhile finds nothing, and not half.
+        """
+        if closing is not None and closing in names:
+            (self / closing).remove()
+        order = sorted(names, key=lambda name: name == closing)
+        for name in track(order, f"to {self}", len(order)) if len(order) > 1 else order:
+            (self / name).put(folder / name)
+
+    def get_all(self, names: Sequence[str], folder: Path) -> None:
+        """Writes files from here into a local folder, under the same names; several at a time, where the store can."""
+        parts = [names[start : start + TOGETHER] for start in range(0, len(names), TOGETHER)]
+        for part in track(parts, f"from {self}", len(parts)):
+            for name in part:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with self._told():
+                fs, path = self._found
+                fs.get([f"{path.rstrip('/')}/{name}" for name in part], [str(folder / name) for name in part])
+
+    def beginning(self, most: int) -> bytes | None:
+        """The file's first bytes as they are now, whatever was noted of it before; None where there is no file."""
+        with self._told():
+            fs, path = self._found
+            fs.invalidate_cache()
+            try:
+                return bytes(fs.cat_file(path, start=0, end=most))
+            except FileNotFoundError:
+                return None
+
     def remove(self) -> None:
         """Removes the file, if there is one."""
         with self._told("written"):
@@ -152,9 +185,9 @@ class Remote:
             yield
         except (ArtifactError, UsageError):
             raise
-        except FileNotFoundError:
-            raise ArtifactError(f"{self}: no such file") from None
         except Exception as error:  # of the store's own package
+            if what == "read" and isinstance(error, FileNotFoundError):
+                raise ArtifactError(f"{self}: no such file") from None
             raise ArtifactError(f"{self}: could not be {what} ({quoted(error)})") from None
 
 
@@ -171,13 +204,17 @@ def placed(place: str | Path | Remote) -> Place:
     """A path of this machine, or an address for fsspec, as ``s3://bucket/folder`` is; ``file://`` is one too.
 
     Raises:
-        UsageError: it was made a path, which no longer is the address.
+        UsageError: it was made a path, which no longer is the address; or it names no folder of its store.
     """
     if isinstance(place, Remote):
         return place
     if isinstance(place, Path) and is_shortened(place):
         raise UsageError(f"{place} looks like an address of a store, made a Path; give it as text, with both slashes")
-    return Remote(place) if isinstance(place, str) and URL.match(place) else Path(place)
+    if not isinstance(place, str) or (address := URL.match(place)) is None:
+        return Path(place)
+    if not place[address.end() :].strip("/"):
+        raise UsageError(f"{plain(place)} names no folder there; give one, as in {plain(address.group())}bucket/folder")
+    return Remote(place)
 
 
 class Spool:
@@ -200,11 +237,8 @@ class Spool:
         """
         paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
         names = [path.relative_to(self.folder).as_posix() for path in paths]
-        order = sorted((name for name in names if not name.startswith(".")), key=lambda name: name == self.closing)
         try:
-            (self.remote / self.closing).remove()  # who reads meanwhile finds nothing, and not half
-            for name in track(order, f"to {self.remote}", len(order)):
-                (self.remote / name).put(self.folder / name)
+            self.remote.put_all(self.folder, [name for name in names if not name.startswith(".")], self.closing)
         except ArtifactError as error:
             raise ArtifactError(f"{error}; everything is kept in {self.folder}") from None
         shutil.rmtree(self.folder, ignore_errors=True)

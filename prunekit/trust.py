@@ -194,7 +194,12 @@ def _mark(recipe: Mapping[str, Any], one: Named) -> str:
     return hmac.new(key, json.dumps(told, sort_keys=True, default=str).encode(), hashlib.sha256).hexdigest()
 
 
-def _state() -> Path:
+def state() -> Path:
+    """The folder where prunekit keeps what is between commands: this user's, on this machine.
+
+    Raises:
+        OSError: the user has no home, and names none.
+    """
     if given := os.environ.get(STATE):
         return Path(given)
     if local := os.environ.get("LOCALAPPDATA"):
@@ -208,12 +213,12 @@ def _state() -> Path:
 
 
 def _known() -> Path:
-    return _state() / "trusted"
+    return state() / "trusted"
 
 
 def _key() -> bytes:
     """This user's secret on this machine, made when it is first needed."""
-    path = _state() / "key"
+    path = state() / "key"
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not path.exists():
         made = path.with_name(f".key-{secrets.token_hex(8)}")

@@ -13,13 +13,16 @@ from prunekit.cli.options import STRUCTURE_HELP, Device, Json, Overwrite, Quiet
 from prunekit.cli.output import Output
 from prunekit.cli.verb import verb
 from prunekit.errors import UsageError
+from prunekit.remote import Place, placed
 
+YAML = (".yaml", ".yml")
 PANELS = {
     "What is compared": ("structure", "allocation", "sparsity", "refine"),
     "Over runs, or a study": ("out", "jobs", "executor"),
     "Table for a paper": ("table", "rows", "against"),
 }
-RUNS_HELP = "A run; with --out several, or a study's recipe; or the folder that a study was written to."
+RUNS_HELP = "A run; with --out several, or a study's recipe; or the folder or address that a study was written to."
+OUT_HELP = "Folder of a comparison over runs or of a study, or an address for fsspec, as s3://bucket/study."
 EXECUTOR_HELP = "What works on a study instead: dask://HOST:PORT, a scheduler of Dask; dask-local:WORKERS; see docs/scale.md."
 TABLE_HELP = (
     "A table for a paper, mean and standard deviation over seeds with a paired test: latex, markdown or csv on stdout, "
@@ -38,16 +41,17 @@ AGAINST_HELP = "Differences are to this criterion, or to dense; to the best by d
         "Runs of several seeds, on test data": "prunekit compare runs/seed-0 runs/seed-1 --out runs/seeds",
         "A study over cases and seeds": "prunekit compare recipes/comparison.yaml --out runs/comparison --jobs 2",
         "A study on the workers of Dask": "prunekit compare recipes/comparison.yaml --out runs/comparison --executor dask://head:8786",
+        "A study in an object store": "prunekit compare recipes/comparison.yaml --out s3://bucket/comparison",
         "A study as a table for a paper": "prunekit compare recipes/five-criteria.yaml --out runs/five --table table.tex",
     },
 )
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN… | STUDY", help=RUNS_HELP)],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN… | STUDY", help=RUNS_HELP)],
     structure: Annotated[list[str] | None, typer.Option(help=f"{STRUCTURE_HELP}; repeatable.")] = None,
     allocation: Annotated[list[str] | None, typer.Option(help="global, uniform, …; repeatable.")] = None,
     sparsity: Annotated[list[float] | None, typer.Option(help="Share to remove; repeatable.")] = None,
     refine: Annotated[bool | None, typer.Option("--refine/--no-refine", help="Repair the best plans too.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of a comparison over runs or of a study.")] = None,
+    out: Annotated[str | None, typer.Option("--out", metavar="DIR", help=OUT_HELP)] = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Processes, with --out.")] = 1,
     executor: Annotated[str | None, typer.Option(metavar="SPEC", help=EXECUTOR_HELP)] = None,
     table: Annotated[str | None, typer.Option(metavar="FORMAT|FILE", help=TABLE_HELP)] = None,
@@ -77,21 +81,23 @@ def compare(
     if out is not None:
         if own:
             raise UsageError("--out takes structures, allocations, sparsities and refine from the study or the runs' recipes")
-        if device is not None and not (len(runs) == 1 and runs[0].suffix in (".yaml", ".yml")):
+        paths = [_local(run) for run in runs]
+        if device is not None and not (len(paths) == 1 and paths[0].suffix in YAML):
             raise UsageError("--device with --out is for a study that trains; runs that are there say theirs")
-        _study(runs, out, jobs, executor, output, asked, device)
+        _study(paths, out, jobs, executor, output, asked, device)
         return
-    if len(runs) > 1 or runs[0].suffix in (".yaml", ".yml"):
+    if len(runs) > 1 or Path(runs[0]).suffix in YAML:
         raise UsageError("several runs, or a study, need --out DIR")
     if jobs != 1 or executor is not None:
         raise UsageError("--jobs and --executor are for a comparison over runs or a study; give --out DIR")
-    run = runs[0]
-    of_a_run = (run / "recipe.yaml").exists() or (run / "trajectory").exists()
-    if (run / "compare.json").exists() and not of_a_run:
+    place = placed(runs[0])
+    of_a_run = (place / "recipe.yaml").exists() or (place / "trajectory").exists()
+    if (place / "compare.json").exists() and not of_a_run:
         if own or device:
-            raise UsageError(f"{run} is a study's folder, whose figures are there; what is compared stands in the study's recipe")
-        _shown(run, output, asked)
+            raise UsageError(f"{place} is a study's folder, whose figures are there; what is compared stands in its recipe")
+        _shown(place, output, asked)
         return
+    run = _local(runs[0])
     opened = open_run(run, device)
     with output.working(run):
         result = compare_run(opened, overwrite, structure or [], allocation or [], sparsity or [], refine)
@@ -131,30 +137,41 @@ def _written(asked: Any, measured: Any, output: Output) -> dict[str, str]:
     return {"table": str(asked.file)}
 
 
-def _study(paths: list[Path], out: Path, jobs: int, executor: str | None, output: Output, asked: Any, device: str | None) -> None:
+def _study(paths: list[Path], out: str, jobs: int, executor: str | None, output: Output, asked: Any, device: str | None) -> None:
     from prunekit.executors import check_executor
     from prunekit.imports import use_working_folder
+    from prunekit.verbs.study_folder import StudyFolder
     from prunekit.verbs.studying import jobs_of_runs, jobs_of_study, study_run
 
+    if out.startswith("memory://"):
+        raise UsageError(f"--out is {out}, the memory of this command, which ends with it; in Python call prunekit.run_study")
     if executor is not None:
         if jobs != 1:
             raise UsageError("--jobs counts processes of this machine; leave it out where --executor is given")
         check_executor(executor)
-    use_working_folder(out, *(path for path in paths if path.is_dir()))
-    if (out / "recipe.yaml").exists():
-        raise UsageError(f"--out is {out}, a run folder, whose own comparison would be replaced; give a folder of its own")
-    if len(paths) == 1 and paths[0].suffix in (".yaml", ".yml"):
-        study, work = jobs_of_study(paths[0], out, device)
+    to = StudyFolder(out)
+    use_working_folder(to.folder, *(path for path in paths if path.is_dir()))
+    if len(paths) == 1 and paths[0].suffix in YAML:
+        study, work = jobs_of_study(paths[0], to.folder, device)
     else:
-        study, work = jobs_of_runs(paths, out)
+        study, work = jobs_of_runs(paths, to.folder)
+    if (to.place / "recipe.yaml").exists():
+        raise UsageError(f"--out is {out}, a run folder, whose own comparison would be replaced; give a folder of its own")
     if asked is not None:
         asked.check(study)
-    with output.working(out):
-        study_run(study, work, out, jobs, executor)
-    _shown(out, output, asked)
+    with output.working(), to.opened():
+        study_run(study, work, to, jobs, executor)
+    _shown(to.place, output, asked)
 
 
-def _shown(folder: Path, output: Output, asked: Any) -> None:
+def _local(run: str) -> Path:
+    """The path of a run or a study's recipe, which are of this machine."""
+    if isinstance(place := placed(run), Path):
+        return place
+    raise UsageError(f"{place}: no study's result (compare.json), and runs and recipes are read from this machine; copy it here")
+
+
+def _shown(folder: Place, output: Output, asked: Any) -> None:
     """What a study came to, as its folder has it."""
     from prunekit.report.terminal.comparing import show_study
     from prunekit.verbs.tabling import read_study

@@ -13,6 +13,7 @@ from prunekit.cli.options import Device, Json, Out, Overwrite, Quiet, Seed, json
 from prunekit.cli.output import Output
 from prunekit.cli.verb import verb
 from prunekit.errors import UsageError
+from prunekit.remote import placed
 
 PANELS = {
     "The model": ("model", "model_args", "hf", "auto", "weights", "trajectory"),
@@ -54,7 +55,7 @@ def import_(
         list[Path] | None, typer.Option(help="Checkpoint (safetensors, shards, .pt); repeat it, in order, for a path.")
     ] = None,
     trajectory: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="What Recorder left in a training loop of yours, instead of weights.")
+        str | None, typer.Option(metavar="DIR", help="What Recorder left in a training loop of yours, instead of weights.")
     ] = None,
     model_args: Annotated[str, typer.Option(metavar="JSON", help="The factory's keyword arguments.")] = "{}",
     data: Data = None, data_args: DataArgs = "{}", text: Text = None, label: Label = None,
@@ -98,7 +99,7 @@ def import_(
     checked = recipe_of(content, "import", out, seed, device)
     with output.working(out):
         if trajectory is not None:
-            result = import_recording(checked, trajectory, out, overwrite, output.note)
+            result = import_recording(checked, placed(trajectory), out, overwrite, output.note)
         elif weights:
             result = import_run(checked, weights, out, overwrite, output.note)
         else:
@@ -118,7 +119,7 @@ def show_imported(result: dict[str, Any]) -> None:
     print(f"import: {result['coordinates']:,} coordinates, {kind}{task}{again(result['reused'])}")
 
 
-def _check_sources(model: str | None, folders: list[Path], weights: list[Path], trajectory: Path | None) -> None:
+def _check_sources(model: str | None, folders: list[Path], weights: list[Path], trajectory: str | None) -> None:
     """Raises UsageError unless one model is named, and one source of its numbers."""
     if (model is None) == (not folders):
         raise UsageError("import needs --model module:function, or --hf DIR, a folder with config.json; one of them")

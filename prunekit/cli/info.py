@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +9,9 @@ import typer
 from prunekit.cli.options import Json
 from prunekit.cli.output import Output
 from prunekit.cli.verb import verb
+from prunekit.remote import placed
+
+PATH_HELP = "Any artifact, run folder or recipe; of an address for fsspec, as s3://bucket/study, a recording or a study."
 
 
 @verb(
@@ -21,14 +23,15 @@ from prunekit.cli.verb import verb
     },
 )
 def info(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Any artifact, run folder or recipe.")], as_json: Json = False
+    path: Annotated[str, typer.Argument(metavar="PATH", help=PATH_HELP)],
+    as_json: Json = False,
 ) -> None:
     """Say what a file is, what it was made from, what it cost."""
     from prunekit.imports import no_code
     from prunekit.verbs.info import info as describe
 
     with no_code("info"):
-        result = describe(path)
+        result = describe(placed(path))
     output = Output(False, as_json)
     output.show(show_info, result)
     output.finish(result)

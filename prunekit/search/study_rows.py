@@ -6,10 +6,10 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from prunekit import bounded, checkpoint
+from prunekit.remote import Place
 from prunekit.search.summary import Measures, Row
 
 SPLITS = ("validation", "test")
@@ -32,7 +32,7 @@ def _flat(row: Row, measures: Measures) -> dict[str, Any]:
     return {**given, **{f"{split}_{m['name']}": row[split][m["name"]] for split in SPLITS for m in measures}}
 
 
-def read_rows(path: Path, measures: Measures) -> list[dict[str, Any]]:
+def read_rows(path: Place, measures: Measures) -> list[dict[str, Any]]:
     """The rows of a file, as ``prunekit.search.summary`` has them; of their figures those of ``measures``.
 
     Raises:

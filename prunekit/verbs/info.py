@@ -12,6 +12,7 @@ from prunekit.criteria.spec import text_of
 from prunekit.errors import ArtifactError
 from prunekit.links import FOLDERS, refuse_links_out
 from prunekit.recipe import Recipe
+from prunekit.remote import Place, Remote
 from prunekit.trajectory import Trajectory
 
 WRITTEN = (
@@ -20,17 +21,34 @@ WRITTEN = (
 )  # fmt: skip
 """Artifacts of a run and of its pruned models; beside them ``sensitivity-*.json``, and whatever lies in ``scores``."""
 
+STUDY = "compare.json"
+"""A study's result, in its folder; a run has a recipe beside its own."""
 
-def info(path: Path) -> dict[str, Any]:
+
+def info(path: Place) -> dict[str, Any]:
     """Facts about any artifact of prunekit's, a run folder, a recipe, or a safetensors file from elsewhere.
+
+    On a store: about a recording, a study, or a JSON file, read without the files that it tells of.
 
     Raises:
         ArtifactError: there is nothing, or nothing that prunekit knows.
     """
-    if not os.path.lexists(path):
+    if isinstance(path, Path) and not os.path.lexists(path):
         raise ArtifactError(f"{path}: no such file or folder")
     with checkpoint.reading(path, "artifact"):
-        return _describe(path)
+        return _stored(path) if isinstance(path, Remote) else _describe(path)
+
+
+def _stored(path: Remote) -> dict[str, Any]:
+    if path.name.endswith(".json"):
+        return _json(path)
+    if (path / "trajectory.json").exists():
+        return _trajectory(path)
+    if (path / STUDY).exists():
+        return _json(path / STUDY)
+    raise ArtifactError(
+        f"{path}: neither a recording nor a study (no trajectory.json or {STUDY}); copy anything else to this machine first"
+    )
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -45,28 +63,36 @@ def _describe(path: Path) -> dict[str, Any]:
     if path.suffix in (".yaml", ".yml"):
         return {"kind": "recipe", "path": str(path), **Recipe.load(path).model_dump(mode="json")}
     if path.suffix == ".json":
-        content = checkpoint.read_json(path)
-        bulky = {k: f"{len(v)} entries" for k, v in content.items() if isinstance(v, list | dict) and len(str(v)) > 1500}
-        return {"kind": content["kind"], "path": str(path), **content, **bulky}
+        return _json(path)
     raise ArtifactError(f"{path}: not an artifact of prunekit's")
+
+
+def _json(path: Place) -> dict[str, Any]:
+    content = checkpoint.read_json(path)
+    bulky = {k: f"{len(v)} entries" for k, v in content.items() if isinstance(v, list | dict) and len(str(v)) > 1500}
+    return {"kind": content["kind"], "path": str(path), **content, **bulky}
+
+
+def _trajectory(path: Place) -> dict[str, Any]:
+    trajectory = Trajectory(path)
+    optimizer = trajectory.header["optimizer"]
+    return {
+        "kind": "trajectory",
+        "path": str(path),
+        "complete": trajectory.complete,
+        "steps": len(trajectory),
+        "coordinates": trajectory.layout.total,
+        "bytes": trajectory.bytes,
+        "hash": trajectory.hash,
+        "optimizer": optimizer["name"] if optimizer else "unknown (imported)",
+        "made_from": trajectory.provenance,
+        "cost": trajectory.header.get("cost", {}),
+    }
 
 
 def _folder(path: Path) -> dict[str, Any]:
     if (path / "trajectory.json").exists():
-        trajectory = Trajectory(path)
-        optimizer = trajectory.header["optimizer"]
-        return {
-            "kind": "trajectory",
-            "path": str(path),
-            "complete": trajectory.complete,
-            "steps": len(trajectory),
-            "coordinates": trajectory.layout.total,
-            "bytes": trajectory.bytes,
-            "hash": trajectory.hash,
-            "optimizer": optimizer["name"] if optimizer else "unknown (imported)",
-            "made_from": trajectory.provenance,
-            "cost": trajectory.header.get("cost", {}),
-        }
+        return _trajectory(path)
     if (path / "prunekit.json").exists():
         with checkpoint.reading(path / "prunekit.json", "manifest"):
             manifest = Manifest.load(path / "prunekit.json")
@@ -88,7 +114,9 @@ def _folder(path: Path) -> dict[str, Any]:
         }
     if (path / "plan.safetensors").exists():
         return _tensors(path / "plan.safetensors")
-    raise ArtifactError(f"{path}: not a folder of prunekit's (no recipe.yaml, trajectory.json or prunekit.json)")
+    if (path / STUDY).exists():
+        return _json(path / STUDY)
+    raise ArtifactError(f"{path}: not a folder of prunekit's (no recipe.yaml, trajectory.json, prunekit.json or {STUDY})")
 
 
 def _prove(folder: Path) -> int:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from prunekit import checkpoint
@@ -15,6 +15,7 @@ from prunekit.data.files.options import names_files, placed
 from prunekit.durable import together
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.recipe import Optimizer, RateSchedule, Recipe, Record
+from prunekit.remote import Place, Remote
 from prunekit.reusing import reusable
 from prunekit.structure import prunable_parameters
 from prunekit.trajectory import Trajectory, load_into
@@ -27,12 +28,12 @@ from prunekit.verbs.training import RECORDED, given, made_from, save_recipe
 
 
 def import_recording(
-    recipe: Recipe, folder: Path, out: Path, overwrite: bool = False, announce: Callable[[str], None] = print
+    recipe: Recipe, folder: Place, out: Path, overwrite: bool = False, announce: Callable[[str], None] = print
 ) -> dict[str, Any]:
     """Makes a run of the trajectory in ``folder``, which stays; where it is ``out/trajectory`` itself, the run is made around it.
 
-    The files are linked where the file system allows it, and take no room twice; else they are copied. The recipe's ``train`` is
-    what the recording shows of it (optimizer, size of batches, epochs): fine-tuning takes it over.
+    The files are linked where the file system allows it, and take no room twice; else, and from a store, they are copied. The
+    recipe's ``train`` is what the recording shows of it (optimizer, size of batches, epochs): fine-tuning takes it over.
 
     Returns:
         the same facts as ``import_run``.
@@ -69,7 +70,7 @@ def import_recording(
         **config_facts(recipe),
     }
     place = out / "trajectory"
-    here = place.exists() and place.samefile(folder)
+    here = isinstance(folder, Path) and place.exists() and place.samefile(folder)
     fresh = here and not {"recipe", RECORDED} & set(noted)
     reused = not fresh and reusable(place, made_from(place), provenance, overwrite)
     header = {**trajectory.header, "provenance": {**_versions(trajectory), **provenance}}
@@ -118,9 +119,9 @@ def data_section(given: str | Path | Callable[..., Any], arguments: Mapping[str,
     return factory(given, arguments, "data")
 
 
-def _whole(folder: Path, recipe: Recipe) -> Trajectory:
+def _whole(folder: Place, recipe: Recipe) -> Trajectory:
     """The trajectory in ``folder``, once everything in it was compared with what was noted of it."""
-    if not (folder / "trajectory.json").is_file():
+    if not (folder / "trajectory.json").exists():
         raise ArtifactError(f"{folder}: no trajectory there (no trajectory.json); name the folder that was given to Recorder")
     trajectory = Trajectory(folder, recipe.score.optimizer_rules)
     if not trajectory.complete:
@@ -165,7 +166,7 @@ def _optimizer(described: dict[str, Any] | None, rate: float) -> Optimizer | Non
         return None
 
 
-def _check_samples(trajectory: Trajectory, train: Split, folder: Path) -> None:
+def _check_samples(trajectory: Trajectory, train: Split, folder: Place) -> None:
     """Raises UsageError where a step saw a sample that the train split does not have."""
     for s in range(len(trajectory)):
         last = max((k for batch in trajectory.step(s).batches or () for k in batch), default=-1)
@@ -180,15 +181,26 @@ def _versions(trajectory: Trajectory) -> dict[str, Any]:
     return {key: value for key, value in trajectory.provenance.items() if key in ("prunekit", "torch")}
 
 
-def _link(recording: Path, place: Path) -> None:
+def _link(recording: Place, place: Path) -> None:
     """Puts the recording's files into a new folder, trajectory.json left out."""
     place.mkdir()
-    parts = [*recording.glob("*.*"), *recording.glob("part-*/rank-*/*")]  # the latter of several processes
-    files = [path for path in parts if path.suffix == ".safetensors" and not path.name.startswith("snapshot")]
-    for path in [*files, *(path for path in parts if path.name == LOG)]:
-        new = place / path.relative_to(recording)
+    if isinstance(recording, Remote):
+        recording.get_all([name for name in recording.files() if _recorded(PurePosixPath(name))], place)
+        return
+    for path in [*recording.glob("*.*"), *recording.glob("part-*/rank-*/*")]:
+        name = path.relative_to(recording)
+        if not _recorded(PurePosixPath(name)):
+            continue
+        new = place / name
         new.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(path.resolve(), new)
         except OSError:  # another file system, or one without links
             shutil.copyfile(path, new)
+
+
+def _recorded(name: PurePosixPath) -> bool:
+    """Whether a file of a recording's folder is of the recording."""
+    of_several = len(name.parts) == 3 and name.match("part-*/rank-*/*")
+    rows = name.suffix == ".safetensors" and not name.name.startswith("snapshot")
+    return (len(name.parts) == 1 or of_several) and (rows or name.name == LOG)

@@ -21,6 +21,7 @@ from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.imports import call
 from prunekit.links import refuse_links_out
 from prunekit.recipe import Recipe, check_device, read_yaml
+from prunekit.remote import placed
 from prunekit.reusing import as_noted, first_difference, recorded_inputs
 from prunekit.search import Comparison
 from prunekit.structure import kept_layers, prunable_parameters
@@ -114,7 +115,7 @@ class Run:
         content = {**recipe, "model": factory(model, model_args, "model")}
         if data is not None:
             content["data"] = data_section(data, data_args)
-        import_recording(Recipe.of(content, "Run.from_recording"), Path(trajectory), Path(folder), overwrite)
+        import_recording(Recipe.of(content, "Run.from_recording"), placed(trajectory), Path(folder), overwrite)
         return cls(Path(folder))
 
     @classmethod

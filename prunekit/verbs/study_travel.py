@@ -112,14 +112,19 @@ def _scratch() -> Path:
     return folder
 
 
+def travelling(run: Path) -> list[Path]:
+    """The files of a run folder that travel."""
+    paths = [path for name in TRAVELS for path in (run / name, *sorted((run / name).rglob("*"))) if path.is_file()]
+    return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(run).parts)]
+
+
 def packed(run: Path) -> Files:
     """A run folder's files, to travel.
 
     Raises:
         ArtifactError: they are more than ``WIRE`` bytes.
     """
-    paths = [path for name in TRAVELS for path in (run / name, *sorted((run / name).rglob("*"))) if path.is_file()]
-    paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(run).parts)]
+    paths = travelling(run)
     total = sum(map(bounded.size, paths))
     if total > WIRE:
         raise ArtifactError(

@@ -26,7 +26,8 @@ from prunekit.search.study_rows import SPLITS, rows_text
 from prunekit.search.summary import summarise
 from prunekit.verbs.run_folder import Run
 from prunekit.verbs.study_cells import Cell, Job, later_cells, one_shot_cells
-from prunekit.verbs.study_travel import Files, Lacking, Source, packed, unpack
+from prunekit.verbs.study_folder import MANIFEST, StudyFolder
+from prunekit.verbs.study_travel import Files, Lacking, Source, packed, travelling, unpack
 from prunekit.verbs.study_worker import Rows, measure, prepare
 
 TOKEN = ".prunekit.study"
@@ -45,6 +46,7 @@ def run_study(
 
     Args:
         study: its YAML file.
+        out: a folder, or an address for fsspec (``s3://bucket/study``).
         executor: what does the work: any ``concurrent.futures.Executor``, such as a Dask client's ``get_executor(pure=False)``,
             whose workers can import prunekit and what the recipes name; or ``"dask://HOST:PORT"``, ``"dask-local:8"``.
         jobs: without an executor, how many processes of this machine; in a script under ``if __name__ == "__main__":``.
@@ -60,19 +62,21 @@ def run_study(
         Traceback (most recent call last):
         prunekit.errors.UsageError: no-study.yaml: no such recipe
     """
-    asked, work = jobs_of_study(Path(study), Path(out), device)
-    with locked(Path(out)):
-        return study_run(asked, work, Path(out), jobs, executor)
+    place = StudyFolder(out)
+    asked, work = jobs_of_study(Path(study), place.folder, device)
+    with place.opened():
+        return study_run(asked, work, place, jobs, executor)
 
 
 def study_run(
-    study: Study, jobs: Sequence[Job], out: Path, processes: int = 1, executor: str | Executor | None = None
+    study: Study, jobs: Sequence[Job], place: StudyFolder, processes: int = 1, executor: str | Executor | None = None
 ) -> StudyRecord:
-    """Does every job and writes compare.json, compare.csv, compare.png and report.html into ``out``.
+    """Does every job and writes compare.json, compare.csv, compare.png and report.html into the study's place.
 
-    Finished cells lie in ``out/cells`` and are not measured again; those made from something else are.
+    Finished cells lie there in ``cells`` and are not measured again; those made from something else are.
 
     Args:
+        place: opened.
         processes: of this machine.
         executor: what does the work instead, see ``prunekit.executors.engine``.
 
@@ -81,14 +85,15 @@ def study_run(
     """
     from prunekit.report import save_figure, study_figure, write_study_page  # needs an extra, and says so before anything is done
 
-    started = time.perf_counter()
+    started, out = time.perf_counter(), place.folder
     with ExitStack() as stack:
         for job in jobs:
             stack.enter_context(locked(job.cells))
+        place.fetch(jobs)
         shared = stack.enter_context(_token(out))
         bar = stack.enter_context(Bar("compare (cells)", sum(job.pieces for job in jobs)))
         found = stack.enter_context(engine(executor, processes))
-        at_work = [_AtWork(job, number, _source(job, out, shared), bar) for number, job in enumerate(jobs)]
+        at_work = [_AtWork(job, number, place, _source(job, out, shared), bar) for number, job in enumerate(jobs)]
         found.drive([one.first() for one in at_work], _done)
     facts = [one.facts for one in at_work]
     measures = facts[0]["measures"]
@@ -113,6 +118,7 @@ def study_run(
         save_figure(study_figure(measured, result.summary), staged.folder / "compare.png")
         write_study_page(staged.folder / "report.html", result, measured)
         result.save(staged.folder / "compare.json")
+    place.send([out / name for name in ("compare.csv", "compare.png", "report.html", "compare.json")], out / "compare.json")
     return result
 
 
@@ -139,8 +145,8 @@ def _source(job: Job, out: Path, shared: tuple[str, str]) -> Source:
 class _AtWork:
     """A job under way: its cells as they come to be known, first the one-shot ones, then those that these decide."""
 
-    def __init__(self, job: Job, number: int, source: Source, bar: Bar) -> None:
-        self.job, self.number, self.source, self._bar = job, number, source, bar
+    def __init__(self, job: Job, number: int, place: StudyFolder, source: Source, bar: Bar) -> None:
+        self.job, self.number, self.source, self._place, self._bar = job, number, source, place, bar
         self.cells: list[Cell] = []
         self._told: dict[str, Any] = {}
         self._again: dict[str, list[str]] | None = None
@@ -155,6 +161,7 @@ class _AtWork:
         if files is not None:
             with locked(self.job.run):
                 unpack(files, self.job.run)
+        self._place.send(travelling(self.job.run), self.job.run / MANIFEST)
         self._told = told
         self._bar.advance()
         return self._next(list(one_shot_cells(self.job, told)))
@@ -162,6 +169,7 @@ class _AtWork:
     def measured(self, cell: Cell, rows: list[Rows]) -> list[Piece]:
         """Keeps a cell's rows; gives the pieces that come after, where it was the last of its stage."""
         cell.keep(rows)
+        self._place.send(cell.files)
         self._bar.advance()
         self._left -= 1
         return [] if self._left else self._after()
@@ -173,6 +181,7 @@ class _AtWork:
         measures = [m["name"] for m in self._told["facts"]["measures"]]
         for cell in cells:
             cell.read(measures)
+            self._place.send(cell.rows)
         missing = [cell for cell in cells if cell.missing]
         self._bar.advance(len(cells) - len(missing))
         self._left = len(missing)
@@ -199,7 +208,7 @@ class _AtWork:
 
     @property
     def facts(self) -> dict[str, Any]:
-        found = {**self._told["facts"], "run": str(self.job.run)}
+        found = {**self._told["facts"], "run": self._place.told(self.job.run)}
         for cell in self.cells:
             if cell.kind == "dense_tuned":
                 ((row,),) = cell.rows.values()

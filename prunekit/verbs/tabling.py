@@ -10,6 +10,7 @@ from prunekit.criteria import expand
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.imports import needed
 from prunekit.recipe import Study
+from prunekit.remote import Place
 from prunekit.report.paper import FORMATS
 from prunekit.search import Comparison
 from prunekit.search.paper_table import DENSE, DENSE_TUNED, Measured, check_reference, methods_of, paper_tables
@@ -96,7 +97,7 @@ def _named(against: str | None) -> str | None:
     return names[0] if len(names) == 1 else against
 
 
-def read_study(folder: Path) -> tuple[StudyRecord, Measured]:
+def read_study(folder: Place) -> tuple[StudyRecord, Measured]:
     """What ``prunekit compare STUDY --out FOLDER`` left there.
 
     Raises:

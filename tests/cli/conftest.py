@@ -27,6 +27,7 @@ from prunekit.recipe import RESOLVED, Recipe, read_yaml
 from prunekit.search import ways
 from prunekit.verbs import compensating, evaluating
 from prunekit.verbs import refining as verbs_refining
+from tests.cli import small_study
 from tests.pictures import undrawn
 
 RECIPE = """
@@ -160,3 +161,9 @@ def run(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished run."""
     shutil.copytree(finished, tmp_path / "run")
     return tmp_path / "run"
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The file of a small study, in the working folder."""
+    yield from small_study.written(tmp_path, monkeypatch)

@@ -15,6 +15,7 @@ from prunekit import durable
 from prunekit.errors import ArtifactError
 from prunekit.recipe import Recipe, Study
 from prunekit.verbs.study_cells import Job
+from prunekit.verbs.study_folder import StudyFolder
 from prunekit.verbs.studying import study_run
 from tests.cli.conftest import RECIPE, Cli
 
@@ -111,7 +112,7 @@ def test_cells_in_work_are_locked(tmp_path: Path) -> None:
     job = Job("a", 0, tmp_path / "run", tmp_path / "cells", study, Recipe.load(tmp_path / "a.yaml"))
     for folder in (job.cells, job.run):
         with durable.locked(folder), pytest.raises(ArtifactError, match="another prunekit is writing here"):
-            study_run(study, [job], tmp_path)
+            study_run(study, [job], StudyFolder(tmp_path))
     assert not (job.run / "trajectory.partial").exists()
 
 

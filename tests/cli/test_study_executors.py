@@ -21,48 +21,6 @@ from prunekit.verbs import study_travel, study_worker, studying
 from prunekit.verbs.run_folder import Run
 from tests.cli.conftest import Cli
 
-MINE = """
-import multiprocessing, os, pathlib, signal
-from prunekit.data import digits
-
-HERE = pathlib.Path(__file__).parent
-
-def data(seed: int = 0):
-    if multiprocessing.parent_process() is not None and (HERE / "kill").exists():
-        (HERE / "kill").rename(HERE / "killed")
-        os.kill(os.getpid(), signal.SIGKILL)
-    return digits(seed=seed)
-"""
-RECIPE = """
-threads: 1
-model: {factory: "prunekit.models:digits_mlp", args: {hidden: [8, 8]}}
-data: {factory: "mine:data"}
-train: {optimizer: {name: sgd, lr: 0.1}, epochs: 1, batch_size: 128}
-"""
-STUDY = """
-cases: {small: small.yaml}
-seeds: [0, 1]
-samples: 16
-criteria: [magnitude, random]
-structures: {unstructured: [0.8]}
-allocations: {unstructured: [global]}
-leading: 0
-always: [magnitude]
-tune: {epochs: 1, sparsities: {unstructured: [0.8]}}
-"""
-
-
-@pytest.fixture
-def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    (tmp_path / "mine.py").write_text(MINE)
-    (tmp_path / "small.yaml").write_text(RECIPE)
-    (tmp_path / "study.yaml").write_text(STUDY)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    sys.modules.pop("mine", None)
-    yield tmp_path / "study.yaml"
-    sys.modules.pop("mine", None)
-
 
 @contextmanager
 def apart(out: Path) -> Iterator[tuple[str, str]]:
@@ -102,14 +60,6 @@ def test_a_worker_of_another_version_is_refused(study: Path, monkeypatch: pytest
     monkeypatch.setattr(study_travel, "__version__", "0.0.9")
     with pytest.raises(UsageError, match=r"small, seed 0: a worker has prunekit 0.0.9, the study is run by"):
         run_study(study, study.parent / "out")
-
-
-def test_a_store_is_no_place_for_a_study(study: Path, cli: Cli, tmp_path: Path) -> None:
-    for out in ("s3://bucket/study", "memory://study"):
-        done = cli("compare", study, "--out", out)
-        assert done.code == 2
-        assert "looks like an address of a store" in done.err
-    assert {path.name for path in tmp_path.iterdir()} <= {"mine.py", "small.yaml", "study.yaml", "__pycache__"}
 
 
 @pytest.mark.parametrize("name", ["../up", "trajectory/../../up", "other/file", "/etc/file"])

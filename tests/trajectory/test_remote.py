@@ -188,7 +188,12 @@ def test_metadata_that_are_no_texts_are_one_line(metadata: Any, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("url", "said"),
-    [("nothing://a/t", "Protocol not known"), ("memory://no-such/t", "no such file"), ("late:///no/such", "no such file")],
+    [
+        ("nothing://a/t", "Protocol not known"),
+        ("late:///", "names no folder there; give one, as in late://bucket/"),
+        ("memory://no-such/t", "no such file"),
+        ("late:///no/such", "no such file"),
+    ],
 )
 def test_an_address_that_leads_nowhere_is_one_line(url: str, said: str) -> None:
     with pytest.raises((ArtifactError, UsageError), match=said) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from prunekit.remote import Place
 from prunekit.report.measures import deciding
 from prunekit.report.tables import accuracy_tables
 from prunekit.report.terminal.tables import again, in_unit, new_table, print_table
@@ -47,7 +48,7 @@ def show_comparison(result: tuple[Comparison, bool]) -> None:
         print("compare: unchanged, reused")
 
 
-def show_study(result: tuple[StudyRecord, Path]) -> None:
+def show_study(result: tuple[StudyRecord, Place]) -> None:
     found, page = result
     measure = deciding(found.measures)
     points = ", in points" if measure.unit == "%" else ""
