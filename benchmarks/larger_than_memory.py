@@ -1,13 +1,18 @@
-"""A language model is pruned whose file is four times the memory that pruning takes, block by block from disk.
+"""A language model is pruned whose file is four times the memory that pruning takes, or scored, block by block from disk.
 
     python benchmarks/larger_than_memory.py                      # a Llama of 1.2 GB in single precision, SparseGPT
     python benchmarks/larger_than_memory.py --method wanda --width 512 --layers 24
+    python benchmarks/larger_than_memory.py --score gradient wanda   # prunekit score RUN --device-map instead
 
 Each row is a process of its own: ``prunekit compress DIR --layerwise METHOD --offload``. Memory is its peak resident set as the
 system counts it (``ru_maxrss``: pages of files that are mapped count too), less that of the very same command on a Llama of two
 narrow blocks, which is Python, torch, transformers and what they keep. Nothing limits the process: it is a measurement. Then
 another process loads dense and pruned folder whole and measures the same windows again: perplexity by streaming and in memory
 must agree. Weights are random; their perplexity says nothing but that both ways compute the same.
+
+Of ``--score`` the weights are read from the run's recording, whose pages the system maps and takes back as it likes. Memory is
+therefore the most that was a process's own (``RssAnon``, looked at every 20 ms), less the tiny model's. Scores are in it, twice
+while their file is written. Another process scores the same run as a whole, and both must agree to 1e-4 of each layer's norm.
 Needs the extra ``hf``.
 """
 
@@ -85,6 +90,56 @@ def child(place: Path, *words: str) -> tuple[str, int, float]:
         return out.read(), used.ru_maxrss * (1024 if sys.platform == "linux" else 1), time.perf_counter() - begun
 
 
+def scored(place: Path, run: str, criterion: str, *options: str) -> tuple[int, float]:
+    """The most bytes of its own that ``prunekit score`` had, and its seconds."""
+    words = ["-m", "prunekit", "score", run, "-c", criterion, "--skip-unfit", "--overwrite", "--quiet", *options]
+    begun, most = time.perf_counter(), 0
+    process = subprocess.Popen([sys.executable, *words], cwd=place, stdout=subprocess.DEVNULL)
+    status = Path(f"/proc/{process.pid}/status")
+    while process.poll() is None:
+        lines = [line for line in status.read_text().splitlines() if line.startswith("RssAnon:")]
+        most = max([most, *(1024 * int(line.split()[1]) for line in lines)])
+        time.sleep(0.02)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(words)} failed with {process.returncode}")
+    return most, time.perf_counter() - begun
+
+
+def differ(whole: Path, parts: Path) -> float:
+    """By how much scores differ at most, as a share of their layer's norm."""
+    from prunekit import Scores
+
+    one, other = Scores.load(whole).importance, Scores.load(parts).importance
+    return max(float((other[name] - found).norm() / found.norm().clamp_min(1e-30)) for name, found in one.items())
+
+
+def scoring(place: Path, criteria: list[str], memory: str, file: int) -> None:
+    """The table of ``--score``."""
+    for name in ("tiny", "large"):
+        child(
+            place, "-m", "prunekit", "import", "--hf", name, "--data", f"{DATA}_{name}:texts", "--out", f"run-{name}", "--quiet"
+        )
+    print(
+        "| criterion | weights, MB | own, MB | the tiny model's, MB | beyond it, MB | scores, MB | s | as a whole: own, MB | s |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for criterion in criteria:
+        path = place / "run-large" / "scores" / f"{criterion}.safetensors"
+        spread = ("--device-map", '{"": "disk"}', "--memory", memory)
+        base, _ = scored(place, "run-tiny", criterion, *spread)
+        peak, seconds = scored(place, "run-large", criterion, *spread)
+        parts = path.rename(place / f"{criterion}.safetensors")
+        all_of_it, longer = scored(place, "run-large", criterion)
+        size = parts.stat().st_size
+        print(
+            f"| {criterion} | {file / 1e6:,.0f} | {peak / 1e6:,.0f} | {base / 1e6:,.0f} | {(peak - base) / 1e6:,.0f} | "
+            f"{size / 1e6:,.0f} | {seconds:,.0f} | {all_of_it / 1e6:,.0f} | {longer:,.0f} |",
+            flush=True,
+        )
+        if (found := differ(path, parts)) > 1e-4:
+            raise SystemExit(f"{criterion}: scores differ by {found:g} of a layer's norm")
+
+
 def compressed(place: Path, name: str, method: str, activations: str) -> tuple[dict[str, Any], int, float]:
     printed, peak, seconds = child(
         place, "-m", "prunekit", "compress", name, "--data", f"{DATA}_{name}:texts", "--layerwise", method, "--sparsity", "0.5",
@@ -103,6 +158,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--activations", default="4MiB", help="of the hidden states in memory; the others lie on disk")
+    parser.add_argument("--score", nargs="+", metavar="CRITERION", help="score by these instead of pruning")
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     large = {
@@ -126,6 +182,9 @@ def main() -> None:
         (place / f"{DATA}.py").write_text(data_module(asked.vocabulary, asked.windows, asked.length))
         file = sum(path.stat().st_size for path in (place / "large").glob("*.safetensors"))
         print(f"a Llama of {file / 1e6:,.0f} MB in {asked.layers} blocks, {asked.windows} windows of {asked.length} tokens")
+        if asked.score:
+            scoring(place, asked.score, asked.activations, file)
+            return
         print("| method | file, MB | peak, MB | the tiny model's, MB | beyond it, MB | file / beyond | s | perplexities |")
         print("|---|---|---|---|---|---|---|---|")
         for method in asked.method:

@@ -14,6 +14,15 @@ def open_run(path: Path, device: str | None, *, code: bool = True) -> Any:
     return Run(path, device, code=code)
 
 
+def open_spread(path: Path, device_map: str) -> Any:
+    from prunekit.imports import use_working_folder
+    from prunekit.verbs.placement import device_map_of
+    from prunekit.verbs.spreading import SpreadRun
+
+    use_working_folder(path)
+    return SpreadRun(path, device_map_of(device_map))
+
+
 def read_recipe(path: Path, out: Path, seed: int | None, device: str | None) -> Any:
     from prunekit.imports import use_working_folder
     from prunekit.recipe import Recipe

@@ -93,7 +93,7 @@ DEFAULT = ("influence", "magnitude", "gradient", "taylor", "random")
 
 GATHERED = (
     "trajectory", "model", "prunable", "data", "task", "target", "seed", "device", "kept", "at", "options", "partial",
-    "partial_key",
+    "partial_key", "spread",
 )  # fmt: skip
 """Fields of ``Evidence`` that are no options of ``score``."""
 
@@ -316,6 +316,22 @@ def score_evidence(evidence: Evidence, criterion: str) -> Scores:
     return scores
 
 
+def _check_spread(evidence: Evidence, name: str, chosen: Criterion) -> None:
+    """Raises UsageError where a criterion cannot be computed a part of the model at a time."""
+    if not chosen.spreads:
+        fitting = ", ".join(known for known in CRITERIA if CRITERIA[known].spreads)
+        raise UsageError(
+            f"{name} looks at the whole model at once (at other weights, by second derivatives, or by code of your own), and "
+            f"--device-map computes it a block at a time; that goes with {fitting}"
+        )
+    asked = evidence.options.get("target", "loss")
+    if asked != "loss":
+        raise UsageError(f"{name}: with --device-map taylor and fisher are of the loss; leave target={asked} out")
+    if chosen.needs_data and evidence.spread is not None:
+        evidence.samples()
+        evidence.spread.check()
+
+
 def provenance(evidence: Evidence, criterion: str) -> dict[str, Any]:
     """What scores of ``criterion`` made from ``evidence`` say of their making; known before they are made.
 
@@ -330,6 +346,8 @@ def provenance(evidence: Evidence, criterion: str) -> dict[str, Any]:
             f"{name} needs a training path of at least two states, {trajectory.folder} has one; record one with "
             "prunekit.Recorder, or import several checkpoints (--weights early.safetensors --weights late.safetensors)"
         )
+    if evidence.spread is not None:
+        _check_spread(evidence, name, chosen)
     aggregation = evidence.options.get("aggregation") or chosen.aggregation
     facts: dict[str, Any] = {
         "criterion": name,
@@ -347,8 +365,8 @@ def provenance(evidence: Evidence, criterion: str) -> dict[str, Any]:
     single = Single.of(name)
     if not CRITERIA.is_own(single.name):
         facts["code"] = {"path": CRITERIA.path(single.name), "source": source(chosen.compute)}
-    if any(p.dtype in (torch.float16, torch.bfloat16) for p in evidence.model.parameters()):
-        facts["compute_dtype"] = "float32"  # of a model in half precision
+    if evidence.half:
+        facts["compute_dtype"] = "float32"
     if chosen.needs_data:
         samples = evidence.samples()
         facts |= {"samples": len(samples), "data": samples.digest()}

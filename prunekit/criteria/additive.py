@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from prunekit.data.sharing import Share
 from prunekit.errors import ArtifactError
 from prunekit.kernel import Contribution, ModelFunction, attribute
 from prunekit.kernel.attribution import chunks
-from prunekit.trajectory import Segment
+from prunekit.trajectory import Layout, Segment
 
 SECONDS_BETWEEN_SAVES = 10.0
 AXES = 64 * 2**20  # bytes of axis sums that a score file holds; of more samples evenly spaced ones are kept
@@ -68,14 +68,17 @@ def collect(
     aggregation: str,
     partial: Path | None = None,
     made_from: dict[str, Any] | None = None,
+    spacing: int = 0,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Aggregates signed scores to importances and keeps their exact sums along their ``summed_axes``.
 
     Args:
-        contributions: ``contributions(skip)`` gives the chunks after the first ``skip``, in order.
+        contributions: ``contributions(skip)`` gives the chunks after the first ``skip``, in order; a chunk may be of some
+            parameters alone.
         shape: ``(samples, targets)`` in all.
         partial: where finished chunks are kept while the work goes on; removed at the end.
         made_from: what they are made from; kept chunks of something else are ignored.
+        spacing: every so many samples have their axis sums kept; 0: the first chunk, then of all parameters, tells.
 
     Returns:
         of all ranks together: importance of the prunable parameters, and ``<param>@<axis>`` -> ``(samples, targets, axis size)``
@@ -84,6 +87,7 @@ def collect(
     if partial is not None and (team := ranks.met()) is not None:  # each rank keeps its own
         partial = partial.with_suffix(f".{team.rank}-of-{team.size}{partial.suffix}")
     so_far = _load(partial, made_from)
+    so_far.spacing = so_far.spacing or spacing
     saved = time.monotonic()
     for part in contributions(so_far.chunks):
         _add(so_far, part, shape, prunable, aggregation)
@@ -96,21 +100,27 @@ def collect(
         with ranks.apart():
             durable.remove(partial)
     finish = AGGREGATIONS[aggregation].finish
-    importance = {name: finish(total, so_far.count) for name, total in so_far.sums.items()}
-    along = next(iter(so_far.axes.values()), None)
-    if along is not None:  # its precision is the scores' own
-        importance = {name: found.to(along.dtype) for name, found in importance.items()}
+    along = next(iter(so_far.axes.values()), None)  # its precision is the scores' own
+    importance = {}
+    for name in list(so_far.sums):
+        found = finish(so_far.sums.pop(name), so_far.count)
+        importance[name] = found if along is None else found.to(along.dtype)
     return importance, so_far.axes
 
 
 def _spacing(part: Contribution, shape: tuple[int, int]) -> int:
     """Every how many samples axis sums are kept."""
-    each = sum(size * signed.element_size() for signed in part.scores.values() for size in _kept_sizes(signed))
+    each = sum(signed.element_size() * _kept(signed.shape[2:]) for signed in part.scores.values())
     return max(1, -(-each * shape[0] * shape[1] // AXES))
 
 
-def _kept_sizes(signed: Tensor) -> list[int]:
-    return [signed.shape[2 + axis] for axis in summed_axes(signed.dim() - 2)]
+def spacing_of(layout: Layout, number: int, samples: int) -> int:
+    """The same of all parameters and one target, before there is a chunk; ``number``: bytes of a score."""
+    return max(1, -(-number * sum(_kept(entry.shape) for entry in layout.parameters) * samples // AXES))
+
+
+def _kept(shape: Sequence[int]) -> int:
+    return sum(shape[axis] for axis in summed_axes(len(shape)))
 
 
 def _add(so_far: Collected, part: Contribution, shape: tuple[int, int], prunable: tuple[str, ...], aggregation: str) -> None:
@@ -131,7 +141,8 @@ def _add(so_far: Collected, part: Contribution, shape: tuple[int, int], prunable
             if key not in so_far.axes:
                 so_far.axes[key] = along.new_zeros(-(-shape[0] // spacing), shape[1], along.shape[2])
             so_far.axes[key][rows, part.targets] = along[first::spacing]
-    so_far.count += next(iter(part.scores.values())).shape[:2].numel()
+    if prunable[0] in part.scores:
+        so_far.count += part.scores[prunable[0]].shape[:2].numel()
     so_far.chunks += 1
 
 

@@ -14,23 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunekit import ranks
-from prunekit.batch import to
 from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 from prunekit.criteria.layer_inputs import TRANSPOSED, WITH_INPUTS
 from prunekit.criteria.units import scored_units, units_of
 from prunekit.measure.macs import unfused
 from prunekit.structure.replacements import first_tensor
-from prunekit.task.task import flat
 
 
 def _influence(evidence: Evidence) -> CriterionResult:
     groups = units_of(evidence, "layers")
-    function = evidence.function(flat)
-    theta = evidence.state.to(function.device)
-    sums = {group.name: torch.zeros(2, dtype=torch.float64, device=function.device) for group in groups}
+    model, device, run = evidence.passing()
+    sums = {group.name: torch.zeros(2, dtype=torch.float64, device=device) for group in groups}
     hooks = []
     for group in groups:
-        block = function.model.get_submodule(group.name)
+        block = model.get_submodule(group.name)
         axis = 1 if any(isinstance(module, (*WITH_INPUTS[1:], *TRANSPOSED)) for module in block.modules()) else -1
 
         def see(module: nn.Module, args: Any, keywords: Any, out: Any, name: str = group.name, axis: int = axis) -> None:
@@ -42,8 +39,7 @@ def _influence(evidence: Evidence) -> CriterionResult:
         hooks.append(block.register_forward_hook(see, with_kwargs=True))
     try:
         with torch.no_grad(), unfused(), evidence.shared() as samples:
-            for x, y in samples:
-                function(theta, to(x, function.device), to(y, function.device))
+            run(samples)
             ranks.add_up(sums.values())
     finally:
         for hook in hooks:
@@ -60,6 +56,7 @@ CRITERION = Criterion(
     _influence,
     "how much a block turns its hidden states (ShortGPT, arXiv 2403.03853)",
     needs_data=True,
+    spreads=True,
     group="sum",
     aggregation="l1",
     structure="layers",

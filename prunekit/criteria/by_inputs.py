@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-import torch
 from torch import Tensor
 
-from prunekit.batch import to
 from prunekit.criteria.evidence import CriterionResult, Evidence
 from prunekit.criteria.layer_inputs import Layer, add_up, from_rows, layers_with_inputs, refuse_unfit, summing, to_rows, unreached
-from prunekit.task.task import flat
 
 HELD = 2**30
 """Bytes of sums that are held at a time; layers beyond that wait for another pass over the samples."""
@@ -37,19 +34,17 @@ def scored_by_inputs(
         PrunekitError: parameters whose layers' inputs cannot be looked at, or none of which was reached; names all of them.
             With ``evidence.skip_unfit`` only where that is every one.
     """
-    function = evidence.function(flat)
-    layers, unfit = layers_with_inputs(function.model, evidence.prunable)
+    model, device, run = evidence.passing()
+    layers, unfit = layers_with_inputs(model, evidence.prunable)
     if unfit and (not evidence.skip_unfit or not layers):
         refuse_unfit(unfit, what)
     weights, importance = evidence.weights(), {}
-    theta = evidence.state.to(function.device)
     reached: set[str] = set()
     for some in portions(layers, size):
         with evidence.shared() as samples:
-            with torch.no_grad(), summing(some, each) as sums:
-                for x, y in samples:
-                    function(theta, to(x, function.device), to(y, function.device))
-            add_up(sums, function.device)
+            with summing(some, each) as sums:
+                run(samples)
+            add_up(sums, device)
         reached |= set(sums)
         for name in list(sums):
             layer, weight = some[name][0], weights[name].cpu()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,42 @@ from prunekit.task import Classification, Target, Task
 from prunekit.task.evaluation import unfit
 from prunekit.task.task import flat
 from prunekit.trajectory import Layout, Trajectory
+
+
+class Spread(Protocol):
+    """A model whose weights are not in one place: a criterion sees it a part at a time.
+
+    Attributes:
+        model: whose modules take hooks.
+        device: where it computes.
+        half: whether the model that it stands for is in half precision, which it computes wider.
+    """
+
+    model: nn.Module
+    device: torch.device
+    half: bool
+
+    def check(self) -> None:
+        """Before hooks are there; raises UsageError where the model has no such parts."""
+        ...
+
+    def run(self) -> None:
+        """Passes all scoring samples through the model once, without graphs; hooks see what goes into every module."""
+        ...
+
+    def answer(self, batch: Batch) -> Tensor:
+        """The outputs of a batch."""
+        ...
+
+    def cut(self, samples: Samples) -> Samples:
+        """The same samples, in batches that leave room."""
+        ...
+
+    def backward(
+        self, samples: Samples, total: Callable[[Tensor, Labels, int], Tensor]
+    ) -> Iterator[tuple[int, int, dict[str, Tensor]]]:
+        """Part and batch, and by parameter of that part the gradient of ``total(outputs, labels, batch)``; part by part."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -49,6 +85,8 @@ class Evidence:
             ``prunekit.structure.structure.Mappings``.
         skip_unfit: weights that a criterion cannot score (Wanda's and OBS' without inputs) by magnitude instead of refusing.
         options: what the criterion's own name says, ``name(key=value)``; those that are fields here are set already.
+        spread: how the model computes where it is not held whole; then ``function`` and what follows from it are not to be asked
+            for, see ``Criterion.spreads``.
         partial: where finished chunks are kept until all are done; ``partial_key``: what they are made from.
     """
 
@@ -77,6 +115,7 @@ class Evidence:
     partial: Path | None = None
     partial_key: dict[str, Any] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    spread: Spread | None = None
 
     @property
     def layout(self) -> Layout:
@@ -110,6 +149,28 @@ class Evidence:
         if (self.target if target is None else target) == "outputs" and self.classes:
             wanted = _only(self.classes, wanted)
         return ModelFunction(self.model, self.layout, self.trajectory.fixed, wanted, self.device, task=self.task)
+
+    @property
+    def half(self) -> bool:
+        """Whether the model is in half precision."""
+        if self.spread is not None:
+            return self.spread.half
+        return any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in self.model.parameters())
+
+    def passing(self) -> tuple[nn.Module, torch.device, Callable[[Samples], None]]:
+        """The model at the weights to score, where it computes, and what passes samples of ``shared`` through it."""
+        if (spread := self.spread) is not None:
+            spread.check()
+            return spread.model, spread.device, lambda samples: spread.run()
+        function = self.function(flat)
+        theta = self.state.to(function.device)
+
+        @torch.no_grad()
+        def run(samples: Samples) -> None:
+            for x, y in samples:
+                function(theta, to(x, function.device), to(y, function.device))
+
+        return function.model, function.device, run
 
     def check(self) -> None:
         """Whether model, samples, task and loss fit each other: everything is run once.
@@ -164,7 +225,7 @@ class Evidence:
                 if tensor.is_floating_point() and bool(tensor.isnan().any()):
                     raise UsageError(f"data: {name} of the scoring samples hold NaN (batch {number}); leave such samples out")
 
-    def _check_alone(self, function: ModelFunction, samples: Samples) -> None:
+    def _check_alone(self, answer: Callable[[Batch], Tensor], samples: Samples) -> None:
         """Raises UsageError where a sample alone does not give what it gives in its batch."""
         for name, module in self.model.named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
@@ -176,7 +237,6 @@ class Evidence:
         batch = samples.batch(0)
         if size(batch[0]) < 2:
             return
-        answer = self._answers(function)
         together = answer(batch)[0]
         if bool(together.isnan().any()):
             self.check_inputs()
@@ -201,6 +261,8 @@ class Evidence:
 
     def mixes(self) -> bool:
         """Whether several ranks may not cut batches, see ``prunekit.data.sharing.mixes``."""
+        if ranks.size() == 1:
+            return False
         return mixes(self._answers(self.function(flat)), self.samples())
 
     @contextmanager
@@ -222,16 +284,13 @@ class Evidence:
             UsageError: the loss mixes its batch.
         """
         wanted, samples = self.target if target is None else target, self.samples()
-        self._check_alone(self.function(flat), samples)
+        self._check_alone(self._answers(self.function(flat)), samples)
         if wanted != "loss":
             return self.function(wanted), samples
         self.task.get_target("loss")
         loss = self.task.loss
         if loss.weights is not None:
-            total = sum(float(loss.weights(labels).double().sum()) for _, labels in samples)
-            if not total:
-                raise UsageError("data: no label of the scoring samples counts (all are ignored, or their classes weigh 0)")
-            scale = len(samples) / total
+            scale = self._loss_scale(samples)
             if scale == 1:
                 return self.function(lambda out, labels: loss.of_each(out, labels)[:, None]), samples
             return self.function(lambda out, labels: loss.of_each(out, labels)[:, None] * scale), samples
@@ -240,6 +299,31 @@ class Evidence:
             return self.function(lambda out, labels: loss.of_each(out, labels)[:, None]), samples
         weighted = self.function(lambda out, both: (loss.of_each(out, both[0]) * both[1])[:, None])
         return weighted, samples.beside(factors)
+
+    def _loss_scale(self, samples: Samples) -> float:
+        """Times which a sample's own losses are its part in the loss of all, where the loss has known weights."""
+        assert self.task.loss.weights is not None
+        total = sum(self.task.loss.counted(labels, 0) for _, labels in samples)
+        if not total:
+            raise UsageError("data: no label of the scoring samples counts (all are ignored, or their classes weigh 0)")
+        return len(samples) / total
+
+    def spread_loss(self, spread: Spread) -> Callable[[Tensor, Labels], Tensor]:
+        """The target ``loss`` of ``explained`` for a model that is ``spread``: outputs and labels of one sample to its part.
+
+        Raises:
+            UsageError: a loss of the user's, whose parts do not follow from labels alone.
+        """
+        self.task.get_target("loss")
+        loss = self.task.loss
+        if loss.weights is None:
+            raise UsageError(
+                f"loss: {loss.name} is your own, and what a sample counts in it is found from its batch's outputs; take "
+                "gradient or snip, or leave --device-map out"
+            )
+        self._check_alone(lambda batch: spread.answer(batch).flatten(1), self.samples().first(2))
+        scale = self._loss_scale(self.samples())
+        return lambda out, labels: loss.of_each(out, labels).sum() * scale
 
     def _outputs(self) -> Iterator[tuple[Tensor, Labels]]:
         found: list[Tensor] = []
@@ -264,12 +348,9 @@ class Evidence:
         loss, samples = self.task.loss, self.samples()
         function = self.function(lambda out, labels: loss.batch(out, labels).reshape(1, 1))
 
-        def weight(labels: Labels, count: int) -> float:
-            return float(count) if loss.weights is None else float(loss.weights(labels).double().sum())
-
         def parts() -> Iterator[tuple[Batch, float]]:
             counts = [len(group) for group in samples.groups]
-            total = sum(weight(labels, count) for (_, labels), count in zip(samples, counts, strict=True))
+            total = sum(loss.counted(labels, count) for (_, labels), count in zip(samples, counts, strict=True))
             if loss.weights is None or len(samples) < ranks.size() or self.mixes():
                 mine, numbers = samples, ranks.dealt(range(len(counts)))
             else:
@@ -277,7 +358,7 @@ class Evidence:
                     numbers = range(len(mine.groups))
             for number in numbers:
                 inputs, labels = mine.batch(number)
-                counted = weight(labels, len(mine.groups[number]))
+                counted = loss.counted(labels, len(mine.groups[number]))
                 if counted or not total:  # the mean over a part of which nothing counts is no number
                     yield (to(inputs, function.device), to(labels, function.device)), counted / max(total, 1e-30)
 
@@ -310,6 +391,7 @@ class Criterion:
         by_inputs: it looks at the inputs of layers, and cannot score other weights (``Evidence.skip_unfit``).
         group: how a group's importance follows from the file, a name from ``prunekit.criteria.group_scores.GROUPINGS``: ``sum``
             of the signed axis sums (additive criteria), ``l1`` or ``l2`` norm of the importances, one ``draw`` …
+        spreads: it takes what ``Evidence.spread`` gives, or looks at weights one tensor after the other.
         aggregation: how signed scores become an importance; None leaves it to the evidence. Additive criteria only.
         structure: the one structure whose units it scores, where it scores no weights (``prunekit.criteria.units``).
         accepts: options that may be written behind its name, from ``prunekit.criteria.spec.OPTIONS``.
@@ -321,6 +403,7 @@ class Criterion:
     needs_path: bool = False
     needs_data: bool = False
     by_inputs: bool = False
+    spreads: bool = False
     group: str = "l2"
     aggregation: str | None = None
     structure: str | None = None

@@ -24,6 +24,7 @@ CRITERION = Criterion(
     _fisher,
     "second-order cost by the empirical Fisher, θ²·E[g²]/2 (arXiv 1801.05787)",
     needs_data=True,
+    spreads=True,
     group="sum",
     aggregation="square",
     accepts=("target",),

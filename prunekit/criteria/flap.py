@@ -61,6 +61,7 @@ CRITERION = Criterion(
     "fluctuation of the inputs that are read from a unit (FLAP, arXiv 2312.11983)",
     needs_data=True,
     by_inputs=True,
+    spreads=True,
     group="sum",
     aggregation="l1",
 )

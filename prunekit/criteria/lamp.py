@@ -25,4 +25,4 @@ def _lamp(evidence: Evidence) -> CriterionResult:
     return CriterionResult(importance, parts=(Scores(sizes, {}, facts),))
 
 
-CRITERION = Criterion(_lamp, "layer-adaptive magnitude (LAMP, arXiv 2010.07611)", group="lamp")
+CRITERION = Criterion(_lamp, "layer-adaptive magnitude (LAMP, arXiv 2010.07611)", spreads=True, group="lamp")

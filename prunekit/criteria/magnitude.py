@@ -14,4 +14,4 @@ def magnitudes(evidence: Evidence) -> CriterionResult:
     return CriterionResult({name: weights[name].abs() for name in evidence.prunable})
 
 
-CRITERION = Criterion(magnitudes, "absolute weight (arXiv 1506.02626)", accepts=("group",))
+CRITERION = Criterion(magnitudes, "absolute weight (arXiv 1506.02626)", spreads=True, accepts=("group",))

@@ -42,6 +42,7 @@ CRITERION = Criterion(
     "layer-wise optimal brain surgeon, θ²/[H⁻¹]_ii (arXiv 2208.11580)",
     needs_data=True,
     by_inputs=True,
+    spreads=True,
     group="l1",
     accepts=("damping",),
 )

@@ -13,4 +13,4 @@ def _random(evidence: Evidence) -> CriterionResult:
     return CriterionResult({name: torch.rand(shapes[name], generator=generator) for name in evidence.prunable})
 
 
-CRITERION = Criterion(_random, "uniform draws from the seed", group="draw")
+CRITERION = Criterion(_random, "uniform draws from the seed", spreads=True, group="draw")

@@ -13,31 +13,27 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import ranks
-from prunekit.batch import to
 from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 from prunekit.criteria.units import scored_units, units_of
 from prunekit.errors import PrunekitError
 from prunekit.structure.families import experts_of
-from prunekit.task.task import flat
 
 
 def _reap(evidence: Evidence) -> CriterionResult:
     groups = units_of(evidence, "experts")
     banks = {name: bank for name, _, _, bank in experts_of(evidence.model, evidence.attention)}
-    function = evidence.function(flat)
-    theta = evidence.state.to(function.device)
-    sums = {g.name: torch.zeros(2, g.size, dtype=torch.float64, device=function.device) for g in groups}
+    model, device, run = evidence.passing()
+    sums = {g.name: torch.zeros(2, g.size, dtype=torch.float64, device=device) for g in groups}
     hooks = []
     for group in groups:
 
         def see(module: nn.Module, args: Any, keywords: Any, name: str = group.name) -> None:
             _add(sums[name], module, args, keywords, banks[name])
 
-        hooks.append(function.model.get_submodule(banks[group.name]).register_forward_pre_hook(see, with_kwargs=True))
+        hooks.append(model.get_submodule(banks[group.name]).register_forward_pre_hook(see, with_kwargs=True))
     try:
         with torch.no_grad(), evidence.shared() as samples:
-            for x, y in samples:
-                function(theta, to(x, function.device), to(y, function.device))
+            run(samples)
             ranks.add_up(sums.values())
     finally:
         for hook in hooks:
@@ -76,6 +72,7 @@ CRITERION = Criterion(
     _reap,
     "router weight times norm of the expert's output (REAP, arXiv 2510.13999)",
     needs_data=True,
+    spreads=True,
     group="sum",
     aggregation="l1",
     structure="experts",

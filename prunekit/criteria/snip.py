@@ -7,13 +7,12 @@ The paper divides by the sum over all weights, which changes no ranking and is l
 from __future__ import annotations
 
 from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
-from prunekit.criteria.gradient import mean_loss_gradient
+from prunekit.criteria.gradient import from_gradient
 
 
 def _snip(evidence: Evidence) -> CriterionResult:
-    weights, gradient = evidence.weights(), mean_loss_gradient(evidence)
-    importance = {name: (weights[name] * gradient[name]).abs() for name in evidence.prunable}
-    return CriterionResult(importance, gradient_evaluations=len(evidence.samples()))
+    weights = evidence.weights()
+    return from_gradient(evidence, lambda name, gradient: (weights[name] * gradient).abs())
 
 
-CRITERION = Criterion(_snip, "connection sensitivity |θ·g| (SNIP, arXiv 1810.02340)", needs_data=True, group="l1")
+CRITERION = Criterion(_snip, "connection sensitivity |θ·g| (SNIP, arXiv 1810.02340)", needs_data=True, spreads=True, group="l1")

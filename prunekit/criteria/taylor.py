@@ -16,8 +16,9 @@ from functools import partial
 import torch
 
 from prunekit import ranks
-from prunekit.criteria.additive import collect, contributions
-from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
+from prunekit.criteria.additive import collect, contributions, spacing_of
+from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence, Spread
+from prunekit.criteria.scores import summed_axes
 from prunekit.data.sharing import Share, sharing
 from prunekit.kernel import Contribution, targets_of
 from prunekit.progress import Bar
@@ -31,6 +32,8 @@ def first_order(evidence: Evidence, target: str, aggregation: str) -> CriterionR
         target: a name that the task has; ``loss`` is the task's own.
         aggregation: a name from ``AGGREGATIONS``.
     """
+    if evidence.spread is not None:
+        return _by_parts(evidence, evidence.spread, aggregation)
     function, samples = evidence.explained(target)
     theta = evidence.state
     targets = targets_of(function, theta, *samples.rows(0, 1))
@@ -56,6 +59,25 @@ def first_order(evidence: Evidence, target: str, aggregation: str) -> CriterionR
         return CriterionResult(importance, axes, gradient_evaluations=int(ranks.total(sum(gradients))))
 
 
+def _by_parts(evidence: Evidence, spread: Spread, aggregation: str) -> CriterionResult:
+    """The same of the target ``loss``, for a model that is spread: each sample by itself, part by part."""
+    loss, samples, weights = evidence.spread_loss(spread), evidence.samples().bounded(1), evidence.weights()
+
+    def parts(skip: int) -> Iterator[Contribution]:
+        for _, number, gradients in spread.backward(samples, lambda outputs, labels, _: loss(outputs, labels)):
+            signed = {name: (weights[name].to(found.device) * found).neg()[None, None] for name, found in gradients.items()}
+            yield Contribution(slice(number, number + 1), slice(0, 1), signed)
+
+    spacing = spacing_of(evidence.layout, evidence.state.itemsize, len(samples))
+    importance, axes = collect(parts, (len(samples), 1), evidence.prunable, aggregation, spacing=spacing)
+    order = [f"{entry.name}@{axis}" for entry in evidence.layout.parameters for axis in summed_axes(len(entry.shape))]
+    return CriterionResult(
+        {name: importance[name] for name in evidence.prunable},
+        {key: axes[key] for key in order},
+        gradient_evaluations=len(samples),
+    )
+
+
 def _taylor(evidence: Evidence) -> CriterionResult:
     return first_order(evidence, evidence.options.get("target", "loss"), evidence.options.get("aggregation", "mean"))
 
@@ -64,6 +86,7 @@ CRITERION = Criterion(
     _taylor,
     "first-order change of the mean loss (arXiv 1906.10771)",
     needs_data=True,
+    spreads=True,
     group="sum",
     aggregation="mean",
     accepts=("target", "aggregation"),

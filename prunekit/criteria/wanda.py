@@ -19,4 +19,6 @@ def _wanda(evidence: Evidence) -> CriterionResult:
     )
 
 
-CRITERION = Criterion(_wanda, "weight times norm of its input (Wanda, arXiv 2306.11695)", needs_data=True, by_inputs=True)
+CRITERION = Criterion(
+    _wanda, "weight times norm of its input (Wanda, arXiv 2306.11695)", needs_data=True, by_inputs=True, spreads=True
+)

@@ -17,9 +17,10 @@ from prunekit.criteria import model_digest
 from prunekit.data import Samples
 from prunekit.errors import UsageError
 from prunekit.layerwise.amount import Amount
-from prunekit.layerwise.homes import InFiles, InMemory
+from prunekit.layerwise.homes import InFiles, InMemory, Viewed
 from prunekit.layerwise.method import Method, Problem, Solved
 from prunekit.layerwise.pruning import ACTIVATIONS, METHODS, Asked, Pruning, amount_of, get_method
+from prunekit.layerwise.row import Row
 from prunekit.plan import Plan
 from prunekit.plan.plan import OUTPUTS
 from prunekit.structure.roles import weight_roles
@@ -29,8 +30,8 @@ from prunekit.trajectory.bare import bare
 from prunekit.trajectory.copies import copied
 
 __all__ = [
-    "ACTIVATIONS", "METHODS", "Amount", "Asked", "InFiles", "InMemory", "Method", "Problem", "Pruning", "Solved", "amount_of",
-    "get_method", "prune_layerwise",
+    "ACTIVATIONS", "METHODS", "Amount", "Asked", "InFiles", "InMemory", "Method", "Problem", "Pruning", "Row", "Solved",
+    "Viewed", "amount_of", "get_method", "prune_layerwise",
 ]  # fmt: skip
 
 

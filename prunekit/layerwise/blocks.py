@@ -35,12 +35,12 @@ class Stack:
     blocks: list[nn.Module]
 
 
-class _Enough(BaseException):
+class Enough(BaseException):
     """The last block was reached: what the model would do with its outputs is not needed. A model's own ``except`` passes it."""
 
 
 @dataclass
-class _Watch:
+class Watch:
     """What the blocks of a stack were called with in one forward pass, by their numbers, and what they gave."""
 
     calls: list[tuple[int, Call]] = field(default_factory=list)
@@ -56,8 +56,8 @@ def stacks_of(model: nn.Module, holding: Collection[str], inputs: Inputs, home: 
         inputs: of one sample.
         home: where the model's weights lie.
     """
-    lists = _lists(model, holding)
-    watches = [_Watch() for _ in lists]
+    lists = lists_of(model, holding)
+    watches = [Watch() for _ in lists]
     order: list[Stack] = []
     with ExitStack() as exits:
         for stack, watch in zip(lists, watches, strict=True):
@@ -75,7 +75,8 @@ def stacks_of(model: nn.Module, holding: Collection[str], inputs: Inputs, home: 
     return [stack for stack in dict.fromkeys(order) if stack.name not in faults], faults
 
 
-def _lists(model: nn.Module, holding: Collection[str]) -> list[Stack]:
+def lists_of(model: nn.Module, holding: Collection[str]) -> list[Stack]:
+    """Module lists with any of the parameters ``holding``, that lie in no other such list."""
     found: list[Stack] = []
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{other.name}.") for other in found)
@@ -84,7 +85,7 @@ def _lists(model: nn.Module, holding: Collection[str]) -> list[Stack]:
     return found
 
 
-def _fault(stack: Stack, watch: _Watch) -> str | None:
+def _fault(stack: Stack, watch: Watch) -> str | None:
     """Why a list's items are no stack."""
     if [number for number, _ in watch.calls] != list(range(len(stack.blocks))):
         return "its items are not called once each, in order"
@@ -96,7 +97,7 @@ def _fault(stack: Stack, watch: _Watch) -> str | None:
     return None
 
 
-def _passed_alike(watch: _Watch, calls: list[Call]) -> bool:
+def _passed_alike(watch: Watch, calls: list[Call]) -> bool:
     """Whether blocks that are passed over are called with what they were called with when all ran, but for the hidden states."""
     return len(calls) == len(watch.calls) and all(
         _same_rest(mine, other) for (_, mine), other in zip(watch.calls, calls, strict=True)
@@ -111,8 +112,8 @@ def passed_over(model: nn.Module, stack: Stack, stacks: Sequence[Stack], inputs:
     Args:
         stacks: of the model; blocks of others run as they are.
     """
-    watch = _Watch()
-    with ExitStack() as exits, suppress(_Enough):
+    watch = Watch()
+    with ExitStack() as exits, suppress(Enough):
         for other in stacks:
             mine = other is stack
             exits.enter_context(computing(other, home, watch if mine else None, skip=mine))
@@ -121,7 +122,7 @@ def passed_over(model: nn.Module, stack: Stack, stacks: Sequence[Stack], inputs:
 
 
 @contextmanager
-def computing(stack: Stack, home: Home, watch: _Watch | None = None, skip: bool = False) -> Iterator[None]:
+def computing(stack: Stack, home: Home, watch: Watch | None = None, skip: bool = False) -> Iterator[None]:
     """While inside, blocks compute on their device, one at a time, and what they are called with and give is noted.
 
     Args:
@@ -133,7 +134,7 @@ def computing(stack: Stack, home: Home, watch: _Watch | None = None, skip: bool 
             if watch is not None:
                 watch.calls.append((number, (args, kwargs)))
                 if skip and number == len(stack.blocks) - 1:
-                    raise _Enough
+                    raise Enough
                 if skip and number and watch.answers:
                     return watch.answers[0]
             came_from = next((tensor.device for tensor in leaves((args, kwargs))), home.device)
@@ -145,8 +146,17 @@ def computing(stack: Stack, home: Home, watch: _Watch | None = None, skip: bool 
 
         return stand_in
 
+    with replaced(stack.blocks, instead):
+        yield
+
+
+@contextmanager
+def replaced(
+    blocks: Sequence[nn.Module], instead: Callable[[int, Callable[..., Any], nn.Module], Callable[..., Any]]
+) -> Iterator[None]:
+    """While inside, ``instead(number, forward, block)`` runs where a block's own forward did."""
     with ExitStack() as exits:
-        for number, block in enumerate(stack.blocks):
+        for number, block in enumerate(blocks):
             exits.callback(_put_back, block, vars(block).get("forward"))
             vars(block)["forward"] = instead(number, block.forward, block)
         yield

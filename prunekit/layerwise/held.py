@@ -88,6 +88,18 @@ class _Place:
     dtype: torch.dtype
 
 
+ROWS = 2**13
+"""Rows of hidden states that run through a block at a time at most, or one sample's."""
+BATCH = 2**23
+"""Bytes that they take at most, since what a block computes of them comes on top, some ten times as much."""
+
+
+def at_once(hidden: Tensor) -> int:
+    """How many samples run through a block at a time, by one's hidden states."""
+    rows, width = hidden.numel() // hidden.shape[-1], hidden.shape[-1]
+    return max(1, min(ROWS, BATCH // (width * hidden.itemsize)) // rows)
+
+
 @dataclass
 class Held:
     """The inputs of the block whose turn it is, and what else blocks are called with, for all samples.
@@ -127,7 +139,11 @@ class Held:
 
     def run(self, block: nn.Module, number: int, batch: int) -> Tensor:
         """The block on a batch; its hidden states."""
-        args, kwargs = with_hidden(self.calls[batch][number], self.hidden[batch])
+        return self.of(block, number, batch, self.hidden[batch])
+
+    def of(self, block: nn.Module, number: int, batch: int, hidden: Tensor) -> Tensor:
+        """The same on other hidden states of that batch."""
+        args, kwargs = with_hidden(self.calls[batch][number], hidden)
         found = first_tensor(block(*args, **kwargs))
         assert found is not None
         return found

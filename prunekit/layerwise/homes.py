@@ -7,7 +7,7 @@ and what pruning made of it goes to a file of its own, from which it comes from 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,6 +56,37 @@ class InMemory:
 
     def settle(self, module: nn.Module) -> None:
         pass
+
+
+class Viewed:
+    """Weights that are only read: each comes to ``device`` at its turn as a copy, and lies where it lay.
+
+    Args:
+        device: where everything computes.
+        held: tensors of the model that lie on accelerators for good, as copies, and where.
+    """
+
+    def __init__(self, device: torch.device, held: Iterable[tuple[Tensor, torch.device]] = ()) -> None:
+        self.device = self.inputs = device
+        self._held = {id(tensor): tensor.data.to(place) for tensor, place in held}
+
+    def present(self, module: nn.Module) -> AbstractContextManager[None]:
+        return self.here([*module.parameters(), *module.buffers()])
+
+    @contextmanager
+    def here(self, tensors: Iterable[Tensor]) -> Iterator[None]:
+        """While inside, these parameters and buffers are on ``device``."""
+        away = [(tensor, tensor.data) for tensor in tensors if tensor.device != self.device]
+        for tensor, data in away:
+            tensor.data = self._held.get(id(tensor), data).to(self.device)
+        try:
+            yield
+        finally:
+            for tensor, data in away:
+                tensor.data = data
+
+    def settle(self, module: nn.Module) -> None:
+        raise AssertionError("nothing changes these weights")
 
 
 class InFiles:

@@ -21,14 +21,9 @@ from prunekit.criteria.layer_inputs import Layer, reaching
 from prunekit.data import Samples
 from prunekit.errors import UsageError
 from prunekit.layerwise.blocks import Stack, hidden_of, passed_over, stacks_of
-from prunekit.layerwise.held import Held, Hidden
+from prunekit.layerwise.held import Held, Hidden, at_once
 from prunekit.layerwise.homes import Home
 from prunekit.measure.macs import unfused
-
-ROWS = 2**13
-"""Rows of hidden states that run through a block at a time at most, or one sample's."""
-BATCH = 2**23
-"""Bytes that they take at most, since what a block computes of them comes on top, some ten times as much."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +123,7 @@ class Passing:
         held = Held(self._home.device, Hidden(self._home.device, self._most, self._spill))
         first = hidden_of(passed_over(self._model, stack, self.stacks, self._one, self._home)[0])
         assert first is not None
-        rows, width = first.numel() // first.shape[-1], first.shape[-1]
-        for inputs, _ in self._samples.bounded(max(1, min(ROWS, BATCH // (width * first.itemsize)) // rows)):
+        for inputs, _ in self._samples.bounded(at_once(first)):
             held.add(passed_over(self._model, stack, self.stacks, to(inputs, self._home.inputs), self._home))
             if self._spill is None and held.bytes > self._most:
                 seen = sum(len(held.hidden[batch]) for batch in range(len(held.hidden)))

@@ -55,6 +55,10 @@ class Loss:
         rows = range(len(outputs))
         return torch.stack([self.batch(outputs[k : k + 1], take(labels, slice(k, k + 1), len(outputs))) for k in rows])
 
+    def counted(self, labels: Labels, samples: int) -> float:
+        """What a batch counts in the mean over several."""
+        return float(samples) if self.weights is None else float(self.weights(labels).double().sum())
+
     def factors(self, outputs: Tensor, labels: Labels) -> Tensor:
         """``(samples,)`` with ``batch(outputs, labels) = mean(factor · single)``.
 

@@ -83,7 +83,7 @@ def _dispatched(models: Sequence[nn.Module], device_map: DeviceMap) -> Iterator[
     accelerate = needed("accelerate")
     from accelerate.hooks import remove_hook_from_submodules
 
-    places = [_places(accelerate, device_map, model, len(models)) for model in models]
+    places = [places_of(device_map, model, len(models)) for model in models]
     modules = [module for model in models for module in model.modules()]
     before = [
         (module, dict(module._parameters), dict(module._buffers), {key: vars(module).get(key) for key in ADDED})
@@ -108,8 +108,16 @@ def _dispatched(models: Sequence[nn.Module], device_map: DeviceMap) -> Iterator[
                         vars(module)[key] = value
 
 
-def _places(accelerate: Any, device_map: DeviceMap, model: nn.Module, models: int) -> dict[str, Any]:
-    """Module -> device, none inside another, as accelerate takes it."""
+def places_of(device_map: DeviceMap, model: nn.Module, models: int) -> dict[str, Any]:
+    """Module -> device, none inside another, as accelerate takes it.
+
+    Args:
+        models: that share what is free, where the map is ``auto``.
+
+    Raises:
+        UsageError: accelerate is not installed, or the map does not fit the model.
+    """
+    accelerate = needed("accelerate")
     chosen = {} if isinstance(device_map, str) else dict(device_map)
     if isinstance(device_map, str):
         free = accelerate.utils.get_max_memory()

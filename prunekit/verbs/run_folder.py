@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,10 @@ class Run:
             attention=tuple(recipe.structure.mappings()),
             device=self.device,
         )
+
+    def asked(self, **options: Any) -> Evidence:
+        """The same with other options, such as a command's."""
+        return replace(self.evidence, **options)
 
     # -- artifacts ---------------------------------------------------------------------------------------------
 

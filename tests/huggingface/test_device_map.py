@@ -1,4 +1,4 @@
-"""eval --device-map: accelerate's placements change no figure, and the models are themselves again afterwards."""
+"""--device-map: where weights lie changes no figure and no score, and the models are themselves again afterwards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from prunekit import UsageError
+from prunekit import Scores, UsageError
 from prunekit.data import Samples
 from prunekit.explain import EvaluationRecord
 from prunekit.huggingface import load_model
@@ -90,6 +90,41 @@ def test_a_run_with_a_path_is_refused_before_anything_is_measured(save: Save, wo
     assert found.code == 2
     assert "this run has a training path" in found.err
     assert not (run / "pruned" / "x" / "eval.json").exists()
+    refused = cli("score", run, "-c", "gradient", "--device-map", "auto")
+    assert refused.code == 2
+    assert "this run has a training path" in refused.err
+
+
+def test_scores_are_those_of_a_model_in_one_place(save: Save, words: str, cli: Cli, tmp_path: Path) -> None:
+    """Of a model in half precision with tied weights, whose samples are cut and whose hidden states lie in files."""
+    run = tmp_path / "run"
+    done(cli, "import", "--hf", save("llama", dtype=torch.bfloat16), "--data", f"{words}:texts", "--out", run)
+    names = ("magnitude", "gradient", "wanda", "taylor")
+    criteria = [word for name in names for word in ("-c", name)]
+    done(cli, "score", run, *criteria, "--skip-unfit")
+    alone = {name: Scores.load(run / "scores" / f"{name}.safetensors") for name in names}
+    for places in ('{"": "disk"}', "auto"):
+        done(cli, "score", run, *criteria, "--skip-unfit", "--device-map", places, "--memory", "16KiB", "--overwrite")
+        for name, expected in alone.items():
+            found = Scores.load(run / "scores" / f"{name}.safetensors")
+            assert found.provenance == expected.provenance
+            for key, importance in expected.importance.items():
+                assert float((found.importance[key] - importance).norm()) <= 1e-6 * float(importance.norm()), f"{name} {key}"
+    assert json.loads(done(cli, "score", run, "-c", "gradient", "--device-map", "auto", "--json"))[0]["reused"]
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for options, message in (
+        (("-c", "gradient", "-c", "influence", "--device-map", "auto"), "influence needs a training path"),
+        (("-c", "gradient", "-c", "grasp", "--device-map", "auto"), "grasp looks at the whole model at once"),
+        (("-c", "taylor(target=margin)", "--device-map", "auto"), "leave target=margin out"),
+        (("-c", "gradient", "--device-map", '{"modle": "cpu"}'), "did you mean model"),
+        (("-c", "gradient", "--device-map", "gpu"), "it must be auto, or a JSON object"),
+        (("-c", "gradient", "--device-map", "auto", "--device", "cpu"), "leave one of them out"),
+    ):
+        refused = cli("score", run, "--overwrite", *options)
+        assert refused.code in (1, 2)
+        assert message in refused.err
+        assert refused.err.count("\n") == 1
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_scores_of_a_model_that_accelerate_placed_are_refused_by_name(save: Save) -> None:
