@@ -25,6 +25,7 @@ from prunekit.repair.streamed import Streaming
 from prunekit.search.rivals.streamed import STREAMED
 from prunekit.steps.finetune import Finetuning, finetune
 from prunekit.structure import implied_sparsity
+from prunekit.task.evaluation import References, evaluate
 from prunekit.training import Distillation, batches_per_epoch
 from prunekit.trajectory.copies import copied
 
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 TUNED = "tuned"
 SHARE = 2 / 3
 """Of the tokens, for the weights, where a mask is learnt first."""
-RATE = 5e-3
-"""Of tuning, at first; it falls to 0 in a straight line."""
+RATE, NEAR = 5e-3, 0.025
+"""Of tuning, at first, at most; and times √KL where it starts, since what is nearly right is harmed by large steps. It falls to 0
+in a straight line. Chosen on another, smaller Llama (docs/language-models.md)."""
 RATES = {"leap": 3e-3, "maskllm": 3e-3, "block-reconstruction": 1e-2}
 """Rivals' rates at a few hundred steps; their papers' are for thousands."""
 BY_LAYERS = tuple(name for name in METHODS if name != "magnitude")
@@ -110,11 +112,12 @@ def tuned(plan: Plan, model: nn.Module, material: RepairSamples, share: float = 
     def scheduler(optimizer: torch.optim.Optimizer, total: int) -> object:
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
 
-    steps = steps_of(material, share)
+    steps, made = steps_of(material, share), copied(start if start is not None else masked(model, plan))
+    rate = min(RATE, NEAR * _divergence(made, model, material) ** 0.5)
     options = Finetuning(
         batch=batch,
         samples=len(every),
-        optimizer=lambda one: torch.optim.AdamW(one.parameters(), lr=RATE, weight_decay=0.0),
+        optimizer=lambda one: torch.optim.AdamW(one.parameters(), lr=rate, weight_decay=0.0),
         scheduler=scheduler,
         task=task,
         epochs=-(-steps // batches_per_epoch(len(every), how.batch, drop_last=True)),
@@ -125,9 +128,15 @@ def tuned(plan: Plan, model: nn.Module, material: RepairSamples, share: float = 
         device=device,
         most=steps,
     )
-    made = copied(start if start is not None else masked(model, plan))
     finetune(made, plan, options)
     return plan, made
+
+
+def _divergence(made: nn.Module, model: nn.Module, material: RepairSamples) -> float:
+    """From the dense model, on the samples that judge, or on those that are learnt from where there are none."""
+    task, samples = material.evidence.task, material.train.first(CALIBRATION) if material.accept is None else material.accept
+    figures = evaluate(made, samples, task, References(model, samples, task)).figures()
+    return max(0.0, figures["kl"])
 
 
 def then_tuned(plan: Plan, model: nn.Module, material: RepairSamples, *, way: Callable[..., Found], learns: bool) -> Found:

@@ -1,0 +1,129 @@
+"""What is left to do with 64 windows of calibration text and nothing else: layer-wise methods against masks and weights learnt.
+
+    python benchmarks/few_windows.py RUN [RUN …] [--windows 64] [--tokens 200k] [--sparsities 0.5 0.7 0.9] [--structures 2:4]
+
+RUN is a run of a language model, of two seeds for instance (``prunekit compare recipes/lm-comparison-small.yaml --out DIR``
+leaves its runs in DIR/runs). Of its training data the first windows are taken, of its test data the figures: KL to the dense
+model in nats a token, each run's and their mean. Layer-wise methods look at all windows. What learns goes over them again and
+again: a mask learns from three quarters and is judged on the last quarter; tuning sees all. ``divided`` does as ``prunekit prune
+--tokens`` would: it tries the four divisions of tokens between mask and weights with a twentieth each, judges them on the last
+quarter, and spends what is left by the best. Nothing was chosen by these test data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from prunekit import Plan, make_plan
+from prunekit.apply import masked
+from prunekit.criteria import score_gathered
+from prunekit.data import Samples
+from prunekit.repair.streamed import Streaming
+from prunekit.search import streamed_ways as ways
+from prunekit.search.ways import RepairSamples
+from prunekit.structure import implied_sparsity
+from prunekit.task.evaluation import References, evaluate
+from prunekit.verbs.dividing import SHARES, TRY
+from prunekit.verbs.run_folder import Run
+
+JUDGED = 4
+"""Of so many windows one judges."""
+
+
+def kl(model: nn.Module, run: Run, samples: Samples) -> float:
+    found: float = evaluate(model, samples, run.task, References(run.model, samples, run.task)).figures()["kl"]
+    return found
+
+
+def learnt(plan: Plan, run: Run, material: RepairSamples, share: float) -> nn.Module:
+    """A mask, then weights, for which ``share`` of the tokens are."""
+    found = plan if share == 1 else ways.streamed(plan, run.model, material, 1 - share)[0]
+    made = ways.tuned(found, run.model, material, share)[1] if share else None
+    return masked(run.model, found) if made is None else made
+
+
+def divided(plan: Plan, run: Run, material: RepairSamples) -> tuple[nn.Module, str]:
+    """The best division of the tokens by small tries, and which it was."""
+    how = ways.streaming(material)
+    assert material.accept is not None
+    small = replace(material, stream=replace(how, tokens=round(TRY * how.tokens), looks=2))
+    tries = {share: kl(learnt(plan, run, small, share), run, material.accept) for share in SHARES}
+    best = min(tries, key=lambda share: tries[share])
+    rest = replace(material, stream=replace(how, tokens=how.tokens - len(SHARES) * round(TRY * how.tokens)))
+    return learnt(plan, run, rest, best), f"{best:.2f} for weights"
+
+
+def measured(run: Run, windows: int, tokens: int, structure: str, sparsity: float | None) -> Iterator[tuple[str, float, str]]:
+    """Name of a way, KL on test data, and what else is to be said."""
+    few = run.batches("train").first(windows)
+    apart = torch.arange(windows) % JUDGED == JUDGED - 1
+    material = RepairSamples(
+        run.evidence, few, few.where(apart), run.example, run.recipe.seed, Streaming(tokens=tokens, batch=8, looks=10)
+    )
+    learning = replace(material, given=few.where(~apart))
+    scores = score_gathered(replace(run.evidence, data=few), "wanda")
+    allocation = "rows" if structure == "unstructured" else "global"
+    plan = make_plan(scores, run.model, sparsity=sparsity, structure=structure, allocation=allocation)
+    test = run.batches("test")
+
+    def by(method: str) -> tuple[Plan, nn.Module]:
+        found, made = ways.by_layers(plan, run.model, material, method=method)
+        return found, masked(run.model, found) if made is None else made
+
+    layerwise = {name: by(name) for name in ways.BY_LAYERS}
+    done: dict[str, Callable[[], tuple[nn.Module, str]]] = {
+        "ADMM, then weights tuned": lambda: (
+            _made(ways.tuned(layerwise["admm"][0], run.model, material, 1.0, layerwise["admm"][1])),
+            "",
+        ),
+        "weights tuned": lambda: (learnt(plan, run, material, 1.0), ""),
+        "mask learnt": lambda: (learnt(plan, run, learning, 0.0), ""),
+        "mask learnt, then weights tuned": lambda: (learnt(plan, run, learning, ways.SHARE), ""),
+        "divided": lambda: divided(plan, run, learning),
+    }
+    for name, (_, model) in layerwise.items():
+        yield name, kl(model, run, test), ""
+    for name, work in done.items():
+        model, note = work()
+        yield name, kl(model, run, test), note
+
+
+def _made(found: ways.Found) -> nn.Module:
+    assert found[1] is not None
+    return found[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--windows", type=int, default=64)
+    parser.add_argument(
+        "--tokens", type=lambda text: int(text.removesuffix("k")) * (1000 if text.endswith("k") else 1), default=200_000
+    )
+    parser.add_argument("--sparsities", nargs="*", type=float, default=[0.5, 0.7, 0.9])
+    parser.add_argument("--structures", nargs="*", default=["2:4"], help="patterns that say how much goes")
+    asked = parser.parse_args()
+    cells = [("unstructured", sparsity) for sparsity in asked.sparsities]
+    cells += [(name, implied_sparsity(name)) for name in asked.structures]
+    print("| | way | KL, mean | of each run | |\n|---|---|---|---|---|")
+    for structure, sparsity in cells:
+        rows: dict[str, list[tuple[float, str]]] = {}
+        for path in asked.runs:
+            for name, found, note in measured(Run(path), asked.windows, asked.tokens, structure, sparsity):
+                rows.setdefault(name, []).append((found, note))
+        for name, values in rows.items():
+            each = ", ".join(f"{value:.4f}" for value, _ in values)
+            notes = "; ".join(note for _, note in values if note)
+            what = f"{sparsity:g}" if structure == "unstructured" else structure
+            print(f"| {what} | {name} | {statistics.fmean(v for v, _ in values):.4f} | {each} | {notes} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
