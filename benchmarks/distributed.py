@@ -102,13 +102,18 @@ def member() -> None:
     """One process of a team: works as it is asked to, line by line, and the first one tells seconds and bytes."""
     torch.set_num_threads(1)
     with ranks.joined():
-        work: dict[str, Work] = {"score": scoring()}
-        work["learn"], weights = learning()
-        work["layers"] = by_layers()
+        makers: dict[str, Callable[[], tuple[Work, int]]] = {
+            "score": lambda: (scoring(), 0), "learn": learning, "layers": lambda: (by_layers(), 0),
+        }  # fmt: skip
+        made: dict[str, tuple[Work, int]] = {}
         for line in sys.stdin:
+            what = line.strip()
+            if what not in made:
+                made[what] = makers[what]()
+            work, weights = made[what]
             ranks.wait()
             before, begun, busy = written(), time.perf_counter(), time.process_time()
-            work[line.strip()]()
+            work()
             busiest = max(ranks.gathered(time.process_time() - busy))
             if ranks.first():
                 print(time.perf_counter() - begun, busiest, written() - before, weights, flush=True)

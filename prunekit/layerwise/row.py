@@ -323,7 +323,7 @@ class Row:
 
         answer = None
         outside = self._home.here(self._beside(blocks))
-        with replaced(blocks, instead), unhooked(blocks), outside, traceless(self.model), suppress(Enough):
+        with self._quiet(), replaced(blocks, instead), unhooked(blocks), outside, traceless(self.model), suppress(Enough):
             answer = call(self.model, inputs)
         return calls, answer
 

@@ -99,7 +99,7 @@ def test_scores_are_those_of_a_model_in_one_place(save: Save, words: str, cli: C
     """Of a model in half precision with tied weights, whose samples are cut and whose hidden states lie in files."""
     run = tmp_path / "run"
     done(cli, "import", "--hf", save("llama", dtype=torch.bfloat16), "--data", f"{words}:texts", "--out", run)
-    names = ("magnitude", "gradient", "wanda", "taylor")
+    names = ("magnitude", "gradient", "wanda", "flap", "taylor")
     criteria = [word for name in names for word in ("-c", name)]
     done(cli, "score", run, *criteria, "--skip-unfit")
     alone = {name: Scores.load(run / "scores" / f"{name}.safetensors") for name in names}

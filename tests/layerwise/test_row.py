@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -209,6 +210,26 @@ def test_criteria_that_need_the_whole_model_are_refused(name: str, message: str,
 def test_single_samples_of_a_loss_of_ones_own_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="mixing is your own"):
         score_evidence(spread(fitted(mixing), tmp_path), "fisher")
+
+
+class Remembers(Blocks):
+    """A language model's cache, which would grow each time that a block runs again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(use_cache=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not self.config.use_cache
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("name", ["gradient", "taylor", "wanda"])
+def test_no_cache_is_kept(name: str, tmp_path: Path) -> None:
+    whole, model = fitted(), Remembers().double()
+    model.load_state_dict(whole.model.state_dict())
+    near(score_evidence(spread(replace(whole, model=model), tmp_path), name), score_evidence(whole, name))
+    assert model.config.use_cache
 
 
 class Away(Viewed):
