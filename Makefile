@@ -41,6 +41,7 @@ chaos: .venv/installed-test
 	.venv/bin/python -m tests.faults.kill --full-disk
 	.venv/bin/python -m tests.faults.kill --random 10
 	.venv/bin/python -m tests.faults.kill_ranks
+	.venv/bin/python -m tests.faults.chaos
 
 lint: .venv/installed-dev
 	.venv/bin/python -m ruff check .

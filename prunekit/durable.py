@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from prunekit import bounded, ranks
+from prunekit import bounded, ranks, temporary
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.remote import Place, is_shortened
 
@@ -151,7 +151,7 @@ def _in_step(folder: Path) -> Iterator[Path | None]:
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
     else:
-        with tempfile.TemporaryDirectory(prefix=PREFIX, suffix=SUFFIX) as thrown_away:
+        with temporary.folder(PREFIX, SUFFIX) as thrown_away:
             yield Path(thrown_away)
     if not inside:
         ranks.wait()

@@ -14,19 +14,22 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from prunekit import stopping
+from prunekit import stopping, temporary
 from prunekit.errors import Note, PrunekitError, UsageError, quoted
 from prunekit.imports import needed
 
 IN_COMPANY, ALONE = 2, 2
 """How often a piece may be among those that lost their workers, before it is tried alone; and how often it may lose one then."""
+STARTS = 3
+"""How often workers of Dask on this machine are started, where one of them is killed before all of them stand."""
 MOST = 64
 """Pieces under way at a time where an executor does not say how many workers it has."""
 TIMEOUT = 15
@@ -242,8 +245,10 @@ class _Processes(ProcessPoolExecutor):
 
 @contextmanager
 def _processes(count: int) -> Iterator[Engine]:
+    place = temporary.root()
+
     def made() -> Executor:
-        return _Processes(count, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
+        return _Processes(count, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(str(place),))
 
     found = Engine(made(), count + 2, f"{count} processes", made)
     try:
@@ -253,14 +258,17 @@ def _processes(count: int) -> Iterator[Engine]:
         found.executor.shutdown(wait=False, cancel_futures=True)
         for worker in workers:
             worker.terminate()  # what it writes is written whole or not at all
+        for worker in workers:
+            worker.join()
         raise
     found.executor.shutdown()
 
 
-def _begin() -> None:
-    """A worker ends with its parent, however that ends, and leaves stdout to it."""
+def _begin(place: str) -> None:
+    """A worker ends with its parent, however that ends, leaves stdout to it, and has its temporary files in ``place``."""
     stopping.end_with_parent()
     sys.stdout = sys.stderr
+    os.environ["TMPDIR"] = tempfile.tempdir = place
 
 
 @contextmanager
@@ -270,32 +278,57 @@ def _dask(spec: str) -> Iterator[Engine]:
     if not debug:
         for name in ("distributed", "tornado"):
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # what matters is said in our own words
-    workers = spec.removeprefix("dask-local:") if spec.startswith("dask-local:") else None
-    cluster, address = None, "tcp://" + spec.removeprefix("dask://")
-    if workers is not None:
-        with _interrupts_held():
-            cluster = distributed.LocalCluster(
-                n_workers=int(workers), threads_per_worker=1, processes=True, dashboard_address=None,
-                silence_logs=False if debug else logging.CRITICAL + 1,
-            )  # fmt: skip
-        address = cluster.scheduler_address
-    client = None
-    try:
+    with (
+        _local(spec, debug) if spec.startswith("dask-local:") else nullcontext("tcp://" + spec.removeprefix("dask://")) as address
+    ):
         try:
             client = distributed.Client(address, timeout=TIMEOUT, set_as_default=False)
         except (OSError, ValueError):
             raise PrunekitError(
                 f"{spec}: no scheduler of Dask has answered there in {TIMEOUT:g} s; start one with: dask scheduler"
             ) from None
-        known = len(client.nthreads())
-        if not known:
-            warnings.warn(Note(f"{spec}: has no workers yet; cells wait for them"), stacklevel=2)
-        yield Engine(client.get_executor(pure=False), max(MOST, 2 * known), spec)
-    finally:
-        with _interrupts_held():
-            for opened in (client, cluster):
-                if opened is not None:
-                    opened.close()
+        try:
+            known = len(client.nthreads())
+            if not known:
+                warnings.warn(Note(f"{spec}: has no workers yet; cells wait for them"), stacklevel=2)
+            yield Engine(client.get_executor(pure=False), max(MOST, 2 * known), spec)
+        finally:
+            with _interrupts_held():
+                client.close()
+
+
+@contextmanager
+def _local(spec: str, debug: bool) -> Iterator[str]:
+    """Workers of Dask on this machine; yields their scheduler's address.
+
+    Raises:
+        PrunekitError: they were killed again and again before all of them stood.
+    """
+    dask: Any = needed("dask")
+    distributed: Any = needed("distributed")
+    place = str(temporary.root())  # others cannot write there, and Dask puts it on Python's path
+    patient = {"temporary-directory": place, "distributed.deploy.lost-worker-timeout": "1 day"}  # else it gives up slow restarts
+    with dask.config.set(patient):
+        for left in reversed(range(STARTS)):
+            try:
+                with _interrupts_held():
+                    cluster = distributed.LocalCluster(
+                        n_workers=int(spec.removeprefix("dask-local:")), threads_per_worker=1, processes=True,
+                        dashboard_address=None, silence_logs=False if debug else logging.CRITICAL + 1, local_directory=place,
+                        env={"TMPDIR": place},
+                    )  # fmt: skip
+                break
+            except RuntimeError as error:
+                if not left:
+                    raise PrunekitError(
+                        f"{spec}: its workers were started {STARTS} times, and one ended at once each time, for want of memory "
+                        f"perhaps ({quoted(error)}); take fewer workers"
+                    ) from error
+        try:
+            yield cluster.scheduler_address
+        finally:
+            with _interrupts_held():
+                cluster.close()
 
 
 @contextmanager

@@ -12,12 +12,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing itself takes as long to import as all else here, and nobody listens yet
-    from typing import Any
+    from typing import Any, NoReturn
 
 SAID = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}
 """What the line says, and the exit code."""
@@ -43,6 +43,22 @@ def _alone_or_first(code: int) -> bool:
 tells: Callable[[int], bool] = _alone_or_first
 """Whether this process says why it ends with such a code; where several work as one another one may have said it
 (``prunekit.ranks.tells``)."""
+
+_endings: list[Callable[[], None]] = []
+
+
+def before_the_end(put_away: Callable[[], None]) -> None:
+    """Has a function called where the process ends at once, without Python's own exit functions."""
+    _endings.append(put_away)
+
+
+def end(code: int) -> NoReturn:
+    """Ends the process at once, other threads and whatever they wait for included."""
+    for put_away in _endings:
+        with suppress(Exception):  # the process ends, whatever could not be put away
+            put_away()
+    os._exit(code)
+
 
 _owner = 0
 """The process that this is for; one that it forks has these handlers too, and no use for them."""
@@ -87,7 +103,7 @@ def end_with_parent() -> None:
     def wait() -> None:
         if parent is not None:
             parent.join()  # on a pipe whose other end the parent alone holds
-        os._exit(1)
+        end(1)
 
     threading.Thread(target=wait, daemon=True).start()
 
@@ -139,9 +155,9 @@ def _handle(signum: int, frame: FrameType | None) -> None:
 def _leave(signum: int) -> None:
     line, code = SAID[signal.Signals(signum)]
     if not tells(code):
-        os._exit(code)
+        end(code)
     if say(line):  # else this signal came between another one and its line, which ends the process
-        os._exit(code)
+        end(code)
 
 
 def _importing(frame: FrameType | None) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import tempfile
 from collections.abc import Callable
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,21 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 generation.ROUNDS = 0.0  # of a language model's speed one round is timed
 
-# What the tests' runs are trusted by is theirs alone; workers have it from the process that starts them.
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    os.environ["PRUNEKIT_STATE"] = tempfile.mkdtemp(prefix="prunekit-state-")
+
+def _own_temporaries() -> None:
+    """What tests, and programs that they start, leave among temporary files goes with the session; pytest keeps its own folders.
+
+    What the tests' runs are trusted by is theirs alone.
+    """
+    place = tempfile.mkdtemp(prefix="tests-")
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    os.environ["TMPDIR"] = tempfile.tempdir = place
+    os.environ["PRUNEKIT_STATE"] = str(Path(place, "state"))
+    Finalize(None, shutil.rmtree, (place, True), exitpriority=-200)  # after multiprocessing's own, which are there too
+
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers have it from the process that starts them
+    _own_temporaries()
 
 # Every test draws the same numbers wherever and after whatever it runs; PRUNEKIT_TEST_SEED tries others.
 SEED = os.environ.get("PRUNEKIT_TEST_SEED")

@@ -127,7 +127,7 @@ def _one_line(message: str) -> str:
 
 def _end(code: int) -> NoReturn:
     if ranks.met() is not None:
-        os._exit(code)  # what the others wait for never comes; torchrun ends them
+        stopping.end(code)  # what the others wait for never comes; torchrun ends them
     try:
         sys.stdout.flush()
     except OSError:  # stdout itself is what failed: the interpreter must not try again while it ends

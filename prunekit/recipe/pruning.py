@@ -351,10 +351,12 @@ class Prune(Steps):
 
     @model_validator(mode="after")
     def _timed(self) -> Prune:
-        if self.speedup is not None and self.structure not in GROUPED:
+        name, value = self.budget
+        if name in SIZED and self.structure not in GROUPED:
+            saved = "save no time" if name in TIMES else "make nothing smaller"
             raise ValueError(
-                f"speedup is {self.speedup:g}, and the structure is {self.structure}: masks save no time in dense kernels; take "
-                "structure channels, heads or layers"
+                f"{name} is {value:g}, and the structure is {self.structure}: masks {saved} in dense kernels; take structure "
+                "channels, heads or layers"
             )
         return self
 

@@ -69,7 +69,7 @@ def asked_sparsity(structure: str, sparsity: float | None) -> float:
     """
     implied = implied_sparsity(structure)
     if implied is not None:
-        if sparsity is not None and abs(sparsity - implied) > 1e-9:
+        if sparsity is not None and f"{sparsity:g}" != f"{implied:g}":
             raise UsageError(f"sparsity is {sparsity}; {structure} removes {implied:g}: leave it out, or take another pattern")
         return implied
     if sparsity is None:

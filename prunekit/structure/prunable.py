@@ -37,10 +37,11 @@ def prunable_parameters(model: nn.Module, layout: Layout, ignore: Sequence[str] 
     asked = {name for name in _matching(names, include) if len(shapes[name]) >= 2}
     ignored = set(_matching(names, ignore))
     kept = [name for name in names if (name in weights or name in asked) and name not in ignored]
+    if not kept and ignored & (weights.keys() | asked):
+        patterns = ", ".join(map(repr, ignore))
+        raise UsageError(f"nothing is left to prune: prunable.ignore ({patterns}) covers every layer's weight")
     if not kept:
-        raise UsageError(
-            f"nothing to prune: no layer's weight is left of {', '.join(names)}; see prunable.ignore and prunable.include"
-        )
+        raise UsageError(f"nothing to prune: none of {len(names)} parameters is a layer's weight; see prunable.include")
     return kept
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunekit import checkpoint, ranks
+from prunekit import checkpoint, ranks, temporary
 from prunekit.errors import ArtifactError, NonFiniteError, UsageError
 from prunekit.remote import Remote, placed
 from prunekit.trajectory.bare import bare
@@ -145,7 +145,7 @@ class Trajectory:
             raise UsageError("Trajectory.of takes one model at least")
         for model in models:
             refuse_meta(bare(model))
-        folder = TemporaryDirectory(prefix="prunekit-")
+        folder = temporary.folder()
         states = [bare(model).state_dict() for model in models]
         with ranks.apart():  # each has its own
             write_checkpoints(Path(folder.name), copied(bare(models[-1])), states)

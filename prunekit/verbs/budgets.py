@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import safetensors.torch
@@ -13,12 +13,15 @@ from torch import nn
 from prunekit import checkpoint
 from prunekit.apply import masked, prune
 from prunekit.batch import Inputs, take, to
+from prunekit.criteria import score
 from prunekit.errors import PrunekitError, UsageError
 from prunekit.measure import Speed, noisy, sizes, timed
-from prunekit.plan import Plan
-from prunekit.recipe import DROPS, TIMES, Prune
+from prunekit.plan import GROUPED, MissedTarget, Plan, make_plan
+from prunekit.recipe import DROPS, TIMES, Prune, Recipe
 from prunekit.search.budget import HIGHEST, least, most
 from prunekit.steps import Planner, Schedule, prune_by_schedule
+from prunekit.structure import pattern_of, prunable_parameters
+from prunekit.trajectory import Layout, Trajectory
 from prunekit.trajectory.copies import copied
 from prunekit.verbs.run_folder import Run
 from prunekit.verbs.scheduling import finetuning_of
@@ -44,7 +47,6 @@ def within_budget(run: Run, wanted: Prune, choose: Choose, plan: MakePlan, plann
         sparsity, and for the record the budget, what was reached, and in which unit.
 
     Raises:
-        UsageError: masks cannot meet it, since zeros do not shrink what dense kernels do.
         PrunekitError: nothing that can be planned is within it; says what was reached.
     """
     name, budget = wanted.budget
@@ -52,23 +54,59 @@ def within_budget(run: Run, wanted: Prune, choose: Choose, plan: MakePlan, plann
         return _by_measure(run, wanted, name, budget, choose, plan, planner)
 
     def planned(sparsity: float) -> Plan:
-        found = plan(choose(sparsity), sparsity)
-        if found.masking and name != "max_params":
-            option = "--" + name.replace("_", "-")
-            raise UsageError(
-                f"{option}: zeros change nothing of this in dense kernels; take --structure channels, heads or layers"
-            )
-        return found
+        return plan(choose(sparsity), sparsity)
 
     if name in TIMES:
         return _by_time(run, wanted, planned)
-    size = partial(parameters_left, run) if name == "max_params" else {"max_macs": _macs, "max_bytes": _bytes}[name](run)
-    sparsity, reached = least(lambda sparsity: size(planned(sparsity)), budget)
+    size = SIZES[name]
+    sparsity, reached = least(lambda sparsity: size(run.model, planned(sparsity), run.example), budget)
     if reached > budget:
-        raise PrunekitError(
-            f"{name} is {budget:g}; the smallest plan that could be made of {wanted.structure} reaches {reached:g}"
-        )
+        raise _too_large(wanted, reached)
     return sparsity, {"budget": {name: budget}, "reached": reached}
+
+
+def check_budget(wanted: Prune, recipe: Recipe, model: nn.Module, example: Inputs) -> None:
+    """Refuses a budget of size that no plan can be within, whatever its criterion, before anything long begins.
+
+    Raises:
+        PrunekitError: says what the smallest plan comes to.
+    """
+    name, budget = wanted.budget
+    if name not in SIZES:
+        return
+    if wanted.structure not in GROUPED:
+        layout, kept = Layout.of(model), recipe.prunable
+        prunable = set(prunable_parameters(model, layout, kept.ignore, kept.include))
+        free = sum(entry.size for entry in layout.parameters if entry.name in prunable)
+        pattern = pattern_of(wanted.structure)
+        tile = pattern.first * pattern.second if pattern is not None else 0  # what goes is a whole number of them
+        reached = max(0.0, parameters_of(model) - round(HIGHEST * free) - tile)
+    else:
+        plan = plan_by_magnitude(wanted, recipe, model, example, HIGHEST)
+        if plan.sparsity()["prunable"] >= HIGHEST:
+            return  # something is left that could go, and what that is depends on the criterion
+        reached = SIZES[name](model, plan, example)
+    if reached > budget:
+        raise _too_large(wanted, reached)
+
+
+def plan_by_magnitude(wanted: Prune, recipe: Recipe, model: nn.Module, example: Inputs, sparsity: float) -> Plan:
+    """What is asked for, as far as that is known before anything is scored."""
+    kept = recipe.prunable
+    scores = score(Trajectory.of(model), model, criterion="magnitude", ignore=kept.ignore, include=kept.include)
+    sizes = {key: value for key in ("round_to", "min_units") if (value := getattr(wanted, key)) is not None}
+    sizes |= {"uniform": True} if wanted.uniform else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MissedTarget)  # which is told among what stays whole
+        return make_plan(
+            scores, model, example if wanted.structure in GROUPED else None, sparsity=sparsity, structure=wanted.structure,
+            allocation=wanted.allocation or "global", attention=recipe.structure.mappings(), **sizes,
+        )  # fmt: skip
+
+
+def _too_large(wanted: Prune, reached: float) -> PrunekitError:
+    name, budget = wanted.budget
+    return PrunekitError(f"{name} is {budget:g}; the smallest plan that could be made of {wanted.structure} reaches {reached:g}")
 
 
 def _by_time(run: Run, wanted: Prune, planned: Callable[[float], Plan]) -> tuple[float, dict[str, Any]]:
@@ -80,20 +118,24 @@ def _by_time(run: Run, wanted: Prune, planned: Callable[[float], Plan]) -> tuple
     """
     name, budget = wanted.budget
     beside = Beside(run)
+
+    def small(sparsity: float) -> nn.Module:
+        return _small(run.model, planned(sparsity), run.example)
+
     own = timed({"dense": beside.dense}, beside.x, LONG).ms("dense").median if name == "max_latency_ms" else None
     needed = budget if own is None else max(own / budget, 1.0)
     sparsity = 0.0
     if needed > 1:
         sparsity, slowest = least(
-            lambda sparsity: 1 / beside.speed(_small(run, planned(sparsity)), SHORT)["speedup"], 1 / needed, TIMED_HALVINGS
+            lambda sparsity: 1 / beside.speed(small(sparsity), SHORT)["speedup"], 1 / needed, TIMED_HALVINGS
         )
         if slowest > 1 / needed:
             raise _too_slow(wanted, 1 / slowest, own)
     for _ in range(VERIFICATIONS):
-        small = _small(run, planned(sparsity))
-        found = beside.speed(small, LONG)
+        tried = small(sparsity)
+        found = beside.speed(tried, LONG)
         if noisy(found) and found["low"] < needed <= found["high"]:
-            found = beside.speed(small, LONGER)
+            found = beside.speed(tried, LONGER)
         if needed <= 1 or (found["speedup"] if noisy(found) else found["low"]) >= needed:
             break
         sparsity = min(1 - (1 - sparsity) * 0.95, HIGHEST)
@@ -185,21 +227,21 @@ def parameters_of(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def parameters_left(run: Run, plan: Plan) -> float:
-    """Parameters that are left: other than those that masks hold at 0, or those of the smaller model."""
-    return parameters_of(run.model) * (1 - plan.sparsity()["all"])
+def parameters_left(model: nn.Module, plan: Plan) -> float:
+    """Parameters of a dense model that are left: other than those that masks hold at 0, or those of the smaller model."""
+    return parameters_of(model) * (1 - plan.sparsity()["all"])
 
 
-def _small(run: Run, plan: Plan) -> nn.Module:
-    return prune(run.model, plan, run.example if plan.smaller else None)
+def _small(model: nn.Module, plan: Plan, example: Inputs) -> nn.Module:
+    return prune(model, plan, example if plan.smaller else None)
 
 
-def _macs(run: Run) -> Callable[[Plan], float]:
-    return lambda plan: sizes(_small(run, plan), take(run.example, slice(0, 1)))["macs"]
-
-
-def _bytes(run: Run) -> Callable[[Plan], float]:
-    return lambda plan: file_size(_small(run, plan), plan)
+SIZES: Mapping[str, Callable[[nn.Module, Plan, Inputs], float]] = {
+    "max_params": lambda model, plan, example: parameters_left(model, plan),
+    "max_macs": lambda model, plan, example: sizes(_small(model, plan, example), take(example, slice(0, 1)))["macs"],
+    "max_bytes": lambda model, plan, example: file_size(_small(model, plan, example), plan),
+}
+"""Budgets of size -> what a plan of a dense model comes to."""
 
 
 def file_size(model: nn.Module, plan: Plan) -> int:

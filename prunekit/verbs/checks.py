@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -24,6 +24,8 @@ from prunekit.trajectory import Layout
 from prunekit.trajectory.rules import find_rule
 
 PROBE = 4
+Check = Callable[[Recipe, nn.Module, Mapping[str, Split]], None]
+"""What raises where a recipe's model with its data is not what somebody needs."""
 
 
 def try_once(recipe: Recipe, model: nn.Module, splits: dict[str, Split], training: bool = True) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from prunekit import ranks
 from prunekit.compression import cheap_criteria
 from prunekit.criteria import get_criterion, parse
+from prunekit.data import Split
 from prunekit.errors import ArtifactError, StructureError, UsageError
 from prunekit.explain import EvaluationRecord
 from prunekit.exporting.placing import RUN, run_in
@@ -22,6 +25,7 @@ from prunekit.report.verdict import of_evaluation
 from prunekit.reusing import first_difference
 from prunekit.structure import find_groups
 from prunekit.task import Task
+from prunekit.verbs.budgets import check_budget
 from prunekit.verbs.checks import with_task
 from prunekit.verbs.exporting import export_pruned
 from prunekit.verbs.pretrained import import_folders
@@ -152,9 +156,8 @@ def compress_folders(
     place = out / RUN
     with Stages("compress", len(STAGES)) as stages:
         stages.begin("import")
-        imported = import_folders(recipe, folders, place, overwrite, announce)
+        imported = import_folders(recipe, folders, place, overwrite, announce, check_model)
         run = Run(place)
-        check_structures(run)
         scored_by = criteria_of(run.task, len(run.trajectory) > 0, criteria)
         done = score_to_report(run, scored_by, overwrite, lambda verb, found: None, stages.begin)
         stages.begin("export")
@@ -170,14 +173,21 @@ def compress_folders(
     }
 
 
-def check_structures(run: Run) -> None:
-    """Raises StructureError when the model does not take the structure that is asked for."""
-    (wanted,) = run.recipe.prune
+def check_model(recipe: Recipe, model: nn.Module, splits: Mapping[str, Split]) -> None:
+    """Refuses what the model cannot become.
+
+    Raises:
+        StructureError: it does not take the structure that is asked for.
+        PrunekitError: no plan of it is within the budget.
+    """
+    (wanted,) = recipe.prune
+    example = splits["validation"].batch(range(min(2, len(splits["validation"]))))[0]
     if wanted.structure in GROUPED:
         try:
-            find_groups(wanted.structure, run.model, run.example, run.recipe.structure.mappings())
+            find_groups(wanted.structure, model, example, recipe.structure.mappings())
         except StructureError as error:
             raise StructureError(f"--structure {wanted.structure}: {error}") from error
+    check_budget(wanted, recipe, model, example)
 
 
 def criteria_of(task: Task, path: bool, named: Sequence[str] = ()) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,16 @@ from prunekit.kernel import targets_of
 from prunekit.kernel.attribution import MEMORY
 from prunekit.layerwise import prune_layerwise
 from prunekit.measure.size import in_memory
-from prunekit.plan import GROUPED, MissedTarget, choices, make_plan
+from prunekit.plan import choices
 from prunekit.recipe import DROPS, SIZED, TIMES, Prune, Recipe, parse_seconds
 from prunekit.search.budget import TRIES
 from prunekit.structure import asked_sparsity, implied_sparsity, prunable_parameters
 from prunekit.task import Task
 from prunekit.task.evaluation import evaluate
 from prunekit.trajectory import Layout, Trajectory
+from prunekit.verbs.budgets import plan_by_magnitude
 from prunekit.verbs.checks import settled, try_once, with_task
-from prunekit.verbs.compress import criteria_of
+from prunekit.verbs.compress import check_model, criteria_of
 from prunekit.verbs.run_folder import load_splits
 
 FEW = 4
@@ -49,7 +49,7 @@ def foresee(recipe: Recipe, folders: Sequence[Path], out: Path, criteria: Sequen
 
     Raises:
         StructureError: the model does not take the structure.
-        PrunekitError: what ``compress`` would refuse of model and data.
+        PrunekitError: what ``compress`` would refuse of model, data and budget.
     """
     recipe = with_task(recipe)
     begun = time.perf_counter()
@@ -58,6 +58,7 @@ def foresee(recipe: Recipe, folders: Sequence[Path], out: Path, criteria: Sequen
     splits = load_splits(recipe)
     recipe = settled(recipe, model, splits)
     try_once(recipe, model, splits, training=False)
+    check_model(recipe, model, splits)
     task = recipe.load_task()
     (wanted,) = recipe.prune
     names = criteria_of(task, len(folders) > 1, criteria)
@@ -100,16 +101,7 @@ def _planned(recipe: Recipe, model: nn.Module, splits: dict[str, Split], wanted:
         )[0]  # fmt: skip
     share = 0.5 if wanted.budget[0] else asked_sparsity(wanted.structure, wanted.sparsity)
     example = splits["validation"].batch(range(min(2, len(splits["validation"]))))[0]
-    kept = recipe.prunable
-    scores = score(Trajectory.of(model), model, criterion="magnitude", ignore=kept.ignore, include=kept.include)
-    sizes = {key: value for key in ("round_to", "min_units") if (value := getattr(wanted, key)) is not None}
-    sizes |= {"uniform": True} if wanted.uniform else {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", MissedTarget)  # which is told among what stays whole
-        return make_plan(
-            scores, model, example if wanted.structure in GROUPED else None, sparsity=share, structure=wanted.structure,
-            allocation=wanted.allocation or "global", attention=recipe.structure.mappings(), **sizes,
-        )  # fmt: skip
+    return plan_by_magnitude(wanted, recipe, model, example, share)
 
 
 def _machine(shape: Shape, model: nn.Module, splits: dict[str, Split], task: Task) -> Machine:

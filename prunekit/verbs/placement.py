@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunekit import temporary
 from prunekit.bounded import parsed
 from prunekit.errors import UsageError, nearest, theirs
 from prunekit.huggingface import quietly
@@ -89,7 +89,7 @@ def _dispatched(models: Sequence[nn.Module], device_map: DeviceMap) -> Iterator[
         (module, dict(module._parameters), dict(module._buffers), {key: vars(module).get(key) for key in ADDED})
         for module in modules
     ]
-    with tempfile.TemporaryDirectory(prefix="prunekit-") as folder:
+    with temporary.folder() as folder:
         try:
             with theirs("placing the model with accelerate"), quietly():
                 for number, (model, where) in enumerate(zip(models, places, strict=True)):

@@ -9,6 +9,7 @@ from typing import Any
 from prunekit.errors import UsageError
 from prunekit.huggingface import CONFIG, Series, checkpoints_in, is_adapter, with_base
 from prunekit.recipe import Recipe
+from prunekit.verbs.checks import Check
 from prunekit.verbs.training import import_run
 
 
@@ -38,11 +39,19 @@ def model_section(folders: Sequence[Path], auto: str | None = None) -> dict[str,
 
 
 def import_folders(
-    recipe: Recipe, folders: Sequence[Path], out: Path, overwrite: bool = False, announce: Callable[[str], None] = print
+    recipe: Recipe,
+    folders: Sequence[Path],
+    out: Path,
+    overwrite: bool = False,
+    announce: Callable[[str], None] = print,
+    check: Check | None = None,
 ) -> dict[str, Any]:
     """Puts the models in ``folders`` under ``out``, in training order; the recipe's model is the last (``model_section``).
 
     One alone is read once, and is never in memory twice. A head that an earlier folder lacks is added to what may not be pruned.
+
+    Args:
+        check: see ``import_run``.
 
     Returns:
         the same facts as ``import_run``.
@@ -52,7 +61,7 @@ def import_folders(
         UsageError: transformers is not installed, or has no such class.
     """
     if len(folders) == 1:
-        return import_run(recipe, [], out, overwrite, announce)
+        return import_run(recipe, [], out, overwrite, announce, check=check)
     series = Series(folders, recipe.model.auto)
     series.look()
     for note in series.notes:
@@ -60,7 +69,7 @@ def import_folders(
     whole = [f"{name.rpartition('.')[0]}.*" for name in series.head]
     ignore = list(dict.fromkeys([*recipe.prunable.ignore, *whole]))
     recipe = recipe.model_copy(update={"prunable": recipe.prunable.model_copy(update={"ignore": ignore})})
-    return import_run(recipe, series.folders, out, overwrite, announce, series.read)
+    return import_run(recipe, series.folders, out, overwrite, announce, series.read, check)
 
 
 def _inside(place: Path) -> list[Path]:

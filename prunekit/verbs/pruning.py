@@ -369,7 +369,7 @@ def _summary(run: Run, folder: Path, plan: Plan) -> dict[str, Any]:
         "asked": asked,
         "achieved": reached["prunable"],
         "achieved_all": reached["all"],
-        "parameters": {"kept": round(parameters_left(run, plan)), "total": parameters_of(run.model)},
+        "parameters": {"kept": round(parameters_left(run.model, plan)), "total": parameters_of(run.model)},
         "validation": validation_in(facts, run.task.deciding.name),
         "missed": plan.missed if request.get("sparsity", asked) is not None else None,
         "budget": None,

@@ -18,6 +18,7 @@ from prunekit.report import SECTIONS, RunArtifacts, write_page
 from prunekit.search import Comparison
 from prunekit.training.record import TrainingRecord
 from prunekit.verbs.accounts import keep_timeline
+from prunekit.verbs.budgets import check_budget
 from prunekit.verbs.checks import try_structures
 from prunekit.verbs.comparing import compare_run
 from prunekit.verbs.evaluating import evaluate
@@ -175,7 +176,11 @@ def run_recipe(
     Args:
         show: called with each verb's name and result as soon as it is there.
     """
-    try_structures(recipe, recipe.build_model(), load_splits(recipe))
+    model, splits = recipe.build_model(), load_splits(recipe)
+    try_structures(recipe, model, splits)
+    example = splits["validation"].batch(range(min(2, len(splits["validation"]))))[0]
+    for wanted in recipe.prune:
+        check_budget(wanted, recipe, model, example)
     trained = train_run(recipe, out, overwrite, announce)
     show("train", trained)
     return {"train": training_facts(out, *trained), **score_to_report(Run(out), ["all"], overwrite, show)}

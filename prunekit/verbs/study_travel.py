@@ -6,19 +6,19 @@ and its files travel: the coordinator sends them where a worker lacks them, and 
 
 from __future__ import annotations
 
-import atexit
 import multiprocessing
 import shutil
 import sys
 import tempfile
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from prunekit import bounded, durable, trust
+from prunekit import bounded, durable, temporary, trust
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.imports import use_working_folder
 from prunekit.recipe import read_yaml
@@ -100,16 +100,11 @@ def place(source: Source, files: Files | None) -> Path | None:
 
 @cache
 def _scratch() -> Path:
-    """A folder of this process's own, in that of its Dask worker where it is one."""
-    inside = None
+    """A folder that goes with this process: of a Dask worker inside its own, which Dask removes."""
     if (distributed := sys.modules.get("distributed")) is not None:
-        try:
-            inside = distributed.get_worker().local_directory
-        except ValueError:  # it is none
-            inside = None
-    folder = Path(tempfile.mkdtemp(prefix="prunekit-", dir=inside))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+        with suppress(ValueError):  # it is none
+            return Path(tempfile.mkdtemp(prefix="prunekit-", dir=distributed.get_worker().local_directory))
+    return Path(tempfile.mkdtemp(prefix="prunekit-", dir=temporary.root()))
 
 
 def travelling(run: Path) -> list[Path]:

@@ -27,7 +27,7 @@ from prunekit.trajectory import Layout, Recorder, Trajectory, disk_needed, load_
 from prunekit.trajectory.bare import named_tensors
 from prunekit.trajectory.layout import refuse_meta
 from prunekit.trajectory.loading import fitted
-from prunekit.verbs.checks import settled, told_on_itself, try_once, with_task
+from prunekit.verbs.checks import Check, settled, told_on_itself, try_once, with_task
 from prunekit.verbs.configured import config_facts
 from prunekit.verbs.run_folder import RECORDED, load_splits
 
@@ -133,12 +133,14 @@ def import_run(
     overwrite: bool = False,
     announce: Callable[[str], None] = print,
     read: Callable[[Path], Mapping[str, Tensor]] = read_weights,
+    check: Check | None = None,
 ) -> dict[str, Any]:
     """Puts checkpoints of a model that was trained elsewhere under ``out``, in training order.
 
     Args:
         weights: where they lie; of a pretrained model none are needed, those of its folder are then meant.
         read: a checkpoint's tensors.
+        check: what else may refuse the model with its data, before anything is written.
 
     Raises:
         ArtifactError: a file holds no weights or does not fit the model, or ``out`` holds something else.
@@ -163,6 +165,8 @@ def import_run(
     }
     if splits is not None:
         try_once(recipe, model, splits, training=False)
+        if check is not None:
+            check(recipe, model, splits)
         for note in told_on_itself(splits):
             announce(f"import: {note}")
     trajectory = out / "trajectory"

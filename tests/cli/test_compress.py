@@ -210,6 +210,13 @@ def test_what_would_be_lost_or_is_something_else_is_refused_before_anything_is_w
     assert "no such folder" in cli("compress", place / "nowhere", "--data", f"{DATA}:classes", "--out", new).err
     assert "--criterion influence needs a path" in refused(new, "-s", "0.5", "--criterion", "rank(influence)+rank(magnitude)")
     assert "--structure 1:0" in refused(new, "--structure", "1:0") or not new.exists()
+    for more in (("--structure", "layers"), ("--structure", "unstructured"), ("--structure", "channels", "--dry-run")):
+        assert "max_params is 10; the smallest plan that could be made of" in refused(new, "--max-params", 10, *more)
+    assert "masks make nothing smaller" in refused(new, "--max-bytes", 10, "--structure", "unstructured")
+    assert "nothing is left to prune: prunable.ignore ('*') covers every layer's weight" in refused(
+        new, "-s", 0.5, "--ignore", "*"
+    )
+    assert "2:4 removes 0.5: leave it out" in refused(new, "-s", 0.6, "--structure", "2:4")
     assert not new.exists()
 
 

@@ -1,13 +1,8 @@
-"""A study's cells by workers: the same figures whatever does them, without a shared disk, and whoever is killed."""
+"""A study's cells by workers: the same figures whatever does them, without a shared disk (kills: tests/faults/chaos.py)."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,7 +14,6 @@ from prunekit import run_study
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.verbs import study_travel, study_worker, studying
 from prunekit.verbs.run_folder import Run
-from tests.cli.conftest import Cli
 
 
 @contextmanager
@@ -67,29 +61,3 @@ def test_files_travel_into_a_run_folder_alone(name: str, tmp_path: Path) -> None
     with pytest.raises(ArtifactError, match="is no file of a run"):
         study_travel.unpack({name: b""}, tmp_path / "run")
     assert not (tmp_path / "up").exists()
-
-
-@pytest.mark.exhaustive
-def test_the_coordinator_and_a_worker_are_killed_and_nothing_is_lost(study: Path, tmp_path: Path, cli: Cli) -> None:
-    """The coordinator of two processes; a worker of Dask goes on. Pools that break: see tests/test_executors.py."""
-    pytest.importorskip("distributed")
-    run_study(study, tmp_path / "one")
-    figures = (tmp_path / "one" / "compare.csv").read_text()
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "prunekit", "compare", str(study), "--out", str(out), "--jobs", "2", "-q"]
-    path = f"{Path(studying.__file__).parents[2]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path})
-    deadline = time.monotonic() + 120
-    while not list(out.glob("cells/*/*/*.json")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    cells = {file: file.stat().st_mtime_ns for file in out.glob("cells/*/*/*.json")}
-    assert cells
-    assert not (out / "compare.json").exists()
-    (tmp_path / "kill").touch()
-    done = cli("compare", study, "--out", out, "--executor", "dask-local:1")
-    assert done.code == 0, done.err
-    assert (tmp_path / "killed").exists()
-    assert (out / "compare.csv").read_text() == figures
-    assert {file: file.stat().st_mtime_ns for file in cells} == cells  # what was there was not measured again

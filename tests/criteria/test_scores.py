@@ -132,7 +132,7 @@ def test_ignored_parameters_have_no_importance_but_sums(tiny_run: Run) -> None:
     assert "head.weight@1" in scores.axis_sums
     with pytest.raises(UsageError, match=r"'heads\.\*' matches no parameter"):
         score(trajectory, model, ignore=["heads.*"], criterion="magnitude")
-    with pytest.raises(UsageError, match="nothing to prune"):
+    with pytest.raises(UsageError, match="nothing is left to prune"):
         score(trajectory, model, ignore=["*"], criterion="magnitude")
 
 

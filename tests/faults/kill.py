@@ -20,7 +20,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,9 +89,14 @@ def _may_go(name: str) -> bool:
     )
 
 
-def left(folder: Path) -> list[str]:
-    """What a process left behind."""
-    return [str(p.relative_to(folder)) for p in folder.rglob("*") if p.name.startswith(".prunekit") or ".partial" in p.name]
+def differences(folder: Path, expected: Mapping[str, str]) -> list[str]:
+    """What is wrong with a folder where all went well in the end, of which undisturbed ``content`` says what is expected."""
+    found = content(folder)
+    left = [str(p.relative_to(folder)) for p in folder.rglob("*") if p.name.startswith(".prunekit") or ".partial" in p.name]
+    changed = [f"{path} is other than undisturbed" for path in expected if found.get(path) != expected[path]]
+    return changed + [
+        f"{path} is left behind" for path in dict.fromkeys((*left, *(path for path in found if path not in expected)))
+    ]
 
 
 def as_it_is(folder: Path) -> str:
@@ -171,9 +176,7 @@ def check(bench: Bench, name: str, way: Way, moments: int | None, draw: random.R
         if (done := bench.call(place, verb)).code != 0:
             faults.append(f"{where}: the next call ends with {done.code}: {done.err}")
             continue
-        found = content(place)
-        faults += [f"{where}: {p} is other than undisturbed" for p in expected if found.get(p) != expected[p]]
-        faults += [f"{where}: {p} is left behind" for p in (*left(place), *(p for p in found if p not in expected))]
+        faults += [f"{where}: {fault}" for fault in differences(place, expected)]
     return times, faults
 
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 from tests.faults.bench import Bench
-from tests.faults.kill import left, whole
+from tests.faults.kill import differences, whole
 from tests.faults.small import content
 from tests.ranks_of import CLI, Done, Ranks
 
@@ -32,8 +33,47 @@ VERBS: dict[str, tuple[str, ...]] = {
 """Name -> arguments, as in ``tests.faults.kill``."""
 
 
-def started(bench: Bench, place: Path, name: str) -> Ranks:
-    return Ranks(MANY, CLI, *bench.arguments(place, VERBS[name]))
+class Shared:
+    """A verb that two ranks share, on a bench's finished run, and what it leaves where nobody disturbs it.
+
+    Attributes:
+        faults: what was wrong with that.
+    """
+
+    def __init__(self, bench: Bench, name: str) -> None:
+        self.bench, self.name = bench, name
+        place = bench.copy("whole")
+        ranks = self._started(place)
+        ranks.meet()
+        begun = time.perf_counter()
+        self.faults = [f"{name}, undisturbed: exit code {done.code}: {done.err}" for done in ranks.done() if done.code]
+        self._seconds, self._expected = time.perf_counter() - begun, content(place)
+        run = bench.base / "run"
+        self._before = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+
+    def _started(self, place: Path) -> Ranks:
+        return Ranks(MANY, CLI, *self.bench.arguments(place, VERBS[self.name]))
+
+    def killed(self, draw: random.Random) -> tuple[str, list[str]]:
+        """Kills a rank at work on a fresh copy, and starts the verb again; returns which, and what was wrong.
+
+        Where the rank has ended by the moment that was drawn, both are drawn again.
+        """
+        while True:
+            place, moment, victim = self.bench.copy("disturbed"), draw.uniform(0.0, self._seconds), draw.randrange(MANY)
+            ranks = self._started(place)
+            ranks.meet()
+            time.sleep(moment)
+            ranks.processes[victim].kill()
+            done = ranks.done(60)
+            if done[victim].code == -signal.SIGKILL:
+                break
+        where = f"{self.name}, rank {victim} killed after {moment:.3f} s"
+        faults = faults_of(done[1 - victim], where)
+        faults += [f"{where}: {fault}" for fault in whole(place / "run", self._before)]
+        for again in self._started(place).done():
+            faults += [f"{where}: the next call ends with {again.code}: {again.err}"] if again.code else []
+        return where, faults + [f"{where}: {fault}" for fault in differences(place, self._expected)]
 
 
 def faults_of(done: Done, who: str) -> list[str]:
@@ -46,30 +86,8 @@ def faults_of(done: Done, who: str) -> list[str]:
 
 def check(bench: Bench, name: str, times: int, draw: random.Random) -> list[str]:
     """Kills in one verb; returns what was wrong."""
-    place = bench.copy("whole")
-    begun = time.perf_counter()
-    for done in started(bench, place, name).done():
-        if done.code:
-            return [f"{name}, undisturbed: exit code {done.code}: {done.err}"]
-    seconds, expected, faults = time.perf_counter() - begun, content(place), list[str]()
-    run = bench.base / "run"
-    before = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
-    for _ in range(times):
-        place, moment, victim = bench.copy("disturbed"), draw.uniform(0.0, seconds), draw.randrange(MANY)
-        where = f"{name}, rank {victim} killed after {moment:.3f} s"
-        ranks = started(bench, place, name)
-        ranks.meet()
-        time.sleep(moment)
-        ranks.processes[victim].kill()
-        other = ranks.done(60)[1 - victim]
-        faults += faults_of(other, where)
-        faults += [f"{where}: {fault}" for fault in whole(place / "run", before)]
-        for done in started(bench, place, name).done():
-            faults += [f"{where}: the next call ends with {done.code}: {done.err}"] if done.code else []
-        found = content(place)
-        faults += [f"{where}: {path} is other than undisturbed" for path in expected if found.get(path) != expected[path]]
-        faults += [f"{where}: {path} is left behind" for path in (*left(place), *(p for p in found if p not in expected))]
-    return faults
+    verb = Shared(bench, name)
+    return verb.faults or [fault for _ in range(times) for fault in verb.killed(draw)[1]]
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from pathlib import Path
@@ -107,6 +108,8 @@ def _digest(path: Path, folder: Path) -> str:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         proof = header.pop(checkpoint.TENSORS, None) and checkpoint.tensor_checksum(tensors)
         return _hash([_steady(header), proof or checkpoint.tensor_checksum(tensors)])
+    if path.suffix == ".csv":
+        return _hash([_steady(row) for row in csv.DictReader(path.read_text().replace(str(folder), "").splitlines())])
     if path.suffix in (".png", ".html") or path.name in (".lock", "README.md"):  # a model card has latencies
         return "there"
     return hashlib.sha256(path.read_bytes().replace(str(folder).encode(), b"")).hexdigest()

@@ -129,7 +129,7 @@ def test_half_precision_stays_half_precision() -> None:
         ({"sparsity": 0.5, "damping": -1}, "damping is -1; it must be at least 0"),
         ({"sparsity": 0.5, "samples": 0}, "samples is 0; it must be at least 1"),
         ({"sparsity": 0.5, "ignore": ["blcks.*"]}, "'blcks.*' matches no parameter"),
-        ({"sparsity": 0.5, "ignore": ["*"]}, "nothing to prune"),
+        ({"sparsity": 0.5, "ignore": ["*"]}, "nothing is left to prune"),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(options: dict[str, Any], message: str) -> None:
