@@ -11,8 +11,8 @@ another process loads dense and pruned folder whole and measures the same window
 must agree. Weights are random; their perplexity says nothing but that both ways compute the same.
 
 Of ``--score`` the weights are read from the run's recording, whose pages the system maps and takes back as it likes. Memory is
-therefore the most that was a process's own (``RssAnon``, looked at every 20 ms), less the tiny model's. Scores are in it, twice
-while their file is written. Another process scores the same run as a whole, and both must agree to 1e-4 of each layer's norm.
+therefore the most that was a process's own (``RssAnon``, looked at every 20 ms), less the tiny model's; the scores are in it.
+Another process scores the same run as a whole, and both must agree to 1e-4 of each layer's norm.
 Needs the extra ``hf``.
 """
 

@@ -205,7 +205,9 @@ class Row:
             except Exception as error:  # the user's own model and data
                 raise unfit(kind, inputs, error) from error
         if len(found) != 1:
-            why = "; ".join(f"{name}: {fault}" for name, fault in faults.items()) or f"{len(found)} rows"
+            why = "; ".join(f"{name}: {fault}" for name, fault in faults.items()) or (
+                "it has several" if found else "it has no list of blocks"
+            )
             raise UsageError(
                 f"{kind} is no one row of blocks that hand their outputs on ({why}), and --device-map scores by samples a block "
                 "at a time; leave --device-map out"
