@@ -20,8 +20,10 @@ from typing import Any
 ONE_SHOT = {"magnitude": "magnitude", "taylor": "Taylor", "influence": "influence", "flap": "FLAP"}
 WAYS = {
     "wanda": "Wanda", "sparsegpt": "SparseGPT", "admm": "ADMM", "leap": "gates (LEAP)", "maskllm": "patterns (MaskLLM)",
-    "streamed": "**mask learnt**", "block-reconstruction": "blocks reconstructed", "tuned": "weights tuned",
+    "refit": "given units, layers refitted", "streamed": "**mask learnt**", "streamed+refit": "**mask learnt, layers refitted**",
+    "block-reconstruction": "blocks reconstructed", "tuned": "weights tuned",
     "admm+tuned": "ADMM, then weights tuned", "streamed+tuned": "**mask learnt, then weights tuned**",
+    "streamed+refit+tuned": "**mask learnt, layers refitted, then weights tuned**",
 }  # fmt: skip
 MARKERS = "os^vDPX"
 KEEPS_WEIGHTS = {"magnitude", "taylor", "influence", "flap", "wanda", "leap", "maskllm", "streamed"}

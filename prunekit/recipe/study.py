@@ -22,7 +22,7 @@ from prunekit.recipe.values import (
     without_unset,
 )
 from prunekit.recipe.yaml_file import read_yaml
-from prunekit.search.streamed_ways import LOOKING, WAYS
+from prunekit.search.streamed_ways import LOOKING, REFIT, WAYS
 from prunekit.search.ways import get_repair
 
 BY_LAYERS: Final = "layers"
@@ -64,7 +64,7 @@ class Repairs(Section):
     @model_validator(mode="after")
     def _fed(self) -> Repairs:
         for way in (way for ways in self.ways.values() for way in ways):
-            if way in WAYS and way not in LOOKING and self.stream is None:
+            if way in WAYS and way not in {*LOOKING, REFIT} and self.stream is None:
                 raise ValueError(f"way {way} learns from a stream of tokens; give stream (tokens)")
         return self
 

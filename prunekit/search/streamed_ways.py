@@ -2,7 +2,8 @@
 
 Each gives the plan, and the model where its weights are others than the dense one's. ``X+tuned`` is way X, then its weights tuned
 by their divergence from the dense model with the mask held: for all of the tokens where X takes none, else for two thirds of
-them, and X for the rest. ``tuned`` alone tunes under the plan's own mask.
+them, and X for the rest. ``tuned`` alone tunes under the plan's own mask. ``refit`` in a name: before that, what stays of every
+layer keeps its outputs, by least squares; of whole units, where a layer's outputs all lose the same inputs.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from prunekit.apply import masked
+from prunekit.apply import layerwise, masked
 from prunekit.batch import Batch
 from prunekit.errors import UsageError
 from prunekit.layerwise import METHODS, prune_layerwise
@@ -32,7 +33,7 @@ from prunekit.trajectory.copies import copied
 if TYPE_CHECKING:
     from prunekit.search.ways import RepairSamples
 
-TUNED = "tuned"
+TUNED, REFIT = "tuned", "refit"
 SHARE = 2 / 3
 """Of the tokens, for the weights, where a mask is learnt first."""
 RATE, NEAR = 5e-3, 0.025
@@ -139,6 +140,14 @@ def _divergence(made: nn.Module, model: nn.Module, material: RepairSamples) -> f
     return max(0.0, figures["kl"])
 
 
+def refit(
+    plan: Plan, model: nn.Module, material: RepairSamples, share: float = 1.0, *, way: Callable[..., Found] | None = None
+) -> Found:
+    """The weights of the plan, or of what ``way`` makes of it, by least squares on every layer's outputs."""
+    found = plan if way is None else way(plan, model, material, share=share)[0]
+    return found, layerwise(model, found.masks(), material.train.first(CALIBRATION), task=material.evidence.task)
+
+
 def then_tuned(plan: Plan, model: nn.Module, material: RepairSamples, *, way: Callable[..., Found], learns: bool) -> Found:
     """Way, then weights."""
     found, made = way(plan, model, material, **({"share": 1 - SHARE} if learns else {}))
@@ -149,19 +158,25 @@ LEARNING: dict[str, Callable[..., Found]] = {
     "streamed": streamed, **{name: partial(by_rival, name=name) for name in STREAMED},
 }  # fmt: skip
 LOOKING: dict[str, Callable[..., Found]] = {name: partial(by_layers, method=name) for name in BY_LAYERS}
+OF_UNITS: dict[str, Callable[..., Found]] = {REFIT: refit, f"streamed+{REFIT}": partial(refit, way=streamed)}
 WAYS: dict[str, Callable[..., Found]] = {
     **LEARNING,
     **LOOKING,
+    **OF_UNITS,
     TUNED: tuned,
     **{f"{name}+{TUNED}": partial(then_tuned, way=way, learns=True) for name, way in LEARNING.items()},
     **{f"{name}+{TUNED}": partial(then_tuned, way=way, learns=False) for name, way in LOOKING.items()},
+    **{f"{name}+{TUNED}": partial(then_tuned, way=way, learns=name != REFIT) for name, way in OF_UNITS.items()},
 }
 """By name."""
 
 
 def ways_for(grouped: bool, runs: bool) -> dict[str, Callable[..., Found]]:
     """Those that take plans of whole units, or else of single weights; in ``runs`` of M or not."""
-    of_units = ("streamed", TUNED, f"streamed+{TUNED}")
+    alone = {*OF_UNITS, *(f"{name}+{TUNED}" for name in OF_UNITS)}
+    of_units = {"streamed", TUNED, f"streamed+{TUNED}", *alone}
     return {
-        name: way for name, way in WAYS.items() if (not grouped or name in of_units) and (runs or not name.startswith("maskllm"))
+        name: way
+        for name, way in WAYS.items()
+        if (name in of_units if grouped else name not in alone) and (runs or not name.startswith("maskllm"))
     }

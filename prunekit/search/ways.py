@@ -25,7 +25,7 @@ from prunekit.repair.streamed import Streaming
 from prunekit.repair.swaps import Weights
 from prunekit.search.rivals import RIVALS
 from prunekit.search.rivals.rescored import equal_cost
-from prunekit.search.streamed_ways import CALIBRATION, RATE, RATES, SHARE, WAYS, ways_for
+from prunekit.search.streamed_ways import CALIBRATION, NEAR, RATE, RATES, SHARE, TUNED, WAYS, ways_for
 from prunekit.steps.by_schedule import prune_by_schedule
 from prunekit.steps.planner import Planner
 from prunekit.steps.schedule import Schedule
@@ -138,7 +138,11 @@ def settings(name: str, structure: str) -> dict[str, Any]:
     if name == "rescored":
         return {"gradients": equal_cost()}
     if name in WAYS:
-        return {"rate": RATE, "rates": RATES, "share": SHARE, "calibration": CALIBRATION}
+        return {
+            "calibration": CALIBRATION,
+            **({"rate": RATES[name.split("+")[0]]} if name.split("+")[0] in RATES else {}),
+            **({"tuned": [RATE, NEAR, SHARE]} if TUNED in name.split("+") else {}),
+        }
     if name in COMMON and structure in GROUPED:
         return {"across": True, "importance": "margin"}
     return {}

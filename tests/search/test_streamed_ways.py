@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from prunekit import Trajectory, UsageError, make_plan, score
+from benchmarks.zoo.operators import declare
+from prunekit import Trajectory, UsageError, make_plan, masked, score
 from prunekit.data import Samples
+from prunekit.models import llama
 from prunekit.recipe.study import Repairs
 from prunekit.repair.streamed import Streaming
 from prunekit.search import streamed_ways
@@ -61,6 +63,27 @@ def test_every_way_keeps_as_many_and_tuning_helps(model: nn.Module, material: Re
             for weight, mask in found.masks().items():
                 assert not bool(made.get_parameter(weight)[~mask].any())
     assert kept["admm+tuned"] < kept["admm"]
+
+
+@pytest.mark.slow
+def test_units_are_learnt_refitted_and_tuned(material: RepairSamples) -> None:
+    declare()
+    torch.manual_seed(0)
+    model = llama(vocabulary=30, width=16, layers=2, heads=2, kv_heads=2, hidden=24, length=12, tied=True).eval()
+    scores = score(Trajectory.of(model), model, criterion="magnitude", ignore=["*embed*"])
+    plan = make_plan(scores, model, material.example, sparsity=0.5, structure="neurons")
+    found = {}
+    for name in ("refit", "streamed+refit", "streamed+refit+tuned"):
+        changed, made = get_repair(name, "neurons")(plan, model, material)  # type: ignore[misc]
+        assert made is not None
+        assert changed.sparsity()["prunable"] == pytest.approx(plan.sparsity()["prunable"])
+        for weight, mask in changed.masks().items():
+            assert not bool(made.get_parameter(weight)[~mask].any())
+        found[name] = closeness(model, made, material)
+    assert found["refit"] < closeness(model, masked(model, plan), material)
+    assert Repairs(ways={"neurons": ["refit"]}).stream is None
+    with pytest.raises(UsageError, match="refit"):
+        get_repair("refit", "unstructured")
 
 
 def test_tokens_are_shared_out(model: nn.Module, material: RepairSamples, monkeypatch: pytest.MonkeyPatch) -> None:
