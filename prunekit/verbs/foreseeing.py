@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from prunekit.cost import Machine, Shape, Work, gradients, score_path
 from prunekit.cost import evaluate as evaluated
 from prunekit.cost.model import SINGLE
-from prunekit.criteria import gather, get_criterion, parse, score
+from prunekit.criteria import gather, get_criterion, parse
 from prunekit.data import Split
 from prunekit.kernel import targets_of
 from prunekit.kernel.attribution import MEMORY
@@ -24,7 +25,6 @@ from prunekit.recipe import DROPS, SIZED, TIMES, Prune, Recipe, parse_seconds
 from prunekit.search.budget import TRIES
 from prunekit.structure import asked_sparsity, implied_sparsity, prunable_parameters
 from prunekit.task import Task
-from prunekit.task.evaluation import evaluate
 from prunekit.trajectory import Layout, Trajectory
 from prunekit.verbs.budgets import plan_by_magnitude
 from prunekit.verbs.checks import settled, try_once, with_task
@@ -32,8 +32,7 @@ from prunekit.verbs.compress import check_model, criteria_of
 from prunekit.verbs.run_folder import load_splits
 
 FEW = 4
-"""Samples that a gradient is timed with; a forward pass is timed with as many as one batch of validation data, 32 at most."""
-MOST = 32
+"""Samples, at most, that passes are timed with, and with one alone."""
 BY_LAYERS = 4
 """Forward passes that a layer-wise method takes of each of its samples, its sums and solutions among them, about."""
 TIMING = 3.0
@@ -106,14 +105,18 @@ def _planned(recipe: Recipe, model: nn.Module, splits: dict[str, Split], wanted:
 
 def _machine(shape: Shape, model: nn.Module, splits: dict[str, Split], task: Task) -> Machine:
     """This machine's rates with this model, from forward passes of a batch and gradients of a few samples."""
-    some = splits["validation"].samples(MOST).first(MOST)
-    few = splits["scoring"].samples(FEW).first(FEW)
     trajectory = Trajectory.of(model)
+    function, few = gather(trajectory, model, splits["scoring"].samples(FEW).first(FEW), task=task).explained("loss")
+    theta = trajectory.state(-1)
 
-    def gradients() -> None:
-        score(trajectory, model, few, criterion="gradient", task=task)
+    def forward(samples: int) -> None:
+        with torch.no_grad():
+            function(theta, *few.rows(0, samples))
 
-    return Machine.here(shape, lambda: evaluate(model, some, task), len(some), gradients, len(few))
+    def both(samples: int) -> None:
+        function.gradient(theta, *few.rows(0, samples))
+
+    return Machine.here(shape, forward, both, len(few))
 
 
 def _works(

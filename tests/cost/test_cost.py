@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -32,7 +35,8 @@ def test_a_shape_by_its_sizes_is_that_of_the_model() -> None:
 @pytest.mark.parametrize("samples", [7, 8])
 def test_workers_share_passes_and_not_what_goes_over_all_weights(samples: int) -> None:
     one, two = (score_path(SHAPE, samples=samples, pieces=5, memory=1e9, checked=False, workers=count) for count in (1, 2))
-    assert two.forward == one.forward * -(-samples // 2) / samples
+    chosen = [score_path(SHAPE, samples=own, pieces=0, memory=1e9, checked=False).forward for own in (samples, -(-samples // 2))]
+    assert two.forward - chosen[1] == (one.forward - chosen[0]) * -(-samples // 2) / samples
     assert one.wire == 0
     assert two.wire == 8 * (SHAPE.prunable + samples * SHAPE.axes)  # half of the ring's two rounds
     alone, both = (learn(SHAPE, steps=3, batch=samples, workers=count) for count in (1, 2))
@@ -67,11 +71,34 @@ def test_blocks_that_are_run_again_keep_less_and_compute_more() -> None:
 def test_retraining_is_dealt_out_whole() -> None:
     one = counterfactual(SHAPE, steps=10, batch=4)
     assert counterfactual(SHAPE, steps=10, batch=4, retrained=5, workers=2).forward == 3 * one.forward
-    assert refine(SHAPE, samples=8, accept=4, rounds=0, steps=0).forward == 8  # influence of every sample, once
+    short, long = (refine(SHAPE, samples=8, accept=4, rounds=rounds, steps=0, nodes=8) for rounds in (2, 4))
+    assert long.backward - short.backward == 8 * (2 + 8 + 1)  # influence of every sample twice, blame's nodes once, gain once
 
 
 def test_rates_are_measured_with_what_is_given() -> None:
-    calls: list[str] = []
-    found = Machine.here(SHAPE, lambda: calls.append("forward"), 4, lambda: calls.append("both"), 4)
+    calls: list[tuple[str, int]] = []
+    found = Machine.here(SHAPE, lambda n: calls.append(("forward", n)), lambda n: calls.append(("both", n)), 4)
     assert min(found.forward, found.backward, found.sweep, found.read) > 0
-    assert calls == ["forward"] * 6 + ["both"] * 6
+    assert calls == [(name, n) for name in ("forward", "both") for n in (4, 1) for _ in range(6)]
+
+
+def test_what_a_pass_takes_beside_its_samples_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds(work: Callable[[], Any]) -> float:
+        took = work()
+        return took if isinstance(took, float) else 1.0
+
+    monkeypatch.setattr("prunekit.cost.machine._seconds", seconds)
+    shape = Shape(parameters=10, prunable=10, macs=1e6)
+    found = Machine.here(shape, lambda n: 0.02 + 0.01 * n, lambda n: 0.06 + 0.03 * n, 6)
+    assert found.start_forward == pytest.approx(0.02)
+    assert found.start_backward == pytest.approx(0.04)
+    assert found.forward == pytest.approx(2e6 / 0.01)
+    assert found.backward == pytest.approx(4e6 / 0.02)
+    work = Work(forward=12, backward=6, forwards=2, backwards=1)
+    assert work.seconds(shape, found) == pytest.approx(2 * (0.02 + 6 * 0.01) + 0.04 + 6 * 0.02)
+
+
+def test_small_batches_start_more_passes() -> None:
+    few, many = evaluate(SHAPE, 64, batch=4), evaluate(SHAPE, 64, batch=64)
+    assert (few.forward, many.forward) == (64, 64)
+    assert (few.forwards, many.forwards) == (16, 1)
