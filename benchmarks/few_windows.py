@@ -5,9 +5,10 @@
 RUN is a run of a language model, of two seeds for instance (``prunekit compare recipes/lm-comparison-small.yaml --out DIR``
 leaves its runs in DIR/runs). Of its training data the first windows are taken, of its test data the figures: KL to the dense
 model in nats a token, each run's and their mean. Layer-wise methods look at all windows. What learns goes over them again and
-again: a mask learns from three quarters and is judged on the last quarter; tuning sees all. ``divided`` does as ``prunekit prune
---tokens`` would: it tries the four divisions of tokens between mask and weights with a twentieth each, judges them on the last
-quarter, and spends what is left by the best. Nothing was chosen by these test data.
+again: a mask from three quarters, judged on the last quarter, and the weights that are tuned under it from the same ones;
+weights that are tuned under a given mask, or ADMM's, from all. ``divided`` does as ``prunekit prune --tokens`` would: it tries
+the four divisions of tokens between mask and weights with a twentieth each, judges them on the last quarter, and spends what is
+left by the best. Nothing was chosen by these test data.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from prunekit import Plan, make_plan
 from prunekit.apply import masked
 from prunekit.criteria import score_gathered
 from prunekit.data import Samples
+from prunekit.recipe.values import parse_count
 from prunekit.repair.streamed import Streaming
 from prunekit.search import streamed_ways as ways
 from prunekit.search.ways import RepairSamples
@@ -37,9 +39,15 @@ JUDGED = 4
 """Of so many windows one judges."""
 
 
-def kl(model: nn.Module, run: Run, samples: Samples) -> float:
-    found: float = evaluate(model, samples, run.task, References(run.model, samples, run.task)).figures()["kl"]
-    return found
+class Judge:
+    """KL to the run's dense model, which answers once."""
+
+    def __init__(self, run: Run, samples: Samples) -> None:
+        self._task, self._samples, self._dense = run.task, samples, References(run.model, samples, run.task)
+
+    def kl(self, model: nn.Module) -> float:
+        found: float = evaluate(model, self._samples, self._task, self._dense).figures()["kl"]
+        return found
 
 
 def learnt(plan: Plan, run: Run, material: RepairSamples, share: float) -> nn.Module:
@@ -54,7 +62,8 @@ def divided(plan: Plan, run: Run, material: RepairSamples) -> tuple[nn.Module, s
     how = ways.streaming(material)
     assert material.accept is not None
     small = replace(material, stream=replace(how, tokens=round(TRY * how.tokens), looks=2))
-    tries = {share: kl(learnt(plan, run, small, share), run, material.accept) for share in SHARES}
+    judge = Judge(run, material.accept)
+    tries = {share: judge.kl(learnt(plan, run, small, share)) for share in SHARES}
     best = min(tries, key=lambda share: tries[share])
     rest = replace(material, stream=replace(how, tokens=how.tokens - len(SHARES) * round(TRY * how.tokens)))
     return learnt(plan, run, rest, best), f"{best:.2f} for weights"
@@ -71,7 +80,7 @@ def measured(run: Run, windows: int, tokens: int, structure: str, sparsity: floa
     scores = score_gathered(replace(run.evidence, data=few), "wanda")
     allocation = "rows" if structure == "unstructured" else "global"
     plan = make_plan(scores, run.model, sparsity=sparsity, structure=structure, allocation=allocation)
-    test = run.batches("test")
+    test = Judge(run, run.batches("test"))
 
     def by(method: str) -> tuple[Plan, nn.Module]:
         found, made = ways.by_layers(plan, run.model, material, method=method)
@@ -89,10 +98,10 @@ def measured(run: Run, windows: int, tokens: int, structure: str, sparsity: floa
         "divided": lambda: divided(plan, run, learning),
     }
     for name, (_, model) in layerwise.items():
-        yield name, kl(model, run, test), ""
+        yield name, test.kl(model), ""
     for name, work in done.items():
         model, note = work()
-        yield name, kl(model, run, test), note
+        yield name, test.kl(model), note
 
 
 def _made(found: ways.Found) -> nn.Module:
@@ -104,9 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--windows", type=int, default=64)
-    parser.add_argument(
-        "--tokens", type=lambda text: int(text.removesuffix("k")) * (1000 if text.endswith("k") else 1), default=200_000
-    )
+    parser.add_argument("--tokens", type=parse_count, default=200_000)
     parser.add_argument("--sparsities", nargs="*", type=float, default=[0.5, 0.7, 0.9])
     parser.add_argument("--structures", nargs="*", default=["2:4"], help="patterns that say how much goes")
     asked = parser.parse_args()

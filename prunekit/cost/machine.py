@@ -78,12 +78,7 @@ class Machine:
         """Half of the time at these rates, half at the other's: one that others use too is measured before and after."""
         rates = ("forward", "backward", "sweep", "fresh", "read", "wire")
         mine, theirs = asdict(self), asdict(other)
-        return Machine(
-            **{
-                name: 2 / (1 / value + 1 / theirs[name]) if name in rates else (value + theirs[name]) / 2
-                for name, value in mine.items()
-            }
-        )
+        return Machine(**{name: (_slower if name in rates else _between)(value, theirs[name]) for name, value in mine.items()})
 
 
 def _seconds(work: Callable[[], Any]) -> float:
@@ -95,6 +90,15 @@ def _seconds(work: Callable[[], Any]) -> float:
         if number:
             found.append(time.perf_counter() - begun)
     return statistics.median(found)
+
+
+def _slower(a: float, b: float) -> float:
+    """The rate of something done half at one rate, half at the other; ∞ is no time at all."""
+    return 2 / slow if (slow := 1 / a + 1 / b) else math.inf
+
+
+def _between(a: float, b: float) -> float:
+    return (a + b) / 2
 
 
 def _line(work: Callable[[int], Any], batch: int) -> tuple[float, float]:

@@ -8,6 +8,7 @@ layer keeps its outputs, by least squares; of whole units, where a layer's outpu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -114,7 +115,7 @@ def tuned(plan: Plan, model: nn.Module, material: RepairSamples, share: float = 
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
 
     steps, made = steps_of(material, share), copied(start if start is not None else masked(model, plan))
-    rate = min(RATE, NEAR * _divergence(made, model, material) ** 0.5)
+    rate = min(RATE, NEAR * _kl(made, model, material) ** 0.5)
     options = Finetuning(
         batch=batch,
         samples=len(every),
@@ -133,11 +134,11 @@ def tuned(plan: Plan, model: nn.Module, material: RepairSamples, share: float = 
     return plan, made
 
 
-def _divergence(made: nn.Module, model: nn.Module, material: RepairSamples) -> float:
-    """From the dense model, on the samples that judge, or on those that are learnt from where there are none."""
-    task, samples = material.evidence.task, material.train.first(CALIBRATION) if material.accept is None else material.accept
-    figures = evaluate(made, samples, task, References(model, samples, task)).figures()
-    return max(0.0, figures["kl"])
+def _kl(made: nn.Module, model: nn.Module, material: RepairSamples) -> float:
+    """To the dense model, on the samples that judge, or where there are none on those learnt from; ∞ where a task has no KL."""
+    task = material.evidence.task
+    samples = material.train.first(CALIBRATION) if material.accept is None else material.accept
+    return max(0.0, evaluate(made, samples, task, References(model, samples, task)).figures().get("kl", math.inf))
 
 
 def refit(

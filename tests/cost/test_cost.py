@@ -102,3 +102,10 @@ def test_small_batches_start_more_passes() -> None:
     few, many = evaluate(SHAPE, 64, batch=4), evaluate(SHAPE, 64, batch=64)
     assert (few.forward, many.forward) == (64, 64)
     assert (few.forwards, many.forwards) == (16, 1)
+
+
+def test_the_mean_of_two_measurements_takes_the_mean_time() -> None:
+    other = Machine(forward=3e6, backward=1e6, sweep=1e6, wire=1e6, wait=0.0, start_forward=0.2)
+    work = Work(forward=6, forwards=2, fresh=1e6)  # what costs nothing in both costs nothing
+    both = (work.seconds(SHAPE, EVEN) + work.seconds(SHAPE, other)) / 2
+    assert work.seconds(SHAPE, EVEN.mean(other)) == pytest.approx(both)
