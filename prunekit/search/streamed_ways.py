@@ -8,7 +8,6 @@ layer keeps its outputs, by least squares; of whole units, where a layer's outpu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -26,8 +25,8 @@ from prunekit.repair.stream import Stream
 from prunekit.repair.streamed import Streaming
 from prunekit.search.rivals.streamed import STREAMED
 from prunekit.steps.finetune import Finetuning, finetune
+from prunekit.steps.rate import ByDivergence
 from prunekit.structure import implied_sparsity
-from prunekit.task.evaluation import References, evaluate
 from prunekit.training import Distillation, batches_per_epoch
 from prunekit.trajectory.copies import copied
 
@@ -37,9 +36,6 @@ if TYPE_CHECKING:
 TUNED, REFIT = "tuned", "refit"
 SHARE = 2 / 3
 """Of the tokens, for the weights, where a mask is learnt first."""
-RATE, NEAR = 5e-3, 0.025
-"""Of tuning, at first, at most; and times √KL where it starts, since what is nearly right is harmed by large steps. It falls to 0
-in a straight line. Chosen on another, smaller Llama (docs/language-models.md)."""
 RATES = {"leap": 3e-3, "maskllm": 3e-3, "block-reconstruction": 1e-2}
 """Rivals' rates at a few hundred steps; their papers' are for thousands."""
 BY_LAYERS = tuple(name for name in METHODS if name != "magnitude")
@@ -115,11 +111,10 @@ def tuned(plan: Plan, model: nn.Module, material: RepairSamples, share: float = 
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
 
     steps, made = steps_of(material, share), copied(start if start is not None else masked(model, plan))
-    rate = min(RATE, NEAR * _kl(made, model, material) ** 0.5)
     options = Finetuning(
         batch=batch,
         samples=len(every),
-        optimizer=lambda one: torch.optim.AdamW(one.parameters(), lr=rate, weight_decay=0.0),
+        optimizer=lambda one: torch.optim.AdamW(one.parameters(), weight_decay=0.0),
         scheduler=scheduler,
         task=task,
         epochs=-(-steps // batches_per_epoch(len(every), how.batch, drop_last=True)),
@@ -129,16 +124,10 @@ def tuned(plan: Plan, model: nn.Module, material: RepairSamples, share: float = 
         distill=Distillation(model, 1.0, 1.0, task),
         device=device,
         most=steps,
+        rate=ByDivergence(model, material.train.first(CALIBRATION) if material.accept is None else material.accept, task),
     )
     finetune(made, plan, options)
     return plan, made
-
-
-def _kl(made: nn.Module, model: nn.Module, material: RepairSamples) -> float:
-    """To the dense model, on the samples that judge, or where there are none on those learnt from; ∞ where a task has no KL."""
-    task = material.evidence.task
-    samples = material.train.first(CALIBRATION) if material.accept is None else material.accept
-    return max(0.0, evaluate(made, samples, task, References(model, samples, task)).figures().get("kl", math.inf))
 
 
 def refit(

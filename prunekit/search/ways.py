@@ -25,9 +25,10 @@ from prunekit.repair.streamed import Streaming
 from prunekit.repair.swaps import Weights
 from prunekit.search.rivals import RIVALS
 from prunekit.search.rivals.rescored import equal_cost
-from prunekit.search.streamed_ways import CALIBRATION, NEAR, RATE, RATES, SHARE, TUNED, WAYS, ways_for
+from prunekit.search.streamed_ways import CALIBRATION, RATES, SHARE, TUNED, WAYS, ways_for
 from prunekit.steps.by_schedule import prune_by_schedule
 from prunekit.steps.planner import Planner
+from prunekit.steps.rate import MOST, NEAR
 from prunekit.steps.schedule import Schedule
 from prunekit.structure import pattern_of
 from prunekit.trajectory import Layout
@@ -141,7 +142,7 @@ def settings(name: str, structure: str) -> dict[str, Any]:
         return {
             "calibration": CALIBRATION,
             **({"rate": RATES[name.split("+")[0]]} if name.split("+")[0] in RATES else {}),
-            **({"tuned": [RATE, NEAR, SHARE]} if TUNED in name.split("+") else {}),
+            **({"tuned": [MOST, NEAR, SHARE]} if TUNED in name.split("+") else {}),
         }
     if name in COMMON and structure in GROUPED:
         return {"across": True, "importance": "margin"}

@@ -214,6 +214,8 @@ class _Work:
         if number == self._trainings - 1:
             tuner.set(self._recalibrate)
         self._note(target, pruned, tuner.how.steps, seed, max(0, number - len(self.targets) + 1))
+        if tuner.how.rate is not None:
+            self.rounds[-1]["rate"] = tuner.rates[-1]
 
     def _refine_again(self, tuner: Tuner) -> None:
         assert self.plan is not None

@@ -29,12 +29,14 @@ class Finetuning(TrainOptions):
         optimizer: makes the optimizer for a model.
         scheduler: ``(optimizer, steps)`` -> a schedule that is stepped after every step; None for a constant rate.
         record: options of the ``Recorder`` (``every``, ``second_moments``).
+        rate: at first, of the model that a round starts from, its masks held; None leaves it to the optimizer.
     """
 
     optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     scheduler: Callable[[torch.optim.Optimizer, int], Any] = lambda optimizer, steps: None
     _: KW_ONLY
     record: Mapping[str, Any] = field(default_factory=dict)
+    rate: Callable[[nn.Module], float] | None = None
 
 
 def finetune(
@@ -91,6 +93,9 @@ class Tuner(Held):
         folder: of the recording, made anew, of several ranks the first one's; None for none.
         provenance: of the recording.
 
+    Attributes:
+        rates: at which every run began.
+
     Raises:
         UsageError: ``folder`` is an address of a store.
     """
@@ -110,6 +115,7 @@ class Tuner(Held):
         model.to(how.device)
         self.optimizer = how.optimizer(model)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.rates: list[float] = []
         recorder, self._folder = None, None
         if place is not None:
             self._folder = Path(ranks.from_first(lambda: str(place.absolute())))
@@ -138,7 +144,9 @@ class Tuner(Held):
             begin, end: only these steps, of the order of samples and of the schedule as of all.
         """
         how = self.how if epochs is None else replace(self.how, epochs=epochs)
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+        rates = self._rates if how.rate is None else [how.rate(self.model)] * len(self._rates)
+        self.rates.append(rates[0])
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
             group.pop("initial_lr", None)
         scheduler = how.scheduler(self.optimizer, how.steps)

@@ -22,6 +22,7 @@ from prunekit.search import Candidates, Comparison, choose
 from prunekit.search.budget import TRIES
 from prunekit.steps import GivenPlan, Planner
 from prunekit.steps.planner import MakeSwaps
+from prunekit.steps.rate import MOST, NEAR
 from prunekit.structure import takes_sizes
 from prunekit.task.evaluation import measures_told
 from prunekit.task.evaluation import run as run_model
@@ -33,7 +34,7 @@ from prunekit.verbs.layerwise import by_layers, layerwise_request, refuse_withou
 from prunekit.verbs.pruned_folder import read_plan, write_plan, write_pruned
 from prunekit.verbs.refining import Seconds, better_plan, refining_again, refining_request
 from prunekit.verbs.run_folder import Run, comparison_inputs
-from prunekit.verbs.scheduling import planner_for, prune_in_steps
+from prunekit.verbs.scheduling import by_divergence, planner_for, prune_in_steps
 from prunekit.verbs.scoring import score_run
 from prunekit.verbs.validation import validation_in, validation_of
 
@@ -301,6 +302,8 @@ def _training_request(run: Run, steps: Steps | None) -> dict[str, Any]:
     found = steps.request()
     if found and (steps.trains or steps.recalibrate) and run.recipe.data is not None:
         found["train"] = run.splits["train"].digest()
+        if by_divergence(run, steps):
+            found["rate"] = {"most": MOST, "near": NEAR}
     return found
 
 

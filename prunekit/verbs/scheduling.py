@@ -19,7 +19,7 @@ from prunekit.plan import GROUPED
 from prunekit.recipe import Steps, optimizer_of, scheduler_of
 from prunekit.repair.stream import Stream
 from prunekit.reusing import first_difference
-from prunekit.steps import Finetuning, Planner, RefineAgain, Schedule, cut, leaves, prune_by_schedule
+from prunekit.steps import ByDivergence, Finetuning, Planner, RefineAgain, Schedule, cut, leaves, prune_by_schedule
 from prunekit.steps.planner import Repair
 from prunekit.training import Distillation, batches_per_epoch, recalibrate
 from prunekit.trajectory.copies import copied
@@ -142,6 +142,10 @@ def finetuning_of(run: Run, steps: Steps) -> Finetuning:
     if asked.tokens is not None and steps.rewind is None:
         most = _steps_of(run, asked.tokens)
         epochs = -(-most // batches_per_epoch(len(train), recipe.train.batch_size, recipe.train.drop_last))
+    teacher = _teacher(run, asked.distill.model_dump()) if asked.distill else None
+    rate = None
+    if teacher is not None and by_divergence(run, steps):
+        rate = ByDivergence(teacher.teacher, run.batches("scoring", recipe.score.samples), run.task)
     return Finetuning(
         batch=train.batch,
         samples=len(train),
@@ -153,7 +157,8 @@ def finetuning_of(run: Run, steps: Steps) -> Finetuning:
         seed=recipe.seed if asked.seed is None else asked.seed,
         drop_last=recipe.train.drop_last,
         augment=recipe.load_augment(),
-        distill=_teacher(run, asked.distill.model_dump()) if asked.distill else None,
+        distill=teacher,
+        rate=rate,
         record={
             "every": recipe.train.record.every,
             # data-wise scores end where masks are held; there Adam's coupled decay alone needs the moments
@@ -162,6 +167,17 @@ def finetuning_of(run: Run, steps: Steps) -> Finetuning:
         device=run.device,
         most=most,
     )
+
+
+def by_divergence(run: Run, steps: Steps) -> bool:
+    """Whether the rate follows from how far the pruned model is from the dense one: tokens to tune by KL, and nobody says it."""
+    asked = steps.finetune
+    if asked is None or asked.tokens is None or asked.distill is None:
+        return False
+    if steps.rewind is not None or steps.schedule.name == "gradual":  # begins with nothing removed
+        return False
+    by_adam = (asked.optimizer or run.recipe.train.optimizer).name in ("adam", "adamw")
+    return by_adam and asked.lr is None and asked.optimizer is None
 
 
 def _steps_of(run: Run, tokens: int) -> int:
@@ -208,6 +224,7 @@ def _told(steps: Steps, how: Finetuning, rounds: list[dict[str, Any]]) -> dict[s
         "steps": sum(r["steps"] for r in rounds),
         "seeds": list(dict.fromkeys(r["seed"] for r in rounds)),
         **({"tokens": asked.tokens} if asked.tokens is not None else {}),
+        **({"rates": [r["rate"] for r in rounds]} if how.rate is not None else {}),
         "distill": asked.distill.model_dump(mode="json") if asked.distill else None,
     }
 

@@ -10,6 +10,7 @@ import pytest
 from prunekit import Plan
 from prunekit.apply import Manifest
 from prunekit.recipe import Prune
+from prunekit.steps.rate import MOST
 from prunekit.verbs.dividing import SHARES, TRY, by_division
 from tests.cli.conftest import Cli
 from tests.cli.test_bad_input import one_line
@@ -60,3 +61,15 @@ def test_a_division_says_how_long_each_part_takes() -> None:
         assert weights == pytest.approx(share * 80_000, abs=1)
     with pytest.raises(ValueError, match="leave refine out"):
         Prune(name="x", sparsity=0.5, tokens=1000, refine={"when": "always"})  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_the_rate_of_tuning_follows_from_the_divergence_where_nobody_says(cli: Cli, run: Path) -> None:
+    options = ("prune", run, "-c", "magnitude", "-s", 0.8, "--tune-tokens", 256, "--json")
+    told = json.loads(cli(*options, "--name", "found").out)
+    assert 0 < told["rounds"][0]["rate"] <= MOST
+    assert told["finetune"]["rates"] == [told["rounds"][0]["rate"]]
+    given = json.loads(cli(*options, "--name", "given", "--lr", 1e-4).out)
+    assert "rate" not in given["rounds"][0]
+    gradual = json.loads(cli(*options, "--name", "gradual", "--schedule", "gradual", "--rounds", 2).out)
+    assert all("rate" not in found for found in gradual["rounds"])  # it begins with nothing removed

@@ -64,7 +64,7 @@ def show_pruned(result: dict[str, Any]) -> None:
             measure = by_name(name, result["measures"])
             told += f", validation {measure.title} {measure.text(found[f'{name}_pruned'])}"
             told += (
-                f", after {found['steps']} step{'s' * (found['steps'] != 1)} {measure.text(found[name])}"
+                f", after {found['steps']} step{'s' * (found['steps'] != 1)}{_rate(found)} {measure.text(found[name])}"
                 if found["steps"]
                 else ""
             )
@@ -86,6 +86,11 @@ def show_pruned(result: dict[str, Any]) -> None:
     for name, reason in result["refused"].items():
         print(f"  left whole: {name}: {reason}")
     print(of_pruned(result, deciding(result["measures"])).text())
+
+
+def _rate(found: dict[str, Any]) -> str:
+    """The rate that a round of training chose itself."""
+    return f" from rate {found['rate']:.1e}" if "rate" in found else ""
 
 
 def _by_layers(result: dict[str, Any]) -> str:
