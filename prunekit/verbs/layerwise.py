@@ -12,8 +12,34 @@ from prunekit.errors import UsageError
 from prunekit.layerwise import METHODS, prune_layerwise
 from prunekit.plan import Plan
 from prunekit.recipe import Layerwise, Prune
+from prunekit.reusing import reusable
+from prunekit.verbs.pruned_facts import made_from, refuse_foreign, summary
+from prunekit.verbs.pruned_folder import write_pruned
 from prunekit.verbs.refining import refining, refining_request
 from prunekit.verbs.run_folder import Run
+from prunekit.verbs.validation import validation_of
+
+
+def prune_by_layers(run: Run, asked: Layerwise, wanted: Prune, dry_run: bool, overwrite: bool) -> dict[str, Any]:
+    """The pruned model written, as ``prune_run`` does.
+
+    Raises:
+        UsageError: a plan alone is wanted.
+        ArtifactError: the folder holds something else.
+    """
+    if dry_run:
+        raise UsageError("--dry-run writes a plan alone, and --layerwise finds new weights with it; leave one of them out")
+    request = layerwise_request(run, asked, wanted)
+    folder = run.path / "pruned" / wanted.name
+    if reusable(folder, made_from(folder, False), request, overwrite):
+        return {**summary(run, folder, Plan.load(folder / "plan.safetensors")), "reused": True}
+    refuse_foreign(folder)
+    plan, small = by_layers(run, asked, wanted)
+    if plan.provenance.get("refine", {}).get("ended") == "interrupted":
+        request["refine"]["ended"] = "interrupted"  # so that it is not taken for what was asked
+    plan.provenance["request"] = request
+    told = write_pruned(run, small, plan, folder, {}, validation_of(run))
+    return {**summary(run, folder, plan), **told, "reused": False}
 
 
 def by_layers(run: Run, asked: Layerwise, wanted: Prune) -> tuple[Plan, nn.Module]:

@@ -13,9 +13,9 @@ from torch import nn
 
 from prunekit.apply import Manifest, squeeze
 from prunekit.criteria import Scores, expand, model_digest
-from prunekit.errors import ArtifactError, Note, PrunekitError, UsageError
+from prunekit.errors import ArtifactError, Note, UsageError
 from prunekit.plan import GROUPED, Plan, asked_sparsity, make_plan
-from prunekit.recipe import DROPS, SIZED, TIMES, Layerwise, Prune, Refine, Steps, parse_seconds
+from prunekit.recipe import DROPS, SIZED, TIMES, Prune, Refine, Steps, parse_seconds
 from prunekit.repair.swaps import get_swaps
 from prunekit.reusing import PROBLEM, reusable
 from prunekit.search import Candidates, Comparison, choose
@@ -24,19 +24,18 @@ from prunekit.steps import GivenPlan, Planner
 from prunekit.steps.planner import MakeSwaps
 from prunekit.steps.rate import MOST, NEAR
 from prunekit.structure import takes_sizes
-from prunekit.task.evaluation import measures_told
 from prunekit.task.evaluation import run as run_model
-from prunekit.trajectory import Trajectory
-from prunekit.verbs.budgets import measured_again, parameters_left, parameters_of, within_budget
+from prunekit.verbs.budgets import measured_again, within_budget
 from prunekit.verbs.compensating import compensation_request, pruned_as_asked
 from prunekit.verbs.dividing import by_division, divide, earlier
-from prunekit.verbs.layerwise import by_layers, layerwise_request, refuse_without_weights
+from prunekit.verbs.layerwise import prune_by_layers, refuse_without_weights
+from prunekit.verbs.pruned_facts import made_from, refuse_foreign, summary
 from prunekit.verbs.pruned_folder import read_plan, write_plan, write_pruned
 from prunekit.verbs.refining import Seconds, better_plan, refining_again, refining_request
 from prunekit.verbs.run_folder import Run, comparison_inputs
 from prunekit.verbs.scheduling import by_divergence, planner_for, prune_in_steps
 from prunekit.verbs.scoring import score_run
-from prunekit.verbs.validation import validation_in, validation_of
+from prunekit.verbs.validation import validation_of
 
 
 def prune_run(
@@ -58,7 +57,7 @@ def prune_run(
         PrunekitError: no plan meets the budget.
     """
     if wanted.layerwise is not None:
-        return _prune_by_layers(run, wanted.layerwise, wanted, dry_run, overwrite)
+        return prune_by_layers(run, wanted.layerwise, wanted, dry_run, overwrite)
     names = [] if wanted.criterion == "auto" else expand(wanted.criterion)
     choosing = len(names) != 1
     if wanted.classes:
@@ -93,8 +92,8 @@ def prune_run(
         refuse_foreign(folder)
     if repair is not None:
         request["refine"] = refining_request(run, repair)
-    if wanted.tokens is None and reusable(folder, _made_from(folder, dry_run), request, overwrite):
-        return {**_summary(run, folder, Plan.load(folder / "plan.safetensors")), "reused": True}
+    if wanted.tokens is None and reusable(folder, made_from(folder, dry_run), request, overwrite):
+        return {**summary(run, folder, Plan.load(folder / "plan.safetensors")), "reused": True}
     if dry_run and wanted.schedule.name != "one-shot":
         raise UsageError(f"--dry-run shows a plan that is made at once; schedule {wanted.schedule.name} makes it on the way")
     if dry_run and repair is not None and repair.again:
@@ -165,29 +164,13 @@ def prune_run(
         changed = budget[0] in TIMES and wanted.schedule.name != "one-shot"
         last = partial(measured_again, run, facts) if changed else None  # its plans are others than the search's
         done = prune_in_steps(run, folder, planner_at(chosen), sparsity, wanted, training, request, facts, again, last)
-        return {**_summary(run, folder, Plan.load(folder / "plan.safetensors")), **done, "reused": False}
+        return {**summary(run, folder, Plan.load(folder / "plan.safetensors")), **done, "reused": False}
     plan = plan_at(chosen, sparsity)
     plan.provenance["request"] = request
     if dry_run:
         write_plan(plan, folder / "plan.safetensors")
-        return {**_summary(run, folder, plan), **facts, "dry_run": True, "reused": False}
+        return {**summary(run, folder, plan), **facts, "dry_run": True, "reused": False}
     return _write(run, plan, folder, facts)
-
-
-def _prune_by_layers(run: Run, asked: Layerwise, wanted: Prune, dry_run: bool, overwrite: bool) -> dict[str, Any]:
-    if dry_run:
-        raise UsageError("--dry-run writes a plan alone, and --layerwise finds new weights with it; leave one of them out")
-    request = layerwise_request(run, asked, wanted)
-    folder = run.path / "pruned" / wanted.name
-    if reusable(folder, _made_from(folder, False), request, overwrite):
-        return {**_summary(run, folder, Plan.load(folder / "plan.safetensors")), "reused": True}
-    refuse_foreign(folder)
-    plan, small = by_layers(run, asked, wanted)
-    if plan.provenance.get("refine", {}).get("ended") == "interrupted":
-        request["refine"]["ended"] = "interrupted"  # so that it is not taken for what was asked
-    plan.provenance["request"] = request
-    told = write_pruned(run, small, plan, folder, {}, validation_of(run))
-    return {**_summary(run, folder, plan), **told, "reused": False}
 
 
 def _seconds(wanted: Prune, repair: Refine | None) -> Seconds | None:
@@ -246,7 +229,7 @@ def apply_plan(
         manifest = Manifest.load(folder / "prunekit.json")
         found = {"plan": manifest.plan, **manifest.facts.get("request", {})}
         if reusable(folder, found, {"plan": plan.digest, **_training_request(run, steps)}, overwrite):
-            return {**_summary(run, folder, plan), "reused": True}
+            return {**summary(run, folder, plan), "reused": True}
     elif folder.exists() and folder != plan_path.resolve().parent and not overwrite and any(folder.iterdir()):
         same = (folder / "plan.safetensors").resolve() == plan_path.resolve()
         if not same:
@@ -259,24 +242,8 @@ def apply_plan(
         refuse_foreign(folder)
         asked = plan.provenance["sparsity"]
         done = prune_in_steps(run, folder, GivenPlan(run.evidence, plan), asked, steps, _training_request(run, steps))
-        return {**_summary(run, folder, plan), **done, "reused": False}
+        return {**summary(run, folder, plan), **done, "reused": False}
     return _write(run, plan, folder)
-
-
-BUDGET = ("budget", "measure", "reached", "standard_error", "speed")
-"""What ``within_budget`` puts on record."""
-OURS = {
-    "model.safetensors", "masks.safetensors", "plan.safetensors", "prunekit.json", "eval.json", "removal.json", "trajectory",
-}  # fmt: skip
-
-
-def refuse_foreign(folder: Path) -> None:
-    """Raises ArtifactError when ``folder`` holds what prunekit did not write, which would be lost."""
-    foreign = sorted(p.name for p in folder.iterdir() if p.name not in OURS) if folder.is_dir() else []
-    if foreign or (folder.exists() and not folder.is_dir()):
-        raise ArtifactError(
-            f"{folder}: holds {', '.join(foreign) or 'no folder'}, which would be lost; move it, or take another --name"
-        )
 
 
 def _write(run: Run, plan: Plan, folder: Path, found: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -293,7 +260,7 @@ def _write(run: Run, plan: Plan, folder: Path, found: Mapping[str, Any] | None =
     if note:
         facts["compensation_note"] = note
     told = write_pruned(run, small, plan, folder, facts, validation_of(run), squeezed)
-    return {**_summary(run, folder, plan), **told, "reused": False}
+    return {**summary(run, folder, plan), **told, "reused": False}
 
 
 def _training_request(run: Run, steps: Steps | None) -> dict[str, Any]:
@@ -322,31 +289,6 @@ def _auto(run: Run, scores: Mapping[str, Scores], structure: str, sparsity: floa
     return choose(candidates, comparison, structure, sparsity, [allocation] if allocation else run.recipe.compare.allocations)
 
 
-def _made_from(folder: Path, dry_run: bool) -> dict[str, Any] | None:
-    if not folder.exists() or not any(path.name[0] != "." for path in folder.iterdir()):  # a killed process leaves it empty
-        return None
-    trained: dict[str, Any] = {}
-    try:
-        if dry_run and not (folder / "prunekit.json").exists():
-            found: dict[str, Any] = Plan.load(folder / "plan.safetensors").provenance
-        else:
-            manifest = Manifest.load(folder / "prunekit.json")
-            found, trained = manifest.provenance, manifest.facts.get("request", {})
-            manifest.prove(folder)  # a damaged one may not be reused
-            if manifest.facts.get("finetune"):
-                Trajectory(folder / "trajectory").verify()
-    except PrunekitError as error:
-        if (folder / "plan.safetensors").exists() and not (folder / "prunekit.json").exists():
-            return {PROBLEM: f"it holds a plan that was not applied yet (--apply {folder / 'plan.safetensors'})"}
-        return {PROBLEM: str(error)}
-    if found.get("edited"):
-        return {PROBLEM: "its plan was edited by hand"}
-    request = found.get("request", {})
-    if isinstance(request.get("refine"), dict) and request["refine"].get("ended") == "interrupted":
-        return {PROBLEM: "refining was interrupted"}
-    return {**request, **trained}
-
-
 def _sizes(run: Run, wanted: Prune) -> dict[str, Any]:
     """Which numbers of units may stay, where that is not any: the wanted ones, else the recipe's for channels and heads."""
     if not takes_sizes(wanted.structure):
@@ -354,45 +296,3 @@ def _sizes(run: Run, wanted: Prune) -> dict[str, Any]:
     asked = {key: getattr(wanted, key) or getattr(run.recipe.structure, key) for key in ("round_to", "min_units")}
     found: dict[str, Any] = {key: value for key, value in asked.items() if value > 1}
     return found | ({"uniform": True} if wanted.uniform else {})
-
-
-def _summary(run: Run, folder: Path, plan: Plan) -> dict[str, Any]:
-    reached = plan.sparsity()
-    refined = plan.provenance.get("refine")
-    facts = Manifest.load(folder / "prunekit.json").facts if (folder / "prunekit.json").exists() else {}
-    asked = plan.provenance["sparsity"]
-    request = plan.provenance.get("request", {})  # under a budget nobody asked for a sparsity
-    return {
-        "name": folder.name,
-        "path": str(folder),
-        "structure": plan.structure,
-        "criterion": plan.provenance["criterion"],
-        "allocation": plan.provenance["allocation"],
-        "measures": measures_told(run.task),
-        "asked": asked,
-        "achieved": reached["prunable"],
-        "achieved_all": reached["all"],
-        "parameters": {"kept": round(parameters_left(run.model, plan)), "total": parameters_of(run.model)},
-        "validation": validation_in(facts, run.task.deciding.name),
-        "missed": plan.missed if request.get("sparsity", asked) is not None else None,
-        "budget": None,
-        **{key: facts[key] for key in BUDGET if key in facts},
-        "compensated": "compensate" in plan.provenance.get("request", {}),
-        "by_auto": plan.provenance.get("request", {}).get("criterion") == "auto",
-        "classes": plan.provenance.get("request", {}).get("classes", []),
-        "layerwise": plan.provenance.get("layerwise"),
-        "edited": bool(plan.provenance.get("edited")),
-        "refine": _brief(refined) if refined else None,
-        "refined_again": [_brief(facts) for facts in plan.provenance.get("refine_again", ())],
-        "refine_tried": plan.provenance.get("refine_tried"),
-        "division": facts.get("division"),
-        "compensation_note": facts.get("compensation_note"),
-        "squeezed": facts.get("squeezed"),
-        "layers": plan.counts(),
-        "groups": {n: {"total": len(k), "kept": int(k.sum())} for n, k in plan.keep.items() if n in plan.groups},
-        "refused": dict(plan.provenance.get("refused", {})),
-    }
-
-
-def _brief(refined: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in refined.items() if k not in ("history", "options")}
