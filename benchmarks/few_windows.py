@@ -1,14 +1,16 @@
 """What is left to do with 64 windows of calibration text and nothing else: layer-wise methods against masks and weights learnt.
 
     python benchmarks/few_windows.py RUN [RUN …] [--windows 64] [--tokens 200k] [--sparsities 0.5 0.7 0.9] [--structures 2:4]
+                                         [--only WAY …]
 
 RUN is a run of a language model, of two seeds for instance (``prunekit compare recipes/lm-comparison-small.yaml --out DIR``
 leaves its runs in DIR/runs). Of its training data the first windows are taken, of its test data the figures: KL to the dense
 model in nats a token, each run's and their mean. Layer-wise methods look at all windows. What learns goes over them again and
 again: a mask from three quarters, judged on the last quarter, and the weights that are tuned under it from the same ones;
-weights that are tuned under a given mask, or ADMM's, from all. ``divided`` does as ``prunekit prune --tokens`` would: it tries
-the four divisions of tokens between mask and weights with a twentieth each, judges them on the last quarter, and spends what is
-left by the best. Nothing was chosen by these test data.
+weights that are tuned under a given mask, or ADMM's, from all. ``divided`` does as ``prunekit prune --tokens`` would with three
+quarters to train on and the last one as validation data: it tries the four divisions of tokens between mask and weights with a
+twentieth each, spends what is left by the best, and takes ADMM's model of the three quarters where the judges find it nearer to
+the dense one. Nothing was chosen by these test data.
 """
 
 from __future__ import annotations
@@ -32,9 +34,12 @@ from prunekit.search import streamed_ways as ways
 from prunekit.search.ways import RepairSamples
 from prunekit.structure import implied_sparsity
 from prunekit.task.evaluation import References, evaluate
-from prunekit.verbs.dividing import SHARES, TRY
+from prunekit.verbs.dividing import LAYERWISE, SHARES, TRY
 from prunekit.verbs.run_folder import Run
 
+LEARNING = (
+    "ADMM, then weights tuned", "weights tuned", "mask learnt", "mask learnt, then weights tuned", "divided",
+)  # fmt: skip
 JUDGED = 4
 """Of so many windows one judges."""
 
@@ -58,7 +63,7 @@ def learnt(plan: Plan, run: Run, material: RepairSamples, share: float) -> nn.Mo
 
 
 def divided(plan: Plan, run: Run, material: RepairSamples) -> tuple[nn.Module, str]:
-    """The best division of the tokens by small tries, and which it was."""
+    """The best division of the tokens by small tries, and which it was; or ADMM's model, where that is better."""
     how = ways.streaming(material)
     assert material.accept is not None
     small = replace(material, stream=replace(how, tokens=round(TRY * how.tokens), looks=2))
@@ -66,11 +71,17 @@ def divided(plan: Plan, run: Run, material: RepairSamples) -> tuple[nn.Module, s
     tries = {share: judge.kl(learnt(plan, run, small, share)) for share in SHARES}
     best = min(tries, key=lambda share: tries[share])
     rest = replace(material, stream=replace(how, tokens=how.tokens - len(SHARES) * round(TRY * how.tokens)))
-    return learnt(plan, run, rest, best), f"{best:.2f} for weights"
+    made = learnt(plan, run, rest, best)
+    by_layers = _made(ways.by_layers(plan, run.model, material, method=LAYERWISE.method))
+    if judge.kl(by_layers) < judge.kl(made):
+        return by_layers, "ADMM"
+    return made, f"{best:.2f} for weights"
 
 
-def measured(run: Run, windows: int, tokens: int, structure: str, sparsity: float | None) -> Iterator[tuple[str, float, str]]:
-    """Name of a way, KL on test data, and what else is to be said."""
+def measured(
+    run: Run, windows: int, tokens: int, structure: str, sparsity: float | None, only: list[str]
+) -> Iterator[tuple[str, float, str]]:
+    """Name of a way, KL on test data, and what else is to be said; of all ways where ``only`` names none."""
     few = run.batches("train").first(windows)
     apart = torch.arange(windows) % JUDGED == JUDGED - 1
     material = RepairSamples(
@@ -86,22 +97,25 @@ def measured(run: Run, windows: int, tokens: int, structure: str, sparsity: floa
         found, made = ways.by_layers(plan, run.model, material, method=method)
         return found, masked(run.model, found) if made is None else made
 
-    layerwise = {name: by(name) for name in ways.BY_LAYERS}
+    wanted = set(only or [*ways.BY_LAYERS, *LEARNING])
+    layerwise = {name: by(name) for name in ways.BY_LAYERS if name in wanted or (name == "admm" and LEARNING[0] in wanted)}
     done: dict[str, Callable[[], tuple[nn.Module, str]]] = {
-        "ADMM, then weights tuned": lambda: (
+        LEARNING[0]: lambda: (
             _made(ways.tuned(layerwise["admm"][0], run.model, material, 1.0, layerwise["admm"][1])),
             "",
         ),
-        "weights tuned": lambda: (learnt(plan, run, material, 1.0), ""),
-        "mask learnt": lambda: (learnt(plan, run, learning, 0.0), ""),
-        "mask learnt, then weights tuned": lambda: (learnt(plan, run, learning, ways.SHARE), ""),
-        "divided": lambda: divided(plan, run, learning),
+        LEARNING[1]: lambda: (learnt(plan, run, material, 1.0), ""),
+        LEARNING[2]: lambda: (learnt(plan, run, learning, 0.0), ""),
+        LEARNING[3]: lambda: (learnt(plan, run, learning, ways.SHARE), ""),
+        LEARNING[4]: lambda: divided(plan, run, learning),
     }
     for name, (_, model) in layerwise.items():
-        yield name, test.kl(model), ""
+        if name in wanted:
+            yield name, test.kl(model), ""
     for name, work in done.items():
-        model, note = work()
-        yield name, test.kl(model), note
+        if name in wanted:
+            model, note = work()
+            yield name, test.kl(model), note
 
 
 def _made(found: ways.Found) -> nn.Module:
@@ -116,6 +130,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=parse_count, default=200_000)
     parser.add_argument("--sparsities", nargs="*", type=float, default=[0.5, 0.7, 0.9])
     parser.add_argument("--structures", nargs="*", default=["2:4"], help="patterns that say how much goes")
+    parser.add_argument("--only", nargs="*", default=[], choices=[*ways.BY_LAYERS, *LEARNING], metavar="WAY")
     asked = parser.parse_args()
     cells = [("unstructured", sparsity) for sparsity in asked.sparsities]
     cells += [(name, implied_sparsity(name)) for name in asked.structures]
@@ -123,7 +138,7 @@ def main() -> None:
     for structure, sparsity in cells:
         rows: dict[str, list[tuple[float, str]]] = {}
         for path in asked.runs:
-            for name, found, note in measured(Run(path), asked.windows, asked.tokens, structure, sparsity):
+            for name, found, note in measured(Run(path), asked.windows, asked.tokens, structure, sparsity, asked.only):
                 rows.setdefault(name, []).append((found, note))
         for name, values in rows.items():
             each = ", ".join(f"{value:.4f}" for value, _ in values)

@@ -1,27 +1,33 @@
-"""A budget of tokens divided between mask and weights, as short tries of some divisions do on validation data."""
+"""A budget of tokens divided between mask and weights, as short tries of some divisions do on validation data.
+
+Where the tokens are more than the training samples have, learning goes over the same ones again and again, and a layer-wise
+method, which takes no token, may do better: the learnt model is then compared with ADMM's before it is written.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from prunekit.apply import Manifest, masked
-from prunekit.errors import ArtifactError, UsageError
+from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.measure import merit
 from prunekit.plan import Plan
 from prunekit.progress import track
-from prunekit.recipe import Finetune, Prune, Refine, Steps
+from prunekit.recipe import Finetune, Layerwise, Prune, Refine, Steps
 from prunekit.recipe.pruning import Stream as StreamKeys
 from prunekit.recipe.training import Distill
 from prunekit.repair.stream import Stream
 from prunekit.repair.streamed import Streaming
 from prunekit.steps import finetune
 from prunekit.task.evaluation import References, evaluate
+from prunekit.trajectory.bare import named_tensors
 from prunekit.trajectory.copies import copied
+from prunekit.verbs.layerwise import by_layers
 from prunekit.verbs.refining import refining
 from prunekit.verbs.run_folder import Run
 from prunekit.verbs.scheduling import finetuning_of
@@ -30,6 +36,66 @@ SHARES = (0.0, 1 / 3, 2 / 3, 1.0)
 """Of the tokens, for the weights: the divisions that are tried."""
 TRY = 1 / 20
 """Of the tokens, for each try; what is left is spent by the best division."""
+
+
+LAYERWISE = Layerwise(method="admm")
+"""The layer-wise method that loses least (docs/language-models.md)."""
+
+
+class LayersAreBetter(Exception):
+    """The learnt model is worse than ADMM's on validation data.
+
+    Attributes:
+        plan, model: ADMM's.
+        division: the facts, with the comparison.
+    """
+
+    def __init__(self, plan: Plan, model: nn.Module, division: dict[str, Any]) -> None:
+        super().__init__("a layer-wise method does better")
+        self.plan, self.model, self.division = plan, model, division
+
+
+def looks_again(run: Run, tokens: int) -> bool:
+    """Whether so many tokens are more than the training samples have."""
+    samples = run.batches("train")
+    return tokens > len(samples) * Stream(samples, 1).tokens()
+
+
+def beside_layers(run: Run, wanted: Prune, division: Mapping[str, Any]) -> Callable[[nn.Module], dict[str, Any]]:
+    """What compares a finished model with ADMM's of as many weights on validation data, and gives the division with the figures.
+
+    It raises LayersAreBetter where ADMM's is better by what criteria are chosen by.
+    """
+
+    def compared(model: nn.Module) -> dict[str, Any]:
+        try:
+            plan, other = by_layers(run, LAYERWISE, layerwise_of(wanted))
+        except PrunekitError as error:
+            return {"division": {**division, "layerwise": {"method": LAYERWISE.method, "why": str(error)}}}
+        names = plan.provenance["prunable"]
+        left, learnt_left = (_left(one, names) for one in (other, model))
+        if left > 1.001 * learnt_left:
+            why = f"it leaves {left:,} weights where {learnt_left:,} stay"
+            return {"division": {**division, "layerwise": {"method": LAYERWISE.method, "why": why}}}
+        samples = run.batches("validation")
+        references = References(run.model, samples, run.task)
+        layers, learnt = (evaluate(one, samples, run.task, references).figures() for one in (other, model))
+        better = merit(run.task.choosing, layers) > merit(run.task.choosing, learnt)
+        found = {**division, "layerwise": {"method": LAYERWISE.method, "figures": layers, "learnt": learnt, "better": better}}
+        if better:
+            raise LayersAreBetter(plan, other, found)
+        return {"division": found}
+
+    return compared
+
+
+def layerwise_of(wanted: Prune) -> Prune:
+    """The same amount of the same structure, by layers."""
+    return wanted.model_copy(update={"tokens": None, "refine": None, "finetune": None, "layerwise": LAYERWISE})
+
+
+def _left(model: nn.Module, names: Collection[str]) -> int:
+    return sum(int(tensor.count_nonzero()) for name, tensor in named_tensors(model).items() if name in names)
 
 
 def divide(run: Run, wanted: Prune, plan: Plan) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,9 +20,16 @@ from prunekit.verbs.refining import refining, refining_request
 from prunekit.verbs.run_folder import Run
 from prunekit.verbs.validation import validation_of
 
+NOTHING: Mapping[str, Any] = {}
 
-def prune_by_layers(run: Run, asked: Layerwise, wanted: Prune, dry_run: bool, overwrite: bool) -> dict[str, Any]:
+
+def prune_by_layers(
+    run: Run, asked: Layerwise, wanted: Prune, dry_run: bool = False, overwrite: bool = False, facts: Mapping[str, Any] = NOTHING
+) -> dict[str, Any]:
     """The pruned model written, as ``prune_run`` does.
+
+    Args:
+        facts: further ones for the manifest.
 
     Raises:
         UsageError: a plan alone is wanted.
@@ -34,11 +42,18 @@ def prune_by_layers(run: Run, asked: Layerwise, wanted: Prune, dry_run: bool, ov
     if reusable(folder, made_from(folder, False), request, overwrite):
         return {**summary(run, folder, Plan.load(folder / "plan.safetensors")), "reused": True}
     refuse_foreign(folder)
-    plan, small = by_layers(run, asked, wanted)
+    return write_by_layers(run, asked, wanted, *by_layers(run, asked, wanted), facts)
+
+
+def write_by_layers(
+    run: Run, asked: Layerwise, wanted: Prune, plan: Plan, model: nn.Module, facts: Mapping[str, Any] = NOTHING
+) -> dict[str, Any]:
+    """Writes what ``by_layers`` found."""
+    request, folder = layerwise_request(run, asked, wanted), run.path / "pruned" / wanted.name
     if plan.provenance.get("refine", {}).get("ended") == "interrupted":
         request["refine"]["ended"] = "interrupted"  # so that it is not taken for what was asked
     plan.provenance["request"] = request
-    told = write_pruned(run, small, plan, folder, {}, validation_of(run))
+    told = write_pruned(run, model, plan, folder, dict(facts), validation_of(run))
     return {**summary(run, folder, plan), **told, "reused": False}
 
 

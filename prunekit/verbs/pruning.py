@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,17 @@ from prunekit.structure import takes_sizes
 from prunekit.task.evaluation import run as run_model
 from prunekit.verbs.budgets import measured_again, within_budget
 from prunekit.verbs.compensating import compensation_request, pruned_as_asked
-from prunekit.verbs.dividing import by_division, divide, earlier
-from prunekit.verbs.layerwise import prune_by_layers, refuse_without_weights
+from prunekit.verbs.dividing import (
+    LAYERWISE,
+    LayersAreBetter,
+    beside_layers,
+    by_division,
+    divide,
+    earlier,
+    layerwise_of,
+    looks_again,
+)
+from prunekit.verbs.layerwise import prune_by_layers, refuse_without_weights, write_by_layers
 from prunekit.verbs.pruned_facts import made_from, refuse_foreign, summary
 from prunekit.verbs.pruned_folder import read_plan, write_plan, write_pruned
 from prunekit.verbs.refining import Seconds, better_plan, refining_again, refining_request
@@ -44,11 +53,13 @@ def prune_run(
     dry_run: bool = False,
     overwrite: bool = False,
     division: Mapping[str, Any] | None = None,
+    last: Callable[[nn.Module], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Plans and prunes; with ``dry_run`` only the plan is written, to be looked at and edited.
 
     Args:
         division: how tokens were divided between mask and weights, for the manifest.
+        last: further facts that are measured on the finished model.
 
     Raises:
         UsageError: a name or value that does not exist.
@@ -88,7 +99,7 @@ def prune_run(
         asked = {**request, "tokens": wanted.tokens, "train": run.splits["train"].digest()}
         known = earlier(folder, asked)
         if known is not None:
-            return prune_run(run, by_division(wanted, known["weights"]), False, overwrite, known)
+            return _divided(run, wanted, known, overwrite)
         refuse_foreign(folder)
     if repair is not None:
         request["refine"] = refining_request(run, repair)
@@ -149,7 +160,7 @@ def prune_run(
     if wanted.tokens is not None:
         sparsity = asked_sparsity(structure, wanted.sparsity)
         found = divide(run, wanted, made_at(choose_at(sparsity), sparsity))
-        return prune_run(run, by_division(wanted, found["weights"]), False, overwrite, {"asked": asked, **found})
+        return _divided(run, wanted, {"asked": asked, **found}, overwrite)
     facts: dict[str, Any] = {"division": dict(division)} if division else {}
     if budget[0]:  # a repair keeps what the others measure, so only accuracy has to be measured with it
         made = plan_at if budget[0] in DROPS else made_at
@@ -161,8 +172,8 @@ def prune_run(
         again = (
             None if repair is None else refining_again(run, repair, partial(get_swaps, across=False) if sized else None, seconds)
         )
-        changed = budget[0] in TIMES and wanted.schedule.name != "one-shot"
-        last = partial(measured_again, run, facts) if changed else None  # its plans are others than the search's
+        if budget[0] in TIMES and wanted.schedule.name != "one-shot":
+            last = partial(measured_again, run, facts)  # its plans are others than the search's
         done = prune_in_steps(run, folder, planner_at(chosen), sparsity, wanted, training, request, facts, again, last)
         return {**summary(run, folder, Plan.load(folder / "plan.safetensors")), **done, "reused": False}
     plan = plan_at(chosen, sparsity)
@@ -170,7 +181,21 @@ def prune_run(
     if dry_run:
         write_plan(plan, folder / "plan.safetensors")
         return {**summary(run, folder, plan), **facts, "dry_run": True, "reused": False}
-    return _write(run, plan, folder, facts)
+    return _write(run, plan, folder, facts, last)
+
+
+def _divided(run: Run, wanted: Prune, division: Mapping[str, Any], overwrite: bool) -> dict[str, Any]:
+    """The model that ``division`` of the tokens comes to, or ADMM's where that is better."""
+    assert wanted.tokens is not None
+    by_layers = layerwise_of(wanted)
+    if division.get("layerwise", {}).get("better"):
+        return prune_by_layers(run, LAYERWISE, by_layers, False, overwrite, {"division": dict(division)})
+    comparable = wanted.structure not in GROUPED and looks_again(run, wanted.tokens)
+    compared = beside_layers(run, wanted, division) if comparable and "layerwise" not in division else None
+    try:
+        return prune_run(run, by_division(wanted, division["weights"]), False, overwrite, division, compared)
+    except LayersAreBetter as found:
+        return write_by_layers(run, LAYERWISE, by_layers, found.plan, found.model, {"division": found.division})
 
 
 def _seconds(wanted: Prune, repair: Refine | None) -> Seconds | None:
@@ -246,7 +271,13 @@ def apply_plan(
     return _write(run, plan, folder)
 
 
-def _write(run: Run, plan: Plan, folder: Path, found: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def _write(
+    run: Run,
+    plan: Plan,
+    folder: Path,
+    found: Mapping[str, Any] | None = None,
+    last: Callable[[nn.Module], Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
     refuse_foreign(folder)
     example = run.example if plan.smaller else None
     request = plan.provenance.get("request", {})
@@ -259,6 +290,8 @@ def _write(run: Run, plan: Plan, folder: Path, found: Mapping[str, Any] | None =
     facts: dict[str, Any] = dict(found or {})
     if note:
         facts["compensation_note"] = note
+    if last is not None:
+        facts |= last(small)
     told = write_pruned(run, small, plan, folder, facts, validation_of(run), squeezed)
     return {**summary(run, folder, plan), **told, "reused": False}
 

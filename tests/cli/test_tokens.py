@@ -9,8 +9,9 @@ import pytest
 
 from prunekit import Plan
 from prunekit.apply import Manifest
-from prunekit.recipe import Prune
+from prunekit.recipe import Layerwise, Prune
 from prunekit.steps.rate import MOST
+from prunekit.verbs import dividing, pruning
 from prunekit.verbs.dividing import SHARES, TRY, by_division
 from tests.cli.conftest import Cli
 from tests.cli.test_bad_input import one_line
@@ -34,7 +35,8 @@ def test_a_mask_and_then_weights(cli: Cli, run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_validation_data_divide_a_budget(cli: Cli, run: Path) -> None:
+def test_validation_data_divide_a_budget(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pruning, "looks_again", lambda run, tokens: False)
     options = ("prune", run, "-c", "magnitude", "-s", 0.9, "--name", "divided", "--tokens", "16k")
     done = cli(*options, "--json")
     assert done.code == 0, done.err
@@ -49,6 +51,33 @@ def test_validation_data_divide_a_budget(cli: Cli, run: Path) -> None:
     again = cli(*options, "--json")
     assert json.loads(again.out)["reused"]
     one_line(cli(*options, "--dry-run"), 2, "--dry-run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "better"), [("admm", True), ("magnitude", False)])
+def test_few_samples_looked_at_again_are_left_to_layers_where_these_do_better(
+    cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch, method: str, better: bool
+) -> None:
+    """16k tokens are many passes over the digits, and a mask is learnt here in 20 steps at most."""
+    for module in (dividing, pruning):
+        monkeypatch.setattr(module, "LAYERWISE", Layerwise(method=method))
+    options = ("prune", run, "-c", "magnitude", "-s", 0.9, "--name", "few", "--tokens", "16k")
+    done = cli(*options)
+    assert done.code == 0, done.err
+    assert "validation accuracy" in done.out
+    assert f"{'its' if better else 'the learnt'} model is kept" in done.out
+    folder = run / "pruned" / "few"
+    facts = Manifest.load(folder / "prunekit.json").facts
+    beside = facts["division"]["layerwise"]
+    assert beside["better"] is better
+    assert (beside["figures"]["accuracy"] > beside["learnt"]["accuracy"]) is better
+    plan = Plan.load(folder / "plan.safetensors")
+    assert plan.provenance["criterion"] == (method if better else "magnitude")
+    kept = beside["figures"] if better else beside["learnt"]
+    assert facts["validation"]["pruned"] == pytest.approx(kept["accuracy"])
+    assert plan.sparsity()["prunable"] == pytest.approx(0.9, abs=0.002)
+    assert json.loads(cli(*options, "--json").out)["reused"]
+    assert cli("eval", folder).code == 0
 
 
 def test_a_division_says_how_long_each_part_takes() -> None:

@@ -110,9 +110,24 @@ def _division(division: dict[str, Any], measures: list[Any]) -> str:
     first = next(iter(division["tries"].values()))
     measure = by_name(next(iter(first)), measures)
     tries = ", ".join(f"{float(share):.0%} {measure.text(found[measure.name])}" for share, found in division["tries"].items())
-    return (
+    told = (
         f"of the tokens {division['weights']:.0%} for weights, the rest for the mask; tries, validation {measure.title}: {tries}"
     )
+    if beside := division.get("layerwise"):
+        told += f"\n  {_beside_layers(beside, measures)}"
+    return told
+
+
+def _beside_layers(beside: dict[str, Any], measures: list[Any]) -> str:
+    """One line on a layer-wise method, which was tried since the same samples were looked at again."""
+    method = {"admm": "ADMM"}.get(beside["method"], beside["method"])
+    told = f"the training samples have fewer tokens, so {method}, layer by layer, was tried too: "
+    if "why" in beside:
+        return f"{told}not compared, {beside['why']}"
+    measure = by_name(next(iter(beside["figures"])), measures)
+    of_layers, learnt = (measure.text(beside[key][measure.name]) for key in ("figures", "learnt"))
+    kept = "its" if beside["better"] else "the learnt"
+    return f"{told}validation {measure.title} {of_layers}, learnt {learnt}; {kept} model is kept"
 
 
 def _streamed(facts: dict[str, Any]) -> str:
