@@ -21,7 +21,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 …; the recipe's by default.")]
 STRUCTURES = ", ".join(file.name for file in iter_modules([str(Path(__file__).parents[1] / "structure" / "units")]))
 """Structures whose units leave whole. Their files are listed and not imported, since those need torch and help does not."""
-STRUCTURE_HELP = f"unstructured, {STRUCTURES}, N:M (2:4), block:ROWSxCOLUMNS (block:4x1), module:structure"
+STRUCTURE_HELP = (
+    f"unstructured, {STRUCTURES}, units joined (heads+neurons), N:M (2:4), block:ROWSxCOLUMNS (block:4x1), module:structure"
+)
 Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**31 - 1, help="Overrides the recipe's seed.")]
 CRITERION_HELP = (
     "Name of a criterion, or all; repeatable. With options: 'influence(target=margin,aggregation=l2)'; composed: "

@@ -362,6 +362,8 @@ def provenance(evidence: Evidence, criterion: str) -> dict[str, Any]:
         facts["structure"] = chosen.structure
         if evidence.attention:
             facts["attention"] = [one if isinstance(one, str) else dict(one) for one in evidence.attention]
+    if chosen.silent_on:
+        facts["silent_on"] = list(chosen.silent_on)
     single = Single.of(name)
     if not CRITERIA.is_own(single.name):
         facts["code"] = {"path": CRITERIA.path(single.name), "source": source(chosen.compute)}

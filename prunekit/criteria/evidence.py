@@ -394,6 +394,7 @@ class Criterion:
         spreads: it takes what ``Evidence.spread`` gives, or looks at weights one tensor after the other.
         aggregation: how signed scores become an importance; None leaves it to the evidence. Additive criteria only.
         structure: the one structure whose units it scores, where it scores no weights (``prunekit.criteria.units``).
+        silent_on: structures of whose units it says nothing, though it scores weights.
         accepts: options that may be written behind its name, from ``prunekit.criteria.spec.OPTIONS``.
         preset: options that its name stands for.
     """
@@ -407,5 +408,6 @@ class Criterion:
     group: str = "l2"
     aggregation: str | None = None
     structure: str | None = None
+    silent_on: tuple[str, ...] = ()
     accepts: tuple[str, ...] = ()
     preset: Mapping[str, str] = field(default_factory=dict)

@@ -3,7 +3,8 @@
 A channel ``j`` that a layer with weights ``W`` reads scores ``Var(x_j) ‖W_:,j‖²``, the variance over samples and positions (N - 1
 below the sum): what is lost with it when its mean is made up for by a bias, which is what ``--compensate`` does. A unit's
 score is the sum over the channels that are read from it, in all layers that read them: of a neuron of a Llama ``down_proj``
-alone, of a head ``o_proj``. The weights that make a unit do not count. A weight's own importance is ``Var(x_j) θ_ij²``.
+alone, of a head ``o_proj``. The weights that make a unit do not count. Of whole blocks it says
+nothing. A weight's own importance is ``Var(x_j) θ_ij²``.
 
 The paper makes layers comparable by standardising each one's scores: allocation ``standardised``. (Its code standardises channels
 before it averages them over a head, ours the heads' sums.) Weights of linear layers and of convolutions, transposed ones too.
@@ -64,4 +65,5 @@ CRITERION = Criterion(
     spreads=True,
     group="sum",
     aggregation="l1",
+    silent_on=("layers",),  # nothing reads a whole block but the next one
 )

@@ -81,6 +81,21 @@ that makes every group's non-negative; ``lamp``: LAMP of the groups' squared nor
 scores."""
 
 
+def growth(scores: Scores) -> float:
+    """By which power of their number a group's score grows with weights of equal importance: 1 where they add up.
+
+    1/2 where their squares do, and what is compared per weight is the square; 0 where a group's score is no sum at all (ranks,
+    draws, shares of a layer).
+    """
+    kind = scores.provenance["group"]
+    if kind == "product":
+        powers = zip(scores.parts, scores.provenance["powers"], strict=True)
+        return float(sum(power * growth(part) for part, power in powers))
+    if kind == "l2" or (kind == "sum" and scores.provenance["aggregation"] == "l2"):
+        return 0.5
+    return 1.0 if kind in ("sum", "l1") else 0.0
+
+
 def power_product(factors: list[Tensor], powers: list[float]) -> Tensor:
     """``Π_k factor_k^power_k`` in float64; powers are above 0, so a zero in any factor gives 0."""
     total = torch.ones_like(factors[0], dtype=torch.float64)

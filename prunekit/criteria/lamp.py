@@ -25,4 +25,10 @@ def _lamp(evidence: Evidence) -> CriterionResult:
     return CriterionResult(importance, parts=(Scores(sizes, {}, facts),))
 
 
-CRITERION = Criterion(_lamp, "layer-adaptive magnitude (LAMP, arXiv 2010.07611)", spreads=True, group="lamp")
+CRITERION = Criterion(
+    _lamp,
+    "layer-adaptive magnitude (LAMP, arXiv 2010.07611)",
+    spreads=True,
+    group="lamp",
+    silent_on=("layers",),  # a block has nothing beside it in its layer: its share would always be 1
+)

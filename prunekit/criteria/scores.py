@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from prunekit import checkpoint
 from prunekit.artifact import conform
 from prunekit.criteria.group_scores import GROUPINGS
 from prunekit.errors import ArtifactError, NonFiniteError
+from prunekit.structure.together import parts_of
 
 SCHEMA = 1
 PART = re.compile(r"part\d+\|")
@@ -24,6 +25,21 @@ PART = re.compile(r"part\d+\|")
 def summed_axes(rank: int) -> range:
     """Axes of a parameter along which signed sums are kept: outputs and inputs, and experts before them (of three axes, all)."""
     return range(3 if rank == 3 else min(2, rank))
+
+
+def unsuited(criterion: str, of: str | None, silent_on: Sequence[str], structure: str) -> str | None:
+    """Why units of ``structure`` are not ranked by a criterion; None where they are.
+
+    Args:
+        of: the one structure whose units it scores; None where it scores weights.
+        silent_on: structures of whose units it says nothing.
+    """
+    if of not in (None, structure):
+        return f"scores of {criterion} are of {of}, and the structure is {structure}; prune {of}, or take a criterion of weights"
+    nothing = next((part for part in parts_of(structure) if part in silent_on), None)
+    if nothing is not None:
+        return f"{criterion} says nothing of {nothing}, and the structure is {structure}; take another criterion"
+    return None
 
 
 @dataclass(frozen=True)
@@ -70,6 +86,11 @@ class Scores:
     def structure(self) -> str | None:
         """The one structure that the scores, or those that they are composed of, are of; None where they are of weights."""
         return next((found["structure"] for found in self.every_provenance if found.get("structure")), None)
+
+    def unsuited(self, structure: str) -> str | None:
+        """Why units of a structure (or of joined ones) are not ranked by these scores; None where they are."""
+        silent = [name for found in self.every_provenance for name in found.get("silent_on", ())]
+        return unsuited(self.criterion, self.structure, silent, structure)
 
     def check(self) -> None:
         """Refuses what no plan can be made of.

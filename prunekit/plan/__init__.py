@@ -71,7 +71,8 @@ def make_plan(
         sparsity: share of prunable parameters to remove, in [0, 1). Exactly ``round(sparsity × prunable)`` weights
             go in an unstructured plan; for blocks and units it is the nearest that their order of importance passes; N:M
             says it itself (None).
-        structure: a name from ``STRUCTURES``, ``module:structure``, or a pattern: N:M such as ``2:4``, or
+        structure: a name from ``STRUCTURES``, ``module:structure``, several of units joined such as ``heads+neurons`` (which
+            then compete by their importance per weight that leaves with them), or a pattern: N:M such as ``2:4``, or
             ``block:ROWSxCOLUMNS``.
         allocation: a name from ``ALLOCATIONS``; without effect on N:M, which keeps as much everywhere. ``rows`` is for
             ``unstructured``: a row is an output's weights.
@@ -140,11 +141,8 @@ def plan_from(
     check_allocation(allocation, structure)
     sparsity = asked_sparsity(structure, sparsity)
     scores.check()
-    if scores.structure not in (None, structure):
-        raise UsageError(
-            f"scores of {scores.criterion} are of {scores.structure}, and the structure is {structure}; prune "
-            f"{scores.structure}, or take a criterion that scores weights"
-        )
+    if (fault := scores.unsuited(structure)) is not None:
+        raise UsageError(fault)
     buffers = {name: tuple(buffer.shape) for name, buffer in model.named_buffers()}
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()} | buffers
     for name, tensor in scores.importance.items():
@@ -175,11 +173,14 @@ def plan_from(
     modules: dict[str, dict[str, Mapping[str, object]]] = {}
     refused = dict(getattr(groups, "refused", {}))
     if structure in GROUPED:
+        of = getattr(groups, "of", {}) or {group.name: structure for group in groups}
         groups, unscored = prunable_groups(groups, prunable, protected(model, prunable, scores.provenance.get("kept", ())))
         refused |= unscored
         if not groups:
             raise UsageError(f"{structure}: nothing that can be cut may be pruned; see prunable.ignore")
-        keep = channel_keeps(scores, groups, shapes, prunable, sparsity, transform, sizes, GROUPED[structure].counted)
+        counted = {name for name, kind in of.items() if GROUPED[kind].counted}
+        together = len(set(of.values())) > 1
+        keep = channel_keeps(scores, groups, shapes, prunable, sparsity, transform, sizes, counted, by_weight=together)
         for group in groups:
             index |= group.index()
             if group.attributes or group.replace or group.masked:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd, lcm
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit.criteria.group_scores import growth
 from prunekit.criteria.scores import Scores
 from prunekit.errors import UsageError
 from prunekit.plan.allocation import Sharing
+from prunekit.plan.left import Left, Parts, nearest_to, split
 from prunekit.structure import Group, takes_sizes
 from prunekit.structure.roles import weight_roles
 
@@ -45,16 +47,16 @@ class Sizes:
         if self.uniform and not takes_sizes(structure):
             raise UsageError(f"uniform is for channels, heads, neurons and experts, and the structure is {structure}")
 
-    def bundles(self, group: Group, heads: bool, comparable: Tensor) -> list[tuple[float, list[int]]]:
+    def bundles(self, group: Group, counted: bool, comparable: Tensor) -> list[tuple[float, list[int]]]:
         """Units that leave at once, least important first, with their mean importance.
 
         Args:
-            heads: the structure is heads, so that units are counted, not the outputs that they hold.
+            counted: they are heads or the like, so that units are counted, not the outputs that they hold.
         """
         order = sorted(range(group.size), key=lambda unit: (float(comparable[unit]), unit))
         if group.whole:
             return [(float(comparable[unit]), [unit]) for unit in order]
-        each = 1 if heads else next(iter(group.members.values())).shape[1]
+        each = 1 if counted else next(iter(group.members.values())).shape[1]
         step = lcm(self.round_to // gcd(each, self.round_to), group.multiple)
         least = -(-max(self.least, group.least) // step) * step
         found: list[tuple[float, list[int]]] = []
@@ -79,66 +81,61 @@ def channel_keeps(
     sparsity: float,
     allocation: Sharing,
     sizes: Sizes = FREE,
-    heads: bool = False,
+    counted: Collection[str] = (),
+    by_weight: bool = False,
 ) -> dict[str, Tensor]:
     """Units to keep by group name, ``(units,)``.
 
     Units go one by one, or as many at once as ``sizes`` asks for, least important first, the last one of a group never (whole
     blocks have no such last one); of the states passed through, the one whose removed share of prunable parameters is nearest
-    to ``sparsity`` is taken.
+    to ``sparsity`` is taken, see ``nearest_to``.
+
+    Args:
+        counted: groups of heads or the like, see ``Sizes.bundles``.
+        by_weight: units are of several kinds and compete by their importance per prunable weight that leaves with them (the
+            square of it where squares add up over weights, see ``prunekit.criteria.group_scores.growth``).
     """
-    comparable = _comparable(scores, groups, allocation)
+    left = Left(groups, shapes, prunable)
+    importance = scores.groups({group.name: group.members for group in groups})
+    if by_weight and (power := growth(scores)):
+        costs = {group.name: max(1, left.cost(g)) ** power for g, group in enumerate(groups)}
+        importance = {name: values.double() / costs[name] for name, values in importance.items()}
+    comparable = _comparable(importance, groups, allocation)
     keep = {group.name: torch.ones(group.size, dtype=torch.bool) for group in groups}
-    ranking = sorted(_steps(groups, comparable, sizes, heads), key=lambda step: step[:3])
-    # Kept length of every axis that some group touches: a parameter keeps the product of its axes.
-    lengths = {name: list(shapes[name]) for name in prunable}
-    cuts = [
-        [(*split, index.shape[1]) for member, index in group.members.items() if (split := _split(member))[0] in lengths]
-        for group in groups
-    ]
-    total = sum(_product(length) for length in lengths.values())
-    best, best_distance, removed = 0, sparsity, 0
-    order: list[list[tuple[int, list[int]]]] = []
-    for _, _, _, parts in ranking:
-        for g, bundle in parts:
-            keep[groups[g].name][bundle] = False
-            touched = {name for name, _, _ in cuts[g]}
-            before = sum(_product(lengths[name]) for name in touched)
-            for name, axis, block in cuts[g]:
-                lengths[name][axis] -= block * len(bundle)
-            removed += before - sum(_product(lengths[name]) for name in touched)
-        order.append(parts)
-        distance = abs(removed / total - sparsity)
-        if distance < best_distance:
-            best, best_distance = len(order), distance
-        if removed / total >= sparsity:
-            break
-    for parts in order[best:]:
-        for g, bundle in parts:
-            keep[groups[g].name][bundle] = True
+    ranking = sorted(_steps(groups, comparable, sizes, counted), key=lambda step: step[:3])
+    blocks = {g for g, group in enumerate(groups) if group.whole}
+    blocks = blocks if len(blocks) < len(groups) else set()
+    for parts in nearest_to(sparsity * left.total, [step[3] for step in ranking], left, blocks):
+        for g, units in parts:
+            keep[groups[g].name][units] = False
     return keep
 
 
-Step = tuple[float, int, int, list[tuple[int, list[int]]]]
+Step = tuple[float, int, int, Parts]
 """What leaves at once: its importance, the (first) group and the place in it, and the units of each group, by their numbers."""
 
 
-def _steps(groups: Sequence[Group], comparable: Mapping[str, Tensor], sizes: Sizes, heads: bool) -> list[Step]:
+def _steps(groups: Sequence[Group], comparable: Mapping[str, Tensor], sizes: Sizes, counted: Collection[str]) -> list[Step]:
     """Everything that may leave at once, in any order.
 
     Raises:
         UsageError: ``uniform``, and no group stands in a stack of blocks.
     """
-    bundles = [sizes.bundles(group, heads, comparable[group.name]) for group in groups]
+    bundles = [sizes.bundles(group, group.name in counted, comparable[group.name]) for group in groups]
+    found: list[Step] = [
+        (value, g, place, [(g, units)])
+        for g, each in enumerate(bundles)
+        if groups[g].whole or not sizes.uniform
+        for place, (value, units) in enumerate(each)
+    ]
     if not sizes.uniform:
-        return [(value, g, place, [(g, units)]) for g, each in enumerate(bundles) for place, (value, units) in enumerate(each)]
+        return found
     kinds: dict[Any, list[int]] = {}
     for g, group in enumerate(groups):
-        if IN_A_STACK.search(group.name):
+        if not group.whole and IN_A_STACK.search(group.name):
             kinds.setdefault(kind_of(group), []).append(g)
     if not kinds:
         raise UsageError(f"uniform is about blocks in a stack, and none has what can go here ({groups[0].name} stands in none)")
-    found: list[Step] = []
     for alike in kinds.values():
         for place in range(min(len(bundles[g]) for g in alike)):
             value = sum(bundles[g][place][0] for g in alike) / len(alike)
@@ -153,7 +150,7 @@ IN_A_STACK = re.compile(r"(?:^|\.)\d+\.|[^.\d][^.]*\.\d+$")
 def kind_of(group: Group) -> Any:
     """What groups have in common that a model's config says in one number: how many units, of which layer, how large."""
     member, where = next(iter(group.members.items()))
-    layer = re.sub(r"\d+", "", ".".join(_split(member)[0].split(".")[-2:]))
+    layer = re.sub(r"\d+", "", ".".join(split(member)[0].split(".")[-2:]))
     return group.size, layer, where.shape[1]
 
 
@@ -174,7 +171,7 @@ def protected(model: nn.Module, prunable: Sequence[str], kept: Sequence[str]) ->
 
     def find(group: Group) -> str | None:
         for member in group.members:
-            name, axis = _split(member)
+            name, axis = split(member)
             if name.rpartition(".")[0] in kept or (name in held and (group.whole or axis == held[name].output)):
                 return name
         return None
@@ -187,7 +184,7 @@ def prunable_groups(groups: Sequence[Group], prunable: Sequence[str], ignored: P
     may = set(prunable)
     kept, refused = [], {}
     for group in groups:
-        if not any(_split(member)[0] in may for member in group.members):
+        if not any(split(member)[0] in may for member in group.members):
             refused[group.name] = "none of its weights may be pruned"
         elif (name := ignored(group)) is not None:
             refused[group.name] = f"{name} is ignored (prunable.ignore) and would lose something with it"
@@ -196,23 +193,10 @@ def prunable_groups(groups: Sequence[Group], prunable: Sequence[str], ignored: P
     return kept, refused
 
 
-def _comparable(scores: Scores, groups: Sequence[Group], allocation: Sharing) -> dict[str, Tensor]:
-    importance = scores.groups({group.name: group.members for group in groups})
+def _comparable(importance: Mapping[str, Tensor], groups: Sequence[Group], allocation: Sharing) -> dict[str, Tensor]:
     whole = [group.name for group in groups if group.whole]
     entries = {name: values for name, values in importance.items() if name not in whole}
     if not whole:
         return allocation(entries)
     stacked = allocation({**entries, STACK: torch.cat([importance[name] for name in whole])})
     return {**stacked, **dict(zip(whole, stacked[STACK].split(1), strict=True))}
-
-
-def _split(member: str) -> tuple[str, int]:
-    name, axis = member.rsplit("@", 1)
-    return name, int(axis)
-
-
-def _product(lengths: list[int]) -> int:
-    total = 1
-    for length in lengths:
-        total *= length
-    return total

@@ -45,8 +45,8 @@ class Plan:
     """A decision for every prunable weight.
 
     Some structures decide on weights (``unstructured``, ``2:4``, ``block:4x1``: masks on a dense model), others on units
-    of groups (``channels``, ``heads``, ``layers``: taken out of the tensors). A model pruned twice has a plan of both
-    kinds, its structure joined by ``+``.
+    of groups (``channels``, ``heads``, ``layers``: taken out of the tensors), of several kinds perhaps (``heads+neurons``). A
+    model pruned twice has a plan of both, its structures joined by ``+`` too.
 
     Attributes:
         structure: a name from ``prunekit.structure``.
@@ -97,6 +97,11 @@ class Plan:
         return int(self.provenance.get(OUTPUTS, {}).get(name, 0))
 
     @property
+    def twice(self) -> bool:
+        """Whether it is two plans in one, see ``then``."""
+        return "first" in self.provenance
+
+    @property
     def history(self) -> list[dict[str, Any]]:
         """What ``refine`` did, round by round; empty for a plan that was not refined."""
         return list(self.provenance.get("refine", {}).get("history", []))
@@ -132,6 +137,20 @@ class Plan:
                 found.update(facts.get(REPLACE, {}))
         whole = [name for name, kind in found.items() if is_skip(kind)]
         return {name: kind for name, kind in found.items() if not any(name.startswith(f"{w}.") for w in whole)}
+
+    def block(self, group: str) -> str | None:
+        """The module that leaves whole with the group's only unit; None for groups of other units."""
+        replaced = self.modules.get(group, {}).get(REPLACE, {})
+        return next((name for name, kind in replaced.items() if is_skip(kind)), None)
+
+    def units_left(self) -> dict[str, int]:
+        """By group, how many units are left: none of one that lies in a block which is gone as a whole."""
+        skipped = tuple(f"{name}." for name in self.skipped())
+        inside = dict.fromkeys(self.groups, True)
+        for key in self.index:
+            group, member = key.split("|")
+            inside[group] &= member.startswith(skipped)
+        return {name: 0 if inside[name] else int(keep.sum()) for name, keep in self.keep.items() if name in self.groups}
 
     def skipped(self) -> list[str]:
         """Blocks that are gone as a whole."""
@@ -261,7 +280,7 @@ class Plan:
         Far is more than 5 points, and more than a fifth of what was asked for. Plans that were edited or joined ask for nothing.
         """
         asked = self.provenance.get("sparsity")
-        if asked is None or self.provenance.get("edited") or "first" in self.provenance:
+        if asked is None or self.provenance.get("edited") or self.twice:
             return None
         reached = self.sparsity()["prunable"]
         if abs(reached - asked) <= max(0.05, 0.2 * asked):

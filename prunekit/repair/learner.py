@@ -84,6 +84,7 @@ class Learner:
 
         found = self.live.backward(batches, samples, add)
         ranks.add_up([total])
+        total = self.swaps.per_weight(total)  # units of several kinds compete by what they do for a weight
         self._states[""].move(self.scores, total if slope is None else total * slope, rate, self.steps)
         return found
 

@@ -29,6 +29,9 @@ class Limited:
     def select(self, worth: Tensor) -> Tensor:
         return self.limits.select(worth)
 
+    def per_weight(self, total: Tensor) -> Tensor:
+        return total  # all units hold as many
+
     def level(self, worth: Tensor) -> Tensor:
         return self.limits.level(worth)
 

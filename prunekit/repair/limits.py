@@ -172,6 +172,8 @@ def ranks(order: Tensor, part: Tensor) -> Tensor:
 class Sizes:
     """How many weights stay, by how many units of every group do: a tensor keeps the product of its axes.
 
+    A whole block is one more axis, of length 1, of every tensor that it holds.
+
     Args:
         groups: their names, in the order in which units are counted.
     """
@@ -182,12 +184,15 @@ class Sizes:
         for key, index in plan.index.items():
             group, member = key.split("|")
             name, axis = member.rsplit("@", 1)
-            blocks.setdefault(name, {}).setdefault(int(axis), {})[number[group]] = index.shape[1]
+            if plan.block(group) is None:
+                blocks.setdefault(name, {}).setdefault(int(axis), {})[number[group]] = index.shape[1]
+            else:
+                blocks.setdefault(name, {}).setdefault(len(plan.shapes[name]), {})[number[group]] = 1
         self._units = [len(plan.keep[name]) for name in groups]
         prunable, buffers = set(plan.provenance["prunable"]), set(plan.provenance.get("buffers", ()))
         self._tensors = []
         for name, axes in blocks.items():
-            shape = plan.shapes[name]
+            shape = (*plan.shapes[name], 1)
             rest = prod(length for axis, length in enumerate(shape) if axis not in axes)
             self._tensors.append((name in prunable, name not in buffers, rest, shape, axes))
 
@@ -222,17 +227,18 @@ class Allowance:
         part: the group of every unit, ``(U,)``.
         low, high: how many units of every part stay at least, and at most.
         sizes: weights by units kept.
+        cost: weights that a unit holds, ``(U,)``.
         given: the choice whose weights count instead of ``keep``'s, which fills their room only nearly, ``(U,)``.
     """
 
-    def __init__(self, keep: Tensor, part: Tensor, low: Tensor, high: Tensor, sizes: Sizes, given: Tensor | None = None) -> None:
+    def __init__(
+        self, keep: Tensor, part: Tensor, low: Tensor, high: Tensor, sizes: Sizes, cost: Tensor, given: Tensor | None = None
+    ) -> None:
         now, first = (torch.bincount(part, k.double(), len(low)).long() for k in (keep, keep if given is None else given))
         self.part, self.low, self.high = part, torch.minimum(low, now), torch.maximum(high, now)
         self.sizes = sizes
         self.most = tuple(map(max, sizes(now.tolist()), sizes(first.tolist())))
         self.open = (self.high > 0)[part]
-        share = float(keep.double().mean())
-        cost = torch.tensor(sizes.costs(share), dtype=torch.float64, device=part.device).clamp_min(1)[part]
         self.cost = cost
 
     def close(self, units: Tensor) -> None:
@@ -244,6 +250,11 @@ class Allowance:
 
         In order of worth up to the first that does not fit; then whichever of the others still does.
         """
+        keep, order, fitting = self._in_order(worth)
+        return self._filled(keep.index_fill(0, order[:fitting], True), order[fitting:])
+
+    def _in_order(self, worth: Tensor) -> tuple[Tensor, Tensor, int]:
+        """What must stay, ``(U,)`` boolean; the others in order of worth; and how many of them there is room for in a row."""
         worth = worth.masked_fill(~self.open, -torch.inf)
         order = torch.sort(worth, descending=True, stable=True).indices
         place = ranks(order, self.part)
@@ -256,13 +267,12 @@ class Allowance:
             half = (fitting + above) // 2
             taken = base + torch.bincount(self.part[order[:half]], minlength=len(base))
             fitting, above = (half, above) if self._fits(taken.tolist()) else (fitting, half)
-        keep[order[:fitting]] = True
-        return self._filled(keep, order[fitting:])
+        return keep, order, fitting
 
     def level(self, worth: Tensor) -> Tensor:
-        """The worth that as many units reach as stay: one number."""
-        stay = int(self.select(worth).sum())
-        return worth.kthvalue(max(1, len(worth) - stay + 1)).values if stay else worth.max()
+        """The worth down to which there is room for all: one number."""
+        keep, order, fitting = self._in_order(worth)
+        return worth[order[fitting - 1]] if fitting else worth[keep].min() if keep.any() else worth.max()
 
     def exchange(self, worth: Tensor, grown: Tensor, gain: Tensor) -> Tensor:
         """The most valuable of ``grown``; the room that they leave goes to what gains most for its weights."""

@@ -249,7 +249,7 @@ class StreamLearning:
             fisher.add(batch, self._stream.batch_size)
         layout = Layout.of(self._model)
         size_of = swaps.magnitude(layout.state(self._model).to(total))
-        return total.pow_(p / 2).mul_(size_of.pow_(1 - p))
+        return swaps.per_weight(total).pow_(p / 2).mul_(size_of.pow_(1 - p))
 
     def _referred(self, batch: Batch) -> Batch:
         """The batch with the dense model's reference beside its labels, where the target compares with it."""

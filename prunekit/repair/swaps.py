@@ -47,6 +47,9 @@ class Swaps(Protocol):
     def add(self, name: str, signed: Tensor, units: Tensor, into: Tensor) -> None:
         """``into += ∂ Σ signed · factor(name, units) / ∂ units``, ``(U,)``; ``signed`` has the tensor's shape."""
 
+    def per_weight(self, total: Tensor) -> Tensor:
+        """Sums over units, ``(U,)``, over the weights that a unit holds; on average they stay as they are."""
+
     def level(self, worth: Tensor) -> Tensor:
         """The worth from which units stay, one number or ``(U,)``."""
 
@@ -95,11 +98,12 @@ def get_swaps(plan: Plan, layout: Layout, device: torch.device, across: bool = T
     Raises:
         UsageError: the structure has none.
     """
-    if plan.structure in GROUPED:
+    joined = "+" in plan.structure
+    if plan.structure in GROUPED and not (joined and plan.twice):
         return Groups(plan, layout, device, across)
     if plan.structure in SWAPS:
         return SWAPS[plan.structure](plan, layout, device)
-    if "+" in plan.structure:
+    if joined:
         raise UsageError(f"refine: a plan of {plan.structure} was pruned twice; refine the plan of each step")
     pattern = pattern_of(plan.structure)
     if pattern is None:

@@ -15,21 +15,22 @@ from prunekit.kernel import ModelFunction
 from prunekit.kernel.blame import Batches, add_up
 from prunekit.kernel.gradients import MomentEngine
 from prunekit.plan import Plan
-from prunekit.plan.plan import MIN_UNITS, REPLACE, ROUND_TO, UNIFORM
+from prunekit.plan.channels import STACK
+from prunekit.plan.plan import MIN_UNITS, ROUND_TO, UNIFORM
 from prunekit.repair.limited import Limited, contributions, decided
 from prunekit.repair.limits import Allowance, Limits, Sizes
-from prunekit.structure.groups import is_skip
 from prunekit.trajectory import Layout
 
 
 class Groups(Limited):
     """Whole units: channels, heads, blocks.
 
-    Whole blocks, each of them alone in its group, change places with blocks of tensors of the same shapes.
+    Where they are all that goes, whole blocks, each of them alone in its group, change places with blocks of tensors of the same
+    shapes. Among units of several kinds they are units as others are, of as many weights as are left in them.
 
     Args:
         across: between groups too: never more weights than the plan keeps, and no unit fits any more. Groups that a ratio
-            decides keep their number; of the others a floor's share stays, one unit at least.
+            decides keep their number; of the others a floor's share stays, one unit at least (blocks change nothing then).
     """
 
     def __init__(self, plan: Plan, layout: Layout, device: torch.device, across: bool = True) -> None:
@@ -41,14 +42,18 @@ class Groups(Limited):
         self.limits = self._limits(device, across)
         known = {entry.name for entry in layout}
         offsets = dict(zip(self.names, torch.tensor([0, *self.sizes]).cumsum(0).tolist(), strict=False))
-        # For every tensor and axis: the unit that each index belongs to, or none (the last unit, always kept).
+        # For every tensor and axis: the unit that each index belongs to, or none (the last unit, always kept); behind the axes,
+        # the block that all of the tensor belongs to.
         self._units: dict[str, list[Tensor | None]] = {}
         for key, index in plan.index.items():
             group, member = key.split("|")
             name, axis = member.rsplit("@", 1)
             if name not in known:
                 raise UsageError(f"refine: {name} is not a trained parameter of this model")
-            axes = self._units.setdefault(name, [None] * len(plan.shapes[name]))
+            axes = self._units.setdefault(name, [None] * (len(plan.shapes[name]) + 1))
+            if plan.block(group) is not None:
+                axes[-1] = torch.tensor([offsets[group]], device=device)
+                continue
             if axes[int(axis)] is None:
                 axes[int(axis)] = torch.full((plan.shapes[name][int(axis)],), sum(self.sizes), device=device)
             units = torch.arange(len(index)) + offsets[group]
@@ -59,17 +64,21 @@ class Groups(Limited):
     def _limits(self, device: torch.device, across: bool) -> Limits | Allowance:
         sizes = torch.tensor(self.sizes, device=device)
         part = torch.arange(len(sizes), device=device).repeat_interleave(sizes)
+        costs = Sizes(self._plan, self.names).costs(float(self.keep.double().mean()))
+        self.cost = torch.tensor(costs, dtype=torch.float64, device=device).clamp_min(1)[part]
         sized = {ROUND_TO, MIN_UNITS, UNIFORM} & self._plan.provenance.keys()  # numbers of units are what was asked for
-        if across and not sized and not any(self._whole(name) for name in self.names):
+        whole = [self._plan.block(name) is not None for name in self.names]
+        if across and not sized and not all(whole):
             now = torch.bincount(part, self.keep.double(), len(sizes)).long()
-            decisions = [decided(self._plan, name) for name in self.names]
-            fixed = torch.tensor([ratio for ratio, _ in decisions], device=device)
-            floor = torch.tensor([max(1, ceil(f * n)) for (_, f), n in zip(decisions, self.sizes, strict=True)], device=device)
+            decisions = [decided(self._plan, STACK if block else name) for name, block in zip(self.names, whole, strict=True)]
+            fixed = torch.tensor([f or (b and r > 0) for (f, r), b in zip(decisions, whole, strict=True)], device=device)
+            least = [0 if b else max(1, ceil(f * n)) for (_, f), n, b in zip(decisions, self.sizes, whole, strict=True)]
+            floor = torch.tensor(least, device=device)
             low, high = torch.where(fixed, now, floor), torch.where(fixed, now, sizes)
             plan = self._plan
             refined = plan.given and not plan.provenance.get("edited")  # again and again, it would shrink by what does not fit
             given = torch.cat([plan.given[n] for n in self.names]).to(device) if refined else None
-            return Allowance(self.keep, part, low, high, Sizes(plan, self.names), given)
+            return Allowance(self.keep, part, low, high, Sizes(plan, self.names), self.cost, given)
         kinds: dict[Any, int] = {}
         for name in self.names:
             kinds.setdefault(self._kind(name), len(kinds))
@@ -77,21 +86,27 @@ class Groups(Limited):
         return Limits.one(self.keep, number[part])
 
     def _kind(self, name: str) -> Any:
-        """Groups of the same kind change units: a block with those whose tensors have its shapes, others with none."""
-        if not self._whole(name):
+        """Groups of the same kind change units: a block with those whose tensors have its shapes, others with none.
+
+        Of what leaves inside a block, as much must be left in both.
+        """
+        plan, block = self._plan, self._plan.block(name)
+        if block is None:
             return name
-        members = [key.split("|")[1].rsplit("@", 1)[0] for key in self._plan.index if key.split("|")[0] == name]
-        return tuple(sorted((m.removeprefix(name), self._plan.shapes[m], m in self._prunable) for m in members))
+        members = [key.split("|") for key in plan.index]
+        own = {member.rsplit("@", 1)[0] for group, member in members if group == name}
+        inside = {(group, member) for group, member in members if group != name and member.rsplit("@", 1)[0] in own}
+        return (
+            *sorted((m.removeprefix(block), tuple(plan.shapes[m]), m in self._prunable) for m in own),
+            *sorted((m.removeprefix(block), int(plan.keep[group].sum())) for group, m in inside),
+        )
 
     @property
     def _prunable(self) -> Any:
         return self._plan.provenance["prunable"]
 
-    def _whole(self, name: str) -> bool:
-        return any(is_skip(kind) for kind in self._plan.modules.get(name, {}).get(REPLACE, {}).values())
-
     def _axes(self, name: str, units: Tensor) -> list[Tensor]:
-        """Factors along each axis that loses units, shaped to broadcast."""
+        """Factors along each axis that loses units, and of the block, shaped to broadcast."""
         padded = torch.cat([units, units.new_ones(1)])
         rank = len(self._plan.shapes[name])
         found = []
@@ -114,8 +129,7 @@ class Groups(Limited):
         for axis, owner in enumerate(self._units[name]):
             if owner is not None:
                 product = prod((factor for other, factor in along.items() if other != axis), start=signed)
-                others = [d for d in range(signed.dim()) if d != axis]
-                found = product.sum(others) if others else product
+                found = _along(axis, product)
                 mine = owner < len(into)  # the last one stands for indices of no unit
                 into.index_add_(0, owner[mine], found[mine])
 
@@ -149,16 +163,21 @@ class Groups(Limited):
         for name, values in signed.items():
             for axis, owner in enumerate(self._units[name]):
                 if owner is not None:
-                    others = [d for d in range(extra, values.dim()) if d != axis + extra]
-                    total.index_add_(extra, owner, values.sum(others) if others else values)
+                    total.index_add_(extra, owner, _along(axis, values, extra))
         return total[..., :-1]
 
     def magnitude(self, theta: Tensor) -> Tensor:
-        """Norms over the mean norm of the layer; of a whole block, the norm itself."""
+        """Norms over the mean norm of the layer; of a whole block, over that of all blocks."""
         views = self._layout.views(theta)
         norms = self._sums({n: views[n].square() for n in self._units if n in self._prunable}).sqrt()
-        parts = zip(self.names, norms.split(self.sizes), strict=True)
-        return torch.cat([part if self._whole(name) else part / part.mean().clamp_min(1e-30) for name, part in parts])
+        parts = dict(zip(self.names, norms.split(self.sizes), strict=True))
+        blocks = [part for name, part in parts.items() if self._plan.block(name) is not None]
+        stack = torch.cat(blocks).mean() if blocks else None
+        means = {name: part.mean() if stack is None or self._plan.block(name) is None else stack for name, part in parts.items()}
+        return torch.cat([part / means[name].clamp_min(1e-30) for name, part in parts.items()])
+
+    def per_weight(self, total: Tensor) -> Tensor:
+        return total / (self.cost / self.cost.mean()).to(total.dtype)
 
     def influence(self, function: ModelFunction, engine: MomentEngine, theta: Tensor, batches: Batches) -> Tensor:
         parameters = {entry.name for entry in self._layout.parameters}
@@ -167,10 +186,15 @@ class Groups(Limited):
             signed = self._sums({n: t for n, t in part.items() if n in self._units and n in parameters})
             total += signed.square().sum((0, 1))
         add_up(batches, total)
-        if isinstance(self.limits, Allowance):
-            total = total / self.limits.cost.to(total.dtype)
-        return total.sqrt()
+        return (self.per_weight(total) if isinstance(self.limits, Allowance) else total).sqrt()
 
     def plan(self, keep: Tensor) -> Plan:
         parts = keep.cpu().split(self.sizes)
         return replace(self._plan, keep=dict(zip(self.names, parts, strict=True)))
+
+
+def _along(axis: int, values: Tensor, extra: int = 0) -> Tensor:
+    """``(..., *shape) -> (..., length of the axis)``: sums over all others; behind the last axis, over all, as a length of 1."""
+    others = [d for d in range(extra, values.dim()) if d != axis + extra]
+    summed = values.sum(others) if others else values
+    return summed if axis + extra < values.dim() else summed[..., None]

@@ -35,7 +35,7 @@ def choose(
         and cell["allocation"] in allocations
         and cell["criterion"] in candidates.scores
     ]
-    fitting = [name for name, scores in candidates.scores.items() if scores.structure in (None, structure)]
+    fitting = [name for name, scores in candidates.scores.items() if scores.unsuited(structure) is None]
     if not fitting:
         raise UsageError(f"auto: none of {', '.join(candidates.scores)} scores {structure}; score another criterion first")
     wanted = [(c, a) for c in fitting for a, _ in choices(structure, allocations, [sparsity])]

@@ -204,7 +204,7 @@ def compare(
         (s, c, a, p)
         for s in structures
         for c in scores
-        if scores[c].structure in (None, s)
+        if scores[c].unsuited(s) is None
         for a, p in choices(s, allocations, sparsities)
     ]
     if not grid:

@@ -160,7 +160,7 @@ class Prober:
         waiting = [[group for group in groups if group.name not in single]]
         while waiting:
             some = waiting.pop()
-            if not some or (reason := self._fault(some)) is None:
+            if not some or (reason := self.fault(some)) is None:
                 continue
             if len(some) == 1:
                 found[some[0].name] = reason
@@ -169,7 +169,7 @@ class Prober:
         return single | {group.name: found[group.name] for group in groups if group.name in found}
 
     @torch.no_grad()
-    def _fault(self, groups: Sequence[Group]) -> str | None:
+    def fault(self, groups: Sequence[Group]) -> str | None:
         """Why some units of all ``groups`` cannot go; None when the model without them equals the masked one."""
         keep = {g.name: torch.zeros(1, dtype=torch.bool) if g.whole else _kept(g) for g in groups}
         index = {key: where for group in groups for key, where in group.index().items()}
@@ -178,7 +178,8 @@ class Prober:
         for group in groups:
             for key, each in group.attributes.items():
                 lowered[key] = lowered.get(key, 0) + each * int((~keep[group.name]).sum())
-        gone = tuple(f"{name}." for group in groups for name, kind in group.replace.items() if is_skip(kind))
+        replaced = {name: kind for group in groups for name, kind in group.replace.items()}
+        gone = tuple(f"{name}{mark}" for name, kind in replaced.items() if is_skip(kind) for mark in ".:")
         with self.restoring():
             named = named_tensors(self.model)
             for name, mask in slice_masks(kept, self.shapes).items():
@@ -193,7 +194,7 @@ class Prober:
                 Cut(
                     {key: where for key, where in kept.items() if not key.startswith(gone)},
                     values_without(self.model, {key: n for key, n in lowered.items() if not key.startswith(gone)}),
-                    {name: kind for group in groups for name, kind in group.replace.items()},
+                    {name: kind for name, kind in replaced.items() if not name.startswith(gone)},
                 ).carry_out(self.model)
                 found = self.outputs()
             except Exception:  # whatever a user's module raises when its sizes do not fit

@@ -10,21 +10,20 @@ from torch import nn
 
 from prunekit.batch import Inputs
 from prunekit.errors import StructureError
-from prunekit.registry import Registry, held_by_files
+from prunekit.registry import held_by_files
 from prunekit.structure import units
 from prunekit.structure.cut import Prober
 from prunekit.structure.groups import Groups
-from prunekit.structure.structure import Mappings, Structure, as_structure
+from prunekit.structure.structure import Mappings, as_structure
+from prunekit.structure.together import Structures, nothing_of
 
-SHOWN = 5
-
-GROUPED: Registry[Structure] = Registry(
+GROUPED = Structures(
     "structure",
     "prunekit.structures",
     as_structure,
     held_by_files(units, "STRUCTURE"),
 )
-"""Structures whose units are taken out of the tensors; all others are masks."""
+"""Structures whose units are taken out of the tensors, those joined by ``+`` among them; all others are masks."""
 
 
 def find_groups(structure: str, model: nn.Module, example_inputs: Inputs, attention: Mappings = ()) -> Groups:
@@ -33,7 +32,7 @@ def find_groups(structure: str, model: nn.Module, example_inputs: Inputs, attent
     What cannot be cut is named in ``refused`` with its reason.
 
     Args:
-        structure: a name from ``GROUPED``, or ``module:structure``.
+        structure: a name from ``GROUPED``, ``module:structure``, or several of these joined by ``+``.
         model: left as it is.
         example_inputs: one or two samples, for tracing and checking.
         attention: projections of attention that its names do not give away, see ``prunekit.structure.structure.Mappings``.
@@ -45,18 +44,10 @@ def find_groups(structure: str, model: nn.Module, example_inputs: Inputs, attent
     kind = GROUPED[structure]
     found = kind.find(Prober(model, example_inputs), attention)
     if not found:
-        raise StructureError(f"{structure}: {_nothing(kind, found.refused)}")
+        raise StructureError(f"{structure}: {nothing_of(kind, found.refused)}")
     return found
 
 
 def channel_groups(model: nn.Module, example_inputs: Inputs) -> Groups:
     """``find_groups`` for ``channels``."""
     return find_groups("channels", model, example_inputs)
-
-
-def _nothing(kind: Structure, refused: dict[str, str]) -> str:
-    if not refused:
-        return kind.nothing
-    shown = [f"{name or 'the model'}: {reason}" for name, reason in refused.items()]
-    more = f"; and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
-    return f"nothing can be removed: {'; '.join(shown[:SHOWN])}{more}"

@@ -64,11 +64,16 @@ class Group:
 
 
 class Groups(list[Group]):
-    """Groups of a model, and ``refused``: what cannot be cut, by name, with the reason."""
+    """Groups of a model.
 
-    def __init__(self, groups: Iterable[Group], refused: Mapping[str, str]) -> None:
+    Attributes:
+        refused: what cannot be cut, by name, with the reason.
+        of: by group, the structure that found it, where several are joined; else empty.
+    """
+
+    def __init__(self, groups: Iterable[Group], refused: Mapping[str, str], of: Mapping[str, str] | None = None) -> None:
         super().__init__(groups)
-        self.refused = dict(refused)
+        self.refused, self.of = dict(refused), dict(of or {})
 
 
 def kept_indices(

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from prunekit.errors import UsageError, nearest
 from prunekit.structure.find import GROUPED
+from prunekit.structure.together import parts_of
 
 STRUCTURES = ("unstructured", *GROUPED)
 """Structures without numbers in their names; see ``KNOWN`` for the patterns."""
 
-KNOWN = f"{', '.join(STRUCTURES)}, N:M such as 2:4, block:ROWSxCOLUMNS such as block:4x1"
+KNOWN = f"{', '.join(STRUCTURES)}, units joined such as heads+neurons, N:M such as 2:4, block:ROWSxCOLUMNS such as block:4x1"
 LARGEST = 4096
 
 
@@ -45,9 +46,18 @@ def pattern_of(structure: str) -> Pattern | None:
 
 def check_structure(structure: str) -> None:
     """Raises UsageError for an unknown structure; a user's own is imported when groups are looked for."""
-    if structure != "unstructured" and structure not in GROUPED and pattern_of(structure) is None:
-        near = nearest(structure, ["unstructured", *GROUPED.names()])
-        raise UsageError(f"structure {structure!r} does not exist; {near} (known: {KNOWN}, or module:structure of your own)")
+    if structure == "unstructured" or structure in GROUPED or pattern_of(structure) is not None:
+        return
+    if len(parts := parts_of(structure)) > 1:
+        if (masks := next((p for p in parts if p == "unstructured" or pattern_of(p) is not None), None)) is not None:
+            others = "+".join(part for part in parts if part != masks) or "units"
+            raise UsageError(
+                f"structure {structure!r}: {masks} masks single weights and can be joined with nothing; prune {others} first, "
+                f"then {masks} of what is left"
+            )
+        raise UsageError(str(GROUPED.fault(structure)))
+    near = nearest(structure, ["unstructured", *GROUPED.names()])
+    raise UsageError(f"structure {structure!r} does not exist; {near} (known: {KNOWN}, or module:structure of your own)")
 
 
 def takes_sizes(structure: str) -> bool:

@@ -30,6 +30,7 @@ class Structure:
         nothing: what to say of a model that has none.
         sized: whether ``round_to`` and ``min_units`` are about it; ``counted``: they count its units, not the outputs they hold.
         part: what ``explain`` calls one of its units, such as ``channel``; None where it does not take one.
+        holds: structures whose units are among its own, so that it is not joined with them.
     """
 
     find: Callable[[Prober, Mappings], Groups]
@@ -38,6 +39,7 @@ class Structure:
     sized: bool = False
     counted: bool = False
     part: str | None = None
+    holds: tuple[str, ...] = ()
 
 
 def checked(prober: Prober, groups: Sequence[Group], refused: Mapping[str, str]) -> tuple[list[Group], dict[str, str]]:

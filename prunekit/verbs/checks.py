@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prunekit.batch import Batch, Inputs, Labels, call, device_of, leaves, named, to
 from prunekit.criteria import check_criterion, expand, get_criterion, parse
+from prunekit.criteria.scores import unsuited
 from prunekit.data import EVAL_BATCH, Split
 from prunekit.errors import PrunekitError, StructureError, UsageError, quoted
 from prunekit.huggingface import task_of
@@ -71,12 +72,12 @@ def try_once(recipe: Recipe, model: nn.Module, splits: dict[str, Split], trainin
 
 
 def _check_units(criterion: str, structure: str) -> None:
-    """Raises UsageError where a criterion that scores the units of one structure is to prune another."""
+    """Raises UsageError where a criterion is to prune units that it does not score."""
     for text in expand(criterion) if criterion != "auto" else ():
         for single in parse(text).singles:
-            of = get_criterion(single.text).structure
-            if of not in (None, structure):
-                raise UsageError(f"prune: {single.text} scores {of}, and the structure is {structure}; take another criterion")
+            known = get_criterion(single.text)
+            if (fault := unsuited(single.text, known.structure, known.silent_on, structure)) is not None:
+                raise UsageError(f"prune: {fault}")
 
 
 def told_on_itself(splits: Mapping[str, Split]) -> list[str]:

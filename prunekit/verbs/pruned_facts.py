@@ -90,7 +90,7 @@ def summary(run: Run, folder: Path, plan: Plan) -> dict[str, Any]:
         "compensation_note": facts.get("compensation_note"),
         "squeezed": facts.get("squeezed"),
         "layers": plan.counts(),
-        "groups": {n: {"total": len(k), "kept": int(k.sum())} for n, k in plan.keep.items() if n in plan.groups},
+        "groups": {name: {"total": len(plan.keep[name]), "kept": kept} for name, kept in plan.units_left().items()},
         "refused": dict(plan.provenance.get("refused", {})),
     }
 

@@ -128,7 +128,7 @@ def one_shot_cells(job: Job, told: Mapping[str, Any]) -> Iterator[Cell]:
     for structure, sparsities in study.structures.items():
         for name in job.names:
             score = told["scores"][name]
-            if score["structure"] not in (None, structure):  # REAP's are of experts, and say nothing of heads
+            if structure in score["unfit"]:  # REAP's are of experts, and say nothing of heads
                 continue
             made_from = {
                 "scores": score["digest"], "structure": structure, "allocations": study.allocations_of(structure),

@@ -137,7 +137,10 @@ class Opened:
             facts["training_seconds"] = TrainingRecord.load(self.path / "train.json").cost["seconds"]
         found = {
             "facts": facts,
-            "scores": {name: {"digest": s.digest, "structure": s.structure} for name, s in self.scores.items()},
+            "scores": {
+                name: {"digest": scores.digest, "unfit": [each for each in study.structures if scores.unsuited(each) is not None]}
+                for name, scores in self.scores.items()
+            },
             "data": {name: run.splits[name].digest() for name in ("validation", "test")},
         }
         if study.tune is not None or study.compensate or study.refine is not None:

@@ -29,9 +29,9 @@ class Block(nn.Module):
 
 
 class Stacked(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, classes: int = 3) -> None:
         super().__init__()
-        self.stem, self.pooler, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.stem, self.pooler, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, classes)
         self.blocks = nn.ModuleList(Block() for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -78,6 +78,7 @@ STRUCTURE = Structure(
     nothing="the model has no channels that can be removed (only its output layer has any)",
     sized=True,
     part="channel",
+    holds=("heads", "neurons", "experts"),
 )
 
 
