@@ -26,6 +26,8 @@ from prunekit.trajectory.copies import copied
 from prunekit.trajectory.layout import fixed_state
 
 LENGTHS = (0.25, 0.5, 0.75, 1.0)
+WIDE = 2**16
+"""Numbers that a sample's outputs may have for steps on the network's outputs; a window of text has a vocabulary's a token."""
 
 
 def compensate(
@@ -49,6 +51,9 @@ def compensate(
     (``prunekit.apply.gauss_newton``): Optimal Brain Surgeon's problem (Hassibi & Stork 1992) for a whole set and to second order
     in the outputs, solved without its matrix. Both are computed on ``batches`` and judged on ``accept`` by the task's divergence
     from the dense model; labels say no more than which places count.
+
+    Where a sample's outputs are more than 65,536 numbers, as a window of text's are, Gauss-Newton's products would take hours:
+    layers alone are made up for then, which is said.
 
     Costs a factorisation an output and two forward passes a layer for the first, and for the second, a round, ``steps`` products
     (one derivative forward, one backward: five forward passes of ``batches``) and three gradients: with the defaults about 60
@@ -118,11 +123,22 @@ def _compensated(
     solved, layout = layerwise(model, masks, learn), Layout.of(model)
     rows = ModelFunction(solved, layout, fixed_state(solved, layout), lambda out, _: out.reshape(len(out), -1), device, task=kind)
     distance = Distance(rows, kind, copied(model).eval())
-    referred, judging = distance.referenced(learn), distance.referenced(judged)
+    judging = distance.referenced(judged)
     theta = _along(distance, layout.state(result), layout.state(solved), judging)
-    if rounds and distance.value(theta, judging) > 0:
-        theta = _descended(distance, theta, _free(layout, masks, theta), referred, judging, rounds, steps, damping, seed)
-    return theta
+    if not rounds or not distance.value(theta, judging) > 0:
+        return theta
+    few = distance.referenced(learn.first(ranks.size()))
+    if (wide := ranks.from_first(lambda: _width(distance, theta, few))) > WIDE:
+        warnings.warn(f"compensate: layer by layer only, since a sample's outputs are {wide:,} numbers", stacklevel=3)
+        return theta
+    free = _free(layout, masks, theta)
+    return _descended(distance, theta, free, distance.referenced(learn), judging, rounds, steps, damping, seed)
+
+
+def _width(distance: Distance, theta: Tensor, few: Part) -> int:
+    """Numbers in one sample's outputs."""
+    x, y = few.batches[0]
+    return int(distance.outputs(theta, x, y).shape[1])
 
 
 def _along(distance: Distance, masked: Tensor, solved: Tensor, judging: Part) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -246,6 +247,18 @@ def test_a_model_without_derivatives_is_compensated_by_layer() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # layers alone is what is asked for
         only = compensate(model, masks, [(x, y)], rounds=0)
+    assert all(torch.equal(p, q) for p, q in zip(found.parameters(), only.parameters(), strict=True))
+
+
+def test_outputs_as_wide_as_a_text_are_compensated_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("prunekit.apply.compensate"), "WIDE", 3)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)).double()
+    x, y = tiny_data(60, torch.float64)
+    masks = {"1.weight": torch.rand(12, 16) < 0.5}
+    with pytest.warns(UserWarning, match="layer by layer only, since a sample's outputs are 4 numbers"):
+        found = compensate(model, masks, [(x, y)])
+    only = compensate(model, masks, [(x, y)], rounds=0)
     assert all(torch.equal(p, q) for p, q in zip(found.parameters(), only.parameters(), strict=True))
 
 
