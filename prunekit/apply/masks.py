@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -96,6 +96,17 @@ def hold_masks(model: nn.Module, plan: Plan | Mapping[str, Tensor], optimizer: A
     for one in optimizers:
         refuse_strangers(model, one)
     masks = masks_for(model, plan) if isinstance(plan, Plan) else plan
+    with keep_zero(model, masks, optimizers):
+        yield
+
+
+@contextmanager
+def keep_zero(model: nn.Module, masks: Mapping[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[None]:
+    """The same for optimizers whose steps move the model's weights in whatever way; ``masks`` may change on the way.
+
+    Raises:
+        ArtifactError, StructureError: see ``apply_masks``.
+    """
     apply_masks(model, masks)
 
     @torch.no_grad()

@@ -23,7 +23,7 @@ PANELS = {
     ),
     "Repair": ("compensate", "refine", "refine_budget", "refine_tokens", "refine_again", "tokens", "squeeze"),
     "Training": (
-        "schedule", "rounds", "every", "finetune", "tune_tokens", "lr", "distill", "temperature", "rewind", "recalibrate",
+        "schedule", "rounds", "every", "finetune", "tune_tokens", "lora", "lr", "distill", "temperature", "rewind", "recalibrate",
     ),
 }  # fmt: skip
 
@@ -96,6 +96,9 @@ def prune(
     tune_tokens: Annotated[
         str | None, typer.Option(metavar="500k", help="Train on by KL to the dense model, on so many tokens.")
     ] = None,
+    lora: Annotated[
+        int | None, typer.Option(min=1, metavar="RANK", help="Train matrices of this rank beside the weights alone.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Of fine-tuning; the dense training's by default.")] = None,
     distill: Annotated[float | None, typer.Option(metavar="WEIGHT", help="Of the dense model's soft labels.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Of the soft labels.")] = None,
@@ -120,8 +123,8 @@ def prune(
         "classes": numbers(classes, "--classes"), "compensate": compensate, "dry_run": dry_run,
         "refine": refine, "refine_budget": refine_budget, "refine_tokens": refine_tokens, "tokens": tokens,
         "refine_again": refine_again, "squeeze": squeeze,
-        "schedule": schedule, "rounds": rounds, "every": every, "finetune": finetune, "tune_tokens": tune_tokens, "lr": lr,
-        "distill": distill, "temperature": temperature, "rewind": rewind, "recalibrate": recalibrate,
+        "schedule": schedule, "rounds": rounds, "every": every, "finetune": finetune, "tune_tokens": tune_tokens, "lora": lora,
+        "lr": lr, "distill": distill, "temperature": temperature, "rewind": rewind, "recalibrate": recalibrate,
     }  # fmt: skip
     if apply is None:
         work = partial(prune_run, wanted=prune_section(options), dry_run=dry_run, overwrite=overwrite)

@@ -105,8 +105,8 @@ def _steps(asked: Options) -> dict[str, Any]:
         asked = {**asked, "distill": 1.0, "temperature": asked.get("temperature", 1.0)}
     name, soft = asked.get("schedule", "one-shot"), asked.get("distill")
     training = "finetune" in asked or "rewind" in asked or "tune_tokens" in asked
-    training = training or ("tokens" in asked and "lr" in asked)
-    for key in ("lr", "distill"):
+    training = training or ("tokens" in asked and ("lr" in asked or "lora" in asked))
+    for key in ("lr", "distill", "lora"):
         if key in asked and not training:
             raise UsageError(f"--{key} is about fine-tuning; give --finetune EPOCHS, --tune-tokens N or --rewind STEP")
     if "temperature" in asked and soft is None:
@@ -118,6 +118,7 @@ def _steps(asked: Options) -> dict[str, Any]:
     steps |= {key: asked[key] for key in ("rewind", "recalibrate") if key in asked}
     if training:
         distill = None if soft is None else _given({"weight": soft, "temperature": asked.get("temperature")})
-        given = {"epochs": asked.get("finetune"), "tokens": asked.get("tune_tokens"), "lr": asked.get("lr"), "distill": distill}
+        given = {"epochs": asked.get("finetune"), "tokens": asked.get("tune_tokens"), "distill": distill}
+        given |= {key: asked.get(key) for key in ("lr", "lora")}
         steps["finetune"] = _given(given)
     return steps

@@ -72,7 +72,9 @@ class Steps(Whole):
             if self.schedule.name == "gradual":
                 raise ValueError("rewind goes with schedule one-shot or iterative")
             given = [
-                k for k in ("lr", "optimizer", "schedule", "seed") if self.finetune and getattr(self.finetune, k) is not None
+                k
+                for k in ("lr", "optimizer", "schedule", "seed", "lora")
+                if self.finetune and getattr(self.finetune, k) is not None
             ]
             if given:
                 raise ValueError(f"rewind trains on as the dense training did; leave out finetune.{given[0]}")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from prunekit.recipe.values import Positive, Section, Share, Tokens, without_unset
+from prunekit.recipe.values import Count, Positive, Section, Share, Tokens, without_unset
 
 
 class Optimizer(Section):
@@ -53,6 +53,8 @@ class Finetune(Section):
     (without tokens, samples): so many are trained on, such as ``500k``, in whole steps.
 
     ``lr``, ``optimizer`` and ``schedule`` (of the rate) are the dense training's where they are null, ``seed`` is the recipe's.
+
+    ``lora``: train matrices of this rank beside the layers' weights in the place of the whole model (docs/schedules.md).
     """
 
     epochs: Positive | None = None
@@ -62,8 +64,9 @@ class Finetune(Section):
     schedule: RateSchedule | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     distill: Distill | None = None
+    lora: Count | None = None
 
-    _said = without_unset("tokens")
+    _said = without_unset("tokens", "lora")
 
     @field_validator("epochs")
     @classmethod

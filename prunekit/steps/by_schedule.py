@@ -109,6 +109,8 @@ def prune_by_schedule(
     if rewind is not None:
         if how is None or schedule.name == "gradual":
             raise UsageError("rewind needs fine-tuning, by rounds (schedule one-shot or iterative)")
+        if how.lora is not None:
+            raise UsageError("rewind trains on as the dense training did, which moved every weight; leave lora out")
         trajectory.pieces_until(rewind)
         if not 0 <= rewind < how.steps:
             raise UsageError(f"rewind is {rewind}; training has steps 0 to {how.steps - 1}")
@@ -121,6 +123,8 @@ def prune_by_schedule(
             )
     if again is not None and again.rounds:
         check_again(schedule.name, how is not None, rewind is not None)
+    if how is not None:
+        how.adapted(model, planner.evidence.prunable)  # refused before a plan is made
     figure = measure if measure is None or isinstance(measure, Figure) else Figure("accuracy", measure)
     work = _Work(copied(model), planner, sparsity, schedule, how, recalibrate, folder, figure, again, model)
     if schedule.name == "gradual":
@@ -275,7 +279,7 @@ class _Work:
     def _tuner(self, masks: dict[str, Tensor], step: int | None) -> Tuner:
         assert self.how is not None
         facts = {**parent_facts(self.planner.evidence.trajectory, step), "schedule": self.schedule.name}
-        return Tuner(self.model, masks, self.how, self.folder, facts)
+        return Tuner(self.model, masks, self.how, self.folder, facts, self.planner.evidence.prunable)
 
     def _child(self, tuner: Tuner) -> Trajectory | None:
         return tuner.so_far() if self.planner.of_path else None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ from prunekit.errors import UsageError
 from prunekit.plan import Plan
 from prunekit.remote import Remote, placed
 from prunekit.steps.held import Held
+from prunekit.steps.low_rank import Adapted, LowRank
 from prunekit.training.loop import TrainOptions, train
-from prunekit.trajectory import Recorder, Trajectory, parent_facts
+from prunekit.trajectory import Polygon, Recorder, Trajectory, parent_facts
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,10 @@ class Finetuning(TrainOptions):
     Attributes:
         optimizer: makes the optimizer for a model.
         scheduler: ``(optimizer, steps)`` -> a schedule that is stepped after every step; None for a constant rate.
-        record: options of the ``Recorder`` (``every``, ``second_moments``).
+        record: options of the ``Recorder`` (``every``, ``second_moments``); with ``lora`` only ``every``.
         rate: at first, of the model that a round starts from, its masks held; None leaves it to the optimizer.
+        lora: rank of the matrices that are trained in the place of the layers' weights (``prunekit.steps.low_rank``), with
+            everything else held fixed; ``optimizer`` gets a module of them alone. None trains the whole model.
     """
 
     optimizer: Callable[[nn.Module], torch.optim.Optimizer]
@@ -37,6 +42,21 @@ class Finetuning(TrainOptions):
     _: KW_ONLY
     record: Mapping[str, Any] = field(default_factory=dict)
     rate: Callable[[nn.Module], float] | None = None
+    lora: int | None = None
+
+    def adapted(self, model: nn.Module, prunable: Sequence[str] | None) -> Adapted | None:
+        """Which of the model's weights ``lora`` adapts; None without it.
+
+        Raises:
+            UsageError: none can be, see ``Adapted.of``; or what ``record`` asks for is about an optimizer of the weights.
+        """
+        if self.lora is None:
+            return None
+        if foreign := sorted(key for key, value in self.record.items() if key != "every" and value not in (False, 0, "whole")):
+            raise UsageError(
+                f"record: {foreign[0]} is about an optimizer's steps on weights, and lora trains others; leave it out"
+            )
+        return Adapted.of(model, self.lora, prunable)
 
 
 def finetune(
@@ -60,6 +80,7 @@ def finetune(
         each epoch's mean training loss.
 
     Raises:
+        UsageError: there is no parent to a recording, or ``how.lora`` does not fit the model.
         NonFiniteError: the loss became NaN or Inf.
         ArtifactError: ``folder`` holds a trajectory already, or the disk is full.
 
@@ -79,7 +100,7 @@ def finetune(
     if folder is not None and parent is None:
         raise UsageError("finetune: a recording needs its parent, the dense model's trajectory")
     facts = parent_facts(parent) if parent is not None else {}
-    with Tuner(model, plan.masks(), how, folder, facts) as tuner:
+    with Tuner(model, plan.masks(), how, folder, facts, plan.provenance.get("prunable")) as tuner:
         return tuner.run()
 
 
@@ -92,12 +113,13 @@ class Tuner(Held):
         how: makes the optimizer.
         folder: of the recording, made anew, of several ranks the first one's; None for none.
         provenance: of the recording.
+        prunable: names of what ``how.lora`` may adapt; None for the weights of all layers.
 
     Attributes:
         rates: at which every run began.
 
     Raises:
-        UsageError: ``folder`` is an address of a store.
+        UsageError: ``folder`` is an address of a store, or ``how.lora`` does not fit the model.
     """
 
     def __init__(
@@ -107,21 +129,28 @@ class Tuner(Held):
         how: Finetuning,
         folder: str | Path | None,
         provenance: Mapping[str, Any],
+        prunable: Sequence[str] | None = None,
     ) -> None:
         self.how = how
+        adapted = how.adapted(model, prunable)
         place = None if folder is None else placed(folder)
         if isinstance(place, Remote):
             raise UsageError(f"{place}: a fine-tuning is recorded in a folder of this machine; copy it to the store in the end")
         model.to(how.device)
-        self.optimizer = how.optimizer(model)
+        low_rank = None if adapted is None else LowRank(model, adapted, how.seed)
+        self.optimizer = how.optimizer(model if low_rank is None else low_rank)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self.rates: list[float] = []
-        recorder, self._folder = None, None
+        recorder: Recorder | Polygon | None = None
+        self._folder: Path | None = None
         if place is not None:
             self._folder = Path(ranks.from_first(lambda: str(place.absolute())))
-            options = {"snapshot_every": 0, **how.record, **({"alone": False} if ranks.size() > 1 else {})}
-            recorder = Recorder(self._folder, model, self.optimizer, provenance, **options)
-        super().__init__(model, masks, self.optimizer, recorder)
+            if low_rank is not None:  # its steps are no optimizer's on the weights, so the states alone are recorded
+                recorder = Polygon(self._folder, model, provenance, every=how.record.get("every", 1))
+            else:
+                options = {"snapshot_every": 0, **how.record, **({"alone": False} if ranks.size() > 1 else {})}
+                recorder = Recorder(self._folder, model, self.optimizer, provenance, **options)
+        super().__init__(model, masks, self.optimizer, recorder, low_rank)
 
     def __enter__(self) -> Tuner:
         super().__enter__()
@@ -156,10 +185,14 @@ class Tuner(Held):
                 for _ in range(begin):
                     scheduler.step()
         how = how if seed is None else replace(how, seed=seed)
-        return train(
-            self.model, self.optimizer, scheduler, how, recorder=self._recorder, begin=begin, end=end, after_step=after_step,
-            stage=stage,
-        )  # fmt: skip
+        recorder = self._recorder
+        if isinstance(recorder, Polygon):
+            after_step, recorder = partial(_in_turn, recorder, after_step), None
+        with nullcontext() if self.low_rank is None else self.low_rank.alone():
+            return train(
+                self.model, self.optimizer, scheduler, how, recorder=recorder, begin=begin, end=end, after_step=after_step,
+                stage=stage,
+            )  # fmt: skip
 
     def so_far(self) -> Trajectory | None:
         """What is recorded by now, also after it was left, opened by all ranks; None when nothing is."""
@@ -169,6 +202,11 @@ class Tuner(Held):
             self._recorder.flush()
         ranks.wait()
         return Trajectory(self._folder)
+
+
+def _in_turn(polygon: Polygon, after_step: Callable[[int], None], steps: int) -> None:
+    polygon.step()
+    after_step(steps)
 
 
 def forget(folder: str | Path) -> None:

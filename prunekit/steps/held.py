@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from prunekit import ranks
 from prunekit.apply import apply_masks, hold_masks
-from prunekit.trajectory import Recorder, Trajectory
+from prunekit.apply.masks import keep_zero
+from prunekit.steps.low_rank import LowRank
+from prunekit.trajectory import Polygon, Recorder, Trajectory
 from prunekit.trajectory.bare import bare_optimizers, named_tensors
 
 
@@ -24,10 +26,19 @@ class Held:
         masks: True stays; applied on entering.
         optimizer: one or several, in wrappers or without.
         recorder: not yet entered; None records nothing.
+        low_rank: what the optimizer trains in the place of the model's own parameters; None where it trains these.
     """
 
-    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor], optimizer: Any, recorder: Recorder | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        masks: Mapping[str, Tensor],
+        optimizer: Any,
+        recorder: Recorder | Polygon | None,
+        low_rank: LowRank | None = None,
+    ) -> None:
         self.model = model
+        self.low_rank = low_rank
         self.optimizers = bare_optimizers(optimizer)
         self._masks = dict(masks)
         self._recorder = recorder
@@ -37,7 +48,11 @@ class Held:
         try:
             # The mapping is held, not copied: shrinking it later is all that it takes. Before the recorder, so that its
             # hook comes first and states are recorded with the masks in place.
-            self._stack.enter_context(hold_masks(self.model, self._masks, self.optimizers))
+            if self.low_rank is None:
+                self._stack.enter_context(hold_masks(self.model, self._masks, self.optimizers))
+            else:
+                self._stack.enter_context(self.low_rank.followed(self._masks, self.optimizers))
+                self._stack.enter_context(keep_zero(self.model, self._masks, self.optimizers))
             if self._recorder is not None:
                 with ranks.apart():  # the first one's writes, and none waits for that
                     self._stack.enter_context(self._recorder)

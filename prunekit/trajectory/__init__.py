@@ -4,6 +4,7 @@ from prunekit.trajectory.continued import Continued, parent_facts
 from prunekit.trajectory.imported import write_checkpoints
 from prunekit.trajectory.layout import Entry, Layout
 from prunekit.trajectory.loading import load_into
+from prunekit.trajectory.polygon import Polygon
 from prunekit.trajectory.recorder import Recorder
 from prunekit.trajectory.replay import replay
 from prunekit.trajectory.rules import StepLog
@@ -12,6 +13,6 @@ from prunekit.trajectory.weights import read_weights
 from prunekit.trajectory.writer import disk_needed
 
 __all__ = [
-    "Continued", "Entry", "Layout", "Recorder", "Segment", "StepLog", "Trajectory", "disk_needed", "load_into", "parent_facts",
-    "read_weights", "replay", "write_checkpoints",
+    "Continued", "Entry", "Layout", "Polygon", "Recorder", "Segment", "StepLog", "Trajectory", "disk_needed", "load_into",
+    "parent_facts", "read_weights", "replay", "write_checkpoints",
 ]  # fmt: skip

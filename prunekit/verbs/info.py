@@ -84,7 +84,7 @@ def _trajectory(path: Place) -> dict[str, Any]:
         "coordinates": trajectory.layout.total,
         "bytes": trajectory.bytes,
         "hash": trajectory.hash,
-        "optimizer": optimizer["name"] if optimizer else "unknown (imported)",
+        "optimizer": optimizer["name"] if optimizer else "unknown (its states alone are known)",
         "made_from": trajectory.provenance,
         "cost": trajectory.header.get("cost", {}),
     }

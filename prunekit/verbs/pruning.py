@@ -42,7 +42,7 @@ from prunekit.verbs.pruned_facts import made_from, refuse_foreign, summary
 from prunekit.verbs.pruned_folder import read_plan, write_plan, write_pruned
 from prunekit.verbs.refining import Seconds, better_plan, refining_again, refining_request
 from prunekit.verbs.run_folder import Run, comparison_inputs
-from prunekit.verbs.scheduling import by_divergence, planner_for, prune_in_steps
+from prunekit.verbs.scheduling import by_divergence, check_lora, planner_for, prune_in_steps
 from prunekit.verbs.scoring import score_run
 from prunekit.verbs.validation import validation_of
 
@@ -69,6 +69,7 @@ def prune_run(
     """
     if wanted.layerwise is not None:
         return prune_by_layers(run, wanted.layerwise, wanted, dry_run, overwrite)
+    check_lora(run, wanted)
     names = [] if wanted.criterion == "auto" else expand(wanted.criterion)
     choosing = len(names) != 1
     if wanted.classes:
@@ -237,6 +238,7 @@ def apply_plan(
     """
     if steps is not None and steps.schedule.name != "one-shot":
         raise UsageError(f"--apply takes a finished plan; schedule {steps.schedule.name} makes its own, leave it out")
+    check_lora(run, steps)
     plan = read_plan(run, plan_path)
     refuse_without_weights(plan)
     if squeezing:

@@ -20,6 +20,7 @@ from prunekit.recipe import Steps, optimizer_of, scheduler_of
 from prunekit.repair.stream import Stream
 from prunekit.reusing import first_difference
 from prunekit.steps import ByDivergence, Finetuning, Planner, RefineAgain, Schedule, cut, leaves, prune_by_schedule
+from prunekit.steps.low_rank import Adapted
 from prunekit.steps.planner import Repair
 from prunekit.training import Distillation, batches_per_epoch, recalibrate
 from prunekit.trajectory.copies import copied
@@ -57,6 +58,7 @@ def prune_in_steps(
     """
     started = time.perf_counter()
     how = finetuning_of(run, steps) if steps.trains else None
+    adapted = None if how is None else how.adapted(run.model, run.evidence.prunable)
     schedule = Schedule(**steps.schedule.model_dump())
     torch.manual_seed(run.recipe.seed if how is None else how.seed)  # dropout
     norms: list[int] = []
@@ -90,7 +92,9 @@ def prune_in_steps(
             **(last(small) if last is not None else {}),
             "request": dict(request),
             "schedule": {**steps.schedule.model_dump(mode="json"), "rounds": sum("again" not in r for r in done.rounds)},
-            "finetune": None if how is None else _told(steps, how, done.rounds),
+            "finetune": None
+            if how is None
+            else _told(steps, how, done.rounds) | ({} if adapted is None else {"lora": adapted.facts()}),
             "rewind": steps.rewind,
             "recalibrated": norms[-1] if norms else None,
             "rounds": done.rounds,
@@ -162,8 +166,9 @@ def finetuning_of(run: Run, steps: Steps) -> Finetuning:
         record={
             "every": recipe.train.record.every,
             # data-wise scores end where masks are held; there Adam's coupled decay alone needs the moments
-            "second_moments": recipe.train.record.second_moments and options.name == "adam",
+            "second_moments": recipe.train.record.second_moments and options.name == "adam" and asked.lora is None,
         },
+        lora=asked.lora,
         device=run.device,
         most=most,
     )
@@ -178,6 +183,12 @@ def by_divergence(run: Run, steps: Steps) -> bool:
         return False
     by_adam = (asked.optimizer or run.recipe.train.optimizer).name in ("adam", "adamw")
     return by_adam and asked.lr is None and asked.optimizer is None
+
+
+def check_lora(run: Run, steps: Steps | None) -> None:
+    """Raises UsageError for a rank that does not fit the model, before anything long begins."""
+    if steps is not None and (rank := steps.of_training().lora) is not None:
+        Adapted.of(run.model, rank, run.evidence.prunable)
 
 
 def _steps_of(run: Run, tokens: int) -> int:

@@ -27,6 +27,10 @@ WISHES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"sparsity": 0.5, "refine_tokens": "64k", "tune_tokens": "1.5M", "lr": 0.1, "name": "x"},
      {"name": "x", "sparsity": 0.5, "refine": {"stream": {"tokens": 64000}},
       "finetune": {"tokens": 1500000, "lr": 0.1, "distill": {"weight": 1.0, "temperature": 1.0}}}),
+    ({"sparsity": 0.5, "finetune": 2, "lora": 8, "name": "x"},
+     {"name": "x", "sparsity": 0.5, "finetune": {"epochs": 2, "lora": 8}}),
+    ({"sparsity": 0.5, "tokens": "90k", "lora": 8, "name": "x"},
+     {"name": "x", "sparsity": 0.5, "tokens": 90000, "finetune": {"lora": 8}}),
 ]  # fmt: skip
 
 
@@ -50,6 +54,10 @@ def test_options_and_keys_that_wish_the_same_are_one_section(options: dict[str, 
         ({"sparsity": 0.5, "tune_tokens": "5k", "finetune": 1},
          "--tune-tokens trains by KL to the dense model for so long; leave --finetune out",
          {"sparsity": 0.5, "finetune": {"tokens": "many"}}, "'many' is no number of tokens; write for example 500k or 1.5M"),
+        ({"sparsity": 0.5, "lora": 8}, "--lora is about fine-tuning; give --finetune EPOCHS, --tune-tokens N or --rewind STEP",
+         {"sparsity": 0.5, "finetune": {"lora": 0}}, "lora is 0"),
+        ({"sparsity": 0.5, "lora": 8, "rewind": 3}, "prune: rewind trains on as the dense training did; leave out finetune.lora",
+         {"sparsity": 0.5, "rewind": 3, "finetune": {"lora": 8}}, "leave out finetune.lora"),
     ],
 )  # fmt: skip
 def test_one_check_names_the_option_or_the_key(

@@ -69,6 +69,8 @@ def show_pruned(result: dict[str, Any]) -> None:
                 else ""
             )
         print(f"{told} ({found['seconds']:.1f} s)")
+    if lora := (result.get("finetune") or {}).get("lora"):
+        print(f"  {_low_rank(lora)}")
     if result.get("recalibrated") == 0:
         print("  recalibrate: the model has no BatchNorm layer, so there was nothing to measure anew")
     table = new_table("", "parameter", "weights", "kept", "kept %")
@@ -91,6 +93,13 @@ def show_pruned(result: dict[str, Any]) -> None:
 def _rate(found: dict[str, Any]) -> str:
     """The rate that a round of training chose itself."""
     return f" from rate {found['rate']:.1e}" if "rate" in found else ""
+
+
+def _low_rank(lora: dict[str, Any]) -> str:
+    """One line on what was trained in the place of the model."""
+    told = f"lora of rank {lora['rank']}: {lora['trained']:,} values were trained, which move {lora['of']:,} weights"
+    held = [f"{name} ({why})" for name, why in lora["held"].items()]
+    return told + (f"; as they were: {', '.join(held[:5])}{' …' if len(held) > 5 else ''}" if held else "")
 
 
 def _by_layers(result: dict[str, Any]) -> str:
