@@ -77,7 +77,7 @@ def _name(asked: Options) -> str:
     label = f"{value:g}" if kind in (None, "sparsity") else f"{kind.removeprefix('max_')}-{value:g}"
     layerwise = asked.get("layerwise")
     method = f"{layerwise['method'] if isinstance(layerwise, Mapping) else layerwise}-" if layerwise else ""
-    return f"{method}{structure.replace(':', '-')}-{label}"
+    return f"{method}{structure.replace(':', '-').replace('+', '-')}-{label}"
 
 
 def _repair(asked: Options) -> bool | dict[str, Any] | None:

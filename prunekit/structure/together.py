@@ -92,7 +92,7 @@ def _find(parts: Mapping[str, Structure], prober: Prober, attention: Mappings) -
     for name in last:
         groups = parts[name].find(prober, attention)
         if not groups:
-            raise StructureError(f"{together}: no {name}: {nothing_of(parts[name], groups.refused)}; leave {name} out")
+            raise StructureError(f"{together}: {nothing_of(parts[name], groups.refused)}; leave {name} out")
         for group in groups:
             called = f"{group.name}/{name}" if group.name in found else group.name
             found[called], of[called] = replace(group, name=called), name

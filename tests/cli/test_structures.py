@@ -86,6 +86,8 @@ def test_prune_names_what_it_left_whole(attentive: Path, cli: Cli) -> None:
         (["-s", "0.5", "--schedule", "iterative", "--every", "5", "--finetune", "1"], "--every is about"),
         (["--structure", "heads"], "prune needs --sparsity"),
         (["--structure", "head", "-s", "0.5"], "did you mean heads"),
+        (["--structure", "heads+layer", "-s", "0.5"], "'layer' cannot be joined; did you mean layers"),
+        (["--structure", "heads+2:4", "-s", "0.5"], "2:4 masks single weights and can be joined with nothing"),
     ],
 )
 def test_wrong_use_is_one_line(attentive: Path, cli: Cli, arguments: list[str], message: str) -> None:

@@ -14,6 +14,7 @@ import prunekit
 from prunekit import Plan, StructureError, UsageError, load, make_plan, masked, prune, save
 from prunekit.criteria.group_scores import growth
 from prunekit.plan.left import Left, nearest_to
+from prunekit.recipe.prune_options import prune_section
 from prunekit.structure import Group, check_structure, find_groups, takes_sizes
 from tests.export.conftest import gpt2, llama, tokens
 from tests.plan.test_uniform import Stacked
@@ -123,7 +124,7 @@ def test_what_cannot_be_joined_is_refused_by_name(structure: str, said: str) -> 
 
 def test_a_part_that_the_model_has_not_is_refused_by_name() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
-    with pytest.raises(StructureError, match=r"neurons\+heads: no heads: no attention was found .*; leave heads out"):
+    with pytest.raises(StructureError, match=r"neurons\+heads: no attention was found .*; leave heads out"):
         find_groups("neurons+heads", model, IMAGES)
 
 
@@ -177,6 +178,11 @@ def test_every_block_keeps_as_many_of_each_kind_and_a_config_says_both(tmp_path:
         assert sum(p.numel() for p in back.parameters()) == sum(p.numel() for p in small.parameters())
     assert len(back.model.layers) < 3
     assert back.config.intermediate_size < 24
+
+
+def test_a_pruned_model_of_joined_structures_has_a_name_unasked() -> None:
+    section = prune_section({"structure": "heads+neurons", "sparsity": 0.3, "criterion": "magnitude"})
+    assert section.name == "heads-neurons-0.3"
 
 
 def test_sizes_are_asked_of_the_parts_that_have_them() -> None:

@@ -151,7 +151,9 @@ def _streamed(facts: dict[str, Any]) -> str:
 
 def _kept_of(structure: str) -> str:
     """What a plan of ``structure`` counts as kept."""
-    return structure if structure in GROUPED else "weights"
+    if structure not in GROUPED:
+        return "weights"
+    return structure if "+" not in structure else "units"
 
 
 def _budget(result: dict[str, Any]) -> str:
