@@ -3,7 +3,8 @@
     prunekit compare recipes/lm-comparison-small.yaml --out runs/lm-comparison-small --jobs 2
     python benchmarks/lm_tables.py runs/lm-comparison-small docs/images/language-models.png
 
-KL to the dense model in nats a token, on test data, means over the study's seeds; in brackets perplexity. The picture has
+KL to the dense model in nats a token, on test data, means over the study's seeds; in brackets perplexity. One table of weights
+removed and one of units; then, of every column, what our ways have of their best rival's KL, each seed's. The picture has
 perplexity over sparsity, a line a way.
 """
 
@@ -22,11 +23,24 @@ WAYS = {
     "wanda": "Wanda", "sparsegpt": "SparseGPT", "admm": "ADMM", "leap": "gates (LEAP)", "maskllm": "patterns (MaskLLM)",
     "refit": "given units, layers refitted", "streamed": "**mask learnt**", "streamed+refit": "**mask learnt, layers refitted**",
     "block-reconstruction": "blocks reconstructed", "tuned": "weights tuned",
-    "admm+tuned": "ADMM, then weights tuned", "streamed+tuned": "**mask learnt, then weights tuned**",
+    "refit+tuned": "given units, layers refitted, then weights tuned", "admm+tuned": "ADMM, then weights tuned",
+    "streamed+tuned": "**mask learnt, then weights tuned**",
     "streamed+refit+tuned": "**mask learnt, layers refitted, then weights tuned**",
 }  # fmt: skip
 MARKERS = "os^vDPX"
 KEEPS_WEIGHTS = {"magnitude", "taylor", "influence", "flap", "wanda", "leap", "maskllm", "streamed"}
+LAYERWISE = ("wanda", "sparsegpt", "admm")
+LEARNT_AS_LONG = ("tuned", "leap", "maskllm", "block-reconstruction")
+RIVALS = (
+    ("mask learnt / best layer-wise", ("streamed",), LAYERWISE),
+    ("mask learnt / gates and patterns", ("streamed",), ("leap", "maskllm")),
+    ("mask, then weights / tuning, gates, reconstruction", ("streamed+tuned",), LEARNT_AS_LONG),
+    ("mask, then weights / ADMM, then weights", ("streamed+tuned",), ("admm+tuned",)),
+    ("units learnt and refitted / best criterion", ("streamed+refit",), ("magnitude", "taylor", "flap")),
+    ("units learnt, refitted, tuned / tuned", ("streamed+refit+tuned",), ("tuned",)),
+    ("given units refitted, tuned / tuned", ("refit+tuned",), ("tuned",)),
+)
+"""What is compared: ours, and rivals, of which the best counts."""
 Column = tuple[str, float]
 
 
@@ -47,12 +61,16 @@ def figures(folder: Path) -> dict[str, dict[str, dict[Column, list[tuple[float, 
     return told
 
 
-def table(ways: dict[str, dict[Column, list[tuple[float, float]]]], dense: float) -> str:
-    columns = sorted({column for cells in ways.values() for column in cells}, key=lambda c: (c[0] != "unstructured", c))
-    title = [f"{sparsity:g}" if structure == "unstructured" else f"{structure} {sparsity:g}" for structure, sparsity in columns]
-    lines = [f"| dense perplexity {dense:.1f} | " + " | ".join(title) + " |", "|---" * (len(columns) + 1) + "|"]
+def of_units(column: Column) -> bool:
+    return column[0] != "unstructured" and ":" not in column[0]
+
+
+def table(ways: dict[str, dict[Column, list[tuple[float, float]]]], dense: float, units: bool) -> str:
+    """A row a way that has figures, a column a structure and sparsity: of weights, or of units."""
+    columns = sorted({column for cells in ways.values() for column in cells if of_units(column) == units}, key=in_order)
+    lines = [f"| dense perplexity {dense:.1f} | " + " | ".join(map(titled, columns)) + " |", "|---" * (len(columns) + 1) + "|"]
     for way, name in (ONE_SHOT | WAYS).items():
-        if way not in ways:
+        if not any(column in ways.get(way, {}) for column in columns):
             continue
         cells = []
         for column in columns:
@@ -61,6 +79,36 @@ def table(ways: dict[str, dict[Column, list[tuple[float, float]]]], dense: float
             cells.append("" if kl is None else f"{kl:.4f} ({perplexity:.1f})")
         lines.append(f"| {name}{'' if way in KEEPS_WEIGHTS else ' †'} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def in_order(column: Column) -> tuple[bool, Column]:
+    return column[0] != "unstructured", column
+
+
+def titled(column: Column) -> str:
+    structure, sparsity = column
+    return f"{sparsity:g}" if structure == "unstructured" else structure if ":" in structure else f"{structure} {sparsity:g}"
+
+
+def ratios(ways: dict[str, dict[Column, list[tuple[float, float]]]]) -> str:
+    """Ours over the best rival's KL, of every seed."""
+    lines = []
+    for name, ours, rivals in RIVALS:
+        columns = sorted({column for way in ours for column in ways.get(way, {})}, key=in_order)
+        told = []
+        for column in columns:
+            mine = [min(values) for values in zip(*(kls(ways, way, column) for way in ours), strict=True)]
+            theirs = [found for way in rivals if (found := kls(ways, way, column))]
+            if theirs:
+                each = [one / min(others) for one, *others in zip(mine, *theirs, strict=True)]
+                told.append(f"{titled(column)}: {', '.join(f'{value:.2f}' for value in each)}")
+        if told:
+            lines.append(f"- {name}: {'; '.join(told)}")
+    return "\n".join(lines)
+
+
+def kls(ways: dict[str, dict[Column, list[tuple[float, float]]]], way: str, column: Column) -> list[float]:
+    return [kl for kl, _ in ways.get(way, {}).get(column, [])]
 
 
 def picture(told: dict[str, dict[str, dict[Column, list[tuple[float, float]]]]], dense: dict[str, float], path: Path) -> None:
@@ -96,7 +144,8 @@ def main() -> None:
     runs = json.loads((asked.study / "compare.json").read_text(encoding="utf-8"))["runs"]
     dense = {case: statistics.fmean(run["dense"]["test"]["perplexity"] for run in runs if run["case"] == case) for case in told}
     for case, ways in told.items():
-        print(f"\n**{case}**\n\n{table(ways, dense[case])}")
+        tables = "\n\n".join(table(ways, dense[case], units) for units in (False, True))
+        print(f"\n**{case}**\n\n{tables}\n\n{ratios(ways)}")
     if asked.image:
         picture(told, dense, asked.image)
 

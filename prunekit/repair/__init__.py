@@ -2,5 +2,6 @@
 
 from prunekit.repair.refine import RefineOptions, refine
 from prunekit.repair.swaps import SWAPS
+from prunekit.repair.together import learn_together
 
-__all__ = ["SWAPS", "RefineOptions", "refine"]
+__all__ = ["SWAPS", "RefineOptions", "learn_together", "refine"]

@@ -46,13 +46,13 @@ class Learner:
         scale = torch.maximum(worth.std(correction=0), NORMAL * worth.mean()).clamp_min(1e-30)
         self.scores = worth.div_(scale)
         self.steps = 0
-        self._states: dict[str, _Adam | _LeanAdam | _OneSize] = {}
+        self._states: dict[str, Adam | LeanAdam | _OneSize] = {}
         self._scratch = Scratch()
         if swaps.spans is None:
-            self._states[""] = _OneSize(self.scores) if lean else _Adam(self.scores)
+            self._states[""] = _OneSize(self.scores) if lean else Adam(self.scores)
         for name in swaps.spans or ():
             part = swaps.factor(name, self.scores)
-            self._states[name] = _LeanAdam(part, self._scratch) if lean else _Adam(part)
+            self._states[name] = LeanAdam(part, self._scratch) if lean else Adam(part)
 
     def step(
         self, batches: Sequence[tuple[Inputs, Labels]], samples: int, rate: float, t: float = 1.0, heat: float = 0.0
@@ -149,7 +149,7 @@ class Scratch:
         return held[: tensor.numel()].view(tensor.shape)
 
 
-class _Adam:
+class Adam:
     """Adam of one tensor."""
 
     def __init__(self, like: Tensor) -> None:
@@ -167,7 +167,7 @@ class _Adam:
         return self._first.nbytes + self._second.nbytes
 
 
-class _LeanAdam:
+class LeanAdam:
     """The same, in two bytes a score and two numbers a row and column of the tensor."""
 
     def __init__(self, like: Tensor, scratch: Scratch) -> None:

@@ -2,8 +2,9 @@
 
 Each gives the plan, and the model where its weights are others than the dense one's. ``X+tuned`` is way X, then its weights tuned
 by their divergence from the dense model with the mask held: for all of the tokens where X takes none, else for two thirds of
-them, and X for the rest. ``tuned`` alone tunes under the plan's own mask. ``refit`` in a name: before that, what stays of every
-layer keeps its outputs, by least squares; of whole units, where a layer's outputs all lose the same inputs.
+them, and X for the rest. ``together`` is mask and weights in the same steps. ``tuned`` alone tunes under the plan's own mask.
+``refit`` in a name: before that, what stays of every layer keeps its outputs, by least squares; of whole units, where a layer's
+outputs all lose the same inputs.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from prunekit.plan import Plan
 from prunekit.repair.refine import refine
 from prunekit.repair.stream import Stream
 from prunekit.repair.streamed import Streaming
+from prunekit.repair.together import learn_together
 from prunekit.search.rivals.streamed import STREAMED
 from prunekit.steps.finetune import Finetuning, finetune
 from prunekit.steps.rate import ByDivergence
@@ -33,7 +35,7 @@ from prunekit.trajectory.copies import copied
 if TYPE_CHECKING:
     from prunekit.search.ways import RepairSamples
 
-TUNED, REFIT = "tuned", "refit"
+TUNED, REFIT, TOGETHER = "tuned", "refit", "together"
 SHARE = 2 / 3
 """Of the tokens, for the weights, where a mask is learnt first."""
 RATES = {"leap": 3e-3, "maskllm": 3e-3, "block-reconstruction": 1e-2}
@@ -71,6 +73,13 @@ def streamed(plan: Plan, model: nn.Module, material: RepairSamples, share: float
         plan, model, material.train, accept=material.accept, seed=material.seed, task=material.evidence.task, stream=changed
     )
     return found, None
+
+
+def together(plan: Plan, model: nn.Module, material: RepairSamples) -> Found:
+    """``prunekit.repair.learn_together``: mask and weights in the same steps."""
+    return learn_together(
+        plan, model, material.train, streaming(material), accept=material.accept, seed=material.seed, task=material.evidence.task
+    )
 
 
 def by_rival(plan: Plan, model: nn.Module, material: RepairSamples, share: float = 1.0, *, name: str) -> Found:
@@ -153,6 +162,7 @@ WAYS: dict[str, Callable[..., Found]] = {
     **LEARNING,
     **LOOKING,
     **OF_UNITS,
+    TOGETHER: together,
     TUNED: tuned,
     **{f"{name}+{TUNED}": partial(then_tuned, way=way, learns=True) for name, way in LEARNING.items()},
     **{f"{name}+{TUNED}": partial(then_tuned, way=way, learns=False) for name, way in LOOKING.items()},
@@ -164,7 +174,7 @@ WAYS: dict[str, Callable[..., Found]] = {
 def ways_for(grouped: bool, runs: bool) -> dict[str, Callable[..., Found]]:
     """Those that take plans of whole units, or else of single weights; in ``runs`` of M or not."""
     alone = {*OF_UNITS, *(f"{name}+{TUNED}" for name in OF_UNITS)}
-    of_units = {"streamed", TUNED, f"streamed+{TUNED}", *alone}
+    of_units = {"streamed", TOGETHER, TUNED, f"streamed+{TUNED}", *alone}
     return {
         name: way
         for name, way in WAYS.items()

@@ -19,13 +19,14 @@ from prunekit.criteria import Evidence, compose, parse, score_evidence
 from prunekit.data import Samples
 from prunekit.errors import UsageError, nearest
 from prunekit.plan import GROUPED, Plan
+from prunekit.repair import together
 from prunekit.repair.objective import make_objective
 from prunekit.repair.refine import refine
 from prunekit.repair.streamed import Streaming
 from prunekit.repair.swaps import Weights
 from prunekit.search.rivals import RIVALS
 from prunekit.search.rivals.rescored import equal_cost
-from prunekit.search.streamed_ways import CALIBRATION, RATES, SHARE, TUNED, WAYS, ways_for
+from prunekit.search.streamed_ways import CALIBRATION, RATES, SHARE, TOGETHER, TUNED, WAYS, ways_for
 from prunekit.steps.by_schedule import prune_by_schedule
 from prunekit.steps.planner import Planner
 from prunekit.steps.rate import MOST, NEAR
@@ -143,6 +144,7 @@ def settings(name: str, structure: str) -> dict[str, Any]:
             "calibration": CALIBRATION,
             **({"rate": RATES[name.split("+")[0]]} if name.split("+")[0] in RATES else {}),
             **({"tuned": [MOST, NEAR, SHARE]} if TUNED in name.split("+") else {}),
+            **({"together": [together.MOST, together.NEAR, together.HOLD]} if name == TOGETHER else {}),
         }
     if name in COMMON and structure in GROUPED:
         return {"across": True, "importance": "margin"}

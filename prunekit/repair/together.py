@@ -1,0 +1,276 @@
+"""Mask and weights learnt in the same steps from a stream, by the divergence from the dense model.
+
+Scores of a mask start and move as in ``prunekit.repair.streamed``; the same gradient, of the weights as they are masked, moves
+the weights by Adam. In the last third of the steps the mask is held and weights alone are moved, since what would change places
+then has no time left. So no token is spent for one of the two alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit import ranks
+from prunekit.apply import masked
+from prunekit.batch import Batch, Inputs, Labels
+from prunekit.criteria import model_digest
+from prunekit.data import Samples, drawn, learn_and_accept
+from prunekit.errors import ArtifactError, UsageError
+from prunekit.plan import Plan
+from prunekit.repair.deadline import Deadline
+from prunekit.repair.learner import Adam, Learner, summed
+from prunekit.repair.live import Live
+from prunekit.repair.record import Record
+from prunekit.repair.streamed import COLD, HOT, Streaming, StreamLearning
+from prunekit.repair.swaps import Swaps, get_swaps
+from prunekit.repair.weights import Weights
+from prunekit.task import Task
+from prunekit.task.settle import settle
+from prunekit.trajectory import Layout
+from prunekit.trajectory.copies import copied
+
+HOLD = 2 / 3
+"""The share of the steps after which the mask is held."""
+MOST, NEAR = 5e-3, 0.004
+"""The weights' rate at first, at most; and times √KL of the mask that scores start from, since large steps harm what is nearly
+right. Chosen on validation data of one small Llama (docs/language-models.md)."""
+ACCEPTING = 0.25
+"""The share of the samples that judges, where none are given for that."""
+
+
+class Both(Learner):
+    """Scores that a step moves together with the weights that they are of, and with all others of the model.
+
+    Args:
+        swaps, live, worth, lean: as of ``Learner``. ``live.scaled`` are all tensors that are trained, and ``live.dense`` has
+            their values, which are changed in place.
+
+    Attributes:
+        held: the mask ``(U,)`` from when on scores are not moved any more; None until then.
+    """
+
+    def __init__(self, swaps: Swaps, live: Live, worth: Tensor, lean: bool = False) -> None:
+        super().__init__(swaps, live, worth, lean)
+        self.held: Tensor | None = None
+        self._own = frozenset(swaps.scaled())
+        self._whole = {name: live.dense[name].new_ones(()) for name in live.scaled}
+        self._moments = {name: Adam(live.dense[name]) for name in live.scaled}
+
+    def hold(self) -> None:
+        """The mask by the scores now stays."""
+        self.held = self.swaps.select(self.scores)
+
+    def masks(self) -> Tensor:
+        return super().masks() if self.held is None else self.held
+
+    def move(self, batches: Sequence[tuple[Inputs, Labels]], samples: int, rate: float, of_weights: float, heat: float) -> float:
+        """Moves scores and weights once; arguments and what is returned as of ``step``.
+
+        Args:
+            of_weights: the weights' rate.
+        """
+        self.steps += 1
+        factor, slope, total = self._factors(heat)
+        self.live.scale(lambda name: factor(name) if name in self._own else self._whole[name])
+
+        def use(name: str, gradient: Tensor | None) -> None:
+            if gradient is None:
+                return
+            value = self.live.dense[name]
+            gradient = gradient.to(value)
+            found = gradient
+            if name in self._own:
+                mask = factor(name).to(value)
+                found = gradient * mask
+                if self.held is None:
+                    self._of_scores(name, gradient.mul_(value), mask if heat else None, total, rate, heat)
+            self._moments[name].move(value, found, of_weights, self.steps)
+
+        with torch.no_grad():
+            mean = summed(self.live, batches, samples, use)
+            if total is not None:
+                total = self.swaps.per_weight(total)
+                self._states[""].move(self.scores, total if slope is None else total * slope, rate, self.steps)
+        return mean
+
+    def _factors(self, heat: float) -> tuple[Callable[[str], Tensor], Tensor | None, Tensor | None]:
+        """Every scaled tensor's factors by name; units' derivative by the scores; where units' gradients add up, if they do."""
+        swaps = self.swaps
+        if self.held is not None:
+            held = self.held
+            return lambda name: swaps.factor(name, held), None, None
+        if heat and isinstance(swaps, Weights):
+            levels = swaps.levels(self.scores)
+
+            def soft(name: str) -> Tensor:
+                return torch.sub(swaps.factor(name, self.scores), levels(name)).div_(heat).sigmoid_()
+
+            return soft, None, None
+        units, slope = self._units(1.0, heat)
+        return lambda name: swaps.factor(name, units), slope, torch.zeros_like(self.scores) if swaps.spans is None else None
+
+    def _of_scores(self, name: str, signed: Tensor, mask: Tensor | None, total: Tensor | None, rate: float, heat: float) -> None:
+        """Takes the gradient with respect to a tensor's factors, times nothing more: moves its scores, or adds it up by units."""
+        if total is not None:
+            self.swaps.add(name, signed, self.scores, total)
+            return
+        if mask is not None:
+            signed.mul_(mask * (1 - mask)).div_(heat)
+        self._states[name].move(self.swaps.factor(name, self.scores), signed, rate, self.steps)
+
+    def bytes(self) -> int:
+        return super().bytes() + sum(one.bytes() + self.live.dense[name].nbytes for name, one in self._moments.items())
+
+
+class TogetherLearning(StreamLearning):
+    """``StreamLearning`` of mask and weights.
+
+    Args:
+        model: whose weights are changed in place.
+        reference: the dense model, which the pruned one stays close to.
+        rate: of the weights at first, for Adam; None: ``0.004 √KL`` of the mask that scores start from, 5e-3 at most.
+    """
+
+    def __init__(
+        self,
+        swaps: Swaps,
+        model: nn.Module,
+        samples: Samples,
+        accept: Samples,
+        how: Streaming,
+        *,
+        reference: nn.Module,
+        rate: float | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(swaps, model, samples, accept, how, reference=reference, **options)
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._live.scaled = [name for name in self._live.dense if name in trained]
+        self.rate = rate
+
+    def begin(self, batches: Iterator[Sequence[Batch]]) -> Both:
+        self.learner = both = Both(self._swaps, self._live, self._start(batches), self._how.lean)
+        if self.rate is None:
+            self.rate = min(MOST, NEAR * math.sqrt(max(0.0, self._judged(both.masks()))))
+        return both
+
+    def step(self, batch: Sequence[Batch], gone: float) -> float:
+        learner = self.learner
+        assert isinstance(learner, Both)
+        assert self.rate is not None
+        if gone >= HOLD and learner.held is None:
+            learner.hold()
+        left = max(0.0, 1 - gone / HOLD)
+        heat = HOT * (COLD / HOT) ** (1 - left) if self._soft and left else 0.0
+        referred = [self._referred(part) for part in batch]
+        return learner.move(referred, self._stream.batch_size, self._how.rate * left, self.rate * (1 - gone), heat)
+
+    def values(self) -> dict[str, Tensor]:
+        """The trained tensors' values now, copied."""
+        return {name: self._live.dense[name].clone() for name in self._live.scaled}
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "weights": {"rate": self.rate, "hold": HOLD}}
+
+    def _show(self, keep: Tensor) -> None:
+        own = set(self._swaps.scaled())
+        whole = keep.new_ones((), dtype=torch.bool)
+        self._live.scale(lambda name: self._swaps.factor(name, keep) if name in own else whole)
+
+
+@torch.no_grad()
+def _put(model: nn.Module, values: dict[str, Tensor]) -> None:
+    named = dict(model.named_parameters())
+    for name, value in values.items():
+        named[name].copy_(value)
+
+
+def learn_together(
+    plan: Plan,
+    model: nn.Module,
+    batches: Any,
+    stream: Streaming,
+    *,
+    task: str | Task | None = None,
+    accept: Any = None,
+    rate: float | None = None,
+    seed: int = 0,
+    temper: float = 0.5,
+    budget_seconds: float | None = None,
+) -> tuple[Plan, nn.Module]:
+    """A better mask of the same size and weights that go with it, learnt together by the divergence from ``model``.
+
+    Never worse than ``plan`` with ``model``'s weights on the samples that it is accepted on: the best that was judged is taken.
+
+    Args:
+        plan: how many weights or units stay; made for ``model``.
+        model: the trained dense model; left as it is. It is computed with on its own device.
+        batches: samples to learn from, as for ``refine``.
+        stream: how long, and in which precision.
+        task: what the model is for; None where samples leave no doubt.
+        accept: samples of their own to judge on; without them a quarter of ``batches`` is set apart for that.
+        rate: of the weights at first, for Adam; None: ``0.004 √KL`` of the mask that scores start from, 5e-3 at most.
+        seed: of the split of the samples, and of the batches.
+        temper: how far scores start from influence, and not from size (``RefineOptions.temper``).
+        budget_seconds: end after so long.
+
+    Returns:
+        the plan, which tells of it as a refined one does, and the pruned model, masked: everything removed is 0.
+
+    Raises:
+        ArtifactError: the plan was made for other weights.
+        UsageError: an option is out of range, there are too few samples, or the structure cannot be refined.
+        NonFiniteError: the divergence is NaN or Inf.
+
+    Example:
+        >>> import torch
+        >>> from prunekit import Trajectory, make_plan, score
+        >>> from prunekit.repair import learn_together
+        >>> from prunekit.repair.streamed import Streaming
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> plan = make_plan(score(Trajectory.of(model), model, criterion="magnitude"), model, sparsity=0.5)
+        >>> x = torch.randn(64, 4)
+        >>> found, pruned = learn_together(plan, model, [(x, model(x).argmax(1))], Streaming(tokens=640, batch=8))
+        >>> int((pruned[0].weight == 0).sum() + (pruned[2].weight == 0).sum())
+        24
+    """
+    if (found := model_digest(model)) != plan.provenance["model"]:
+        raise ArtifactError(f"the plan was made for model {plan.provenance['model']}, this model is {found}")
+    if rate is not None and not 0 < rate < math.inf:
+        raise UsageError(f"learn_together: rate is {rate!r}; it must be above 0")
+    plan.only_zeros("refine")
+    layout, own = Layout.of(model), copied(model)
+    swaps = get_swaps(plan, layout, next(model.parameters()).device)
+    kind, samples = settle(model, batches, task)
+    given = Samples.of(samples or (), kind.batch)
+    judged = None if accept is None else Samples.of(accept, kind.batch)
+    parts = learn_and_accept(given, judged, drawn(given, ACCEPTING, seed), "refine")
+    learning = TogetherLearning(
+        swaps, own, *parts, stream, reference=model, rate=rate, task=kind, temper=temper, seed=seed,
+        deadline=Deadline(budget_seconds),
+    )  # fmt: skip
+    best: dict[str, Tensor] = {}
+    looks, ended = learning.looks(), "done"
+    first = next(looks)
+    record = Record(swaps.keep, first.learn, first.accept)
+    try:
+        for look in looks:
+            if record.judge(look.keep, look.learn, look.accept, {"stage": "learn", "round": look.step, "ranked": "scores"}):
+                best = learning.values()
+        ended = "done" if learning.done == learning.steps else "budget"
+    except KeyboardInterrupt:
+        if ranks.size() > 1:
+            raise
+        ended = "interrupted"
+    told = {**asdict(stream), "temper": temper, "seed": seed}
+    found_plan = record.plan(
+        plan, swaps, target="kl", samples=(len(parts[0]), len(parts[1])), ended=ended, options=told, stream=learning.facts()
+    )
+    made = copied(model)
+    _put(made, best)
+    return found_plan, masked(made, found_plan)
