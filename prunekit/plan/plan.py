@@ -143,14 +143,17 @@ class Plan:
         replaced = self.modules.get(group, {}).get(REPLACE, {})
         return next((name for name, kind in replaced.items() if is_skip(kind)), None)
 
+    def inside(self) -> set[str]:
+        """Groups of which nothing is left, whatever is decided on their units: they lie in blocks that are gone as a whole."""
+        if not (skipped := tuple(f"{name}." for name in self.skipped())):
+            return set()
+        outside = {group for group, _, member in (key.partition("|") for key in self.index) if not member.startswith(skipped)}
+        return {name for name in self.groups - outside if self.block(name) is None}
+
     def units_left(self) -> dict[str, int]:
-        """By group, how many units are left: none of one that lies in a block which is gone as a whole."""
-        skipped = tuple(f"{name}." for name in self.skipped())
-        inside = dict.fromkeys(self.groups, True)
-        for key in self.index:
-            group, member = key.split("|")
-            inside[group] &= member.startswith(skipped)
-        return {name: 0 if inside[name] else int(keep.sum()) for name, keep in self.keep.items() if name in self.groups}
+        """By group, how many units are left."""
+        gone = self.inside()
+        return {name: 0 if name in gone else int(keep.sum()) for name, keep in self.keep.items() if name in self.groups}
 
     def skipped(self) -> list[str]:
         """Blocks that are gone as a whole."""

@@ -57,13 +57,21 @@ class Record:
             samples: how many were learnt from, and how many judged.
             more: further facts.
         """
+        refined = swaps.plan(self.keep)
+        gone = refined.inside()
+        never = gone & plan.inside()  # inside blocks that are gone, before and after
+        moved = {
+            name: {"back": int((keep & ~plan.keep[name]).sum()), "out": int((plan.keep[name] & ~keep).sum())}
+            for name, keep in refined.keep.items()
+            if name not in never
+        }
         facts: dict[str, Any] = {
             "target": target if isinstance(target, str) else getattr(target, "__name__", type(target).__name__),
             "samples": {"learn": samples[0], "accept": samples[1]},
             "before": {"learn": self.start[0], "accept": self.start[1]},
             "after": {"learn": self.learn, "accept": self.accept},
-            "changed": int((self.keep & ~swaps.keep).sum()),
-            "kept": int(self.keep.sum()),
+            "changed": sum(each["back"] for each in moved.values()),
+            "kept": sum(int(keep.sum()) for name, keep in refined.keep.items() if name not in gone),
             "ended": ended,
             "from": plan.digest,
             "options": dict(options),
@@ -76,11 +84,7 @@ class Record:
                 f"({self.accept:.3g}); more scoring samples would help"
             )
             warnings.warn(f"refine: {facts['note']}", stacklevel=3)
-        refined = swaps.plan(self.keep)
-        facts["moved"] = {
-            name: {"back": int((keep & ~plan.keep[name]).sum()), "out": int((plan.keep[name] & ~keep).sum())}
-            for name, keep in refined.keep.items()
-        }
+        facts["moved"] = moved
         return replace(refined, given=dict(plan.keep), provenance={**refined.provenance, "refine": facts})
 
 

@@ -36,6 +36,9 @@ def test_learnt_gates_keep_the_budget(structure: str, uniform: bool) -> None:
     options: dict[str, Any] = {"stream": Streaming(3000, batch=8, rate=0.3, looks=4), "task": TASK}
     better = refine(plan, model, texts, **options)
     assert better.history
+    told = better.provenance["refine"]
+    assert told["kept"] == sum(better.units_left().values())
+    assert all(any(n.startswith(f"{b}.") for b in plan.skipped()) for n in plan.keep.keys() - told["moved"].keys())
     assert kept(plan) - 3 * 32 <= kept(better) <= kept(plan)  # within a neuron
     if uniform:  # which takes the place of a budget of weights
         sizes = {name: int(keep.sum()) for name, keep in plan.keep.items() if plan.block(name) is None}
