@@ -7,10 +7,10 @@ RUN is a run of a language model, of two seeds for instance (``prunekit compare 
 leaves its runs in DIR/runs). Of its training data the first windows are taken, of its test data the figures: KL to the dense
 model in nats a token, each run's and their mean. Layer-wise methods look at all windows. What learns goes over them again and
 again: a mask from three quarters, judged on the last quarter, and the weights that are tuned under it from the same ones;
-weights that are tuned under a given mask, or ADMM's, from all. ``divided`` does as ``prunekit prune --tokens`` would with three
-quarters to train on and the last one as validation data: it tries the four divisions of tokens between mask and weights with a
-twentieth each, spends what is left by the best, and takes ADMM's model of the three quarters where the judges find it nearer to
-the dense one. Nothing was chosen by these test data.
+weights that are tuned under a given mask, or ADMM's, from all. ``divided`` does as ``prunekit prune --tokens`` would with
+three quarters to train on and the last one as validation data: it tries a mask alone, mask and weights together and weights
+alone with a twentieth of the tokens each, spends what is left on the best, and takes ADMM's model of the three quarters where
+the judges find it nearer to the dense one. Nothing was chosen by these test data.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ from prunekit.search import streamed_ways as ways
 from prunekit.search.ways import RepairSamples
 from prunekit.structure import implied_sparsity
 from prunekit.task.evaluation import References, evaluate
-from prunekit.verbs.dividing import LAYERWISE, SHARES, TRY
+from prunekit.verbs.dividing import LAYERWISE, MASK, TOGETHER, TRY, WEIGHTS
 from prunekit.verbs.run_folder import Run
 
 LEARNING = (
     "ADMM, then weights tuned", "weights tuned", "mask learnt", "mask learnt, then weights tuned", "divided",
+    "mask and weights together",
 )  # fmt: skip
 JUDGED = 4
 """Of so many windows one judges."""
@@ -63,19 +64,23 @@ def learnt(plan: Plan, run: Run, material: RepairSamples, share: float) -> nn.Mo
 
 
 def divided(plan: Plan, run: Run, material: RepairSamples) -> tuple[nn.Module, str]:
-    """The best division of the tokens by small tries, and which it was; or ADMM's model, where that is better."""
+    """What the tokens are best spent on by small tries, and which it was; or ADMM's model, where that is better."""
     how = ways.streaming(material)
     assert material.accept is not None
     small = replace(material, stream=replace(how, tokens=round(TRY * how.tokens), looks=2))
     judge = Judge(run, material.accept)
-    tries = {share: judge.kl(learnt(plan, run, small, share)) for share in SHARES}
-    best = min(tries, key=lambda share: tries[share])
-    rest = replace(material, stream=replace(how, tokens=how.tokens - len(SHARES) * round(TRY * how.tokens)))
-    made = learnt(plan, run, rest, best)
+    spent: dict[str, Callable[[RepairSamples], nn.Module]] = {
+        MASK: lambda material: learnt(plan, run, material, 0.0),
+        TOGETHER: lambda material: _made(ways.together(plan, run.model, material)),
+        WEIGHTS: lambda material: learnt(plan, run, material, 1.0),
+    }
+    best = min(spent, key=lambda way: judge.kl(spent[way](small)))
+    rest = replace(material, stream=replace(how, tokens=how.tokens - len(spent) * round(TRY * how.tokens)))
+    made = spent[best](rest)
     by_layers = _made(ways.by_layers(plan, run.model, material, method=LAYERWISE.method))
     if judge.kl(by_layers) < judge.kl(made):
         return by_layers, "ADMM"
-    return made, f"{best:.2f} for weights"
+    return made, best
 
 
 def measured(
@@ -108,6 +113,7 @@ def measured(
         LEARNING[2]: lambda: (learnt(plan, run, learning, 0.0), ""),
         LEARNING[3]: lambda: (learnt(plan, run, learning, ways.SHARE), ""),
         LEARNING[4]: lambda: divided(plan, run, learning),
+        LEARNING[5]: lambda: (_made(ways.together(plan, run.model, learning)), ""),
     }
     for name, (_, model) in layerwise.items():
         if name in wanted:

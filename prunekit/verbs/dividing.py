@@ -1,4 +1,4 @@
-"""A budget of tokens divided between mask and weights, as short tries of some divisions do on validation data.
+"""A budget of tokens spent on a mask, on weights, or on both together, as short tries of each do on validation data.
 
 Where the tokens are more than the training samples have, learning goes over the same ones again and again, and a layer-wise
 method, which takes no token, may do better: the learnt model is then compared with ADMM's before it is written.
@@ -31,9 +31,11 @@ from prunekit.verbs.layerwise import by_layers
 from prunekit.verbs.refining import refining
 from prunekit.verbs.run_folder import Run
 from prunekit.verbs.scheduling import finetuning_of
+from prunekit.verbs.together import learnt_together
 
-SHARES = (0.0, 1 / 3, 2 / 3, 1.0)
-"""Of the tokens, for the weights: the divisions that are tried."""
+MASK, TOGETHER, IN_TURN, WEIGHTS = "mask", "together", "mask, then weights", "weights"
+SHARES = {MASK: 0.0, IN_TURN: 2 / 3, WEIGHTS: 1.0}
+"""Of the tokens, for the weights; the rest is for the mask."""
 TRY = 1 / 20
 """Of the tokens, for each try; what is left is spent by the best division."""
 
@@ -98,46 +100,61 @@ def _left(model: nn.Module, names: Collection[str]) -> int:
     return sum(int(tensor.count_nonzero()) for name, tensor in named_tensors(model).items() if name in names)
 
 
-def divide(run: Run, wanted: Prune, plan: Plan) -> dict[str, Any]:
-    """The share of the tokens for the weights, and what the tries came to.
+def menu(wanted: Prune) -> tuple[str, ...]:
+    """What is tried: both together, or in turn where it is said how weights are trained, by matrices of low rank for instance."""
+    given = wanted.finetune
+    said = given is not None and any(getattr(given, key) is not None for key in ("lora", "optimizer", "schedule"))
+    return MASK, IN_TURN if said else TOGETHER, WEIGHTS
 
-    Every try learns a mask and then tunes weights, each for its share of ``TRY`` of the tokens; models are compared on
-    validation data by what criteria are chosen by.
+
+def divide(run: Run, wanted: Prune, plan: Plan) -> dict[str, Any]:
+    """What the tokens are best spent on, and what the tries came to.
+
+    Every try takes ``TRY`` of the tokens; models are compared on validation data by what criteria are chosen by.
 
     Args:
         plan: says how many weights stay, and where tries begin.
 
     Returns:
-        ``weights``, the share; ``tries``: by share, the model's figures.
+        ``way``; ``tries``: by way, the model's figures.
 
     Raises:
         UsageError: the smallest part of a try is less than two batches.
     """
     assert wanted.tokens is not None
     batch = max(Streaming.batch, run.recipe.train.batch_size)
-    least = math.ceil(2 * Stream(run.batches("train"), batch).tokens() / (TRY * SHARES[1]))
+    least = math.ceil(2 * Stream(run.batches("train"), batch).tokens() / (TRY * (1 - SHARES[IN_TURN])))
     if wanted.tokens < least:
         raise UsageError(
-            f"tokens is {wanted.tokens:,}, too few to try divisions of it; give {least:,} at least, or say each part "
+            f"tokens is {wanted.tokens:,}, too few to try what to spend them on; give {least:,} at least, or say each part "
             "(--refine-tokens, --tune-tokens)"
         )
     samples = run.batches("validation")
     references = References(run.model, samples, run.task)
-    tries = {}
-    for share in track(SHARES, "divide tokens", len(SHARES)):
-        tries[share] = evaluate(_tried(run, wanted, plan, share), samples, run.task, references).figures()
-    best = max(SHARES, key=lambda share: merit(run.task.choosing, tries[share]))
-    return {"weights": best, "tries": {f"{share:.2f}": figures for share, figures in tries.items()}}
+    ways, tries = menu(wanted), {}
+    for way in track(ways, "divide tokens", len(ways)):
+        tries[way] = evaluate(_tried(run, wanted, plan, way), samples, run.task, references).figures()
+    best = max(ways, key=lambda way: merit(run.task.choosing, tries[way]))
+    return {"way": best, "tries": tries}
 
 
-def _tried(run: Run, wanted: Prune, plan: Plan, share: float) -> nn.Module:
-    for_mask, for_weights = parts(round(TRY * (wanted.tokens or 0)), share)
+def _tried(run: Run, wanted: Prune, plan: Plan, way: str) -> nn.Module:
+    tokens = round(TRY * (wanted.tokens or 0))
+    if way == TOGETHER:
+        return learnt_together(run, wanted, plan, tokens)[1]
+    for_mask, for_weights = parts(tokens, SHARES[way])
     found = plan if for_mask is None else refining(run, for_mask)(plan)
     if for_weights is None:
         return masked(run.model, found)
     model = copied(run.model)
     finetune(model, found, finetuning_of(run, Steps(finetune=tuning(wanted, for_weights))))
     return model.to(next(run.model.parameters()).device)
+
+
+def tokens_left(wanted: Prune) -> int:
+    """What the tries leave."""
+    assert wanted.tokens is not None
+    return wanted.tokens - len(menu(wanted)) * round(TRY * wanted.tokens)
 
 
 def parts(tokens: int, share: float) -> tuple[Refine | None, int | None]:
@@ -153,11 +170,9 @@ def tuning(wanted: Prune, tokens: int) -> Finetune:
     return given.model_copy(update={"tokens": tokens, "distill": given.distill or Distill(weight=1.0, temperature=1.0)})
 
 
-def by_division(wanted: Prune, share: float) -> Prune:
-    """What is asked for with its tokens divided."""
-    assert wanted.tokens is not None
-    left = wanted.tokens - len(SHARES) * round(TRY * wanted.tokens)
-    for_mask, for_weights = parts(left, share)
+def by_division(wanted: Prune, way: str) -> Prune:
+    """What is asked for with its tokens divided, of any way but ``TOGETHER``."""
+    for_mask, for_weights = parts(tokens_left(wanted), SHARES[way])
     changes = {
         "tokens": None,
         "refine": for_mask or Refine(when="never"),

@@ -29,6 +29,7 @@ from prunekit.verbs.budgets import measured_again, within_budget
 from prunekit.verbs.compensating import compensation_request, pruned_as_asked
 from prunekit.verbs.dividing import (
     LAYERWISE,
+    TOGETHER,
     LayersAreBetter,
     beside_layers,
     by_division,
@@ -36,6 +37,7 @@ from prunekit.verbs.dividing import (
     earlier,
     layerwise_of,
     looks_again,
+    tokens_left,
 )
 from prunekit.verbs.layerwise import prune_by_layers, refuse_without_weights, write_by_layers
 from prunekit.verbs.pruned_facts import made_from, refuse_foreign, summary
@@ -44,6 +46,7 @@ from prunekit.verbs.refining import Seconds, better_plan, refining_again, refini
 from prunekit.verbs.run_folder import Run, comparison_inputs
 from prunekit.verbs.scheduling import by_divergence, check_lora, planner_for, prune_in_steps
 from prunekit.verbs.scoring import score_run
+from prunekit.verbs.together import learnt_together, together_request, write_together
 from prunekit.verbs.validation import validation_of
 
 
@@ -99,8 +102,10 @@ def prune_run(
             raise UsageError("--dry-run shows a plan that is made at once; --tokens learns it, in tries first")
         asked = {**request, "tokens": wanted.tokens, "train": run.splits["train"].digest()}
         known = earlier(folder, asked)
-        if known is not None:
+        if known is not None and (known["way"] != TOGETHER or known.get("layerwise", {}).get("better")):
             return _divided(run, wanted, known, overwrite)
+        if reusable(folder, made_from(folder, False), together_request(wanted, asked), overwrite):
+            return {**summary(run, folder, Plan.load(folder / "plan.safetensors")), "reused": True}
         refuse_foreign(folder)
     if repair is not None:
         request["refine"] = refining_request(run, repair)
@@ -160,8 +165,8 @@ def prune_run(
 
     if wanted.tokens is not None:
         sparsity = asked_sparsity(structure, wanted.sparsity)
-        found = divide(run, wanted, made_at(choose_at(sparsity), sparsity))
-        return _divided(run, wanted, {"asked": asked, **found}, overwrite)
+        given = made_at(choose_at(sparsity), sparsity)
+        return _divided(run, wanted, {"asked": asked, **divide(run, wanted, given)}, overwrite, given)
     facts: dict[str, Any] = {"division": dict(division)} if division else {}
     if budget[0]:  # a repair keeps what the others measure, so only accuracy has to be measured with it
         made = plan_at if budget[0] in DROPS else made_at
@@ -185,7 +190,7 @@ def prune_run(
     return _write(run, plan, folder, facts, last)
 
 
-def _divided(run: Run, wanted: Prune, division: Mapping[str, Any], overwrite: bool) -> dict[str, Any]:
+def _divided(run: Run, wanted: Prune, division: Mapping[str, Any], overwrite: bool, given: Plan | None = None) -> dict[str, Any]:
     """The model that ``division`` of the tokens comes to, or ADMM's where that is better."""
     assert wanted.tokens is not None
     by_layers = layerwise_of(wanted)
@@ -194,9 +199,14 @@ def _divided(run: Run, wanted: Prune, division: Mapping[str, Any], overwrite: bo
     comparable = wanted.structure not in GROUPED and looks_again(run, wanted.tokens)
     compared = beside_layers(run, wanted, division) if comparable and "layerwise" not in division else None
     try:
-        return prune_run(run, by_division(wanted, division["weights"]), False, overwrite, division, compared)
+        if division["way"] != TOGETHER:
+            return prune_run(run, by_division(wanted, division["way"]), False, overwrite, division, compared)
+        assert given is not None
+        plan, model = learnt_together(run, wanted, given, tokens_left(wanted))
+        facts = {"division": dict(division), **(compared(model) if compared is not None else {})}
     except LayersAreBetter as found:
         return write_by_layers(run, LAYERWISE, by_layers, found.plan, found.model, {"division": found.division})
+    return write_together(run, wanted, plan, model, division["asked"], facts)
 
 
 def _seconds(wanted: Prune, repair: Refine | None) -> Seconds | None:

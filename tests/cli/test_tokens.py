@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
+from torch import Tensor
 
-from prunekit import Plan
+from prunekit import Plan, Trajectory
 from prunekit.apply import Manifest
-from prunekit.recipe import Layerwise, Prune
+from prunekit.recipe import Finetune, Layerwise, Prune
 from prunekit.steps.rate import MOST
 from prunekit.verbs import dividing, pruning
-from prunekit.verbs.dividing import SHARES, TRY, by_division
+from prunekit.verbs.dividing import IN_TURN, MASK, SHARES, TOGETHER, TRY, WEIGHTS, by_division, menu
 from tests.cli.conftest import Cli
 from tests.cli.test_bad_input import one_line
 
@@ -41,13 +43,17 @@ def test_validation_data_divide_a_budget(cli: Cli, run: Path, monkeypatch: pytes
     done = cli(*options, "--json")
     assert done.code == 0, done.err
     told = json.loads(done.out)["division"]
-    assert told["weights"] in SHARES
-    assert len(told["tries"]) == len(SHARES)
+    assert list(told["tries"]) == [MASK, TOGETHER, WEIGHTS]
+    assert told["tries"][told["way"]]["accuracy"] == max(found["accuracy"] for found in told["tries"].values())
     folder = run / "pruned" / "divided"
     spent = Manifest.load(folder / "prunekit.json").facts.get("finetune", {}).get("tokens", 0)
     spent += Plan.load(folder / "plan.safetensors").provenance.get("refine", {}).get("stream", {}).get("tokens", 0)
-    assert 0 < spent <= 16000 * (1 - len(SHARES) * TRY)
-    one_line(cli("prune", run, "-c", "magnitude", "-s", 0.9, "--name", "few", "--tokens", "3k"), 2, "too few to try divisions")
+    assert 0 < spent <= 16000 * (1 - 3 * TRY)
+    one_line(
+        cli("prune", run, "-c", "magnitude", "-s", 0.9, "--name", "few", "--tokens", "3k"),
+        2,
+        "too few to try what to spend them on",
+    )
     again = cli(*options, "--json")
     assert json.loads(again.out)["reused"]
     one_line(cli(*options, "--dry-run"), 2, "--dry-run")
@@ -80,16 +86,54 @@ def test_few_samples_looked_at_again_are_left_to_layers_where_these_do_better(
     assert cli("eval", folder).code == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("structure", ["unstructured", "channels"])
+def test_mask_and_weights_together(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch, structure: str) -> None:
+    monkeypatch.setattr(pruning, "looks_again", lambda run, tokens: False)
+    monkeypatch.setattr(dividing, "menu", lambda wanted: (TOGETHER,))
+    options = ("prune", run, "-c", "magnitude", "-s", 0.6, "--structure", structure, "--name", "both", "--tokens", "16k")
+    done = cli(*options)
+    assert done.code == 0, done.err
+    assert "tokens spent on mask and weights together" in done.out
+    folder = run / "pruned" / "both"
+    plan = Plan.load(folder / "plan.safetensors")
+    facts = plan.provenance["refine"]
+    assert facts["after"]["accept"] < facts["before"]["accept"]
+    assert facts["stream"]["tokens"] <= 16000 * (1 - TRY)
+    assert facts["stream"]["weights"]["rate"] > 0
+    if structure == "unstructured":
+        weights = load_file(folder / "model.safetensors")
+        dense = load_trajectory_end(run)
+        for name, keep in plan.keep.items():
+            assert not weights[name][~keep].any()
+            assert not (weights[name][keep] == dense[name][keep]).all()
+    assert json.loads(cli(*options, "--json").out)["reused"]
+    assert cli("eval", folder).code == 0
+    one_line(cli("prune", run, "--apply", folder / "plan.safetensors", "--name", "again"), 2, "learnt together with weights")
+    changed = cli(*options[:-1], "20k")
+    one_line(changed, 1, "tokens")
+
+
+def load_trajectory_end(run: Path) -> dict[str, Tensor]:
+    trajectory = Trajectory(run / "trajectory")
+    return trajectory.layout.views(trajectory.state(-1))
+
+
+def test_weights_are_trained_in_turn_where_it_is_said_how() -> None:
+    asked = Prune(name="x", criterion="magnitude", sparsity=0.5, tokens="100k")  # type: ignore[arg-type]
+    assert menu(asked) == (MASK, TOGETHER, WEIGHTS)
+    assert menu(asked.model_copy(update={"finetune": Finetune(lr=1e-3)})) == (MASK, TOGETHER, WEIGHTS)
+    assert menu(asked.model_copy(update={"finetune": Finetune(lora=4)})) == (MASK, IN_TURN, WEIGHTS)
+
+
 def test_a_division_says_how_long_each_part_takes() -> None:
     asked = Prune(name="x", criterion="magnitude", sparsity=0.5, tokens="100k")  # type: ignore[arg-type]
-    for share in SHARES:
-        found = by_division(asked, share)
+    for way, share in SHARES.items():
+        found = by_division(asked, way)
         mask = found.refine.stream.tokens if found.refine and found.refine.stream else 0
         weights = (found.finetune.tokens or 0) if found.finetune else 0
-        assert mask + weights == 100_000 * (1 - len(SHARES) * TRY)
-        assert weights == pytest.approx(share * 80_000, abs=1)
-    with pytest.raises(ValueError, match="leave refine out"):
-        Prune(name="x", sparsity=0.5, tokens=1000, refine={"when": "always"})  # type: ignore[arg-type]
+        assert mask + weights == 100_000 * (1 - 3 * TRY)
+        assert weights == pytest.approx(share * 85_000, abs=1)
 
 
 @pytest.mark.slow

@@ -114,14 +114,18 @@ def _by_layers(result: dict[str, Any]) -> str:
     return told
 
 
+_SPENT = {
+    "mask": "the mask alone", "together": "mask and weights together", "mask, then weights": "the mask, then the weights",
+    "weights": "the weights alone",
+}  # fmt: skip
+
+
 def _division(division: dict[str, Any], measures: list[Any]) -> str:
     """One line on how tokens were divided."""
     first = next(iter(division["tries"].values()))
     measure = by_name(next(iter(first)), measures)
-    tries = ", ".join(f"{float(share):.0%} {measure.text(found[measure.name])}" for share, found in division["tries"].items())
-    told = (
-        f"of the tokens {division['weights']:.0%} for weights, the rest for the mask; tries, validation {measure.title}: {tries}"
-    )
+    tries = ", ".join(f"{way} {measure.text(found[measure.name])}" for way, found in division["tries"].items())
+    told = f"tokens spent on {_SPENT[division['way']]}; tries, validation {measure.title}: {tries}"
     if beside := division.get("layerwise"):
         told += f"\n  {_beside_layers(beside, measures)}"
     return told
