@@ -3,7 +3,7 @@
     python benchmarks/few_windows.py RUN [RUN …] [--windows 64] [--tokens 200k] [--sparsities 0.5 0.7 0.9] [--structures 2:4]
                                          [--only WAY …]
 
-RUN is a run of a language model, of two seeds for instance (``prunekit compare recipes/lm-comparison-small.yaml --out DIR``
+RUN is a run of a language model, of two seeds for instance (``prunekit compare recipes/lm-comparison-gpt2.yaml --out DIR``
 leaves its runs in DIR/runs). Of its training data the first windows are taken, of its test data the figures: KL to the dense
 model in nats a token, each run's and their mean. Layer-wise methods look at all windows. What learns goes over them again and
 again: a mask from three quarters, judged on the last quarter, and the weights that are tuned under it from the same ones;

@@ -146,7 +146,8 @@ def main() -> None:
     runs = json.loads((asked.study / "compare.json").read_text(encoding="utf-8"))["runs"]
     dense = {case: statistics.fmean(run["dense"]["test"]["perplexity"] for run in runs if run["case"] == case) for case in told}
     for case, ways in told.items():
-        tables = "\n\n".join(table(ways, dense[case], units) for units in (False, True))
+        kinds = sorted({of_units(column) for cells in ways.values() for column in cells})
+        tables = "\n\n".join(table(ways, dense[case], units) for units in kinds)
         print(f"\n**{case}**\n\n{tables}\n\n{ratios(ways)}")
     if asked.image:
         picture(told, dense, asked.image)
