@@ -83,7 +83,7 @@ def prune(
         str | None, typer.Option(metavar="500k", help="Learn a mask from so many training tokens; implies --refine.")
     ] = None,
     tokens: Annotated[
-        str | None, typer.Option(metavar="900k", help="Learn a mask, then tune weights; validation data divide them.")
+        str | None, typer.Option(metavar="900k", help="Learn mask and weights; short tries say how best.")
     ] = None,
     refine_again: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Refine and fine-tune N times more; implies --refine.")
