@@ -217,8 +217,8 @@ class Prune(Steps):
     make up for removed ones, computed from training samples and judged on the scoring samples.
     ``layerwise``: mask and weights are found layer by layer instead of by scores; a method's name, or a section. With ``refine``
     its mask is where refining begins, whose weights are the dense model's.
-    ``tokens``: a budget of training tokens, such as ``900k``, for a mask learnt from a stream and then for weights tuned by the
-    divergence from the dense model; short tries on validation data divide it.
+    ``tokens``: a budget of training tokens, such as ``900k``, for a mask learnt from a stream and weights that go with it, by the
+    divergence from the dense model; short tries on validation data say whether together.
     ``refine``: repair the plan before anything else happens,
     in a schedule every round's plan; null lets ``auto`` try it, for ``TRY_FOR`` at most, where it makes one plan that is not
     fine-tuned. ``squeeze``:
