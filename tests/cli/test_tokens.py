@@ -60,7 +60,7 @@ def test_validation_data_divide_a_budget(cli: Cli, run: Path, monkeypatch: pytes
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "better"), [("admm", True), ("magnitude", False)])
+@pytest.mark.parametrize(("method", "better"), [("admm", True), pytest.param("magnitude", False, marks=pytest.mark.exhaustive)])
 def test_few_samples_looked_at_again_are_left_to_layers_where_these_do_better(
     cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch, method: str, better: bool
 ) -> None:
@@ -87,7 +87,7 @@ def test_few_samples_looked_at_again_are_left_to_layers_where_these_do_better(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("structure", ["unstructured", "channels"])
+@pytest.mark.parametrize("structure", ["unstructured", pytest.param("channels", marks=pytest.mark.exhaustive)])
 def test_mask_and_weights_together(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch, structure: str) -> None:
     monkeypatch.setattr(pruning, "looks_again", lambda run, tokens: False)
     monkeypatch.setattr(dividing, "menu", lambda wanted: (TOGETHER,))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -15,6 +16,7 @@ from tests.huggingface.conftest import Save
 from tests.huggingface.test_import import done
 
 
+@pytest.mark.exhaustive
 def test_only_low_rank_matrices_are_trained_and_an_ordinary_model_is_written(
     save: Save, words: str, cli: Cli, tmp_path: Path
 ) -> None:
