@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from prunekit import Plan, Trajectory, make_plan, score
+
 
 class Block(nn.Module):
     """Looks one token back."""
@@ -33,3 +35,10 @@ class Writer(nn.Module):
             x = block(x)
         found: Tensor = self.head(x)
         return found
+
+
+def plan_of(model: nn.Module, sparsity: float | None = 0.5, structure: str = "unstructured") -> Plan:
+    """By magnitude, of the blocks alone."""
+    scores = score(Trajectory.of(model), model, criterion="magnitude", ignore=["embed*", "head*"])
+    example = torch.zeros(1, 12, dtype=torch.long) if structure == "channels" else None
+    return make_plan(scores, model, example, sparsity=sparsity, structure=structure)

@@ -9,20 +9,19 @@ from torch import nn
 from prunekit.apply.compensate import compensate
 from prunekit.apply.layerwise import layerwise
 from prunekit.apply.manifest import Manifest, dense_state, load, save
-from prunekit.apply.masks import apply_masks, apply_plan, hold_masks
+from prunekit.apply.masks import apply_masks, apply_plan, check_made_for, hold_masks
 from prunekit.apply.squeeze import Squeezed, squeeze
 from prunekit.apply.surgery import cut_units
 from prunekit.batch import Inputs
-from prunekit.criteria import model_digest
-from prunekit.errors import ArtifactError, UsageError
+from prunekit.errors import UsageError
 from prunekit.plan import Plan
 from prunekit.task import Task
 from prunekit.trajectory.bare import bare
 from prunekit.trajectory.copies import copied
 
 __all__ = [
-    "Manifest", "Squeezed", "apply_masks", "compensate", "dense_state", "hold_masks", "layerwise", "load", "masked", "prune",
-    "save", "squeeze",
+    "Manifest", "Squeezed", "apply_masks", "check_made_for", "compensate", "dense_state", "hold_masks", "layerwise", "load",
+    "masked", "prune", "save", "squeeze",
 ]  # fmt: skip
 
 
@@ -64,9 +63,7 @@ def prune(
         4
     """
     model = bare(model)
-    found = model_digest(model)
-    if plan.provenance["model"] != found:
-        raise ArtifactError(f"the plan was made for model {plan.provenance['model']}, this model is {found}")
+    check_made_for(plan, model)
     if calibration is not None:
         plan.only_zeros("compensate")
         model = compensate(model, plan.masks(), calibration, accept=accept, seed=seed, task=task)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from prunekit.criteria import model_digest
 from prunekit.errors import ArtifactError
 from prunekit.plan import Plan
 from prunekit.structure.stand_ins import stand_in
@@ -101,6 +102,23 @@ def hold_masks(model: nn.Module, plan: Plan | Mapping[str, Tensor], optimizer: A
 
 
 @contextmanager
+def after_steps(optimizers: Sequence[torch.optim.Optimizer], hook: Callable[..., None]) -> Iterator[None]:
+    """While inside, ``hook(optimizer, args, kwargs)`` runs after every optimizer's steps."""
+    hooks = [one.register_step_post_hook(hook) for one in optimizers]
+    try:
+        yield
+    finally:
+        for each in hooks:
+            each.remove()
+
+
+def check_made_for(plan: Plan, model: nn.Module) -> None:
+    """Raises ArtifactError unless the plan was made for the model's weights."""
+    if plan.provenance["model"] != (found := model_digest(bare(model))):
+        raise ArtifactError(f"the plan was made for model {plan.provenance['model']}, this model is {found}")
+
+
+@contextmanager
 def keep_zero(model: nn.Module, masks: Mapping[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[None]:
     """The same for optimizers whose steps move the model's weights in whatever way; ``masks`` may change on the way.
 
@@ -113,9 +131,5 @@ def keep_zero(model: nn.Module, masks: Mapping[str, Tensor], optimizers: Sequenc
     def after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         zero(named_tensors(model), masks)
 
-    hooks = [one.register_step_post_hook(after_step) for one in optimizers]
-    try:
+    with after_steps(optimizers, after_step):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -16,7 +16,7 @@ from prunekit import checkpoint
 from prunekit.artifact import conform
 from prunekit.criteria.group_scores import GROUPINGS
 from prunekit.errors import ArtifactError, NonFiniteError
-from prunekit.structure.together import parts_of
+from prunekit.structure.joined import parts_of
 
 SCHEMA = 1
 PART = re.compile(r"part\d+\|")

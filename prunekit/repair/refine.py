@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunekit import ranks
-from prunekit.criteria import model_digest
-from prunekit.data import Samples, drawn, learn_and_accept
-from prunekit.errors import ArtifactError, UsageError, nearest
+from prunekit.apply import check_made_for
+from prunekit.errors import UsageError, nearest
 from prunekit.kernel import blame
 from prunekit.kernel.blame import add_up
 from prunekit.kernel.gradients import MomentEngine
@@ -29,7 +28,7 @@ from prunekit.repair.deadline import Deadline, OutOfTime
 from prunekit.repair.learn import learnt_masks, mask_gradient
 from prunekit.repair.objective import STREAMED, Objective, make_objective
 from prunekit.repair.record import Record
-from prunekit.repair.streamed import Streaming, StreamLearning
+from prunekit.repair.streamed import Streaming, StreamLearning, parts_of
 from prunekit.repair.swaps import Swaps, get_swaps
 from prunekit.task import Target, Task
 from prunekit.task.settle import settle
@@ -185,9 +184,7 @@ def refine(
     """
     how = _options(options, changes)
     deadline = Deadline(how.budget_seconds)
-    found = model_digest(model)
-    if plan.provenance["model"] != found:
-        raise ArtifactError(f"the plan was made for model {plan.provenance['model']}, this model is {found}")
+    check_made_for(plan, model)
     plan.only_zeros("refine")
     device = next(model.parameters()).device
     layout = Layout.of(model)
@@ -196,15 +193,12 @@ def refine(
     if how.stream is not None:
         if isinstance(target, str) and target not in STREAMED:
             raise UsageError(f"refine: target {target!r} does not exist; {nearest(target, list(STREAMED))}, or a function")
-        given = Samples.of(samples or (), kind.batch)
-        judged = None if accept is None else Samples.of(accept, kind.batch)
-        parts = learn_and_accept(given, judged, drawn(given, how.accept_share, seed), "refine")
+        parts = parts_of(samples, accept, kind, how.accept_share, seed)
         learning = StreamLearning(
             chosen, model, *parts, how.stream, task=kind, target=target, temper=how.temper, seed=seed, deadline=deadline,
             reference=reference,
         )  # fmt: skip
-        told = {**asdict(how.stream), "temper": how.temper, "seed": seed}
-        return _learn_from_stream(plan, chosen, learning, (len(parts[0]), len(parts[1])), target, told)
+        return learning.learnt(plan)
     ranking = importance or (kind.importance() if isinstance(target, str) else target)
     objective = make_objective(
         model,
@@ -246,32 +240,6 @@ def refine(
         ended=ended,
         options={**told, "seed": seed},
     )
-
-
-def _learn_from_stream(
-    plan: Plan,
-    swaps: Swaps,
-    learning: StreamLearning,
-    counts: tuple[int, int],
-    target: str | Target,
-    options: Mapping[str, Any],
-) -> Plan:
-    """The plan with the best of the masks that a stream taught."""
-    looks, ended = learning.looks(), "done"
-    try:
-        first = next(looks)
-        record = Record(swaps.keep, first.learn, first.accept)
-        try:
-            for look in looks:
-                record.judge(look.keep, look.learn, look.accept, {"stage": "learn", "round": look.step, "ranked": "scores"})
-            ended = "done" if learning.done == learning.steps else "budget"
-        except KeyboardInterrupt:
-            if ranks.size() > 1:
-                raise
-            ended = "interrupted"
-    finally:
-        learning.close()
-    return record.plan(plan, swaps, target=target, samples=counts, ended=ended, options=options, stream=learning.facts())
 
 
 def _swap(best: _Best, how: RefineOptions, deadline: Deadline) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial, reduce
 from itertools import islice
 from typing import Any
@@ -19,15 +19,17 @@ from torch import Tensor, nn
 
 from prunekit import ranks
 from prunekit.batch import Batch, to
-from prunekit.data import Samples
+from prunekit.data import Samples, drawn, learn_and_accept
 from prunekit.errors import NonFiniteError, UsageError
 from prunekit.kernel import ModelFunction
+from prunekit.plan import Plan
 from prunekit.progress import Bar
 from prunekit.repair.deadline import Deadline
 from prunekit.repair.fused_kl import fused_kl
 from prunekit.repair.hidden import HiddenStates
 from prunekit.repair.learner import FisherSum, Learner
 from prunekit.repair.live import Live
+from prunekit.repair.record import Record
 from prunekit.repair.stream import Stream
 from prunekit.repair.swaps import Swaps
 from prunekit.task import Classification, Target, Task
@@ -99,6 +101,13 @@ class Look:
     accept: float
 
 
+def parts_of(samples: Samples | None, accept: Any, task: Task, share: float, seed: int) -> tuple[Samples, Samples]:
+    """Samples to learn from, and others that judge: ``accept``, or where None a share of the same."""
+    given = Samples.of(samples or (), task.batch)
+    judged = None if accept is None else Samples.of(accept, task.batch)
+    return learn_and_accept(given, judged, drawn(given, share, seed), "refine")
+
+
 class StreamLearning:
     """Learning in progress: ``looks()`` gives masks as they are judged, the given one first.
 
@@ -130,7 +139,7 @@ class StreamLearning:
         self._dense = model if reference is None else reference
         self._model, self._task, self._swaps, self._how, self._temper = model, task, swaps, how, temper
         self._accept, self._deadline = accept.bounded(how.batch).shared(), deadline or Deadline(None)
-        self._judging = len(accept)
+        self._judging, self._samples, self._target, self._seed = len(accept), len(samples), target, seed
         self._stream = Stream(samples, how.batch, device, seed)
         layout = Layout.of(model)
         made = partial(ModelFunction, model, layout, fixed_state(model, layout), device=device, task=task)
@@ -159,6 +168,41 @@ class StreamLearning:
         self.steps, self.tokens_a_step = total - self.looked, per_batch
         self.learner: Learner | None = None
         self.done, self.seconds = 0, 0.0
+
+    def learnt(self, plan: Plan) -> Plan:
+        """The plan with the best of the masks that are judged; of one process Ctrl-C ends the search, not the call.
+
+        Raises:
+            NonFiniteError: the target is NaN or Inf.
+        """
+        looks, ended = self.looks(), "done"
+        try:
+            first = next(looks)
+            record = Record(self._swaps.keep, first.learn, first.accept)
+            try:
+                for look in looks:
+                    facts = {"stage": "learn", "round": look.step, "ranked": "scores"}
+                    if record.judge(look.keep, look.learn, look.accept, facts):
+                        self.taken()
+                ended = "done" if self.done == self.steps else "budget"
+            except KeyboardInterrupt:
+                if ranks.size() > 1:
+                    raise
+                ended = "interrupted"
+        finally:
+            self.close()
+        return record.plan(
+            plan,
+            self._swaps,
+            target=self._target,
+            samples=(self._samples, self._judging),
+            ended=ended,
+            options={**asdict(self._how), "temper": self._temper, "seed": self._seed},
+            stream=self.facts(),
+        )
+
+    def taken(self) -> None:
+        """The mask that was judged last is the best so far."""
 
     def looks(self) -> Iterator[Look]:
         """Judged masks; ends when all steps are done or time is over.

@@ -9,29 +9,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunekit import ranks
-from prunekit.apply import masked
+from prunekit.apply import check_made_for, masked
 from prunekit.batch import Batch, Inputs, Labels
-from prunekit.criteria import model_digest
-from prunekit.data import Samples, drawn, learn_and_accept
-from prunekit.errors import ArtifactError, UsageError
+from prunekit.errors import UsageError
 from prunekit.plan import Plan
-from prunekit.repair.deadline import Deadline
 from prunekit.repair.learner import Adam, Learner, summed
 from prunekit.repair.live import Live
-from prunekit.repair.record import Record
-from prunekit.repair.streamed import COLD, HOT, Streaming, StreamLearning
+from prunekit.repair.refine import RefineOptions
+from prunekit.repair.streamed import COLD, HOT, Streaming, StreamLearning, parts_of
 from prunekit.repair.swaps import Swaps, get_swaps
 from prunekit.repair.weights import Weights
 from prunekit.task import Task
 from prunekit.task.settle import settle
 from prunekit.trajectory import Layout
+from prunekit.trajectory.bare import named_tensors
 from prunekit.trajectory.copies import copied
 
 HOLD = 2 / 3
@@ -39,8 +35,8 @@ HOLD = 2 / 3
 MOST, NEAR = 5e-3, 0.004
 """The weights' rate at first, at most; and times √KL of the mask that scores start from, since large steps harm what is nearly
 right. Chosen on validation data of one small Llama (docs/language-models.md)."""
-ACCEPTING = 0.25
-"""The share of the samples that judges, where none are given for that."""
+OF_WEIGHTS = 16.0
+"""Bytes of a trained weight in single precision: its value, Adam's moments, and the best value so far."""
 
 
 class Both(Learner):
@@ -123,35 +119,22 @@ class Both(Learner):
             signed.mul_(mask * (1 - mask)).div_(heat)
         self._states[name].move(self.swaps.factor(name, self.scores), signed, rate, self.steps)
 
-    def bytes(self) -> int:
-        return super().bytes() + sum(one.bytes() + self.live.dense[name].nbytes for name, one in self._moments.items())
-
 
 class TogetherLearning(StreamLearning):
-    """``StreamLearning`` of mask and weights.
+    """``StreamLearning`` of mask and weights; weights are those of a copy of the model, which stays as it is.
 
     Args:
-        model: whose weights are changed in place.
-        reference: the dense model, which the pruned one stays close to.
+        swaps, model, given, options: as of ``StreamLearning``.
         rate: of the weights at first, for Adam; None: ``0.004 √KL`` of the mask that scores start from, 5e-3 at most.
     """
 
-    def __init__(
-        self,
-        swaps: Swaps,
-        model: nn.Module,
-        samples: Samples,
-        accept: Samples,
-        how: Streaming,
-        *,
-        reference: nn.Module,
-        rate: float | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(swaps, model, samples, accept, how, reference=reference, **options)
+    def __init__(self, swaps: Swaps, model: nn.Module, *given: Any, rate: float | None = None, **options: Any) -> None:
+        self._own = copied(model)
+        super().__init__(swaps, self._own, *given, reference=model, **options)
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._live.scaled = [name for name in self._live.dense if name in trained]
         self.rate = rate
+        self._best: dict[str, Tensor] = {}
 
     def begin(self, batches: Iterator[Sequence[Batch]]) -> Both:
         self.learner = both = Both(self._swaps, self._live, self._start(batches), self._how.lean)
@@ -170,24 +153,32 @@ class TogetherLearning(StreamLearning):
         referred = [self._referred(part) for part in batch]
         return learner.move(referred, self._stream.batch_size, self._how.rate * left, self.rate * (1 - gone), heat)
 
-    def values(self) -> dict[str, Tensor]:
-        """The trained tensors' values now, copied."""
-        return {name: self._live.dense[name].clone() for name in self._live.scaled}
+    def taken(self) -> None:
+        self._best = {name: self._live.dense[name].clone() for name in self._live.scaled}
+
+    @torch.no_grad()
+    def pruned(self, plan: Plan) -> nn.Module:
+        """The model with the best weights and the plan's mask; the dense ones where nothing was better than the given mask."""
+        made = copied(self._dense)
+        named = named_tensors(made)
+        for name, value in self._best.items():
+            named[name].copy_(value)
+        return masked(made, plan)
 
     def facts(self) -> dict[str, Any]:
-        return {**super().facts(), "weights": {"rate": self.rate, "hold": HOLD}}
+        """As of ``StreamLearning``, and of the ``weights``: their rate, and in ``bytes`` values, moments, and the best so far."""
+        found = super().facts()
+        if "bytes" in found:
+            prunable, trained = (
+                sum(self._live.dense[name].numel() for name in names) for names in (self._swaps.scaled(), self._live.scaled)
+            )
+            found["bytes"] = {**found["bytes"], "weights": round(OF_WEIGHTS * trained / prunable, 3)}
+        return {**found, "weights": {"rate": self.rate, "hold": HOLD}}
 
     def _show(self, keep: Tensor) -> None:
         own = set(self._swaps.scaled())
         whole = keep.new_ones((), dtype=torch.bool)
         self._live.scale(lambda name: self._swaps.factor(name, keep) if name in own else whole)
-
-
-@torch.no_grad()
-def _put(model: nn.Module, values: dict[str, Tensor]) -> None:
-    named = dict(model.named_parameters())
-    for name, value in values.items():
-        named[name].copy_(value)
 
 
 def learn_together(
@@ -200,8 +191,6 @@ def learn_together(
     accept: Any = None,
     rate: float | None = None,
     seed: int = 0,
-    temper: float = 0.5,
-    budget_seconds: float | None = None,
 ) -> tuple[Plan, nn.Module]:
     """A better mask of the same size and weights that go with it, learnt together by the divergence from ``model``.
 
@@ -216,8 +205,6 @@ def learn_together(
         accept: samples of their own to judge on; without them a quarter of ``batches`` is set apart for that.
         rate: of the weights at first, for Adam; None: ``0.004 √KL`` of the mask that scores start from, 5e-3 at most.
         seed: of the split of the samples, and of the batches.
-        temper: how far scores start from influence, and not from size (``RefineOptions.temper``).
-        budget_seconds: end after so long.
 
     Returns:
         the plan, which tells of it as a refined one does, and the pruned model, masked: everything removed is 0.
@@ -239,38 +226,13 @@ def learn_together(
         >>> int((pruned[0].weight == 0).sum() + (pruned[2].weight == 0).sum())
         24
     """
-    if (found := model_digest(model)) != plan.provenance["model"]:
-        raise ArtifactError(f"the plan was made for model {plan.provenance['model']}, this model is {found}")
+    check_made_for(plan, model)
     if rate is not None and not 0 < rate < math.inf:
         raise UsageError(f"learn_together: rate is {rate!r}; it must be above 0")
     plan.only_zeros("refine")
-    layout, own = Layout.of(model), copied(model)
-    swaps = get_swaps(plan, layout, next(model.parameters()).device)
+    swaps = get_swaps(plan, Layout.of(model), next(model.parameters()).device)
     kind, samples = settle(model, batches, task)
-    given = Samples.of(samples or (), kind.batch)
-    judged = None if accept is None else Samples.of(accept, kind.batch)
-    parts = learn_and_accept(given, judged, drawn(given, ACCEPTING, seed), "refine")
-    learning = TogetherLearning(
-        swaps, own, *parts, stream, reference=model, rate=rate, task=kind, temper=temper, seed=seed,
-        deadline=Deadline(budget_seconds),
-    )  # fmt: skip
-    best: dict[str, Tensor] = {}
-    looks, ended = learning.looks(), "done"
-    first = next(looks)
-    record = Record(swaps.keep, first.learn, first.accept)
-    try:
-        for look in looks:
-            if record.judge(look.keep, look.learn, look.accept, {"stage": "learn", "round": look.step, "ranked": "scores"}):
-                best = learning.values()
-        ended = "done" if learning.done == learning.steps else "budget"
-    except KeyboardInterrupt:
-        if ranks.size() > 1:
-            raise
-        ended = "interrupted"
-    told = {**asdict(stream), "temper": temper, "seed": seed}
-    found_plan = record.plan(
-        plan, swaps, target="kl", samples=(len(parts[0]), len(parts[1])), ended=ended, options=told, stream=learning.facts()
-    )
-    made = copied(model)
-    _put(made, best)
-    return found_plan, masked(made, found_plan)
+    parts = parts_of(samples, accept, kind, RefineOptions.accept_share, seed)
+    learning = TogetherLearning(swaps, model, *parts, stream, rate=rate, task=kind, seed=seed)
+    found = learning.learnt(plan)
+    return found, learning.pruned(found)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import ranks
+from prunekit.apply.masks import after_steps
 from prunekit.errors import Note, UsageError
 from prunekit.structure.roles import Role, weight_roles
 from prunekit.trajectory.bare import bare
@@ -180,12 +181,8 @@ class LowRank(nn.Module):
             for name, factors in self._each():
                 factors.move(self._by_outputs(name, self._weights[name].detach()))
 
-        hooks = [one.register_step_post_hook(after_step) for one in optimizers]
-        try:
+        with after_steps(optimizers, after_step):
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     @contextmanager
     def alone(self) -> Iterator[None]:

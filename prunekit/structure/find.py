@@ -14,8 +14,8 @@ from prunekit.registry import held_by_files
 from prunekit.structure import units
 from prunekit.structure.cut import Prober
 from prunekit.structure.groups import Groups
+from prunekit.structure.joined import Structures, nothing_of
 from prunekit.structure.structure import Mappings, as_structure
-from prunekit.structure.together import Structures, nothing_of
 
 GROUPED = Structures(
     "structure",

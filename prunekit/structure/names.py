@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from prunekit.errors import UsageError, nearest
 from prunekit.structure.find import GROUPED
-from prunekit.structure.together import parts_of
+from prunekit.structure.joined import parts_of
 
 STRUCTURES = ("unstructured", *GROUPED)
 """Structures without numbers in their names; see ``KNOWN`` for the patterns."""

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from prunekit.apply import Manifest, squeeze
-from prunekit.criteria import Scores, expand, model_digest
+from prunekit.apply import Manifest, check_made_for, squeeze
+from prunekit.criteria import Scores, expand
 from prunekit.errors import ArtifactError, Note, UsageError
 from prunekit.plan import GROUPED, Plan, asked_sparsity, make_plan
 from prunekit.recipe import DROPS, SIZED, TIMES, Prune, Refine, Steps, parse_seconds
@@ -272,10 +272,7 @@ def apply_plan(
         if not same:
             raise ArtifactError(f"{folder}: exists; use --overwrite to replace it, or another --name")
     if steps is not None and steps.request():
-        if plan.provenance["model"] != model_digest(run.model):
-            raise ArtifactError(
-                f"the plan was made for model {plan.provenance['model']}, this model is {model_digest(run.model)}"
-            )
+        check_made_for(plan, run.model)
         refuse_foreign(folder)
         asked = plan.provenance["sparsity"]
         done = prune_in_steps(run, folder, GivenPlan(run.evidence, plan), asked, steps, _training_request(run, steps))

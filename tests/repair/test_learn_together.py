@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-from prunekit import ArtifactError, Trajectory, UsageError, make_plan, score
+from prunekit import ArtifactError, UsageError
 from prunekit.batch import taken
 from prunekit.data import Samples
 from prunekit.repair import learn_together
@@ -19,27 +17,9 @@ from prunekit.task import get_task
 from prunekit.task.evaluation import References, evaluate
 from prunekit.trajectory import Layout
 from prunekit.trajectory.copies import copied
-from tests.writer import Writer
+from tests.writer import plan_of
 
 TASK = get_task("causal_lm")
-
-
-@pytest.fixture(scope="module")
-def model() -> nn.Module:
-    torch.manual_seed(0)
-    return Writer(50, hidden=24).eval()
-
-
-@pytest.fixture(scope="module")
-def texts() -> Samples:
-    tokens = torch.randint(50, (40, 12), generator=torch.Generator().manual_seed(1))
-    return Samples.of([(tokens, tokens)], TASK.batch)
-
-
-def plan_of(model: nn.Module, sparsity: float | None = 0.5, structure: str = "unstructured") -> Any:
-    scores = score(Trajectory.of(model), model, criterion="magnitude", ignore=["embed*", "head*"])
-    example = torch.zeros(1, 12, dtype=torch.long) if structure == "channels" else None
-    return make_plan(scores, model, example, sparsity=sparsity, structure=structure)
 
 
 @pytest.mark.parametrize("soft", [False, True])
@@ -47,9 +27,8 @@ def test_a_step_is_that_of_two_optimizers_of_plain_torch(model: nn.Module, texts
     """Scores and weights by ``torch.optim.Adam``, the mask a product in the graph, soft or straight through, then held."""
     dense = copied(model).double()
     plan, how = plan_of(dense), Streaming(tokens=10_000, batch=8, soft=soft, lean=False)
-    own = copied(dense)
-    swaps = get_swaps(plan, Layout.of(own), torch.device("cpu"))
-    learning = TogetherLearning(swaps, own, texts, texts, how, reference=dense, rate=0.003, task=TASK)
+    swaps = get_swaps(plan, Layout.of(dense), torch.device("cpu"))
+    learning = TogetherLearning(swaps, dense, texts, texts, how, rate=0.003, task=TASK)
     x, y = texts.batch(0)
     batches = [taken((x, y), slice(i, i + 8)) for i in range(0, 40, 8)]
     both = learning.begin(iter([[batch] for batch in batches] * 4))
@@ -84,8 +63,8 @@ def test_a_step_is_that_of_two_optimizers_of_plain_torch(model: nn.Module, texts
                 optimizer.step()
             optimizer.zero_grad()
         torch.testing.assert_close(both.scores, scores.detach(), rtol=1e-6, atol=1e-8)
-        for name, parameter in own.named_parameters():
-            torch.testing.assert_close(parameter.detach(), named[name].detach(), rtol=1e-6, atol=1e-8)
+        for name, parameter in named.items():
+            torch.testing.assert_close(both.live.dense[name], parameter.detach(), rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize(("structure", "sparsity"), [("unstructured", 0.7), ("2:4", None), ("block:2x2", 0.5), ("channels", 0.4)])

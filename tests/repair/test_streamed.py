@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from prunekit import Trajectory, UsageError, make_plan, refine, score
+from prunekit import UsageError, refine
 from prunekit.data import Samples
 from prunekit.kernel import ModelFunction
 from prunekit.repair.fused_kl import fused_kl
@@ -24,27 +23,9 @@ from prunekit.task.classification import _kl
 from prunekit.trajectory import Layout
 from prunekit.trajectory.copies import copied
 from prunekit.trajectory.layout import fixed_state
-from tests.writer import Writer
+from tests.writer import plan_of
 
 TASK = get_task("causal_lm")
-
-
-@pytest.fixture(scope="module")
-def model() -> nn.Module:
-    torch.manual_seed(0)
-    return Writer(50, hidden=24).eval()
-
-
-@pytest.fixture(scope="module")
-def texts() -> Samples:
-    tokens = torch.randint(50, (40, 12), generator=torch.Generator().manual_seed(1))
-    return Samples.of([(tokens, tokens)], TASK.batch)
-
-
-def plan_of(model: nn.Module, sparsity: float | None = 0.5, structure: str = "unstructured") -> Any:
-    scores = score(Trajectory.of(model), model, criterion="magnitude", ignore=["embed*", "head*"])
-    example = torch.zeros(1, 12, dtype=torch.long) if structure == "channels" else None
-    return make_plan(scores, model, example, sparsity=sparsity, structure=structure)
 
 
 @pytest.mark.parametrize("values", ["spread", "equal", "few"])

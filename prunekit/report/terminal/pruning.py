@@ -149,7 +149,8 @@ def _streamed(facts: dict[str, Any]) -> str:
     if "seconds" in facts:
         parts = facts["bytes"]
         told += f", {facts['seconds']:.2g} s each; beside the model and a batch, {sum(parts.values()):.1f} bytes a weight"
-        told += f" (its copy {parts['copy']:g}, scores {parts['scores']:.1f})"
+        of_weights = f", values and moments of weights {parts['weights']:.1f}" if "weights" in parts else ""
+        told += f" (its copy {parts['copy']:g}, scores {parts['scores']:.1f}{of_weights})"
     return told
 
 
