@@ -109,6 +109,8 @@ def test_mask_and_weights_together(cli: Cli, run: Path, monkeypatch: pytest.Monk
             assert not (weights[name][keep] == dense[name][keep]).all()
     assert json.loads(cli(*options, "--json").out)["reused"]
     assert cli("eval", folder).code == 0
+    if structure == "unstructured":
+        assert "its weights were learnt with the mask" in cli("explain", folder).out
     one_line(cli("prune", run, "--apply", folder / "plan.safetensors", "--name", "again"), 2, "learnt together with weights")
     changed = cli(*options[:-1], "20k")
     one_line(changed, 1, "tokens")

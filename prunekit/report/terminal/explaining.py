@@ -11,6 +11,9 @@ from prunekit.explain.answers import text_of
 from prunekit.report.measures import shown
 from prunekit.report.terminal.tables import new_table, print_table
 
+WEIGHTS_TOO = (
+    "its weights were learnt with the mask: rounds tell what both come to, the rest what the mask alone does to the dense weights"
+)
 REFINED_AGAIN = "refined again after fine-tuning: here the last mask too is one of the dense weights, so not of the model itself"
 FEW_TEXTS = 3  # texts that are printed; the page has more
 LINE = 100  # characters of a text in one line
@@ -108,6 +111,8 @@ def _explain_pruned(result: dict[str, Any]) -> None:
         taken = [f"{e['stage']} {e['round']}: {e['accept']:.3g}" for e in refined["history"] if e["kept"]]
         few = taken if len(taken) <= 8 else [*taken[:4], "…", *taken[-3:]]
         print(f"  by round, on samples that accept: {', '.join(few)}")
+        if "weights" in refined.get("stream", {}):
+            print(f"  {WEIGHTS_TOO}")
     if result["refined_again"]:
         print(f"  {REFINED_AGAIN}")
     _blamed(masks)
