@@ -134,7 +134,7 @@ def twins(model: nn.Module, example: Any) -> list[Group]:
 
 
 def test_two_parts_that_hold_the_same_are_refused_by_name() -> None:
-    with pytest.raises(StructureError, match=r"neurons and tests\.plan\.test_together:twins both hold blocks\.0\.fc1"):
+    with pytest.raises(StructureError, match=r"neurons and tests\.plan\.test_joined:twins both hold blocks\.0\.fc1"):
         find_groups("neurons+tests.plan.test_joined:twins", Stacked(), IMAGES)
 
 
