@@ -121,7 +121,7 @@ def test_a_squeezed_model_loads_and_is_measured(cli: Cli, run: Path) -> None:
     assert found["kernel"]["pruned"]["mean_error"] < 0.1
 
 
-@pytest.mark.parametrize("more", [(), ("--compensate",)])
+@pytest.mark.parametrize("more", [(), pytest.param(("--compensate",), marks=pytest.mark.exhaustive)])
 def test_eval_measures_a_squeezed_model_before_and_after(cli: Cli, run: Path, more: tuple[str, ...]) -> None:
     """The masked figures are those of the same pruning without --squeeze: a file of the dense model's shapes."""
     asked = ("prune", run, "-c", "magnitude", "-s", 0.97, *more)
@@ -260,7 +260,13 @@ def test_every_round_of_a_schedule_is_refined(cli: Cli, run: Path, structure: st
     assert all(torch.equal(files[0][name], tensor) for name, tensor in files[1].items())
 
 
-@pytest.mark.parametrize(("structure", "steps"), [("channels", ()), ("unstructured", ("--schedule", "iterative", "--rounds", 2))])
+@pytest.mark.parametrize(
+    ("structure", "steps"),
+    [
+        ("channels", ()),
+        pytest.param("unstructured", ("--schedule", "iterative", "--rounds", 2), marks=pytest.mark.exhaustive),
+    ],
+)
 def test_what_was_fine_tuned_is_refined_again(cli: Cli, run: Path, structure: str, steps: tuple[object, ...]) -> None:
     asked = ("--structure", structure, *steps, "--finetune", 2)
     once = pruned(cli, run, "once", *asked, "--refine")

@@ -265,7 +265,7 @@ def test_a_runs_own_comparison_is_not_replaced(study: Path, run: Path, cli: Cli)
     assert (run / "compare.json").read_text() == before
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ctrl_c_stops_the_workers_and_says_one_line(study: Path, tmp_path: Path) -> None:
     study.write_text(LEAST.replace("seeds: [0, 1]", "seeds: [0, 1, 2, 3]"))
     command = [sys.executable, "-m", "prunekit", "compare", str(study), "--out", str(tmp_path / "out"), "--jobs", "2", "-q"]

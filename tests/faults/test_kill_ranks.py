@@ -11,7 +11,7 @@ from tests.faults.bench import Bench
 from tests.faults.kill_ranks import check
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["refine"])
 def test_a_killed_rank_leaves_nothing_half_done(tmp_path: Path, name: str) -> None:
     assert check(Bench(tmp_path), name, 2, random.Random(0)) == []

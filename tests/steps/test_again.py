@@ -155,7 +155,7 @@ def test_the_base_of_a_model_that_was_not_trained_is_the_dense_one(dense) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("structure", ["unstructured", "channels"])
+@pytest.mark.parametrize("structure", [pytest.param("unstructured", marks=pytest.mark.exhaustive), "channels"])
 def test_the_path_is_complete_where_weights_come_back(dense, tmp_path: Path, structure: str) -> None:
     model, trajectory = dense
     layout = trajectory.layout
