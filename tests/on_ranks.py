@@ -38,7 +38,7 @@ from tests.writer import Writer
 
 SAMPLES = 7
 ADDITIVE = ("influence", "influence(aggregation=l2)", "survival", "lca", "taylor", "fisher")
-SUMMED = ("gradient", "snip", "grasp", "wanda", "obs", "flap", "movement", "influence^0.25*magnitude^0.75")
+SUMMED = ("gradient", "snip", "grasp", "wanda", "obs", "kfac", "flap", "movement", "influence^0.25*magnitude^0.75")
 PLAIN = ("synflow", "magnitude", "random", "lamp")
 Found = dict[str, Any]
 

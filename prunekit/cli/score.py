@@ -48,7 +48,7 @@ def score(
     memory: Annotated[str | None, typer.Option(help="for scores in work, such as 512MiB.")] = None,
     max_error: Annotated[float | None, typer.Option(help="write nothing if the estimated error is larger.")] = None,
     target: Annotated[str | None, typer.Option(help="outputs, log_prob, margin, loss, or module:function.")] = None,
-    skip_unfit: Annotated[bool, typer.Option("--skip-unfit", help="wanda, obs, flap: by magnitude what they cannot.")] = False,
+    skip_unfit: Annotated[bool, typer.Option("--skip-unfit", help="by magnitude what wanda, obs, kfac, flap cannot.")] = False,
     device_map: Annotated[
         str | None, typer.Option(metavar="auto|JSON", help="Weights lie on devices or the disk; a block computes at a time.")
     ] = None,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunekit.criteria.evidence import CriterionResult, Evidence
 from prunekit.criteria.layer_inputs import Layer, add_up, from_rows, layers_with_inputs, refuse_unfit, summing, to_rows, unreached
+from prunekit.structure.roles import weight_roles
 
 HELD = 2**30
 """Bytes of sums that are held at a time; layers beyond that wait for another pass over the samples."""
@@ -50,7 +51,14 @@ def scored_by_inputs(
             layer, weight = some[name][0], weights[name].cpu()
             found = metric(to_rows(layer, weight).double(), sums.pop(name).cpu())
             importance[name] = from_rows(layer, found).to(weight.dtype)
-    unfit |= unreached(reached, layers)
+    return with_others_by_magnitude(evidence, importance, unfit | unreached(reached, layers), what, power)
+
+
+def with_others_by_magnitude(
+    evidence: Evidence, importance: dict[str, Tensor], unfit: Mapping[str, str], what: str, power: int
+) -> CriterionResult:
+    """What was scored by inputs, and ``unfit`` by magnitude where that is asked for; see ``scored_by_inputs``."""
+    weights = evidence.weights()
     if unfit and (not evidence.skip_unfit or not importance):
         refuse_unfit(unfit, what)
     if not unfit:
@@ -61,6 +69,19 @@ def scored_by_inputs(
         {name: importance[name] for name in evidence.prunable},
         findings={"by_magnitude": {"parameters": {n: unfit[n] for n in evidence.prunable if n in unfit}, "scale": scale}},
     )
+
+
+def axes_that_read(model: nn.Module, names: Iterable[str]) -> dict[str, int]:
+    """Weight -> axis of its layer's inputs; an embedding reads nothing, unless a linear layer shares its weight."""
+    modules = dict(model.named_modules())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    roles = weight_roles(model)
+    found = {}
+    for name in names:
+        owners = [modules[other.rpartition(".")[0]] for other, tensor in parameters.items() if tensor is parameters.get(name)]
+        if name in roles and not all(isinstance(owner, nn.Embedding | nn.EmbeddingBag) for owner in owners):
+            found[name] = roles[name].input
+    return found
 
 
 def portions(layers: Mapping[str, list[Layer]], size: int) -> Iterator[dict[str, list[Layer]]]:

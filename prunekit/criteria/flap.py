@@ -15,18 +15,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from prunekit.criteria.by_inputs import scored_by_inputs
+from prunekit.criteria.by_inputs import axes_that_read, scored_by_inputs
 from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 from prunekit.criteria.units import empty_sums
-from prunekit.structure.roles import weight_roles
 
 
 def _flap(evidence: Evidence) -> CriterionResult:
     found = scored_by_inputs(evidence, "flap", _moments, _fluctuation, size=1, power=2)
     sums = empty_sums({name: values.shape for name, values in found.importance.items()})
-    for name, axis in _read(evidence).items():
+    for name, axis in axes_that_read(evidence.model, evidence.prunable).items():
         sums[f"{name}@{axis}"][0, 0] = found.importance[name].double().movedim(axis, 0).flatten(1).sum(1)
     return replace(found, axis_sums=sums)
 
@@ -41,19 +40,6 @@ def _fluctuation(rows: Tensor, moments: Tensor) -> Tensor:
     total, squares, count = moments.unbind(-1)
     variance = ((squares - total.square() / count) / (count - 1).clamp_min(1)).clamp_min(0)
     found: Tensor = rows.square() * variance[:, None]
-    return found
-
-
-def _read(evidence: Evidence) -> dict[str, int]:
-    """Prunable weight -> axis of its layer's inputs; an embedding reads nothing, unless a linear layer shares its weight."""
-    modules = dict(evidence.model.named_modules())
-    names = dict(evidence.model.named_parameters(remove_duplicate=False))
-    roles = weight_roles(evidence.model)
-    found = {}
-    for name in evidence.prunable:
-        owners = [modules[other.rpartition(".")[0]] for other, tensor in names.items() if tensor is names.get(name)]
-        if name in roles and not all(isinstance(owner, nn.Embedding | nn.EmbeddingBag) for owner in owners):
-            found[name] = roles[name].input
     return found
 
 

@@ -5,6 +5,7 @@ A grouping sees all groups at once, since ranks need them; every other one looks
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,26 @@ def _rank(scores: Scores, groups: Mapping[str, Members]) -> dict[str, Tensor]:
     return mean_ranks([part.groups(groups) for part in scores.parts])
 
 
+def key_of(members: Members) -> str:
+    """Where scores of exactly these units lie among a file's tensors: their first member, and a hash of what leaves with each."""
+    digest = hashlib.sha256()
+    for member in sorted(members):
+        digest.update(f"{member}{tuple(members[member].shape)}".encode())
+        digest.update(members[member].contiguous().cpu().numpy().tobytes())
+    return f"{min(members)}|{digest.hexdigest()[:16]}"
+
+
+def _units(scores: Scores, groups: Mapping[str, Members]) -> dict[str, Tensor]:
+    found = {}
+    for name, members in groups.items():
+        if (units := scores.axis_sums.get(key_of(members))) is None:
+            raise ArtifactError(
+                f"scores of {scores.criterion}: hold no units {name or min(members)} of this kind; take another criterion"
+            )
+        found[name] = units.flatten()
+    return found
+
+
 GROUPINGS: dict[str, Grouping] = {
     "sum": _each(_sum),
     "l1": _each(_l1),
@@ -72,13 +93,14 @@ GROUPINGS: dict[str, Grouping] = {
     "draw": _each(lambda scores, members: _rows(scores, members)[0][:, 0]),
     "shift": _each(_shift),
     "lamp": _each(lambda scores, members: lamp(_squares(scores.parts[0], members).double())),
+    "units": _units,
     "product": _product,
     "rank": _rank,
 }
 """``sum``: signed scores summed inside the group per sample and target, then aggregated as single weights are (exact,
 cancellation included); ``l1``, ``l2``: norm of the importances; ``draw``: one weight's; ``shift``: signed sum plus a constant
-that makes every group's non-negative; ``lamp``: LAMP of the groups' squared norms; ``product``, ``rank``: of the parts' group
-scores."""
+that makes every group's non-negative; ``units``: what the file says of exactly these units; ``lamp``: LAMP of the groups'
+squared norms; ``product``, ``rank``: of the parts' group scores."""
 
 
 def growth(scores: Scores) -> float:
@@ -93,7 +115,7 @@ def growth(scores: Scores) -> float:
         return float(sum(power * growth(part) for part, power in powers))
     if kind == "l2" or (kind == "sum" and scores.provenance["aggregation"] == "l2"):
         return 0.5
-    return 1.0 if kind in ("sum", "l1") else 0.0
+    return 1.0 if kind in ("sum", "l1", "units") else 0.0
 
 
 def power_product(factors: list[Tensor], powers: list[float]) -> Tensor:

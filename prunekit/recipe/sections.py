@@ -249,7 +249,7 @@ class Score(Section):
 
     ``optimizer_rules``: of optimizers that prunekit does not know, ``{my_module.MyOptimizer: my_module:MyRule}``.
 
-    ``skip_unfit``: wanda, obs and flap score by magnitude what has no inputs that they can look at, instead of refusing.
+    ``skip_unfit``: wanda, obs, kfac and flap score by magnitude what has no inputs that they can look at, instead of refusing.
     """
 
     criteria: Annotated[list[CriterionName], Field(min_length=1)] = list(DEFAULT)

@@ -192,7 +192,7 @@ def test_gradient_evaluations_are_counted(tiny_run: Run, name: str) -> None:
     steps = len(trajectory)
     counts = {
         "influence": 5 * 4 * steps, "survival": 5 * 4 * (steps + 1), "lca": 5 * steps, "gradient": 5, "taylor": 5, "fisher": 5,
-        "snip": 5, "grasp": 15, "synflow": 1, "wanda": 0, "obs": 0, "flap": 0, "reap": 0, "block_influence": 0,
+        "snip": 5, "grasp": 15, "synflow": 1, "wanda": 0, "obs": 0, "kfac": 5, "flap": 0, "reap": 0, "block_influence": 0,
     }  # fmt: skip
     if name in counts or not CRITERIA[name].needs_data:
         assert found == counts.get(name, 0)
