@@ -110,7 +110,7 @@ def compress(
         "uniform": uniform or None, "layerwise": layerwise, "refine": refine, "refine_budget": refine_budget,
     }  # fmt: skip
     if layerwise is not None and criterion:
-        raise UsageError("--layerwise finds by itself what goes; leave --criterion out")
+        raise UsageError("compress --layerwise takes the same share of every layer; leave --criterion out")
     if activations is not None and not offload:
         raise UsageError("--activations is how much --offload keeps of the hidden states in memory; give both")
     if offload and ranks.size() > 1:

@@ -51,7 +51,9 @@ PANELS = {
 )
 def prune(
     run: RunFolder,
-    criterion: Annotated[str, typer.Option("--criterion", "-c", help="As in score, or auto: the best here.")] = "auto",
+    criterion: Annotated[
+        str, typer.Option("--criterion", "-c", help="As in score, or auto: the best here (with --layerwise: equal shares).")
+    ] = "auto",
     layerwise: Annotated[
         str | None, typer.Option(metavar="METHOD", help="By layers, new weights too: magnitude, wanda, sparsegpt, admm.")
     ] = None,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from prunekit.criteria import model_digest
 from prunekit.data import Samples
-from prunekit.errors import UsageError
+from prunekit.errors import ArtifactError, UsageError
 from prunekit.layerwise.amount import Amount
 from prunekit.layerwise.homes import InFiles, InMemory, Viewed
 from prunekit.layerwise.method import Method, Problem, Solved
@@ -51,12 +51,14 @@ def prune_layerwise(
     activations: int = ACTIVATIONS,
     device: torch.device | str | None = None,
     task: str | Task | None = None,
+    shares: Plan | None = None,
 ) -> tuple[Plan, nn.Module]:
     """Prunes every layer of a model's blocks by the inputs that the blocks pruned before it send.
 
     Linear layers and convolutions lose weights. Where the model is a row of blocks, as transformers are, those outside of it
     (embeddings, the output layer) stay whole, as in the methods' papers; other models lose in all layers. What stays whole is
-    named in the plan's ``provenance["refused"]``, with the reason. Every layer loses the same share.
+    named in the plan's ``provenance["refused"]``, with the reason. Every layer loses the same share, or that of
+    ``shares``.
 
     At a time there are: one block on the device; of the block's layers, where inputs differ, a ``d × d`` matrix (``wanda``: ``d``
     numbers); the inputs of one block for all samples; and the copy of the model that is returned.
@@ -76,6 +78,8 @@ def prune_layerwise(
         activations: bytes of hidden states to hold, where the model has blocks.
         device: where blocks compute, one at a time; the model's own where None.
         task: says what of a batch is the model's input.
+        shares: a plan of single weights: every layer loses the share that it loses there, and no more of it is looked at. It says
+            ``sparsity`` then. One whose scores can be compared between layers (``kfac``) divides better than equal shares do.
 
     Returns:
         the plan, of masks, whose ``provenance["criterion"]`` is the method; and the pruned model with its new weights. Of
@@ -98,8 +102,12 @@ def prune_layerwise(
     if samples is not None and samples < 1:
         raise UsageError(f"samples is {samples}; it must be at least 1")
     ignored, included = ([given] if isinstance(given, str) else list(given) for given in (ignore, include))
-    asked = Asked(method, sparsity, structure, within, damping, ignored, included, activations)
     model = bare(model)
+    divided = None if shares is None else _divided(model, shares, sparsity, structure)
+    if shares is not None:
+        asked_of_it = shares.provenance.get("sparsity")
+        sparsity = shares.sparsity()["prunable"] if asked_of_it is None else asked_of_it
+    asked = Asked(method, sparsity, structure, within, damping, ignored, included, activations, divided)
     kind = get_task(task)
     data = Samples.of(batches, kind.batch).first(samples)
     result = copied(model)
@@ -109,24 +117,46 @@ def prune_layerwise(
     keep = {name: solved.keep.cpu() for name, solved in pruning}
     for module, training in modes.items():
         module.training = training
-    return _plan(model, asked, {name: keep[name] for name in pruning.layers if name in keep}, pruning), result
+    return _plan(model, asked, {name: keep[name] for name in pruning.layers if name in keep}, pruning, shares), result
 
 
-def _plan(model: nn.Module, asked: Asked, keep: dict[str, Tensor], pruning: Pruning) -> Plan:
+def _divided(model: nn.Module, shares: Plan, sparsity: float | None, structure: str) -> dict[str, float]:
+    """The share that a plan removes of each parameter.
+
+    Raises:
+        UsageError: the plan is of something else than single weights, or a sparsity is given too.
+        ArtifactError: it was made for other weights.
+    """
+    if sparsity is not None:
+        raise UsageError("shares says how much goes of every layer; leave sparsity out")
+    if structure != "unstructured" or shares.structure != "unstructured":
+        other = structure if structure != "unstructured" else shares.structure
+        raise UsageError(f"shares divides single weights between layers, and the structure is {other}; take unstructured")
+    if (found := model_digest(model)) != shares.provenance["model"]:
+        raise ArtifactError(f"shares: the plan was made for model {shares.provenance['model']}, this model is {found}")
+    return {name: 1 - float(mask.double().mean()) for name, mask in shares.masks().items()}
+
+
+def _plan(model: nn.Module, asked: Asked, keep: dict[str, Tensor], pruning: Pruning, shares: Plan | None) -> Plan:
     buffers = {name: tuple(buffer.shape) for name, buffer in model.named_buffers()}
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()} | buffers
     roles, amount = weight_roles(model), asked.amount
     turned = {name: roles[name].output for name in keep if name in roles and roles[name].output}
+    by_rows = "rows" if amount.within == "rows" and amount.pattern is None else "uniform"
     provenance = {
         "criterion": asked.method,
         "model": model_digest(model),
         "trajectory": None,
-        "allocation": "rows" if amount.within == "rows" and amount.pattern is None else "uniform",
+        "allocation": shares.provenance["allocation"] if shares is not None else by_rows,
         "sparsity": amount.sparsity,
         "prunable": list(keep),
         "buffers": list(buffers),
-        "layerwise": pruning.facts(),
+        "layerwise": {**pruning.facts(), **({} if shares is None else {"shares": _named(shares)})},
         **({OUTPUTS: turned} if turned and amount.pattern is not None else {}),
         **({"refused": dict(pruning.refused)} if pruning.refused else {}),
     }
     return Plan(asked.structure, keep, {}, shapes, provenance)
+
+
+def _named(shares: Plan) -> dict[str, str]:
+    return {"criterion": shares.provenance["criterion"], "plan": shares.digest}

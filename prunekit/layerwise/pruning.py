@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,9 @@ ACTIVATIONS = 2**31
 class Asked:
     """What is asked of a layer-wise method; the arguments of ``prunekit.prune_layerwise``, checked.
 
+    Attributes:
+        shares: by parameter, the share that goes of it; None for ``sparsity`` of every layer.
+
     Raises:
         UsageError: an unknown method or structure, or a value out of range.
     """
@@ -52,6 +55,7 @@ class Asked:
     ignore: Sequence[str] = ()
     include: Sequence[str] = ()
     activations: int = ACTIVATIONS
+    shares: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         _ = self.amount
@@ -67,6 +71,10 @@ class Asked:
     @property
     def amount(self) -> Amount:
         return amount_of(self.structure, self.sparsity, self.within, self.chosen)
+
+    def amount_in(self, name: str) -> Amount:
+        """What one layer loses."""
+        return self.amount if self.shares is None else replace(self.amount, sparsity=self.shares.get(name, 0.0))
 
 
 class Pruning:
@@ -104,9 +112,19 @@ class Pruning:
             self._passing = Passing(model, layers, own, samples.rows(0, 1)[0], home, asked.activations, spill)
         self.layers = self._passing.layers
         self.refused |= {name: "lies outside the blocks, which alone are pruned" for name in layers if name not in self.layers}
+        self._check_shares()
         self.blocks = [block for stack in self._passing.stacks for block in stack.blocks]
         self.by_magnitude: list[str] = []
         self._facts = {"samples": len(samples), "data": samples.digest()}
+
+    def _check_shares(self) -> None:
+        """Raises UsageError where something is to go of what stays whole here: less would go than is said."""
+        for name, share in (self._asked.shares or {}).items():
+            if share and name not in self.layers:
+                raise UsageError(
+                    f"shares: the plan removes {share:.1%} of {name}, which {self.refused.get(name, 'is not pruned here')}; make "
+                    f"it without that (ignore=[{name!r}], in a recipe prunable.ignore)"
+                )
 
     def __iter__(self) -> Iterator[tuple[str, Solved]]:
         """By parameter what stays, in its weight's shape.
@@ -167,7 +185,7 @@ class Pruning:
         reached = name in sums or method.moments is None
         try:
             found = (method if reached else magnitude.METHOD).solve(
-                Problem(weight, sums.get(name, weight.new_empty(0)), damping), self._asked.amount
+                Problem(weight, sums.get(name, weight.new_empty(0)), damping), self._asked.amount_in(name)
             )
         except PrunekitError as error:
             raise PrunekitError(f"{name}: {error}") from None

@@ -12,7 +12,7 @@ from prunekit.layerwise import METHODS, amount_of, get_method
 from prunekit.recipe.faults import Misfit
 from prunekit.recipe.values import Count, Section, one_of, parse_bytes
 
-GOES_WITH = ("name", "sparsity", "structure", "layerwise", "refine")
+GOES_WITH = ("name", "criterion", "allocation", "sparsity", "structure", "layerwise", "refine")
 """Keys of a pruned model that say something beside ``layerwise``; by the others' defaults nothing happens."""
 
 
@@ -42,10 +42,19 @@ class Layerwise(Section):
         }  # fmt: skip
 
 
-def check_layerwise(wanted: Layerwise, structure: str, sparsity: float | None, others: Mapping[str, Any], when: str) -> None:
+def check_layerwise(
+    wanted: Layerwise,
+    structure: str,
+    sparsity: float | None,
+    criterion: str,
+    allocation: str | None,
+    others: Mapping[str, Any],
+    when: str,
+) -> None:
     """Refuses what makes no sense beside a layer-wise method.
 
     Args:
+        criterion: what says how much of each layer goes; ``auto`` where every layer loses the same share.
         others: keys that are set to something beside ``GOES_WITH``.
         when: of refining, ``never`` where there is none.
 
@@ -55,8 +64,19 @@ def check_layerwise(wanted: Layerwise, structure: str, sparsity: float | None, o
     for key in others:
         option = {"ratios": "ratio"}.get(key, key).replace("_", "-")
         raise Misfit(
-            f"layerwise finds by itself what goes, every layer the same share; leave {key} out",
-            f"--layerwise finds by itself what goes, every layer the same share; leave --{option} out",
+            f"layerwise finds by itself what goes of a layer; leave {key} out",
+            f"--layerwise finds by itself what goes of a layer; leave --{option} out",
+        )
+    if criterion == "auto" and allocation is not None:
+        raise Misfit(
+            "layerwise takes the same share of every layer; name a criterion beside allocation, which says another",
+            "--layerwise takes the same share of every layer; give --criterion beside --allocation, which says another",
+        )
+    if criterion != "auto" and structure != "unstructured":
+        alike = f"{structure} keeps as much everywhere; leave it out"
+        raise Misfit(
+            f"criterion says beside layerwise how much of each layer goes, and {alike}",
+            f"--criterion says beside --layerwise how much of each layer goes, and {alike}",
         )
     if when == "better":
         raise ValueError("refine goes with layerwise as true or false: the method's mask is what refining begins with")

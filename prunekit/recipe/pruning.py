@@ -215,10 +215,11 @@ class Prune(Steps):
     ``auto`` (among the recipe's), else means ``global``. ``ratios``, ``floor``, ``round_to`` and
     ``min_units`` (null for those of ``structure``), ``uniform``: see ``make_plan``. ``compensate``: kept weights
     make up for removed ones, computed from training samples and judged on the scoring samples.
-    ``layerwise``: mask and weights are found layer by layer instead of by scores; a method's name, or a section. With ``refine``
-    its mask is where refining begins, whose weights are the dense model's.
-    ``tokens``: a budget of training tokens, such as ``900k``, for a mask learnt from a stream and weights that go with it, by the
-    divergence from the dense model; short tries on validation data say whether together.
+    ``layerwise``: mask and weights are found layer by layer instead of by scores; a method's name, or a section. A
+    ``criterion`` beside it says how much of each layer goes; by ``auto`` all lose the same share. With ``refine`` its mask is
+    where refining begins, whose weights are the dense model's.
+    ``tokens``: a budget of training tokens, such as ``900k``, for a mask learnt from a stream and weights that go with it, by
+    the divergence from the dense model; short tries on validation data say whether together.
     ``refine``: repair the plan before anything else happens,
     in a schedule every round's plan; null lets ``auto`` try it, for ``TRY_FOR`` at most, where it makes one plan that is not
     fine-tuned. ``squeeze``:
@@ -278,7 +279,7 @@ class Prune(Steps):
                 if key not in GOES_WITH and (value := getattr(self, key)) != fields[key].get_default(call_default_factory=True)
             }
             when = "never" if self.refine is None else self.refine.when
-            check_layerwise(self.layerwise, self.structure, self.sparsity, others, when)
+            check_layerwise(self.layerwise, self.structure, self.sparsity, self.criterion, self.allocation, others, when)
         return self
 
     @model_validator(mode="after")

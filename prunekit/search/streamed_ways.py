@@ -94,12 +94,12 @@ def by_rival(plan: Plan, model: nn.Module, material: RepairSamples, share: float
 
 
 def by_layers(plan: Plan, model: nn.Module, material: RepairSamples, *, method: str) -> Found:
-    """A layer-wise method of the plan's size; of the plan no more is looked at."""
-    sparsity = None if implied_sparsity(plan.structure) is not None else plan.provenance["sparsity"]
+    """A layer-wise method that takes as much of each layer as the plan; of the plan no more is looked at."""
+    shares = plan if implied_sparsity(plan.structure) is None else None
     samples = material.train.first(CALIBRATION)
     refused = [name for name, _ in model.named_parameters() if name not in plan.provenance["prunable"]]
     found, made = prune_layerwise(
-        model, samples, method=method, sparsity=sparsity, structure=plan.structure, ignore=refused, task=material.evidence.task
+        model, samples, method=method, structure=plan.structure, ignore=refused, task=material.evidence.task, shares=shares
     )
     return found, made
 

@@ -93,7 +93,8 @@ def beside_layers(run: Run, wanted: Prune, division: Mapping[str, Any]) -> Calla
 
 def layerwise_of(wanted: Prune) -> Prune:
     """The same amount of the same structure, by layers."""
-    return wanted.model_copy(update={"tokens": None, "refine": None, "finetune": None, "layerwise": LAYERWISE})
+    plain = {"tokens": None, "refine": None, "finetune": None, "criterion": "auto", "allocation": None}
+    return wanted.model_copy(update={**plain, "layerwise": LAYERWISE})
 
 
 def _left(model: nn.Module, names: Collection[str]) -> int:

@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 
 from prunekit.apply import masked
+from prunekit.criteria import expand
 from prunekit.errors import UsageError
 from prunekit.layerwise import METHODS, prune_layerwise
-from prunekit.plan import Plan
+from prunekit.plan import Plan, asked_sparsity, make_plan
 from prunekit.recipe import Layerwise, Prune
 from prunekit.reusing import reusable
 from prunekit.verbs.pruned_facts import made_from, refuse_foreign, summary
@@ -59,10 +60,12 @@ def write_by_layers(
 
 def by_layers(run: Run, asked: Layerwise, wanted: Prune) -> tuple[Plan, nn.Module]:
     """The plan and the pruned model; where the plan is refined, which looks for a mask of the dense weights, with those."""
+    shares = shares_of(run, wanted)
     plan, model = prune_layerwise(
         run.model,
         run.batches("train", asked.samples),
-        sparsity=wanted.sparsity,
+        sparsity=wanted.sparsity if shares is None else None,
+        shares=shares,
         structure=wanted.structure,
         ignore=run.recipe.prunable.ignore,
         include=run.recipe.prunable.include,
@@ -77,12 +80,35 @@ def by_layers(run: Run, asked: Layerwise, wanted: Prune) -> tuple[Plan, nn.Modul
     return plan, masked(run.model, plan)
 
 
+def shares_of(run: Run, wanted: Prune) -> Plan | None:
+    """The plan that says how much of each layer goes; None where all lose the same share.
+
+    Raises:
+        ArtifactError: the criterion has not been scored.
+        UsageError: its name stands for several.
+    """
+    if wanted.criterion == "auto":
+        return None
+    names = expand(wanted.criterion)
+    if len(names) > 1:
+        raise UsageError(
+            f"{wanted.criterion} stands for {len(names)} criteria, and --layerwise takes one; name one of {', '.join(names)}"
+        )
+    return make_plan(
+        run.scores(names[0]),
+        run.model,
+        sparsity=asked_sparsity(wanted.structure, wanted.sparsity),
+        allocation=wanted.allocation or "global",
+    )
+
+
 def layerwise_request(run: Run, asked: Layerwise, wanted: Prune) -> dict[str, Any]:
     """What decides the pruned model, for reuse."""
     return {
         "criterion": asked.method,
         "layerwise": {**asked.model_dump(mode="json", exclude={"activations"}), "train": run.splits["train"].digest()},
         "sparsity": wanted.sparsity,
+        **({} if wanted.criterion == "auto" else {"shares": [wanted.criterion, wanted.allocation or "global"]}),
         "structure": wanted.structure,
         **({"refine": refining_request(run, wanted.repair)} if wanted.repair is not None else {}),
     }

@@ -41,6 +41,30 @@ def test_a_mask_without_new_weights_can_be_applied(run: Path, cli: Cli) -> None:
     assert all((one[name] == tensor).all() for name, tensor in other.items())
 
 
+def test_a_criterion_says_how_much_of_each_layer_goes(run: Path, cli: Cli) -> None:
+    done = cli("prune", run, "--layerwise", "admm", "-c", "magnitude", "-s", 0.8, "--name", "shares")
+    assert done.code == 0, done.err
+    alone = cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "alone", "--no-refine")
+    assert alone.code == 0, alone.err
+    plans = [Plan.load(run / "pruned" / name / "plan.safetensors") for name in ("shares", "alone")]
+    one, other = ({name: int(mask.sum()) for name, mask in plan.masks().items()} for plan in plans)
+    assert one == other
+    assert len({round(float(mask.double().mean()), 2) for mask in plans[0].masks().values()}) > 1
+    again = cli("prune", run, "--layerwise", "admm", "-c", "magnitude", "-s", 0.8, "--name", "shares")
+    assert "reused" in again.out + again.err
+    assert cli("prune", run, "--layerwise", "admm", "-s", 0.8, "--name", "shares").code != 0
+
+
+@pytest.mark.parametrize(
+    ("criterion", "message"), [("tempered(taylor)", "stands for"), ("kfac", "score"), ("no_such", "does not exist")]
+)
+def test_one_criterion_that_is_scored_divides(run: Path, cli: Cli, criterion: str, message: str) -> None:
+    done = cli("prune", run, "--layerwise", "admm", "-c", criterion, "-s", 0.8, "--name", "y")
+    assert done.code in (1, 2)
+    assert message in done.err
+    assert not (run / "pruned" / "y").exists()
+
+
 @pytest.mark.slow  # refining itself
 @pytest.mark.usefixtures("short")
 def test_refining_begins_at_its_mask_with_the_dense_weights(run: Path, cli: Cli) -> None:
@@ -58,7 +82,7 @@ def test_refining_begins_at_its_mask_with_the_dense_weights(run: Path, cli: Cli)
     [
         (
             ("--compensate", "-s", 0.5),
-            "--layerwise finds by itself what goes, every layer the same share; leave --compensate out",
+            "--layerwise finds by itself what goes of a layer; leave --compensate out",
         ),
         (("--dry-run", "-s", 0.5), "--dry-run writes a plan alone"),
         ((), "prune needs --sparsity"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunekit import NonFiniteError, Plan, PrunekitError, UsageError, load, masked, prune, prune_layerwise, refine, save
+from prunekit import (
+    ArtifactError,
+    NonFiniteError,
+    Plan,
+    PrunekitError,
+    Scores,
+    UsageError,
+    load,
+    make_plan,
+    masked,
+    prune,
+    prune_layerwise,
+    refine,
+    save,
+)
 from prunekit.layerwise import METHODS
 from prunekit.plan.patterns import nm_mask
 from tests.layerwise.models import blocks, family
+from tests.structure_models import random_scores
 
 
 def convolutions() -> tuple[nn.Module, list[tuple[Tensor, None]]]:
@@ -56,6 +72,53 @@ def test_patterns_run_along_inputs_however_a_weight_lies(method: str) -> None:
     for keep in plan.keep.values():
         assert torch.equal(nm_mask(keep.t().float(), 2, 4), keep.t())
     plan.check("plan")
+
+
+def by_size(model: nn.Module) -> Scores:
+    """Magnitudes of all that has two axes or more."""
+    sizes = {name: weight.detach().abs() for name, weight in model.named_parameters() if weight.dim() > 1}
+    return replace(random_scores(model), importance=sizes)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("within", [None, "rows"])
+def test_a_plan_says_how_much_of_each_layer_goes(method: str, within: str | None) -> None:
+    model, batches = convolutions()
+    divided = make_plan(by_size(model), model, sparsity=0.6)
+    shares = {name: float((~mask).double().mean()) for name, mask in divided.masks().items()}
+    assert max(shares.values()) - min(shares.values()) > 0.2
+    plan, small = prune_layerwise(model, batches, method=method, shares=divided, within=within, task="unlabelled")
+    for name, keep in plan.keep.items():
+        rows = len(keep) if (within or METHODS[method].within) == "rows" else 1
+        assert abs(int((~keep).sum()) - shares[name] * keep.numel()) <= rows / 2
+        assert torch.equal(small.get_parameter(name) != 0, keep)
+    assert plan.provenance["allocation"] == "global"
+    assert plan.provenance["layerwise"]["shares"] == {"criterion": "magnitude", "plan": divided.digest}
+    plan.check("plan")
+
+
+def test_equal_shares_of_a_plan_are_the_sparsity() -> None:
+    model, batches = family("gpt2")
+    plan, small = prune_layerwise(model, batches, method="admm", sparsity=0.5, task="unlabelled")
+    again, same = prune_layerwise(model, batches, method="admm", shares=plan, task="unlabelled")
+    assert all(torch.equal(again.keep[name], keep) for name, keep in plan.keep.items())
+    assert all(torch.equal(a, b) for a, b in zip(small.parameters(), same.parameters(), strict=True))
+
+
+def test_what_a_plan_cannot_divide_is_refused() -> None:
+    model, batches = family("gpt2")
+    every = make_plan(by_size(model), model, sparsity=0.6)
+    with pytest.raises(UsageError, match=r"removes .*% of transformer.wte.weight, which .*ignore=\['transformer.wte.weight'\]"):
+        prune_layerwise(model, batches, shares=every, task="unlabelled")
+    fits, _ = prune_layerwise(model, batches, method="wanda", sparsity=0.5, task="unlabelled")
+    with pytest.raises(UsageError, match="leave sparsity out"):
+        prune_layerwise(model, batches, sparsity=0.5, shares=fits, task="unlabelled")
+    pattern, _ = prune_layerwise(model, batches, method="wanda", structure="2:4", task="unlabelled")
+    for structure, plan in (("2:4", fits), ("unstructured", pattern)):
+        with pytest.raises(UsageError, match="the structure is 2:4"):
+            prune_layerwise(model, batches, structure=structure, shares=plan, task="unlabelled")
+    with pytest.raises(ArtifactError, match="made for model"):
+        prune_layerwise(masked(model, fits), batches, shares=fits, task="unlabelled")
 
 
 def test_transposed_convolutions_take_no_patterns() -> None:

@@ -32,11 +32,14 @@ def test_refining_is_asked_for_or_not_at_all() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"criterion": "magnitude", "sparsity": 0.5}, "layerwise finds by itself what goes, .*; leave criterion out"),
+        (
+            {"criterion": "magnitude", "structure": "2:4"},
+            "and 2:4 keeps as much everywhere; leave it out",
+        ),
         ({"schedule": {"name": "iterative"}, "sparsity": 0.5}, "leave schedule out"),
         ({"finetune": {"epochs": 1}, "sparsity": 0.5}, "leave finetune out"),
         ({"compensate": True, "sparsity": 0.5}, "leave compensate out"),
-        ({"allocation": "rows", "sparsity": 0.5}, "leave allocation out"),
+        ({"allocation": "rows", "sparsity": 0.5}, "name a criterion beside allocation"),
         ({"max_params": 1000}, "leave max_params out"),
         ({"structure": "channels", "sparsity": 0.5}, "layer-wise methods remove single weights"),
         ({"structure": "2:4", "sparsity": 0.6}, "2:4 removes 0.5"),
@@ -54,6 +57,10 @@ def test_what_does_not_go_with_it_is_refused_by_name(content: dict[str, Any], me
 def test_options_are_named_as_options() -> None:
     with pytest.raises(UsageError, match="leave --ratio out"):
         prune_section({"layerwise": "wanda", "sparsity": 0.5, "ratio": {"conv1*": 0.3}})
+    with pytest.raises(UsageError, match="give --criterion beside --allocation"):
+        prune_section({"layerwise": "wanda", "sparsity": 0.5, "allocation": "erk"})
+    with pytest.raises(UsageError, match="--criterion says beside --layerwise how much of each layer goes"):
+        prune_section({"layerwise": "wanda", "structure": "2:4", "criterion": "kfac"})
     assert prune_section({"layerwise": "wanda", "structure": "2:4"}).name == "wanda-2-4-0.5"
 
 
