@@ -10,12 +10,12 @@ from prunekit.data import Samples
 from prunekit.task import Task
 from prunekit.task.evaluation import References, evaluate
 
-MOST, NEAR = 5e-3, 0.025
+MOST, NEAR = 5e-3, 0.005
 """The rate at most; and times √KL where tuning starts, since large steps harm what is nearly right (docs/language-models.md)."""
 
 
 class ByDivergence:
-    """A rate for Adam's steps: ``0.025 √KL`` of the model that tuning starts from, 5e-3 at most, or where a task has no KL.
+    """A rate for Adam's steps: ``0.005 √KL`` of the model that tuning starts from, 5e-3 at most, or where a task has no KL.
 
     Args:
         dense: the model that the divergence is from.
