@@ -18,18 +18,24 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-ONE_SHOT = {"magnitude": "magnitude", "taylor": "Taylor", "influence": "influence", "flap": "FLAP"}
+ONE_SHOT = {"magnitude": "magnitude", "taylor": "Taylor", "influence": "influence", "flap": "FLAP", "kfac": "**kfac**"}
 WAYS = {
-    "wanda": "Wanda", "sparsegpt": "SparseGPT", "admm": "ADMM", "leap": "gates (LEAP)", "maskllm": "patterns (MaskLLM)",
-    "refit": "given units, layers refitted", "streamed": "**mask learnt**", "streamed+refit": "**mask learnt, layers refitted**",
-    "block-reconstruction": "blocks reconstructed", "tuned": "weights tuned",
-    "refit+tuned": "given units, layers refitted, then weights tuned", "admm+tuned": "ADMM, then weights tuned",
+    "wanda": "Wanda", "sparsegpt": "SparseGPT", "kfac sparsegpt": "**SparseGPT, shares by kfac**", "admm": "ADMM",
+    "kfac admm": "**ADMM, shares by kfac**", "leap": "gates (LEAP)", "maskllm": "patterns (MaskLLM)",
+    "flap refit": "FLAP's units, layers refitted", "kfac refit": "**kfac's units, layers refitted**",
+    "streamed": "**mask learnt**", "streamed+refit": "**mask learnt, layers refitted**",
+    "block-reconstruction": "blocks reconstructed", "tuned": "weights tuned", "flap tuned": "FLAP's units, weights tuned",
+    "kfac tuned": "**kfac's units, weights tuned**", "flap refit+tuned": "FLAP's units, layers refitted, then weights tuned",
+    "kfac refit+tuned": "**kfac's units, layers refitted, then weights tuned**", "admm+tuned": "ADMM, then weights tuned",
+    "kfac admm+tuned": "**ADMM, shares by kfac, then weights tuned**",
     "streamed+tuned": "**mask learnt, then weights tuned**", "together": "**mask and weights together**",
-    "streamed+refit+tuned": "**mask learnt, layers refitted, then weights tuned**",
 }  # fmt: skip
+STARTS = ("kfac", "flap")
+"""Criteria whose plans ways begin with, where that matters: units, and how much of each layer goes."""
 MARKERS = "os^vDPX"
-KEEPS_WEIGHTS = {"magnitude", "taylor", "influence", "flap", "wanda", "leap", "maskllm", "streamed"}
+KEEPS_WEIGHTS = {"magnitude", "taylor", "influence", "flap", "kfac", "wanda", "leap", "maskllm", "streamed"}
 LAYERWISE = ("wanda", "sparsegpt", "admm")
+CRITERIA_OF_UNITS = ("magnitude", "taylor", "flap")
 LEARNT_AS_LONG = ("tuned", "leap", "maskllm", "block-reconstruction")
 RIVALS = (
     ("mask learnt / best layer-wise", ("streamed",), LAYERWISE),
@@ -39,9 +45,15 @@ RIVALS = (
     ("together / tuning, gates, reconstruction", ("together",), LEARNT_AS_LONG),
     ("together / ADMM, then weights", ("together",), ("admm+tuned",)),
     ("together / mask, or mask, then weights", ("together",), ("streamed", "streamed+tuned")),
-    ("units learnt and refitted / best criterion", ("streamed+refit",), ("magnitude", "taylor", "flap")),
-    ("units learnt, refitted, tuned / tuned", ("streamed+refit+tuned",), ("tuned",)),
-    ("given units refitted, tuned / tuned", ("refit+tuned",), ("tuned",)),
+    ("kfac / other criteria", ("kfac",), ("magnitude", "taylor", "influence", "flap", "wanda")),
+    ("SparseGPT, shares by kfac / SparseGPT", ("kfac sparsegpt",), ("sparsegpt",)),
+    ("ADMM, shares by kfac / ADMM", ("kfac admm",), ("admm",)),
+    ("ADMM, shares by kfac, then weights / ADMM, then weights", ("kfac admm+tuned",), ("admm+tuned",)),
+    ("units learnt and refitted / best criterion", ("streamed+refit",), CRITERIA_OF_UNITS),
+    ("kfac's units, refitted / best criterion", ("kfac refit",), CRITERIA_OF_UNITS),
+    ("kfac's units, refitted / FLAP's, refitted", ("kfac refit",), ("flap refit",)),
+    ("kfac's units, refitted, tuned / FLAP's, tuned", ("kfac refit+tuned",), ("flap tuned",)),
+    ("kfac's units, refitted, tuned / FLAP's, refitted, tuned", ("kfac refit+tuned",), ("flap refit+tuned",)),
 )
 """What is compared: ours, and rivals, of which the best counts."""
 Column = tuple[str, float]
@@ -52,7 +64,10 @@ def figures(folder: Path) -> dict[str, dict[str, dict[Column, list[tuple[float, 
     best: dict[tuple[str, ...], tuple[float, float]] = {}
     with (folder / "compare.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            way = row["repair"] or (row["criterion"] if row["criterion"] in ONE_SHOT else "")
+            start, repair = row["criterion"], row["repair"]
+            way = repair or (start if start in ONE_SHOT or start == "wanda" else "")
+            if repair and start in STARTS and "streamed" not in repair:
+                way = f"{start} {repair}"
             if not way:
                 continue
             key = (row["case"], way, row["structure"], row["sparsity"], row["seed"])
