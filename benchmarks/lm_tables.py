@@ -137,14 +137,14 @@ def picture(told: dict[str, dict[str, dict[Column, list[tuple[float, float]]]]],
 
     figure, axes = plt.subplots(1, len(told), figsize=(5.5 * len(told), 4.2), squeeze=False)
     for axis, (case, ways) in zip(axes[0], told.items(), strict=True):
-        for number, (way, name) in enumerate((ONE_SHOT | WAYS).items()):
-            line = sorted((s, found) for (structure, s), found in ways.get(way, {}).items() if structure == "unstructured")
-            if line:
-                means = [statistics.fmean(perplexity for _, perplexity in found) - dense[case] for _, found in line]
-                style = {"color": plt.get_cmap("tab20")(number), "lw": 2.4 if "**" in name else 1.2}
-                axis.plot(
-                    [s for s, _ in line], means, f"{MARKERS[number % len(MARKERS)]}-", label=name.replace("**", ""), **style
-                )
+        lines = {
+            name: sorted((s, found) for (structure, s), found in ways.get(way, {}).items() if structure == "unstructured")
+            for way, name in (ONE_SHOT | WAYS).items()
+        }
+        for number, (name, line) in enumerate((name, line) for name, line in lines.items() if line):
+            means = [statistics.fmean(perplexity for _, perplexity in found) - dense[case] for _, found in line]
+            style = {"color": plt.get_cmap("tab20")(number), "lw": 2.4 if "**" in name else 1.2}
+            axis.plot([s for s, _ in line], means, f"{MARKERS[number % len(MARKERS)]}-", label=name.replace("**", ""), **style)
         axis.set(title=case, xlabel="share of weights removed", yscale="log")
     axes[0][0].set_ylabel("test perplexity above the dense model's")
     axes[0][-1].legend(fontsize=7, ncols=2)
