@@ -182,7 +182,7 @@ def _counted(evidence: Evidence) -> float:
 def _kfac(evidence: Evidence) -> CriterionResult:
     damping = float(evidence.options.get("damping", DAMPING))
     weights, waiting = evidence.weights(), _units(evidence)
-    reading = {member[:-2] for _, members in waiting for member in members}
+    reading = {member[:-2] for _, members in waiting.values() for member in members}
     layers, unfit = layers_with_inputs(evidence.model, list(dict.fromkeys([*evidence.prunable, *reading])))
     unfit = {name: why for name, why in unfit.items() if name in evidence.prunable}
     if unfit and (not evidence.skip_unfit or not layers):
@@ -202,20 +202,20 @@ def _kfac(evidence: Evidence) -> CriterionResult:
                 importance[name] = (factors * weight.double().square()).to(weight.dtype)
             if found.quadratic is not None:
                 read[name] = found
-        ready = [(group, members) for group, members in waiting if members and all(member[:-2] in read for member in members)]
-        waiting = [one for one in waiting if one not in ready]
-        for group, members in ready:
+        ready = [key for key, (_, members) in waiting.items() if members and all(member[:-2] in read for member in members)]
+        for key in ready:
+            group, members = waiting.pop(key)
             readers = [one for m in members for one in _readers(layers[m[:-2]][0], group, m, read[m[:-2]])]
-            units[key_of(group.members)] = costs_in_turn(readers, group.size, f"units of {group.name}").view(1, 1, -1)
-        needed = {member[:-2] for _, members in waiting for member in members}
+            units[key] = costs_in_turn(readers, group.size, f"units of {group.name}").view(1, 1, -1)
+        needed = {member[:-2] for _, members in waiting.values() for member in members}
         read = {name: found for name, found in read.items() if name in needed}
     unfit |= unreached(importance, [name for name in evidence.prunable if name not in unfit])
     result = with_others_by_magnitude(evidence, importance, unfit, "kfac", power=2)
     return replace(result, axis_sums=units, gradient_evaluations=len(evidence.samples()))
 
 
-def _units(evidence: Evidence) -> list[tuple[Group, list[str]]]:
-    """Groups of all structures that the model has, and which of their members are the columns that read them."""
+def _units(evidence: Evidence) -> dict[str, tuple[Group, list[str]]]:
+    """Groups of all structures that the model has, by their key, and which of their members are the columns that read them."""
     axes, found = axes_that_read(evidence.model, [entry.name for entry in evidence.layout]), {}
     for structure in STRUCTURES:
         try:
@@ -225,7 +225,7 @@ def _units(evidence: Evidence) -> list[tuple[Group, list[str]]]:
         for group in groups:
             columns = [member for member in group.members if axes.get(member[:-2]) == int(member[-1])]
             found[key_of(group.members)] = group, columns
-    return list(found.values())
+    return found
 
 
 def _readers(layer: Layer, group: Group, member: str, found: _Curvature) -> Iterator[Reader]:

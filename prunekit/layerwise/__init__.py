@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit.apply import check_made_for
 from prunekit.criteria import model_digest
 from prunekit.data import Samples
-from prunekit.errors import ArtifactError, UsageError
+from prunekit.errors import UsageError
 from prunekit.layerwise.amount import Amount
 from prunekit.layerwise.homes import InFiles, InMemory, Viewed
 from prunekit.layerwise.method import Method, Problem, Solved
@@ -132,8 +133,7 @@ def _divided(model: nn.Module, shares: Plan, sparsity: float | None, structure: 
     if structure != "unstructured" or shares.structure != "unstructured":
         other = structure if structure != "unstructured" else shares.structure
         raise UsageError(f"shares divides single weights between layers, and the structure is {other}; take unstructured")
-    if (found := model_digest(model)) != shares.provenance["model"]:
-        raise ArtifactError(f"shares: the plan was made for model {shares.provenance['model']}, this model is {found}")
+    check_made_for(shares, model)
     return {name: 1 - float(mask.double().mean()) for name, mask in shares.masks().items()}
 
 

@@ -223,3 +223,15 @@ def test_what_it_says_nothing_of_is_refused() -> None:
     other = {key: index[:4] for key, index in group.members.items()}
     with pytest.raises(ArtifactError, match=r"hold no units 1\.bias@0 of this kind"):
         found.group(other)
+
+
+@pytest.mark.slow  # it imports transformers
+def test_one_file_has_units_of_every_structure() -> None:
+    model, _ = built("llama")
+    inputs, labels = text(4)
+    found = score(imported(model), model, [(inputs, labels)], "kfac", task="causal_lm", ignore=["*embed*"])
+    for structure in ("heads", "neurons", "channels"):
+        for group in find_groups(structure, model, inputs):
+            values = found.group(group.members)
+            assert values.shape == (group.size,)
+            assert float(values.min()) >= 0
