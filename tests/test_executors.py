@@ -112,7 +112,7 @@ def test_the_piece_that_kills_its_processes_is_named(tmp_path: Path) -> None:
     assert came.keys() <= {0, 2, 3}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_dask_does_again_what_a_killed_worker_had_and_names_what_kills(tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     (tmp_path / "a").mkdir()

@@ -15,6 +15,7 @@ from tests.cli.conftest import Cli
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.exhaustive
 def test_latency_beside_torchs(run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxscript", reason="onnx is not installed: pip install 'prunekit[onnx]'")
     place = sorted((run / "pruned").glob("[!.]*/eval.json"))[0].parent

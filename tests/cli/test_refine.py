@@ -260,11 +260,12 @@ def test_every_round_of_a_schedule_is_refined(cli: Cli, run: Path, structure: st
     assert all(torch.equal(files[0][name], tensor) for name, tensor in files[1].items())
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("structure", "steps"),
     [
         ("channels", ()),
-        pytest.param("unstructured", ("--schedule", "iterative", "--rounds", 2), marks=pytest.mark.exhaustive),
+        ("unstructured", ("--schedule", "iterative", "--rounds", 2)),
     ],
 )
 def test_what_was_fine_tuned_is_refined_again(cli: Cli, run: Path, structure: str, steps: tuple[object, ...]) -> None:
@@ -427,7 +428,14 @@ def merits(run: Path, name: str) -> dict[str, float]:
     return fidelity(outputs, labels, dense)
 
 
-@pytest.mark.parametrize("options", [("-s", 0.8), ("--structure", "2:4"), ("-s", 0.6, "--structure", "channels", "--compensate")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("-s", 0.8),
+        ("--structure", "2:4"),
+        pytest.param(("-s", 0.6, "--structure", "channels", "--compensate"), marks=pytest.mark.exhaustive),
+    ],
+)
 def test_auto_takes_the_better_of_refined_and_unrefined_on_validation_data(
     cli: Cli, run: Path, options: tuple[object, ...]
 ) -> None:

@@ -149,7 +149,7 @@ def test_compensation_by_layers_alone(study: Path, cli: Cli, tmp_path: Path) -> 
     assert "compensate" in done.err
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_cells_are_the_same_from_processes_kept_and_measured_again_where_damaged(study: Path, cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "out"
     study.write_text(LEAST)

@@ -80,7 +80,7 @@ def test_transformers_alone_loads_what_a_config_says(name: str, tmp_path: Path) 
     assert torch.equal(logits(small, tokens()), expected)  # the model itself is as it was
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_fresh_process_without_prunekit_loads_and_generates(tmp_path: Path) -> None:
     """Importing transformers takes seconds, so one process loads all."""
     names = ("llama-heads", "llama-layers", "gpt2-neurons", "bert-neurons")

@@ -123,7 +123,7 @@ def test_from_a_base_model_to_what_was_tuned_from_it(save: Save, words: str, cli
     assert shape == (3, 32)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_checkpoints_of_an_adapter_are_a_path_from_its_base(
     save: Save, adapt: Adapt, words: str, cli: Cli, tmp_path: Path

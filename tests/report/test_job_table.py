@@ -34,7 +34,7 @@ def test_it_is_one_command() -> None:
     assert (ROOT / recipe).is_file()
 
 
-@pytest.mark.slow  # trains three small nets: the job from its beginning to its end
+@pytest.mark.exhaustive  # trains three small nets: the job from its beginning to its end
 def test_the_job_from_one_command(tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(RECIPE.replace("epochs: 3", "epochs: 2"))
     (tmp_path / "study.yaml").write_text(STUDY)

@@ -115,7 +115,7 @@ def test_rescoring_takes_one_gradient_a_sample_and_step() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("samples", [96, 3 * 256])
+@pytest.mark.parametrize("samples", [96, pytest.param(3 * 256, marks=pytest.mark.exhaustive)])
 def test_rescoring_costs_the_gradients_of_refining(samples: int) -> None:
     """By the defaults of both but that refining goes all its rounds, also where a step of learning sees one batch of several."""
     model, batches = trained("flattened")
