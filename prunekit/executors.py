@@ -240,7 +240,12 @@ class _Processes(ProcessPoolExecutor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         with _interrupts_held():
-            return super().submit(fn, *args, **kwargs)
+            try:
+                return super().submit(fn, *args, **kwargs)
+            except OSError as error:  # its queues are closed while it starts a process for this
+                if self._broken:
+                    raise BrokenExecutor("a process ended while another was started") from error
+                raise
 
 
 @contextmanager

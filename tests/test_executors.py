@@ -91,6 +91,23 @@ def test_the_first_in_order_comes_first(tmp_path: Path) -> None:
     assert list(came) == [0, 1, 2, 3]
 
 
+def test_a_pool_that_breaks_while_it_takes_a_piece_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit: Any = ProcessPoolExecutor.submit
+    broken: list[ProcessPoolExecutor] = []
+
+    def breaking(self: ProcessPoolExecutor, *arguments: Any) -> Any:
+        if broken:
+            return submit(self, *arguments)
+        broken.append(self)
+        self._broken = "a process ended"  # type: ignore[attr-defined]
+        raise OSError("handle is closed")
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", breaking)
+    with engine(jobs=2) as found:
+        assert results(found, pieces(tmp_path, 3, {})) == {k: k * k for k in range(3)}
+        assert found.executor is not broken[0]
+
+
 @pytest.mark.slow
 def test_what_a_killed_process_had_is_done_again(tmp_path: Path) -> None:
     with engine(jobs=2) as found:

@@ -110,7 +110,7 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.slow  # transformers is imported anew
+@pytest.mark.exhaustive  # transformers is imported anew
 def test_what_comes_out_loads_without_prunekit_and_answers_as_the_pruned_model(place: Path, small: Path) -> None:
     done("compress", place / "bert", "--data", f"{DATA}:classes", "-s", "0.5", "--allocation", "global", "--no-refine",
          "--out", place / "masked")  # fmt: skip

@@ -172,7 +172,8 @@ def test_whoever_lost_the_place_ends(study: Path, tmp_path: Path, monkeypatch: p
     store = f"late://{tmp_path}/store"
 
     def measure(*arguments: Any) -> Any:
-        (tmp_path / "store" / lease.NAME).write_text("theirs 0 elsewhere:7 1\n")
+        (tmp_path / "theirs").write_text("theirs 0 elsewhere:7 1\n")
+        (tmp_path / "theirs").replace(tmp_path / "store" / lease.NAME)  # whole, as a store takes it
         return study_worker.measure(*arguments)
 
     monkeypatch.setattr(studying, "measure", measure)

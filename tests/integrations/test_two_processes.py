@@ -57,7 +57,7 @@ def first_step(path: Trajectory) -> None:
     check_first_gradient(path, model)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_one_process_writes_what_both_see(both: Path) -> None:
     folder = both / "accelerate"
     path = Trajectory(folder / "t")
@@ -73,7 +73,7 @@ def test_one_process_writes_what_both_see(both: Path) -> None:
     first_step(path)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("library", ["transformers", "lightning"])
 def test_trainers_train_together(both: Path, library: str) -> None:
     """Accumulated, in bfloat16: the same weights as without the callback, masks exact, the path whole."""

@@ -26,8 +26,12 @@ DEAR = {
 }
 
 
+LONG = ("hf_llama", "tv_resnet18", "unet")
+"""Of those the ones that take longest: make exhaustive."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.exhaustive] * (name in LONG)) for name in FAST])
 def test_every_step_works_or_is_refused_by_name(name: str, tmp_path: Path) -> None:
     package = table.missing(name)
     if package is not None:
