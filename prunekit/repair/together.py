@@ -1,7 +1,7 @@
 """Mask and weights learnt in the same steps from a stream, by the divergence from the dense model.
 
 Scores of a mask start and move as in ``prunekit.repair.streamed``; the same gradient, of the weights as they are masked, moves
-the weights by Adam. In the last third of the steps the mask is held and weights alone are moved, since what would change places
+the weights by Adam. In the last fifth of the steps the mask is held and weights alone are moved, since what would change places
 then has no time left. So no token is spent for one of the two alone.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -26,15 +27,13 @@ from prunekit.repair.swaps import Swaps, get_swaps
 from prunekit.repair.weights import Weights
 from prunekit.task import Task
 from prunekit.task.settle import settle
+from prunekit.training.line_search import Direction, best_length
 from prunekit.trajectory import Layout
 from prunekit.trajectory.bare import named_tensors
 from prunekit.trajectory.copies import copied
 
-HOLD = 2 / 3
+HOLD = 0.8
 """The share of the steps after which the mask is held."""
-MOST, NEAR = 5e-3, 0.004
-"""The weights' rate at first, at most; and times √KL of the mask that scores start from, since large steps harm what is nearly
-right. Chosen on validation data of one small Llama (docs/language-models.md)."""
 OF_WEIGHTS = 16.0
 """Bytes of a trained weight in single precision: its value, Adam's moments, and the best value so far."""
 
@@ -125,7 +124,7 @@ class TogetherLearning(StreamLearning):
 
     Args:
         swaps, model, given, options: as of ``StreamLearning``.
-        rate: of the weights at first, for Adam; None: ``0.004 √KL`` of the mask that scores start from, 5e-3 at most.
+        rate: of the weights at first, for Adam; None: the best step along its direction (``training.line_search``).
     """
 
     def __init__(self, swaps: Swaps, model: nn.Module, *given: Any, rate: float | None = None, **options: Any) -> None:
@@ -137,10 +136,38 @@ class TogetherLearning(StreamLearning):
         self._best: dict[str, Tensor] = {}
 
     def begin(self, batches: Iterator[Sequence[Batch]]) -> Both:
-        self.learner = both = Both(self._swaps, self._live, self._start(batches), self._how.lean)
+        looked = list(islice(batches, self.looked))
+        scores = self._start(iter(looked))
         if self.rate is None:
-            self.rate = min(MOST, NEAR * math.sqrt(max(0.0, self._judged(both.masks()))))
+            self.rate = self._best_step(looked, self._swaps.select(scores))
+        self.learner = both = Both(self._swaps, self._live, scores, self._how.lean)
         return both
+
+    def _best_step(self, batches: Sequence[Sequence[Batch]], keep: Tensor) -> float:
+        """Of the weights under a mask, whose direction ``batches`` say and whose length those samples that judge."""
+        live, own, direction = self._live, set(self._swaps.scaled()), Direction()
+
+        def use(name: str, gradient: Tensor | None) -> None:
+            if gradient is not None:
+                direction.add(name, gradient.mul_(self._swaps.factor(name, keep)) if name in own else gradient)
+
+        for batch in batches:
+            self._show(keep)
+            summed(live, [self._referred(part) for part in batch], self._stream.batch_size, use)
+            direction.next()
+        steps = direction.finish()
+        before = {name: live.dense[name].clone() for name in steps}
+
+        @torch.no_grad()
+        def at(length: float) -> float:
+            for name, step in steps.items():
+                live.dense[name].copy_(before[name]).sub_(step, alpha=length)
+            return self._judged(keep)
+
+        length = best_length(at)
+        for name, value in before.items():
+            live.dense[name].copy_(value)
+        return length
 
     def step(self, batch: Sequence[Batch], gone: float) -> float:
         learner = self.learner
@@ -203,7 +230,7 @@ def learn_together(
         stream: how long, and in which precision.
         task: what the model is for; None where samples leave no doubt.
         accept: samples of their own to judge on; without them a quarter of ``batches`` is set apart for that.
-        rate: of the weights at first, for Adam; None: ``0.004 √KL`` of the mask that scores start from, 5e-3 at most.
+        rate: of the weights at first, for Adam; None: the best step along its direction (``training.line_search``).
         seed: of the split of the samples, and of the batches.
 
     Returns:

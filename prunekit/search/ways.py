@@ -29,9 +29,9 @@ from prunekit.search.rivals.rescored import equal_cost
 from prunekit.search.streamed_ways import CALIBRATION, RATES, SHARE, TOGETHER, TUNED, WAYS, ways_for
 from prunekit.steps.by_schedule import prune_by_schedule
 from prunekit.steps.planner import Planner
-from prunekit.steps.rate import MOST, NEAR
 from prunekit.steps.schedule import Schedule
 from prunekit.structure import pattern_of
+from prunekit.training.line_search import BATCHES, FACTOR
 from prunekit.trajectory import Layout
 
 RESCORED = "magnitude^0.5*taylor(target=margin,aggregation=l2)^0.5"
@@ -143,8 +143,8 @@ def settings(name: str, structure: str) -> dict[str, Any]:
         return {
             "calibration": CALIBRATION,
             **({"rate": RATES[name.split("+")[0]]} if name.split("+")[0] in RATES else {}),
-            **({"tuned": [MOST, NEAR, SHARE]} if TUNED in name.split("+") else {}),
-            **({"together": [together.MOST, together.NEAR, together.HOLD]} if name == TOGETHER else {}),
+            **({"tuned": [BATCHES, FACTOR, SHARE]} if TUNED in name.split("+") else {}),
+            **({"together": [BATCHES, FACTOR, together.HOLD]} if name == TOGETHER else {}),
         }
     if name in COMMON and structure in GROUPED:
         return {"across": True, "importance": "margin"}

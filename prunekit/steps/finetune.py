@@ -15,11 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import ranks
+from prunekit.apply import apply_masks
 from prunekit.errors import UsageError
 from prunekit.plan import Plan
 from prunekit.remote import Remote, placed
 from prunekit.steps.held import Held
 from prunekit.steps.low_rank import Adapted, LowRank
+from prunekit.steps.rate import find_rate
+from prunekit.training.line_search import BATCHES
 from prunekit.training.loop import TrainOptions, train
 from prunekit.trajectory import Polygon, Recorder, Trajectory, parent_facts
 
@@ -32,7 +35,8 @@ class Finetuning(TrainOptions):
         optimizer: makes the optimizer for a model.
         scheduler: ``(optimizer, steps)`` -> a schedule that is stepped after every step; None for a constant rate.
         record: options of the ``Recorder`` (``every``, ``second_moments``); with ``lora`` only ``every``.
-        rate: at first, of the model that a round starts from, its masks held; None leaves it to the optimizer.
+        rate: how far from its aim a model is, such as ``ByDivergence``: every round begins at the rate that a search along
+            Adam's direction finds by it (``prunekit.steps.rate.find_rate``). None leaves it to the optimizer.
         lora: rank of the matrices that are trained in the place of the layers' weights (``prunekit.steps.low_rank``), with
             everything else held fixed; ``optimizer`` gets a module of them alone. None trains the whole model.
     """
@@ -173,7 +177,13 @@ class Tuner(Held):
             begin, end: only these steps, of the order of samples and of the schedule as of all.
         """
         how = self.how if epochs is None else replace(self.how, epochs=epochs)
-        rates = self._rates if how.rate is None else [how.rate(self.model)] * len(self._rates)
+        with nullcontext() if self.low_rank is None else self.low_rank.alone():
+            return self._run(how, seed, begin, end, after_step, stage)
+
+    def _run(
+        self, how: Finetuning, seed: int | None, begin: int, end: int | None, after_step: Callable[[int], None], stage: str
+    ) -> list[float]:
+        rates = self._rates if how.rate is None else [self._found(how, how.rate)] * len(self._rates)
         self.rates.append(rates[0])
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
@@ -188,11 +198,22 @@ class Tuner(Held):
         recorder = self._recorder
         if isinstance(recorder, Polygon):
             after_step, recorder = partial(_in_turn, recorder, after_step), None
-        with nullcontext() if self.low_rank is None else self.low_rank.alone():
-            return train(
-                self.model, self.optimizer, scheduler, how, recorder=recorder, begin=begin, end=end, after_step=after_step,
-                stage=stage,
-            )  # fmt: skip
+        options: dict[str, Any] = {"recorder": recorder, "begin": begin, "end": end, "after_step": after_step, "stage": stage}
+        return train(self.model, self.optimizer, scheduler, how, **options)
+
+    def _found(self, how: Finetuning, far: Callable[[nn.Module], float]) -> float:
+        """The rate that a search along Adam's direction finds."""
+
+        def few(watcher: torch.optim.Optimizer) -> None:
+            train(self.model, watcher, None, how, begin=0, end=BATCHES, stage="find a rate")
+
+        def moved() -> None:
+            if self.low_rank is not None:
+                self.low_rank.follow()
+            apply_masks(self.model, self._masks)
+
+        trained = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+        return find_rate(self.model, trained, few, moved, far)
 
     def so_far(self) -> Trajectory | None:
         """What is recorded by now, also after it was left, opened by all ranks; None when nothing is."""

@@ -178,11 +178,15 @@ class LowRank(nn.Module):
         self._masks = masks
 
         def after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            for name, factors in self._each():
-                factors.move(self._by_outputs(name, self._weights[name].detach()))
+            self.follow()
 
         with after_steps(optimizers, after_step):
             yield
+
+    def follow(self) -> None:
+        """Moves the model's weights by what the matrices have changed; masks are put back by others."""
+        for name, factors in self._each():
+            factors.move(self._by_outputs(name, self._weights[name].detach()))
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -22,9 +22,9 @@ from prunekit.search import Candidates, Comparison, choose
 from prunekit.search.budget import TRIES
 from prunekit.steps import GivenPlan, Planner
 from prunekit.steps.planner import MakeSwaps
-from prunekit.steps.rate import MOST, NEAR
 from prunekit.structure import takes_sizes
 from prunekit.task.evaluation import run as run_model
+from prunekit.training.line_search import BATCHES, FACTOR
 from prunekit.verbs.budgets import measured_again, within_budget
 from prunekit.verbs.compensating import compensation_request, pruned_as_asked
 from prunekit.verbs.dividing import (
@@ -312,7 +312,7 @@ def _training_request(run: Run, steps: Steps | None) -> dict[str, Any]:
     if found and (steps.trains or steps.recalibrate) and run.recipe.data is not None:
         found["train"] = run.splits["train"].digest()
         if by_divergence(run, steps):
-            found["rate"] = {"most": MOST, "near": NEAR}
+            found["rate"] = {"batches": BATCHES, "factor": FACTOR}  # of a search
     return found
 
 

@@ -175,14 +175,14 @@ def finetuning_of(run: Run, steps: Steps) -> Finetuning:
 
 
 def by_divergence(run: Run, steps: Steps) -> bool:
-    """Whether the rate follows from how far the pruned model is from the dense one: tokens to tune by KL, and nobody says it."""
+    """Whether the rate is searched for by the divergence from the dense model: tokens to tune by it, and nobody says the rate."""
     asked = steps.finetune
     if asked is None or asked.tokens is None or asked.distill is None:
         return False
     if steps.rewind is not None or steps.schedule.name == "gradual":  # begins with nothing removed
         return False
     by_adam = (asked.optimizer or run.recipe.train.optimizer).name in ("adam", "adamw")
-    return by_adam and asked.lr is None and asked.optimizer is None
+    return by_adam and asked.lr is None and asked.optimizer is None and ByDivergence.fits(run.task)
 
 
 def check_lora(run: Run, steps: Steps | None) -> None:

@@ -12,6 +12,7 @@ from prunekit.recipe import Prune
 from prunekit.repair import learn_together, together
 from prunekit.repair.streamed import Streaming
 from prunekit.steps import cut
+from prunekit.training.line_search import BATCHES, FACTOR
 from prunekit.verbs.pruned_facts import summary
 from prunekit.verbs.pruned_folder import write_pruned
 from prunekit.verbs.run_folder import Run
@@ -41,7 +42,7 @@ def learnt_together(run: Run, wanted: Prune, plan: Plan, tokens: int) -> tuple[P
 def together_request(wanted: Prune, asked: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the model, for reuse."""
     rate = None if wanted.finetune is None else wanted.finetune.lr
-    return {**asked, "together": {"rate": rate, "most": together.MOST, "near": together.NEAR, "hold": together.HOLD}}
+    return {**asked, "together": {"rate": rate, "batches": BATCHES, "factor": FACTOR, "hold": together.HOLD}}
 
 
 def write_together(
