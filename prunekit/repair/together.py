@@ -145,7 +145,7 @@ class TogetherLearning(StreamLearning):
 
     def _best_step(self, batches: Sequence[Sequence[Batch]], keep: Tensor) -> float:
         """Of the weights under a mask, whose direction ``batches`` say and whose length those samples that judge."""
-        live, own, direction = self._live, set(self._swaps.scaled()), Direction()
+        live, own, direction = self._live, set(self._swaps.scaled()), Direction[str]()
 
         def use(name: str, gradient: Tensor | None) -> None:
             if gradient is not None:

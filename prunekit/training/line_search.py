@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from prunekit import ranks
+
+K = TypeVar("K", bound=Hashable)
 
 BATCHES = 16
 """So many batches of training say the direction."""
@@ -29,14 +31,14 @@ EPSILON = 1e-8
 """Adam's ``ε``."""
 
 
-class Direction:
+class Direction(Generic[K]):
     """Adam's direction at a point: means over batches of gradients and of their squares, by any key; 8 bytes a value."""
 
     def __init__(self) -> None:
-        self._sums: dict[Hashable, tuple[Tensor, Tensor]] = {}
+        self._sums: dict[K, tuple[Tensor, Tensor]] = {}
         self._batches = 0
 
-    def add(self, key: Hashable, gradient: Tensor) -> None:
+    def add(self, key: K, gradient: Tensor) -> None:
         """Adds a batch's gradient of one tensor."""
         if key not in self._sums:
             self._sums[key] = (torch.zeros_like(gradient), torch.zeros_like(gradient))
@@ -48,7 +50,7 @@ class Direction:
         """A batch's gradients are all added."""
         self._batches += 1
 
-    def finish(self) -> dict[Hashable, Tensor]:
+    def finish(self) -> dict[K, Tensor]:
         """``m / (√v + ε)`` by key, whose sums are given up for it."""
         n = self._batches
         return {key: first.div_(n).div_(second.div_(n).sqrt_().add_(EPSILON)) for key, (first, second) in self._sums.items()}
@@ -63,7 +65,7 @@ class Watcher(torch.optim.Optimizer):
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         super().__init__(parameters, {})
-        self.direction = Direction()
+        self.direction = Direction[nn.Parameter]()
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

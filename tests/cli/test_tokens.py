@@ -12,7 +12,7 @@ from torch import Tensor
 from prunekit import Plan, Trajectory
 from prunekit.apply import Manifest
 from prunekit.recipe import Finetune, Layerwise, Prune
-from prunekit.steps.rate import MOST
+from prunekit.training.line_search import FACTOR, FIRST, LONGER
 from prunekit.verbs import dividing, pruning
 from prunekit.verbs.dividing import IN_TURN, MASK, SHARES, TOGETHER, TRY, WEIGHTS, by_division, menu
 from tests.cli.conftest import Cli
@@ -142,7 +142,7 @@ def test_a_division_says_how_long_each_part_takes() -> None:
 def test_the_rate_of_tuning_follows_from_the_divergence_where_nobody_says(cli: Cli, run: Path) -> None:
     options = ("prune", run, "-c", "magnitude", "-s", 0.8, "--tune-tokens", 256, "--json")
     told = json.loads(cli(*options, "--name", "found").out)
-    assert 0 < told["rounds"][0]["rate"] <= MOST
+    assert 0 < told["rounds"][0]["rate"] <= FIRST * FACTOR**LONGER
     assert told["finetune"]["rates"] == [told["rounds"][0]["rate"]]
     given = json.loads(cli(*options, "--name", "given", "--lr", 1e-4).out)
     assert "rate" not in given["rounds"][0]

@@ -1,59 +1,133 @@
-"""The rate that tuning starts at follows from how far the pruned model is from the dense one."""
+"""The rate that tuning starts at is the length of the step along Adam's direction that leaves least divergence."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from prunekit import Trajectory, make_plan, score
+from prunekit import Plan, Trajectory, make_plan, score
 from prunekit.apply import masked
 from prunekit.data.samples import Samples
+from prunekit.errors import UsageError
 from prunekit.steps import ByDivergence, Finetuning, Tuner
-from prunekit.steps.rate import MOST, NEAR
-from prunekit.task import Classification, Regression
+from prunekit.task import Classification, Regression, Task
+from prunekit.training import Distillation
+from prunekit.training.line_search import FACTOR, FIRST, LONGER, SHORTER
 from tests.conftest import TinyNet, tiny_data
 
 X, Y = tiny_data(24, torch.float64)
+EVERY = [FIRST * FACTOR**power for power in range(-SHORTER, LONGER + 1)]
 
 
-def test_it_is_of_the_masked_model_that_a_run_starts_from() -> None:
-    """Checked against KL in plain torch, of every run anew; the schedule starts from it."""
+def pruned_net() -> tuple[nn.Module, Plan]:
     torch.manual_seed(0)
     dense = TinyNet().double()
-    plan = make_plan(score(Trajectory.of(dense), dense, criterion="magnitude"), dense, sparsity=0.4)
-    model, samples = copy.deepcopy(dense), Samples.held([(X, Y)])
+    return dense, make_plan(score(Trajectory.of(dense), dense, criterion="magnitude"), dense, sparsity=0.4)
 
-    def far(pruned: nn.Module) -> float:
-        with torch.no_grad():
-            logs, wanted = F.log_softmax(pruned(X), 1), F.log_softmax(dense(X), 1)
-        return float((wanted.exp() * (wanted - logs)).sum(1).mean())
 
-    how = Finetuning(
-        lambda i: (X[i], Y[i]), len(X), lambda one: torch.optim.Adam(one.parameters(), lr=99.0), epochs=1, batch_size=24,
+def tuning(dense: nn.Module, **options: Any) -> Finetuning:
+    samples = Samples.held([(X, Y)])
+    return Finetuning(
+        lambda i: (X[i], Y[i]), len(X), lambda one: torch.optim.Adam(one.parameters(), lr=99.0),
         scheduler=lambda optimizer, steps: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps),
-        rate=ByDivergence(dense, samples, Classification()),
+        distill=Distillation(dense, 1.0, 1.0), rate=ByDivergence(dense, samples, Classification()),
+        **{"epochs": 1, "batch_size": 8, **options},
     )  # fmt: skip
-    first = min(MOST, NEAR * far(masked(dense, plan)) ** 0.5)
-    with Tuner(model, plan.masks(), how, None, {}) as tuner:
-        tuner.run()
-        second = min(MOST, NEAR * far(model) ** 0.5)
-        tuner.run()
-    assert tuner.rates == pytest.approx([first, second], rel=1e-9)
-    assert first < 99.0
-    assert first != second
 
 
-def test_it_is_the_largest_where_a_task_has_no_divergence_of_distributions() -> None:
-    model = nn.Linear(3, 1)
-    samples = Samples.held([(torch.randn(8, 3), torch.randn(8, 1))])
-    assert ByDivergence(model, samples, Regression())(copy.deepcopy(model)) == MOST
+def kl(pruned: nn.Module, dense: nn.Module) -> Tensor:
+    logs, wanted = F.log_softmax(pruned(X), 1), F.log_softmax(dense(X), 1)
+    return (wanted.exp() * (wanted - logs)).sum(1).mean()
+
+
+def test_it_is_the_best_of_all_lengths_from_where_a_run_starts() -> None:
+    """Checked against KL and Adam's direction in plain torch, of every run anew; one batch has all samples."""
+    dense, plan = pruned_net()
+    model = copy.deepcopy(dense)
+
+    def wanted(start: nn.Module) -> float:
+        start = copy.deepcopy(start)
+        kl(start, dense).backward()
+        named, masks = dict(start.named_parameters()), plan.masks()
+        sign = {
+            n: p.grad / (p.grad.abs() + 1e-8) * masks.get(n, torch.tensor(True)) for n, p in named.items() if p.grad is not None
+        }
+        values = {n: p.detach().clone() for n, p in named.items()}
+
+        @torch.no_grad()
+        def at(length: float) -> float:
+            for name, direction in sign.items():
+                named[name].copy_(values[name] - length * direction)
+            return float(kl(start, dense))
+
+        return min(EVERY, key=at)
+
+    with Tuner(model, plan.masks(), tuning(dense, batch_size=24), None, {}) as tuner:
+        first = wanted(masked(dense, plan))
+        tuner.run()
+        second = wanted(model)
+        tuner.run()
+    assert tuner.rates == pytest.approx([first, second])
+    assert 0 < first < 99.0
+    for name, keep in plan.masks().items():
+        assert not model.get_parameter(name)[~keep].any()
+
+
+@pytest.mark.parametrize("lora", [None, 2])
+def test_the_search_leaves_no_trace(lora: int | None) -> None:
+    """A run at the rate that was found, given, ends in the same weights: nothing else was moved or drawn."""
+    dense, plan = pruned_net()
+    net = nn.Sequential(dense, nn.Dropout(0.2)).train()
+    plan = make_plan(score(Trajectory.of(net), net, criterion="magnitude"), net, sparsity=0.4)
+
+    def run(how: Finetuning) -> tuple[nn.Module, list[float]]:
+        torch.manual_seed(1)
+        model = copy.deepcopy(net)
+        with Tuner(model, plan.masks(), how, None, {}) as tuner:
+            tuner.run()
+        return model, tuner.rates
+
+    found, rates = run(tuning(net, lora=lora))
+    given, _ = run(at_rate(tuning(net, lora=lora), rates[0]))
+    assert rates[0] > 0
+    for (name, one), other in zip(found.named_parameters(), given.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, msg=name)
+
+
+def at_rate(how: Finetuning, rate: float) -> Finetuning:
+    return replace(how, rate=None, optimizer=lambda one: torch.optim.Adam(one.parameters(), lr=rate))
+
+
+def test_numbers_have_a_distance_as_well() -> None:
+    torch.manual_seed(0)
+    dense = nn.Linear(3, 1)
+    x = torch.randn(8, 3)
+    samples = Samples.held([(x, torch.randn(8, 1))])
+    far = ByDivergence(dense, samples, Regression())
+    other = copy.deepcopy(dense)
+    assert far(other) == 0
+    with torch.no_grad():
+        other.bias.add_(0.5)
+    assert far(other) == pytest.approx(0.5, rel=1e-5)
+
+
+def test_a_task_without_a_distance_is_refused() -> None:
+    class Bare(Task):
+        name = "bare"
+
+    with pytest.raises(UsageError, match="task bare has none"):
+        ByDivergence(nn.Linear(3, 1), Samples.held([(torch.randn(8, 3), None)]), Bare())
 
 
 def test_nothing_to_mend_needs_no_step() -> None:
-    torch.manual_seed(0)
-    dense = TinyNet().double()
-    assert ByDivergence(dense, Samples.held([(X, Y)]), Classification())(copy.deepcopy(dense)) == 0
+    dense, _ = pruned_net()
+    model = copy.deepcopy(dense)
+    with Tuner(model, {}, tuning(dense), None, {}) as tuner:
+        tuner.run()
+    assert tuner.rates == [0]
