@@ -1,7 +1,8 @@
-"""A budget of tokens spent on a mask, on weights, or on both together, as short tries of each do on validation data.
+"""A budget of tokens spent on a mask, on weights under a given or a layer-wise method's mask, or on both together.
 
-Where the tokens are more than the training samples have, learning goes over the same ones again and again, and a layer-wise
-method, which takes no token, may do better: the learnt model is then compared with ADMM's before it is written.
+Short tries of each say on which, by validation data. Where the tokens are more than the training samples have, learning goes
+over the same ones again and again, and a layer-wise method, which takes no token, may do better: the learnt model is then
+compared with ADMM's before it is written.
 """
 
 from __future__ import annotations
@@ -15,26 +16,30 @@ from torch import nn
 
 from prunekit.apply import Manifest, masked
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
+from prunekit.layerwise import amount_of, get_method
 from prunekit.measure import merit
-from prunekit.plan import Plan
+from prunekit.plan import GROUPED, Plan
 from prunekit.progress import track
 from prunekit.recipe import Finetune, Layerwise, Prune, Refine, Steps
 from prunekit.recipe.pruning import Stream as StreamKeys
 from prunekit.recipe.training import Distill
 from prunekit.repair.stream import Stream
 from prunekit.repair.streamed import Streaming
-from prunekit.steps import finetune
+from prunekit.steps import Tuner, finetune
 from prunekit.task.evaluation import References, evaluate
+from prunekit.training.line_search import BATCHES, FACTOR
 from prunekit.trajectory.bare import named_tensors
 from prunekit.trajectory.copies import copied
-from prunekit.verbs.layerwise import by_layers
+from prunekit.verbs.layerwise import by_layers, layerwise_request
 from prunekit.verbs.refining import refining
 from prunekit.verbs.run_folder import Run
 from prunekit.verbs.scheduling import finetuning_of
-from prunekit.verbs.together import learnt_together
+from prunekit.verbs.together import learnt_together, together_request
 
-MASK, TOGETHER, IN_TURN, WEIGHTS = "mask", "together", "mask, then weights", "weights"
-SHARES = {MASK: 0.0, IN_TURN: 2 / 3, WEIGHTS: 1.0}
+MASK, TOGETHER, IN_TURN, WEIGHTS, LAYERS = "mask", "together", "mask, then weights", "weights", "layers, then weights"
+UNRECORDED = (TOGETHER, LAYERS)
+"""What leaves no recorded path of its weights."""
+SHARES = {MASK: 0.0, IN_TURN: 2 / 3, WEIGHTS: 1.0, LAYERS: 1.0}
 """Of the tokens, for the weights; the rest is for the mask."""
 TRY = 1 / 20
 """Of the tokens, for each try; what is left is spent by the best division."""
@@ -71,7 +76,7 @@ def beside_layers(run: Run, wanted: Prune, division: Mapping[str, Any]) -> Calla
 
     def compared(model: nn.Module) -> dict[str, Any]:
         try:
-            plan, other = by_layers(run, LAYERWISE, layerwise_of(wanted))
+            plan, other = by_layers(run, LAYERWISE, layerwise_of(run, wanted))
         except PrunekitError as error:
             return {"division": {**division, "layerwise": {"method": LAYERWISE.method, "why": str(error)}}}
         names = plan.provenance["prunable"]
@@ -91,9 +96,21 @@ def beside_layers(run: Run, wanted: Prune, division: Mapping[str, Any]) -> Calla
     return compared
 
 
-def layerwise_of(wanted: Prune) -> Prune:
-    """The same amount of the same structure, by layers."""
-    plain = {"tokens": None, "refine": None, "finetune": None, "criterion": "auto", "allocation": None}
+def fits_layers(wanted: Prune) -> bool:
+    """Whether a layer-wise method could do what is asked for: single weights or patterns, and no say in any layer's share."""
+    if wanted.structure in GROUPED or wanted.ratios or wanted.floor or wanted.classes:
+        return False
+    try:
+        amount_of(wanted.structure, wanted.sparsity, None, get_method(LAYERWISE.method))
+    except UsageError:
+        return False
+    return True
+
+
+def layerwise_of(run: Run, wanted: Prune) -> Prune:
+    """The same amount of the same structure, by layers; where ``kfac`` has been scored, it says how much of each layer goes."""
+    scored = wanted.structure == "unstructured" and run.score_path("kfac").exists()
+    plain = {"tokens": None, "refine": None, "finetune": None, "criterion": "kfac" if scored else "auto", "allocation": None}
     return wanted.model_copy(update={**plain, "layerwise": LAYERWISE})
 
 
@@ -105,7 +122,7 @@ def menu(wanted: Prune) -> tuple[str, ...]:
     """What is tried: both together, or in turn where it is said how weights are trained, by matrices of low rank for instance."""
     given = wanted.finetune
     said = given is not None and any(getattr(given, key) is not None for key in ("lora", "optimizer", "schedule"))
-    return MASK, IN_TURN if said else TOGETHER, WEIGHTS
+    return MASK, IN_TURN if said else TOGETHER, WEIGHTS, *([LAYERS] if fits_layers(wanted) else [])
 
 
 def divide(run: Run, wanted: Prune, plan: Plan) -> dict[str, Any]:
@@ -117,7 +134,8 @@ def divide(run: Run, wanted: Prune, plan: Plan) -> dict[str, Any]:
         plan: says how many weights stay, and where tries begin.
 
     Returns:
-        ``way``; ``tries``: by way, the model's figures.
+        ``way``; ``tries``: by way, the model's figures; ``left_out``: why one was not,
+        where a layer-wise method fails.
 
     Raises:
         UsageError: the smallest part of a try is less than two batches.
@@ -132,17 +150,24 @@ def divide(run: Run, wanted: Prune, plan: Plan) -> dict[str, Any]:
         )
     samples = run.batches("validation")
     references = References(run.model, samples, run.task)
-    ways, tries = menu(wanted), {}
+    ways, tries, failed = menu(wanted), {}, {}
     for way in track(ways, "divide tokens", len(ways)):
-        tries[way] = evaluate(_tried(run, wanted, plan, way), samples, run.task, references).figures()
-    best = max(ways, key=lambda way: merit(run.task.choosing, tries[way]))
-    return {"way": best, "tries": tries}
+        try:
+            tries[way] = evaluate(_tried(run, wanted, plan, way), samples, run.task, references).figures()
+        except PrunekitError as error:
+            if way != LAYERS:
+                raise
+            failed[way] = str(error)
+    best = max(tries, key=lambda way: merit(run.task.choosing, tries[way]))
+    return {"way": best, "tries": tries, **({"left_out": failed} if failed else {})}
 
 
 def _tried(run: Run, wanted: Prune, plan: Plan, way: str) -> nn.Module:
     tokens = round(TRY * (wanted.tokens or 0))
     if way == TOGETHER:
         return learnt_together(run, wanted, plan, tokens)[1]
+    if way == LAYERS:
+        return tuned_by_layers(run, wanted, tokens)[1]
     for_mask, for_weights = parts(tokens, SHARES[way])
     found = plan if for_mask is None else refining(run, for_mask)(plan)
     if for_weights is None:
@@ -150,6 +175,28 @@ def _tried(run: Run, wanted: Prune, plan: Plan, way: str) -> nn.Module:
     model = copied(run.model)
     finetune(model, found, finetuning_of(run, Steps(finetune=tuning(wanted, for_weights))))
     return model.to(next(run.model.parameters()).device)
+
+
+def tuned_by_layers(run: Run, wanted: Prune, tokens: int) -> tuple[Plan, nn.Module, dict[str, Any]]:
+    """The layer-wise method's mask, its weights tuned on from where it leaves them; what is told of the tuning."""
+    plan, model = by_layers(run, LAYERWISE, layerwise_of(run, wanted))
+    how = finetuning_of(run, Steps(finetune=tuning(wanted, tokens)))
+    with Tuner(model, plan.masks(), how, None, {}, plan.provenance.get("prunable")) as tuner:
+        tuner.run()
+    return plan, model.to(next(run.model.parameters()).device), {"tokens": tokens, "steps": how.steps, "rates": tuner.rates}
+
+
+def unrecorded_request(run: Run, wanted: Prune, asked: Mapping[str, Any], way: str) -> dict[str, Any]:
+    """What decides a model of a way that leaves no path, for reuse.
+
+    Args:
+        asked: what was asked for, without how it is learnt.
+    """
+    if way == TOGETHER:
+        return {**asked, **together_request(wanted)}
+    tuned = tuning(wanted, tokens_left(wanted)).model_dump(mode="json", exclude_none=True)
+    searched = {"search": {"batches": BATCHES, "factor": FACTOR}} if "lr" not in tuned else {}
+    return {**asked, "by_layers": layerwise_request(run, LAYERWISE, layerwise_of(run, wanted)), "tuned": {**tuned, **searched}}
 
 
 def tokens_left(wanted: Prune) -> int:

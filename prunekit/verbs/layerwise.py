@@ -117,10 +117,9 @@ def layerwise_request(run: Run, asked: Layerwise, wanted: Prune) -> dict[str, An
 def refuse_without_weights(plan: Plan) -> None:
     """Raises UsageError for a plan whose method found weights with the mask: the plan alone does not hold them."""
     request = plan.provenance.get("request", {})
-    if "together" in request:
-        raise UsageError(
-            "--apply: the plan's mask was learnt together with weights (--tokens), and plans hold none; prune with --tokens again"
-        )
+    if "together" in request or "by_layers" in request:
+        how = "mask was learnt together with weights" if "together" in request else "weights were found by layers and tuned"
+        raise UsageError(f"--apply: the plan's {how} (--tokens), and plans hold none; prune with --tokens again")
     method = request.get("layerwise", {}).get("method")
     if method in METHODS and METHODS[method].changes and not request.get("refine"):
         raise UsageError(

@@ -30,14 +30,18 @@ from prunekit.verbs.compensating import compensation_request, pruned_as_asked
 from prunekit.verbs.dividing import (
     LAYERWISE,
     TOGETHER,
+    UNRECORDED,
     LayersAreBetter,
     beside_layers,
     by_division,
     divide,
     earlier,
+    fits_layers,
     layerwise_of,
     looks_again,
     tokens_left,
+    tuned_by_layers,
+    unrecorded_request,
 )
 from prunekit.verbs.layerwise import prune_by_layers, refuse_without_weights, write_by_layers
 from prunekit.verbs.pruned_facts import made_from, refuse_foreign, summary
@@ -46,7 +50,7 @@ from prunekit.verbs.refining import Seconds, better_plan, refining_again, refini
 from prunekit.verbs.run_folder import Run, comparison_inputs
 from prunekit.verbs.scheduling import by_divergence, check_lora, planner_for, prune_in_steps
 from prunekit.verbs.scoring import score_run
-from prunekit.verbs.together import learnt_together, together_request, write_together
+from prunekit.verbs.together import learnt_together, write_unrecorded
 from prunekit.verbs.validation import validation_of
 
 
@@ -102,9 +106,10 @@ def prune_run(
             raise UsageError("--dry-run shows a plan that is made at once; --tokens learns it, in tries first")
         asked = {**request, "tokens": wanted.tokens, "train": run.splits["train"].digest()}
         known = earlier(folder, asked)
-        if known is not None and (known["way"] != TOGETHER or known.get("layerwise", {}).get("better")):
+        if known is not None and (known["way"] not in UNRECORDED or known.get("layerwise", {}).get("better")):
             return _divided(run, wanted, known, overwrite)
-        if reusable(folder, made_from(folder, False), together_request(wanted, asked), overwrite):
+        request_of = unrecorded_request(run, wanted, asked, TOGETHER if known is None else known["way"])
+        if reusable(folder, made_from(folder, False), request_of, overwrite):
             return {**summary(run, folder, Plan.load(folder / "plan.safetensors")), "reused": True}
         refuse_foreign(folder)
     if repair is not None:
@@ -193,20 +198,24 @@ def prune_run(
 def _divided(run: Run, wanted: Prune, division: Mapping[str, Any], overwrite: bool, given: Plan | None = None) -> dict[str, Any]:
     """The model that ``division`` of the tokens comes to, or ADMM's where that is better."""
     assert wanted.tokens is not None
-    by_layers = layerwise_of(wanted)
+    by_layers = layerwise_of(run, wanted)
     if division.get("layerwise", {}).get("better"):
         return prune_by_layers(run, LAYERWISE, by_layers, False, overwrite, {"division": dict(division)})
-    comparable = wanted.structure not in GROUPED and looks_again(run, wanted.tokens)
+    comparable = fits_layers(wanted) and looks_again(run, wanted.tokens)
     compared = beside_layers(run, wanted, division) if comparable and "layerwise" not in division else None
     try:
-        if division["way"] != TOGETHER:
+        if division["way"] not in UNRECORDED:
             return prune_run(run, by_division(wanted, division["way"]), False, overwrite, division, compared)
-        assert given is not None
-        plan, model = learnt_together(run, wanted, given, tokens_left(wanted))
-        facts = {"division": dict(division), **(compared(model) if compared is not None else {})}
+        facts: dict[str, Any] = {"division": dict(division)}
+        if division["way"] == TOGETHER:
+            assert given is not None
+            plan, model = learnt_together(run, wanted, given, tokens_left(wanted))
+        else:
+            plan, model, facts["tuned"] = tuned_by_layers(run, wanted, tokens_left(wanted))
+        facts |= compared(model) if compared is not None else {}
     except LayersAreBetter as found:
         return write_by_layers(run, LAYERWISE, by_layers, found.plan, found.model, {"division": found.division})
-    return write_together(run, wanted, plan, model, division["asked"], facts)
+    return write_unrecorded(run, wanted, plan, model, unrecorded_request(run, wanted, division["asked"], division["way"]), facts)
 
 
 def _seconds(wanted: Prune, repair: Refine | None) -> Seconds | None:

@@ -39,23 +39,22 @@ def learnt_together(run: Run, wanted: Prune, plan: Plan, tokens: int) -> tuple[P
     return found, model.to(place)
 
 
-def together_request(wanted: Prune, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides the model, for reuse."""
+def together_request(wanted: Prune) -> dict[str, Any]:
+    """What decides how mask and weights are learnt, beside what is asked for."""
     rate = None if wanted.finetune is None else wanted.finetune.lr
-    return {**asked, "together": {"rate": rate, "batches": BATCHES, "factor": FACTOR, "hold": together.HOLD}}
+    return {"together": {"rate": rate, "batches": BATCHES, "factor": FACTOR, "hold": together.HOLD}}
 
 
-def write_together(
-    run: Run, wanted: Prune, plan: Plan, model: nn.Module, asked: Mapping[str, Any], facts: Mapping[str, Any]
+def write_unrecorded(
+    run: Run, wanted: Prune, plan: Plan, model: nn.Module, request: dict[str, Any], facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Writes what ``learnt_together`` found, as ``prune_run`` does.
+    """Writes a plan and weights that were learnt without a recorded path, as ``prune_run`` does.
 
     Args:
-        asked: what was asked for, without how it is learnt.
+        request: what decides them, for reuse.
         facts: for the manifest.
     """
-    request = together_request(wanted, asked)
-    if plan.provenance["refine"]["ended"] == "interrupted":
+    if plan.provenance.get("refine", {}).get("ended") == "interrupted":
         request["refine"] = {"ended": "interrupted"}  # so that it is not taken for what was asked
     plan.provenance["request"] = request
     folder = run.path / "pruned" / wanted.name

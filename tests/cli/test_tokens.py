@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from prunekit.apply import Manifest
 from prunekit.recipe import Finetune, Layerwise, Prune
 from prunekit.training.line_search import FACTOR, FIRST, LONGER
 from prunekit.verbs import dividing, pruning
-from prunekit.verbs.dividing import IN_TURN, MASK, SHARES, TOGETHER, TRY, WEIGHTS, by_division, menu
+from prunekit.verbs.dividing import IN_TURN, LAYERS, MASK, SHARES, TOGETHER, TRY, WEIGHTS, by_division, menu
 from tests.cli.conftest import Cli
 from tests.cli.test_bad_input import one_line
 
@@ -43,12 +44,12 @@ def test_validation_data_divide_a_budget(cli: Cli, run: Path, monkeypatch: pytes
     done = cli(*options, "--json")
     assert done.code == 0, done.err
     told = json.loads(done.out)["division"]
-    assert list(told["tries"]) == [MASK, TOGETHER, WEIGHTS]
+    assert list(told["tries"]) == [MASK, TOGETHER, WEIGHTS, LAYERS]
     assert told["tries"][told["way"]]["accuracy"] == max(found["accuracy"] for found in told["tries"].values())
     folder = run / "pruned" / "divided"
     spent = Manifest.load(folder / "prunekit.json").facts.get("finetune", {}).get("tokens", 0)
     spent += Plan.load(folder / "plan.safetensors").provenance.get("refine", {}).get("stream", {}).get("tokens", 0)
-    assert 0 < spent <= 16000 * (1 - 3 * TRY)
+    assert 0 < spent <= 16000 * (1 - 4 * TRY)
     one_line(
         cli("prune", run, "-c", "magnitude", "-s", 0.9, "--name", "few", "--tokens", "3k"),
         2,
@@ -116,6 +117,33 @@ def test_mask_and_weights_together(cli: Cli, run: Path, monkeypatch: pytest.Monk
     one_line(changed, 1, "tokens")
 
 
+@pytest.mark.slow
+def test_weights_tuned_after_layers(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ADMM's mask, by kfac's shares where that is scored; its weights move, what it removed stays 0."""
+    monkeypatch.setattr(pruning, "looks_again", lambda run, tokens: False)
+    monkeypatch.setattr(dividing, "menu", lambda wanted: (LAYERS,))
+    assert cli("score", run, "-c", "kfac").code == 0
+    options = ("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "layers", "--tokens", "16k")
+    done = cli(*options)
+    assert done.code == 0, done.err
+    assert "after ADMM's mask and weights layer by layer" in done.out
+    folder = run / "pruned" / "layers"
+    plan, facts = Plan.load(folder / "plan.safetensors"), Manifest.load(folder / "prunekit.json").facts
+    assert facts["tuned"]["tokens"] == 16000 * (1 - TRY)
+    assert facts["tuned"]["rates"][0] > 0
+    by_layers = ("prune", run, "--layerwise", "admm", "-c", "kfac", "-s", 0.8, "--name", "admm")
+    assert cli(*by_layers).code == 0
+    before, after = (load_file(run / "pruned" / name / "model.safetensors") for name in ("admm", "layers"))
+    for name, keep in plan.keep.items():
+        assert torch.equal(keep, Plan.load(run / "pruned" / "admm" / "plan.safetensors").keep[name])
+        assert not after[name][~keep].any()
+        assert not torch.equal(before[name], after[name])
+    assert json.loads(cli(*options, "--json").out)["reused"]
+    assert cli("eval", folder).code == 0
+    assert cli("explain", folder).code == 0
+    one_line(cli("prune", run, "--apply", folder / "plan.safetensors", "--name", "again"), 2, "found by layers and tuned")
+
+
 def load_trajectory_end(run: Path) -> dict[str, Tensor]:
     trajectory = Trajectory(run / "trajectory")
     return trajectory.layout.views(trajectory.state(-1))
@@ -123,9 +151,11 @@ def load_trajectory_end(run: Path) -> dict[str, Tensor]:
 
 def test_weights_are_trained_in_turn_where_it_is_said_how() -> None:
     asked = Prune(name="x", criterion="magnitude", sparsity=0.5, tokens="100k")  # type: ignore[arg-type]
-    assert menu(asked) == (MASK, TOGETHER, WEIGHTS)
-    assert menu(asked.model_copy(update={"finetune": Finetune(lr=1e-3)})) == (MASK, TOGETHER, WEIGHTS)
-    assert menu(asked.model_copy(update={"finetune": Finetune(lora=4)})) == (MASK, IN_TURN, WEIGHTS)
+    assert menu(asked) == (MASK, TOGETHER, WEIGHTS, LAYERS)
+    assert menu(asked.model_copy(update={"finetune": Finetune(lr=1e-3)})) == (MASK, TOGETHER, WEIGHTS, LAYERS)
+    assert menu(asked.model_copy(update={"finetune": Finetune(lora=4)})) == (MASK, IN_TURN, WEIGHTS, LAYERS)
+    for said in ({"structure": "channels"}, {"structure": "block:2x2"}, {"ratios": {"w": 0.5}}, {"floor": 0.1}):
+        assert LAYERS not in menu(asked.model_copy(update=said))  # whose shares a layer-wise method does not know
 
 
 def test_a_division_says_how_long_each_part_takes() -> None:
@@ -134,8 +164,8 @@ def test_a_division_says_how_long_each_part_takes() -> None:
         found = by_division(asked, way)
         mask = found.refine.stream.tokens if found.refine and found.refine.stream else 0
         weights = (found.finetune.tokens or 0) if found.finetune else 0
-        assert mask + weights == 100_000 * (1 - 3 * TRY)
-        assert weights == pytest.approx(share * 85_000, abs=1)
+        assert mask + weights == 100_000 * (1 - 4 * TRY)
+        assert weights == pytest.approx(share * 80_000, abs=1)
 
 
 @pytest.mark.slow

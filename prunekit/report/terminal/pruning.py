@@ -116,7 +116,7 @@ def _by_layers(result: dict[str, Any]) -> str:
 
 _SPENT = {
     "mask": "the mask alone", "together": "mask and weights together", "mask, then weights": "the mask, then the weights",
-    "weights": "the weights alone",
+    "weights": "the weights alone", "layers, then weights": "the weights, after ADMM's mask and weights layer by layer",
 }  # fmt: skip
 
 
@@ -126,6 +126,7 @@ def _division(division: dict[str, Any], measures: list[Any]) -> str:
     measure = by_name(next(iter(first)), measures)
     tries = ", ".join(f"{way} {measure.text(found[measure.name])}" for way, found in division["tries"].items())
     told = f"tokens spent on {_SPENT[division['way']]}; tries, validation {measure.title}: {tries}"
+    told += "".join(f"; {way} not tried, {why}" for way, why in division.get("left_out", {}).items())
     if beside := division.get("layerwise"):
         told += f"\n  {_beside_layers(beside, measures)}"
     return told
