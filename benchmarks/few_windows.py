@@ -9,8 +9,8 @@ model in nats a token, each run's and their mean. Layer-wise methods look at all
 again: a mask from three quarters, judged on the last quarter, and the weights that are tuned under it from the same ones;
 weights that are tuned under a given mask, or ADMM's, from all. ``divided`` does as ``prunekit prune --tokens`` would with
 three quarters to train on and the last one as validation data: it tries a mask alone, mask and weights together, weights alone
-and weights after ADMM by kfac's shares with a twentieth of the tokens each, spends what is left on the best, and takes ADMM's model
-of the three quarters where the judges find it nearer to the dense one. Nothing was chosen by these test data.
+and weights after ADMM by kfac's shares with a twentieth of the tokens each, spends what is left on the best, and takes ADMM's
+model of the three quarters where the judges find it nearer to the dense one. Nothing was chosen by these test data.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ def divided(plan: Plan, run: Run, material: RepairSamples) -> tuple[nn.Module, s
         scored = score_gathered(replace(run.evidence, data=material.train), "kfac")
         shares = make_plan(scored, run.model, sparsity=plan.provenance["sparsity"], allocation="global")
     admm, by_layers = ways.by_layers(shares, run.model, material, method=LAYERWISE.method)
+    assert by_layers is not None
     spent: dict[str, Callable[[RepairSamples], nn.Module]] = {
         MASK: lambda material: learnt(plan, run, material, 0.0),
         TOGETHER: lambda material: _made(ways.together(plan, run.model, material)),
