@@ -25,6 +25,8 @@ from prunekit import (
     ranks,
     score,
 )
+from prunekit.data import Samples
+from prunekit.steps import ByDivergence
 from prunekit.task import Classification
 from prunekit.training import AUGMENTATIONS, Distillation, augmented
 from prunekit.trajectory import replay
@@ -100,12 +102,14 @@ def by_rounds(folder: Path) -> dict[str, Any]:
 
 
 def results(folder: Path) -> dict[str, Any]:
-    plain, distilled, normed = net(), net(), net(norm=True)
+    plain, distilled, searched, normed = net(), net(), net(), net(norm=True)
     teacher = Distillation(net(), temperature=2.0, weight=0.4)
+    far = ByDivergence(net(), Samples.held([(X, Y.clamp_min(0))]), Classification())
     return {
         "same": {
             "plain": told(plain, tuned(plain, how())),
             "distilled": told(distilled, tuned(distilled, how(distill=teacher))),
+            "at a searched rate": told(searched, tuned(searched, how(distill=teacher, rate=far))),
             "by rounds": by_rounds(folder / "rounds"),
         },
         "own": told(normed, tuned(normed, how())),
