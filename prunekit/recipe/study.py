@@ -28,6 +28,10 @@ from prunekit.search.ways import get_repair
 BY_LAYERS: Final = "layers"
 
 
+Method = CriterionName | Literal["auto"]
+Allocations = Annotated[list[AllocationName], Field(min_length=1)]
+
+
 class Tuning(Section):
     """After how much fine-tuning a study compares, and at which sparsities.
 
@@ -41,17 +45,17 @@ class Tuning(Section):
 class Repairs(Section):
     """Masks repaired, and other ways to masks of that size (``prunekit.search.ways``); ``refine: true`` takes the defaults.
 
-    ``ways``: by structure, the rest takes ``refined``; ``of``: methods whose plans are repaired, ``auto`` among them: at every
-    sparsity the plan that does best on validation data; null: those that are looked at again; ``sparsities``: by structure, null:
-    those of ``tune``; ``samples``: of the training data, to learn from, accepted on the scoring samples; null: a quarter
-    of the scoring samples accepts, the rest is learnt from; ``stream``: how ways learn that take fresh training samples in every
-    step, and from how many tokens; ``compensate``: also with their weights compensated; ``tune``:
-    the ways that are compared after fine-tuning too, where ``tune`` of the study says; ``again``: refined plans also refined so
-    many times again within that fine-tuning, its epochs split into ``again + 1`` runs (``refined again``).
+    ``ways``: by structure, the rest takes ``refined``; ``of``: methods whose plans are repaired, or in which ways
+    by method; ``auto`` among them: at every sparsity the plan that does best on validation data; null: those that are looked at
+    again; ``sparsities``: by structure, null: those of ``tune``; ``samples``: of the training data, to learn from, accepted on
+    the scoring samples; null: a quarter of the scoring samples accepts, the rest is learnt from; ``stream``: how ways learn that
+    take fresh training samples in every step, and from how many tokens; ``compensate``: also with their weights compensated;
+    ``tune``: the ways that are compared after fine-tuning too, where ``tune`` of the study says; ``again``: refined plans also
+    refined so many times again within that fine-tuning, its epochs split into ``again + 1`` runs (``refined again``).
     """
 
     ways: dict[StructureName, list[str]] = {}
-    of: dict[StructureName, list[CriterionName | Literal["auto"]]] = {}
+    of: dict[StructureName, list[Method] | dict[Method, Annotated[list[str], Field(min_length=1)]]] = {}
     sparsities: dict[StructureName, list[Share]] | None = None
     samples: Count | None = None
     stream: Stream | None = None
@@ -61,9 +65,19 @@ class Repairs(Section):
 
     _said = without_unset("stream")
 
+    def own_ways(self, structure: str) -> dict[str, list[str]]:
+        """Ways by method, where ``of`` says them."""
+        of = self.of.get(structure, ())
+        return dict(of) if isinstance(of, dict) else {}
+
+    def ways_of(self, structure: str) -> list[str]:
+        """All of them."""
+        own = self.own_ways(structure)
+        return list(dict.fromkeys(way for ways in own.values() for way in ways)) if own else self.ways.get(structure, ["refined"])
+
     @model_validator(mode="after")
     def _fed(self) -> Repairs:
-        for way in (way for ways in self.ways.values() for way in ways):
+        for way in (way for structure in {*self.ways, *self.of} for way in self.ways_of(structure)):
             if way in WAYS and way not in {*LOOKING, REFIT} and self.stream is None:
                 raise ValueError(f"way {way} learns from a stream of tokens; give stream (tokens)")
         return self
@@ -76,9 +90,12 @@ class Repairs(Section):
 
     @model_validator(mode="after")
     def _known(self) -> Repairs:
+        for structure in self.ways:
+            if self.own_ways(structure):
+                raise ValueError(f"refine.of says the ways of {structure} by method; leave it out of refine.ways")
         try:
-            for structure, ways in self.ways.items():
-                for way in ways:
+            for structure in dict.fromkeys([*self.ways, *self.of]):
+                for way in self.ways_of(structure):
                     get_repair(way, structure)
         except UsageError as error:
             raise ValueError(str(error)) from None
@@ -89,7 +106,8 @@ class Study(Whole):
     """A comparison over cases and seeds: ``prunekit compare STUDY --out DIR``.
 
     ``cases``: name -> recipe, its path relative to the study's file; ``criteria``: each one line of the result, ``tempered(...)``
-    the best of the compositions that it stands for on validation data; ``control``: also plans shuffled within layers;
+    the best of the compositions that it stands for on validation data; ``allocations``: by structure, of all criteria or by
+    criterion, the best on validation data is taken; ``control``: also plans shuffled within layers;
     ``samples``: scoring samples. Every criterion is compared again with its weights compensated (``compensate``; ``layers``: by
     every layer's outputs alone), after fine-tuning (``tune``), and with its plans repaired (``refine``). ``leading``: only so
     many, those that lead on validation data in that run, and those in ``always``; means over the seeds where a criterion led are
@@ -102,7 +120,7 @@ class Study(Whole):
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = [0, 1, 2]
     criteria: Annotated[list[CriterionName], Field(min_length=1)]
     structures: Annotated[dict[StructureName, Annotated[list[Share], Field(min_length=1)]], Field(min_length=1)]
-    allocations: dict[StructureName, Annotated[list[AllocationName], Field(min_length=1)]] = {}
+    allocations: dict[StructureName, Allocations | dict[CriterionName, Allocations]] = {}
     control: bool = True
     samples: Count = 160
     leading: Annotated[int, Field(ge=0)] | None = None
@@ -127,6 +145,14 @@ class Study(Whole):
         return value
 
     @model_validator(mode="after")
+    def _allotted(self) -> Study:
+        known = {*self.criteria, *self.always}
+        for name in (name for said in self.allocations.values() if isinstance(said, dict) for name in said):
+            if name not in known:
+                raise ValueError(f"allocations names {name}, which is none of the criteria compared")
+        return self
+
+    @model_validator(mode="after")
     def _refinable(self) -> Study:
         if self.refine is not None:
             self._check_repairs(self.refine)
@@ -143,8 +169,8 @@ class Study(Whole):
             if method not in known:
                 raise ValueError(f"refine.of names {method}, which is none of the criteria compared")
         for structure, compared in self.structures.items():
-            ways = self.ways_of(structure)
-            if len(set(ways)) < len(ways):
+            said = [refine.ways.get(structure, []), *refine.own_ways(structure).values()]
+            if any(len(set(ways)) < len(ways) for ways in said):
                 raise ValueError(f"refine.ways of {structure} names one twice")
             extra = sorted(set(self.refined_at(structure)) - set(compared))
             if extra and refine.sparsities is not None:
@@ -164,9 +190,11 @@ class Study(Whole):
         tuned = self.tune.sparsities if self.tune else {}
         return list((tuned if self.refine.sparsities is None else self.refine.sparsities).get(structure, ()))
 
-    def ways_of(self, structure: str) -> list[str]:
-        """How its plans are repaired."""
-        return [] if self.refine is None else list(self.refine.ways.get(structure, ["refined"]))
+    def ways_of(self, structure: str, method: str | None = None) -> list[str]:
+        """How its plans are repaired; one method's, or None for all."""
+        if self.refine is None:
+            return []
+        return list(self.refine.own_ways(structure).get(method or "", self.refine.ways_of(structure)))
 
     def refined_again_at(self, structure: str) -> list[float]:
         """Sparsities at which what was refined and fine-tuned is refined again."""
@@ -188,8 +216,10 @@ class Study(Whole):
         """Sparsities at which plans are fine-tuned."""
         return [] if self.tune is None else list(self.tune.sparsities.get(structure, ()))
 
-    def allocations_of(self, structure: str) -> list[str]:
-        return list(self.allocations.get(structure, ["global", "uniform", "mean"]))
+    def allocations_of(self, structure: str, criterion: str) -> list[str]:
+        """How a criterion's plans share out what is removed among layers."""
+        said = self.allocations.get(structure, [])
+        return list((said.get(criterion, []) if isinstance(said, dict) else said) or ["global", "uniform", "mean"])
 
     @classmethod
     def load(cls, path: Path) -> Study:

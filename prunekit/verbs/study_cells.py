@@ -131,7 +131,7 @@ def one_shot_cells(job: Job, told: Mapping[str, Any]) -> Iterator[Cell]:
             if structure in score["unfit"]:  # REAP's are of experts, and say nothing of heads
                 continue
             made_from = {
-                "scores": score["digest"], "structure": structure, "allocations": study.allocations_of(structure),
+                "scores": score["digest"], "structure": structure, "allocations": study.allocations_of(structure, name),
                 "sparsities": sparsities, "control": study.control, "seed": job.seed, **told["data"],
             }  # fmt: skip
             path = job.cells / structure.replace(":", "-") / f"{score_slug(name)}.json"
@@ -208,7 +208,7 @@ class _Later:
             "train": told["train"],
         }
         file = f"{method_slug(method)}-{sparsity:g}"
-        for way in study.ways_of(structure):
+        for way in study.ways_of(structure, method):
             tuned = way in refine.tune and sparsity in study.tuned_at(structure)
             asked = {**self._made_from(method, variant), **learnt_from, **settings(way, structure), "sparsity": sparsity}
             files = {self._path(way, f"{file}.json"): {**asked, "epochs": told["epochs"] if tuned else 0}}

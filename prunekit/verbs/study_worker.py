@@ -175,7 +175,7 @@ def _open(source: Source, here: Path) -> Opened:
 
 def _one_shot(run: Opened, structure: str, criterion: str) -> list[Rows]:
     study = run.study
-    allocations, sparsities = study.allocations_of(structure), study.structures[structure]
+    allocations, sparsities = study.allocations_of(structure, criterion), study.structures[structure]
     return [one_shot(run.bench, structure, criterion, allocations, sparsities, study.control)]
 
 

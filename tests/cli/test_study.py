@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from prunekit.recipe import RESOLVED
+from prunekit.recipe.study import Study
 from prunekit.search.study import split
 from prunekit.search.summary import area
 from prunekit.verbs.run_folder import Run
@@ -227,11 +228,21 @@ def test_runs_that_are_there_already(run: Path, cli: Cli, tmp_path: Path) -> Non
         (("small: small.yaml", "small: other.yaml"), "no such recipe"),
         (("[magnitude, random", "[magnitud, random"), "magnitude"),
         (("structures:", "structure:"), "structure is not a study key"),
+        (("unstructured: [global]", "unstructured: {lamp: [global]}"), "allocations names lamp"),
+        (("unstructured: [global]", "unstructured: {magnitude: []}"), "allocations"),
         (("small: small.yaml", "'../up': small.yaml"), "use letters"),
         (("tune:", "refine: true\n#"), "refine needs refine.sparsities"),
         (("tune:", "refine: {sparsities: {unstructured: [0.42]}}\ntune:"), "refine.sparsities has 0.42"),
         (("tune:", "refine: {sparsities: {'4:8': [0.5]}}\ntune:"), "refine names 4:8"),
         (("tune:", "refine: {of: {unstructured: [lamp]}}\ntune:"), "refine.of names lamp"),
+        (("tune:", "refine: {of: {unstructured: {magnitude: [refind]}}}\ntune:"), "'refind' does not exist for unstructured"),
+        (("tune:", "refine: {of: {unstructured: {lamp: [refined]}}}\ntune:"), "refine.of names lamp"),
+        (("tune:", "refine: {of: {unstructured: {magnitude: [refined, refined]}}}\ntune:"), "names one twice"),
+        (("tune:", "refine: {of: {unstructured: {magnitude: [streamed]}}}\ntune:"), "way streamed learns from a stream"),
+        (
+            ("tune:", "refine: {of: {unstructured: {magnitude: [refined]}}, ways: {unstructured: [refined]}}\ntune:"),
+            "refine.of says the ways of unstructured by method; leave it out of refine.ways",
+        ),
         (("tune:", "refine: {tune: [rescored]}\ntune:"), "refine.tune names rescored"),
         (("tune:", "refine: {again: 1}\ntune:"), "name refined in refine.tune too"),
         (("tune:", "refine: {tune: [refined], again: 1}\ntune:"), "each run needs an epoch"),
@@ -244,6 +255,31 @@ def test_a_study_that_makes_no_sense(study: Path, cli: Cli, tmp_path: Path, chan
     assert done.code == 2
     assert said in done.err
     assert not (tmp_path / "out" / "compare.json").exists()
+
+
+def test_allocations_by_criterion(study: Path) -> None:
+    """One criterion's are its own; one that is not named, and a structure that is not, take the usual ones."""
+    study.write_text(STUDY.replace("unstructured: [global]", "unstructured: {magnitude: [rows], random: [global, mean]}"))
+    found = Study.model_validate(yaml.safe_load(study.read_text()))
+    assert [found.allocations_of("unstructured", name) for name in ("magnitude", "random")] == [["rows"], ["global", "mean"]]
+    assert (
+        found.allocations_of("unstructured", "taylor")
+        == found.allocations_of("2:4", "magnitude")
+        == ["global", "uniform", "mean"]
+    )
+    assert found.allocations_of("channels", "taylor") == ["global", "uniform"]
+
+
+def test_ways_by_method(study: Path) -> None:
+    """One method's are its own, those of a structure all methods' once; a method that is not named has none there."""
+    of = "{unstructured: {magnitude: [refined], random: [rescored, refined]}, channels: [random]}"
+    study.write_text(STUDY + f"refine: {{of: {of}}}")
+    found = Study.model_validate(yaml.safe_load(study.read_text()))
+    assert [found.ways_of("unstructured", method) for method in ("magnitude", "random")] == [["refined"], ["rescored", "refined"]]
+    assert found.ways_of("unstructured") == ["refined", "rescored"]
+    assert found.ways_of("channels", "random") == found.ways_of("channels") == ["refined"]
+    assert found.refine is not None
+    assert list(found.refine.of["unstructured"]) == ["magnitude", "random"]
 
 
 def test_out_is_needed_for_more_than_a_run(study: Path, run: Path, cli: Cli, tmp_path: Path) -> None:
