@@ -9,8 +9,8 @@ model in nats a token, each run's and their mean. Layer-wise methods look at all
 again: a mask from three quarters, judged on the last quarter, and the weights that are tuned under it from the same ones;
 weights that are tuned under a given mask, or ADMM's, from all. ``divided`` does as ``prunekit prune --tokens`` would with
 three quarters to train on and the last one as validation data: it tries a mask alone, mask and weights together, weights alone
-and weights after ADMM by kfac's shares with a twentieth of the tokens each, spends what is left on the best, and takes ADMM's
-model of the three quarters where the judges find it nearer to the dense one. Nothing was chosen by these test data.
+and both together from ADMM by kfac's shares with a twentieth of the tokens each, spends what is left on the best, and takes
+ADMM's model of the three quarters where the judges find it nearer to the dense one. Nothing was chosen by these test data.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from prunekit.search import streamed_ways as ways
 from prunekit.search.ways import RepairSamples
 from prunekit.structure import implied_sparsity
 from prunekit.task.evaluation import References, evaluate
-from prunekit.verbs.dividing import LAYERS, LAYERWISE, MASK, TOGETHER, TRY, WEIGHTS
+from prunekit.verbs.dividing import LAYERS_TOGETHER, LAYERWISE, MASK, TOGETHER, TRY, WEIGHTS
 from prunekit.verbs.run_folder import Run
 
 LEARNING = (
@@ -79,7 +79,7 @@ def divided(plan: Plan, run: Run, material: RepairSamples) -> tuple[nn.Module, s
         MASK: lambda material: learnt(plan, run, material, 0.0),
         TOGETHER: lambda material: _made(ways.together(plan, run.model, material)),
         WEIGHTS: lambda material: learnt(plan, run, material, 1.0),
-        LAYERS: lambda material: _made(ways.tuned(admm, run.model, material, start=by_layers)),
+        LAYERS_TOGETHER: lambda material: _made(ways.together(admm, run.model, material, by_layers)),
     }
     best = min(spent, key=lambda way: judge.kl(spent[way](small)))
     rest = replace(material, stream=replace(how, tokens=how.tokens - len(spent) * round(TRY * how.tokens)))

@@ -103,14 +103,14 @@ class Stream(Section):
     """Learn a mask from a stream of training samples; see ``prunekit.repair.streamed.Streaming``.
 
     ``tokens``: to learn from in all, such as ``500k`` (without tokens, samples); ``batch``: samples a step; ``rate``: at first,
-    it falls to 0; ``looks``: how often the scoring samples judge; ``soft``: masks are soft at first, null: where a quarter or
-    more stays; ``lean``: 10 bytes a weight beside the model, for 16; ``autocast``: compute in bfloat16; ``checkpointing``: run
-    blocks again instead of keeping their activations.
+    it falls to 0; null: 0.06; ``looks``: how often the scoring samples judge; ``soft``: masks are soft at first, null: where a
+    quarter or more stays; ``lean``: 10 bytes a weight beside the model, for 16; ``autocast``: compute in bfloat16;
+    ``checkpointing``: run blocks again instead of keeping their activations.
     """
 
     tokens: Tokens
     batch: Count = Streaming.batch
-    rate: Positive = Streaming.rate
+    rate: Positive | None = Streaming.rate
     looks: Count = Streaming.looks
     soft: bool | None = Streaming.soft
     lean: bool = Streaming.lean

@@ -44,6 +44,8 @@ DENSE = 0.25
 """The share kept from which masks are soft: with little kept they did worse, since only weights near the level move."""
 FIRST_LOOK = 16
 """Batches that scores start from, at most; of a short stream a tenth."""
+RATE = 0.06
+"""Adam's rate at the first step, in standard deviations of the scores."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class Streaming:
     Attributes:
         tokens: that are learnt from in all, those of the first look included: of text its tokens, else samples.
         batch: samples a step.
-        rate: of Adam at the first step, in standard deviations of the scores; it falls to 0 in a straight line.
+        rate: of Adam at the first step, in standard deviations of the scores; it falls to 0 in a straight line. None: ``RATE``,
+            or what is found where weights move too and begin with others than the dense ones (``prunekit.repair.together``).
         looks: how often the mask is judged on the way.
         soft: masks are soft at first and hard at the end, ``σ((score - level) / heat)`` with the heat falling
             from ``HOT`` to ``COLD`` standard deviations of the scores; else hard in every step. None: soft where at least
@@ -68,7 +71,7 @@ class Streaming:
 
     tokens: int
     batch: int = 16
-    rate: float = 0.06
+    rate: float | None = None
     looks: int = 10
     soft: bool | None = None
     lean: bool = True
@@ -80,7 +83,7 @@ class Streaming:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UsageError(f"refine: {name} is {value!r}; it must be a whole number from 1 upwards")
-        if not 0 < self.rate < math.inf:
+        if self.rate is not None and not 0 < self.rate < math.inf:
             raise UsageError(f"refine: rate is {self.rate!r}; it must be above 0")
 
 
@@ -167,6 +170,7 @@ class StreamLearning:
         self.looked = min(FIRST_LOOK, max(1, total // 10))
         self.steps, self.tokens_a_step = total - self.looked, per_batch
         self.learner: Learner | None = None
+        self.rate = RATE if how.rate is None else how.rate
         self.done, self.seconds = 0, 0.0
 
     def learnt(self, plan: Plan) -> Plan:
@@ -253,7 +257,7 @@ class StreamLearning:
         assert self.learner is not None
         heat = HOT * (COLD / HOT) ** gone if self._soft else 0.0
         referred = [self._referred(part) for part in batch]
-        return self.learner.step(referred, self._stream.batch_size, self._how.rate * (1 - gone), heat=heat)
+        return self.learner.step(referred, self._stream.batch_size, self.rate * (1 - gone), heat=heat)
 
     def close(self) -> None:
         """Leaves the dense model as it was."""
@@ -264,12 +268,12 @@ class StreamLearning:
         """What the plan tells of its cost.
 
         Returns:
-            ``tokens`` and ``steps``, ``seconds`` a step, and ``bytes`` a prunable weight beside the model and one batch: the
-            ``copy`` that runs, and ``scores`` with what their optimizer remembers.
+            ``tokens`` and ``steps``, the ``rate`` of the first one, ``seconds`` a step, and ``bytes`` a prunable weight beside
+            the model and one batch: the ``copy`` that runs, and ``scores`` with what their optimizer remembers.
         """
         if self.learner is None:
             return {"tokens": 0, "steps": 0}
-        found: dict[str, Any] = {"tokens": (self.done + self.looked) * self.tokens_a_step, "steps": self.done}
+        found: dict[str, Any] = {"tokens": (self.done + self.looked) * self.tokens_a_step, "steps": self.done, "rate": self.rate}
         if self.done:
             weights = sum(self._live.dense[name].numel() for name in self._swaps.scaled())
             found["seconds"] = ranks.from_first(lambda: round(self.seconds / self.done, 6))

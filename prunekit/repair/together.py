@@ -3,6 +3,10 @@
 Scores of a mask start and move as in ``prunekit.repair.streamed``; the same gradient, of the weights as they are masked, moves
 the weights by Adam. In the last fifth of the steps the mask is held and weights alone are moved, since what would change places
 then has no time left. So no token is spent for one of the two alone.
+
+Where weights begin with what a layer-wise method has made of them, so does the mask, hard from the first step on, since a soft
+one would undo what fits together; and how far a step may move scores is searched for, as it is for weights: the more of a model
+is right already, the more harm there is in moving a mask by what is noise.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from prunekit.batch import Batch, Inputs, Labels
 from prunekit.errors import UsageError
 from prunekit.plan import Plan
 from prunekit.repair.learner import Adam, Learner, summed
-from prunekit.repair.live import Live
+from prunekit.repair.live import Live, Use
 from prunekit.repair.refine import RefineOptions
 from prunekit.repair.streamed import COLD, HOT, Streaming, StreamLearning, parts_of
 from prunekit.repair.swaps import Swaps, get_swaps
@@ -34,6 +38,8 @@ from prunekit.trajectory.copies import copied
 
 HOLD = 0.8
 """The share of the steps after which the mask is held."""
+LENGTH, OF_LENGTH = 0.03, 0.7
+"""The length along the scores' direction that is tried first; their rate is that share of the best one."""
 OF_WEIGHTS = 16.0
 """Bytes of a trained weight in single precision: its value, Adam's moments, and the best value so far."""
 
@@ -124,24 +130,79 @@ class TogetherLearning(StreamLearning):
 
     Args:
         swaps, model, given, options: as of ``StreamLearning``.
-        rate: of the weights at first, for Adam; None: the best step along its direction (``training.line_search``).
+        of_weights: the weights' rate at first, for Adam; None: the best step along its direction (``training.line_search``).
+        start: a pruned model whose weights those that the given mask keeps begin with, and all that are not prunable; the rate of
+            single weights' scores is then searched for, where ``options`` say none.
     """
 
-    def __init__(self, swaps: Swaps, model: nn.Module, *given: Any, rate: float | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        swaps: Swaps,
+        model: nn.Module,
+        *given: Any,
+        of_weights: float | None = None,
+        start: nn.Module | None = None,
+        **options: Any,
+    ) -> None:
         self._own = copied(model)
         super().__init__(swaps, self._own, *given, reference=model, **options)
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._live.scaled = [name for name in self._live.dense if name in trained]
-        self.rate = rate
+        self.of_weights = of_weights
         self._best: dict[str, Tensor] = {}
+        self._begun = start is not None
+        if start is not None:
+            self._begin_with(start)
+
+    @torch.no_grad()
+    def _begin_with(self, start: nn.Module) -> None:
+        given, own = named_tensors(start), set(self._swaps.scaled())
+        for name in self._live.scaled:
+            value, first = self._live.dense[name], given[name].to(self._live.dense[name])
+            keep = self._swaps.factor(name, self._swaps.keep).bool() if name in own else first.new_ones((), dtype=torch.bool)
+            value.copy_(torch.where(keep, first, value))
+        self.taken()
+        if self._how.soft is None:
+            self._soft = False
 
     def begin(self, batches: Iterator[Sequence[Batch]]) -> Both:
         looked = list(islice(batches, self.looked))
         scores = self._start(iter(looked))
-        if self.rate is None:
-            self.rate = self._best_step(looked, self._swaps.select(scores))
+        if self._begun:
+            scores = seated(scores, self._swaps.keep)
+        if self.of_weights is None:
+            self.of_weights = self._best_step(looked, self._swaps.select(scores))
         self.learner = both = Both(self._swaps, self._live, scores, self._how.lean)
+        if self._begun and self._how.rate is None and self._swaps.spans is not None:
+            self.rate = OF_LENGTH * self._best_move(looked, both.scores)
         return both
+
+    def _best_move(self, batches: Sequence[Sequence[Batch]], scores: Tensor) -> float:
+        """Of the scores, as ``_best_step`` of the weights."""
+        swaps, own, direction = self._swaps, set(self._swaps.scaled()), Direction[str]()
+
+        def use(name: str, gradient: Tensor | None) -> None:
+            if gradient is not None and name in own:
+                direction.add(name, gradient.mul_(self._live.dense[name]))
+
+        self._look(batches, swaps.select(scores), use, direction)
+        steps, moved = direction.finish(), torch.empty_like(scores)
+
+        @torch.no_grad()
+        def at(length: float) -> float:
+            moved.copy_(scores)
+            for name, step in steps.items():
+                swaps.factor(name, moved).sub_(step, alpha=length)
+            return self._judged(swaps.select(moved))
+
+        return best_length(at, LENGTH)
+
+    def _look(self, batches: Sequence[Sequence[Batch]], keep: Tensor, use: Use, direction: Direction[str]) -> None:
+        """Gives ``use`` every tensor's gradient under a mask, batch by batch."""
+        for batch in batches:
+            self._show(keep)
+            summed(self._live, [self._referred(part) for part in batch], self._stream.batch_size, use)
+            direction.next()
 
     def _best_step(self, batches: Sequence[Sequence[Batch]], keep: Tensor) -> float:
         """Of the weights under a mask, whose direction ``batches`` say and whose length those samples that judge."""
@@ -151,10 +212,7 @@ class TogetherLearning(StreamLearning):
             if gradient is not None:
                 direction.add(name, gradient.mul_(self._swaps.factor(name, keep)) if name in own else gradient)
 
-        for batch in batches:
-            self._show(keep)
-            summed(live, [self._referred(part) for part in batch], self._stream.batch_size, use)
-            direction.next()
+        self._look(batches, keep, use, direction)
         steps = direction.finish()
         before = {name: live.dense[name].clone() for name in steps}
 
@@ -172,20 +230,20 @@ class TogetherLearning(StreamLearning):
     def step(self, batch: Sequence[Batch], gone: float) -> float:
         learner = self.learner
         assert isinstance(learner, Both)
-        assert self.rate is not None
+        assert self.of_weights is not None
         if gone >= HOLD and learner.held is None:
             learner.hold()
         left = max(0.0, 1 - gone / HOLD)
         heat = HOT * (COLD / HOT) ** (1 - left) if self._soft and left else 0.0
         referred = [self._referred(part) for part in batch]
-        return learner.move(referred, self._stream.batch_size, self._how.rate * left, self.rate * (1 - gone), heat)
+        return learner.move(referred, self._stream.batch_size, self.rate * left, self.of_weights * (1 - gone), heat)
 
     def taken(self) -> None:
         self._best = {name: self._live.dense[name].clone() for name in self._live.scaled}
 
     @torch.no_grad()
     def pruned(self, plan: Plan) -> nn.Module:
-        """The model with the best weights and the plan's mask; the dense ones where nothing was better than the given mask."""
+        """The model with the best weights and the plan's mask; those it began with where nothing was better than the given."""
         made = copied(self._dense)
         named = named_tensors(made)
         for name, value in self._best.items():
@@ -193,19 +251,30 @@ class TogetherLearning(StreamLearning):
         return masked(made, plan)
 
     def facts(self) -> dict[str, Any]:
-        """As of ``StreamLearning``, and of the ``weights``: their rate, and in ``bytes`` values, moments, and the best so far."""
+        """As of ``StreamLearning``, and ``weights``: their ``rate``, ``hold`` and ``start``; in ``bytes`` what they take."""
         found = super().facts()
         if "bytes" in found:
             prunable, trained = (
                 sum(self._live.dense[name].numel() for name in names) for names in (self._swaps.scaled(), self._live.scaled)
             )
             found["bytes"] = {**found["bytes"], "weights": round(OF_WEIGHTS * trained / prunable, 3)}
-        return {**found, "weights": {"rate": self.rate, "hold": HOLD}}
+        weights = {"rate": self.of_weights, "hold": HOLD, "start": "given" if self._begun else "dense"}
+        return {**found, "weights": weights}
 
     def _show(self, keep: Tensor) -> None:
         own = set(self._swaps.scaled())
         whole = keep.new_ones((), dtype=torch.bool)
         self._live.scale(lambda name: self._swaps.factor(name, keep) if name in own else whole)
+
+
+def seated(scores: Tensor, keep: Tensor) -> Tensor:
+    """The same scores dealt out anew so that the best are those of ``keep``, and the order among these, and the others, stays."""
+    found, values = torch.empty_like(scores), scores.sort().values
+    kept = int(keep.sum())
+    for which, own in ((~keep, values[: len(values) - kept]), (keep, values[len(values) - kept :])):
+        where = which.nonzero().flatten()
+        found[where[scores[where].argsort()]] = own
+    return found
 
 
 def learn_together(
@@ -217,11 +286,12 @@ def learn_together(
     task: str | Task | None = None,
     accept: Any = None,
     rate: float | None = None,
+    start: nn.Module | None = None,
     seed: int = 0,
 ) -> tuple[Plan, nn.Module]:
     """A better mask of the same size and weights that go with it, learnt together by the divergence from ``model``.
 
-    Never worse than ``plan`` with ``model``'s weights on the samples that it is accepted on: the best that was judged is taken.
+    Never worse than what it begins with on the samples that it is accepted on: the best that was judged is taken.
 
     Args:
         plan: how many weights or units stay; made for ``model``.
@@ -231,6 +301,8 @@ def learn_together(
         task: what the model is for; None where samples leave no doubt.
         accept: samples of their own to judge on; without them a quarter of ``batches`` is set apart for that.
         rate: of the weights at first, for Adam; None: the best step along its direction (``training.line_search``).
+        start: the plan's pruned model with other weights, such as a layer-wise method's, to begin with in place of the dense
+            ones; what the plan removes has the dense weight, should it come back.
         seed: of the split of the samples, and of the batches.
 
     Returns:
@@ -260,6 +332,6 @@ def learn_together(
     swaps = get_swaps(plan, Layout.of(model), next(model.parameters()).device)
     kind, samples = settle(model, batches, task)
     parts = parts_of(samples, accept, kind, RefineOptions.accept_share, seed)
-    learning = TogetherLearning(swaps, model, *parts, stream, rate=rate, task=kind, seed=seed)
+    learning = TogetherLearning(swaps, model, *parts, stream, of_weights=rate, start=start, task=kind, seed=seed)
     found = learning.learnt(plan)
     return found, learning.pruned(found)

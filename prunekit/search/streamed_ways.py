@@ -2,7 +2,8 @@
 
 Each gives the plan, and the model where its weights are others than the dense one's. ``X+tuned`` is way X, then its weights tuned
 by their divergence from the dense model with the mask held: for all of the tokens where X takes none, else for two thirds of
-them, and X for the rest. ``together`` is mask and weights in the same steps. ``tuned`` alone tunes under the plan's own mask.
+them, and X for the rest. ``together`` is mask and weights in the same steps, ``X+together`` begins with the mask and the weights
+of layer-wise method X. ``tuned`` alone tunes under the plan's own mask.
 ``refit`` in a name: before that, what stays of every layer keeps its outputs, by least squares; of whole units, where a layer's
 outputs all lose the same inputs.
 """
@@ -75,11 +76,10 @@ def streamed(plan: Plan, model: nn.Module, material: RepairSamples, share: float
     return found, None
 
 
-def together(plan: Plan, model: nn.Module, material: RepairSamples) -> Found:
+def together(plan: Plan, model: nn.Module, material: RepairSamples, start: nn.Module | None = None) -> Found:
     """``prunekit.repair.learn_together``: mask and weights in the same steps."""
-    return learn_together(
-        plan, model, material.train, streaming(material), accept=material.accept, seed=material.seed, task=material.evidence.task
-    )
+    how, task = streaming(material), material.evidence.task
+    return learn_together(plan, model, material.train, how, accept=material.accept, start=start, seed=material.seed, task=task)
 
 
 def by_rival(plan: Plan, model: nn.Module, material: RepairSamples, share: float = 1.0, *, name: str) -> Found:
@@ -153,6 +153,12 @@ def then_tuned(plan: Plan, model: nn.Module, material: RepairSamples, *, way: Ca
     return tuned(found, model, material, SHARE if learns else 1.0, made)
 
 
+def then_together(plan: Plan, model: nn.Module, material: RepairSamples, *, way: Callable[..., Found]) -> Found:
+    """Way, then mask and weights from there."""
+    found, made = way(plan, model, material)
+    return together(found, model, material, made)
+
+
 LEARNING: dict[str, Callable[..., Found]] = {
     "streamed": streamed, **{name: partial(by_rival, name=name) for name in STREAMED},
 }  # fmt: skip
@@ -166,6 +172,7 @@ WAYS: dict[str, Callable[..., Found]] = {
     TUNED: tuned,
     **{f"{name}+{TUNED}": partial(then_tuned, way=way, learns=True) for name, way in LEARNING.items()},
     **{f"{name}+{TUNED}": partial(then_tuned, way=way, learns=False) for name, way in LOOKING.items()},
+    **{f"{name}+{TOGETHER}": partial(then_together, way=way) for name, way in LOOKING.items()},
     **{f"{name}+{TUNED}": partial(then_tuned, way=way, learns=name != REFIT) for name, way in OF_UNITS.items()},
 }
 """By name."""

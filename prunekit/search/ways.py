@@ -144,7 +144,8 @@ def settings(name: str, structure: str) -> dict[str, Any]:
             "calibration": CALIBRATION,
             **({"rate": RATES[name.split("+")[0]]} if name.split("+")[0] in RATES else {}),
             **({"tuned": [BATCHES, FACTOR, SHARE]} if TUNED in name.split("+") else {}),
-            **({"together": [BATCHES, FACTOR, together.HOLD]} if name == TOGETHER else {}),
+            **({"together": [BATCHES, FACTOR, together.HOLD]} if TOGETHER in name.split("+") else {}),
+            **({"moved": [together.LENGTH, together.OF_LENGTH]} if name.endswith(f"+{TOGETHER}") else {}),
         }
     if name in COMMON and structure in GROUPED:
         return {"across": True, "importance": "margin"}

@@ -22,9 +22,9 @@ K = TypeVar("K", bound=Hashable)
 BATCHES = 16
 """So many batches of training say the direction."""
 FIRST, FACTOR = 1e-3, math.sqrt(2)
-"""The length that is tried first, and between two lengths."""
+"""The length of weights' steps that is tried first, and the factor between two lengths."""
 SHORTER, LONGER = 26, 11
-"""How many factors shorter or longer than the first a length may be: from 1.2e-7 to 0.045."""
+"""How many factors shorter or longer than the first a length may be: of weights from 1.2e-7 to 0.045."""
 HUGE = 1e300
 """Stands for what is not finite, which JSON has no word for."""
 EPSILON = 1e-8
@@ -76,17 +76,18 @@ class Watcher(torch.optim.Optimizer):
         self.direction.next()
 
 
-def best_length(far: Callable[[float], float]) -> float:
+def best_length(far: Callable[[float], float], first: float = FIRST) -> float:
     """The length of a step after which ``far`` is least: 0 where it is 0 before any, the shortest where every one harms.
 
-    From ``FIRST`` on it goes up, or down, while that lowers ``far``; several ranks take the first one's figures.
+    From ``first`` on it goes up, or down, while that lowers ``far``; several ranks take the first one's figures.
 
     Args:
         far: how far from its aim a model is after a step of such a length; NaN is as bad as infinity.
+        first: the length that is tried first.
     """
 
     def at(power: int | None) -> float:
-        found = far(0.0 if power is None else FIRST * FACTOR**power)
+        found = far(0.0 if power is None else first * FACTOR**power)
         return ranks.from_first(lambda: found if math.isfinite(found) else HUGE)
 
     start = at(None)
@@ -98,4 +99,4 @@ def best_length(far: Callable[[float], float]) -> float:
     if power == 0:
         while power > -SHORTER and ((found := at(power - 1)) < least or least >= start):
             power, least = power - 1, found
-    return FIRST * FACTOR**power
+    return first * FACTOR**power

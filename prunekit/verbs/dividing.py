@@ -1,4 +1,4 @@
-"""A budget of tokens spent on a mask, on weights under a given or a layer-wise method's mask, or on both together.
+"""A budget of tokens spent on a mask, on weights, or on both together, from the given mask or from a layer-wise method's model.
 
 Short tries of each say on which, by validation data. Where the tokens are more than the training samples have, learning goes
 over the same ones again and again, and a layer-wise method, which takes no token, may do better: the learnt model is then
@@ -36,10 +36,11 @@ from prunekit.verbs.run_folder import Run
 from prunekit.verbs.scheduling import finetuning_of
 from prunekit.verbs.together import learnt_together, together_request
 
-MASK, TOGETHER, IN_TURN, WEIGHTS, LAYERS = "mask", "together", "mask, then weights", "weights", "layers, then weights"
-UNRECORDED = (TOGETHER, LAYERS)
+MASK, TOGETHER, IN_TURN, WEIGHTS = "mask", "together", "mask, then weights", "weights"
+LAYERS, LAYERS_TOGETHER = "layers, then weights", "layers, then together"
+UNRECORDED = (TOGETHER, LAYERS, LAYERS_TOGETHER)
 """What leaves no recorded path of its weights."""
-SHARES = {MASK: 0.0, IN_TURN: 2 / 3, WEIGHTS: 1.0, LAYERS: 1.0}
+SHARES = {MASK: 0.0, IN_TURN: 2 / 3, WEIGHTS: 1.0}
 """Of the tokens, for the weights; the rest is for the mask."""
 TRY = 1 / 20
 """Of the tokens, for each try; what is left is spent by the best division."""
@@ -119,10 +120,13 @@ def _left(model: nn.Module, names: Collection[str]) -> int:
 
 
 def menu(wanted: Prune) -> tuple[str, ...]:
-    """What is tried: both together, or in turn where it is said how weights are trained, by matrices of low rank for instance."""
+    """What is tried: both together, from the given mask and from layers; in turn, and weights alone after layers, where it is
+    said how weights are trained, by matrices of low rank for instance.
+    """
     given = wanted.finetune
     said = given is not None and any(getattr(given, key) is not None for key in ("lora", "optimizer", "schedule"))
-    return MASK, IN_TURN if said else TOGETHER, WEIGHTS, *([LAYERS] if fits_layers(wanted) else [])
+    by_layers = [LAYERS if said else LAYERS_TOGETHER] if fits_layers(wanted) else []
+    return MASK, IN_TURN if said else TOGETHER, WEIGHTS, *by_layers
 
 
 def divide(run: Run, wanted: Prune, plan: Plan) -> dict[str, Any]:
@@ -155,7 +159,7 @@ def divide(run: Run, wanted: Prune, plan: Plan) -> dict[str, Any]:
         try:
             tries[way] = evaluate(_tried(run, wanted, plan, way), samples, run.task, references).figures()
         except PrunekitError as error:
-            if way != LAYERS:
+            if way not in (LAYERS, LAYERS_TOGETHER):
                 raise
             failed[way] = str(error)
     best = max(tries, key=lambda way: merit(run.task.choosing, tries[way]))
@@ -164,10 +168,8 @@ def divide(run: Run, wanted: Prune, plan: Plan) -> dict[str, Any]:
 
 def _tried(run: Run, wanted: Prune, plan: Plan, way: str) -> nn.Module:
     tokens = round(TRY * (wanted.tokens or 0))
-    if way == TOGETHER:
-        return learnt_together(run, wanted, plan, tokens)[1]
-    if way == LAYERS:
-        return tuned_by_layers(run, wanted, tokens)[1]
+    if way in UNRECORDED:
+        return unrecorded(run, wanted, plan, way, tokens)[1]
     for_mask, for_weights = parts(tokens, SHARES[way])
     found = plan if for_mask is None else refining(run, for_mask)(plan)
     if for_weights is None:
@@ -177,13 +179,28 @@ def _tried(run: Run, wanted: Prune, plan: Plan, way: str) -> nn.Module:
     return model.to(next(run.model.parameters()).device)
 
 
+def unrecorded(run: Run, wanted: Prune, plan: Plan, way: str, tokens: int) -> tuple[Plan, nn.Module, dict[str, Any]]:
+    """A way that leaves no path of its weights: plan, model, and what is told of it.
+
+    Args:
+        plan: the given one, where the way does not begin by layers.
+    """
+    if way == LAYERS:
+        return tuned_by_layers(run, wanted, tokens)
+    start = None
+    if way == LAYERS_TOGETHER:
+        plan, start = by_layers(run, LAYERWISE, layerwise_of(run, wanted))
+    return *learnt_together(run, wanted, plan, tokens, start), {}
+
+
 def tuned_by_layers(run: Run, wanted: Prune, tokens: int) -> tuple[Plan, nn.Module, dict[str, Any]]:
     """The layer-wise method's mask, its weights tuned on from where it leaves them; what is told of the tuning."""
     plan, model = by_layers(run, LAYERWISE, layerwise_of(run, wanted))
     how = finetuning_of(run, Steps(finetune=tuning(wanted, tokens)))
     with Tuner(model, plan.masks(), how, None, {}, plan.provenance.get("prunable")) as tuner:
         tuner.run()
-    return plan, model.to(next(run.model.parameters()).device), {"tokens": tokens, "steps": how.steps, "rates": tuner.rates}
+    told = {"tuned": {"tokens": tokens, "steps": how.steps, "rates": tuner.rates}}
+    return plan, model.to(next(run.model.parameters()).device), told
 
 
 def unrecorded_request(run: Run, wanted: Prune, asked: Mapping[str, Any], way: str) -> dict[str, Any]:
@@ -192,11 +209,12 @@ def unrecorded_request(run: Run, wanted: Prune, asked: Mapping[str, Any], way: s
     Args:
         asked: what was asked for, without how it is learnt.
     """
-    if way == TOGETHER:
-        return {**asked, **together_request(wanted)}
+    layers = {} if way == TOGETHER else {"by_layers": layerwise_request(run, LAYERWISE, layerwise_of(run, wanted))}
+    if way != LAYERS:
+        return {**asked, **layers, **together_request(wanted)}
     tuned = tuning(wanted, tokens_left(wanted)).model_dump(mode="json", exclude_none=True)
     searched = {"search": {"batches": BATCHES, "factor": FACTOR}} if "lr" not in tuned else {}
-    return {**asked, "by_layers": layerwise_request(run, LAYERWISE, layerwise_of(run, wanted)), "tuned": {**tuned, **searched}}
+    return {**asked, **layers, "tuned": {**tuned, **searched}}
 
 
 def tokens_left(wanted: Prune) -> int:

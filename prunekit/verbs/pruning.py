@@ -40,7 +40,7 @@ from prunekit.verbs.dividing import (
     layerwise_of,
     looks_again,
     tokens_left,
-    tuned_by_layers,
+    unrecorded,
     unrecorded_request,
 )
 from prunekit.verbs.layerwise import prune_by_layers, refuse_without_weights, write_by_layers
@@ -50,7 +50,7 @@ from prunekit.verbs.refining import Seconds, better_plan, refining_again, refini
 from prunekit.verbs.run_folder import Run, comparison_inputs
 from prunekit.verbs.scheduling import by_divergence, check_lora, planner_for, prune_in_steps
 from prunekit.verbs.scoring import score_run
-from prunekit.verbs.together import learnt_together, write_unrecorded
+from prunekit.verbs.together import write_unrecorded
 from prunekit.verbs.validation import validation_of
 
 
@@ -206,13 +206,9 @@ def _divided(run: Run, wanted: Prune, division: Mapping[str, Any], overwrite: bo
     try:
         if division["way"] not in UNRECORDED:
             return prune_run(run, by_division(wanted, division["way"]), False, overwrite, division, compared)
-        facts: dict[str, Any] = {"division": dict(division)}
-        if division["way"] == TOGETHER:
-            assert given is not None
-            plan, model = learnt_together(run, wanted, given, tokens_left(wanted))
-        else:
-            plan, model, facts["tuned"] = tuned_by_layers(run, wanted, tokens_left(wanted))
-        facts |= compared(model) if compared is not None else {}
+        assert given is not None
+        plan, model, told = unrecorded(run, wanted, given, division["way"], tokens_left(wanted))
+        facts = {"division": dict(division), **told, **(compared(model) if compared is not None else {})}
     except LayersAreBetter as found:
         return write_by_layers(run, LAYERWISE, by_layers, found.plan, found.model, {"division": found.division})
     return write_unrecorded(run, wanted, plan, model, unrecorded_request(run, wanted, division["asked"], division["way"]), facts)

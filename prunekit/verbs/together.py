@@ -19,7 +19,7 @@ from prunekit.verbs.run_folder import Run
 from prunekit.verbs.validation import validation_of
 
 
-def learnt_together(run: Run, wanted: Prune, plan: Plan, tokens: int) -> tuple[Plan, nn.Module]:
+def learnt_together(run: Run, wanted: Prune, plan: Plan, tokens: int, start: nn.Module | None = None) -> tuple[Plan, nn.Module]:
     """``prunekit.repair.learn_together`` on the run's data and device."""
     place = next(run.model.parameters()).device
     try:
@@ -31,6 +31,7 @@ def learnt_together(run: Run, wanted: Prune, plan: Plan, tokens: int) -> tuple[P
             Streaming(tokens=tokens),
             accept=run.batches("scoring", run.recipe.score.samples),
             rate=None if wanted.finetune is None else wanted.finetune.lr,
+            start=start,
             seed=run.recipe.seed,
             task=run.task,
         )
@@ -42,7 +43,8 @@ def learnt_together(run: Run, wanted: Prune, plan: Plan, tokens: int) -> tuple[P
 def together_request(wanted: Prune) -> dict[str, Any]:
     """What decides how mask and weights are learnt, beside what is asked for."""
     rate = None if wanted.finetune is None else wanted.finetune.lr
-    return {"together": {"rate": rate, "batches": BATCHES, "factor": FACTOR, "hold": together.HOLD}}
+    moved = [together.LENGTH, together.OF_LENGTH]
+    return {"together": {"rate": rate, "batches": BATCHES, "factor": FACTOR, "hold": together.HOLD, "moved": moved}}
 
 
 def write_unrecorded(

@@ -264,7 +264,7 @@ def test_every_round_of_a_schedule_is_refined(cli: Cli, run: Path, structure: st
 @pytest.mark.parametrize(
     ("structure", "steps"),
     [
-        ("channels", ()),
+        pytest.param("channels", (), marks=pytest.mark.exhaustive),
         ("unstructured", ("--schedule", "iterative", "--rounds", 2)),
     ],
 )

@@ -15,7 +15,7 @@ from prunekit.apply import Manifest
 from prunekit.recipe import Finetune, Layerwise, Prune
 from prunekit.training.line_search import FACTOR, FIRST, LONGER
 from prunekit.verbs import dividing, pruning
-from prunekit.verbs.dividing import IN_TURN, LAYERS, MASK, SHARES, TOGETHER, TRY, WEIGHTS, by_division, menu
+from prunekit.verbs.dividing import IN_TURN, LAYERS, LAYERS_TOGETHER, MASK, SHARES, TOGETHER, TRY, WEIGHTS, by_division, menu
 from tests.cli.conftest import Cli
 from tests.cli.test_bad_input import one_line
 
@@ -44,7 +44,7 @@ def test_validation_data_divide_a_budget(cli: Cli, run: Path, monkeypatch: pytes
     done = cli(*options, "--json")
     assert done.code == 0, done.err
     told = json.loads(done.out)["division"]
-    assert list(told["tries"]) == [MASK, TOGETHER, WEIGHTS, LAYERS]
+    assert list(told["tries"]) == [MASK, TOGETHER, WEIGHTS, LAYERS_TOGETHER]
     assert told["tries"][told["way"]]["accuracy"] == max(found["accuracy"] for found in told["tries"].values())
     folder = run / "pruned" / "divided"
     spent = Manifest.load(folder / "prunekit.json").facts.get("finetune", {}).get("tokens", 0)
@@ -110,23 +110,27 @@ def test_mask_and_weights_together(cli: Cli, run: Path, monkeypatch: pytest.Monk
             assert not (weights[name][keep] == dense[name][keep]).all()
     assert json.loads(cli(*options, "--json").out)["reused"]
     assert cli("eval", folder).code == 0
-    if structure == "unstructured":
-        assert "its weights were learnt with the mask" in cli("explain", folder).out
     one_line(cli("prune", run, "--apply", folder / "plan.safetensors", "--name", "again"), 2, "learnt together with weights")
     changed = cli(*options[:-1], "20k")
     one_line(changed, 1, "tokens")
 
 
-@pytest.mark.slow
-def test_weights_tuned_after_layers(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ADMM's mask, by kfac's shares where that is scored; its weights move, what it removed stays 0."""
+def from_layers(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> tuple[tuple[object, ...], str]:
+    """All tokens spent on one way from ADMM by kfac's shares: the command, and what it printed."""
     monkeypatch.setattr(pruning, "looks_again", lambda run, tokens: False)
-    monkeypatch.setattr(dividing, "menu", lambda wanted: (LAYERS,))
+    monkeypatch.setattr(dividing, "menu", lambda wanted: (way,))
     assert cli("score", run, "-c", "kfac").code == 0
     options = ("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "layers", "--tokens", "16k")
     done = cli(*options)
     assert done.code == 0, done.err
-    assert "after ADMM's mask and weights layer by layer" in done.out
+    return options, done.out
+
+
+@pytest.mark.slow
+def test_weights_tuned_after_layers(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ADMM's mask, by kfac's shares where that is scored; its weights move as is said, what it removed stays 0."""
+    options, out = from_layers(cli, run, monkeypatch, LAYERS)
+    assert "after ADMM's mask and weights layer by layer" in out
     folder = run / "pruned" / "layers"
     plan, facts = Plan.load(folder / "plan.safetensors"), Manifest.load(folder / "prunekit.json").facts
     assert facts["tuned"]["tokens"] == 16000 * (1 - TRY)
@@ -144,6 +148,28 @@ def test_weights_tuned_after_layers(cli: Cli, run: Path, monkeypatch: pytest.Mon
     one_line(cli("prune", run, "--apply", folder / "plan.safetensors", "--name", "again"), 2, "found by layers and tuned")
 
 
+@pytest.mark.slow
+def test_mask_and_weights_together_from_layers(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It begins with ADMM's model, by kfac's shares where that is scored, and ends nearer to the dense one."""
+    options, out = from_layers(cli, run, monkeypatch, LAYERS_TOGETHER)
+    assert "mask and weights together, from ADMM's layer by layer" in out
+    assert "mask and weights were learnt on from there" in out
+    assert cli("prune", run, "--layerwise", "admm", "-c", "kfac", "-s", 0.8, "--name", "admm").code == 0
+    folder, by_layers = run / "pruned" / "layers", run / "pruned" / "admm"
+    plan, first = (Plan.load(path / "plan.safetensors") for path in (folder, by_layers))
+    facts = plan.provenance["refine"]
+    assert facts["after"]["accept"] < facts["before"]["accept"]
+    assert facts["stream"]["weights"]["start"] == "given"
+    weights, before = (load_file(path / "model.safetensors") for path in (folder, by_layers))
+    assert sum(int(keep.sum()) for keep in plan.keep.values()) == sum(int(keep.sum()) for keep in first.keep.values())
+    for name, keep in plan.keep.items():
+        assert not weights[name][~keep].any()
+        assert not torch.equal(before[name], weights[name])
+    assert json.loads(cli(*options, "--json").out)["reused"]
+    assert "its weights were learnt with the mask" in cli("explain", folder).out
+    one_line(cli("prune", run, "--apply", folder / "plan.safetensors", "--name", "again"), 2, "learnt together with weights")
+
+
 def load_trajectory_end(run: Path) -> dict[str, Tensor]:
     trajectory = Trajectory(run / "trajectory")
     return trajectory.layout.views(trajectory.state(-1))
@@ -151,11 +177,11 @@ def load_trajectory_end(run: Path) -> dict[str, Tensor]:
 
 def test_weights_are_trained_in_turn_where_it_is_said_how() -> None:
     asked = Prune(name="x", criterion="magnitude", sparsity=0.5, tokens="100k")  # type: ignore[arg-type]
-    assert menu(asked) == (MASK, TOGETHER, WEIGHTS, LAYERS)
-    assert menu(asked.model_copy(update={"finetune": Finetune(lr=1e-3)})) == (MASK, TOGETHER, WEIGHTS, LAYERS)
+    assert menu(asked) == (MASK, TOGETHER, WEIGHTS, LAYERS_TOGETHER)
+    assert menu(asked.model_copy(update={"finetune": Finetune(lr=1e-3)})) == (MASK, TOGETHER, WEIGHTS, LAYERS_TOGETHER)
     assert menu(asked.model_copy(update={"finetune": Finetune(lora=4)})) == (MASK, IN_TURN, WEIGHTS, LAYERS)
     for said in ({"structure": "channels"}, {"structure": "block:2x2"}, {"ratios": {"w": 0.5}}, {"floor": 0.1}):
-        assert LAYERS not in menu(asked.model_copy(update=said))  # whose shares a layer-wise method does not know
+        assert LAYERS_TOGETHER not in menu(asked.model_copy(update=said))  # whose shares a layer-wise method does not know
 
 
 def test_a_division_says_how_long_each_part_takes() -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from prunekit import ArtifactError, UsageError
+from prunekit import ArtifactError, Plan, UsageError, masked, prune_layerwise
 from prunekit.batch import taken
 from prunekit.data import Samples
 from prunekit.repair import learn_together
 from prunekit.repair.streamed import Streaming
 from prunekit.repair.swaps import get_swaps
-from prunekit.repair.together import HOLD, TogetherLearning
+from prunekit.repair.together import HOLD, OF_LENGTH, TogetherLearning, seated
 from prunekit.task import get_task
 from prunekit.task.evaluation import References, evaluate
 from prunekit.training.line_search import FACTOR, FIRST, LONGER
@@ -23,13 +25,17 @@ from tests.writer import plan_of
 TASK = get_task("causal_lm")
 
 
+def closeness(model: nn.Module, other: nn.Module, texts: Samples) -> float:
+    return evaluate(other, texts, TASK, References(model, texts, TASK)).figures()["kl"]
+
+
 @pytest.mark.parametrize("soft", [False, True])
 def test_a_step_is_that_of_two_optimizers_of_plain_torch(model: nn.Module, texts: Samples, soft: bool) -> None:
     """Scores and weights by ``torch.optim.Adam``, the mask a product in the graph, soft or straight through, then held."""
     dense = copied(model).double()
     plan, how = plan_of(dense), Streaming(tokens=10_000, batch=8, soft=soft, lean=False)
     swaps = get_swaps(plan, Layout.of(dense), torch.device("cpu"))
-    learning = TogetherLearning(swaps, dense, texts, texts, how, rate=0.003, task=TASK)
+    learning = TogetherLearning(swaps, dense, texts, texts, how, of_weights=0.003, task=TASK)
     x, y = texts.batch(0)
     batches = [taken((x, y), slice(i, i + 8)) for i in range(0, 40, 8)]
     both = learning.begin(iter([[batch] for batch in batches] * 4))
@@ -58,7 +64,7 @@ def test_a_step_is_that_of_two_optimizers_of_plain_torch(model: nn.Module, texts
         counted = batches[number][1] != -100
         each = (wanted.exp() * (wanted - outputs.log_softmax(-1))).sum(-1)
         (((each * counted).sum(1) / counted.sum(1)).mean()).backward()
-        for optimizer, rate in ((of_scores, how.rate * left), (of_weights, 0.003 * (1 - gone))):
+        for optimizer, rate in ((of_scores, learning.rate * left), (of_weights, 0.003 * (1 - gone))):
             optimizer.param_groups[0]["lr"] = rate
             if optimizer is of_weights or held is None:
                 optimizer.step()
@@ -82,8 +88,7 @@ def test_as_much_stays_and_it_is_never_worse(model: nn.Module, texts: Samples, s
     assert all(not bool(named[name][~mask].any()) for name, mask in found.masks().items())
     facts = found.provenance["refine"]
     assert facts["after"]["accept"] < facts["before"]["accept"]
-    measured = evaluate(made, texts, TASK, References(model, texts, TASK)).figures()["kl"]
-    assert measured == pytest.approx(facts["after"]["accept"], rel=1e-4)
+    assert closeness(model, made, texts) == pytest.approx(facts["after"]["accept"], rel=1e-4)
     assert 0 < facts["stream"]["weights"]["rate"] <= FIRST * FACTOR**LONGER
     assert any(not torch.equal(named[name], tensor) for name, tensor in before.items() if name not in found.masks())
 
@@ -95,6 +100,93 @@ def test_what_does_not_help_is_not_taken(model: nn.Module, texts: Samples) -> No
     for name, parameter in made.named_parameters():
         mask = plan.masks().get(name, torch.ones_like(parameter, dtype=torch.bool))
         assert torch.equal(parameter, dict(model.named_parameters())[name] * mask)
+
+
+def by_layers(model: nn.Module, texts: Samples, structure: str, sparsity: float | None) -> tuple[Plan, nn.Module]:
+    ignore = [name for name, _ in model.named_parameters() if name not in plan_of(model).masks()]
+    return prune_layerwise(model, texts, method="admm", sparsity=sparsity, structure=structure, ignore=ignore, task=TASK)
+
+
+@pytest.mark.parametrize(("structure", "sparsity"), [("unstructured", 0.6), ("2:4", None)])
+def test_what_a_layerwise_method_leaves_is_begun_with(
+    model: nn.Module, texts: Samples, structure: str, sparsity: float | None
+) -> None:
+    """Mask and weights at the first look are the method's; what it removed would come back with the dense weight."""
+    plan, start = by_layers(model, texts, structure, sparsity)
+    swaps = get_swaps(plan, Layout.of(model), torch.device("cpu"))
+    how = Streaming(tokens=6000, batch=4)
+    learning = TogetherLearning(swaps, model, texts, texts, how, start=start, task=TASK)
+    looks = learning.looks()
+    assert next(looks).accept == pytest.approx(closeness(model, start, texts), rel=1e-4)
+    both = learning.begin(learning._stream.shared())
+    assert torch.equal(both.masks(), swaps.keep)
+    dense, given = dict(model.named_parameters()), dict(start.named_parameters())
+    for name, mask in plan.masks().items():
+        assert torch.equal(both.live.dense[name], torch.where(mask, given[name], dense[name]))
+    assert not learning._soft
+    assert learning.rate != Streaming(2000).rate
+    found, made = learn_together(plan, model, texts, how, accept=texts, start=start, task=TASK, seed=1)
+    facts = found.provenance["refine"]
+    assert closeness(model, made, texts) == pytest.approx(facts["after"]["accept"], rel=1e-4)
+    assert facts["after"]["accept"] < facts["before"]["accept"]
+    assert sum(int(mask.sum()) for mask in found.masks().values()) == sum(int(mask.sum()) for mask in plan.masks().values())
+
+
+def test_where_nothing_helps_the_start_stays(model: nn.Module, texts: Samples) -> None:
+    plan, start = by_layers(model, texts, "unstructured", 0.5)
+    found, made = learn_together(plan, model, texts, Streaming(2000, batch=4), accept=texts, task=TASK, rate=50.0, start=start)
+    assert all(torch.equal(found.keep[name], keep) for name, keep in plan.keep.items())
+    assert all(torch.equal(tensor, start.state_dict()[name]) for name, tensor in made.state_dict().items())
+
+
+def test_scores_are_dealt_out_anew() -> None:
+    """The mask's have the best, and the order among its own, and among the others, is what it was."""
+    scores = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0])
+    found = seated(scores, torch.tensor([False, True, False, True, False]))
+    assert found.tolist() == [3.0, 4.0, 2.0, 5.0, 1.0]
+
+
+def test_scores_move_as_far_as_helps_most(model: nn.Module, texts: Samples) -> None:
+    """The rate is its share of the length after which the judging samples' divergence is least, among powers of √2."""
+    plan = plan_of(model, 0.8)
+    start = masked(model, plan)
+    swaps = get_swaps(plan, Layout.of(model), torch.device("cpu"))
+    learning = TogetherLearning(swaps, model, texts, texts, Streaming(6000, batch=4), start=start, of_weights=1e-3, task=TASK)
+    batches = list(islice(learning._stream.shared(), learning.looked))
+    both = learning.begin(iter(batches))
+    made, named = copied(model).double(), dict[str, Tensor]()
+    named.update(made.named_parameters())
+    with torch.no_grad():
+        for name, value in both.live.dense.items():
+            named[name].copy_(value)
+    first, second = ({name: torch.zeros_like(named[name]) for name in swaps.scaled()} for _ in range(2))
+    for (batch,) in batches:
+        factors = {name: swaps.factor(name, swaps.keep).double().requires_grad_() for name in swaps.scaled()}
+        values = {name: named[name].detach() * mask for name, mask in factors.items()}
+        outputs = TASK.outputs(torch.func.functional_call(made, values, (batch[0],))).log_softmax(-1)
+        with torch.no_grad():
+            wanted = TASK.outputs(copied(model).double()(batch[0])).log_softmax(-1)
+        counted = batch[1] != -100
+        (((wanted.exp() * (wanted - outputs)).sum(-1) * counted).sum(1) / counted.sum(1)).mean().backward()
+        for name, mask in factors.items():
+            assert mask.grad is not None
+            first[name] += mask.grad / len(batches)
+            second[name] += mask.grad.square() / len(batches)
+
+    def at(length: float) -> float:
+        moved = both.scores.double()
+        for name in swaps.scaled():
+            swaps.factor(name, moved).sub_(first[name] / (second[name].sqrt() + 1e-8), alpha=length)
+        keep, other = swaps.select(moved), copied(made)
+        with torch.no_grad():
+            for name, parameter in other.named_parameters():
+                if name in first:
+                    parameter.mul_(swaps.factor(name, keep))
+        return closeness(model, other.float(), texts)
+
+    here = learning.rate / OF_LENGTH
+    assert at(here) < at(0)
+    assert min(here / FACTOR, here, here * FACTOR, key=at) == here
 
 
 def test_refusals(model: nn.Module, texts: Samples) -> None:

@@ -107,7 +107,8 @@ def _by_layers(result: dict[str, Any]) -> str:
     facts = result["layerwise"]
     weights = "kept weights have new values" if facts["changes"] else "kept weights are the dense model's"
     if result["refine"]:
-        weights = "its mask was refined, with the dense model's weights"
+        both = "weights" in result["refine"].get("stream", {})
+        weights = "mask and weights were learnt on from there" if both else "its mask was refined, with the dense model's weights"
     told = f"layer by layer from {facts['samples']:,} training samples, compared within {facts['within']}; {weights}"
     if facts.get("by_magnitude"):
         told += f"; no sample reaches {', '.join(facts['by_magnitude'])}, pruned by magnitude"
@@ -117,6 +118,7 @@ def _by_layers(result: dict[str, Any]) -> str:
 _SPENT = {
     "mask": "the mask alone", "together": "mask and weights together", "mask, then weights": "the mask, then the weights",
     "weights": "the weights alone", "layers, then weights": "the weights, after ADMM's mask and weights layer by layer",
+    "layers, then together": "mask and weights together, from ADMM's layer by layer",
 }  # fmt: skip
 
 
