@@ -171,6 +171,7 @@ def explain_removal(effect: RemovalEffect, name: str, plan: Plan, indices: Seque
         "after": _told(effect, after),
         "refine": plan.provenance.get("refine"),
         "refined_again": len(plan.provenance.get("refine_again", ())),
+        "by_layers": plan.provenance.get("refine") is None and plan.provenance.get("layerwise", {}).get("changes", False),
         "moved": None,
         "units": [],
     }

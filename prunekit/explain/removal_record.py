@@ -83,6 +83,7 @@ class RemovalTold(TypedDict):
     after: MaskBlame
     refine: History | None
     refined_again: int
+    by_layers: NotRequired[bool]
     moved: Moved | None
     units: list[Unit]
 

@@ -122,8 +122,9 @@ class Pruning:
         for name, share in (self._asked.shares or {}).items():
             if share and name not in self.layers:
                 raise UsageError(
-                    f"shares: the plan removes {share:.1%} of {name}, which {self.refused.get(name, 'is not pruned here')}; make "
-                    f"it without that (ignore=[{name!r}], in a recipe prunable.ignore)"
+                    f"shares: the plan removes {share:.1%} of {name}, and by layers it stays whole "
+                    f"({self.refused.get(name, 'it is not prunable')}); score again without it (ignore=[{name!r}], in a recipe "
+                    "prunable.ignore), overwriting the scores, for a plan of the others alone"
                 )
 
     def __iter__(self) -> Iterator[tuple[str, Solved]]:

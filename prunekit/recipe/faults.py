@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from prunekit.errors import nearest
 
-KIND = re.compile(r"(str|int|float|bool|list|dict|tuple|literal|constrained-\w+)(\[.*\])?")
+KIND = re.compile(r"(str|int|float|bool|list|dict|tuple|literal|constrained-\w+|function-\w+)(\[.*\])?|\[key\]")
 """What pydantic puts into the place of a fault where a value may be of several kinds."""
 MOST = 5  # faults told of one file
 SHAPES = {
@@ -43,12 +43,17 @@ def faults_told(path: str | Path, faults: Sequence[Any], model: type[BaseModel],
     ``what`` the whole is called: ``recipe``.
     """
     told: dict[str, str] = {}
-    for fault in faults[:MOST]:
-        loc = tuple(part for part in fault["loc"] if not (isinstance(part, str) and KIND.fullmatch(part)))
+    named = [tuple(part for part in fault["loc"] if not (isinstance(part, str) and KIND.fullmatch(part))) for fault in faults]
+    fits = [
+        (fault, loc)
+        for fault, loc in zip(faults, named, strict=True)
+        if fault["type"] not in SHAPES or not any(len(other) > len(loc) and other[: len(loc)] == loc for other in named)
+    ]  # a value of one of its several shapes is told what is wrong inside of it
+    for fault, loc in fits[:MOST]:
         text = _fault(path, {**fault, "loc": loc}, model, what)
         key = ".".join(map(str, loc))
         told[key] = f"{told[key]}, or {text.rsplit(': ', 1)[1]}" if key in told else text
-    more = f"; and {len(faults) - MOST} more" if len(faults) > MOST else ""
+    more = f"; and {len(fits) - MOST} more" if len(fits) > MOST else ""
     return "; ".join(told.values()) + more
 
 
@@ -59,6 +64,8 @@ def _fault(path: str | Path, fault: Any, model: type[BaseModel], what: str) -> s
         known = _fields_at(parents, model)
         return f"{path}: {key} is not a {what} key; {nearest(str(last), known)}"
     message = SHAPES.get(fault["type"]) or fault["msg"].removeprefix("Value error, ").replace("Input should be", "it should be")
+    if fault["type"] == "too_short":
+        message = "give one at least"
     if fault["type"] == "missing":
         return f"{path}: {key} is missing"
     if not key:

@@ -120,7 +120,7 @@ class Stream(Section):
 
 BESIDE_TOKENS = ("refine", "rewind", "recalibrate", "compensate", "squeeze", "layerwise")
 """What a budget of tokens leaves nothing to say for."""
-OPTIONS = {"refine": "--refine and --refine-tokens", "epochs": "--finetune"}
+OPTIONS = {"refine": "--refine and --refine-tokens", "epochs": "--finetune", "tokens": "--tune-tokens"}
 """Keys whose options have other names."""
 KEPT = ("rounds", "patience", "learn", "steps", "samples")
 """Keys of samples that are kept and looked at again."""

@@ -29,6 +29,7 @@ BY_LAYERS: Final = "layers"
 
 
 Method = CriterionName | Literal["auto"]
+Ways = Annotated[list[str], Field(min_length=1)]
 Allocations = Annotated[list[AllocationName], Field(min_length=1)]
 
 
@@ -55,7 +56,7 @@ class Repairs(Section):
     """
 
     ways: dict[StructureName, list[str]] = {}
-    of: dict[StructureName, list[Method] | dict[Method, Annotated[list[str], Field(min_length=1)]]] = {}
+    of: dict[StructureName, list[Method] | Annotated[dict[Method, Ways], Field(min_length=1)]] = {}
     sparsities: dict[StructureName, list[Share]] | None = None
     samples: Count | None = None
     stream: Stream | None = None
@@ -120,7 +121,7 @@ class Study(Whole):
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] = [0, 1, 2]
     criteria: Annotated[list[CriterionName], Field(min_length=1)]
     structures: Annotated[dict[StructureName, Annotated[list[Share], Field(min_length=1)]], Field(min_length=1)]
-    allocations: dict[StructureName, Allocations | dict[CriterionName, Allocations]] = {}
+    allocations: dict[StructureName, Allocations | Annotated[dict[CriterionName, Allocations], Field(min_length=1)]] = {}
     control: bool = True
     samples: Count = 160
     leading: Annotated[int, Field(ge=0)] | None = None
@@ -171,7 +172,8 @@ class Study(Whole):
         for structure, compared in self.structures.items():
             said = [refine.ways.get(structure, []), *refine.own_ways(structure).values()]
             if any(len(set(ways)) < len(ways) for ways in said):
-                raise ValueError(f"refine.ways of {structure} names one twice")
+                key = "of" if refine.own_ways(structure) else "ways"
+                raise ValueError(f"refine.{key} of {structure} names a way twice")
             extra = sorted(set(self.refined_at(structure)) - set(compared))
             if extra and refine.sparsities is not None:
                 raise ValueError(f"refine.sparsities has {extra[0]:g}, which is none of the sparsities compared for {structure}")

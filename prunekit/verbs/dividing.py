@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from prunekit.apply import Manifest, masked
-from prunekit.errors import ArtifactError, PrunekitError, UsageError
+from prunekit.errors import ArtifactError, UsageError
 from prunekit.layerwise import amount_of, get_method
 from prunekit.measure import merit
 from prunekit.plan import GROUPED, Plan
@@ -30,7 +30,7 @@ from prunekit.task.evaluation import References, evaluate
 from prunekit.training.line_search import BATCHES, FACTOR
 from prunekit.trajectory.bare import named_tensors
 from prunekit.trajectory.copies import copied
-from prunekit.verbs.layerwise import by_layers, layerwise_request
+from prunekit.verbs.layerwise import by_layers, layerwise_request, shares_of
 from prunekit.verbs.refining import refining
 from prunekit.verbs.run_folder import Run
 from prunekit.verbs.scheduling import finetuning_of
@@ -78,7 +78,7 @@ def beside_layers(run: Run, wanted: Prune, division: Mapping[str, Any]) -> Calla
     def compared(model: nn.Module) -> dict[str, Any]:
         try:
             plan, other = by_layers(run, LAYERWISE, layerwise_of(run, wanted))
-        except PrunekitError as error:
+        except UsageError as error:
             return {"division": {**division, "layerwise": {"method": LAYERWISE.method, "why": str(error)}}}
         names = plan.provenance["prunable"]
         left, learnt_left = (_left(one, names) for one in (other, model))
@@ -143,8 +143,11 @@ def divide(run: Run, wanted: Prune, plan: Plan) -> dict[str, Any]:
 
     Raises:
         UsageError: the smallest part of a try is less than two batches.
+        ArtifactError: the scores that say how much of each layer goes are damaged.
     """
     assert wanted.tokens is not None
+    if fits_layers(wanted):
+        shares_of(run, layerwise_of(run, wanted))  # reads them before anything long begins
     batch = max(Streaming.batch, run.recipe.train.batch_size)
     least = math.ceil(2 * Stream(run.batches("train"), batch).tokens() / (TRY * (1 - SHARES[IN_TURN])))
     if wanted.tokens < least:
@@ -158,7 +161,7 @@ def divide(run: Run, wanted: Prune, plan: Plan) -> dict[str, Any]:
     for way in track(ways, "divide tokens", len(ways)):
         try:
             tries[way] = evaluate(_tried(run, wanted, plan, way), samples, run.task, references).figures()
-        except PrunekitError as error:
+        except UsageError as error:
             if way not in (LAYERS, LAYERS_TOGETHER):
                 raise
             failed[way] = str(error)

@@ -327,7 +327,10 @@ class Run:
         Raises:
             ArtifactError: damaged, of another name than its content, or made from another trajectory or parts.
         """
-        scores = Scores.load(path)
+        try:
+            scores = Scores.load(path)
+        except ArtifactError as error:
+            raise ArtifactError(f"{error}; score again with --overwrite") from None
         trust.check_file(self.said, path, scores.every_provenance)
         try:
             belongs = self.score_path(scores.criterion)

@@ -237,7 +237,14 @@ def test_runs_that_are_there_already(run: Path, cli: Cli, tmp_path: Path) -> Non
         (("tune:", "refine: {of: {unstructured: [lamp]}}\ntune:"), "refine.of names lamp"),
         (("tune:", "refine: {of: {unstructured: {magnitude: [refind]}}}\ntune:"), "'refind' does not exist for unstructured"),
         (("tune:", "refine: {of: {unstructured: {lamp: [refined]}}}\ntune:"), "refine.of names lamp"),
-        (("tune:", "refine: {of: {unstructured: {magnitude: [refined, refined]}}}\ntune:"), "names one twice"),
+        (("tune:", "refine: {of: {unstructured: {magnitude: [refined, refined]}}}\ntune:"), "names a way twice"),
+        (("tune:", "refine: {of: {unstructured: {magnitude: []}}}\ntune:"), "magnitude is []: give one at least"),
+        (("tune:", "refine: {of: {unstructured: {}}}\ntune:"), "give one at least"),
+        (("tune:", "refine: {of: {unstructured: {magnitude: 3}}}\ntune:"), "refine.of.unstructured.magnitude is 3: a list"),
+        (
+            ("tune:", "refine: {of: {unstructured: {magnitud: [refined]}}}\ntune:"),
+            "of.unstructured.magnitud is 'magnitud': criterion",
+        ),
         (("tune:", "refine: {of: {unstructured: {magnitude: [streamed]}}}\ntune:"), "way streamed learns from a stream"),
         (
             ("tune:", "refine: {of: {unstructured: {magnitude: [refined]}}, ways: {unstructured: [refined]}}\ntune:"),

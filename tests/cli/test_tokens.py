@@ -58,6 +58,12 @@ def test_validation_data_divide_a_budget(cli: Cli, run: Path, monkeypatch: pytes
     again = cli(*options, "--json")
     assert json.loads(again.out)["reused"]
     one_line(cli(*options, "--dry-run"), 2, "--dry-run")
+    one_line(cli(*options[:-2], "--tokens", "16k", "--tune-tokens", "2k"), 2, "leave --tune-tokens out")
+    assert cli("score", run, "-c", "kfac").code == 0
+    (run / "scores" / "kfac.safetensors").write_bytes((run / "scores" / "kfac.safetensors").read_bytes()[:-9])
+    one_line(cli(*options[:-3], "damaged", "--tokens", "16k"), 1, "kfac.safetensors", "score again with --overwrite")
+    assert not (run / "pruned" / "damaged").exists()
+    (run / "scores" / "kfac.safetensors").unlink()
 
 
 @pytest.mark.slow
@@ -144,7 +150,7 @@ def test_weights_tuned_after_layers(cli: Cli, run: Path, monkeypatch: pytest.Mon
         assert not torch.equal(before[name], after[name])
     assert json.loads(cli(*options, "--json").out)["reused"]
     assert cli("eval", folder).code == 0
-    assert cli("explain", folder).code == 0
+    assert "what the mask alone does to the dense weights" in cli("explain", run / "pruned" / "admm").out
     one_line(cli("prune", run, "--apply", folder / "plan.safetensors", "--name", "again"), 2, "found by layers and tuned")
 
 
@@ -153,7 +159,7 @@ def test_mask_and_weights_together_from_layers(cli: Cli, run: Path, monkeypatch:
     """It begins with ADMM's model, by kfac's shares where that is scored, and ends nearer to the dense one."""
     options, out = from_layers(cli, run, monkeypatch, LAYERS_TOGETHER)
     assert "mask and weights together, from ADMM's layer by layer" in out
-    assert "mask and weights were learnt on from there" in out
+    assert "how much of each goes by kfac; mask and weights were learnt on from there" in out
     assert cli("prune", run, "--layerwise", "admm", "-c", "kfac", "-s", 0.8, "--name", "admm").code == 0
     folder, by_layers = run / "pruned" / "layers", run / "pruned" / "admm"
     plan, first = (Plan.load(path / "plan.safetensors") for path in (folder, by_layers))

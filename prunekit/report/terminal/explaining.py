@@ -14,6 +14,7 @@ from prunekit.report.terminal.tables import new_table, print_table
 WEIGHTS_TOO = (
     "its weights were learnt with the mask: rounds tell what both come to, the rest what the mask alone does to the dense weights"
 )
+BY_LAYERS = "its weights were found with the mask, layer by layer: here is what the mask alone does to the dense weights"
 REFINED_AGAIN = "refined again after fine-tuning: here the last mask too is one of the dense weights, so not of the model itself"
 FEW_TEXTS = 3  # texts that are printed; the page has more
 LINE = 100  # characters of a text in one line
@@ -113,6 +114,8 @@ def _explain_pruned(result: dict[str, Any]) -> None:
         print(f"  by round, on samples that accept: {', '.join(few)}")
         if "weights" in refined.get("stream", {}):
             print(f"  {WEIGHTS_TOO}")
+    if result.get("by_layers"):
+        print(f"  {BY_LAYERS}")
     if result["refined_again"]:
         print(f"  {REFINED_AGAIN}")
     _blamed(masks)

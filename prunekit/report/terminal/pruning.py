@@ -79,7 +79,8 @@ def show_pruned(result: dict[str, Any]) -> None:
     print_table(table)
     emptied = [name for name, count in result["layers"].items() if count["total"] and not count["kept"]]
     if emptied and result["structure"] != "layers":  # a block that leaves is passed by
-        print(f"  nothing is left of {', '.join(emptied)}: what follows gets nothing from there (--floor keeps a share of each)")
+        floor = "" if result["layerwise"] else " (--floor keeps a share of each)"
+        print(f"  nothing is left of {', '.join(emptied)}: what follows gets nothing from there{floor}")
     if result["groups"]:
         table = new_table("", "blocks" if result["structure"] == "layers" else "units of", "before", "kept")
         for name, count in sorted(result["groups"].items()):
@@ -109,7 +110,8 @@ def _by_layers(result: dict[str, Any]) -> str:
     if result["refine"]:
         both = "weights" in result["refine"].get("stream", {})
         weights = "mask and weights were learnt on from there" if both else "its mask was refined, with the dense model's weights"
-    told = f"layer by layer from {facts['samples']:,} training samples, compared within {facts['within']}; {weights}"
+    shares = f", how much of each goes by {facts['shares']['criterion']}" if "shares" in facts else ""
+    told = f"layer by layer from {facts['samples']:,} training samples, compared within {facts['within']}{shares}; {weights}"
     if facts.get("by_magnitude"):
         told += f"; no sample reaches {', '.join(facts['by_magnitude'])}, pruned by magnitude"
     return told
