@@ -327,10 +327,7 @@ class Run:
         Raises:
             ArtifactError: damaged, of another name than its content, or made from another trajectory or parts.
         """
-        try:
-            scores = Scores.load(path)
-        except ArtifactError as error:
-            raise ArtifactError(f"{error}; score again with --overwrite") from None
+        scores = Scores.load(path)
         trust.check_file(self.said, path, scores.every_provenance)
         try:
             belongs = self.score_path(scores.criterion)
