@@ -78,7 +78,7 @@ class Repairs(Section):
 
     @model_validator(mode="after")
     def _fed(self) -> Repairs:
-        for way in (way for structure in {*self.ways, *self.of} for way in self.ways_of(structure)):
+        for way in (way for structure in [*self.ways, *self.of] for way in self.ways_of(structure)):
             if way in WAYS and way not in {*LOOKING, REFIT} and self.stream is None:
                 raise ValueError(f"way {way} learns from a stream of tokens; give stream (tokens)")
         return self

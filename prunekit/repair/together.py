@@ -277,6 +277,14 @@ def seated(scores: Tensor, keep: Tensor) -> Tensor:
     return found
 
 
+def _check_start(start: nn.Module, model: nn.Module) -> None:
+    shapes, wanted = ({name: tuple(p.shape) for name, p in one.named_parameters()} for one in (start, model))
+    for name, shape in wanted.items():
+        if shapes.get(name) != shape:
+            has = f"has {name} of shape {shapes[name]}" if name in shapes else f"has no {name}"
+            raise UsageError(f"learn_together: start {has}, the model one of {shape}; give the plan's model, masked and not cut")
+
+
 def learn_together(
     plan: Plan,
     model: nn.Module,
@@ -310,7 +318,8 @@ def learn_together(
 
     Raises:
         ArtifactError: the plan was made for other weights.
-        UsageError: an option is out of range, there are too few samples, or the structure cannot be refined.
+        UsageError: an option is out of range, there are too few samples, the structure cannot be refined, or ``start`` has other
+            parameters than the model.
         NonFiniteError: the divergence is NaN or Inf.
 
     Example:
@@ -329,6 +338,8 @@ def learn_together(
     if rate is not None and not 0 < rate < math.inf:
         raise UsageError(f"learn_together: rate is {rate!r}; it must be above 0")
     plan.only_zeros("refine")
+    if start is not None:
+        _check_start(start, model)
     swaps = get_swaps(plan, Layout.of(model), next(model.parameters()).device)
     kind, samples = settle(model, batches, task)
     parts = parts_of(samples, accept, kind, RefineOptions.accept_share, seed)

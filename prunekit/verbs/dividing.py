@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from prunekit.apply import Manifest, masked
-from prunekit.errors import ArtifactError, UsageError
+from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.layerwise import amount_of, get_method
 from prunekit.measure import merit
 from prunekit.plan import GROUPED, Plan
@@ -78,7 +78,9 @@ def beside_layers(run: Run, wanted: Prune, division: Mapping[str, Any]) -> Calla
     def compared(model: nn.Module) -> dict[str, Any]:
         try:
             plan, other = by_layers(run, LAYERWISE, layerwise_of(run, wanted))
-        except UsageError as error:
+        except ArtifactError:
+            raise
+        except PrunekitError as error:
             return {"division": {**division, "layerwise": {"method": LAYERWISE.method, "why": str(error)}}}
         names = plan.provenance["prunable"]
         left, learnt_left = (_left(one, names) for one in (other, model))
@@ -161,8 +163,8 @@ def divide(run: Run, wanted: Prune, plan: Plan) -> dict[str, Any]:
     for way in track(ways, "divide tokens", len(ways)):
         try:
             tries[way] = evaluate(_tried(run, wanted, plan, way), samples, run.task, references).figures()
-        except UsageError as error:
-            if way not in (LAYERS, LAYERS_TOGETHER):
+        except PrunekitError as error:
+            if way not in (LAYERS, LAYERS_TOGETHER) or isinstance(error, ArtifactError):
                 raise
             failed[way] = str(error)
     best = max(tries, key=lambda way: merit(run.task.choosing, tries[way]))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prunekit import Plan, Trajectory
 from prunekit.apply import Manifest
+from prunekit.errors import NonFiniteError
 from prunekit.recipe import Finetune, Layerwise, Prune
 from prunekit.training.line_search import FACTOR, FIRST, LONGER
 from prunekit.verbs import dividing, pruning
@@ -119,6 +120,19 @@ def test_mask_and_weights_together(cli: Cli, run: Path, monkeypatch: pytest.Monk
     one_line(cli("prune", run, "--apply", folder / "plan.safetensors", "--name", "again"), 2, "learnt together with weights")
     changed = cli(*options[:-1], "20k")
     one_line(changed, 1, "tokens")
+
+
+@pytest.mark.slow
+def test_layers_that_cannot_be_solved_are_left_out_and_named(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: object) -> None:
+        raise NonFiniteError("what reaches fc1 is NaN")
+
+    monkeypatch.setattr(dividing, "by_layers", fails)
+    monkeypatch.setattr(dividing, "menu", lambda wanted: (WEIGHTS, LAYERS_TOGETHER))
+    done = cli("prune", run, "-c", "magnitude", "-s", 0.6, "--name", "rest", "--tokens", "16k")
+    assert done.code == 0, done.err
+    assert "layers, then together not tried, what reaches fc1 is NaN" in done.out
+    assert "not compared, what reaches fc1 is NaN" in done.out
 
 
 def from_layers(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> tuple[tuple[object, ...], str]:

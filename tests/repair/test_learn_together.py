@@ -195,6 +195,13 @@ def test_refusals(model: nn.Module, texts: Samples) -> None:
         learn_together(plan, model, texts, Streaming(tokens=2000), task=TASK, rate=0.0)
     with pytest.raises(UsageError, match="two batches"):
         learn_together(plan, model, texts, Streaming(tokens=9), accept=texts, task=TASK)
+    cut = copied(model)
+    name, parameter = next(iter(model.named_parameters()))
+    cut.get_submodule(name.rpartition(".")[0]).register_parameter(name.rpartition(".")[2], nn.Parameter(parameter[:-1]))
+    with pytest.raises(UsageError, match=rf"start has {name} of shape .* masked and not cut"):
+        learn_together(plan, model, texts, Streaming(tokens=2000), task=TASK, start=cut)
+    with pytest.raises(UsageError, match=f"start has no {name}"):
+        learn_together(plan, model, texts, Streaming(tokens=2000), task=TASK, start=nn.Linear(2, 2))
     other = copied(model)
     with torch.no_grad():
         next(other.parameters()).add_(1)
