@@ -6,7 +6,7 @@ import atexit
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -316,6 +316,6 @@ class Recording:
             plan = planner.plan(held.model, sparsity, self.plan, held.so_far() if planner.of_path else None)
             held.shrink(plan.masks())
             facts = {"model": dense, "trajectory": planner.evidence.trajectory.hash, "sparsity": gradual.sparsity}
-            self.plan = replace(plan, provenance={**plan.provenance, **facts})
+            self.plan = plan.saying(**facts)
 
         return after_step

@@ -77,6 +77,10 @@ class Plan:
             facts["modules"] = self.modules
         return checkpoint.digest({**self.keep, **self.index, **{GIVEN + name: keep for name, keep in self.given.items()}}, facts)
 
+    def saying(self, **facts: Any) -> Plan:
+        """The same decision with further facts in its provenance; another plan, whose digest is another."""
+        return replace(self, provenance={**self.provenance, **facts})
+
     @cached_property
     def groups(self) -> frozenset[str]:
         """Names of the groups whose units it decides on; other names in ``keep`` are parameters."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,7 @@ def cut(model: nn.Module, plan: Plan, example_inputs: Tensor | None = None) -> n
     for name, mask in plan.masks().items():
         if bool((named[name].detach().cpu()[~mask] != 0).any()):
             raise PrunekitError(f"{name} has weights other than 0 where the plan removes them; train with masks held")
-    return prune(model, replace(plan, provenance={**plan.provenance, "model": model_digest(model)}), example_inputs)
+    return prune(model, plan.saying(model=model_digest(model)), example_inputs)
 
 
 @dataclass

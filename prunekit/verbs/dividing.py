@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,29 @@ class LayersAreBetter(Exception):
         self.plan, self.model, self.division = plan, model, division
 
 
+class ByLayers:
+    """ADMM's plan and model for what is asked for, found once however often they are wanted: a copy of the model is held."""
+
+    def __init__(self, run: Run, wanted: Prune) -> None:
+        self._run, self._wanted = run, wanted
+
+    @cached_property
+    def found(self) -> tuple[Plan, nn.Module]:
+        """The model is not to be changed.
+
+        Raises:
+            PrunekitError: the layers cannot be solved, or the scores that say how much of each layer goes are damaged.
+        """
+        return by_layers(self._run, LAYERWISE, layerwise_of(self._run, self._wanted))
+
+
 def looks_again(run: Run, tokens: int) -> bool:
     """Whether so many tokens are more than the training samples have."""
     samples = run.batches("train")
     return tokens > len(samples) * Stream(samples, 1).tokens()
 
 
-def beside_layers(run: Run, wanted: Prune, division: Mapping[str, Any]) -> Callable[[nn.Module], dict[str, Any]]:
+def beside_layers(run: Run, layers: ByLayers, division: Mapping[str, Any]) -> Callable[[nn.Module], dict[str, Any]]:
     """What compares a finished model with ADMM's of as many weights on validation data, and gives the division with the figures.
 
     It raises LayersAreBetter where ADMM's is better by what criteria are chosen by.
@@ -77,7 +94,7 @@ def beside_layers(run: Run, wanted: Prune, division: Mapping[str, Any]) -> Calla
 
     def compared(model: nn.Module) -> dict[str, Any]:
         try:
-            plan, other = by_layers(run, LAYERWISE, layerwise_of(run, wanted))
+            plan, other = layers.found
         except ArtifactError:
             raise
         except PrunekitError as error:
@@ -89,9 +106,9 @@ def beside_layers(run: Run, wanted: Prune, division: Mapping[str, Any]) -> Calla
             return {"division": {**division, "layerwise": {"method": LAYERWISE.method, "why": why}}}
         samples = run.batches("validation")
         references = References(run.model, samples, run.task)
-        layers, learnt = (evaluate(one, samples, run.task, references).figures() for one in (other, model))
-        better = merit(run.task.choosing, layers) > merit(run.task.choosing, learnt)
-        found = {**division, "layerwise": {"method": LAYERWISE.method, "figures": layers, "learnt": learnt, "better": better}}
+        solved, learnt = (evaluate(one, samples, run.task, references).figures() for one in (other, model))
+        better = merit(run.task.choosing, solved) > merit(run.task.choosing, learnt)
+        found = {**division, "layerwise": {"method": LAYERWISE.method, "figures": solved, "learnt": learnt, "better": better}}
         if better:
             raise LayersAreBetter(plan, other, found)
         return {"division": found}
@@ -131,7 +148,7 @@ def menu(wanted: Prune) -> tuple[str, ...]:
     return MASK, IN_TURN if said else TOGETHER, WEIGHTS, *by_layers
 
 
-def divide(run: Run, wanted: Prune, plan: Plan) -> dict[str, Any]:
+def divide(run: Run, wanted: Prune, plan: Plan, layers: ByLayers) -> dict[str, Any]:
     """What the tokens are best spent on, and what the tries came to.
 
     Every try takes ``TRY`` of the tokens; models are compared on validation data by what criteria are chosen by.
@@ -162,7 +179,7 @@ def divide(run: Run, wanted: Prune, plan: Plan) -> dict[str, Any]:
     ways, tries, failed = menu(wanted), {}, {}
     for way in track(ways, "divide tokens", len(ways)):
         try:
-            tries[way] = evaluate(_tried(run, wanted, plan, way), samples, run.task, references).figures()
+            tries[way] = evaluate(_tried(run, wanted, plan, way, layers), samples, run.task, references).figures()
         except PrunekitError as error:
             if way not in (LAYERS, LAYERS_TOGETHER) or isinstance(error, ArtifactError):
                 raise
@@ -171,10 +188,10 @@ def divide(run: Run, wanted: Prune, plan: Plan) -> dict[str, Any]:
     return {"way": best, "tries": tries, **({"left_out": failed} if failed else {})}
 
 
-def _tried(run: Run, wanted: Prune, plan: Plan, way: str) -> nn.Module:
+def _tried(run: Run, wanted: Prune, plan: Plan, way: str, layers: ByLayers) -> nn.Module:
     tokens = round(TRY * (wanted.tokens or 0))
     if way in UNRECORDED:
-        return unrecorded(run, wanted, plan, way, tokens)[1]
+        return unrecorded(run, wanted, plan, way, tokens, layers)[1]
     for_mask, for_weights = parts(tokens, SHARES[way])
     found = plan if for_mask is None else refining(run, for_mask)(plan)
     if for_weights is None:
@@ -184,23 +201,26 @@ def _tried(run: Run, wanted: Prune, plan: Plan, way: str) -> nn.Module:
     return model.to(next(run.model.parameters()).device)
 
 
-def unrecorded(run: Run, wanted: Prune, plan: Plan, way: str, tokens: int) -> tuple[Plan, nn.Module, dict[str, Any]]:
+def unrecorded(
+    run: Run, wanted: Prune, plan: Plan, way: str, tokens: int, layers: ByLayers
+) -> tuple[Plan, nn.Module, dict[str, Any]]:
     """A way that leaves no path of its weights: plan, model, and what is told of it.
 
     Args:
         plan: the given one, where the way does not begin by layers.
     """
     if way == LAYERS:
-        return tuned_by_layers(run, wanted, tokens)
+        return tuned_by_layers(run, wanted, tokens, layers)
     start = None
     if way == LAYERS_TOGETHER:
-        plan, start = by_layers(run, LAYERWISE, layerwise_of(run, wanted))
+        plan, start = layers.found
     return *learnt_together(run, wanted, plan, tokens, start), {}
 
 
-def tuned_by_layers(run: Run, wanted: Prune, tokens: int) -> tuple[Plan, nn.Module, dict[str, Any]]:
+def tuned_by_layers(run: Run, wanted: Prune, tokens: int, layers: ByLayers) -> tuple[Plan, nn.Module, dict[str, Any]]:
     """The layer-wise method's mask, its weights tuned on from where it leaves them; what is told of the tuning."""
-    plan, model = by_layers(run, LAYERWISE, layerwise_of(run, wanted))
+    plan, solved = layers.found
+    model = copied(solved)
     how = finetuning_of(run, Steps(finetune=tuning(wanted, tokens)))
     with Tuner(model, plan.masks(), how, None, {}, plan.provenance.get("prunable")) as tuner:
         tuner.run()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -53,7 +52,7 @@ def write_by_layers(
     request, folder = layerwise_request(run, asked, wanted), run.path / "pruned" / wanted.name
     if plan.provenance.get("refine", {}).get("ended") == "interrupted":
         request["refine"]["ended"] = "interrupted"  # so that it is not taken for what was asked
-    plan.provenance["request"] = request
+    plan = plan.saying(request=request)
     told = write_pruned(run, model, plan, folder, dict(facts), validation_of(run))
     return {**summary(run, folder, plan), **told, "reused": False}
 
@@ -73,7 +72,7 @@ def by_layers(run: Run, asked: Layerwise, wanted: Prune) -> tuple[Plan, nn.Modul
         task=run.task,
         **asked.options(),
     )
-    plan = replace(plan, provenance={**plan.provenance, "trajectory": run.trajectory.hash})
+    plan = plan.saying(trajectory=run.trajectory.hash)
     if wanted.repair is None:
         return plan, model
     plan = refining(run, wanted.repair)(plan)

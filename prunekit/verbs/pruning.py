@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from prunekit.verbs.dividing import (
     LAYERWISE,
     TOGETHER,
     UNRECORDED,
+    ByLayers,
     LayersAreBetter,
     beside_layers,
     by_division,
@@ -171,7 +171,8 @@ def prune_run(
     if wanted.tokens is not None:
         sparsity = asked_sparsity(structure, wanted.sparsity)
         given = made_at(choose_at(sparsity), sparsity)
-        return _divided(run, wanted, {"asked": asked, **divide(run, wanted, given)}, overwrite, given)
+        layers = ByLayers(run, wanted)
+        return _divided(run, wanted, {"asked": asked, **divide(run, wanted, given, layers)}, overwrite, given, layers)
     facts: dict[str, Any] = {"division": dict(division)} if division else {}
     if budget[0]:  # a repair keeps what the others measure, so only accuracy has to be measured with it
         made = plan_at if budget[0] in DROPS else made_at
@@ -187,27 +188,33 @@ def prune_run(
             last = partial(measured_again, run, facts)  # its plans are others than the search's
         done = prune_in_steps(run, folder, planner_at(chosen), sparsity, wanted, training, request, facts, again, last)
         return {**summary(run, folder, Plan.load(folder / "plan.safetensors")), **done, "reused": False}
-    plan = plan_at(chosen, sparsity)
-    plan.provenance["request"] = request
+    plan = plan_at(chosen, sparsity).saying(request=request)
     if dry_run:
         write_plan(plan, folder / "plan.safetensors")
         return {**summary(run, folder, plan), **facts, "dry_run": True, "reused": False}
     return _write(run, plan, folder, facts, last)
 
 
-def _divided(run: Run, wanted: Prune, division: Mapping[str, Any], overwrite: bool, given: Plan | None = None) -> dict[str, Any]:
+def _divided(
+    run: Run,
+    wanted: Prune,
+    division: Mapping[str, Any],
+    overwrite: bool,
+    given: Plan | None = None,
+    layers: ByLayers | None = None,
+) -> dict[str, Any]:
     """The model that ``division`` of the tokens comes to, or ADMM's where that is better."""
     assert wanted.tokens is not None
-    by_layers = layerwise_of(run, wanted)
+    by_layers, layers = layerwise_of(run, wanted), layers or ByLayers(run, wanted)
     if division.get("layerwise", {}).get("better"):
         return prune_by_layers(run, LAYERWISE, by_layers, False, overwrite, {"division": dict(division)})
     comparable = fits_layers(wanted) and looks_again(run, wanted.tokens)
-    compared = beside_layers(run, wanted, division) if comparable and "layerwise" not in division else None
+    compared = beside_layers(run, layers, division) if comparable and "layerwise" not in division else None
     try:
         if division["way"] not in UNRECORDED:
             return prune_run(run, by_division(wanted, division["way"]), False, overwrite, division, compared)
         assert given is not None
-        plan, model, told = unrecorded(run, wanted, given, division["way"], tokens_left(wanted))
+        plan, model, told = unrecorded(run, wanted, given, division["way"], tokens_left(wanted), layers)
         facts = {"division": dict(division), **told, **(compared(model) if compared is not None else {})}
     except LayersAreBetter as found:
         return write_by_layers(run, LAYERWISE, by_layers, found.plan, found.model, {"division": found.division})
@@ -262,7 +269,7 @@ def apply_plan(
         if steps is not None and steps.request():
             raise UsageError("--squeeze is for pruning at once; leave out --finetune, --rewind and --recalibrate")
         request = {**plan.provenance.get("request", {}), "squeeze": True}
-        plan = replace(plan, provenance={**plan.provenance, "request": request})
+        plan = plan.saying(request=request)
     inside = plan_path.resolve().parent.parent == (run.path / "pruned").resolve()
     if name is None and not inside:
         raise UsageError(f"--name is needed: {plan_path} does not lie under {run.path / 'pruned'}")

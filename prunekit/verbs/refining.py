@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -138,7 +138,7 @@ def better_plan(
     judged = options.when == "better"
 
     def noted(plan: Plan, kept: bool, **facts: Any) -> Plan:
-        return replace(plan, provenance={**plan.provenance, "refine_tried": {"kept": kept, **facts}})
+        return plan.saying(refine_tried={"kept": kept, **facts})
 
     if judged and all(bool(keep.all()) for keep in plan.keep.values()):
         return noted(plan, False, why="nothing is removed"), ""

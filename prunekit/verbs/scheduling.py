@@ -84,9 +84,8 @@ def prune_in_steps(
             measure=figure,
             again=again,
         )
-        if made_for is not None:
-            done.plan.provenance["request"] = dict(made_for)
-        small = cut(done.model, done.plan, run.example if done.plan.smaller else None)
+        plan = done.plan if made_for is None else done.plan.saying(request=dict(made_for))
+        small = cut(done.model, plan, run.example if plan.smaller else None)
         facts: dict[str, Any] = {
             **(found or {}),
             **(last(small) if last is not None else {}),
@@ -102,7 +101,7 @@ def prune_in_steps(
         if figure is not None:
             facts[f"validation_{figure.name}_pruned"] = done.rounds[-1][f"{figure.name}_pruned"]
         facts["cost"] = {"seconds": round(time.perf_counter() - started, 3)}
-        facts = write_pruned(run, small, done.plan, inner, facts, validation)
+        facts = write_pruned(run, small, plan, inner, facts, validation)
         for path in inner.iterdir():
             os.replace(path, temporary / path.name)
         inner.rmdir()

@@ -58,7 +58,7 @@ def write_unrecorded(
     """
     if plan.provenance.get("refine", {}).get("ended") == "interrupted":
         request["refine"] = {"ended": "interrupted"}  # so that it is not taken for what was asked
-    plan.provenance["request"] = request
+    plan = plan.saying(request=request)
     folder = run.path / "pruned" / wanted.name
     told = write_pruned(
         run, cut(model, plan, run.example if plan.smaller else None), plan, folder, dict(facts), validation_of(run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,7 +91,9 @@ def test_few_samples_looked_at_again_are_left_to_layers_where_these_do_better(
     kept = beside["figures"] if better else beside["learnt"]
     assert facts["validation"]["pruned"] == pytest.approx(kept["accuracy"])
     assert plan.sparsity()["prunable"] == pytest.approx(0.9, abs=0.002)
-    assert json.loads(cli(*options, "--json").out)["reused"]
+    again = cli(*options, "--json")
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["reused"]
     assert cli("eval", folder).code == 0
 
 
@@ -136,13 +139,21 @@ def test_layers_that_cannot_be_solved_are_left_out_and_named(cli: Cli, run: Path
 
 
 def from_layers(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> tuple[tuple[object, ...], str]:
-    """All tokens spent on one way from ADMM by kfac's shares: the command, and what it printed."""
+    """All tokens spent on one way from ADMM by kfac's shares, which is found once: the command, and what it printed."""
+    calls, solve = [], dividing.by_layers
+
+    def counted(*given: Any) -> Any:
+        calls.append(given)
+        return solve(*given)
+
+    monkeypatch.setattr(dividing, "by_layers", counted)
     monkeypatch.setattr(pruning, "looks_again", lambda run, tokens: False)
     monkeypatch.setattr(dividing, "menu", lambda wanted: (way,))
     assert cli("score", run, "-c", "kfac").code == 0
     options = ("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "layers", "--tokens", "16k")
     done = cli(*options)
     assert done.code == 0, done.err
+    assert len(calls) == 1  # for its try and for the rest of the tokens
     return options, done.out
 
 
