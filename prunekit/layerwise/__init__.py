@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.apply import check_made_for
+from prunekit.blocks import InMemory
 from prunekit.criteria import model_digest
 from prunekit.data import Samples
 from prunekit.errors import UsageError
 from prunekit.layerwise.amount import Amount
-from prunekit.layerwise.homes import InFiles, InMemory, Viewed
 from prunekit.layerwise.method import Method, Problem, Solved
 from prunekit.layerwise.pruning import ACTIVATIONS, METHODS, Asked, Pruning, amount_of, get_method
-from prunekit.layerwise.row import Row
 from prunekit.plan import Plan
 from prunekit.plan.plan import OUTPUTS
 from prunekit.structure.roles import weight_roles
@@ -31,8 +30,8 @@ from prunekit.trajectory.bare import bare
 from prunekit.trajectory.copies import copied
 
 __all__ = [
-    "ACTIVATIONS", "METHODS", "Amount", "Asked", "InFiles", "InMemory", "Method", "Problem", "Pruning", "Row", "Solved",
-    "Viewed", "amount_of", "get_method", "prune_layerwise",
+    "ACTIVATIONS", "METHODS", "Amount", "Asked", "Method", "Problem", "Pruning", "Solved", "amount_of", "get_method",
+    "prune_layerwise",
 ]  # fmt: skip
 
 

@@ -12,16 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import ranks
+from prunekit.blocks import Home, Part, Passing
 from prunekit.criteria.layer_inputs import TRANSPOSED, Layer, from_rows, layers_with_inputs, to_rows
 from prunekit.data import Samples
 from prunekit.data.sharing import sharing
 from prunekit.errors import NonFiniteError, PrunekitError, UsageError, nearest
 from prunekit.layerwise import admm, magnitude, sparsegpt, wanda
 from prunekit.layerwise.amount import WITHIN, Amount
-from prunekit.layerwise.homes import Home
 from prunekit.layerwise.method import Method, Problem, Solved
 from prunekit.layerwise.moments import precision, summed
-from prunekit.layerwise.passing import Part, Passing
 from prunekit.progress import Bar
 from prunekit.structure import asked_sparsity, pattern_of
 from prunekit.structure.prunable import prunable_parameters

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from prunekit.batch import to
+from prunekit.blocks import InFiles
 from prunekit.checkpoint import checksum, file_checksum
 from prunekit.data import Samples, Split
 from prunekit.errors import ArtifactError, PrunekitError, UsageError, quoted
@@ -26,7 +27,7 @@ from prunekit.exporting.record import export_in
 from prunekit.exporting.subject import Written
 from prunekit.huggingface import Folder, load_model
 from prunekit.imports import needed
-from prunekit.layerwise import Asked, InFiles, Pruning
+from prunekit.layerwise import Asked, Pruning
 from prunekit.progress import Bar, Stages
 from prunekit.recipe import Layerwise, Prune, Recipe, check_device
 from prunekit.task import Task

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit.blocks import Row, Viewed
 from prunekit.criteria import Evidence
 from prunekit.data import Samples
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.imports import needed
-from prunekit.layerwise import Row, Viewed
 from prunekit.trajectory.layout import as_path, path_dtype
 from prunekit.verbs.placement import DEVICES, DeviceMap, places_of
 from prunekit.verbs.run_folder import Run

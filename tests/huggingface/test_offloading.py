@@ -13,10 +13,11 @@ from torch import Tensor
 
 from benchmarks.zoo.operators import declare
 from prunekit import UsageError, prune_layerwise
+from prunekit.blocks import InFiles
+from prunekit.blocks.held import Hidden
 from prunekit.data import Samples
 from prunekit.huggingface import load_model, quietly
-from prunekit.layerwise import Asked, InFiles, Pruning
-from prunekit.layerwise.held import Hidden
+from prunekit.layerwise import Asked, Pruning
 from prunekit.task import get_task
 from tests.cli.conftest import Cli
 from tests.huggingface.conftest import Save

@@ -27,7 +27,7 @@ from prunekit import (
 )
 from prunekit.layerwise import METHODS
 from prunekit.plan.patterns import nm_mask
-from tests.layerwise.models import blocks, family
+from tests.blocks.models import blocks, family
 from tests.structure_models import random_scores
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batch import mapped
+from prunekit.blocks.stacks import Call, first_tensor, hidden_of, with_hidden
 from prunekit.checkpoint import raw
 from prunekit.errors import ArtifactError
-from prunekit.layerwise.blocks import Call, first_tensor, hidden_of, with_hidden
 
 
 class Hidden:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batch import Inputs, call, leaves, mapped, named
-from prunekit.layerwise.homes import Home
+from prunekit.blocks.homes import Home
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a block."""

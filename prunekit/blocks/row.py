@@ -19,12 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.batch import Batch, Inputs, Labels, call, leaves, mapped, to
-from prunekit.data import Samples
-from prunekit.data.sharing import same_alone
-from prunekit.errors import PrunekitError, UsageError
-from prunekit.kernel.function import plain_kernels
-from prunekit.kernel.statistics import differentiable_statistics
-from prunekit.layerwise.blocks import (
+from prunekit.blocks.held import Held, Hidden, at_once
+from prunekit.blocks.homes import Viewed
+from prunekit.blocks.passing import without_cache
+from prunekit.blocks.stacks import (
     Call,
     Enough,
     Stack,
@@ -36,9 +34,11 @@ from prunekit.layerwise.blocks import (
     replaced,
     stacks_of,
 )
-from prunekit.layerwise.held import Held, Hidden, at_once
-from prunekit.layerwise.homes import Viewed
-from prunekit.layerwise.passing import without_cache
+from prunekit.data import Samples
+from prunekit.data.sharing import same_alone
+from prunekit.errors import PrunekitError, UsageError
+from prunekit.kernel.function import plain_kernels
+from prunekit.kernel.statistics import differentiable_statistics
 from prunekit.measure.macs import unfused
 from prunekit.progress import Bar
 from prunekit.task import Task

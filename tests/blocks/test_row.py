@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from prunekit import PrunekitError, Trajectory, UsageError
 from prunekit.batch import Batch
+from prunekit.blocks import Row, Viewed, held
 from prunekit.criteria import Evidence, Scores, gather, score_evidence
-from prunekit.layerwise import Row, Viewed, held
-from tests.layerwise.models import Blocks
+from tests.blocks.models import Blocks
 from tests.transformer_models import built
 
 WHOLE = ("magnitude", "lamp", "random", "gradient", "snip", "wanda", "flap", "obs")
@@ -198,7 +198,7 @@ def _normed() -> nn.Module:
     [
         ("influence", "influence needs a training path"),
         ("grasp", "grasp looks at the whole model at once"),
-        ("tests.layerwise.test_row:own", "goes with magnitude, gradient, taylor"),
+        ("tests.blocks.test_row:own", "goes with magnitude, gradient, taylor"),
         ("taylor(target=log_prob)", "leave target=log_prob out"),
     ],
 )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prunekit import UsageError, prune_layerwise
 from prunekit.batch import call
 from prunekit.criteria.layer_inputs import reaching, to_rows
-from tests.layerwise.models import blocks, family
+from tests.blocks.models import blocks, family
 
 STACKED = ["llama", "gpt2", "opt", "bert", "t5", pytest.param("whisper", marks=pytest.mark.slow)]  # its module takes a second
 

@@ -1,6 +1,6 @@
 """Parts of a model in the order in which they run, each with the inputs that the pruned parts before it send.
 
-A part is a block of a stack (``prunekit.layerwise.blocks``): its inputs are held, so that the model runs through once, one block
+A part is a block of a stack (``prunekit.blocks.stacks``): its inputs are held, so that the model runs through once, one block
 at a time. Where a model has no stack a part is one layer, and its inputs are what the whole model sends there.
 """
 
@@ -17,12 +17,12 @@ from torch import nn
 
 from prunekit import ranks
 from prunekit.batch import Inputs, call, to
+from prunekit.blocks.held import Held, Hidden, at_once
+from prunekit.blocks.homes import Home
+from prunekit.blocks.stacks import Stack, hidden_of, passed_over, stacks_of
 from prunekit.criteria.layer_inputs import Layer, reaching
 from prunekit.data import Samples
 from prunekit.errors import UsageError
-from prunekit.layerwise.blocks import Stack, hidden_of, passed_over, stacks_of
-from prunekit.layerwise.held import Held, Hidden, at_once
-from prunekit.layerwise.homes import Home
 from prunekit.measure.macs import unfused
 
 
@@ -138,7 +138,7 @@ def merged(orders: Sequence[Sequence[str]]) -> list[str]:
     """Everything in one order, in which what some batch reaches later comes later: samples may go different ways.
 
     Example:
-        >>> from prunekit.layerwise.passing import merged
+        >>> from prunekit.blocks.passing import merged
         >>> merged([["left", "end"], ["right", "end"]])
         ['left', 'right', 'end']
     """
