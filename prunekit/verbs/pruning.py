@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,21 +10,15 @@ from typing import Any
 from torch import nn
 
 from prunekit.apply import Manifest, check_made_for, squeeze
-from prunekit.criteria import Scores, expand
-from prunekit.errors import ArtifactError, Note, UsageError
-from prunekit.plan import GROUPED, Plan, asked_sparsity, make_plan
-from prunekit.recipe import DROPS, SIZED, TIMES, Prune, Refine, Steps, parse_seconds
-from prunekit.repair.swaps import get_swaps
-from prunekit.reusing import PROBLEM, reusable
-from prunekit.search import Candidates, Comparison, choose
-from prunekit.search.budget import TRIES
-from prunekit.steps import GivenPlan, Planner
-from prunekit.steps.planner import MakeSwaps
-from prunekit.structure import takes_sizes
+from prunekit.criteria import expand
+from prunekit.errors import ArtifactError, UsageError
+from prunekit.plan import Plan, asked_sparsity
+from prunekit.recipe import DROPS, TIMES, Prune, Steps
+from prunekit.reusing import reusable
+from prunekit.steps import GivenPlan
 from prunekit.task.evaluation import run as run_model
-from prunekit.training.line_search import BATCHES, FACTOR
 from prunekit.verbs.budgets import measured_again, within_budget
-from prunekit.verbs.compensating import compensation_request, pruned_as_asked
+from prunekit.verbs.compensating import pruned_as_asked
 from prunekit.verbs.dividing import (
     LAYERWISE,
     TOGETHER,
@@ -44,11 +37,11 @@ from prunekit.verbs.dividing import (
     unrecorded_request,
 )
 from prunekit.verbs.layerwise import prune_by_layers, refuse_without_weights, write_by_layers
+from prunekit.verbs.planning import Planning, training_request
 from prunekit.verbs.pruned_facts import made_from, refuse_foreign, summary
 from prunekit.verbs.pruned_folder import read_plan, write_plan, write_pruned
-from prunekit.verbs.refining import Seconds, better_plan, refining_again, refining_request
-from prunekit.verbs.run_folder import Run, comparison_inputs
-from prunekit.verbs.scheduling import by_divergence, check_lora, planner_for, prune_in_steps
+from prunekit.verbs.run_folder import Run
+from prunekit.verbs.scheduling import check_lora, prune_in_steps
 from prunekit.verbs.scoring import score_run
 from prunekit.verbs.together import write_unrecorded
 from prunekit.verbs.validation import validation_of
@@ -78,121 +71,56 @@ def prune_run(
         return prune_by_layers(run, wanted.layerwise, wanted, dry_run, overwrite)
     check_lora(run, wanted)
     names = [] if wanted.criterion == "auto" else expand(wanted.criterion)
-    choosing = len(names) != 1
     if wanted.classes:
         run = _for_classes(run, wanted.classes, names, overwrite)
-    scores = {name: run.scores(name) for name in names} or run.all_scores()
-    budget, structure = wanted.budget, wanted.structure
-    training = _training_request(run, wanted)
-    request: dict[str, Any] = {
-        "criterion": wanted.criterion if choosing else names[0],
-        "sparsity": None if budget[0] else asked_sparsity(structure, wanted.sparsity),
-        "structure": structure,
-        "allocation": wanted.allocation,
-        "scores": {n: s.digest for n, s in scores.items()},
-        **({"classes": list(wanted.classes)} if wanted.classes else {}),
-        **({"ratios": dict(wanted.ratios)} if wanted.ratios else {}),
-        **({"floor": wanted.floor} if wanted.floor else {}),
-        **({budget[0]: budget[1]} if budget[0] else {}),
-        **(sizes := _sizes(run, wanted)),
-        **training,
-        **({"compensate": compensation_request(run)} if wanted.compensate else {}),
-        **({"squeeze": True} if wanted.squeeze else {}),
-    }
-    repair = wanted.repair
+    planning = Planning(run, wanted, names)
     folder = run.path / "pruned" / wanted.name
     if wanted.tokens is not None:
         if dry_run:
             raise UsageError("--dry-run shows a plan that is made at once; --tokens learns it, in tries first")
-        asked = {**request, "tokens": wanted.tokens, "train": run.splits["train"].digest()}
-        known = earlier(folder, asked)
-        if known is not None and (known["way"] not in UNRECORDED or known.get("layerwise", {}).get("better")):
-            return _divided(run, wanted, known, overwrite)
-        request_of = unrecorded_request(run, wanted, asked, TOGETHER if known is None else known["way"])
-        if reusable(folder, made_from(folder, False), request_of, overwrite):
-            return {**summary(run, folder, Plan.load(folder / "plan.safetensors")), "reused": True}
-        refuse_foreign(folder)
-    if repair is not None:
-        request["refine"] = refining_request(run, repair)
-    if wanted.tokens is None and reusable(folder, made_from(folder, dry_run), request, overwrite):
+        return _by_tokens(run, wanted, planning, folder, overwrite)
+    request = planning.request
+    if reusable(folder, made_from(folder, dry_run), request, overwrite):
         return {**summary(run, folder, Plan.load(folder / "plan.safetensors")), "reused": True}
     if dry_run and wanted.schedule.name != "one-shot":
         raise UsageError(f"--dry-run shows a plan that is made at once; schedule {wanted.schedule.name} makes it on the way")
-    if dry_run and repair is not None and repair.again:
+    if dry_run and wanted.repair is not None and wanted.repair.again:
         raise UsageError("--dry-run shows a plan that is made at once; refining again changes it after fine-tuning")
     refuse_foreign(folder)
-    options: dict[str, Any] = {
-        "ratios": wanted.ratios,
-        "floor": wanted.floor,
-        "attention": run.recipe.structure.mappings(),
-        **sizes,
-    }
-
-    def choose_at(sparsity: float) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = {"criterion": names[0] if names else "", "allocation": wanted.allocation or "global"}
-        if choosing:
-            found = _auto(run, scores, structure, sparsity, wanted.allocation)
-        return {**found, "scores": scores[found["criterion"]]}
-
-    def made_at(chosen: Mapping[str, Any], sparsity: float) -> Plan:
-        example = run.example if structure in GROUPED else None
-        return make_plan(
-            chosen["scores"],
-            run.model,
-            example,
-            sparsity=sparsity,
-            structure=structure,
-            allocation=chosen["allocation"],
-            **options,
-        )
-
-    seconds = _seconds(wanted, repair)
-    sized = budget[0] in SIZED
-
-    def repaired(plan: Plan, model: nn.Module, swaps: MakeSwaps | None = None) -> Plan:
-        if repair is None:
-            return plan
-        if sized:
-            swaps = partial(swaps or get_swaps, across=False)
-        plan, ended = better_plan(run, plan, repair, wanted.compensate, model, swaps, seconds)
-        if ended == "interrupted" and (wanted.schedule.name != "one-shot" or repair.again):
-            raise KeyboardInterrupt  # of a schedule nothing is worth keeping before its last round
-        if ended == "interrupted":
-            request["refine"]["ended"] = ended  # so that it is not taken for what was asked
-        return plan
-
-    def plan_at(chosen: Mapping[str, Any], sparsity: float) -> Plan:
-        return repaired(made_at(chosen, sparsity), run.model)
-
-    def planner_at(chosen: Mapping[str, Any]) -> Planner:
-        how = None if repair is None else repaired
-        return planner_for(run, chosen["scores"], structure, chosen["allocation"], wanted, options, how)
-
-    if wanted.tokens is not None:
-        sparsity = asked_sparsity(structure, wanted.sparsity)
-        given = made_at(choose_at(sparsity), sparsity)
-        layers = ByLayers(run, wanted)
-        return _divided(run, wanted, {"asked": asked, **divide(run, wanted, given, layers)}, overwrite, given, layers)
     facts: dict[str, Any] = {"division": dict(division)} if division else {}
-    if budget[0]:  # a repair keeps what the others measure, so only accuracy has to be measured with it
-        made = plan_at if budget[0] in DROPS else made_at
-        sparsity, facts = within_budget(run, wanted, choose_at, made, planner_at)
+    budget = wanted.budget[0]
+    if budget:  # a repair keeps what the others measure, so only accuracy has to be measured with it
+        made = planning.repaired_plan if budget in DROPS else planning.plan
+        sparsity, facts = within_budget(run, wanted, planning.chosen, made, planning.planner)
     else:
-        sparsity = asked_sparsity(structure, wanted.sparsity)
-    chosen = choose_at(sparsity)
+        sparsity = asked_sparsity(wanted.structure, wanted.sparsity)
+    chosen = planning.chosen(sparsity)
     if wanted.request() and not dry_run:
-        again = (
-            None if repair is None else refining_again(run, repair, partial(get_swaps, across=False) if sized else None, seconds)
-        )
-        if budget[0] in TIMES and wanted.schedule.name != "one-shot":
+        if budget in TIMES and wanted.schedule.name != "one-shot":
             last = partial(measured_again, run, facts)  # its plans are others than the search's
-        done = prune_in_steps(run, folder, planner_at(chosen), sparsity, wanted, training, request, facts, again, last)
+        training, planner, again = planning.training, planning.planner(chosen), planning.again()
+        done = prune_in_steps(run, folder, planner, sparsity, wanted, training, request, facts, again, last)
         return {**summary(run, folder, Plan.load(folder / "plan.safetensors")), **done, "reused": False}
-    plan = plan_at(chosen, sparsity).saying(request=request)
+    plan = planning.repaired_plan(chosen, sparsity).saying(request=request)
     if dry_run:
         write_plan(plan, folder / "plan.safetensors")
         return {**summary(run, folder, plan), **facts, "dry_run": True, "reused": False}
     return _write(run, plan, folder, facts, last)
+
+
+def _by_tokens(run: Run, wanted: Prune, planning: Planning, folder: Path, overwrite: bool) -> dict[str, Any]:
+    """The model that ``tokens`` come to, divided as short tries find best."""
+    asked = {**planning.request, "tokens": wanted.tokens, "train": run.splits["train"].digest()}
+    known = earlier(folder, asked)
+    if known is not None and (known["way"] not in UNRECORDED or known.get("layerwise", {}).get("better")):
+        return _divided(run, wanted, known, overwrite)
+    request = unrecorded_request(run, wanted, asked, TOGETHER if known is None else known["way"])
+    if reusable(folder, made_from(folder, False), request, overwrite):
+        return {**summary(run, folder, Plan.load(folder / "plan.safetensors")), "reused": True}
+    refuse_foreign(folder)
+    sparsity = asked_sparsity(wanted.structure, wanted.sparsity)
+    given, layers = planning.plan(planning.chosen(sparsity), sparsity), ByLayers(run, wanted)
+    return _divided(run, wanted, {"asked": asked, **divide(run, wanted, given, layers)}, overwrite, given, layers)
 
 
 def _divided(
@@ -219,18 +147,6 @@ def _divided(
     except LayersAreBetter as found:
         return write_by_layers(run, LAYERWISE, by_layers, found.plan, found.model, {"division": found.division})
     return write_unrecorded(run, wanted, plan, model, unrecorded_request(run, wanted, division["asked"], division["way"]), facts)
-
-
-def _seconds(wanted: Prune, repair: Refine | None) -> Seconds | None:
-    """The command's time to refine in, over all the plans that it may make; None without a budget.
-
-    These are every plan that a search for a drop tries, and of each every round's.
-    """
-    if repair is None or repair.budget is None:
-        return None
-    rounds = 1 if wanted.schedule.name == "one-shot" else wanted.schedule.rounds
-    tried = (TRIES + 1 if wanted.budget[0] in DROPS else 1) * (rounds + repair.again)
-    return Seconds(parse_seconds(repair.budget), tried)
 
 
 def _for_classes(run: Run, classes: Sequence[int], names: Sequence[str], overwrite: bool) -> Run:
@@ -277,7 +193,7 @@ def apply_plan(
     if (folder / "prunekit.json").exists():
         manifest = Manifest.load(folder / "prunekit.json")
         found = {"plan": manifest.plan, **manifest.facts.get("request", {})}
-        if reusable(folder, found, {"plan": plan.digest, **_training_request(run, steps)}, overwrite):
+        if reusable(folder, found, {"plan": plan.digest, **training_request(run, steps)}, overwrite):
             return {**summary(run, folder, plan), "reused": True}
     elif folder.exists() and folder != plan_path.resolve().parent and not overwrite and any(folder.iterdir()):
         same = (folder / "plan.safetensors").resolve() == plan_path.resolve()
@@ -287,7 +203,7 @@ def apply_plan(
         check_made_for(plan, run.model)
         refuse_foreign(folder)
         asked = plan.provenance["sparsity"]
-        done = prune_in_steps(run, folder, GivenPlan(run.evidence, plan), asked, steps, _training_request(run, steps))
+        done = prune_in_steps(run, folder, GivenPlan(run.evidence, plan), asked, steps, training_request(run, steps))
         return {**summary(run, folder, plan), **done, "reused": False}
     return _write(run, plan, folder)
 
@@ -315,38 +231,3 @@ def _write(
         facts |= last(small)
     told = write_pruned(run, small, plan, folder, facts, validation_of(run), squeezed)
     return {**summary(run, folder, plan), **told, "reused": False}
-
-
-def _training_request(run: Run, steps: Steps | None) -> dict[str, Any]:
-    if steps is None:
-        return {}
-    found = steps.request()
-    if found and (steps.trains or steps.recalibrate) and run.recipe.data is not None:
-        found["train"] = run.splits["train"].digest()
-        if by_divergence(run, steps):
-            found["rate"] = {"batches": BATCHES, "factor": FACTOR}  # of a search
-    return found
-
-
-def _auto(run: Run, scores: Mapping[str, Scores], structure: str, sparsity: float, allocation: str | None) -> dict[str, Any]:
-    inputs = comparison_inputs(run)
-    comparison = None
-    if inputs and PROBLEM in inputs:
-        raise ArtifactError(f"{inputs[PROBLEM]} (prunekit compare {run.path} --overwrite)")
-    for name in (inputs or {}).get("scores", {}):
-        if name not in scores and not run.classes:
-            text = f"{run.score_path(name)}: no such file, though compare.json was made with it; auto chooses among the others"
-            warnings.warn(text, Note, stacklevel=2)
-    if inputs and inputs.get("scores") == {n: s.digest for n, s in scores.items()}:
-        comparison = Comparison.load(run.path / "compare.json")
-    candidates = Candidates(run.model, scores, run.batches("validation"), [structure], run.recipe.structure.mappings(), run.task)
-    return choose(candidates, comparison, structure, sparsity, [allocation] if allocation else run.recipe.compare.allocations)
-
-
-def _sizes(run: Run, wanted: Prune) -> dict[str, Any]:
-    """Which numbers of units may stay, where that is not any: the wanted ones, else the recipe's for channels and heads."""
-    if not takes_sizes(wanted.structure):
-        return {}
-    asked = {key: getattr(wanted, key) or getattr(run.recipe.structure, key) for key in ("round_to", "min_units")}
-    found: dict[str, Any] = {key: value for key, value in asked.items() if value > 1}
-    return found | ({"uniform": True} if wanted.uniform else {})
