@@ -31,7 +31,7 @@ from prunekit.verbs.comparing import compare_run
 from prunekit.verbs.evaluating import evaluate as evaluate_run
 from prunekit.verbs.pruning import prune_run
 from prunekit.verbs.scoring import score_run
-from tests.layerwise.models import blocks
+from tests.blocks.models import blocks
 from tests.pictures import undrawn
 from tests.structure_models import Mixture, Stack, random_scores
 from tests.writer import Writer

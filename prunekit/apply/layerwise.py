@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +15,7 @@ from torch import Tensor, nn
 from prunekit import ranks
 from prunekit.apply.masks import apply_masks
 from prunekit.batch import call, to
+from prunekit.blocks import ACTIVATIONS, Abreast, Pair
 from prunekit.criteria.by_inputs import portions
 from prunekit.criteria.layer_inputs import (
     Layer,
@@ -27,11 +32,15 @@ from prunekit.criteria.layer_inputs import (
 from prunekit.data import Samples
 from prunekit.data.sharing import sharing
 from prunekit.errors import NonFiniteError, UsageError, nearest
+from prunekit.progress import Bar
 from prunekit.task import Task, get_task
 from prunekit.task.evaluation import mixing
 from prunekit.trajectory.copies import copied
 
 INPUTS = ("dense", "pruned")
+Moments = tuple[list[str], Tensor, Tensor]
+"""Names of layers with the same inputs, and of these ``Σ x̃ x̃ᵀ`` and ``Σ x̃ xᵀ``, ``(groups, d + 1, d + 1)``, a constant 1 among
+them."""
 
 
 @torch.no_grad()
@@ -59,7 +68,9 @@ def layerwise(
         masks: by parameter or buffer name, True stays: ``Plan.masks()``.
         batches: calibration samples as ``(inputs, labels)``; labels are not looked at.
         inputs: ``pruned``: ``x̃`` is what the compensated layers before it send, so that later layers make up for earlier
-            ones' errors too; two forward passes a layer. ``dense``: ``x̃ = x``, one forward pass in all.
+            ones' errors too. In a model of blocks each block runs some ten times, as often as it has layers with inputs of their
+            own, in the dense and in the pruned model; layers outside of blocks, or of a model without, take two passes through
+            all of it each. ``dense``: ``x̃ = x``, one forward pass in all.
         task: says what of a batch is the model's input.
         damping: adds ``damping × mean diagonal of H × |v - w|²``. With 0 the layer's error on ``batches`` is the least that
             the mask allows; a little helps where samples are few.
@@ -85,18 +96,23 @@ def layerwise(
     named = [n for n in named if handled(modules.get(n.rpartition(".")[0]))]
     layers, theirs = layers_with_inputs(dense, named)[0], layers_with_inputs(pruned, named)[0]
     final, following = dict(result.named_parameters()), dict(pruned.named_parameters())
-    for name, gram, cross in _moments(dense, pruned, layers, theirs, masks, samples, whole, inputs):
-        if not bool(gram.isfinite().all() and cross.isfinite().all()):
-            raise NonFiniteError(f"{name}: its layer's inputs are NaN or Inf for some of the samples; look at the data")
-        bias_name = f"{name.removesuffix('weight')}bias"
-        layer = layers[name][0]
-        keep = masks[name].to(device).bool()
-        bias_keep = masks.get(bias_name)
-        weight, offset = _solve(layer, gram, cross, keep, None if bias_keep is None else bias_keep.to(device).bool(), damping)
-        for parameters in (final, following):
-            parameters[name].copy_(weight)
-            if _trains_bias(layer):
-                parameters[bias_name].copy_(offset)
+    found = _of_dense(dense, layers, masks, samples, whole)
+    if inputs == "pruned":
+        found = _of_both((dense, pruned), (layers, theirs), samples, whole)
+    with Bar("layers", len(layers)) as bar:
+        for names, gram, cross in found:
+            if not bool(gram.isfinite().all() and cross.isfinite().all()):
+                raise NonFiniteError(f"{names[0]}: its layer's inputs are NaN or Inf for some of the samples; look at the data")
+            for name in names:
+                bias_name = f"{name.removesuffix('weight')}bias"
+                layer, keep, bias_keep = layers[name][0], masks[name].to(device).bool(), masks.get(bias_name)
+                bias_keep = None if bias_keep is None else bias_keep.to(device).bool()
+                weight, offset = _solve(layer, gram, cross, keep, bias_keep, damping)
+                for parameters in (final, following):
+                    parameters[name].copy_(weight)
+                    if _trains_bias(layer):
+                        parameters[bias_name].copy_(offset)
+                bar.advance()
     return result
 
 
@@ -105,73 +121,77 @@ def _with_one(inputs: Tensor) -> Tensor:
     return torch.cat([inputs, inputs.new_ones(*inputs.shape[:2], 1)], 2)
 
 
-def _moments(
-    dense: nn.Module,
-    pruned: nn.Module,
-    layers: Mapping[str, list[Layer]],
-    theirs: Mapping[str, list[Layer]],
-    masks: Mapping[str, Tensor],
+def _of_dense(
+    dense: nn.Module, layers: Mapping[str, list[Layer]], masks: Mapping[str, Tensor], samples: Samples, whole: bool
+) -> Iterator[Moments]:
+    """With the dense model's inputs for both."""
+    device = next(dense.parameters()).device
+    for some in portions({name: held for name, held in layers.items() if not bool(masks[name].all())}, 2):
+        with sharing(samples, whole) as (own, _):
+            with summing(some, lambda piece: of_products(_with_one(piece))) as grams:
+                for x, _ in own:
+                    call(dense, to(x, device))
+            add_up(grams, device)
+        for name in list(grams):
+            gram = grams.pop(name)
+            yield [name], gram, gram
+
+
+def _of_both(
+    models: tuple[nn.Module, nn.Module],
+    layers: tuple[Mapping[str, list[Layer]], Mapping[str, list[Layer]]],
     samples: Samples,
     whole: bool,
-    inputs: str,
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Of each layer ``Σ x̃ x̃ᵀ`` and ``Σ x̃ xᵀ``, ``(groups, d + 1, d + 1)``, a constant 1 among the inputs.
+) -> Iterator[Moments]:
+    """With what reaches a layer in the pruned model for ``x̃``; a layer that is changed before the next is asked for is seen so.
 
-    Where ``x̃`` is what reaches a layer in ``pruned``, layers come in the order of the forward pass, and one that is changed
-    before the next is asked for is what that sees.
+    Layers with the same inputs have the same sums, and come together.
     """
-    if inputs == "dense":
-        for some in portions({name: held for name, held in layers.items() if not bool(masks[name].all())}, 2):
-            with sharing(samples, whole) as (own, _):
-                with summing(some, lambda piece: of_products(_with_one(piece))) as grams:
-                    _run(dense, own)
-                add_up(grams, next(dense.parameters()).device)
-            for name in list(grams):
-                gram = grams.pop(name)
-                yield name, gram, gram
-        return
-    for name in _order(dense, layers, samples):
-        with sharing(samples, whole) as (own, _):
-            found = _pair(dense, pruned, layers[name], theirs[name], own)
-            ranks.add_up(found)
-        yield name, *found
+    if not len(samples):
+        raise UsageError("layerwise needs calibration samples; it got none")
+    shared = partial(sharing, samples, whole)
+    with shared() as (own, _):
+        both = Abreast(models, layers, own, samples.rows(0, 1)[0], ACTIVATIONS, Path(tempfile.gettempdir()))
+        pairs = both.pairs()
+    while True:
+        with shared():
+            pair = next(pairs, None)
+            if pair is None:
+                return
+            gram, cross = _sums(pair)
+        yield pair.names, gram, cross
 
 
-def _run(model: nn.Module, samples: Samples) -> None:
-    device = next(model.parameters()).device
-    for x, _ in samples:
-        call(model, to(x, device))
+def _sums(pair: Pair) -> tuple[Tensor, Tensor]:
+    """``Σ x̃ x̃ᵀ`` and ``Σ x̃ xᵀ``; the dense model's inputs of one batch are held.
 
-
-def _order(model: nn.Module, layers: Mapping[str, list[Layer]], samples: Samples) -> list[str]:
-    """The layers that are reached, in that order."""
-    found: dict[str, None] = {}
-    with reaching(layers, lambda name, layer, x: found.setdefault(name)):
-        _run(model, samples)
-    return list(found)
-
-
-def _pair(dense: nn.Module, pruned: nn.Module, mine: list[Layer], other: list[Layer], samples: Samples) -> tuple[Tensor, Tensor]:
-    """``Σ x̃ x̃ᵀ`` and ``Σ x̃ xᵀ`` of one layer; the dense model's inputs of one batch are held."""
-    seen: list[Tensor] = []
-    weight = mine[0].weight
+    Where the two models send a layer other rows, as a router may, none of which belong together, ``x`` is ``x̃``.
+    """
+    weight = pair.one[0].weight
     assert isinstance(weight, Tensor)
-    groups, _, size = to_rows(mine[0], weight).shape
+    groups, _, size = to_rows(pair.one[0], weight).shape
     gram = torch.zeros(groups, size + 1, size + 1, dtype=torch.float64, device=weight.device)
-    cross = torch.zeros_like(gram)
+    cross, alike = torch.zeros_like(gram), True
+    for one, other in pair.batches:
+        ours, theirs = (_seen(held, run) for held, run in ((pair.one, one), (pair.other, other)))
+        alike = alike and [x.shape for _, x in ours] == [x.shape for _, x in theirs]
+        for number, (layer, x) in enumerate(theirs):
+            before = rows(*ours[number]) if alike else repeat(None)
+            for turned, given in zip(rows(layer, x), before, strict=alike):
+                turned = _with_one(turned)
+                gram.baddbmm_(turned.transpose(1, 2), turned)
+                if given is not None:
+                    cross.baddbmm_(turned.transpose(1, 2), _with_one(given))
+    ranks.add_up([gram, cross])
+    return gram, cross if all(ranks.gathered(alike)) else gram.clone()
 
-    def add(_: str, layer: Layer, x: Tensor) -> None:
-        for theirs, ours in zip(rows(layer, x), rows(layer, seen.pop(0)), strict=True):
-            turned = _with_one(theirs)
-            gram.baddbmm_(turned.transpose(1, 2), turned)
-            cross.baddbmm_(turned.transpose(1, 2), _with_one(ours))
 
-    with reaching({"": mine}, lambda name, layer, x: seen.append(x)), reaching({"": other}, add):
-        for x, _ in samples:
-            x = to(x, weight.device)
-            call(dense, x)
-            call(pruned, x)
-    return gram, cross
+def _seen(layers: Sequence[Layer], run: Callable[[], Any]) -> list[tuple[Layer, Tensor]]:
+    """Every input that reaches one of the layers."""
+    seen: list[tuple[Layer, Tensor]] = []
+    with reaching({"": layers}, lambda name, layer, x: seen.append((layer, x))):
+        run()
+    return seen
 
 
 def _solve(

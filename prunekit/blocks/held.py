@@ -88,6 +88,8 @@ class _Place:
     dtype: torch.dtype
 
 
+ACTIVATIONS = 2**31
+"""Bytes of activations that are held unless told."""
 ROWS = 2**13
 """Rows of hidden states that run through a block at a time at most, or one sample's."""
 BATCH = 2**23

@@ -89,17 +89,8 @@ class Passing:
 
     def _layers(self) -> Iterator[Part]:
         batches = [partial(self._whole, number) for number in range(len(self._samples.groups))]
-        orders = [list(self._reached(run)) for run in batches]
-        order = merged(ranks.gathered(merged(orders)))
-        for name in dict.fromkeys((*order, *self.layers)):
+        for name in dict.fromkeys((*in_order(self.layers, batches), *self.layers)):
             yield Part({name: self.layers[name]}, batches)
-
-    def _reached(self, run: Callable[[], Any]) -> dict[str, None]:
-        """Layers in the order in which a batch reaches them."""
-        order: dict[str, None] = {}
-        with reaching(self.layers, lambda name, layer, x: order.setdefault(name)):
-            run()
-        return order
 
     def _whole(self, number: int) -> None:
         call(self._model, to(self._samples.batch(number)[0], self._home.device))
@@ -132,6 +123,17 @@ class Passing:
                     f"{len(self._samples)} samples, and {_amount(self._most)} may be held; take fewer samples, or allow more"
                 )
         return held
+
+
+def in_order(layers: Mapping[str, Sequence[Layer]], batches: Sequence[Callable[[], Any]]) -> list[str]:
+    """Layers in the order in which the batches of all ranks reach them; what none reaches is left out."""
+    orders: list[list[str]] = []
+    for run in batches:
+        seen: list[str] = []
+        with reaching(layers, lambda name, *_, see=seen.append: see(name)):
+            run()
+        orders.append(list(dict.fromkeys(seen)))
+    return merged(ranks.gathered(merged(orders)))
 
 
 def merged(orders: Sequence[Sequence[str]]) -> list[str]:

@@ -105,6 +105,31 @@ def reaching(layers: Mapping[str, Sequence[Layer]], see: Callable[[str, Layer, T
             hook.remove()
 
 
+def twins_among(layers: Mapping[str, Sequence[Layer]], run: Callable[[], None]) -> dict[str, str]:
+    """Linear layers whose one input is the very tensor that an earlier one got, and that one; on all ranks the same.
+
+    Of what some rank's samples do not reach, each layer stands for itself.
+
+    Args:
+        run: passes some of this rank's samples through the layers.
+    """
+    seen: dict[str, list[Tensor]] = {}  # all held until the end, so that none comes to lie where another lay
+    with reaching(layers, lambda name, layer, x: seen.setdefault(name, []).append(x)):
+        run()
+    once = [name for name, inputs in seen.items() if len(inputs) == 1 and by_features(layers[name][0])]
+    found: dict[str, str] = {}
+    for number, name in enumerate(once):
+        same = (n for n in once[:number] if n not in found and _one(seen[n][0], seen[name][0]))
+        if (twin := next(same, None)) is not None:
+            found[name] = twin
+    every = ranks.gathered(found)
+    return {name: twin for name, twin in found.items() if all(theirs.get(name) == twin for theirs in every)}
+
+
+def _one(x: Tensor, other: Tensor) -> bool:
+    return bool(x.numel()) and x.data_ptr() == other.data_ptr() and x.shape == other.shape and x.stride() == other.stride()
+
+
 @contextmanager
 def watching(layers: Mapping[str, Layer], see: Callable[[str, Tensor], None]) -> Iterator[None]:
     """While inside, every forward pass of a layer calls ``see(parameter name, rows)`` for each piece of its ``rows``."""

@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from prunekit import ranks
-from prunekit.criteria.layer_inputs import Layer, add_up, by_features, of_products, of_squares, reaching, rows
+from prunekit.criteria.layer_inputs import Layer, add_up, of_products, of_squares, reaching, rows, twins_among
 
 KINDS: dict[str, Callable[[Tensor], Tensor]] = {"squares": of_squares, "products": of_products}
 
@@ -26,7 +25,7 @@ def summed(layers: Mapping[str, Sequence[Layer]], kind: str | None, batches: Seq
     if kind is None:
         return {}
     sums: dict[str, Tensor] = {}
-    twins = _agreed(_twins(layers, batches[0]))
+    twins = twins_among(layers, batches[0])
 
     def add(name: str, layer: Layer, x: Tensor) -> None:
         if name in twins:
@@ -42,30 +41,6 @@ def summed(layers: Mapping[str, Sequence[Layer]], kind: str | None, batches: Seq
     assert isinstance(weight, Tensor)
     add_up(sums, weight.device, precision(weight))
     return sums | {name: sums[twin] for name, twin in twins.items() if twin in sums}
-
-
-def _agreed(twins: dict[str, str]) -> dict[str, str]:
-    """Those that every rank has found; of what some rank's first samples do not reach, each layer has a sum of its own."""
-    every = ranks.gathered(twins)
-    return {name: twin for name, twin in twins.items() if all(theirs.get(name) == twin for theirs in every)}
-
-
-def _twins(layers: Mapping[str, Sequence[Layer]], run: Callable[[], None]) -> dict[str, str]:
-    """Linear layers whose one input is the very tensor that an earlier one got, and that one."""
-    seen: dict[str, list[Tensor]] = {}  # all held until the end, so that none comes to lie where another lay
-    with reaching(layers, lambda name, layer, x: seen.setdefault(name, []).append(x)):
-        run()
-    once = [name for name, inputs in seen.items() if len(inputs) == 1 and by_features(layers[name][0])]
-    found: dict[str, str] = {}
-    for number, name in enumerate(once):
-        same = (n for n in once[:number] if n not in found and _one(seen[n][0], seen[name][0]))
-        if (twin := next(same, None)) is not None:
-            found[name] = twin
-    return found
-
-
-def _one(x: Tensor, other: Tensor) -> bool:
-    return bool(x.numel()) and x.data_ptr() == other.data_ptr() and x.shape == other.shape and x.stride() == other.stride()
 
 
 def precision(x: Tensor) -> torch.dtype:

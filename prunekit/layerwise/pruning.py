@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import ranks
-from prunekit.blocks import Home, Part, Passing
+from prunekit.blocks import ACTIVATIONS, Home, Part, Passing
 from prunekit.criteria.layer_inputs import TRANSPOSED, Layer, from_rows, layers_with_inputs, to_rows
 from prunekit.data import Samples
 from prunekit.data.sharing import sharing
@@ -30,9 +30,6 @@ METHODS: dict[str, Method] = {
     "magnitude": magnitude.METHOD, "wanda": wanda.METHOD, "sparsegpt": sparsegpt.METHOD, "admm": admm.METHOD,
 }  # fmt: skip
 """To add a method, write a file with a ``METHOD`` and enter it here."""
-
-ACTIVATIONS = 2**31
-"""Bytes of activations that are held unless told."""
 
 
 @dataclass(frozen=True)

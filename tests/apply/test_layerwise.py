@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,9 @@ from torch import Tensor, nn
 
 from prunekit import ArtifactError, NonFiniteError, UsageError, make_plan, score
 from prunekit.apply import apply_masks, layerwise, masked
+from prunekit.batch import call
+from prunekit.criteria.layer_inputs import handled
+from tests.blocks.models import Residual, blocks, family
 from tests.conftest import record, tiny_data
 
 
@@ -183,3 +188,105 @@ def test_inputs_that_are_no_numbers_are_refused(inputs: str) -> None:
     x[3, 0, 1, 1] = torch.nan
     with pytest.raises(NonFiniteError, match=r"0\.weight"):
         layerwise(model, random_masks(model, 0.5), [(x, y)], inputs=inputs)
+
+
+def one_by_one(model: nn.Module, masks: dict[str, Tensor], batches: list[Any], damping: float) -> dict[str, Tensor]:
+    """Every layer's kept weights by plain least squares on what two passes through the whole of both models send, in order."""
+    pruned, order = masked_copy(model, masks), list[str]()
+    layers, theirs = ({f"{path}.weight": m for path, m in each.named_modules()} for each in (model, pruned))
+    hooks = [layers[name].register_forward_pre_hook(lambda *_, name=name: order.append(name)) for name in masks]
+    call(model, batches[0][0])
+    for hook in hooks:
+        hook.remove()
+    for name in dict.fromkeys(order):
+        sent: list[Tensor] = []
+        for each, held in ((model, layers), (pruned, theirs)):
+            seen: list[Tensor] = []
+            hook = held[name].register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0].detach().flatten(0, -2)))
+            for x, _ in batches:
+                call(each, x)
+            hook.remove()
+            sent.append(torch.cat(seen))
+        x, turned = (torch.cat([rows, torch.ones(len(rows), 1).double()], 1) for rows in sent)
+        layer, other, mask = layers[name], theirs[name], masks[name]
+        by_columns = not isinstance(layer, nn.Linear)  # GPT-2's, whose weights are (inputs, outputs)
+        weight = (layer.weight.T if by_columns else layer.weight).detach()
+        keep = mask.T if by_columns else mask
+        joint = torch.cat([weight, torch.zeros(len(weight), 1) if layer.bias is None else layer.bias.detach()[:, None]], 1)
+        stays = torch.cat([keep, torch.full((len(keep), 1), layer.bias is not None)], 1)
+        level = (damping * turned.square().sum(0)[:-1].mean()).sqrt()
+        found = torch.zeros_like(joint)
+        for row, (old, own) in enumerate(zip(joint, stays, strict=True)):
+            matrix = torch.cat([turned[:, own], level * torch.eye(int(own.sum())).double()])
+            wanted = torch.cat([x @ old, level * old[own]])
+            found[row, own] = torch.linalg.lstsq(matrix, wanted[:, None]).solution[:, 0]
+        with torch.no_grad():
+            other.weight.copy_(found[:, :-1].T if by_columns else found[:, :-1])
+            if layer.bias is not None:
+                other.bias.copy_(found[:, -1])
+    return dict(pruned.named_parameters())
+
+
+def masked_copy(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:
+    found = copy.deepcopy(model)
+    apply_masks(found, masks)
+    return found
+
+
+def some_masks(model: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    own = dict(model.named_parameters())
+    layers = [f"{path}.weight" for path, module in model.named_modules() if handled(module) and path.startswith(prefix)]
+    return {name: torch.rand(own[name].shape, generator=generator) < 0.6 for name in layers if name in own}
+
+
+@pytest.mark.parametrize("name", ["blocks", "llama", "gpt2", "bert"])
+def test_block_by_block_is_what_passes_through_all_of_both_models_give(name: str) -> None:
+    model, batches = blocks() if name == "blocks" else family(name)
+    masks = some_masks(model.eval())
+    found = dict(layerwise(model, masks, batches, damping=0.01).named_parameters())
+    for parameter, value in one_by_one(model, masks, batches, 0.01).items():
+        torch.testing.assert_close(found[parameter], value, rtol=1e-6, atol=1e-8)
+
+
+def test_a_block_runs_no_more_often_the_more_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, forward = list[nn.Module](), Residual.forward
+    monkeypatch.setattr(
+        Residual, "forward", lambda self, *given, **named: (calls.append(self), forward(self, *given, **named))[1]
+    )
+    counts = []
+    for depth in (2, 8):
+        model, batches = blocks(blocks=depth)
+        calls.clear()
+        layerwise(model, some_masks(model, "blocks."), batches)
+        counts.append(len(calls))
+    assert counts[1] <= 4 * counts[0]
+
+
+def test_rows_that_a_router_sends_elsewhere_belong_to_none() -> None:
+    """Masks change which rows an expert gets: its outputs on the pruned model's own rows are kept then."""
+
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.router, self.experts = nn.Linear(6, 2), nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            to, found = self.router(x).argmax(1), torch.zeros_like(x)
+            for number, expert in enumerate(self.experts):
+                found[to == number] = expert(x[to == number])
+            return found
+
+    torch.manual_seed(1)
+    model, x = Routed().double(), torch.randn(40, 6, dtype=torch.float64)
+    masks = some_masks(model)
+    found = layerwise(model, masks, [(x, None)], damping=0)
+    to = found.router(x).argmax(1)
+    assert not torch.equal(to, model.router(x).argmax(1))
+    for number, expert in enumerate(found.experts):
+        given, mask = x[to == number], masks[f"experts.{number}.weight"]
+        wanted = model.experts[number](given).detach()
+        for row in range(6):
+            basis = torch.cat([given[:, mask[row]], torch.ones(len(given), 1).double()], 1)
+            best = torch.linalg.lstsq(basis, wanted[:, row : row + 1]).solution[:, 0]
+            torch.testing.assert_close(torch.cat([expert.weight[row, mask[row]], expert.bias[row, None]]).detach(), best)
