@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial, reduce
 from itertools import islice
+from statistics import median
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ from prunekit.repair.live import Live
 from prunekit.repair.record import Record
 from prunekit.repair.stream import Stream
 from prunekit.repair.swaps import Swaps
+from prunekit.repair.weights import Runs, Weights
+from prunekit.structure.roles import weight_roles
 from prunekit.task import Classification, Target, Task
 from prunekit.task.evaluation import run
 from prunekit.trajectory import Layout
@@ -44,8 +47,11 @@ DENSE = 0.25
 """The share kept from which masks are soft: with little kept they did worse, since only weights near the level move."""
 FIRST_LOOK = 16
 """Batches that scores start from, at most; of a short stream a tenth."""
-RATE = 0.06
-"""Adam's rate at the first step, in standard deviations of the scores."""
+RATE, RATE_OF_RUNS, WIDTH = 0.06, 0.12, 96
+"""Adam's rate at the first step, in standard deviations of the scores, where a layer has ``WIDTH`` inputs: the more inputs, the
+more a step that moves all of their weights does to an output, so that single weights' rate is divided by their number (as in µP,
+Yang et al., arXiv 2203.03466, for Adam). The second one is inside runs of M weights (N:M), where a weight has to pass by its few
+neighbours, whose scores lie further apart than those near one threshold for all."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,9 @@ class Streaming:
     Attributes:
         tokens: that are learnt from in all, those of the first look included: of text its tokens, else samples.
         batch: samples a step.
-        rate: of Adam at the first step, in standard deviations of the scores; it falls to 0 in a straight line. None: ``RATE``,
-            or what is found where weights move too and begin with others than the dense ones (``prunekit.repair.together``).
+        rate: of Adam at the first step, in standard deviations of the scores; it falls to 0 in a straight line. None: ``RATE``
+            (``RATE_OF_RUNS``) by the layers' width, or what is found where weights move too and begin with others than the
+            dense ones (``prunekit.repair.together``).
         looks: how often the mask is judged on the way.
         soft: masks are soft at first and hard at the end, ``σ((score - level) / heat)`` with the heat falling
             from ``HOT`` to ``COLD`` standard deviations of the scores; else hard in every step. None: soft where at least
@@ -121,7 +128,12 @@ class StreamLearning:
         target: ``kl``, ``hidden``, ``loss``, or a function ``(outputs, labels) -> (samples, targets)``.
         temper: p of the scores' start.
         reference: the model whose outputs or hidden states are stayed close to; ``model`` itself where None.
+
+    Attributes:
+        of_runs: the rate at first inside runs.
     """
+
+    of_runs = RATE_OF_RUNS
 
     def __init__(
         self,
@@ -170,7 +182,7 @@ class StreamLearning:
         self.looked = min(FIRST_LOOK, max(1, total // 10))
         self.steps, self.tokens_a_step = total - self.looked, per_batch
         self.learner: Learner | None = None
-        self.rate = RATE if how.rate is None else how.rate
+        self.rate = self._usual_rate() if how.rate is None else how.rate
         self.done, self.seconds = 0, 0.0
 
     def learnt(self, plan: Plan) -> Plan:
@@ -258,6 +270,18 @@ class StreamLearning:
         heat = HOT * (COLD / HOT) ** gone if self._soft else 0.0
         referred = [self._referred(part) for part in batch]
         return self.learner.step(referred, self._stream.batch_size, self.rate * (1 - gone), heat=heat)
+
+    def _usual_rate(self) -> float:
+        if not isinstance(self._swaps, Weights):
+            return RATE
+        return (self.of_runs if isinstance(self._swaps, Runs) else RATE) * WIDTH / self._width()
+
+    def _width(self) -> float:
+        """How many inputs a layer has, the median over those that lose weights."""
+        roles, held = weight_roles(self._model), named_tensors(self._model)
+        weights = {name: held[name] for name in self._swaps.scaled() if held[name].dim() > 1}
+        outputs = {name: roles[name].output if name in roles else 0 for name in weights}
+        return median([weight.numel() / weight.shape[outputs[name]] for name, weight in weights.items()] or [WIDTH])
 
     def close(self) -> None:
         """Leaves the dense model as it was."""

@@ -26,7 +26,7 @@ from prunekit.plan import Plan
 from prunekit.repair.learner import Adam, Learner, summed
 from prunekit.repair.live import Live, Use
 from prunekit.repair.refine import RefineOptions
-from prunekit.repair.streamed import COLD, HOT, Streaming, StreamLearning, parts_of
+from prunekit.repair.streamed import COLD, HOT, RATE, Streaming, StreamLearning, parts_of
 from prunekit.repair.swaps import Swaps, get_swaps
 from prunekit.repair.weights import Weights
 from prunekit.task import Task
@@ -134,6 +134,8 @@ class TogetherLearning(StreamLearning):
         start: a pruned model whose weights those that the given mask keeps begin with, and all that are not prunable; the rate of
             single weights' scores is then searched for, where ``options`` say none.
     """
+
+    of_runs = RATE  # the larger one gains nothing where weights move too
 
     def __init__(
         self,

@@ -113,6 +113,8 @@ def refining_request(run: Run, options: Refinement) -> dict[str, Any]:
     asked = options.model_dump(mode="json")
     if not asked.get("again"):
         asked.pop("again", None)  # plans from before it could be asked for are still what they were
+    if options.stream is not None:
+        asked["stream"] = options.stream.request()
     return {**asked, "data": {name: run.splits[name].digest() for name in splits}}
 
 

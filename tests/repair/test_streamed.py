@@ -7,6 +7,7 @@ from itertools import islice
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D as Columns
 
 from prunekit import UsageError, refine
 from prunekit.data import Samples
@@ -16,7 +17,7 @@ from prunekit.repair.learner import Learner
 from prunekit.repair.limits import Count, best
 from prunekit.repair.live import Live
 from prunekit.repair.stream import Stream
-from prunekit.repair.streamed import Streaming
+from prunekit.repair.streamed import RATE, RATE_OF_RUNS, WIDTH, Streaming, StreamLearning
 from prunekit.repair.swaps import Runs, get_swaps
 from prunekit.task import get_task
 from prunekit.task.classification import _kl
@@ -204,3 +205,34 @@ def test_a_mask_can_stay_close_to_another_model(model: nn.Module, texts: Samples
     away = refine(plan, model, texts, task="causal_lm", stream=how, reference=other)
     before, apart = (found.provenance["refine"]["before"]["accept"] for found in (alone, away))
     assert apart != pytest.approx(before, rel=0.01)
+
+
+@pytest.mark.parametrize(("structure", "rate"), [("unstructured", RATE), ("2:4", RATE_OF_RUNS), ("channels", None)])
+@pytest.mark.parametrize("by_columns", [False, True])
+def test_the_wider_layers_are_the_smaller_is_the_rate(
+    texts: Samples, structure: str, rate: float | None, by_columns: bool
+) -> None:
+    """Single weights' rate over the number of inputs, whichever axis they lie along; whole units' is the same everywhere."""
+
+    class Net(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(50, width), nn.Linear(width, 50)
+            self.up = Columns(2 * width, width) if by_columns else nn.Linear(width, 2 * width)
+            self.down = Columns(width, 2 * width) if by_columns else nn.Linear(2 * width, width)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.head(self.down(torch.relu(self.up(self.embed(x)))))
+            return found
+
+    found = []
+    for width in (16, 64):
+        model = Net(width)
+        sparsity = None if structure == "2:4" else 0.5
+        swaps = get_swaps(plan_of(model, sparsity, structure), Layout.of(model), torch.device("cpu"))
+        found.append(StreamLearning(swaps, model, texts, texts, Streaming(2000, batch=4), task=TASK).rate)
+        assert StreamLearning(swaps, model, texts, texts, Streaming(2000, batch=4, rate=0.3), task=TASK).rate == 0.3
+    if rate is None:
+        assert found == [RATE, RATE]
+    else:
+        assert found == pytest.approx([rate * WIDTH / 24, rate * WIDTH / 96])  # half the layers have twice as many inputs
