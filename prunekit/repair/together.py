@@ -39,7 +39,8 @@ from prunekit.trajectory.copies import copied
 HOLD = 0.8
 """The share of the steps after which the mask is held."""
 LENGTH, OF_LENGTH = 0.03, 0.7
-"""The length along the scores' direction that is tried first; their rate is that share of the best one."""
+"""The length along the scores' direction that is tried first; their rate is that share of the best one, and never above the usual
+rate: of N:M one long step may help where as long ones in every step undo what ADMM has fitted."""
 OF_WEIGHTS = 16.0
 """Bytes of a trained weight in single precision: its value, Adam's moments, and the best value so far."""
 
@@ -176,7 +177,7 @@ class TogetherLearning(StreamLearning):
             self.of_weights = self._best_step(looked, self._swaps.select(scores))
         self.learner = both = Both(self._swaps, self._live, scores, self._how.lean)
         if self._begun and self._how.rate is None and self._swaps.spans is not None:
-            self.rate = OF_LENGTH * self._best_move(looked, both.scores)
+            self.rate = min(self.rate, OF_LENGTH * self._best_move(looked, both.scores))
         return both
 
     def _best_move(self, batches: Sequence[Sequence[Batch]], scores: Tensor) -> float:

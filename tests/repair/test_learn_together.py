@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from prunekit import ArtifactError, Plan, UsageError, masked, prune_layerwise
 from prunekit.batch import taken
 from prunekit.data import Samples
-from prunekit.repair import learn_together
-from prunekit.repair.streamed import Streaming
+from prunekit.repair import learn_together, streamed
+from prunekit.repair.streamed import Streaming, StreamLearning
 from prunekit.repair.swaps import get_swaps
 from prunekit.repair.together import HOLD, OF_LENGTH, TogetherLearning, seated
 from prunekit.task import get_task
@@ -146,8 +146,9 @@ def test_scores_are_dealt_out_anew() -> None:
     assert found.tolist() == [3.0, 4.0, 2.0, 5.0, 1.0]
 
 
-def test_scores_move_as_far_as_helps_most(model: nn.Module, texts: Samples) -> None:
+def test_scores_move_as_far_as_helps_most(model: nn.Module, texts: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rate is its share of the length after which the judging samples' divergence is least, among powers of √2."""
+    monkeypatch.setattr(streamed, "RATE", 100.0)  # so that the usual one is no bound
     plan = plan_of(model, 0.8)
     start = masked(model, plan)
     swaps = get_swaps(plan, Layout.of(model), torch.device("cpu"))
@@ -187,6 +188,18 @@ def test_scores_move_as_far_as_helps_most(model: nn.Module, texts: Samples) -> N
     here = learning.rate / OF_LENGTH
     assert at(here) < at(0)
     assert min(here / FACTOR, here, here * FACTOR, key=at) == here
+
+
+def test_scores_never_move_faster_than_a_mask_alone_does(
+    model: nn.Module, texts: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TogetherLearning, "_best_move", lambda *_: 100.0)
+    plan = plan_of(model, 0.8)
+    swaps, stream = get_swaps(plan, Layout.of(model), torch.device("cpu")), Streaming(6000, batch=4)
+    alone = StreamLearning(swaps, model, texts, texts, stream, task=TASK).rate
+    learning = TogetherLearning(swaps, model, texts, texts, stream, start=masked(model, plan), of_weights=1e-3, task=TASK)
+    learning.begin(islice(learning._stream.shared(), learning.looked))
+    assert learning.rate == alone
 
 
 def test_refusals(model: nn.Module, texts: Samples) -> None:
