@@ -78,7 +78,7 @@ def layerwise(
     Raises:
         ArtifactError: a mask names no parameter or buffer of the model, or has another shape.
         NonFiniteError: what reaches a layer is NaN or Inf.
-        UsageError: ``inputs`` or ``damping`` is out of range.
+        UsageError: ``inputs`` or ``damping`` is out of range, or there is no sample.
     """
     if damping < 0:
         raise UsageError(f"damping is {damping}; it must be at least 0")

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from prunekit.batch import Inputs, call, to
+from prunekit.batch import Inputs
 from prunekit.blocks.homes import InMemory
 from prunekit.blocks.passing import Part, Passing, in_order
 from prunekit.blocks.stacks import Stack
@@ -59,8 +58,7 @@ class Abreast:
         most: int,
         spill: Path,
     ) -> None:
-        self._models, self._layers, self._samples = models, layers, samples
-        self._device = next(models[0].parameters()).device
+        self._layers = layers
         self._passings = [
             Passing(model, held, samples, one, InMemory(model), most // 2, spill)
             for model, held in zip(models, layers, strict=True)
@@ -73,7 +71,7 @@ class Abreast:
         """Layers in the order in which they are reached; the other model is changed before the next are asked for."""
         inside: Collection[str] = self._passings[0].layers if self._by_blocks else ()
         outside = [name for name in self._layers[0] if name not in inside]
-        order = in_order(self._layers[0], self._batches(0)) if outside else []
+        order = in_order(self._layers[0], self._passings[0].whole()) if outside else []
         first = next((number for number, name in enumerate(order) if name in inside), len(order))
         yield from self._whole([name for name in order[:first] if name in outside])
         if inside:
@@ -82,18 +80,13 @@ class Abreast:
         yield from self._whole([name for name in order[first:] if name in outside])
 
     def _whole(self, names: Sequence[str]) -> Iterator[Pair]:
-        mine, theirs = (Part({name: layers[name] for name in names}, self._batches(at)) for at, layers in enumerate(self._layers))
+        both = zip(self._layers, self._passings, strict=True)
+        mine, theirs = (Part({name: layers[name] for name in names}, passing.whole()) for layers, passing in both)
         if names:
             yield from _grouped(mine, theirs, names)
 
     def _part(self, mine: Part, theirs: Part) -> Iterator[Pair]:
         yield from _grouped(mine, theirs, in_order(mine.layers, mine.batches))
-
-    def _batches(self, which: int) -> list[Callable[[], Any]]:
-        return [partial(self._run, which, number) for number in range(len(self._samples.groups))]
-
-    def _run(self, which: int, number: int) -> None:
-        call(self._models[which], to(self._samples.batch(number)[0], self._device))
 
 
 def _grouped(mine: Part, theirs: Part, order: Sequence[str]) -> Iterator[Pair]:

@@ -88,11 +88,15 @@ class Passing:
                 yield from self._blocks(stack)
 
     def _layers(self) -> Iterator[Part]:
-        batches = [partial(self._whole, number) for number in range(len(self._samples.groups))]
+        batches = self.whole()
         for name in dict.fromkeys((*in_order(self.layers, batches), *self.layers)):
             yield Part({name: self.layers[name]}, batches)
 
-    def _whole(self, number: int) -> None:
+    def whole(self) -> list[Callable[[], Any]]:
+        """Each passes some samples through all of the model when it is called; its weights are to be where it computes."""
+        return [partial(self._run, number) for number in range(len(self._samples.groups))]
+
+    def _run(self, number: int) -> None:
         call(self._model, to(self._samples.batch(number)[0], self._home.device))
 
     def _blocks(self, stack: Stack) -> Iterator[Part]:

@@ -114,9 +114,10 @@ def twins_among(layers: Mapping[str, Sequence[Layer]], run: Callable[[], None]) 
         run: passes some of this rank's samples through the layers.
     """
     seen: dict[str, list[Tensor]] = {}  # all held until the end, so that none comes to lie where another lay
-    with reaching(layers, lambda name, layer, x: seen.setdefault(name, []).append(x)):
+    linear = {name: holding for name, holding in layers.items() if by_features(holding[0])}
+    with reaching(linear, lambda name, layer, x: seen.setdefault(name, []).append(x)):
         run()
-    once = [name for name, inputs in seen.items() if len(inputs) == 1 and by_features(layers[name][0])]
+    once = [name for name, inputs in seen.items() if len(inputs) == 1]
     found: dict[str, str] = {}
     for number, name in enumerate(once):
         same = (n for n in once[:number] if n not in found and _one(seen[n][0], seen[name][0]))

@@ -29,7 +29,7 @@ from prunekit.recipe.values import (
     without_unset,
 )
 from prunekit.repair.objective import STREAMED
-from prunekit.repair.streamed import RATE, RATE_OF_RUNS, WIDTH, Streaming
+from prunekit.repair.streamed import Streaming, usual_rates
 from prunekit.steps.schedule import SCHEDULES, SPACINGS, check_again, check_steps
 from prunekit.structure import implied_sparsity, takes_sizes
 
@@ -120,7 +120,7 @@ class Stream(Section):
 
     def request(self) -> dict[str, Any]:
         """What decides what is learnt, for reuse: as it is written, and what prunekit takes for a rate that is not."""
-        return {**self.model_dump(mode="json"), **({"rates": [RATE, RATE_OF_RUNS, WIDTH]} if self.rate is None else {})}
+        return {**self.model_dump(mode="json"), **({"rates": usual_rates()} if self.rate is None else {})}
 
 
 BESIDE_TOKENS = ("refine", "rewind", "recalibrate", "compensate", "squeeze", "layerwise")

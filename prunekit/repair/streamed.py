@@ -54,6 +54,11 @@ Yang et al., arXiv 2203.03466, for Adam). The second one is inside runs of M wei
 neighbours, whose scores lie further apart than those near one threshold for all."""
 
 
+def usual_rates() -> list[float]:
+    """What a rate that nobody says follows from, for reuse."""
+    return [RATE, RATE_OF_RUNS, WIDTH]
+
+
 @dataclass(frozen=True)
 class Streaming:
     """How long to learn from a stream, and in which precision.

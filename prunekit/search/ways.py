@@ -22,7 +22,7 @@ from prunekit.plan import GROUPED, Plan
 from prunekit.repair import together
 from prunekit.repair.objective import make_objective
 from prunekit.repair.refine import refine
-from prunekit.repair.streamed import RATE, RATE_OF_RUNS, WIDTH, Streaming
+from prunekit.repair.streamed import Streaming, usual_rates
 from prunekit.repair.swaps import Weights
 from prunekit.search.rivals import RIVALS
 from prunekit.search.rivals.rescored import equal_cost
@@ -143,7 +143,7 @@ def settings(name: str, structure: str) -> dict[str, Any]:
         return {
             "calibration": CALIBRATION,
             **({"rate": RATES[name.split("+")[0]]} if name.split("+")[0] in RATES else {}),
-            **({"rate": [RATE_OF_RUNS if _in_runs(structure) else RATE, WIDTH]} if name.split("+")[0] == "streamed" else {}),
+            **({"rates": usual_rates()} if {"streamed", TOGETHER} & set(name.split("+")) else {}),
             **({"tuned": [BATCHES, FACTOR, SHARE]} if TUNED in name.split("+") else {}),
             **({"together": [BATCHES, FACTOR, together.HOLD]} if TOGETHER in name.split("+") else {}),
             **({"moved": [together.LENGTH, together.OF_LENGTH]} if name.endswith(f"+{TOGETHER}") else {}),
@@ -153,18 +153,14 @@ def settings(name: str, structure: str) -> dict[str, Any]:
     return {}
 
 
-def _in_runs(structure: str) -> bool:
-    pattern = pattern_of(structure)
-    return pattern is not None and pattern.kind == "nm"
-
-
 def get_repair(name: str, structure: str) -> Repair:
     """The way ``name`` to repair plans of ``structure``.
 
     Raises:
         UsageError: there is none.
     """
-    known = {**COMMON, **ways_for(structure in GROUPED, _in_runs(structure))}
+    pattern = pattern_of(structure)
+    known = {**COMMON, **ways_for(structure in GROUPED, pattern is not None and pattern.kind == "nm")}
     if structure == "unstructured":
         known |= REPAIRS
     elif structure in GROUPED:

@@ -79,6 +79,10 @@ class ByLayers:
         """
         return by_layers(self._run, LAYERWISE, layerwise_of(self._run, self._wanted))
 
+    def forget(self) -> None:
+        """Gives the model up."""
+        vars(self).pop("found", None)
+
 
 def looks_again(run: Run, tokens: int) -> bool:
     """Whether so many tokens are more than the training samples have."""

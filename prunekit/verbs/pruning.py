@@ -20,6 +20,8 @@ from prunekit.task.evaluation import run as run_model
 from prunekit.verbs.budgets import measured_again, within_budget
 from prunekit.verbs.compensating import pruned_as_asked
 from prunekit.verbs.dividing import (
+    LAYERS,
+    LAYERS_TOGETHER,
     LAYERWISE,
     TOGETHER,
     UNRECORDED,
@@ -138,6 +140,8 @@ def _divided(
         return prune_by_layers(run, LAYERWISE, by_layers, False, overwrite, {"division": dict(division)})
     comparable = fits_layers(wanted) and looks_again(run, wanted.tokens)
     compared = beside_layers(run, layers, division) if comparable and "layerwise" not in division else None
+    if compared is None and division["way"] not in (LAYERS, LAYERS_TOGETHER):
+        layers.forget()
     try:
         if division["way"] not in UNRECORDED:
             return prune_run(run, by_division(wanted, division["way"]), False, overwrite, division, compared)

@@ -10,7 +10,7 @@ from torch import nn
 from prunekit.plan import Plan
 from prunekit.recipe import Prune
 from prunekit.repair import learn_together, together
-from prunekit.repair.streamed import Streaming
+from prunekit.repair.streamed import Streaming, usual_rates
 from prunekit.steps import cut
 from prunekit.training.line_search import BATCHES, FACTOR
 from prunekit.verbs.pruned_facts import summary
@@ -43,8 +43,8 @@ def learnt_together(run: Run, wanted: Prune, plan: Plan, tokens: int, start: nn.
 def together_request(wanted: Prune) -> dict[str, Any]:
     """What decides how mask and weights are learnt, beside what is asked for."""
     rate = None if wanted.finetune is None else wanted.finetune.lr
-    moved = [together.LENGTH, together.OF_LENGTH]
-    return {"together": {"rate": rate, "batches": BATCHES, "factor": FACTOR, "hold": together.HOLD, "moved": moved}}
+    moved = {"moved": [together.LENGTH, together.OF_LENGTH], "rates": usual_rates()}
+    return {"together": {"rate": rate, "batches": BATCHES, "factor": FACTOR, "hold": together.HOLD, **moved}}
 
 
 def write_unrecorded(
