@@ -44,9 +44,17 @@ def theirs(what: str) -> Iterator[None]:
 
 
 def quoted(error: BaseException, most: int = 200) -> str:
-    """What code of somebody else's said when it failed, in one line for the end of a message: ``ValueError: no such key``."""
+    """What code of somebody else's said when it failed, in one line for the end of a message: ``ValueError: no such key``.
+
+    An import that failed because of another error says that one too, the first of all: transformers tells of a torchvision that
+    does not fit torch as of a class of its own that could not be imported.
+    """
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:most]}" if text else type(error).__name__
+    said = f"{type(error).__name__}: {text[:most]}" if text else type(error).__name__
+    first = error
+    while isinstance(error, ImportError) and first.__cause__ is not None:
+        first = first.__cause__
+    return said if first is error else f"{said} (from {quoted(first, most)})"
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -29,7 +30,9 @@ BY_LAYERS: Final = "layers"
 
 
 Method = CriterionName | Literal["auto"]
-Ways = Annotated[list[str], Field(min_length=1)]
+Shares = Annotated[list[Share], Field(min_length=1)]
+Ways = Annotated[list[str | Annotated[dict[str, Shares], Field(min_length=1)]], Field(min_length=1)]
+"""Names; ``{name: [0.7, 0.9]}`` one that is measured at these sparsities alone."""
 Allocations = Annotated[list[AllocationName], Field(min_length=1)]
 
 
@@ -43,16 +46,22 @@ class Tuning(Section):
     sparsities: dict[StructureName, list[Share]] = {}
 
 
+def _each(ways: Sequence[str | dict[str, list[float]]]) -> Iterator[tuple[str, list[float] | None]]:
+    for way in ways:
+        yield from [(way, None)] if isinstance(way, str) else way.items()
+
+
 class Repairs(Section):
     """Masks repaired, and other ways to masks of that size (``prunekit.search.ways``); ``refine: true`` takes the defaults.
 
     ``ways``: by structure, the rest takes ``refined``; ``of``: methods whose plans are repaired, or in which ways
-    by method; ``auto`` among them: at every sparsity the plan that does best on validation data; null: those that are looked at
-    again; ``sparsities``: by structure, null: those of ``tune``; ``samples``: of the training data, to learn from, accepted on
-    the scoring samples; null: a quarter of the scoring samples accepts, the rest is learnt from; ``stream``: how ways learn that
-    take fresh training samples in every step, and from how many tokens; ``compensate``: also with their weights compensated;
-    ``tune``: the ways that are compared after fine-tuning too, where ``tune`` of the study says; ``again``: refined plans also
-    refined so many times again within that fine-tuning, its epochs split into ``again + 1`` runs (``refined again``).
+    by method, a way ``{tuned: [0.7, 0.9]}`` at these sparsities alone; ``auto`` among them: at every sparsity the plan that does
+    best on validation data; null: those that are looked at again; ``sparsities``: by structure, null: those of ``tune``;
+    ``samples``: of the training data, to learn from, accepted on the scoring samples; null: a quarter of the scoring samples
+    accepts, the rest is learnt from; ``stream``: how ways learn that take fresh training samples in every step, and from how many
+    tokens; ``compensate``: also with their weights compensated; ``tune``: the ways that are compared after fine-tuning too, where
+    ``tune`` of the study says; ``again``: refined plans also refined so many times again within that fine-tuning, its epochs
+    split into ``again + 1`` runs (``refined again``).
     """
 
     ways: dict[StructureName, list[str]] = {}
@@ -66,15 +75,16 @@ class Repairs(Section):
 
     _said = without_unset("stream")
 
-    def own_ways(self, structure: str) -> dict[str, list[str]]:
-        """Ways by method, where ``of`` says them."""
+    def own_ways(self, structure: str) -> dict[str, list[tuple[str, list[float] | None]]]:
+        """By method, where ``of`` says them, ways and at which sparsities; None: at all."""
         of = self.of.get(structure, ())
-        return dict(of) if isinstance(of, dict) else {}
+        return {method: list(_each(ways)) for method, ways in of.items()} if isinstance(of, dict) else {}
 
     def ways_of(self, structure: str) -> list[str]:
         """All of them."""
-        own = self.own_ways(structure)
-        return list(dict.fromkeys(way for ways in own.values() for way in ways)) if own else self.ways.get(structure, ["refined"])
+        if own := self.own_ways(structure):
+            return list(dict.fromkeys(way for ways in own.values() for way, _ in ways))
+        return self.ways.get(structure, ["refined"])
 
     @model_validator(mode="after")
     def _fed(self) -> Repairs:
@@ -170,11 +180,14 @@ class Study(Whole):
             if method not in known:
                 raise ValueError(f"refine.of names {method}, which is none of the criteria compared")
         for structure, compared in self.structures.items():
-            said = [refine.ways.get(structure, []), *refine.own_ways(structure).values()]
+            own, refined = refine.own_ways(structure), self.refined_at(structure)
+            said = [refine.ways.get(structure, []), *([way for way, _ in ways] for ways in own.values())]
             if any(len(set(ways)) < len(ways) for ways in said):
-                key = "of" if refine.own_ways(structure) else "ways"
-                raise ValueError(f"refine.{key} of {structure} names a way twice")
-            extra = sorted(set(self.refined_at(structure)) - set(compared))
+                raise ValueError(f"refine.{'of' if own else 'ways'} of {structure} names a way twice")
+            for way, sparsities in (told for ways in own.values() for told in ways):
+                if outside := sorted(set(sparsities or ()) - set(refined)):
+                    raise ValueError(f"refine.of has {way} at {outside[0]:g}, where nothing of {structure} is repaired")
+            extra = sorted(set(refined) - set(compared))
             if extra and refine.sparsities is not None:
                 raise ValueError(f"refine.sparsities has {extra[0]:g}, which is none of the sparsities compared for {structure}")
             if extra and "auto" in refine.of.get(structure, ()):
@@ -192,11 +205,14 @@ class Study(Whole):
         tuned = self.tune.sparsities if self.tune else {}
         return list((tuned if self.refine.sparsities is None else self.refine.sparsities).get(structure, ()))
 
-    def ways_of(self, structure: str, method: str | None = None) -> list[str]:
-        """How its plans are repaired; one method's, or None for all."""
+    def ways_of(self, structure: str, method: str | None = None, sparsity: float | None = None) -> list[str]:
+        """How its plans are repaired; one method's, or None for all; there, or None for anywhere."""
         if self.refine is None:
             return []
-        return list(self.refine.own_ways(structure).get(method or "", self.refine.ways_of(structure)))
+        own = self.refine.own_ways(structure).get(method or "")
+        if own is None:
+            return list(self.refine.ways_of(structure))
+        return [way for way, at in own if None in (at, sparsity) or sparsity in (at or ())]
 
     def refined_again_at(self, structure: str) -> list[float]:
         """Sparsities at which what was refined and fine-tuned is refined again."""

@@ -9,6 +9,21 @@ from prunekit.artifact import SOMETIMES, Artifact, Cost
 from prunekit.task.evaluation import MeasureTold
 
 WATCHED = ("train", "validation")
+AT_MOST = 4096
+"""On so many samples of a split, spread over it evenly, its figures are measured: a pass over all training data, where those
+are many, costs a third of an epoch."""
+
+
+def measured_on(samples: int) -> int:
+    """How many of a split's samples its figures are measured on.
+
+    Example:
+        >>> [measured_on(samples) for samples in (100, 4096, 1_000_000)]
+        [100, 4096, 4096]
+    """
+    return min(samples, AT_MOST)
+
+
 """Splits whose figures the record holds."""
 
 
@@ -21,6 +36,7 @@ class TrainingRecord(Artifact):
         accuracies: ``epoch`` and the first measure on ``WATCHED`` splits, now and then, where the recipe asks for it.
         accuracy: of the trained model by split, where the task's first measure is the accuracy.
         measure, figures: name and figures of another first measure.
+        samples: by split, on how many its figures are, where it has more (``AT_MOST``).
         measures: all of them; None in a file that is older than tasks.
     """
 
@@ -34,6 +50,7 @@ class TrainingRecord(Artifact):
     accuracy: dict[str, float] | None
     measure: str | None = field(default=None, metadata=SOMETIMES)
     figures: dict[str, float] | None = field(default=None, metadata=SOMETIMES)
+    samples: dict[str, int] | None = field(default=None, metadata=SOMETIMES)
     measures: list[MeasureTold] | None = None
     cost: Cost
 

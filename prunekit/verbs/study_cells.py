@@ -55,11 +55,11 @@ class Job:
         study, again = self.study, self.study.looked_at_again
         tuned = sum(len(study.tuned_at(structure)) for structure in study.structures) * again
         repaired = len(study.structures) * again if study.compensate else 0
-        repairs = sum(
-            (len(study.refined_at(s)) * len(study.ways_of(s)) + len(study.refined_again_at(s)))
-            * len(self.repaired(s) or range(again))
-            for s in study.structures
-        )
+        repairs = 0
+        for structure in study.structures:
+            for method in self.repaired(structure) or [""] * again:
+                ways = [way for at in study.refined_at(structure) for way in study.ways_of(structure, method, at)]
+                repairs += len(ways) + len(study.refined_again_at(structure))
         return len(self.names) * len(study.structures) + tuned + repaired + repairs + 1 + study.fine_tunes
 
     def repaired(self, structure: str) -> list[str]:
@@ -208,7 +208,7 @@ class _Later:
             "train": told["train"],
         }
         file = f"{method_slug(method)}-{sparsity:g}"
-        for way in study.ways_of(structure, method):
+        for way in study.ways_of(structure, method, sparsity):
             tuned = way in refine.tune and sparsity in study.tuned_at(structure)
             asked = {**self._made_from(method, variant), **learnt_from, **settings(way, structure), "sparsity": sparsity}
             files = {self._path(way, f"{file}.json"): {**asked, "epochs": told["epochs"] if tuned else 0}}

@@ -22,7 +22,7 @@ from prunekit.structure import prunable_parameters
 from prunekit.task import Task
 from prunekit.task.evaluation import evaluate, measures_told
 from prunekit.training import TrainOptions, train
-from prunekit.training.record import WATCHED, TrainingRecord
+from prunekit.training.record import WATCHED, TrainingRecord, measured_on
 from prunekit.trajectory import Layout, Recorder, Trajectory, disk_needed, load_into, read_weights, snapshot, write_checkpoints
 from prunekit.trajectory.bare import named_tensors
 from prunekit.trajectory.layout import refuse_meta
@@ -103,6 +103,7 @@ def train_run(
     seconds = time.perf_counter() - started
     figures = {name: _figure(model, splits[name], task) for name in WATCHED} if task.measures else None
     first = task.measures[0].name if task.measures else None
+    {name: len(splits[name]) for name in WATCHED}
     record = TrainingRecord(
         steps=recorder.steps,
         coordinates=layout.total,
@@ -111,6 +112,8 @@ def train_run(
         accuracy=figures if first == "accuracy" else None,
         measure=first if first != "accuracy" else None,
         figures=figures if first != "accuracy" else None,
+        samples={name: some for name in WATCHED if first and (some := measured_on(len(splits[name]))) < len(splits[name])}
+        or None,
         measures=measures_told(task),
         cost={"seconds": round(seconds, 3)},
     )
@@ -214,7 +217,10 @@ def _watching(
 
 
 def _figure(model: nn.Module, split: Split, task: Task) -> float:
-    return evaluate(model, split.samples(), task).figures()[task.measures[0].name]
+    samples, most = split.samples(), measured_on(len(split))
+    if most < len(samples):
+        samples = samples.take(number * len(samples) // most for number in range(most))
+    return evaluate(model, samples, task).figures()[task.measures[0].name]
 
 
 def made_from(trajectory: Path) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from pydantic import ValidationError
 
 from prunekit.recipe import RESOLVED
 from prunekit.recipe.study import Study
@@ -287,6 +288,18 @@ def test_ways_by_method(study: Path) -> None:
     assert found.ways_of("channels", "random") == found.ways_of("channels") == ["refined"]
     assert found.refine is not None
     assert list(found.refine.of["unstructured"]) == ["magnitude", "random"]
+
+
+def test_a_way_at_some_sparsities_alone(study: Path) -> None:
+    """It is measured there, the others of its method everywhere; and only where plans are repaired at all."""
+    refine = "refine: {of: {unstructured: {magnitude: [refined, {rescored: [0.8]}]}}, sparsities: {unstructured: [0.5, 0.8]}}"
+    found = Study.model_validate(yaml.safe_load(STUDY + refine))
+    assert [found.ways_of("unstructured", "magnitude", s) for s in (0.5, 0.8)] == [["refined"], ["refined", "rescored"]]
+    assert found.ways_of("unstructured", "magnitude") == found.ways_of("unstructured") == ["refined", "rescored"]
+    with pytest.raises(ValidationError, match=r"rescored at 0\.7, where nothing of unstructured is repaired"):
+        Study.model_validate(yaml.safe_load(STUDY + refine.replace("[0.8]", "[0.7]")))
+    with pytest.raises(ValidationError, match="at least 1 item"):
+        Study.model_validate(yaml.safe_load(STUDY + refine.replace("[0.8]", "[]")))
 
 
 def test_out_is_needed_for_more_than_a_run(study: Path, run: Path, cli: Cli, tmp_path: Path) -> None:

@@ -57,6 +57,23 @@ def test_the_epochs_of_memorising_and_generalising_are_told(capsys: pytest.Captu
     assert "98% right: training data at epoch 20, validation data at epoch 30" in capsys.readouterr().out
 
 
+def test_of_many_training_samples_some_are_measured_and_said(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as are allowed, spread over all of them: data in the order of their classes would say something else at first."""
+    monkeypatch.setattr("prunekit.training.record.AT_MOST", 200)
+    told = cli("train", write(tmp_path, ""), "--out", tmp_path / "run").out
+    record = json.loads((tmp_path / "run" / "train.json").read_text())
+    sizes = {name: len(digits()[name][1]) for name in ("train", "validation")}
+    assert record["samples"] == dict.fromkeys(sizes, 200)
+    assert "on 200 samples of training, " in told
+    assert " on 200 samples of validation data" in told
+    path, model = Trajectory(tmp_path / "run" / "trajectory"), digits_cnn((4, 4, 4))
+    load_into(model, path.model_state(len(path)), path.folder)
+    for name, size in sizes.items():
+        outputs, labels = predict(model, Split(digits()[name]).batches(256))
+        some = [number * size // 200 for number in range(200)]
+        assert record["accuracy"][name] == pytest.approx(accuracy(outputs[some], labels[some]), abs=1e-6)
+
+
 def test_training_ends_once_both_accuracies_are_reached(cli: Cli, tmp_path: Path) -> None:
     done = cli("train", write(tmp_path, "watch: {every: 1, until: 0.01}"), "--out", tmp_path / "run")
     assert done.code == 0, done.err

@@ -16,7 +16,9 @@ def show_trained(result: tuple[TrainingRecord, bool]) -> None:
     if found is not None:
         measure, figures = found
         train, validation = (measure.spaced(figures[split]).replace(" %", "%") for split in ("train", "validation"))
-        told += f", {measure.title} {train} on training, {validation} on validation data"
+        on = {split: f"{some:,} samples of " for split, some in (record.samples or {}).items()}
+        told += f", {measure.title} {train} on {on.get('train', '')}training, "
+        told += f"{validation} on {on.get('validation', '')}validation data"
     print(f"{told}{again(reused)}")
     if (watched := record.accuracies) and record.accuracy is not None:
         print(
