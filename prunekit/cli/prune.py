@@ -41,8 +41,8 @@ PANELS = {
         "--name better",
         "A language model: its mask learnt, then its weights": "prunekit prune runs/stdlib-llama -c magnitude -s 0.7 "
         "--refine-tokens 600k --tune-tokens 300k --name learnt",
-        "A language model by layers, its weights made up for": "prunekit prune runs/stdlib-llama --layerwise admm -s 0.5 "
-        "--name by-layers",
+        "A language model by layers, then its weights": "prunekit prune runs/stdlib-llama --layerwise admm -s 0.5 "
+        "--tune-tokens 300k --name by-layers",
         "In rounds, with training between them": "prunekit prune runs/digits-cnn -c magnitude -s 0.9 --schedule iterative "
         "--rounds 5 --finetune 5 --name rounds",
         "A plan to look at and edit, then to apply": "prunekit prune runs/digits-cnn -c magnitude -s 0.5 --dry-run --name plan",

@@ -12,7 +12,7 @@ from prunekit.layerwise import METHODS, amount_of, get_method
 from prunekit.recipe.faults import Misfit
 from prunekit.recipe.values import Count, Section, one_of, parse_bytes
 
-GOES_WITH = ("name", "criterion", "allocation", "sparsity", "structure", "layerwise", "refine")
+GOES_WITH = ("name", "criterion", "allocation", "sparsity", "structure", "layerwise", "refine", "finetune")
 """Keys of a pruned model that say something beside ``layerwise``; by the others' defaults nothing happens."""
 
 
@@ -50,6 +50,7 @@ def check_layerwise(
     allocation: str | None,
     others: Mapping[str, Any],
     when: str,
+    again: int = 0,
 ) -> None:
     """Refuses what makes no sense beside a layer-wise method.
 
@@ -57,6 +58,7 @@ def check_layerwise(
         criterion: what says how much of each layer goes; ``auto`` where every layer loses the same share.
         others: keys that are set to something beside ``GOES_WITH``.
         when: of refining, ``never`` where there is none.
+        again: how many times more it is asked for after fine-tuning.
 
     Raises:
         ValueError: names the key, or the option.
@@ -80,6 +82,13 @@ def check_layerwise(
         )
     if when == "better":
         raise ValueError("refine goes with layerwise as true or false: the method's mask is what refining begins with")
+    if again:
+        raise Misfit(
+            "layerwise finds weights with the mask, and refining again takes back what was removed as the dense model has it; "
+            "leave again out",
+            "--layerwise finds weights with the mask, and --refine-again takes back what was removed as the dense model has it; "
+            "leave one of them out",
+        )
     try:
         unsaid = sparsity is None and structure == "unstructured"  # which is told of every kind of pruning alike
         amount_of(structure, 0.0 if unsaid else sparsity, wanted.within, get_method(wanted.method))

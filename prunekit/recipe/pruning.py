@@ -222,7 +222,8 @@ class Prune(Steps):
     make up for removed ones, computed from training samples and judged on the scoring samples.
     ``layerwise``: mask and weights are found layer by layer instead of by scores; a method's name, or a section. A
     ``criterion`` beside it says how much of each layer goes; by ``auto`` all lose the same share. With ``refine`` its mask is
-    where refining begins, whose weights are the dense model's.
+    where refining begins, whose weights are the dense model's. With ``finetune`` training begins from the new weights, as it
+    does with ``compensate``.
     ``tokens``: a budget of training tokens, such as ``900k``, for a mask learnt from a stream and weights that go with it, by
     the divergence from the dense model; short tries on validation data say whether together.
     ``refine``: repair the plan before anything else happens,
@@ -284,7 +285,8 @@ class Prune(Steps):
                 if key not in GOES_WITH and (value := getattr(self, key)) != fields[key].get_default(call_default_factory=True)
             }
             when = "never" if self.refine is None else self.refine.when
-            check_layerwise(self.layerwise, self.structure, self.sparsity, self.criterion, self.allocation, others, when)
+            again = 0 if self.refine is None else self.refine.again
+            check_layerwise(self.layerwise, self.structure, self.sparsity, self.criterion, self.allocation, others, when, again)
         return self
 
     @model_validator(mode="after")
@@ -373,8 +375,8 @@ class Prune(Steps):
         given = [name for name in ("sparsity", *BUDGETS) if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{given[0]} and {given[1]} are given; one of them decides how much goes")
-        if self.compensate and self.request():
-            raise ValueError("compensate is for pruning at once; leave out schedule, finetune, rewind and recalibrate")
+        if self.compensate and (self.schedule.name != "one-shot" or self.rewind is not None or self.recalibrate):
+            raise ValueError("compensate is for pruning at once; leave out schedule, rewind and recalibrate")
         if self.allocation is not None and implied_sparsity(self.structure) is not None:
             raise ValueError(f"{self.structure} keeps the same share everywhere; leave allocation out")
         try:

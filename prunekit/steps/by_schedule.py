@@ -28,6 +28,9 @@ from prunekit.trajectory import Trajectory, load_into, parent_facts
 from prunekit.trajectory.bare import named_tensors
 from prunekit.trajectory.copies import copied
 
+Start = Callable[[nn.Module, Plan], nn.Module]
+"""A dense-shaped model of one's own, with weights for what the plan keeps, from a copy of the dense one."""
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -71,6 +74,7 @@ def prune_by_schedule(
     folder: str | Path | None = None,
     measure: Figure | Callable[[nn.Module], float] | None = None,
     again: RefineAgain | None = None,
+    start: Start | None = None,
 ) -> Pruned:
     """Prunes ``model`` (left as it is) along a schedule.
 
@@ -85,9 +89,11 @@ def prune_by_schedule(
         measure: a figure of a model on validation data, told of every round.
         again: how many times more to refine and fine-tune after the last round; the mask keeps its size, but all that was ever
             removed may come back, with its dense value.
+        start: what fine-tuning begins from after one pruning, in the place of the dense model's weights: compensated ones, or
+            those that a layer-wise method found. The path has a straight piece to there.
 
     Raises:
-        UsageError: a schedule or step that does not exist.
+        UsageError: a schedule or step that does not exist, or ``start`` where nothing is trained from one pruning.
         NonFiniteError: fine-tuning went to NaN or Inf.
 
     Example:
@@ -121,12 +127,14 @@ def prune_by_schedule(
                 Note,
                 stacklevel=2,
             )
+    if start is not None and (schedule.name != "one-shot" or how is None or rewind is not None):
+        raise UsageError("start is what fine-tuning begins from after one pruning; leave out other schedules and rewind")
     if again is not None and again.rounds:
         check_again(schedule.name, how is not None, rewind is not None)
     if how is not None:
         how.adapted(model, planner.evidence.prunable)  # refused before a plan is made
     figure = measure if measure is None or isinstance(measure, Figure) else Figure("accuracy", measure)
-    work = _Work(copied(model), planner, sparsity, schedule, how, recalibrate, folder, figure, again, model)
+    work = _Work(copied(model), planner, sparsity, schedule, how, recalibrate, folder, figure, again, model, start)
     if schedule.name == "gradual":
         plan = work.gradual()
     elif how is None:
@@ -178,6 +186,7 @@ class _Work:
     measure: Figure | None
     again: RefineAgain | None
     dense: nn.Module
+    start: Start | None = None
 
     def __post_init__(self) -> None:
         self.targets = self.schedule.sparsities(self.sparsity)
@@ -196,6 +205,8 @@ class _Work:
     def by_rounds(self) -> Plan:
         """Every round starts where the last one ended; one recording holds them all."""
         self.plan = self.planner.plan(self.model, self.targets[0])
+        if self.start is not None:
+            self.model = self.start(self.model, self.plan)
         apply_plan(self.model, self.plan)
         self._recalibrate()
         with self._tuner(self.plan.masks(), None) as tuner:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -24,20 +25,41 @@ def calibration(run: Run) -> tuple[Samples, Samples]:
     return run.batches("train", SAMPLES), run.evidence.samples()
 
 
-def pruned_as_asked(run: Run, plan: Plan, example: Inputs | None = None) -> tuple[nn.Module, str]:
-    """The plan's pruned model, compensated if the plan asks for that, and what there is to say of it.
+def pruned_as_asked(run: Run, plan: Plan, example: Inputs | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """The plan's pruned model, compensated if the plan asks for that, and what its manifest says of that.
 
     A plan for some classes is compensated on their samples.
     """
     request = plan.provenance.get("request", {})
     if not request.get("compensate"):
-        return prune(run.model, plan, example), ""
-    learn, accept = calibration(run.restricted(request["classes"]) if request.get("classes") else run)
+        return prune(run.model, plan, example), {}
+    own = run.restricted(request["classes"]) if request.get("classes") else run
+    learn, accept = calibration(own)
+    with _noting() as facts:
+        model = prune(run.model, plan, example, calibration=learn, accept=accept, seed=run.recipe.seed, task=run.task)
+    return model, facts
+
+
+def compensated_start(run: Run, facts: dict[str, Any], model: nn.Module, plan: Plan) -> nn.Module:
+    """What fine-tuning begins from where its plan's weights are compensated; ``facts`` take what the manifest says of that."""
+    plan.only_zeros("compensate")
+    learn, accept = calibration(run)
+    with _noting() as said:
+        found = compensate(model, plan.masks(), learn, accept=accept, seed=run.recipe.seed, task=run.task)
+    facts.update(said)
+    return found
+
+
+@contextmanager
+def _noting() -> Iterator[dict[str, Any]]:
+    """Inside, what compensation warns of is kept from the user, and is in the facts afterwards."""
+    facts: dict[str, Any] = {}
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        model = prune(run.model, plan, example, calibration=learn, accept=accept, seed=run.recipe.seed, task=run.task)
+        yield facts
     notes = [str(w.message) for w in said if str(w.message).startswith("compensate: ")]
-    return model, notes[0].removeprefix("compensate: ") if notes else ""
+    if notes:
+        facts["compensation_note"] = notes[0].removeprefix("compensate: ")
 
 
 def compensation_request(run: Run) -> dict[str, Any]:

@@ -26,9 +26,8 @@ from prunekit.recipe.pruning import Stream as StreamKeys
 from prunekit.recipe.training import Distill
 from prunekit.repair.stream import Stream
 from prunekit.repair.streamed import Streaming
-from prunekit.steps import Tuner, finetune
+from prunekit.steps import finetune
 from prunekit.task.evaluation import References, evaluate
-from prunekit.training.line_search import BATCHES, FACTOR
 from prunekit.trajectory.bare import named_tensors
 from prunekit.trajectory.copies import copied
 from prunekit.verbs.layerwise import by_layers, layerwise_request, shares_of
@@ -39,9 +38,9 @@ from prunekit.verbs.together import learnt_together, together_request
 
 MASK, TOGETHER, IN_TURN, WEIGHTS = "mask", "together", "mask, then weights", "weights"
 LAYERS, LAYERS_TOGETHER = "layers, then weights", "layers, then together"
-UNRECORDED = (TOGETHER, LAYERS, LAYERS_TOGETHER)
+UNRECORDED = (TOGETHER, LAYERS_TOGETHER)
 """What leaves no recorded path of its weights."""
-SHARES = {MASK: 0.0, IN_TURN: 2 / 3, WEIGHTS: 1.0}
+SHARES = {MASK: 0.0, IN_TURN: 2 / 3, WEIGHTS: 1.0, LAYERS: 1.0}
 """Of the tokens, for the weights; the rest is for the mask."""
 TRY = 1 / 20
 """Of the tokens, for each try; what is left is spent by the best division."""
@@ -195,55 +194,39 @@ def divide(run: Run, wanted: Prune, plan: Plan, layers: ByLayers) -> dict[str, A
 def _tried(run: Run, wanted: Prune, plan: Plan, way: str, layers: ByLayers) -> nn.Module:
     tokens = round(TRY * (wanted.tokens or 0))
     if way in UNRECORDED:
-        return unrecorded(run, wanted, plan, way, tokens, layers)[1]
+        return learnt(run, wanted, plan, way, tokens, layers)[1]
+    start = run.model
+    if way == LAYERS:
+        plan, start = layers.found
     for_mask, for_weights = parts(tokens, SHARES[way])
     found = plan if for_mask is None else refining(run, for_mask)(plan)
     if for_weights is None:
         return masked(run.model, found)
-    model = copied(run.model)
+    model = copied(start)
     finetune(model, found, finetuning_of(run, Steps(finetune=tuning(wanted, for_weights))))
     return model.to(next(run.model.parameters()).device)
 
 
-def unrecorded(
-    run: Run, wanted: Prune, plan: Plan, way: str, tokens: int, layers: ByLayers
-) -> tuple[Plan, nn.Module, dict[str, Any]]:
-    """A way that leaves no path of its weights: plan, model, and what is told of it.
+def learnt(run: Run, wanted: Prune, plan: Plan, way: str, tokens: int, layers: ByLayers) -> tuple[Plan, nn.Module]:
+    """Plan and model of a way that learns both together, which leaves no path of its weights.
 
     Args:
         plan: the given one, where the way does not begin by layers.
     """
-    if way == LAYERS:
-        return tuned_by_layers(run, wanted, tokens, layers)
     start = None
     if way == LAYERS_TOGETHER:
         plan, start = layers.found
-    return *learnt_together(run, wanted, plan, tokens, start), {}
+    return learnt_together(run, wanted, plan, tokens, start)
 
 
-def tuned_by_layers(run: Run, wanted: Prune, tokens: int, layers: ByLayers) -> tuple[Plan, nn.Module, dict[str, Any]]:
-    """The layer-wise method's mask, its weights tuned on from where it leaves them; what is told of the tuning."""
-    plan, solved = layers.found
-    model = copied(solved)
-    how = finetuning_of(run, Steps(finetune=tuning(wanted, tokens)))
-    with Tuner(model, plan.masks(), how, None, {}, plan.provenance.get("prunable")) as tuner:
-        tuner.run()
-    told = {"tuned": {"tokens": tokens, "steps": how.steps, "rates": tuner.rates}}
-    return plan, model.to(next(run.model.parameters()).device), told
-
-
-def unrecorded_request(run: Run, wanted: Prune, asked: Mapping[str, Any], way: str) -> dict[str, Any]:
-    """What decides a model of a way that leaves no path, for reuse.
+def learnt_request(run: Run, wanted: Prune, asked: Mapping[str, Any], way: str) -> dict[str, Any]:
+    """What decides a model of a way that learns both together, for reuse.
 
     Args:
         asked: what was asked for, without how it is learnt.
     """
     layers = {} if way == TOGETHER else {"by_layers": layerwise_request(run, LAYERWISE, layerwise_of(run, wanted))}
-    if way != LAYERS:
-        return {**asked, **layers, **together_request(wanted)}
-    tuned = tuning(wanted, tokens_left(wanted)).model_dump(mode="json", exclude_none=True)
-    searched = {"search": {"batches": BATCHES, "factor": FACTOR}} if "lr" not in tuned else {}
-    return {**asked, **layers, "tuned": {**tuned, **searched}}
+    return {**asked, **layers, **together_request(wanted)}
 
 
 def tokens_left(wanted: Prune) -> int:
@@ -265,15 +248,13 @@ def tuning(wanted: Prune, tokens: int) -> Finetune:
     return given.model_copy(update={"tokens": tokens, "distill": given.distill or Distill(weight=1.0, temperature=1.0)})
 
 
-def by_division(wanted: Prune, way: str) -> Prune:
-    """What is asked for with its tokens divided, of any way but ``TOGETHER``."""
+def by_division(run: Run, wanted: Prune, way: str) -> Prune:
+    """What is asked for with its tokens divided, of any way that is not ``UNRECORDED``."""
     for_mask, for_weights = parts(tokens_left(wanted), SHARES[way])
-    changes = {
-        "tokens": None,
-        "refine": for_mask or Refine(when="never"),
-        "finetune": None if for_weights is None else tuning(wanted, for_weights),
-    }
-    return wanted.model_copy(update=changes)
+    tuned = {"finetune": None if for_weights is None else tuning(wanted, for_weights)}
+    if way == LAYERS:
+        return layerwise_of(run, wanted).model_copy(update=tuned)
+    return wanted.model_copy(update={"tokens": None, "refine": for_mask or Refine(when="never"), **tuned})
 
 
 def earlier(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:

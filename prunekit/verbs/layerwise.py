@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -14,22 +14,35 @@ from prunekit.layerwise import METHODS, prune_layerwise
 from prunekit.plan import Plan, asked_sparsity, make_plan
 from prunekit.recipe import Layerwise, Prune
 from prunekit.reusing import reusable
+from prunekit.steps import GivenPlan
+from prunekit.trajectory.copies import copied
+from prunekit.verbs.planning import training_request
 from prunekit.verbs.pruned_facts import made_from, refuse_foreign, summary
 from prunekit.verbs.pruned_folder import write_pruned
 from prunekit.verbs.refining import refining, refining_request
 from prunekit.verbs.run_folder import Run
+from prunekit.verbs.scheduling import check_lora, prune_in_steps
 from prunekit.verbs.validation import validation_of
 
 NOTHING: Mapping[str, Any] = {}
 
 
 def prune_by_layers(
-    run: Run, asked: Layerwise, wanted: Prune, dry_run: bool = False, overwrite: bool = False, facts: Mapping[str, Any] = NOTHING
+    run: Run,
+    asked: Layerwise,
+    wanted: Prune,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    facts: Mapping[str, Any] = NOTHING,
+    find: Callable[[], tuple[Plan, nn.Module]] | None = None,
+    last: Callable[[nn.Module], Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """The pruned model written, as ``prune_run`` does.
+    """The pruned model written, as ``prune_run`` does; where it is fine-tuned, from the method's weights on.
 
     Args:
         facts: further ones for the manifest.
+        find: gives what ``by_layers`` finds, a model that stays as it is; None finds it.
+        last: further facts that are measured on a fine-tuned model.
 
     Raises:
         UsageError: a plan alone is wanted.
@@ -42,7 +55,17 @@ def prune_by_layers(
     if reusable(folder, made_from(folder, False), request, overwrite):
         return {**summary(run, folder, Plan.load(folder / "plan.safetensors")), "reused": True}
     refuse_foreign(folder)
-    return write_by_layers(run, asked, wanted, *by_layers(run, asked, wanted), facts)
+    check_lora(run, wanted)
+    plan, model = by_layers(run, asked, wanted) if find is None else find()
+    if not wanted.trains:
+        return write_by_layers(run, asked, wanted, plan, model, facts)
+    _mark(request, plan)
+    planner, sparsity = GivenPlan(run.evidence, plan), asked_sparsity(wanted.structure, wanted.sparsity)
+    training = training_request(run, wanted)
+    done = prune_in_steps(
+        run, folder, planner, sparsity, wanted, training, request, facts, last=last, start=lambda *_: copied(model)
+    )
+    return {**summary(run, folder, Plan.load(folder / "plan.safetensors")), **done, "reused": False}
 
 
 def write_by_layers(
@@ -50,11 +73,16 @@ def write_by_layers(
 ) -> dict[str, Any]:
     """Writes what ``by_layers`` found."""
     request, folder = layerwise_request(run, asked, wanted), run.path / "pruned" / wanted.name
-    if plan.provenance.get("refine", {}).get("ended") == "interrupted":
-        request["refine"]["ended"] = "interrupted"  # so that it is not taken for what was asked
+    _mark(request, plan)
     plan = plan.saying(request=request)
     told = write_pruned(run, model, plan, folder, dict(facts), validation_of(run))
     return {**summary(run, folder, plan), **told, "reused": False}
+
+
+def _mark(request: dict[str, Any], plan: Plan) -> None:
+    """Notes that refining was interrupted, so that the plan is not taken for what was asked."""
+    if plan.provenance.get("refine", {}).get("ended") == "interrupted":
+        request["refine"]["ended"] = "interrupted"
 
 
 def by_layers(run: Run, asked: Layerwise, wanted: Prune) -> tuple[Plan, nn.Module]:
@@ -110,15 +138,17 @@ def layerwise_request(run: Run, asked: Layerwise, wanted: Prune) -> dict[str, An
         **({} if wanted.criterion == "auto" else {"shares": [wanted.criterion, wanted.allocation or "global"]}),
         "structure": wanted.structure,
         **({"refine": refining_request(run, wanted.repair)} if wanted.repair is not None else {}),
+        **training_request(run, wanted),
     }
 
 
 def refuse_without_weights(plan: Plan) -> None:
     """Raises UsageError for a plan whose method found weights with the mask: the plan alone does not hold them."""
     request = plan.provenance.get("request", {})
-    if "together" in request or "by_layers" in request:
-        how = "mask was learnt together with weights" if "together" in request else "weights were found by layers and tuned"
-        raise UsageError(f"--apply: the plan's {how} (--tokens), and plans hold none; prune with --tokens again")
+    if "together" in request:
+        raise UsageError(
+            "--apply: the plan's mask was learnt together with weights (--tokens), and plans hold none; prune with --tokens again"
+        )
     method = request.get("layerwise", {}).get("method")
     if method in METHODS and METHODS[method].changes and not request.get("refine"):
         raise UsageError(

@@ -18,7 +18,7 @@ from prunekit.reusing import reusable
 from prunekit.steps import GivenPlan
 from prunekit.task.evaluation import run as run_model
 from prunekit.verbs.budgets import measured_again, within_budget
-from prunekit.verbs.compensating import pruned_as_asked
+from prunekit.verbs.compensating import compensated_start, pruned_as_asked
 from prunekit.verbs.dividing import (
     LAYERS,
     LAYERS_TOGETHER,
@@ -33,10 +33,10 @@ from prunekit.verbs.dividing import (
     earlier,
     fits_layers,
     layerwise_of,
+    learnt,
+    learnt_request,
     looks_again,
     tokens_left,
-    unrecorded,
-    unrecorded_request,
 )
 from prunekit.verbs.layerwise import prune_by_layers, refuse_without_weights, write_by_layers
 from prunekit.verbs.planning import Planning, training_request
@@ -101,7 +101,8 @@ def prune_run(
         if budget in TIMES and wanted.schedule.name != "one-shot":
             last = partial(measured_again, run, facts)  # its plans are others than the search's
         training, planner, again = planning.training, planning.planner(chosen), planning.again()
-        done = prune_in_steps(run, folder, planner, sparsity, wanted, training, request, facts, again, last)
+        start = partial(compensated_start, run, facts) if wanted.compensate else None
+        done = prune_in_steps(run, folder, planner, sparsity, wanted, training, request, facts, again, last, start)
         return {**summary(run, folder, Plan.load(folder / "plan.safetensors")), **done, "reused": False}
     plan = planning.repaired_plan(chosen, sparsity).saying(request=request)
     if dry_run:
@@ -116,7 +117,7 @@ def _by_tokens(run: Run, wanted: Prune, planning: Planning, folder: Path, overwr
     known = earlier(folder, asked)
     if known is not None and (known["way"] not in UNRECORDED or known.get("layerwise", {}).get("better")):
         return _divided(run, wanted, known, overwrite)
-    request = unrecorded_request(run, wanted, asked, TOGETHER if known is None else known["way"])
+    request = learnt_request(run, wanted, asked, TOGETHER if known is None else known["way"])
     if reusable(folder, made_from(folder, False), request, overwrite):
         return {**summary(run, folder, Plan.load(folder / "plan.safetensors")), "reused": True}
     refuse_foreign(folder)
@@ -136,21 +137,25 @@ def _divided(
     """The model that ``division`` of the tokens comes to, or ADMM's where that is better."""
     assert wanted.tokens is not None
     by_layers, layers = layerwise_of(run, wanted), layers or ByLayers(run, wanted)
+    told = {"division": dict(division)}
     if division.get("layerwise", {}).get("better"):
-        return prune_by_layers(run, LAYERWISE, by_layers, False, overwrite, {"division": dict(division)})
+        return prune_by_layers(run, LAYERWISE, by_layers, False, overwrite, told)
     comparable = fits_layers(wanted) and looks_again(run, wanted.tokens)
     compared = beside_layers(run, layers, division) if comparable and "layerwise" not in division else None
     if compared is None and division["way"] not in (LAYERS, LAYERS_TOGETHER):
         layers.forget()
     try:
+        if division["way"] == LAYERS:
+            divided = by_division(run, wanted, LAYERS)
+            return prune_by_layers(run, LAYERWISE, divided, False, overwrite, told, lambda: layers.found, compared)
         if division["way"] not in UNRECORDED:
-            return prune_run(run, by_division(wanted, division["way"]), False, overwrite, division, compared)
+            return prune_run(run, by_division(run, wanted, division["way"]), False, overwrite, division, compared)
         assert given is not None
-        plan, model, told = unrecorded(run, wanted, given, division["way"], tokens_left(wanted), layers)
-        facts = {"division": dict(division), **told, **(compared(model) if compared is not None else {})}
+        plan, model = learnt(run, wanted, given, division["way"], tokens_left(wanted), layers)
+        facts = {**told, **(compared(model) if compared is not None else {})}
     except LayersAreBetter as found:
         return write_by_layers(run, LAYERWISE, by_layers, found.plan, found.model, {"division": found.division})
-    return write_unrecorded(run, wanted, plan, model, unrecorded_request(run, wanted, division["asked"], division["way"]), facts)
+    return write_unrecorded(run, wanted, plan, model, learnt_request(run, wanted, division["asked"], division["way"]), facts)
 
 
 def _for_classes(run: Run, classes: Sequence[int], names: Sequence[str], overwrite: bool) -> Run:
@@ -228,9 +233,7 @@ def _write(
         samples = run.batches("validation") if run.recipe.data is not None else None
         squeezed = squeeze(small, plan, run.example, samples, run.recipe.structure.mappings())
         small = squeezed.model
-    facts: dict[str, Any] = dict(found or {})
-    if note:
-        facts["compensation_note"] = note
+    facts: dict[str, Any] = {**(found or {}), **note}
     if last is not None:
         facts |= last(small)
     told = write_pruned(run, small, plan, folder, facts, validation_of(run), squeezed)

@@ -20,6 +20,7 @@ from prunekit.recipe import Steps, optimizer_of, scheduler_of
 from prunekit.repair.stream import Stream
 from prunekit.reusing import first_difference
 from prunekit.steps import ByDivergence, Finetuning, Planner, RefineAgain, Schedule, cut, leaves, prune_by_schedule
+from prunekit.steps.by_schedule import Start
 from prunekit.steps.low_rank import Adapted
 from prunekit.steps.planner import Repair
 from prunekit.training import Distillation, batches_per_epoch, recalibrate
@@ -40,6 +41,7 @@ def prune_in_steps(
     found: Mapping[str, Any] | None = None,
     again: RefineAgain | None = None,
     last: Callable[[torch.nn.Module], Mapping[str, Any]] | None = None,
+    start: Start | None = None,
 ) -> dict[str, Any]:
     """Writes ``folder``, whole or not at all: the pruned model, and in ``trajectory/`` its fine-tuning steps.
 
@@ -49,6 +51,7 @@ def prune_in_steps(
         found: further facts for the manifest.
         again: refine what was fine-tuned again.
         last: facts that are measured on the finished model.
+        start: what fine-tuning begins from, see ``prune_by_schedule``.
 
     Returns:
         the facts that its manifest tells.
@@ -83,6 +86,7 @@ def prune_in_steps(
             folder=None if how is None else temporary / "trajectory",
             measure=figure,
             again=again,
+            start=start,
         )
         plan = done.plan if made_for is None else done.plan.saying(request=dict(made_for))
         small = cut(done.model, plan, run.example if plan.smaller else None)

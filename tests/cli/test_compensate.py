@@ -9,7 +9,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from prunekit import Plan
+from prunekit import Plan, Trajectory
 from prunekit.kernel import ModelFunction
 from tests.cli.conftest import Cli
 
@@ -40,6 +40,30 @@ def test_compensated_models_follow_the_same_plan(run: Path, cli: Cli, structure:
     assert applied.code == 0, applied.err
     again = load_file(run / "pruned" / "later" / "model.safetensors")
     assert all((again[n] == t).all() for n, t in after.items())
+
+
+def test_fine_tuning_begins_from_compensated_weights(run: Path, cli: Cli) -> None:
+    """As they are without fine-tuning, of channels too, whose removal is in the coordinates of the dense model there."""
+    for structure in ("unstructured", "channels"):
+        asked = ("prune", run, "-c", "magnitude", "-s", 0.6, "--structure", structure, "--compensate", "--no-refine")
+        assert cli(*asked, "--name", f"{structure}-made-up").code == 0
+        done = cli(*asked, "--finetune", 1, "--name", f"{structure}-tuned", "--json")
+        assert done.code == 0, done.err
+        told = json.loads(done.out)
+        assert told["compensated"]
+        assert told["rounds"][0]["accuracy"] != told["rounds"][0]["accuracy_pruned"]
+        folder = run / "pruned" / f"{structure}-tuned"
+        began = Trajectory(folder / "trajectory")
+        views = began.layout.views(began.state(0))
+        made_up = load_file(run / "pruned" / f"{structure}-made-up" / "model.safetensors")
+        for name, mask in Plan.load(folder / "plan.safetensors").masks().items():
+            assert (views[name][mask] == made_up[name][mask if structure == "unstructured" else ...].flatten()).all()
+            assert not views[name][~mask].any()
+        assert cli("eval", folder).code == 0
+        assert json.loads(cli(*asked, "--finetune", 1, "--name", f"{structure}-tuned", "--json").out)["reused"]
+    refused = cli("prune", run, "-c", "magnitude", "-s", 0.6, "--compensate", "--schedule", "iterative", "--finetune", 1)
+    assert refused.code == 2
+    assert "compensate is for pruning at once" in refused.err
 
 
 def test_the_recipe_can_ask_for_it(run: Path, cli: Cli, tmp_path: Path) -> None:

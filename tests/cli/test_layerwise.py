@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from prunekit import Plan
+from prunekit import Plan, Trajectory
 from tests.cli.conftest import Cli
 
 
@@ -55,6 +56,37 @@ def test_a_criterion_says_how_much_of_each_layer_goes(run: Path, cli: Cli) -> No
     assert cli("prune", run, "--layerwise", "admm", "-s", 0.8, "--name", "shares").code != 0
 
 
+def test_fine_tuning_goes_on_from_its_weights(run: Path, cli: Cli) -> None:
+    """The steps are the path's, which has a straight piece from the dense model to the method's; the kernel rebuilds it all."""
+    asked = ("prune", run, "--layerwise", "admm", "-s", 0.6)
+    assert cli(*asked, "--name", "admm").code == 0
+    done = cli(*asked, "--finetune", 1, "--name", "tuned", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["finetune"]["steps"] > 0
+    folder = run / "pruned" / "tuned"
+    before, after = (load_file(run / "pruned" / name / "model.safetensors") for name in ("admm", "tuned"))
+    steps, dense = Trajectory(folder / "trajectory"), Trajectory(run / "trajectory")
+    began, ended = steps.layout.views(steps.state(0)), steps.layout.views(steps.state(-1))
+    for name, keep in Plan.load(folder / "plan.safetensors").keep.items():
+        assert (began[name] == before[name]).all()
+        assert (ended[name] == after[name]).all()
+        assert ((after[name] != 0) == keep).all()
+        assert (began[name] != ended[name]).any()
+    assert steps.provenance["parent"]["trajectory"] == dense.hash
+    told = cli("eval", folder)
+    assert told.code == 0, told.err
+    kernel = json.loads((folder / "eval.json").read_text())["kernel"]["pruned"]
+    assert kernel["steps"]["finetuning"] == len(steps)
+    assert kernel["mean_error"] < 0.05 * kernel["mean_output"] + 0.005
+    assert json.loads(cli(*asked, "--finetune", 1, "--name", "tuned", "--json").out)["reused"]
+    other = cli(*asked, "--finetune", 2, "--name", "tuned")
+    assert other.code == 1
+    assert "finetune" in other.err
+    applied = cli("prune", run, "--apply", folder / "plan.safetensors", "--name", "again")
+    assert applied.code == 2
+    assert "made with --layerwise admm" in applied.err
+
+
 @pytest.mark.parametrize(
     ("criterion", "message"), [("tempered(taylor)", "stands for"), ("kfac", "score"), ("no_such", "does not exist")]
 )
@@ -85,6 +117,9 @@ def test_refining_begins_at_its_mask_with_the_dense_weights(run: Path, cli: Cli)
             "--layerwise finds by itself what goes of a layer; leave --compensate out",
         ),
         (("--dry-run", "-s", 0.5), "--dry-run writes a plan alone"),
+        (("-s", 0.5, "--rewind", 0), "leave --rewind out"),
+        (("-s", 0.5, "--finetune", 1, "--schedule", "iterative"), "leave --schedule out"),
+        (("-s", 0.5, "--finetune", 1, "--refine-again", 1), "--refine-again takes back what was removed"),
         ((), "prune needs --sparsity"),
     ],
 )

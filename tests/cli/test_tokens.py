@@ -18,6 +18,7 @@ from prunekit.recipe import Finetune, Layerwise, Prune
 from prunekit.training.line_search import FACTOR, FIRST, LONGER
 from prunekit.verbs import dividing, pruning
 from prunekit.verbs.dividing import IN_TURN, LAYERS, LAYERS_TOGETHER, MASK, SHARES, TOGETHER, TRY, WEIGHTS, by_division, menu
+from prunekit.verbs.run_folder import Run
 from tests.cli.conftest import Cli
 from tests.cli.test_bad_input import one_line
 
@@ -164,8 +165,9 @@ def test_weights_tuned_after_layers(cli: Cli, run: Path, monkeypatch: pytest.Mon
     assert "after ADMM's mask and weights layer by layer" in out
     folder = run / "pruned" / "layers"
     plan, facts = Plan.load(folder / "plan.safetensors"), Manifest.load(folder / "prunekit.json").facts
-    assert facts["tuned"]["tokens"] == 16000 * (1 - TRY)
-    assert facts["tuned"]["rates"][0] > 0
+    assert facts["finetune"]["tokens"] == 16000 * (1 - TRY)
+    assert facts["finetune"]["rates"][0] > 0
+    assert facts["division"]["way"] == LAYERS
     by_layers = ("prune", run, "--layerwise", "admm", "-c", "kfac", "-s", 0.8, "--name", "admm")
     assert cli(*by_layers).code == 0
     before, after = (load_file(run / "pruned" / name / "model.safetensors") for name in ("admm", "layers"))
@@ -176,7 +178,7 @@ def test_weights_tuned_after_layers(cli: Cli, run: Path, monkeypatch: pytest.Mon
     assert json.loads(cli(*options, "--json").out)["reused"]
     assert cli("eval", folder).code == 0
     assert "what the mask alone does to the dense weights" in cli("explain", run / "pruned" / "admm").out
-    one_line(cli("prune", run, "--apply", folder / "plan.safetensors", "--name", "again"), 2, "found by layers and tuned")
+    one_line(cli("prune", run, "--apply", folder / "plan.safetensors", "--name", "again"), 2, "made with --layerwise admm")
 
 
 @pytest.mark.slow
@@ -215,10 +217,10 @@ def test_weights_are_trained_in_turn_where_it_is_said_how() -> None:
         assert LAYERS_TOGETHER not in menu(asked.model_copy(update=said))  # whose shares a layer-wise method does not know
 
 
-def test_a_division_says_how_long_each_part_takes() -> None:
+def test_a_division_says_how_long_each_part_takes(run: Path) -> None:
     asked = Prune(name="x", criterion="magnitude", sparsity=0.5, tokens="100k")  # type: ignore[arg-type]
     for way, share in SHARES.items():
-        found = by_division(asked, way)
+        found = by_division(Run(run), asked, way)
         mask = found.refine.stream.tokens if found.refine and found.refine.stream else 0
         weights = (found.finetune.tokens or 0) if found.finetune else 0
         assert mask + weights == 100_000 * (1 - 4 * TRY)
