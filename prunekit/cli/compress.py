@@ -11,7 +11,18 @@ import typer
 from prunekit import ranks
 from prunekit.cli.data_options import NAMES, Data, DataArgs, Label, Length, SkipBad, Stride, Text, data_content
 from prunekit.cli.opening import recipe_of
-from prunekit.cli.options import STRUCTURE_HELP, Device, Json, Overwrite, Quiet, Seed, json_object
+from prunekit.cli.options import (
+    STRUCTURE_HELP,
+    Device,
+    Json,
+    Overwrite,
+    Quiet,
+    RefineTokens,
+    Seed,
+    TokensOption,
+    TuneTokens,
+    json_object,
+)
 from prunekit.cli.output import Output
 from prunekit.cli.verb import verb
 from prunekit.errors import UsageError
@@ -22,7 +33,7 @@ PANELS = {
         "sparsity", "max_params", "max_macs", "max_bytes", "max_latency_ms", "speedup", "max_accuracy_drop", "max_drop",
     ),
     "What goes": ("criterion", "layerwise", "structure", "allocation", "round_to", "min_units", "uniform", "ignore"),
-    "Repair": ("refine", "refine_budget"),
+    "Repair": ("refine", "refine_budget", "refine_tokens", "tokens", "tune_tokens"),
     "Models larger than memory": ("offload", "activations"),
 }  # fmt: skip
 
@@ -33,6 +44,8 @@ PANELS = {
     headings=PANELS,
     examples={
         "Half of the weights of a language model": "prunekit compress my-model --data corpus.jsonl --sparsity 0.5 --out small",
+        "The same with mask and weights learnt, on so many tokens": "prunekit compress my-model --data corpus.jsonl "
+        "--sparsity 0.5 --tokens 600k --out small",
         "Channels, as many as may go for a point of accuracy": "prunekit compress my-model --data reviews.csv --text text "
         "--label label --structure channels --max-drop 1 --out small",
         "As many heads in every layer, which a plain config can say": "prunekit compress my-model --data corpus.jsonl "
@@ -83,6 +96,7 @@ def compress(
         bool | None, typer.Option("--refine/--no-refine", help="Repair the plan by blame; tried unasked (docs/refine.md).")
     ] = None,
     refine_budget: Annotated[str | None, typer.Option(help="Refine for so long in all, such as 5m; 60s unasked.")] = None,
+    refine_tokens: RefineTokens = None, tokens: TokensOption = None, tune_tokens: TuneTokens = None,
     offload: Annotated[
         bool, typer.Option("--offload", help="With --layerwise: read and write a block at a time, never the model whole.")
     ] = False,
@@ -108,6 +122,7 @@ def compress(
         "max_latency_ms": max_latency_ms, "speedup": speedup, "max_accuracy_drop": max_accuracy_drop, "max_drop": max_drop,
         "structure": structure, "allocation": allocation, "round_to": round_to, "min_units": min_units,
         "uniform": uniform or None, "layerwise": layerwise, "refine": refine, "refine_budget": refine_budget,
+        "refine_tokens": refine_tokens, "tokens": tokens, "tune_tokens": tune_tokens,
     }  # fmt: skip
     if layerwise is not None and criterion:
         raise UsageError("compress --layerwise takes the same share of every layer; leave --criterion out")

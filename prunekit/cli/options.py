@@ -25,6 +25,16 @@ STRUCTURE_HELP = (
     f"unstructured, {STRUCTURES}, units joined (heads+neurons), N:M (2:4), block:ROWSxCOLUMNS (block:4x1), module:structure"
 )
 Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**31 - 1, help="Overrides the recipe's seed.")]
+RefineTokens = Annotated[
+    str | None,
+    typer.Option("--refine-tokens", metavar="500k", help="Learn a mask from so many training tokens; implies --refine."),
+]
+TokensOption = Annotated[
+    str | None, typer.Option("--tokens", metavar="900k", help="Learn mask and weights; short tries say how best.")
+]
+TuneTokens = Annotated[
+    str | None, typer.Option("--tune-tokens", metavar="500k", help="Train on by KL to the dense model, on so many tokens.")
+]
 CRITERION_HELP = (
     "Name of a criterion, or all; repeatable. With options: 'influence(target=margin,aggregation=l2)'; composed: "
     "'influence^0.25*magnitude^0.75', 'rank(influence)+rank(magnitude)', 'tempered(influence)'; your own: module:criterion."

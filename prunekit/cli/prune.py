@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 from prunekit.cli.opening import open_run
-from prunekit.cli.options import STRUCTURE_HELP, Device, Json, Overwrite, Quiet, RunFolder, check_name, numbers, ratios
+from prunekit.cli.options import (
+    STRUCTURE_HELP,
+    Device,
+    Json,
+    Overwrite,
+    Quiet,
+    RefineTokens,
+    RunFolder,
+    TokensOption,
+    TuneTokens,
+    check_name,
+    numbers,
+    ratios,
+)
 from prunekit.cli.output import Output
 from prunekit.cli.verb import verb
 
@@ -81,12 +94,8 @@ def prune(
         bool | None, typer.Option("--refine/--no-refine", help="Repair the plan by blame; auto tries it (docs/refine.md).")
     ] = None,
     refine_budget: Annotated[str | None, typer.Option(help="Refine for so long in all, such as 60s; auto's try: 60s.")] = None,
-    refine_tokens: Annotated[
-        str | None, typer.Option(metavar="500k", help="Learn a mask from so many training tokens; implies --refine.")
-    ] = None,
-    tokens: Annotated[
-        str | None, typer.Option(metavar="900k", help="Learn mask and weights; short tries say how best.")
-    ] = None,
+    refine_tokens: RefineTokens = None,
+    tokens: TokensOption = None,
     refine_again: Annotated[
         int | None, typer.Option(min=0, metavar="N", help="Refine and fine-tune N times more; implies --refine.")
     ] = None,
@@ -95,9 +104,7 @@ def prune(
     rounds: Annotated[int | None, typer.Option(min=1, help="iterative, gradual: how many prunings.")] = None,
     every: Annotated[int | None, typer.Option(min=1, help="gradual: steps between two prunings.")] = None,
     finetune: Annotated[float | None, typer.Option(metavar="EPOCHS", help="Train on so long, in every round.")] = None,
-    tune_tokens: Annotated[
-        str | None, typer.Option(metavar="500k", help="Train on by KL to the dense model, on so many tokens.")
-    ] = None,
+    tune_tokens: TuneTokens = None,
     lora: Annotated[
         int | None, typer.Option(min=1, metavar="RANK", help="Train matrices of this rank beside the weights alone.")
     ] = None,

@@ -205,6 +205,24 @@ def learn(
     )
 
 
+def tune(shape: Shape, *, steps: int, batch: int, workers: int = 1) -> Work:
+    """Weights trained by the divergence from the dense model: its outputs, the pruned one's and their gradient, AdamW's step."""
+    own = _own(batch, workers)
+    return replace(
+        _passes(own, often=steps).then(_passes(own, back=0, often=steps)),
+        swept=steps * ADAM * shape.parameters,
+        wire=steps * exchanged(SINGLE * shape.parameters, workers),
+        exchanges=float(steps),
+        setups=1.0,
+        memory={
+            "model": 2 * SINGLE * shape.parameters,
+            "weights in work": 4 * SINGLE * shape.parameters,  # gradients, two moments, the state that is recorded or the best
+            "activations": (BACKWARD + 0.5) * own * shape.kept,
+            "libraries": LIBRARIES,
+        },
+    )
+
+
 def refine(
     shape: Shape,
     *,

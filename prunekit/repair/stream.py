@@ -51,6 +51,21 @@ class Stream:
             for begin in range(0, len(order) - self.batch_size + 1, self.batch_size):  # what is left over waits for another pass
                 yield [self._every[place] for place in order[begin : begin + self.batch_size]]
 
+    def steps(self, tokens: int, what: str, least: int = 1) -> int:
+        """Whole batches that so many tokens are.
+
+        Args:
+            what: takes them, for the message.
+
+        Raises:
+            UsageError: they are fewer than ``least``.
+        """
+        each = self.tokens()
+        if tokens < least * each:
+            need = f"give {least * each:,} at least, or a smaller batch"
+            raise UsageError(f"{what}: tokens is {tokens:,}, and a batch of {self.batch_size} samples has {each:,}; {need}")
+        return tokens // each
+
     def tokens(self) -> int:
         """Places that count in a batch, of the first one: of a text its tokens, of samples with one label each their number."""
         inputs, labels = self.samples.fetch(next(self._chosen()))

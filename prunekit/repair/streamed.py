@@ -45,6 +45,8 @@ HOT, COLD = 1.0, 0.05
 """Standard deviations of the scores over which a soft mask goes from 0 to 1, at the first step and at the last."""
 DENSE = 0.25
 """The share kept from which masks are soft: with little kept they did worse, since only weights near the level move."""
+LEAST = 2
+"""Batches, at least: one that scores start from, one to learn from."""
 FIRST_LOOK = 16
 """Batches that scores start from, at most; of a short stream a tenth."""
 RATE, RATE_OF_RUNS, WIDTH = 0.06, 0.12, 96
@@ -178,12 +180,7 @@ class StreamLearning:
         self._refers = target in ("kl", "hidden")
         self._soft = how.soft if how.soft is not None else swaps.count >= DENSE * len(swaps.keep)
         per_batch = self._stream.tokens()
-        if how.tokens < 2 * per_batch:
-            raise UsageError(
-                f"refine: tokens is {how.tokens:,}, and a batch of {self._stream.batch_size} samples has {per_batch:,}; give two "
-                "batches' at least, or a smaller batch"
-            )
-        total = how.tokens // per_batch
+        total = self._stream.steps(how.tokens, "refine", LEAST)
         self.looked = min(FIRST_LOOK, max(1, total // 10))
         self.steps, self.tokens_a_step = total - self.looked, per_batch
         self.learner: Learner | None = None

@@ -27,6 +27,7 @@ from prunekit.structure import find_groups
 from prunekit.task import Task
 from prunekit.verbs.budgets import check_budget
 from prunekit.verbs.checks import with_task
+from prunekit.verbs.dividing import check_tokens
 from prunekit.verbs.exporting import export_pruned
 from prunekit.verbs.pretrained import import_folders
 from prunekit.verbs.reporting import score_to_report
@@ -178,7 +179,7 @@ def check_model(recipe: Recipe, model: nn.Module, splits: Mapping[str, Split]) -
 
     Raises:
         StructureError: it does not take the structure that is asked for.
-        PrunekitError: no plan of it is within the budget.
+        PrunekitError: no plan of it is within the budget, or there are too few tokens to learn from.
     """
     (wanted,) = recipe.prune
     example = splits["validation"].batch(range(min(2, len(splits["validation"]))))[0]
@@ -188,6 +189,7 @@ def check_model(recipe: Recipe, model: nn.Module, splits: Mapping[str, Split]) -
         except StructureError as error:
             raise StructureError(f"--structure {wanted.structure}: {error}") from error
     check_budget(wanted, recipe, model, example)
+    check_tokens(wanted, splits["train"].samples(), recipe.train.batch_size)
 
 
 def criteria_of(task: Task, path: bool, named: Sequence[str] = ()) -> list[str]:

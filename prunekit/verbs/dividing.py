@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from prunekit.apply import Manifest, masked
+from prunekit.data import Samples
 from prunekit.errors import ArtifactError, PrunekitError, UsageError
 from prunekit.layerwise import amount_of, get_method
 from prunekit.measure import merit
@@ -25,7 +26,7 @@ from prunekit.recipe import Finetune, Layerwise, Prune, Refine, Steps
 from prunekit.recipe.pruning import Stream as StreamKeys
 from prunekit.recipe.training import Distill
 from prunekit.repair.stream import Stream
-from prunekit.repair.streamed import Streaming
+from prunekit.repair.streamed import LEAST, Streaming
 from prunekit.steps import finetune
 from prunekit.task.evaluation import References, evaluate
 from prunekit.trajectory.bare import named_tensors
@@ -170,13 +171,7 @@ def divide(run: Run, wanted: Prune, plan: Plan, layers: ByLayers) -> dict[str, A
     assert wanted.tokens is not None
     if fits_layers(wanted):
         shares_of(run, layerwise_of(run, wanted))  # reads them before anything long begins
-    batch = max(Streaming.batch, run.recipe.train.batch_size)
-    least = math.ceil(2 * Stream(run.batches("train"), batch).tokens() / (TRY * (1 - SHARES[IN_TURN])))
-    if wanted.tokens < least:
-        raise UsageError(
-            f"tokens is {wanted.tokens:,}, too few to try what to spend them on; give {least:,} at least, or say each part "
-            "(--refine-tokens, --tune-tokens)"
-        )
+    check_tokens(wanted, run.batches("train"), run.recipe.train.batch_size)
     samples = run.batches("validation")
     references = References(run.model, samples, run.task)
     ways, tries, failed = menu(wanted), {}, {}
@@ -189,6 +184,29 @@ def divide(run: Run, wanted: Prune, plan: Plan, layers: ByLayers) -> dict[str, A
             failed[way] = str(error)
     best = max(tries, key=lambda way: merit(run.task.choosing, tries[way]))
     return {"way": best, "tries": tries, **({"left_out": failed} if failed else {})}
+
+
+def check_tokens(wanted: Prune, samples: Samples, batch: int) -> None:
+    """Refuses fewer tokens than what is asked for takes, before anything long begins.
+
+    Args:
+        samples: of the training data.
+        batch: that weights are trained with.
+
+    Raises:
+        UsageError: says how many it takes.
+    """
+    if wanted.tokens is not None:
+        least = math.ceil(2 * Stream(samples, max(Streaming.batch, batch)).tokens() / (TRY * (1 - SHARES[IN_TURN])))
+        if wanted.tokens < least:
+            raise UsageError(
+                f"tokens is {wanted.tokens:,}, too few to try what to spend them on; give {least:,} at least, or say each part "
+                "(--refine-tokens, --tune-tokens)"
+            )
+    if wanted.repair is not None and (stream := wanted.repair.stream) is not None:
+        Stream(samples, stream.batch).steps(stream.tokens, "refine", LEAST)
+    if wanted.finetune is not None and wanted.finetune.tokens is not None:
+        Stream(samples, batch).steps(wanted.finetune.tokens, "finetune")
 
 
 def _tried(run: Run, wanted: Prune, plan: Plan, way: str, layers: ByLayers) -> nn.Module:

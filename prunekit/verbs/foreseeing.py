@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from prunekit.cost import Machine, Shape, Work, gradients, score_path
+from prunekit.cost import Machine, Shape, Work, gradients, learn, score_path, tune
 from prunekit.cost import evaluate as evaluated
 from prunekit.cost.model import SINGLE
 from prunekit.criteria import gather, get_criterion, parse
@@ -22,6 +23,8 @@ from prunekit.layerwise import prune_layerwise
 from prunekit.measure.size import in_memory
 from prunekit.plan import choices
 from prunekit.recipe import DROPS, SIZED, TIMES, Prune, Recipe, parse_seconds
+from prunekit.repair.stream import Stream
+from prunekit.repair.streamed import Streaming
 from prunekit.search.budget import TRIES
 from prunekit.structure import asked_sparsity, implied_sparsity, prunable_parameters
 from prunekit.task import Task
@@ -77,7 +80,7 @@ def foresee(recipe: Recipe, folders: Sequence[Path], out: Path, criteria: Sequen
         "samples": {name: len(split) for name, split in splits.items()},
         "criteria": names,
         "seconds": _seconds(recipe, works, shape, machine, wanted, len(folders), reading),
-        "at_most": ["prune"] if wanted.repair is not None or budgeted else [],
+        "at_most": ["prune"] if (wanted.repair is not None and wanted.repair.stream is None) or budgeted else [],
         "memory": _memory(model, works),
         "disk": _disk(model, prunable, names, len(folders), out),
         "whole": {
@@ -133,6 +136,7 @@ def _works(
     pruning = validation.times(2)
     if wanted.layerwise is not None:
         pruning = pruning.then(evaluated(shape, min(len(splits["train"]), wanted.layerwise.samples)).times(BY_LAYERS))
+    pruning = pruning.then(_learnt(recipe, shape, splits, wanted, scoring))
     if wanted.budget[0] in DROPS:
         pruning = pruning.then(validation.times(TRIES * (cells / len(recipe.compare.sparsities) + 1)))
     elif wanted.budget[0] in SIZED:
@@ -142,6 +146,29 @@ def _works(
         rebuilt = min(len(splits["test"]), recipe.eval.samples)
         measuring = measuring.then(score_path(shape, samples=rebuilt, pieces=states - 1, memory=MEMORY))
     return {"score": scores, "compare": validation.times(cells + 1), "prune": pruning, "eval": measuring}
+
+
+def _learnt(recipe: Recipe, shape: Shape, splits: dict[str, Split], wanted: Prune, judged: int) -> Work:
+    """What tokens are spent on: a mask, weights, or both in the same steps, of which the whole is learnt from once."""
+    train, batch = splits["train"].samples(), recipe.train.batch_size
+    mask = None if wanted.repair is None else wanted.repair.stream
+    weights = None if wanted.finetune is None else wanted.finetune.tokens
+    work = Work()
+    if mask is not None:
+        steps = Stream(train, mask.batch).steps(mask.tokens, "refine")
+        work = learn(
+            shape, steps=steps, batch=mask.batch, judged=judged, looks=mask.looks, bytes_a_weight=10.0 if mask.lean else 16.0,
+            checkpointing=mask.checkpointing,
+        )  # fmt: skip
+    if weights is not None:
+        work = work.then(tune(shape, steps=Stream(train, batch).steps(weights, "finetune"), batch=batch))
+    if wanted.tokens is not None:
+        both = Streaming(wanted.tokens)
+        steps = Stream(train, both.batch).steps(wanted.tokens, "tokens")
+        alone = tune(shape, steps=steps, batch=both.batch)
+        work = learn(shape, steps=steps, batch=both.batch, judged=judged, looks=both.looks)
+        work = work.then(replace(alone, forward=0.0, backward=0.0, forwards=0.0, backwards=0.0))  # one gradient moves both
+    return work
 
 
 def _scored(

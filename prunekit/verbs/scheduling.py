@@ -147,7 +147,7 @@ def finetuning_of(run: Run, steps: Steps) -> Finetuning:
         )
     epochs, most = recipe.train.epochs if steps.rewind is not None else _epochs(run, asked.epochs), None
     if asked.tokens is not None and steps.rewind is None:
-        most = _steps_of(run, asked.tokens)
+        most = Stream(run.batches("train"), recipe.train.batch_size).steps(asked.tokens, "finetune")
         epochs = -(-most // batches_per_epoch(len(train), recipe.train.batch_size, recipe.train.drop_last))
     teacher = _teacher(run, asked.distill.model_dump()) if asked.distill else None
     rate = None
@@ -192,19 +192,6 @@ def check_lora(run: Run, steps: Steps | None) -> None:
     """Raises UsageError for a rank that does not fit the model, before anything long begins."""
     if steps is not None and (rank := steps.of_training().lora) is not None:
         Adapted.of(run.model, rank, run.evidence.prunable)
-
-
-def _steps_of(run: Run, tokens: int) -> int:
-    """Optimizer steps that so many tokens are, without tokens samples.
-
-    Raises:
-        UsageError: they are less than a batch has.
-    """
-    batch = run.recipe.train.batch_size
-    each = Stream(run.batches("train"), batch).tokens()
-    if tokens < each:
-        raise UsageError(f"finetune: tokens is {tokens:,}, and a batch of {batch} samples has {each:,}; give more")
-    return tokens // each
 
 
 def _teacher(run: Run, options: dict[str, Any]) -> Distillation:

@@ -184,6 +184,33 @@ def test_what_is_foreseen_is_what_the_single_commands_do_and_nothing_is_written(
         assert (out / file).read_bytes() == (small / file).read_bytes(), file
 
 
+@pytest.mark.slow  # seven verbs
+def test_a_mask_learnt_then_weights_in_one_command(place: Path, tmp_path: Path, cli: Cli) -> None:
+    """What tokens are spent on is said, counted in what is foreseen, and refused where they are too few, before all else."""
+    out = tmp_path / "learnt"
+    plain = ["compress", place / "llama", "--data", f"{DATA}:texts", "--out", out, "-s", 0.5]
+    learnt = [*plain, "--refine-tokens", 480, "--tune-tokens", 384]
+    shares = [json.loads(cli(*words, "--dry-run", "--json").out) for words in ([*plain, "--no-refine"], learnt)]
+    assert shares[1]["seconds"]["prune"] > shares[0]["seconds"]["prune"]
+    assert "--refine-tokens 480 --tune-tokens 384" in shares[1]["commands"]["prune"]
+    assert shares[1]["at_most"] == []
+    for more, said in (
+        (("--refine-tokens", 9), "refine: tokens is 9"),
+        (("--tune-tokens", 9), "finetune: tokens is 9"),
+        (("--tokens", 99), "too few to try what to spend them on"),
+        (("--tokens", "9k", "--layerwise", "admm"), "leave --tokens out"),
+        (("--layerwise", "admm", "--offload", "--tune-tokens", 384), "--offload never has it"),
+    ):
+        refused = cli(*plain, *more)
+        assert refused.code == 2
+        assert said in refused.err
+        assert not out.exists()
+    done = cli(*learnt)
+    assert done.code == 0, done.err
+    assert "a mask learnt from 480 tokens, then weights tuned on 384 tokens" in done.out
+    assert (out / "prunekit" / "pruned" / "unstructured-0.5" / "trajectory").is_dir()
+
+
 @pytest.mark.slow  # stands on a whole run
 def test_what_would_be_lost_or_is_something_else_is_refused_before_anything_is_written(place: Path, copy: Path, cli: Cli) -> None:
     def refused(out: Path, *more: object) -> str:

@@ -36,7 +36,7 @@ def test_a_mask_and_then_weights(cli: Cli, run: Path) -> None:
     assert told["refine"]["after"]["accept"] < told["refine"]["before"]["accept"]
     assert (run / "pruned" / "both" / "trajectory").is_dir()  # tuning is recorded as all fine-tuning is
     assert "learnt from" in cli(*options).out
-    one_line(cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "few", "--refine-tokens", 9), 2, "two batches")
+    one_line(cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "few", "--refine-tokens", 9), 2, "refine: tokens is 9")
     one_line(cli("prune", run, "-c", "magnitude", "-s", 0.8, "--name", "few", "--tune-tokens", 9), 2, "finetune: tokens is 9")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.report.measures import shown
+from prunekit.report.terminal.pruning import spent_on
 from prunekit.report.terminal.tables import again
 
 NAMED = 3
@@ -23,6 +24,8 @@ def show_compressed(result: dict[str, Any]) -> None:
     how = f"chosen on validation data: {pruned['criterion']}, {pruned['allocation']}{refined} (of {tried})"
     if pruned["layerwise"]:
         how = f"layer by layer: {pruned['criterion']}, from {pruned['layerwise']['samples']:,} training samples{refined}"
+    if told := learnt(pruned):
+        how += f"; {told}"
     print(f"{how}; {pruned['structure']}, {100 * pruned['achieved']:.1f} % of the prunable parameters removed")
     if pruned["missed"]:
         print(f"  {pruned['missed']}")
@@ -34,6 +37,18 @@ def show_compressed(result: dict[str, Any]) -> None:
     folder = exported["folder"]
     what = "the smaller model" if pruned["achieved"] else "the model whole, since nothing had to go,"
     print(f"{folder} holds {what}{again(exported['reused'])}: {exported['loads_with']}({folder!r})")
+
+
+def learnt(pruned: dict[str, Any]) -> str:
+    """What tokens were spent on; nothing where none were."""
+    if division := pruned["division"]:
+        return f"tokens spent on {spent_on(division)}"
+    told = []
+    if stream := (pruned["refine"] or {}).get("stream"):
+        told.append(f"a mask learnt from {stream['tokens']:,} tokens")
+    if (tuned := pruned.get("finetune")) and "tokens" in tuned:
+        told.append(f"weights tuned on {tuned['tokens']:,} tokens")
+    return ", then ".join(told)
 
 
 def show_offloaded(result: dict[str, Any]) -> None:

@@ -124,12 +124,17 @@ _SPENT = {
 }  # fmt: skip
 
 
+def spent_on(division: dict[str, Any]) -> str:
+    """What tokens were divided between, in words."""
+    return _SPENT[division["way"]]
+
+
 def _division(division: dict[str, Any], measures: list[Any]) -> str:
     """One line on how tokens were divided."""
     first = next(iter(division["tries"].values()))
     measure = by_name(next(iter(first)), measures)
     tries = ", ".join(f"{way} {measure.text(found[measure.name])}" for way, found in division["tries"].items())
-    told = f"tokens spent on {_SPENT[division['way']]}; tries, validation {measure.title}: {tries}"
+    told = f"tokens spent on {spent_on(division)}; tries, validation {measure.title}: {tries}"
     told += "".join(f"; {way} not tried, {why}" for way, why in division.get("left_out", {}).items())
     if beside := division.get("layerwise"):
         told += f"\n  {_beside_layers(beside, measures)}"
