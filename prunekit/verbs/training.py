@@ -100,8 +100,9 @@ def train_run(
             model, optimizer, scheduler, how, recorder=recorder,
             after_epoch=_watching(recipe.train.watch, model, splits, task, watched),
         )  # fmt: skip
-    seconds = time.perf_counter() - started
-    figures = {name: _figure(model, splits[name], task) for name in WATCHED} if task.measures else None
+        seconds = time.perf_counter() - started
+        # measured while the recording is open: cut off here, it goes on from its last snapshot, which a finished one has not
+        figures = {name: _figure(model, splits[name], task) for name in WATCHED} if task.measures else None
     first = task.measures[0].name if task.measures else None
     {name: len(splits[name]) for name in WATCHED}
     record = TrainingRecord(

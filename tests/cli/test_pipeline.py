@@ -21,6 +21,7 @@ from prunekit import checkpoint
 from prunekit.data import digits
 from prunekit.models import digits_cnn
 from prunekit.models.digits import DigitsCNN
+from prunekit.verbs import training
 from prunekit.verbs.run_folder import Run
 from tests.cli.conftest import RECIPE, Cli, with_recipe
 from tests.interrupt import ctrl_c, trains
@@ -354,6 +355,25 @@ def test_training_that_was_cut_off_goes_on(cli: Cli, tmp_path: Path, finished: P
     told = [checkpoint.read_json(tmp_path / name / "train.json") | {"cost": None} for name in ("run", "whole")]
     assert told[0] == told[1]
     assert len(told[0]["losses"]) == len(told[0]["accuracies"]) == 3
+
+
+def test_training_that_was_cut_off_while_it_is_measured_goes_on(
+    cli: Cli, tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All steps are taken by then, and a finished recording could not be gone on with: it would be made anew."""
+    (tmp_path / "r.yaml").write_text(RECIPE.replace("epochs: 3", "epochs: 3, record: {snapshot_every: 5}"))
+
+    def cut_off(*given: object) -> float:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_figure", cut_off)
+        assert cli("train", tmp_path / "r.yaml", "--out", tmp_path / "run").code == 130
+    done = cli("train", tmp_path / "r.yaml", "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    last = 5 * ((len(prunekit.Trajectory(finished / "trajectory")) - 1) // 5)
+    assert f"goes on after step {last}" in done.err, done.err
+    assert prunekit.Trajectory(tmp_path / "run" / "trajectory").hash == prunekit.Trajectory(finished / "trajectory").hash
 
 
 def test_ratios_and_floor_on_the_command_line(run: Path, cli: Cli) -> None:
