@@ -124,7 +124,7 @@ class Candidates:
         self.groups: dict[str, Sequence[Group]] = {
             name: find_groups(name, model, example, attention) for name in structures if name in GROUPED
         }
-        self.references = References(model, self.samples, self.task)
+        self.references = References.of_many(model, self.samples, self.task)
 
     @cached_property
     def dense(self) -> dict[str, float]:

@@ -118,7 +118,7 @@ class StudyRun:
 
     @cached_property
     def _on_test(self) -> References:
-        return References(self.candidates.model, self.test, self.candidates.task)
+        return References.of_many(self.candidates.model, self.test, self.candidates.task)
 
 
 def one_shot(

@@ -20,6 +20,9 @@ from prunekit.task.classification import Classification
 from prunekit.task.task import Task
 
 MEMORY = 64 * 2**20  # bytes of another model's outputs that are kept; beyond that they are computed again
+KEPT, SHARE = 2 * 2**30, 8
+"""Of what is free one part in ``SHARE``, at most ``KEPT`` bytes, where many models are compared with the same one: of a language
+model on 1,000 windows the dense outputs are a gigabyte, and took a third of every comparison when they were computed again."""
 AT_ONCE = 2**28
 """Numbers that a batch's outputs may have where a sample has one a place and word: 1 GiB in single precision."""
 PIECE = 2**24
@@ -38,6 +41,11 @@ class References:
         self.whole = mixing(model, self.samples, task)
         self._kept: dict[int, Tensor] = {}
 
+    @classmethod
+    def of_many(cls, model: nn.Module, samples: Samples, task: Task) -> References:
+        """For comparing many models on the same samples: more is kept, as much as the machine can spare."""
+        return cls(model, samples, task, max(MEMORY, min(KEPT, spare(device_of(model)) // SHARE)))
+
     def beside(self, own: Samples) -> Iterator[tuple[Batch, Tensor]]:
         """Batches and outputs; ``own`` are a rank's of the samples, always the same."""
         for number, batch in enumerate(own):
@@ -47,6 +55,17 @@ class References:
                 if (needed := found.numel() * found.element_size()) <= self._left:
                     self._kept[number], self._left = found, self._left - needed
             yield batch, found
+
+
+def spare(device: torch.device) -> int:
+    """Bytes that are free, of a graphics card its own; 0 where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return 0
 
 
 def unfit(who: str, inputs: Inputs, error: Exception, where: str = "") -> UsageError:
