@@ -49,12 +49,17 @@ def quoted(error: BaseException, most: int = 200) -> str:
     An import that failed because of another error says that one too, the first of all: transformers tells of a torchvision that
     does not fit torch as of a class of its own that could not be imported.
     """
-    text = " ".join(str(error).split())
-    said = f"{type(error).__name__}: {text[:most]}" if text else type(error).__name__
-    first = error
-    while isinstance(error, ImportError) and first.__cause__ is not None:
+    first, seen = error, {id(error)}
+    while isinstance(error, ImportError) and first.__cause__ is not None and id(first.__cause__) not in seen:
         first = first.__cause__
-    return said if first is error else f"{said} (from {quoted(first, most)})"
+        seen.add(id(first))
+    told = _in_a_line(error, most)
+    return told if first is error else f"{told} (from {_in_a_line(first, most)})"
+
+
+def _in_a_line(error: BaseException, most: int) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:most]}" if text else type(error).__name__
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -199,7 +199,9 @@ class Record(Section):
 
 
 class Watch(Section):
-    """The task's first measure on training and validation data after every ``every`` epochs, kept in train.json.
+    """The task's first measure on training and validation data after every ``every`` epochs, kept in train.json; of a split with
+
+    more than 4,096 samples on so many, spread over it.
 
     ``until``: training ends early once both are at least this good (a share, of accuracy).
     """

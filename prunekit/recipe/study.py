@@ -214,11 +214,12 @@ class Study(Whole):
             return list(self.refine.ways_of(structure))
         return [way for way, at in own if None in (at, sparsity) or sparsity in (at or ())]
 
-    def refined_again_at(self, structure: str) -> list[float]:
-        """Sparsities at which what was refined and fine-tuned is refined again."""
-        if self.refine is None or not self.refine.again or "refined" not in self.ways_of(structure):
+    def refined_again_at(self, structure: str, method: str) -> list[float]:
+        """Sparsities at which what was refined and fine-tuned of a method's plans is refined again."""
+        if self.refine is None or not self.refine.again:
             return []
-        return [s for s in self.refined_at(structure) if s in self.tuned_at(structure)]
+        both = [s for s in self.refined_at(structure) if s in self.tuned_at(structure)]
+        return [s for s in both if "refined" in self.ways_of(structure, method, s)]
 
     @property
     def looked_at_again(self) -> int:

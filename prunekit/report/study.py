@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -72,14 +73,15 @@ def _band(panel: Axes, x: Sequence[float], mean: Sequence[float], std: Sequence[
 
 
 def _curves(panel: Axes, table: PaperTable, lines: Lines, names: set[str]) -> None:
-    """The dense lines, the best of ``names`` by their mean over the sparsities, and the baselines."""
+    """The dense lines, the best of ``names`` by what they are behind the best on average, where measured, and the baselines."""
     sign = deciding(table.measures).sign
-    means = {
-        name: statistics.fmean(entry.mean for entry in line.values())
-        for name, line in lines.items()
-        if name in names and name not in DENSE_LINES
-    }
-    ranked = sorted(means, key=lambda name: -sign * means[name])
+    own = {name: line for name, line in lines.items() if name in names and name not in DENSE_LINES}
+    best: dict[float, float] = {}
+    for line in own.values():
+        for sparsity, entry in line.items():
+            best[sparsity] = max(best.get(sparsity, -math.inf), sign * entry.mean)
+    behind = {name: statistics.fmean(best[s] - sign * entry.mean for s, entry in line.items()) for name, line in own.items()}
+    ranked = sorted(behind, key=lambda name: behind[name])
     for number, name in enumerate(dict.fromkeys([*ranked[:SHOWN], *(b for b in BASELINES if b in ranked)])):
         style, marker, colour = STYLES[number % len(STYLES)]
         points = sorted(lines[name].items())

@@ -9,6 +9,7 @@ from prunekit.artifact import SOMETIMES, Artifact, Cost
 from prunekit.task.evaluation import MeasureTold
 
 WATCHED = ("train", "validation")
+"""Splits whose figures the record holds."""
 AT_MOST = 4096
 """On so many samples of a split, spread over it evenly, its figures are measured: a pass over all training data, where those
 are many, costs a third of an epoch."""
@@ -22,9 +23,6 @@ def measured_on(samples: int) -> int:
         [100, 4096, 4096]
     """
     return min(samples, AT_MOST)
-
-
-"""Splits whose figures the record holds."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import safetensors.torch
@@ -23,6 +24,7 @@ from prunekit.steps import Planner, Schedule, prune_by_schedule
 from prunekit.structure import pattern_of, prunable_parameters
 from prunekit.trajectory import Layout, Trajectory
 from prunekit.trajectory.copies import copied
+from prunekit.verbs.compensating import compensated
 from prunekit.verbs.run_folder import Run
 from prunekit.verbs.scheduling import finetuning_of
 from prunekit.verbs.validation import Validation
@@ -197,6 +199,7 @@ def _by_measure(
     validation = Validation(run)
     dense = validation.dense
     how = finetuning_of(run, wanted) if wanted.trains else None
+    start = partial(compensated, run, {}) if wanted.compensate else None
     seen: dict[float, tuple[float, float]] = {}
 
     def measure(model: nn.Module, sparsity: float) -> float:
@@ -206,10 +209,11 @@ def _by_measure(
     def at(sparsity: float) -> float:
         chosen = choose(sparsity)
         if not wanted.request():
-            return measure(masked(run.model, plan(chosen, sparsity)), sparsity)
+            found = plan(chosen, sparsity)
+            return measure(compensated(run, {}, run.model, found) if wanted.compensate else masked(run.model, found), sparsity)
         torch.manual_seed(run.recipe.seed if how is None else how.seed)
         schedule = Schedule(**wanted.schedule.model_dump())
-        done = prune_by_schedule(run.model, planner(chosen), sparsity, schedule, how=how, rewind=wanted.rewind)
+        done = prune_by_schedule(run.model, planner(chosen), sparsity, schedule, how=how, rewind=wanted.rewind, start=start)
         return measure(done.model, sparsity)
 
     found = most(at, -drop)

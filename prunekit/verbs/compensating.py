@@ -14,6 +14,7 @@ from prunekit.apply import compensate, layerwise, prune
 from prunekit.batch import Inputs
 from prunekit.data import Samples
 from prunekit.plan import Plan
+from prunekit.steps.by_schedule import Start
 from prunekit.verbs.run_folder import Run
 
 SAMPLES = 1000
@@ -40,8 +41,12 @@ def pruned_as_asked(run: Run, plan: Plan, example: Inputs | None = None) -> tupl
     return model, facts
 
 
-def compensated_start(run: Run, facts: dict[str, Any], model: nn.Module, plan: Plan) -> nn.Module:
-    """What fine-tuning begins from where its plan's weights are compensated; ``facts`` take what the manifest says of that."""
+def compensated(run: Run, facts: dict[str, Any], model: nn.Module, plan: Plan) -> nn.Module:
+    """A dense-shaped model that does what the plan's compensated one does; ``facts`` take what its manifest says of that.
+
+    Args:
+        run: restricted to the plan's classes, where it is for some.
+    """
     plan.only_zeros("compensate")
     learn, accept = calibration(run)
     with _noting() as said:
@@ -60,6 +65,14 @@ def _noting() -> Iterator[dict[str, Any]]:
     notes = [str(w.message) for w in said if str(w.message).startswith("compensate: ")]
     if notes:
         facts["compensation_note"] = notes[0].removeprefix("compensate: ")
+
+
+def start_of(run: Run, plan: Plan, facts: dict[str, Any]) -> Start | None:
+    """What fine-tuning begins from where the plan asks for compensated weights; None where it does not."""
+    request = plan.provenance.get("request", {})
+    if not request.get("compensate"):
+        return None
+    return partial(compensated, run.restricted(request["classes"]) if request.get("classes") else run, facts)
 
 
 def compensation_request(run: Run) -> dict[str, Any]:

@@ -72,6 +72,9 @@ def foresee(recipe: Recipe, folders: Sequence[Path], out: Path, criteria: Sequen
     shape = Shape.of(model, splits["validation"].batch(range(1))[0], prunable)
     machine = _machine(shape, model, splits, task)
     works = _works(recipe, shape, model, splits, task, wanted, names, len(folders))
+    steps = _steps_recorded(recipe, splits, wanted)
+    recorded = 2 + steps // recipe.train.record.every if steps else 0  # its first and last state, and those between
+    limited = wanted.repair is not None and (wanted.repair.stream is None or wanted.repair.budget is not None)
     budgeted = wanted.sparsity is None and implied_sparsity(wanted.structure) is None
     return {
         "model": type(model).__name__,
@@ -80,9 +83,9 @@ def foresee(recipe: Recipe, folders: Sequence[Path], out: Path, criteria: Sequen
         "samples": {name: len(split) for name, split in splits.items()},
         "criteria": names,
         "seconds": _seconds(recipe, works, shape, machine, wanted, len(folders), reading),
-        "at_most": ["prune"] if (wanted.repair is not None and wanted.repair.stream is None) or budgeted else [],
+        "at_most": ["prune"] if limited or budgeted else [],
         "memory": _memory(model, works),
-        "disk": _disk(model, prunable, names, len(folders), out),
+        "disk": _disk(model, prunable, names, len(folders) + recorded, out),
         "whole": {
             "parameters": sum(kept.values()),
             "names": list(kept),
@@ -136,7 +139,8 @@ def _works(
     pruning = validation.times(2)
     if wanted.layerwise is not None:
         pruning = pruning.then(evaluated(shape, min(len(splits["train"]), wanted.layerwise.samples)).times(BY_LAYERS))
-    pruning = pruning.then(_learnt(recipe, shape, splits, wanted, scoring))
+    tries = TRIES + 1 if wanted.budget[0] in DROPS else 1  # each of which learns
+    pruning = pruning.then(_learnt(recipe, shape, splits, wanted, scoring).times(tries))
     if wanted.budget[0] in DROPS:
         pruning = pruning.then(validation.times(TRIES * (cells / len(recipe.compare.sparsities) + 1)))
     elif wanted.budget[0] in SIZED:
@@ -149,19 +153,21 @@ def _works(
 
 
 def _learnt(recipe: Recipe, shape: Shape, splits: dict[str, Split], wanted: Prune, judged: int) -> Work:
-    """What tokens are spent on: a mask, weights, or both in the same steps, of which the whole is learnt from once."""
+    """What tokens are spent on: a mask, weights, or both in the same steps, of which the whole is learnt from once.
+
+    A mask that is learnt for a given time is not among it.
+    """
     train, batch = splits["train"].samples(), recipe.train.batch_size
-    mask = None if wanted.repair is None else wanted.repair.stream
-    weights = None if wanted.finetune is None else wanted.finetune.tokens
-    work = Work()
+    mask = None if wanted.repair is None or wanted.repair.budget is not None else wanted.repair.stream
+    work, steps_of_weights = Work(), _steps_recorded(recipe, splits, wanted)
     if mask is not None:
         steps = Stream(train, mask.batch).steps(mask.tokens, "refine")
         work = learn(
             shape, steps=steps, batch=mask.batch, judged=judged, looks=mask.looks, bytes_a_weight=10.0 if mask.lean else 16.0,
             checkpointing=mask.checkpointing,
         )  # fmt: skip
-    if weights is not None:
-        work = work.then(tune(shape, steps=Stream(train, batch).steps(weights, "finetune"), batch=batch))
+    if steps_of_weights:
+        work = work.then(tune(shape, steps=steps_of_weights, batch=batch))
     if wanted.tokens is not None:
         both = Streaming(wanted.tokens)
         steps = Stream(train, both.batch).steps(wanted.tokens, "tokens")
@@ -169,6 +175,13 @@ def _learnt(recipe: Recipe, shape: Shape, splits: dict[str, Split], wanted: Prun
         work = learn(shape, steps=steps, batch=both.batch, judged=judged, looks=both.looks)
         work = work.then(replace(alone, forward=0.0, backward=0.0, forwards=0.0, backwards=0.0))  # one gradient moves both
     return work
+
+
+def _steps_recorded(recipe: Recipe, splits: dict[str, Split], wanted: Prune) -> int:
+    """Steps that weights are trained for after pruning, whose states make up a child of the path."""
+    if wanted.finetune is None or wanted.finetune.tokens is None:
+        return 0
+    return Stream(splits["train"].samples(), recipe.train.batch_size).steps(wanted.finetune.tokens, "finetune")
 
 
 def _scored(
@@ -215,7 +228,10 @@ def _memory(model: nn.Module, works: Mapping[str, Work]) -> dict[str, Any]:
 
 
 def _disk(model: nn.Module, prunable: int, names: Sequence[str], states: int, out: Path) -> dict[str, int]:
-    """Bytes: weights of the path, scores by criterion, the pruned model with masks and plan, and the model in ``out``."""
+    """Bytes: ``states`` of the path and of fine-tuning, scores by criterion, the pruned model with masks and plan, and the model
+
+    in ``out``.
+    """
     found = {
         "run": SINGLE * Layout.of(model).total * states + SINGLE * prunable * len(names) + in_memory(model) + 2 * prunable,
         "model": in_memory(model),

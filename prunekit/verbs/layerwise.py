@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -60,7 +61,8 @@ def prune_by_layers(
     if not wanted.trains:
         return write_by_layers(run, asked, wanted, plan, model, facts)
     _mark(request, plan)
-    planner, sparsity = GivenPlan(run.evidence, plan), asked_sparsity(wanted.structure, wanted.sparsity)
+    evidence = replace(run.evidence, prunable=tuple(plan.provenance["prunable"]))  # what LoRA adapts
+    planner, sparsity = GivenPlan(evidence, plan), asked_sparsity(wanted.structure, wanted.sparsity)
     training = training_request(run, wanted)
     done = prune_in_steps(
         run, folder, planner, sparsity, wanted, training, request, facts, last=last, start=lambda *_: copied(model)
@@ -145,7 +147,7 @@ def layerwise_request(run: Run, asked: Layerwise, wanted: Prune) -> dict[str, An
 def refuse_without_weights(plan: Plan) -> None:
     """Raises UsageError for a plan whose method found weights with the mask: the plan alone does not hold them."""
     request = plan.provenance.get("request", {})
-    if "together" in request:
+    if "together" in request or "by_layers" in request:
         raise UsageError(
             "--apply: the plan's mask was learnt together with weights (--tokens), and plans hold none; prune with --tokens again"
         )

@@ -144,6 +144,13 @@ def training_request(run: Run, steps: Steps | None) -> dict[str, Any]:
     return found
 
 
+def untrained(plan: Plan) -> Plan:
+    """The plan without what was asked of training, where it is applied without: reuse is not to take it for a trained model."""
+    request = plan.provenance.get("request", {})
+    kept = {key: value for key, value in request.items() if key not in (*Steps.model_fields, "train", "rate")}
+    return plan if kept == request else plan.saying(request=kept)
+
+
 def _auto(run: Run, scores: Mapping[str, Scores], structure: str, sparsity: float, allocation: str | None) -> dict[str, Any]:
     inputs = comparison_inputs(run)
     comparison = None

@@ -87,6 +87,7 @@ def summary(run: Run, folder: Path, plan: Plan) -> dict[str, Any]:
         "refined_again": [_brief(facts) for facts in plan.provenance.get("refine_again", ())],
         "refine_tried": plan.provenance.get("refine_tried"),
         "division": facts.get("division"),
+        "finetune": facts.get("finetune"),
         "compensation_note": facts.get("compensation_note"),
         "squeezed": facts.get("squeezed"),
         "layers": plan.counts(),

@@ -18,7 +18,7 @@ from prunekit.reusing import reusable
 from prunekit.steps import GivenPlan
 from prunekit.task.evaluation import run as run_model
 from prunekit.verbs.budgets import measured_again, within_budget
-from prunekit.verbs.compensating import compensated_start, pruned_as_asked
+from prunekit.verbs.compensating import compensated, pruned_as_asked, start_of
 from prunekit.verbs.dividing import (
     LAYERS,
     LAYERS_TOGETHER,
@@ -39,7 +39,7 @@ from prunekit.verbs.dividing import (
     tokens_left,
 )
 from prunekit.verbs.layerwise import prune_by_layers, refuse_without_weights, write_by_layers
-from prunekit.verbs.planning import Planning, training_request
+from prunekit.verbs.planning import Planning, training_request, untrained
 from prunekit.verbs.pruned_facts import made_from, refuse_foreign, summary
 from prunekit.verbs.pruned_folder import read_plan, write_plan, write_pruned
 from prunekit.verbs.run_folder import Run
@@ -101,7 +101,7 @@ def prune_run(
         if budget in TIMES and wanted.schedule.name != "one-shot":
             last = partial(measured_again, run, facts)  # its plans are others than the search's
         training, planner, again = planning.training, planning.planner(chosen), planning.again()
-        start = partial(compensated_start, run, facts) if wanted.compensate else None
+        start = partial(compensated, run, facts) if wanted.compensate else None
         done = prune_in_steps(run, folder, planner, sparsity, wanted, training, request, facts, again, last, start)
         return {**summary(run, folder, Plan.load(folder / "plan.safetensors")), **done, "reused": False}
     plan = planning.repaired_plan(chosen, sparsity).saying(request=request)
@@ -188,6 +188,15 @@ def apply_plan(
     check_lora(run, steps)
     plan = read_plan(run, plan_path)
     refuse_without_weights(plan)
+    training = training_request(run, steps)
+    if not training:
+        plan = untrained(plan)
+    facts: dict[str, Any] = {}
+    start = start_of(run, plan, facts) if training else None
+    if start is not None and steps is not None and (steps.rewind is not None or not steps.trains):
+        raise UsageError(
+            "--apply: the plan asks for compensated weights; leave --rewind out, and --recalibrate without --finetune"
+        )
     if squeezing:
         if plan.smaller:
             raise UsageError(f"--squeeze is for plans of masks; {plan.structure} are cut out as they are")
@@ -202,7 +211,7 @@ def apply_plan(
     if (folder / "prunekit.json").exists():
         manifest = Manifest.load(folder / "prunekit.json")
         found = {"plan": manifest.plan, **manifest.facts.get("request", {})}
-        if reusable(folder, found, {"plan": plan.digest, **training_request(run, steps)}, overwrite):
+        if reusable(folder, found, {"plan": plan.digest, **training}, overwrite):
             return {**summary(run, folder, plan), "reused": True}
     elif folder.exists() and folder != plan_path.resolve().parent and not overwrite and any(folder.iterdir()):
         same = (folder / "plan.safetensors").resolve() == plan_path.resolve()
@@ -212,7 +221,7 @@ def apply_plan(
         check_made_for(plan, run.model)
         refuse_foreign(folder)
         asked = plan.provenance["sparsity"]
-        done = prune_in_steps(run, folder, GivenPlan(run.evidence, plan), asked, steps, training_request(run, steps))
+        done = prune_in_steps(run, folder, GivenPlan(run.evidence, plan), asked, steps, training, found=facts, start=start)
         return {**summary(run, folder, plan), **done, "reused": False}
     return _write(run, plan, folder)
 

@@ -59,7 +59,7 @@ class Job:
         for structure in study.structures:
             for method in self.repaired(structure) or [""] * again:
                 ways = [way for at in study.refined_at(structure) for way in study.ways_of(structure, method, at)]
-                repairs += len(ways) + len(study.refined_again_at(structure))
+                repairs += len(ways) + len(study.refined_again_at(structure, method))
         return len(self.names) * len(study.structures) + tuned + repaired + repairs + 1 + study.fine_tunes
 
     def repaired(self, structure: str) -> list[str]:
@@ -216,7 +216,7 @@ class _Later:
                 files[self._path(f"{way}-compensated", f"{file}.json")] = {**asked, **told["repaired_from"]}
             parts = ["rows", "compensated"][: len(files)]
             yield self._cell("repaired", method, {**options, "way": way, "tuned": tuned, "parts": parts}, files)
-        if sparsity in study.refined_again_at(structure):
+        if sparsity in study.refined_again_at(structure, method):
             path = self._path(AGAIN_FOLDER, f"{file}-{refine.again}.json")
             again = {"sparsity": sparsity, "epochs": told["epochs"], "again": refine.again}
             made_from = {**self._made_from(method, variant), **learnt_from, **again}

@@ -104,7 +104,7 @@ def train_run(
         # measured while the recording is open: cut off here, it goes on from its last snapshot, which a finished one has not
         figures = {name: _figure(model, splits[name], task) for name in WATCHED} if task.measures else None
     first = task.measures[0].name if task.measures else None
-    {name: len(splits[name]) for name in WATCHED}
+    sizes = {name: len(splits[name]) for name in WATCHED} if task.measures else {}
     record = TrainingRecord(
         steps=recorder.steps,
         coordinates=layout.total,
@@ -113,8 +113,7 @@ def train_run(
         accuracy=figures if first == "accuracy" else None,
         measure=first if first != "accuracy" else None,
         figures=figures if first != "accuracy" else None,
-        samples={name: some for name in WATCHED if first and (some := measured_on(len(splits[name]))) < len(splits[name])}
-        or None,
+        samples={name: measured_on(size) for name, size in sizes.items() if measured_on(size) < size} or None,
         measures=measures_told(task),
         cost={"seconds": round(seconds, 3)},
     )

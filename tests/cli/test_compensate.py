@@ -61,6 +61,20 @@ def test_fine_tuning_begins_from_compensated_weights(run: Path, cli: Cli) -> Non
             assert not views[name][~mask].any()
         assert cli("eval", folder).code == 0
         assert json.loads(cli(*asked, "--finetune", 1, "--name", f"{structure}-tuned", "--json").out)["reused"]
+    asked = ("prune", run, "-c", "magnitude", "-s", 0.6, "--compensate", "--no-refine", "--finetune", 1)
+    assert cli(*asked, "--dry-run", "--name", "later").code == 0
+    plan = run / "pruned" / "later" / "plan.safetensors"
+    assert cli("prune", run, "--apply", plan, "--finetune", 1, "--name", "applied").code == 0
+    one, other = (load_file(run / "pruned" / name / "model.safetensors") for name in ("unstructured-tuned", "applied"))
+    assert all((one[name] == tensor).all() for name, tensor in other.items())
+    for more in (("--finetune", 1, "--rewind", 0), ("--recalibrate",)):
+        refused = cli("prune", run, "--apply", plan, *more, "--name", "no")
+        assert refused.code == 2
+        assert "the plan asks for compensated weights" in refused.err
+    assert cli("prune", run, "--apply", plan).code == 0  # compensated, and not trained
+    told = cli(*asked, "--name", "later")
+    assert told.code == 1
+    assert "finetune" in told.err
     refused = cli("prune", run, "-c", "magnitude", "-s", 0.6, "--compensate", "--schedule", "iterative", "--finetune", 1)
     assert refused.code == 2
     assert "compensate is for pruning at once" in refused.err

@@ -209,6 +209,9 @@ def test_a_mask_learnt_then_weights_in_one_command(place: Path, tmp_path: Path, 
     assert done.code == 0, done.err
     assert "a mask learnt from 480 tokens, then weights tuned on 384 tokens" in done.out
     assert (out / "prunekit" / "pruned" / "unstructured-0.5" / "trajectory").is_dir()
+    assert "then weights tuned on 384 tokens" in cli(*learnt).out  # reused
+    disk = [found["disk"]["run"] for found in shares]
+    assert disk[1] - disk[0] == 4 * shares[0]["parameters"] * (2 + 384 // (6 * 32))
 
 
 @pytest.mark.slow  # stands on a whole run

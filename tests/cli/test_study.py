@@ -302,6 +302,14 @@ def test_a_way_at_some_sparsities_alone(study: Path) -> None:
         Study.model_validate(yaml.safe_load(STUDY + refine.replace("[0.8]", "[]")))
 
 
+def test_what_is_refined_again_is_what_was_refined() -> None:
+    """Of a method whose plans are refined at some sparsities, at these alone."""
+    compared = STUDY.replace("epochs: 1, sparsities: {unstructured: [0.8]}", "epochs: 2, sparsities: {unstructured: [0.5, 0.8]}")
+    refine = "refine: {tune: [refined], again: 1, of: {unstructured: {magnitude: [{refined: [0.5]}], random: [refined]}}}"
+    found = Study.model_validate(yaml.safe_load(compared + refine))
+    assert [found.refined_again_at("unstructured", name) for name in ("magnitude", "random")] == [[0.5], [0.5, 0.8]]
+
+
 def test_out_is_needed_for_more_than_a_run(study: Path, run: Path, cli: Cli, tmp_path: Path) -> None:
     for arguments in ((study,), (run, run)):
         done = cli("compare", *arguments)

@@ -29,7 +29,9 @@ SECTION = Section(
 <p>Trajectory: {{ num(trajectory.steps) }} steps of {{ num(trajectory.coordinates) }} coordinates,
 {{ "%.1f"|format(trajectory.bytes / 1e6) }} MB, hash <code>{{ trajectory.hash }}</code>.</p>
 {% if training %}<p>Training took {{ "%.1f"|format(training.cost.seconds) }} s
-{%- if trained %}; validation {{ trained[0].title }} {{ trained[0].spaced(trained[1].validation) }}{% endif %}.</p>
+{%- if trained %}; validation {{ trained[0].title }} {{ trained[0].spaced(trained[1].validation) }}
+{%- if training.samples and training.samples.validation %} on {{ num(training.samples.validation) }} samples{% endif %}
+{%- endif %}.</p>
 <img alt="Training loss by epoch" src="{{ picture }}">
 {%- else %}<p>The run has no train.json, which prunekit train writes: its losses and time are not known.</p>{% endif %}
 <div class="scroll"><table><tr><th>criterion</th><th>seconds</th><th>digest of the scores</th></tr>

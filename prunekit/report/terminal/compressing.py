@@ -42,11 +42,12 @@ def show_compressed(result: dict[str, Any]) -> None:
 def learnt(pruned: dict[str, Any]) -> str:
     """What tokens were spent on; nothing where none were."""
     if division := pruned["division"]:
-        return f"tokens spent on {spent_on(division)}"
+        better = division.get("layerwise", {}).get("better")
+        return f"tokens spent on {spent_on(division)}" + (", which did worse and is not kept" if better else "")
     told = []
     if stream := (pruned["refine"] or {}).get("stream"):
         told.append(f"a mask learnt from {stream['tokens']:,} tokens")
-    if (tuned := pruned.get("finetune")) and "tokens" in tuned:
+    if "tokens" in (tuned := pruned["finetune"] or {}):
         told.append(f"weights tuned on {tuned['tokens']:,} tokens")
     return ", then ".join(told)
 
