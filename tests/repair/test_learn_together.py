@@ -206,7 +206,7 @@ def test_refusals(model: nn.Module, texts: Samples) -> None:
     plan = plan_of(model)
     with pytest.raises(UsageError, match="rate is 0"):
         learn_together(plan, model, texts, Streaming(tokens=2000), task=TASK, rate=0.0)
-    with pytest.raises(UsageError, match="two batches"):
+    with pytest.raises(UsageError, match="give 384 at least"):
         learn_together(plan, model, texts, Streaming(tokens=9), accept=texts, task=TASK)
     cut = copied(model)
     name, parameter = next(iter(model.named_parameters()))

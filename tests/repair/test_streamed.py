@@ -158,7 +158,7 @@ def test_a_stream_gives_every_sample_once_a_pass(texts: Samples) -> None:
 
 
 def test_too_few_tokens_are_refused(model: nn.Module, texts: Samples) -> None:
-    with pytest.raises(UsageError, match="two batches"):
+    with pytest.raises(UsageError, match="give 384 at least"):
         refine(plan_of(model), model, texts, accept=texts, task=TASK, stream=Streaming(tokens=100))
     with pytest.raises(UsageError, match="tokens is 0"):
         Streaming(tokens=0)
