@@ -22,7 +22,7 @@ from prunekit.task.task import Task
 MEMORY = 64 * 2**20  # bytes of another model's outputs that are kept; beyond that they are computed again
 KEPT, SHARE = 2 * 2**30, 8
 """Of what is free one part in ``SHARE``, at most ``KEPT`` bytes, where many models are compared with the same one: of a language
-model on 1,000 windows the dense outputs are a gigabyte, and took a third of every comparison when they were computed again."""
+model on 1,000 windows the dense outputs are a gigabyte, and would be computed again in every comparison."""
 AT_ONCE = 2**28
 """Numbers that a batch's outputs may have where a sample has one a place and word: 1 GiB in single precision."""
 PIECE = 2**24

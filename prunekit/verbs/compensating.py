@@ -34,8 +34,7 @@ def pruned_as_asked(run: Run, plan: Plan, example: Inputs | None = None) -> tupl
     request = plan.provenance.get("request", {})
     if not request.get("compensate"):
         return prune(run.model, plan, example), {}
-    own = run.restricted(request["classes"]) if request.get("classes") else run
-    learn, accept = calibration(own)
+    learn, accept = calibration(_own(run, plan))
     with _noting() as facts:
         model = prune(run.model, plan, example, calibration=learn, accept=accept, seed=run.recipe.seed, task=run.task)
     return model, facts
@@ -69,10 +68,15 @@ def _noting() -> Iterator[dict[str, Any]]:
 
 def start_of(run: Run, plan: Plan, facts: dict[str, Any]) -> Start | None:
     """What fine-tuning begins from where the plan asks for compensated weights; None where it does not."""
-    request = plan.provenance.get("request", {})
-    if not request.get("compensate"):
+    if not plan.provenance.get("request", {}).get("compensate"):
         return None
-    return partial(compensated, run.restricted(request["classes"]) if request.get("classes") else run, facts)
+    return partial(compensated, _own(run, plan), facts)
+
+
+def _own(run: Run, plan: Plan) -> Run:
+    """The run, restricted to the plan's classes where it is for some."""
+    classes = plan.provenance.get("request", {}).get("classes")
+    return run.restricted(classes) if classes else run
 
 
 def compensation_request(run: Run) -> dict[str, Any]:
