@@ -1,6 +1,7 @@
 """What a step of learning a mask costs beside a step of training, as a language model grows: time, and memory beside the model.
 
     python benchmarks/lm_growth.py                      # 2, 8 and 30 million parameters, on the CPU
+    python benchmarks/lm_growth.py --autocast reference # the dense model alone in bfloat16
     python benchmarks/lm_growth.py --device cuda --sizes 2M 30M 1B --autocast
 
 A training step is a forward and a backward pass of the next token's loss and AdamW's update of every parameter; a learning step
@@ -17,7 +18,7 @@ import statistics
 import time
 from collections.abc import Callable
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -36,6 +37,7 @@ SIZES: dict[str, dict[str, int]] = {
     "1B": {"vocabulary": 32000, "width": 2048, "layers": 22, "heads": 32, "kv_heads": 4, "hidden": 5632},
 }
 TASK = get_task("causal_lm")
+Autocast = bool | Literal["reference"]
 
 
 def made(size: str, length: int, device: str) -> nn.Module:
@@ -74,7 +76,7 @@ def trainer(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor], autocast
     return step
 
 
-def learning_of(model: nn.Module, samples: Samples, batch: int, autocast: bool) -> StreamLearning:
+def learning_of(model: nn.Module, samples: Samples, batch: int, autocast: Autocast) -> StreamLearning:
     """Learning at sparsity 0.5, the linear layers of the blocks."""
     left = [pattern for pattern in ("*embed*", "*head*") if any(fnmatch(name, pattern) for name, _ in model.named_parameters())]
     plan = make_plan(score(Trajectory.of(model), model, criterion="magnitude", ignore=left), model, sparsity=0.5)
@@ -87,7 +89,7 @@ def samples_tokens(samples: Samples) -> int:
     return sum(y.numel() for _, y in samples)
 
 
-def measured(size: str, device: str, batch: int, length: int, rounds: int, autocast: bool) -> dict[str, Any]:
+def measured(size: str, device: str, batch: int, length: int, rounds: int, autocast: Autocast) -> dict[str, Any]:
     model = made(size, length, device)
     parameters = sum(p.numel() for p in model.parameters())
     tokens = torch.randint(SIZES[size]["vocabulary"], (batch, length))
@@ -96,7 +98,7 @@ def measured(size: str, device: str, batch: int, length: int, rounds: int, autoc
     learning = learning_of(model, samples, batch, autocast)
     learner = learning.begin(iter([[(x, y)]] * 4))
     peaks = {}
-    train = trainer(made(size, length, device).train(), (x, y), autocast)
+    train = trainer(made(size, length, device).train(), (x, y), autocast is True)
 
     def learn() -> None:
         learning.step([(x, y)], 0.5)
@@ -130,16 +132,24 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--autocast", action="store_true", help="compute in bfloat16")
+    parser.add_argument(
+        "--autocast",
+        nargs="?",
+        choices=["both", "reference"],
+        const="both",
+        help="compute in bfloat16: both steps, or the dense model",
+    )
     asked = parser.parse_args()
+    autocast: Autocast = "reference" if asked.autocast == "reference" else asked.autocast == "both"
     where = torch.cuda.get_device_name() if asked.device != "cpu" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{where}, torch {torch.__version__}, {asked.batch} × {asked.length} tokens{', bfloat16' * asked.autocast}")
+    precision = f", bfloat16: {asked.autocast}" if autocast else ""
+    print(f"{where}, torch {torch.__version__}, {asked.batch} × {asked.length} tokens{precision}")
     print(
         "| size | parameters | training step, ms | learning step, ms | ratio | tokens/s | bytes a weight | peak of a step, GB |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for size in asked.sizes:
-        row = measured(size, asked.device, asked.batch, asked.length, asked.rounds, asked.autocast)
+        row = measured(size, asked.device, asked.batch, asked.length, asked.rounds, autocast)
         gc.collect()
         if asked.device != "cpu":
             torch.cuda.empty_cache()

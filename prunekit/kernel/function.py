@@ -98,13 +98,14 @@ class ModelFunction:
         return answer
 
     def _widened(self, tensor: Tensor) -> Tensor:
-        """Inputs in half precision meet a model that is not: it computes as the path is kept."""
+        """Inputs in half precision meet a model that is not: it computes as the path is kept; outputs under autocast alike."""
         return tensor.to(self._dtype) if tensor.is_floating_point() and tensor.element_size() < 4 else tensor
 
     def _target(self, answer: Any, y: Labels) -> Tensor:
-        outputs = self.task.outputs(answer)
+        outputs = self._widened(self.task.outputs(answer))
         try:
-            found = self.target(outputs, y)
+            with torch.autocast(self.device.type, enabled=False):  # divergences are small differences: no bfloat16 holds them
+                found = self.target(outputs, y)
         except PrunekitError:
             raise
         except Exception as error:  # labels that do not fit, or a target of the user's

@@ -105,8 +105,8 @@ class Stream(Section):
     ``tokens``: to learn from in all, such as ``500k`` (without tokens, samples); ``batch``: samples a step; ``rate``: at first,
     it falls to 0; null: of single weights 5.8, of N:M 11.5, over the number of a layer's inputs, of units 0.06; ``looks``: how
     often the scoring samples judge; ``soft``: masks are soft at first, null: where a quarter or more stays; ``lean``: 10 bytes
-    a weight beside the model, for 16; ``autocast``: compute in bfloat16; ``checkpointing``: run blocks again instead of
-    keeping their activations.
+    a weight beside the model, for 16; ``autocast``: compute in bfloat16, ``reference``: the dense model alone;
+    ``checkpointing``: run blocks again instead of keeping their activations.
     """
 
     tokens: Tokens
@@ -115,7 +115,7 @@ class Stream(Section):
     looks: Count = Streaming.looks
     soft: bool | None = Streaming.soft
     lean: bool = Streaming.lean
-    autocast: bool = Streaming.autocast
+    autocast: bool | Literal["reference"] = Streaming.autocast
     checkpointing: bool = Streaming.checkpointing
 
     def request(self) -> dict[str, Any]:

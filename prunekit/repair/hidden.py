@@ -64,7 +64,7 @@ class HiddenStates:
         self._seen[True].clear()
         total = outputs.new_zeros(len(outputs))
         for state, aim in zip(mine, reference, strict=True):
-            error, size = ((state - aim).float().square().sum(-1), aim.float().square().sum(-1))
+            error, size = ((state.float() - aim.float()).square().sum(-1), aim.float().square().sum(-1))
             if isinstance(true, Tensor) and true.shape == error.shape:
                 counted = (true != self._ignore).to(error)
                 error, size = error * counted, size * counted

@@ -27,7 +27,7 @@ class Live:
         function: whose private copy of the model is run. It must not be run by others between ``scale`` and ``backward``.
         dense: every coordinate's dense value by name, on the function's device; left as they are.
         scaled: names of the tensors that factors are put on.
-        autocast: compute in bfloat16 where torch's autocast does.
+        autocast: compute in bfloat16 where torch's autocast does; its target is computed in full.
         checkpointing: keep no activations inside the blocks of the model's longest ``nn.ModuleList``, run them again instead.
 
     Raises:
@@ -132,10 +132,10 @@ class Live:
                 module._buffers[short] = buffer
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """While inside, models compute in this precision, by fused kernels where there are any."""
-        kind = self.function.device.type
-        with plain_kernels(attention=False), torch.autocast(kind, torch.bfloat16) if self._autocast else nullcontext():
+    def running(self, autocast: bool | None = None) -> Iterator[None]:
+        """While inside, models compute in this precision (None: this one's own), by fused kernels where there are any."""
+        kind, low = self.function.device.type, self._autocast if autocast is None else autocast
+        with plain_kernels(attention=False), torch.autocast(kind, torch.bfloat16) if low else nullcontext():
             yield
 
     @contextmanager

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import partial, reduce
 from itertools import islice
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,8 @@ class Streaming:
             from ``HOT`` to ``COLD`` standard deviations of the scores; else hard in every step. None: soft where at least
             ``DENSE`` of the units stay.
         lean: factored second moments and first ones in bfloat16: 10 bytes a weight beside the model, for 16.
-        autocast: compute in bfloat16 where torch's autocast does.
+        autocast: compute in bfloat16 where torch's autocast does; ``reference``: only what the steps compare with, the dense
+            model's outputs or hidden states. Divergences and losses themselves are computed in full.
         checkpointing: run the blocks of the model again instead of keeping their activations.
 
     Raises:
@@ -89,7 +90,7 @@ class Streaming:
     looks: int = 10
     soft: bool | None = None
     lean: bool = True
-    autocast: bool = False
+    autocast: bool | Literal["reference"] = False
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
@@ -97,6 +98,8 @@ class Streaming:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UsageError(f"refine: {name} is {value!r}; it must be a whole number from 1 upwards")
+        if self.autocast not in (False, True, "reference"):
+            raise UsageError(f"refine: autocast is {self.autocast!r}; it must be true, false or reference")
         if self.rate is not None and not 0 < self.rate < math.inf:
             raise UsageError(f"refine: rate is {self.rate!r}; it must be above 0")
 
@@ -171,7 +174,7 @@ class StreamLearning:
             Live,
             dense={entry.name: held[entry.name].detach() for entry in layout},
             scaled=swaps.scaled(),
-            autocast=how.autocast,
+            autocast=how.autocast is True,
             checkpointing=how.checkpointing,
         )
         self._hidden = HiddenStates(self._dense, function.model) if target == "hidden" else None
@@ -309,7 +312,7 @@ class StreamLearning:
     def _given(self, batches: Iterator[Sequence[Batch]]) -> tuple[float, float]:
         """The given mask's target on one batch, and on the samples that judge."""
         self._show(self._swaps.keep)
-        one = sum(float(self._live.values(*self._referred(part)).sum()) for part in next(batches))
+        one = sum(float(self._live.values(*self._referred(part, judged=True)).sum()) for part in next(batches))
         return ranks.total(one) / self._stream.batch_size, self._mean()
 
     def _start(self, batches: Iterator[Sequence[Batch]]) -> Tensor:
@@ -325,14 +328,22 @@ class StreamLearning:
         size_of = swaps.magnitude(layout.state(self._model).to(total))
         return swaps.per_weight(total).pow_(p / 2).mul_(size_of.pow_(1 - p))
 
-    def _referred(self, batch: Batch) -> Batch:
-        """The batch with the dense model's reference beside its labels, where the target compares with it."""
+    def _referred(self, batch: Batch, judged: bool = False) -> Batch:
+        """The batch with the dense model's reference beside its labels, where the target compares with it.
+
+        Args:
+            judged: masks are judged by it, with no step: in the precision that the pruned model is computed in.
+        """
         x, y = batch
         if not self._refers:
             return batch
-        with torch.no_grad(), self._live.running():
-            outputs = run(self._dense, batch, self._task)
-            return x, (self._task.reference(outputs) if self._hidden is None else self._hidden.reference(), y)
+        with torch.no_grad():
+            with self._live.running(True if self._how.autocast == "reference" and not judged else None):
+                outputs = run(self._dense, batch, self._task)
+            if self._hidden is not None:
+                return x, (self._hidden.reference(), y)
+            full = torch.promote_types(outputs.dtype, torch.float32)
+            return x, (self._task.reference(outputs.to(full)), y)
 
     def _show(self, keep: Tensor) -> None:
         self._live.scale(lambda name: self._swaps.factor(name, keep))
@@ -344,7 +355,7 @@ class StreamLearning:
     def _mean(self) -> float:
         total = 0.0
         for batch in self._accept:
-            x, y = self._referred(to(batch, self._stream.device))
+            x, y = self._referred(to(batch, self._stream.device), judged=True)
             total += float(self._live.values(x, y).double().sum())
         return ranks.total(total) / self._judging
 

@@ -236,3 +236,36 @@ def test_the_wider_layers_are_the_smaller_is_the_rate(
         assert found == [RATE, RATE]
     else:
         assert found == pytest.approx([rate * WIDTH / 24, rate * WIDTH / 96])  # half the layers have twice as many inputs
+
+
+@pytest.mark.parametrize("target", ["kl", "hidden"])
+def test_a_divergence_under_autocast_is_computed_in_full(model: nn.Module, texts: Samples, target: str) -> None:
+    """A small one would be lost: bfloat16 holds three digits, and what differs are the last ones of logits."""
+    plan, layout = plan_of(model, 0.5), Layout.of(model)
+    found = {}
+    for autocast in (False, True):
+        swaps = get_swaps(plan, layout, torch.device("cpu"))
+        how = Streaming(tokens=12 * 8 * 4, batch=8, autocast=autocast)
+        learning = StreamLearning(swaps, model, texts, texts, how, task=TASK, target=target)
+        found[autocast] = next(learning.looks()).accept
+        learning.close()
+    assert found[True] == pytest.approx(found[False], rel=0.04)
+
+
+def test_the_dense_model_alone_in_bfloat16(model: nn.Module, texts: Samples) -> None:
+    """Steps compare with what it says there; masks are judged in single precision."""
+    met: list[tuple[bool, torch.dtype]] = []
+    layer = next(module for module in model.modules() if isinstance(module, nn.Linear))
+    hook = layer.register_forward_hook(lambda module, given, answer: met.append((torch.is_autocast_enabled("cpu"), answer.dtype)))
+    plan = plan_of(model)
+    try:
+        low = refine(plan, model, texts, accept=texts, task=TASK, stream=Streaming(12 * 8 * 40, 8, autocast="reference"))
+    finally:
+        hook.remove()
+    assert {(True, torch.bfloat16), (False, torch.float32)} == set(met)
+    whole = refine(plan, model, texts, accept=texts, task=TASK, stream=Streaming(12 * 8 * 40, 8))
+    facts, expected = (each.provenance["refine"] for each in (low, whole))
+    assert facts["before"]["accept"] == expected["before"]["accept"]
+    assert facts["after"]["accept"] == pytest.approx(expected["after"]["accept"], rel=0.05)
+    with pytest.raises(UsageError, match="autocast is 'half'"):
+        Streaming(400, autocast="half")  # type: ignore[arg-type]
