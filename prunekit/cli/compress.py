@@ -14,11 +14,17 @@ from prunekit.cli.opening import recipe_of
 from prunekit.cli.options import (
     STRUCTURE_HELP,
     Device,
+    Distill,
+    Finetune,
     Json,
+    Lora,
     Overwrite,
     Quiet,
+    Rate,
+    RecordEvery,
     RefineTokens,
     Seed,
+    Temperature,
     TokensOption,
     TuneTokens,
     json_object,
@@ -33,7 +39,8 @@ PANELS = {
         "sparsity", "max_params", "max_macs", "max_bytes", "max_latency_ms", "speedup", "max_accuracy_drop", "max_drop",
     ),
     "What goes": ("criterion", "layerwise", "structure", "allocation", "round_to", "min_units", "uniform", "ignore"),
-    "Repair": ("refine", "refine_budget", "refine_tokens", "tokens", "tune_tokens"),
+    "Repair": ("refine", "refine_budget", "refine_tokens", "tokens"),
+    "Training": ("finetune", "tune_tokens", "lora", "lr", "distill", "temperature", "record_every"),
     "Models larger than memory": ("offload", "activations"),
 }  # fmt: skip
 
@@ -48,6 +55,8 @@ PANELS = {
         "--sparsity 0.5 --tokens 600k --out small",
         "Channels, as many as may go for a point of accuracy": "prunekit compress my-model --data reviews.csv --text text "
         "--label label --structure channels --max-drop 1 --out small",
+        "Heads and neurons, then three epochs of training": "prunekit compress my-model --data reviews.csv --text text "
+        "--label label --structure heads+neurons --sparsity 0.3 --finetune 3 --out small",
         "As many heads in every layer, which a plain config can say": "prunekit compress my-model --data corpus.jsonl "
         "--structure heads --uniform --sparsity 0.3 --out small",
         "A model that does not fit into memory, a block at a time": "prunekit compress my-model --data corpus.jsonl "
@@ -96,7 +105,9 @@ def compress(
         bool | None, typer.Option("--refine/--no-refine", help="Repair the plan by blame; tried unasked (docs/refine.md).")
     ] = None,
     refine_budget: Annotated[str | None, typer.Option(help="Refine for so long in all, such as 5m; 60s unasked.")] = None,
-    refine_tokens: RefineTokens = None, tokens: TokensOption = None, tune_tokens: TuneTokens = None,
+    refine_tokens: RefineTokens = None, tokens: TokensOption = None,
+    finetune: Finetune = None, tune_tokens: TuneTokens = None, lora: Lora = None, lr: Rate = None, distill: Distill = None,
+    temperature: Temperature = None, record_every: RecordEvery = None,
     offload: Annotated[
         bool, typer.Option("--offload", help="With --layerwise: read and write a block at a time, never the model whole.")
     ] = False,
@@ -122,7 +133,8 @@ def compress(
         "max_latency_ms": max_latency_ms, "speedup": speedup, "max_accuracy_drop": max_accuracy_drop, "max_drop": max_drop,
         "structure": structure, "allocation": allocation, "round_to": round_to, "min_units": min_units,
         "uniform": uniform or None, "layerwise": layerwise, "refine": refine, "refine_budget": refine_budget,
-        "refine_tokens": refine_tokens, "tokens": tokens, "tune_tokens": tune_tokens,
+        "refine_tokens": refine_tokens, "tokens": tokens, "finetune": finetune, "tune_tokens": tune_tokens, "lora": lora,
+        "lr": lr, "distill": distill, "temperature": temperature, "record_every": record_every,
     }  # fmt: skip
     if layerwise is not None and criterion:
         raise UsageError("compress --layerwise takes the same share of every layer; leave --criterion out")

@@ -35,6 +35,16 @@ TokensOption = Annotated[
 TuneTokens = Annotated[
     str | None, typer.Option("--tune-tokens", metavar="500k", help="Train on by KL to the dense model, on so many tokens.")
 ]
+Finetune = Annotated[float | None, typer.Option("--finetune", metavar="EPOCHS", help="Train on so long, in every round.")]
+Lora = Annotated[
+    int | None, typer.Option("--lora", min=1, metavar="RANK", help="Train matrices of this rank beside the weights alone.")
+]
+Rate = Annotated[float | None, typer.Option("--lr", help="Of fine-tuning; the dense training's, or searched for.")]
+Distill = Annotated[float | None, typer.Option("--distill", metavar="WEIGHT", help="Of the dense model's soft labels.")]
+Temperature = Annotated[float | None, typer.Option("--temperature", help="Of the soft labels.")]
+RecordEvery = Annotated[
+    int | None, typer.Option("--record-every", min=1, metavar="N", help="Of fine-tuning, keep a state every N steps.")
+]
 CRITERION_HELP = (
     "Name of a criterion, or all; repeatable. With options: 'influence(target=margin,aggregation=l2)'; composed: "
     "'influence^0.25*magnitude^0.75', 'rank(influence)+rank(magnitude)', 'tempered(influence)'; your own: module:criterion."

@@ -12,11 +12,17 @@ from prunekit.cli.opening import open_run
 from prunekit.cli.options import (
     STRUCTURE_HELP,
     Device,
+    Distill,
+    Finetune,
     Json,
+    Lora,
     Overwrite,
     Quiet,
+    Rate,
+    RecordEvery,
     RefineTokens,
     RunFolder,
+    Temperature,
     TokensOption,
     TuneTokens,
     check_name,
@@ -37,6 +43,7 @@ PANELS = {
     "Repair": ("compensate", "refine", "refine_budget", "refine_tokens", "refine_again", "tokens", "squeeze"),
     "Training": (
         "schedule", "rounds", "every", "finetune", "tune_tokens", "lora", "lr", "distill", "temperature", "rewind", "recalibrate",
+        "record_every",
     ),
 }  # fmt: skip
 
@@ -103,14 +110,8 @@ def prune(
     schedule: Annotated[str, typer.Option(help="one-shot, iterative, or gradual (while it fine-tunes).")] = "one-shot",
     rounds: Annotated[int | None, typer.Option(min=1, help="iterative, gradual: how many prunings.")] = None,
     every: Annotated[int | None, typer.Option(min=1, help="gradual: steps between two prunings.")] = None,
-    finetune: Annotated[float | None, typer.Option(metavar="EPOCHS", help="Train on so long, in every round.")] = None,
-    tune_tokens: TuneTokens = None,
-    lora: Annotated[
-        int | None, typer.Option(min=1, metavar="RANK", help="Train matrices of this rank beside the weights alone.")
-    ] = None,
-    lr: Annotated[float | None, typer.Option(help="Of fine-tuning; the dense training's by default.")] = None,
-    distill: Annotated[float | None, typer.Option(metavar="WEIGHT", help="Of the dense model's soft labels.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of the soft labels.")] = None,
+    finetune: Finetune = None, tune_tokens: TuneTokens = None, lora: Lora = None, lr: Rate = None, distill: Distill = None,
+    temperature: Temperature = None, record_every: RecordEvery = None,
     rewind: Annotated[int | None, typer.Option(min=0, metavar="STEP", help="Go back to this training step's weights.")] = None,
     recalibrate: Annotated[bool, typer.Option("--recalibrate", help="Measure BatchNorm statistics anew.")] = False,
     device: Device = None, overwrite: Overwrite = False, quiet: Quiet = False, as_json: Json = False,
@@ -133,7 +134,8 @@ def prune(
         "refine": refine, "refine_budget": refine_budget, "refine_tokens": refine_tokens, "tokens": tokens,
         "refine_again": refine_again, "squeeze": squeeze,
         "schedule": schedule, "rounds": rounds, "every": every, "finetune": finetune, "tune_tokens": tune_tokens, "lora": lora,
-        "lr": lr, "distill": distill, "temperature": temperature, "rewind": rewind, "recalibrate": recalibrate,
+        "lr": lr, "distill": distill, "temperature": temperature, "record_every": record_every,
+        "rewind": rewind, "recalibrate": recalibrate,
     }  # fmt: skip
     if apply is None:
         work = partial(prune_run, wanted=prune_section(options), dry_run=dry_run, overwrite=overwrite)

@@ -105,10 +105,12 @@ def _steps(asked: Options) -> dict[str, Any]:
         asked = {**asked, "distill": 1.0, "temperature": asked.get("temperature", 1.0)}
     name, soft = asked.get("schedule", "one-shot"), asked.get("distill")
     training = "finetune" in asked or "rewind" in asked or "tune_tokens" in asked
-    training = training or ("tokens" in asked and ("lr" in asked or "lora" in asked))
-    for key in ("lr", "distill", "lora"):
+    training = training or ("tokens" in asked and any(key in asked for key in ("lr", "lora", "record_every")))
+    for key in ("lr", "distill", "lora", "record_every"):
         if key in asked and not training:
-            raise UsageError(f"--{key} is about fine-tuning; give --finetune EPOCHS, --tune-tokens N or --rewind STEP")
+            raise UsageError(
+                f"--{key.replace('_', '-')} is about fine-tuning; give --finetune EPOCHS, --tune-tokens N or --rewind STEP"
+            )
     if "temperature" in asked and soft is None:
         raise UsageError("--temperature is about soft labels; give --distill WEIGHT")
     if "rounds" in asked and name not in ("iterative", "gradual"):
@@ -119,6 +121,6 @@ def _steps(asked: Options) -> dict[str, Any]:
     if training:
         distill = None if soft is None else _given({"weight": soft, "temperature": asked.get("temperature")})
         given = {"epochs": asked.get("finetune"), "tokens": asked.get("tune_tokens"), "distill": distill}
-        given |= {key: asked.get(key) for key in ("lr", "lora")}
+        given |= {key: asked.get(key) for key in ("lr", "lora", "record_every")}
         steps["finetune"] = _given(given)
     return steps

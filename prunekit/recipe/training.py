@@ -52,9 +52,12 @@ class Finetune(Section):
 
     (without tokens, samples): so many are trained on, such as ``500k``, in whole steps.
 
-    ``lr``, ``optimizer`` and ``schedule`` (of the rate) are the dense training's where they are null, ``seed`` is the recipe's.
+    ``lr``, ``optimizer`` and ``schedule`` (of the rate) are the dense training's where they are null, ``seed`` is the recipe's;
+    of a model whose training is not known ``lr`` is searched for (docs/schedules.md).
 
     ``lora``: train matrices of this rank beside the layers' weights in the place of the whole model (docs/schedules.md).
+
+    ``record_every``: so many steps lie between two states that are kept of it; null: as of the dense training.
     """
 
     epochs: Positive | None = None
@@ -65,8 +68,9 @@ class Finetune(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     distill: Distill | None = None
     lora: Count | None = None
+    record_every: Count | None = None
 
-    _said = without_unset("tokens", "lora")
+    _said = without_unset("tokens", "lora", "record_every")
 
     @field_validator("epochs")
     @classmethod

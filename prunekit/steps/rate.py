@@ -1,4 +1,4 @@
-"""At which rate pruned weights are tuned by their divergence from the dense model, where nobody says."""
+"""At which rate pruned weights are tuned, where nobody says: by their divergence from the dense model, or by their loss."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from prunekit import ranks
+from prunekit.batch import to
 from prunekit.data import Samples
 from prunekit.errors import UsageError
 from prunekit.task import Task
-from prunekit.task.evaluation import References, evaluate
+from prunekit.task.evaluation import References, evaluate, run
 from prunekit.training.line_search import Watcher, best_length
 from prunekit.trajectory.bare import bare
 
@@ -42,6 +44,29 @@ class ByDivergence:
             self._references = References(self._dense, self._samples, self._task)
         found = evaluate(model, self._samples, self._task, self._references).figures()
         return next(found[measure.name] for measure in self._task.closeness if measure.better == "lower")
+
+
+class ByLoss:
+    """How well a model does by the loss of its task: the mean over samples, or over what else the loss counts.
+
+    Args:
+        samples: on which it is measured; none of the training's, where there are others.
+    """
+
+    def __init__(self, samples: Samples, task: Task) -> None:
+        self._samples, self._task = samples, task
+
+    def __call__(self, model: nn.Module) -> float:
+        total = counted = 0.0
+        for batch in self._samples.dealt():
+            outputs = run(model, batch, self._task)
+            labels = to(batch, outputs.device)[1]
+            weight = self._task.loss.counted(labels, len(outputs))
+            if weight:  # of a batch without a label that counts the mean is 0 / 0
+                total += weight * float(self._task.loss.batch(outputs, labels).detach())
+                counted += weight
+        total, counted = ranks.total(total), ranks.total(counted)
+        return total / counted if counted else 0.0
 
 
 def find_rate(

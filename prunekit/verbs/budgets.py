@@ -26,7 +26,7 @@ from prunekit.trajectory import Layout, Trajectory
 from prunekit.trajectory.copies import copied
 from prunekit.verbs.compensating import compensated
 from prunekit.verbs.run_folder import Run
-from prunekit.verbs.scheduling import finetuning_of
+from prunekit.verbs.tuning import finetuning_of
 from prunekit.verbs.validation import Validation
 
 Choose = Callable[[float], Mapping[str, Any]]

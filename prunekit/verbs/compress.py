@@ -23,8 +23,10 @@ from prunekit.progress import Stages
 from prunekit.recipe import Prune, Recipe, read_yaml
 from prunekit.report.verdict import of_evaluation
 from prunekit.reusing import first_difference
-from prunekit.structure import find_groups
+from prunekit.steps.low_rank import Adapted
+from prunekit.structure import find_groups, prunable_parameters
 from prunekit.task import Task
+from prunekit.trajectory import Layout
 from prunekit.verbs.budgets import check_budget
 from prunekit.verbs.checks import with_task
 from prunekit.verbs.dividing import check_tokens
@@ -32,6 +34,7 @@ from prunekit.verbs.exporting import export_pruned
 from prunekit.verbs.pretrained import import_folders
 from prunekit.verbs.reporting import score_to_report
 from prunekit.verbs.run_folder import OF_THE_MACHINE, Run
+from prunekit.verbs.tuning import check_epochs
 
 STAGES = ("import", "score", "compare", "prune", "eval", "report", "export")
 CRITERIA_OF_A_PATH = ("influence",)
@@ -179,7 +182,8 @@ def check_model(recipe: Recipe, model: nn.Module, splits: Mapping[str, Split]) -
 
     Raises:
         StructureError: it does not take the structure that is asked for.
-        PrunekitError: no plan of it is within the budget, or there are too few tokens to learn from.
+        PrunekitError: no plan of it is within the budget, there are too few tokens to learn from, or no layer that a rank of
+            ``lora`` fits.
     """
     (wanted,) = recipe.prune
     example = splits["validation"].batch(range(min(2, len(splits["validation"]))))[0]
@@ -190,6 +194,11 @@ def check_model(recipe: Recipe, model: nn.Module, splits: Mapping[str, Split]) -
             raise StructureError(f"--structure {wanted.structure}: {error}") from error
     check_budget(wanted, recipe, model, example)
     check_tokens(wanted, splits["train"].samples(), recipe.train.batch_size)
+    check_epochs(wanted)
+    if (tuned := wanted.finetune) is not None and tuned.lora is not None:
+        Adapted.of(
+            model, tuned.lora, prunable_parameters(model, Layout.of(model), recipe.prunable.ignore, recipe.prunable.include)
+        )
 
 
 def criteria_of(task: Task, path: bool, named: Sequence[str] = ()) -> list[str]:

@@ -34,8 +34,8 @@ from prunekit.trajectory.copies import copied
 from prunekit.verbs.layerwise import by_layers, layerwise_request, shares_of
 from prunekit.verbs.refining import refining
 from prunekit.verbs.run_folder import Run
-from prunekit.verbs.scheduling import finetuning_of
 from prunekit.verbs.together import learnt_together, together_request
+from prunekit.verbs.tuning import finetuning_of
 
 MASK, TOGETHER, IN_TURN, WEIGHTS = "mask", "together", "mask, then weights", "weights"
 LAYERS, LAYERS_TOGETHER = "layers, then weights", "layers, then together"

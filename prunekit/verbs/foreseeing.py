@@ -28,6 +28,7 @@ from prunekit.repair.streamed import Streaming
 from prunekit.search.budget import TRIES
 from prunekit.structure import asked_sparsity, implied_sparsity, prunable_parameters
 from prunekit.task import Task
+from prunekit.training import batches_per_epoch
 from prunekit.trajectory import Layout, Trajectory
 from prunekit.verbs.budgets import plan_by_magnitude
 from prunekit.verbs.checks import settled, try_once, with_task
@@ -71,9 +72,10 @@ def foresee(recipe: Recipe, folders: Sequence[Path], out: Path, criteria: Sequen
     kept = {name: count for name, count in sizes.items() if name not in pruned_away}
     shape = Shape.of(model, splits["validation"].batch(range(1))[0], prunable)
     machine = _machine(shape, model, splits, task)
-    works = _works(recipe, shape, model, splits, task, wanted, names, len(folders))
-    steps = _steps_recorded(recipe, splits, wanted)
-    recorded = 2 + steps // recipe.train.record.every if steps else 0  # its first and last state, and those between
+    steps = _steps_trained(recipe, splits, wanted)
+    every = (wanted.finetune and wanted.finetune.record_every) or recipe.train.record.every
+    recorded = 2 + steps // every if steps else 0  # its first and last state, and those between
+    works = _works(recipe, shape, model, splits, task, wanted, names, len(folders), recorded)
     limited = wanted.repair is not None and (wanted.repair.stream is None or wanted.repair.budget is not None)
     budgeted = wanted.sparsity is None and implied_sparsity(wanted.structure) is None
     return {
@@ -127,9 +129,14 @@ def _machine(shape: Shape, model: nn.Module, splits: dict[str, Split], task: Tas
 
 def _works(
     recipe: Recipe, shape: Shape, model: nn.Module, splits: dict[str, Split], task: Task, wanted: Prune, names: Sequence[str],
-    states: int,
+    states: int, recorded: int,
 ) -> dict[str, Work]:  # fmt: skip
-    """By verb, what goes through the model."""
+    """By verb, what goes through the model.
+
+    Args:
+        states: of the path.
+        recorded: of training after pruning, which a path goes on along.
+    """
     scoring = min(len(splits["scoring"]), recipe.score.samples)
     validation, test = (evaluated(shape, len(splits[name])) for name in ("validation", "test"))
     cells = len(choices(wanted.structure, recipe.compare.allocations, recipe.compare.sparsities)) * len(names)
@@ -148,18 +155,18 @@ def _works(
     measuring = test.times(2)
     if states > 1:
         rebuilt = min(len(splits["test"]), recipe.eval.samples)
-        measuring = measuring.then(score_path(shape, samples=rebuilt, pieces=states - 1, memory=MEMORY))
+        measuring = measuring.then(score_path(shape, samples=rebuilt, pieces=states + recorded - 1, memory=MEMORY))
     return {"score": scores, "compare": validation.times(cells + 1), "prune": pruning, "eval": measuring}
 
 
 def _learnt(recipe: Recipe, shape: Shape, splits: dict[str, Split], wanted: Prune, judged: int) -> Work:
-    """What tokens are spent on: a mask, weights, or both in the same steps, of which the whole is learnt from once.
+    """What training data are spent on: a mask, weights, or both in the same steps, of which the whole is learnt from once.
 
     A mask that is learnt for a given time is not among it.
     """
     train, batch = splits["train"].samples(), recipe.train.batch_size
     mask = None if wanted.repair is None or wanted.repair.budget is not None else wanted.repair.stream
-    work, steps_of_weights = Work(), _steps_recorded(recipe, splits, wanted)
+    work, steps_of_weights = Work(), _steps_trained(recipe, splits, wanted)
     if mask is not None:
         steps = Stream(train, mask.batch).steps(mask.tokens, "refine")
         work = learn(
@@ -177,11 +184,14 @@ def _learnt(recipe: Recipe, shape: Shape, splits: dict[str, Split], wanted: Prun
     return work
 
 
-def _steps_recorded(recipe: Recipe, splits: dict[str, Split], wanted: Prune) -> int:
+def _steps_trained(recipe: Recipe, splits: dict[str, Split], wanted: Prune) -> int:
     """Steps that weights are trained for after pruning, whose states make up a child of the path."""
-    if wanted.finetune is None or wanted.finetune.tokens is None:
+    asked, train = wanted.finetune, recipe.train
+    if asked is None:
         return 0
-    return Stream(splits["train"].samples(), recipe.train.batch_size).steps(wanted.finetune.tokens, "finetune")
+    if asked.tokens is not None:
+        return Stream(splits["train"].samples(), train.batch_size).steps(asked.tokens, "finetune")
+    return int(asked.epochs or 0) * batches_per_epoch(len(splits["train"]), train.batch_size, train.drop_last)
 
 
 def _scored(

@@ -22,7 +22,8 @@ from prunekit.verbs.pruned_facts import made_from, refuse_foreign, summary
 from prunekit.verbs.pruned_folder import write_pruned
 from prunekit.verbs.refining import refining, refining_request
 from prunekit.verbs.run_folder import Run
-from prunekit.verbs.scheduling import check_lora, prune_in_steps
+from prunekit.verbs.scheduling import prune_in_steps
+from prunekit.verbs.tuning import check_training
 from prunekit.verbs.validation import validation_of
 
 NOTHING: Mapping[str, Any] = {}
@@ -56,7 +57,7 @@ def prune_by_layers(
     if reusable(folder, made_from(folder, False), request, overwrite):
         return {**summary(run, folder, Plan.load(folder / "plan.safetensors")), "reused": True}
     refuse_foreign(folder)
-    check_lora(run, wanted)
+    check_training(run, wanted)
     plan, model = by_layers(run, asked, wanted) if find is None else find()
     if not wanted.trains:
         return write_by_layers(run, asked, wanted, plan, model, facts)

@@ -24,7 +24,8 @@ from prunekit.training.line_search import BATCHES, FACTOR
 from prunekit.verbs.compensating import compensation_request
 from prunekit.verbs.refining import Seconds, better_plan, refining_again, refining_request
 from prunekit.verbs.run_folder import Run, comparison_inputs
-from prunekit.verbs.scheduling import by_divergence, planner_for
+from prunekit.verbs.scheduling import planner_for
+from prunekit.verbs.tuning import rate_by
 
 Chosen = Mapping[str, Any]
 """``criterion``, ``allocation``, and the criterion's ``scores``."""
@@ -139,8 +140,8 @@ def training_request(run: Run, steps: Steps | None) -> dict[str, Any]:
     found = steps.request()
     if found and (steps.trains or steps.recalibrate) and run.recipe.data is not None:
         found["train"] = run.splits["train"].digest()
-        if by_divergence(run, steps):
-            found["rate"] = {"batches": BATCHES, "factor": FACTOR}  # of a search
+        if (by := rate_by(run, steps)) is not None:  # of a search
+            found["rate"] = {"batches": BATCHES, "factor": FACTOR, **({} if by == "divergence" else {"by": by})}
     return found
 
 

@@ -43,9 +43,10 @@ from prunekit.verbs.planning import Planning, training_request, untrained
 from prunekit.verbs.pruned_facts import made_from, refuse_foreign, summary
 from prunekit.verbs.pruned_folder import read_plan, write_plan, write_pruned
 from prunekit.verbs.run_folder import Run
-from prunekit.verbs.scheduling import check_lora, prune_in_steps
+from prunekit.verbs.scheduling import prune_in_steps
 from prunekit.verbs.scoring import score_run
 from prunekit.verbs.together import write_unrecorded
+from prunekit.verbs.tuning import check_training
 from prunekit.verbs.validation import validation_of
 
 
@@ -71,7 +72,7 @@ def prune_run(
     """
     if wanted.layerwise is not None:
         return prune_by_layers(run, wanted.layerwise, wanted, dry_run, overwrite)
-    check_lora(run, wanted)
+    check_training(run, wanted)
     names = [] if wanted.criterion == "auto" else expand(wanted.criterion)
     if wanted.classes:
         run = _for_classes(run, wanted.classes, names, overwrite)
@@ -185,7 +186,7 @@ def apply_plan(
     """
     if steps is not None and steps.schedule.name != "one-shot":
         raise UsageError(f"--apply takes a finished plan; schedule {steps.schedule.name} makes its own, leave it out")
-    check_lora(run, steps)
+    check_training(run, steps)
     plan = read_plan(run, plan_path)
     refuse_without_weights(plan)
     training = training_request(run, steps)

@@ -13,20 +13,18 @@ import torch
 
 from prunekit.criteria import Evidence, Scores, provenance
 from prunekit.durable import replacing_folder
-from prunekit.errors import ArtifactError, UsageError
+from prunekit.errors import ArtifactError
 from prunekit.imports import load_object
 from prunekit.plan import GROUPED
-from prunekit.recipe import Steps, optimizer_of, scheduler_of
-from prunekit.repair.stream import Stream
+from prunekit.recipe import Steps
 from prunekit.reusing import first_difference
-from prunekit.steps import ByDivergence, Finetuning, Planner, RefineAgain, Schedule, cut, leaves, prune_by_schedule
+from prunekit.steps import Finetuning, Planner, RefineAgain, Schedule, cut, leaves, prune_by_schedule
 from prunekit.steps.by_schedule import Start
-from prunekit.steps.low_rank import Adapted
 from prunekit.steps.planner import Repair
-from prunekit.training import Distillation, batches_per_epoch, recalibrate
-from prunekit.trajectory.copies import copied
+from prunekit.training import batches_per_epoch, recalibrate
 from prunekit.verbs.pruned_folder import write_pruned
-from prunekit.verbs.run_folder import RECORDED, Run
+from prunekit.verbs.run_folder import Run
+from prunekit.verbs.tuning import check_room, epochs_of, finetuning_of
 from prunekit.verbs.validation import validation_of
 
 
@@ -61,6 +59,7 @@ def prune_in_steps(
     """
     started = time.perf_counter()
     how = finetuning_of(run, steps) if steps.trains else None
+    check_room(run, steps)
     adapted = None if how is None else how.adapted(run.model, run.evidence.prunable)
     schedule = Schedule(**steps.schedule.model_dump())
     torch.manual_seed(run.recipe.seed if how is None else how.seed)  # dropout
@@ -134,80 +133,6 @@ def planner_for(
     return Planner(evidence, scores, structure, allocation, run.example if structure in GROUPED else None, options, repair)
 
 
-def finetuning_of(run: Run, steps: Steps) -> Finetuning:
-    """What ``steps`` ask for, on the run's data, with its recipe's optimizer and schedule where they say nothing."""
-    recipe, asked, train = run.recipe, steps.of_training(), run.splits["train"]
-    options = asked.optimizer or recipe.train.optimizer
-    if asked.lr is not None:
-        options = options.model_copy(update={"lr": asked.lr})
-    if steps.rewind is not None and (run.trajectory.header["optimizer"] is None or RECORDED in run.trajectory.provenance):
-        raise UsageError(
-            "--rewind needs a training of prunekit's own, to train on as it did; this run was imported, and how its loop went on "
-            "is not known; leave it out and give --finetune EPOCHS"
-        )
-    epochs, most = recipe.train.epochs if steps.rewind is not None else _epochs(run, asked.epochs), None
-    if asked.tokens is not None and steps.rewind is None:
-        most = Stream(run.batches("train"), recipe.train.batch_size).steps(asked.tokens, "finetune")
-        epochs = -(-most // batches_per_epoch(len(train), recipe.train.batch_size, recipe.train.drop_last))
-    teacher = _teacher(run, asked.distill.model_dump()) if asked.distill else None
-    rate = None
-    if teacher is not None and by_divergence(run, steps):
-        rate = ByDivergence(teacher.teacher, run.batches("scoring", recipe.score.samples), run.task)
-    return Finetuning(
-        batch=train.batch,
-        samples=len(train),
-        optimizer=lambda model: optimizer_of(model, options),
-        scheduler=lambda optimizer, total: scheduler_of(optimizer, total, asked.schedule or recipe.train.schedule),
-        task=run.task,
-        epochs=epochs,
-        batch_size=recipe.train.batch_size,
-        seed=recipe.seed if asked.seed is None else asked.seed,
-        drop_last=recipe.train.drop_last,
-        augment=recipe.load_augment(),
-        distill=teacher,
-        rate=rate,
-        record={
-            "every": recipe.train.record.every,
-            # data-wise scores end where masks are held; there Adam's coupled decay alone needs the moments
-            "second_moments": recipe.train.record.second_moments and options.name == "adam" and asked.lora is None,
-        },
-        lora=asked.lora,
-        device=run.device,
-        most=most,
-    )
-
-
-def by_divergence(run: Run, steps: Steps) -> bool:
-    """Whether the rate is searched for by the divergence from the dense model: tokens to tune by it, and nobody says the rate."""
-    asked = steps.finetune
-    if asked is None or asked.tokens is None or asked.distill is None:
-        return False
-    if steps.rewind is not None or steps.schedule.name == "gradual":  # begins with nothing removed
-        return False
-    by_adam = (asked.optimizer or run.recipe.train.optimizer).name in ("adam", "adamw")
-    return by_adam and asked.lr is None and asked.optimizer is None and ByDivergence.fits(run.task)
-
-
-def check_lora(run: Run, steps: Steps | None) -> None:
-    """Raises UsageError for a rank that does not fit the model, before anything long begins."""
-    if steps is not None and (rank := steps.of_training().lora) is not None:
-        Adapted.of(run.model, rank, run.evidence.prunable)
-
-
-def _teacher(run: Run, options: dict[str, Any]) -> Distillation:
-    return Distillation(copied(run.model).to(run.device), **options, task=run.task)
-
-
-def _epochs(run: Run, asked: float | None) -> int:
-    train = run.recipe.train
-    dense = train.epochs
-    if train.watch is not None and train.watch.until is not None and run.trajectory.header["optimizer"] is not None:
-        dense = len(run.trajectory) // batches_per_epoch(len(run.splits["train"]), train.batch_size, train.drop_last)
-    if asked is None:
-        return dense
-    return int(asked) if asked >= 1 else max(1, round(asked * dense))
-
-
 def _end(steps: Steps, how: Finetuning | None, run: Run) -> int | None:
     """The step at which training from a rewound state stops, short of the dense training's end; None for that."""
     asked = steps.of_training().epochs
@@ -215,7 +140,7 @@ def _end(steps: Steps, how: Finetuning | None, run: Run) -> int | None:
         return None
     if asked is None:
         return len(run.trajectory)  # which may have ended before its last epoch
-    return steps.rewind + _epochs(run, asked) * batches_per_epoch(how.samples, how.batch_size, how.drop_last)
+    return steps.rewind + epochs_of(run, asked) * batches_per_epoch(how.samples, how.batch_size, how.drop_last)
 
 
 def _told(steps: Steps, how: Finetuning, rounds: list[dict[str, Any]]) -> dict[str, Any]:

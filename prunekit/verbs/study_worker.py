@@ -29,10 +29,10 @@ from prunekit.task.evaluation import measures_told
 from prunekit.training.record import TrainingRecord
 from prunekit.verbs.compensating import compensator
 from prunekit.verbs.run_folder import Run
-from prunekit.verbs.scheduling import finetuning_of
 from prunekit.verbs.scoring import score_run
 from prunekit.verbs.study_travel import WIRE, Files, Lacking, Source, packed, place, sees
 from prunekit.verbs.training import train_run
+from prunekit.verbs.tuning import finetuning_of
 
 Rows = list[dict[str, Any]]
 _one = threading.Lock()

@@ -214,6 +214,60 @@ def test_a_mask_learnt_then_weights_in_one_command(place: Path, tmp_path: Path, 
     assert disk[1] - disk[0] == 4 * shares[0]["parameters"] * (2 + 384 // (6 * 32))
 
 
+@pytest.mark.slow  # seven verbs
+def test_a_classifier_is_trained_on_at_a_rate_that_is_found(
+    place: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows how it was trained: the rate is searched for by its loss, shares of its epochs are refused, and so is a disk
+    that the states would fill."""
+    out = tmp_path / "trained"
+    asked = [
+        "compress",
+        place / "bert",
+        "--data",
+        f"{DATA}:classes",
+        "--out",
+        out,
+        "-s",
+        0.5,
+        "--structure",
+        "neurons",
+        "--no-refine",
+    ]
+    for more, said in (
+        (("--finetune", 0.5), "which of an imported model nobody knows"),
+        (("--lr", 0.1), "--lr is about fine-tuning"),
+        (("--finetune", 2, "--lora", 999), "no weight has so many inputs and outputs"),
+        (("--finetune", 2, "--tune-tokens", 99), "leave --finetune out"),
+    ):
+        refused = cli(*asked, *more)
+        assert refused.code == 2
+        assert said in refused.err
+        assert not out.exists()
+    shares = [
+        json.loads(cli(*asked, *more, "--dry-run", "--json").out)
+        for more in ((), ("--finetune", 4), ("--finetune", 4, "--record-every", 2))
+    ]
+    states = [(found["disk"]["run"] - shares[0]["disk"]["run"]) / (4 * found["parameters"]) for found in shares]
+    assert states == [0, 2 + 4, 2 + 2]
+    assert shares[1]["seconds"]["prune"] > shares[0]["seconds"]["prune"]
+    done = cli(*asked, "--finetune", 4, "--record-every", 2)
+    assert done.code == 0, done.err
+    assert "weights trained for 4 epochs, from rate" in done.out
+    run = out / "prunekit"
+    again = ["prune", run, "-c", "magnitude", "-s", 0.5, "--no-refine", "--name", "again", "--finetune", 16]
+    usage = shutil.disk_usage(run)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=20 * 4 * shares[0]["parameters"]))
+    full = cli(*again)
+    assert full.code == 1
+    assert "give --record-every 8, which keeps a state every so many" in full.err
+    assert not (run / "pruned" / "again").exists()
+    monkeypatch.undo()
+    told = cli(*again, "--lr", 0.01)
+    assert told.code == 0, told.err
+    assert "from rate" not in told.out
+
+
 @pytest.mark.slow  # stands on a whole run
 def test_what_would_be_lost_or_is_something_else_is_refused_before_anything_is_written(place: Path, copy: Path, cli: Cli) -> None:
     def refused(out: Path, *more: object) -> str:

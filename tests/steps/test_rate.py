@@ -15,8 +15,8 @@ from prunekit import Plan, Trajectory, make_plan, score
 from prunekit.apply import masked
 from prunekit.data.samples import Samples
 from prunekit.errors import UsageError
-from prunekit.steps import ByDivergence, Finetuning, Tuner
-from prunekit.task import Classification, Regression, Task
+from prunekit.steps import ByDivergence, ByLoss, Finetuning, Tuner
+from prunekit.task import Classification, Regression, Task, get_task
 from prunekit.training import Distillation
 from prunekit.training.line_search import FACTOR, FIRST, LONGER, SHORTER
 from tests.conftest import TinyNet, tiny_data
@@ -115,6 +115,21 @@ def test_numbers_have_a_distance_as_well() -> None:
     with torch.no_grad():
         other.bias.add_(0.5)
     assert far(other) == pytest.approx(0.5, rel=1e-5)
+
+
+def test_a_loss_counts_labels_and_not_batches() -> None:
+    """The mean over all that counts, whatever batches it comes in, and none where nothing does."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 4).double()
+    x, y = torch.randn(10, 5, 3, dtype=torch.float64), torch.randint(4, (10, 5))
+    y[0] = -100
+    y[3:, 1:] = -100
+    task = get_task("token_classification")
+    expected = float(F.cross_entropy(model(x).flatten(0, 1), y.flatten()).detach())
+    for sizes in ([10], [1, 2, 7]):
+        parts = zip(x.split(sizes), y.split(sizes), strict=True)
+        assert ByLoss(Samples.held(list(parts)), task)(model) == pytest.approx(expected)
+    assert ByLoss(Samples.held([(x[:1], y[:1])]), task)(model) == 0
 
 
 def test_a_task_without_a_distance_is_refused() -> None:

@@ -40,16 +40,24 @@ def show_compressed(result: dict[str, Any]) -> None:
 
 
 def learnt(pruned: dict[str, Any]) -> str:
-    """What tokens were spent on; nothing where none were."""
+    """What tokens or epochs were spent on; nothing where none were."""
     if division := pruned["division"]:
         better = division.get("layerwise", {}).get("better")
         return f"tokens spent on {spent_on(division)}" + (", which did worse and is not kept" if better else "")
     told = []
     if stream := (pruned["refine"] or {}).get("stream"):
         told.append(f"a mask learnt from {stream['tokens']:,} tokens")
-    if "tokens" in (tuned := pruned["finetune"] or {}):
-        told.append(f"weights tuned on {tuned['tokens']:,} tokens")
+    if tuned := pruned["finetune"]:
+        told.append(_trained(tuned))
     return ", then ".join(told)
+
+
+def _trained(tuned: dict[str, Any]) -> str:
+    epochs = tuned["epochs"]
+    how = f"tuned on {tuned['tokens']:,} tokens" if "tokens" in tuned else f"trained for {epochs} epoch{'s' * (epochs != 1)}"
+    lora = f" by lora of rank {tuned['lora']['rank']}" if "lora" in tuned else ""
+    rate = f", from rate {tuned['rates'][-1]:.1e}" if tuned.get("rates") else ""
+    return f"weights {how}{lora}{rate}"
 
 
 def show_offloaded(result: dict[str, Any]) -> None:
