@@ -105,7 +105,14 @@ def dense_reconstruction(
     tolerance: float,
     stride: int,
 ) -> Reconstruction:
-    """``reconstruct`` along the whole path, kept in ``cache`` for the next pruned model of the same run."""
+    """``reconstruct`` along the whole path, kept in ``cache`` for the next pruned model of the same run.
+
+    Of a single checkpoint, whose path has no pieces, the model itself.
+    """
+    if trajectory.pieces == 0:
+        with torch.no_grad():
+            value = function(trajectory.state(-1).to(function.device), to(x, function.device), to(y, function.device))
+        return Reconstruction(value, value, value, value.new_zeros(0), 0)
     made_from = {
         "trajectory": trajectory.hash,
         "data": checkpoint.digest(tensors((x, y))),
@@ -286,6 +293,8 @@ def _part(made: Reconstruction) -> PathPart:
 
 
 def _certificate(made: Reconstruction) -> Certificate:
+    if not len(made.residuals):
+        return {"total": 0.0, "worst_step": 0, "worst": 0.0}
     return {
         "total": float(made.residuals.sum()),
         "mean_per_step": float(made.residuals.mean()),

@@ -396,14 +396,14 @@ class Generation(Section):
 
 
 class Eval(Section):
-    """``samples``: test samples whose outputs the kernel rebuilds; ``tolerance``: allowed error of every interval per
+    """``samples``: test samples whose outputs the kernel rebuilds, null: 128, of language models 8 texts.
 
-    sample, reached by halving; ``nodes``: a fixed number of nodes a step by ``rule`` instead (the pruning step keeps its
-    tolerance); ``stride``: kept states a piece; ``generation``: how the speed of a causal language model is measured, ``false``
-    for not at all.
+    ``tolerance``: allowed error of every interval per sample, reached by halving; ``nodes``: a fixed number of nodes a step by
+    ``rule`` instead (the pruning step keeps its tolerance); ``stride``: kept states a piece; ``generation``: how the speed of a
+    causal language model is measured, ``false`` for not at all.
     """
 
-    samples: Count = 128
+    samples: Count | None = None
     tolerance: Positive = 0.005
     nodes: Nodes | None = None
     rule: RuleName = "midpoint"

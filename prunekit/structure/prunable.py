@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -17,7 +17,7 @@ def prunable_parameters(model: nn.Module, layout: Layout, ignore: Sequence[str] 
 
     Args:
         model: of the recorded architecture; only what its layers are is looked at.
-        ignore: shell-style patterns of full parameter names, such as ``classifier.*``.
+        ignore: shell-style patterns of full parameter names, such as ``classifier.*``; of a tied weight any of its names.
         include: patterns of parameters of two or more axes that may be pruned though they are no layer's weights, such as
             ``positions``.
 
@@ -25,11 +25,11 @@ def prunable_parameters(model: nn.Module, layout: Layout, ignore: Sequence[str] 
         UsageError: a pattern matches no parameter, or nothing is left to prune.
     """
     shapes = {entry.name: entry.shape for entry in layout.parameters}
-    names = list(shapes)
+    names = _all_names(model, shapes)
     for what, patterns in (("ignore", ignore), ("include", include)):
         for pattern in patterns:
             if not _matching(names, [pattern]):
-                raise UsageError(f"prunable.{what}: {pattern!r} matches no parameter; {nearest(pattern, names)}")
+                raise UsageError(f"prunable.{what}: {pattern!r} matches no parameter; {nearest(pattern, list(names))}")
     for pattern in include:
         if all(len(shapes[name]) < 2 for name in _matching(names, [pattern])):
             raise UsageError(f"prunable.include: {pattern!r} matches only parameters of fewer than two axes, which stay whole")
@@ -51,5 +51,14 @@ def kept_layers(model: nn.Module, ignore: Sequence[str]) -> list[str]:
     return sorted(owner for owner in owners if any(fnmatchcase(f"{owner}.\0", pattern) for pattern in ignore))
 
 
-def _matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+def _all_names(model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
+    """Each parameter's name, with all that the model has for it: a tied output layer is the embedding too."""
+    own: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        own.setdefault(id(parameter), []).append(name)
+    of = {name: every for every in own.values() for name in every}
+    return {name: of.get(name, [name]) for name in names}
+
+
+def _matching(names: Mapping[str, Sequence[str]], patterns: Sequence[str]) -> list[str]:
+    return [name for name, every in names.items() if any(fnmatchcase(one, pattern) for one in every for pattern in patterns)]

@@ -39,6 +39,10 @@ from prunekit.verbs.pruned_folder import child_of, open_pruned
 from prunekit.verbs.run_folder import Run
 from prunekit.verbs.validation import validation_in
 
+CHORDS = 32
+"""Pieces, at most, that fine-tuning is rebuilt in where the dense model's training is not known: each is straight and leads
+over as many steps as it takes. All steps one by one would take longer than they took to train."""
+
 
 def evaluate(
     run: Run, folder: Path, overwrite: bool = False, device_map: DeviceMap | None = None
@@ -55,7 +59,7 @@ def evaluate(
         ArtifactError: the pruned model is damaged or was made from another model than this run's.
         UsageError: with a device map, the run has a path, along which all weights are needed on one device.
     """
-    if device_map is not None and len(run.trajectory):
+    if device_map is not None and len(run.trajectory):  # of a single checkpoint that was trained on the account is left out
         raise UsageError(
             "--device-map: this run has a training path, and eval rebuilds the model along it with all weights on one device; "
             "leave --device-map out"
@@ -80,7 +84,7 @@ def _evaluate(run: Run, folder: Path, overwrite: bool, device_map: DeviceMap | N
         "plan": plan.digest,
         "trajectory": run.trajectory.hash,
         "test": run.splits["test"].digest(),
-        "options": options.model_dump(mode="json"),
+        "options": {**options.model_dump(mode="json"), "samples": run.explained},
         "criterion": plan.provenance["criterion"],
         "allocation": plan.provenance["allocation"],
         "structure": plan.structure,
@@ -124,7 +128,7 @@ def _evaluate(run: Run, folder: Path, overwrite: bool, device_map: DeviceMap | N
         layers={name: {"total": c["total"], "kept": c["kept"]} for name, c in plan.counts().items()},
         latency=latency,
         refine=_refinement(plan),
-        kernel=_kernel(run, plan, pruned, child, manifest.kept),
+        kernel=None if device_map is not None else _kernel(run, plan, pruned, child, manifest.kept),
         masked=before,
         lost=_lost(run, plan, manifest.facts, dense_found, pruned_found),
         budget=_budget(manifest.facts),
@@ -252,11 +256,11 @@ def _refined(facts: Mapping[str, Any]) -> Refined:
 def _kernel(
     run: Run, plan: Plan, pruned: torch.nn.Module, child: Trajectory | None, kept: Mapping[str, Sequence[int]]
 ) -> Account | None:
-    """The kernel section; None for a run with a single checkpoint, which has no path, and where zeros do not say what went."""
+    """The kernel section; None where nothing was trained, here or before, and where zeros do not say what went."""
     trajectory, options = run.trajectory, run.recipe.eval
-    if len(trajectory) == 0 or plan.stand_ins():
+    if (len(trajectory) == 0 and child is None) or plan.stand_ins():
         return None
-    some = run.batches("test", options.samples)
+    some = run.batches("test", run.explained)
     x, y = some.rows(0, len(some))
     layout, task = trajectory.layout, run.task
     target = "outputs" if "outputs" in task.targets() else task.target
@@ -267,7 +271,8 @@ def _kernel(
     )  # fmt: skip
     mask = flat_mask(plan, layout)
     state = layout.flatten({k: v.cpu() for k, v in dense_state(pruned.cpu(), plan, kept or None).items()})
+    few = 1 if child is None or len(trajectory) else -(-child.pieces // CHORDS)
     return account(
-        function, trajectory, dense, state, mask, x, y, tolerance=options.tolerance, stride=options.stride, child=child,
+        function, trajectory, dense, state, mask, x, y, tolerance=options.tolerance, stride=max(options.stride, few), child=child,
         rule=options.rule, nodes=options.nodes,
     )  # fmt: skip

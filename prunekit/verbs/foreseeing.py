@@ -33,7 +33,8 @@ from prunekit.trajectory import Layout, Trajectory
 from prunekit.verbs.budgets import plan_by_magnitude
 from prunekit.verbs.checks import settled, try_once, with_task
 from prunekit.verbs.compress import check_model, criteria_of
-from prunekit.verbs.run_folder import load_splits
+from prunekit.verbs.evaluating import CHORDS
+from prunekit.verbs.run_folder import explained, load_splits
 
 FEW = 4
 """Samples, at most, that passes are timed with, and with one alone."""
@@ -153,9 +154,13 @@ def _works(
     elif wanted.budget[0] in SIZED:
         pruning = pruning.then(evaluated(shape, 1).times(TRIES))
     measuring = test.times(2)
-    if states > 1:
-        rebuilt = min(len(splits["test"]), recipe.eval.samples)
-        measuring = measuring.then(score_path(shape, samples=rebuilt, pieces=states + recorded - 1, memory=MEMORY))
+    if states + recorded > 1:
+        rebuilt = min(len(splits["test"]), explained(recipe, task))
+        measuring = measuring.then(
+            score_path(
+                shape, samples=rebuilt, pieces=states - 1 + recorded if states > 1 else min(recorded, CHORDS), memory=MEMORY
+            )
+        )
     return {"score": scores, "compare": validation.times(cells + 1), "prune": pruning, "eval": measuring}
 
 

@@ -31,6 +31,9 @@ from prunekit.trajectory import Trajectory, load_into
 from prunekit.verbs.checks import settled
 from prunekit.verbs.configured import check_config
 
+EXPLAINED, TEXTS = 128, 8
+"""Test samples that eval rebuilds and explain looks at, where the recipe does not say how many; of language models texts, each of
+which has as many answers as tokens."""
 RECORDED = "recorded"
 """Key in the provenance of a trajectory that came from a training loop of the user's own: the hash of what it recorded."""
 OF_THE_MACHINE = ("device", "threads")
@@ -205,6 +208,11 @@ class Run:
         """What the model is for: the recipe's, or what its validation data show."""
         return settled(self.recipe, self.model, self.splits if self.recipe.data is not None else None).load_task()
 
+    @property
+    def explained(self) -> int:
+        """How many samples at most eval rebuilds and explain looks at."""
+        return explained(self.recipe, self.task)
+
     def batches(self, split: str, limit: int | None = None) -> Samples:
         """The first ``limit`` samples; those of ``classes`` alone, where the run is restricted to some.
 
@@ -366,6 +374,11 @@ class Run:
         if not files:
             raise ArtifactError(f"{self.path}: has no scores yet; make them with: prunekit score {self.path} --criterion all")
         return {scores.criterion: scores for scores in map(self.scores_in, files)}
+
+
+def explained(recipe: Recipe, task: Task) -> int:
+    """How many samples at most the kernel's account is of: ``eval.samples``, or what is usual for the task."""
+    return recipe.eval.samples or (TEXTS if task.measured_in_place else EXPLAINED)
 
 
 def load_splits(recipe: Recipe, fetch: bool = False) -> dict[str, Split]:

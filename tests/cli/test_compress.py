@@ -255,6 +255,13 @@ def test_a_classifier_is_trained_on_at_a_rate_that_is_found(
     assert done.code == 0, done.err
     assert "weights trained for 4 epochs, from rate" in done.out
     run = out / "prunekit"
+    (pruned,) = (run / "pruned").iterdir()
+    kernel = json.loads((pruned / "eval.json").read_text())["kernel"]
+    assert kernel["pruned"]["steps"] == {"dense": 0, "finetuning": 4}
+    assert kernel["dense"]["max_error"] == kernel["dense"]["certificate"]["total"] == 0
+    assert 0 <= kernel["pruned"]["mean_error"] < 0.01 * kernel["pruned"]["mean_output"]
+    assert kernel["pruned"]["finetuning"]["mean_change"] > 0
+    assert "Nothing is known of the dense model" in (run / "report.html").read_text()
     again = ["prune", run, "-c", "magnitude", "-s", 0.5, "--no-refine", "--name", "again", "--finetune", 16]
     usage = shutil.disk_usage(run)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=20 * 4 * shares[0]["parameters"]))

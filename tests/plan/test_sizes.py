@@ -95,3 +95,14 @@ def test_weights_are_those_of_layers() -> None:
         prunable_parameters(model, layout, (), ["tables"])
     with pytest.raises(UsageError, match="fewer than two axes"):
         prunable_parameters(model, layout, (), ["head.bias"])
+
+
+def test_a_tied_weight_goes_by_all_of_its_names() -> None:
+    model = Positioned()
+    model.head = nn.Linear(8, 9, bias=False)
+    model.head.weight = model.tokens.weight
+    layout = Layout.of(model)
+    rnn = ["rnn.weight_ih_l0", "rnn.weight_hh_l0"]
+    assert prunable_parameters(model, layout) == ["tokens.weight", *rnn]
+    for pattern in ("tokens.*", "head.*", "*head*"):
+        assert prunable_parameters(model, layout, [pattern, "*head*"]) == rnn

@@ -80,7 +80,7 @@ def _tables(result: tuple[str, EvaluationRecord, bool]) -> None:
     _harness(e)
     kernel = e.kernel
     if kernel is None:
-        print("kernel: this run has one checkpoint, so there is no path to rebuild the model from")
+        print("kernel: no account; that of a run of one checkpoint, which has no path, needs training after it, on one device")
         return
     table = new_table(f"kernel, {kernel['samples']} test samples", "", "dense rebuilt", "pruned rebuilt", "kept weights alone")
     parts: list[Fit] = [kernel["dense"], kernel["pruned"], kernel["masked_machine"]]
@@ -92,7 +92,8 @@ def _tables(result: tuple[str, EvaluationRecord, bool]) -> None:
     layers = ", ".join(f"{n} {v['share']:.0%}" for n, v in kernel["pruned"]["by_layer"].items())
     steps = kernel["pruned"].get("steps")
     if steps and steps["finetuning"]:
-        print(f"path of the pruned model: {steps['dense']} training steps, the pruning, {steps['finetuning']} fine-tuning steps")
+        begun = f"{steps['dense']} training steps" if steps["dense"] else "the imported model"
+        print(f"path of the pruned model: {begun}, the pruning, {steps['finetuning']} fine-tuning steps")
         print(f"pruning changed the outputs through: {layers}")
     else:
         print(f"the outputs changed through: {layers}")
