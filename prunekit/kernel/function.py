@@ -105,7 +105,7 @@ class ModelFunction:
         outputs = self._widened(self.task.outputs(answer))
         try:
             with torch.autocast(self.device.type, enabled=False):  # divergences are small differences: no bfloat16 holds them
-                found = self.target(outputs, y)
+                found = self.target(outputs, mapped(y, self._widened))
         except PrunekitError:
             raise
         except Exception as error:  # labels that do not fit, or a target of the user's

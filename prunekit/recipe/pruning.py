@@ -120,7 +120,8 @@ class Stream(Section):
 
     def request(self) -> dict[str, Any]:
         """What decides what is learnt, for reuse: as it is written, and what prunekit takes for a rate that is not."""
-        return {**self.model_dump(mode="json"), **({"rates": usual_rates()} if self.rate is None else {})}
+        full = {"divergences": "float32"} if self.autocast is True else {}  # they were bfloat16 once
+        return {**self.model_dump(mode="json"), **full, **({"rates": usual_rates()} if self.rate is None else {})}
 
 
 BESIDE_TOKENS = ("refine", "rewind", "recalibrate", "compensate", "squeeze", "layerwise")

@@ -396,14 +396,14 @@ class Generation(Section):
 
 
 class Eval(Section):
-    """``samples``: test samples whose outputs the kernel rebuilds, null: 128, of language models 8 texts.
+    """``samples``: test samples whose outputs the kernel rebuilds, null: 128, of language models 8 texts; 0: no account.
 
     ``tolerance``: allowed error of every interval per sample, reached by halving; ``nodes``: a fixed number of nodes a step by
     ``rule`` instead (the pruning step keeps its tolerance); ``stride``: kept states a piece; ``generation``: how the speed of a
     causal language model is measured, ``false`` for not at all.
     """
 
-    samples: Count | None = None
+    samples: Annotated[int, Field(ge=0, le=10**6)] | None = None
     tolerance: Positive = 0.005
     nodes: Nodes | None = None
     rule: RuleName = "midpoint"

@@ -21,7 +21,7 @@ from prunekit.plan import Plan
 from prunekit.remote import Remote, placed
 from prunekit.steps.held import Held
 from prunekit.steps.low_rank import Adapted, LowRank
-from prunekit.steps.rate import find_rate
+from prunekit.steps.rate import ByDivergence, ByLoss, find_rate
 from prunekit.training.line_search import BATCHES
 from prunekit.training.loop import TrainOptions, train
 from prunekit.trajectory import Polygon, Recorder, Trajectory, parent_facts
@@ -35,7 +35,7 @@ class Finetuning(TrainOptions):
         optimizer: makes the optimizer for a model.
         scheduler: ``(optimizer, steps)`` -> a schedule that is stepped after every step; None for a constant rate.
         record: options of the ``Recorder`` (``every``, ``second_moments``); with ``lora`` only ``every``.
-        rate: how far from its aim a model is, such as ``ByDivergence`` or ``ByLoss``: every round begins at the rate that a
+        rate: how far from its aim a model is: every round begins at the rate that a
             search along Adam's direction finds by it (``prunekit.steps.rate.find_rate``). None leaves it to the optimizer.
         lora: rank of the matrices that are trained in the place of the layers' weights (``prunekit.steps.low_rank``), with
             everything else held fixed; ``optimizer`` gets a module of them alone. None trains the whole model.
@@ -45,7 +45,7 @@ class Finetuning(TrainOptions):
     scheduler: Callable[[torch.optim.Optimizer, int], Any] = lambda optimizer, steps: None
     _: KW_ONLY
     record: Mapping[str, Any] = field(default_factory=dict)
-    rate: Callable[[nn.Module], float] | None = None
+    rate: ByDivergence | ByLoss | None = None
     lora: int | None = None
 
     def adapted(self, model: nn.Module, prunable: Sequence[str] | None) -> Adapted | None:
@@ -201,7 +201,7 @@ class Tuner(Held):
         options: dict[str, Any] = {"recorder": recorder, "begin": begin, "end": end, "after_step": after_step, "stage": stage}
         return train(self.model, self.optimizer, scheduler, how, **options)
 
-    def _found(self, how: Finetuning, far: Callable[[nn.Module], float]) -> float:
+    def _found(self, how: Finetuning, far: ByDivergence | ByLoss) -> float:
         """The rate that a search along Adam's direction finds."""
 
         def few(watcher: torch.optim.Optimizer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,7 +13,7 @@ from prunekit.batch import to
 from prunekit.data import Samples
 from prunekit.errors import UsageError
 from prunekit.task import Task
-from prunekit.task.evaluation import References, evaluate, run
+from prunekit.task.evaluation import References, evaluate, fitting, run
 from prunekit.training.line_search import Watcher, best_length
 from prunekit.trajectory.bare import bare
 
@@ -27,6 +28,8 @@ class ByDivergence:
     Raises:
         UsageError: the task has no such measure (``fits``).
     """
+
+    floor = 0.0
 
     def __init__(self, dense: nn.Module, samples: Samples, task: Task) -> None:
         self._dense, self._samples, self._task = dense, samples, task
@@ -51,14 +54,22 @@ class ByLoss:
 
     Args:
         samples: on which it is measured; none of the training's, where there are others.
+
+    Raises:
+        UsageError: when called, no sample has a label that the loss counts.
     """
+
+    floor = -math.inf
 
     def __init__(self, samples: Samples, task: Task) -> None:
         self._samples, self._task = samples, task
+        self._fitting: Samples | None = None
 
     def __call__(self, model: nn.Module) -> float:
+        if self._fitting is None:
+            self._fitting = fitting(model, self._samples, self._task)
         total = counted = 0.0
-        for batch in self._samples.dealt():
+        for batch in self._fitting.dealt():
             outputs = run(model, batch, self._task)
             labels = to(batch, outputs.device)[1]
             weight = self._task.loss.counted(labels, len(outputs))
@@ -66,7 +77,9 @@ class ByLoss:
                 total += weight * float(self._task.loss.batch(outputs, labels).detach())
                 counted += weight
         total, counted = ranks.total(total), ranks.total(counted)
-        return total / counted if counted else 0.0
+        if not counted:
+            raise UsageError("a rate by the loss: none of the scoring samples has a label that counts; give --lr")
+        return total / counted
 
 
 def find_rate(
@@ -74,7 +87,7 @@ def find_rate(
     trained: Sequence[nn.Parameter],
     train: Callable[[torch.optim.Optimizer], object],
     moved: Callable[[], object],
-    far: Callable[[nn.Module], float],
+    far: ByDivergence | ByLoss,
 ) -> float:
     """Adam's rate at first, see ``prunekit.training.line_search``; the model is as before in the end.
 
@@ -119,4 +132,4 @@ def find_rate(
         put_back()
         return found
 
-    return best_length(at)
+    return best_length(at, floor=far.floor)

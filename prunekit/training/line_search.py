@@ -76,7 +76,7 @@ class Watcher(torch.optim.Optimizer):
         self.direction.next()
 
 
-def best_length(far: Callable[[float], float], first: float = FIRST) -> float:
+def best_length(far: Callable[[float], float], first: float = FIRST, floor: float = 0.0) -> float:
     """The length of a step after which ``far`` is least: 0 where it is 0 before any, the shortest where every one harms.
 
     From ``first`` on it goes up, or down, while that lowers ``far``; several ranks take the first one's figures.
@@ -84,6 +84,7 @@ def best_length(far: Callable[[float], float], first: float = FIRST) -> float:
     Args:
         far: how far from its aim a model is after a step of such a length; NaN is as bad as infinity.
         first: the length that is tried first.
+        floor: what ``far`` cannot be below: where it is there already, no step is needed.
     """
 
     def at(power: int | None) -> float:
@@ -91,7 +92,7 @@ def best_length(far: Callable[[float], float], first: float = FIRST) -> float:
         return ranks.from_first(lambda: found if math.isfinite(found) else HUGE)
 
     start = at(None)
-    if start <= 0:
+    if start <= floor:
         return 0.0
     power, least = 0, at(0)
     while power < LONGER and (found := at(power + 1)) < least:

@@ -191,12 +191,18 @@ def no_room(folder: Path, steps: int, error: OSError) -> ArtifactError:
 
 
 def disk_needed(
-    model: nn.Module, steps: int, samples_seen: int, every: int = 1, states: str = "whole", second_moments: bool = False
+    model: nn.Module,
+    steps: int,
+    samples_seen: int,
+    every: int = 1,
+    states: str = "whole",
+    second_moments: bool = False,
+    snapshot: bool = True,
 ) -> int:
-    """Bytes that recording ``steps`` steps will take, the step log (8 bytes a sample seen) and a snapshot included."""
+    """Bytes that recording ``steps`` steps will take, the step log (8 bytes a sample seen) and a ``snapshot`` included."""
     width = 8 if path_dtype(model) == torch.float64 else 4
     total = Layout.of(model).total
     rows = steps // every + 2
     per_state = total * (2 + width / BASE_EVERY if states == "half" else width)
     moments = total * width * steps if second_moments else 0
-    return int(per_state * rows) + moments + 8 * samples_seen + 4 * total * width
+    return int(per_state * rows) + moments + 8 * samples_seen + (4 * total * width if snapshot else 0)

@@ -126,7 +126,7 @@ def _name(task: str | dict[str, Any] | None) -> Any:
 
 def _deciding(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe decides the model that is made of it, without where things lie: their content is compared later."""
-    facts = {key: value for key, value in recipe.model_dump(mode="json").items() if key not in OF_THE_MACHINE}
+    facts = {key: value for key, value in recipe.model_dump(mode="json").items() if key not in (*OF_THE_MACHINE, "eval")}
     facts["model"] = {key: value for key, value in facts["model"].items() if key != "pretrained"}
     if recipe.data is not None:
         facts["data"] = {key: value for key, value in facts["data"].items() if key not in ("path", "files")}

@@ -96,6 +96,7 @@ def _evaluate(run: Run, folder: Path, overwrite: bool, device_map: DeviceMap | N
     if reusable(path, recorded_inputs(path, lambda p: EvaluationRecord.load(p).made_from), made_from, overwrite):
         found = EvaluationRecord.load(path)
         told = found.language is not None or surprise(run.task) is None
+        told = told and (found.kernel is not None or device_map is not None or not _has_account(run, plan, child))
         if told and (found.masked is not None or not squeezed):  # what older files do not say is measured anew
             return found, True
     started = time.perf_counter()
@@ -253,12 +254,16 @@ def _refined(facts: Mapping[str, Any]) -> Refined:
     }
 
 
+def _has_account(run: Run, plan: Plan, child: Trajectory | None) -> bool:
+    return bool((len(run.trajectory) or child is not None) and run.explained and not plan.stand_ins())
+
+
 def _kernel(
     run: Run, plan: Plan, pruned: torch.nn.Module, child: Trajectory | None, kept: Mapping[str, Sequence[int]]
 ) -> Account | None:
-    """The kernel section; None where nothing was trained, here or before, and where zeros do not say what went."""
+    """The kernel section; None where nothing was trained, here or before, where zeros do not say what went, or of no samples."""
     trajectory, options = run.trajectory, run.recipe.eval
-    if (len(trajectory) == 0 and child is None) or plan.stand_ins():
+    if not _has_account(run, plan, child):
         return None
     some = run.batches("test", run.explained)
     x, y = some.rows(0, len(some))

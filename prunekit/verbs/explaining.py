@@ -240,7 +240,7 @@ def _two(run: Run, first: str, second: str, split: str, samples: int | None, nod
         _, plans[name], _ = open_pruned(run, run.path / "pruned" / name)
     if len(plans) == 1:
         raise UsageError(f"diff {first} {second}: a pruned model does not differ from itself")
-    effect, indices = _effect(run, split, samples or run.explained, nodes)
+    effect, indices = _effect(run, split, samples or run.looked_at, nodes)
     return explain_removals(effect, (first, plans[first]), (second, plans[second]), indices)
 
 

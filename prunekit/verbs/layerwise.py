@@ -23,7 +23,7 @@ from prunekit.verbs.pruned_folder import write_pruned
 from prunekit.verbs.refining import refining, refining_request
 from prunekit.verbs.run_folder import Run
 from prunekit.verbs.scheduling import prune_in_steps
-from prunekit.verbs.tuning import check_training
+from prunekit.verbs.tuning import check_room, check_training
 from prunekit.verbs.validation import validation_of
 
 NOTHING: Mapping[str, Any] = {}
@@ -58,6 +58,7 @@ def prune_by_layers(
         return {**summary(run, folder, Plan.load(folder / "plan.safetensors")), "reused": True}
     refuse_foreign(folder)
     check_training(run, wanted)
+    check_room(run, wanted)
     plan, model = by_layers(run, asked, wanted) if find is None else find()
     if not wanted.trains:
         return write_by_layers(run, asked, wanted, plan, model, facts)

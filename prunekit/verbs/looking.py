@@ -23,7 +23,7 @@ Chosen = int | str | Sequence[int] | None
 
 def view_of(run: Run, split: str, samples: int | None = None, nodes: int | None = None) -> View:
     """The run's model looked at on the first ``samples`` of a split; ``eval.samples`` by default."""
-    found = run.batches(split, samples or run.explained)
+    found = run.batches(split, samples or run.looked_at)
     return _looking(run, *found.rows(0, len(found)), nodes)
 
 
@@ -57,7 +57,7 @@ def chosen_view(
         found = errors_of(run, split)
         if not found.wrong:
             raise UsageError(f"--samples {ERRORS}: the model is right on all {found.samples} {split} samples")
-        indices = found.indices[: run.explained]
+        indices = found.indices[: run.looked_at]
         told: dict[str, Any] = {"samples": ERRORS, "of": found.wrong, "indices": indices}
     else:
         indices = list(chosen)
@@ -76,7 +76,7 @@ def numbered_view(
     """The run's model looked at on the samples of these numbers, asked for a target (``prunekit.explain.ask``)."""
     view = _looking(run, *run.splits[split].batch(indices), nodes)
     if needs_others(view, target, position):
-        others = range(min(run.explained, len(run.splits[split])))
+        others = range(min(run.looked_at, len(run.splits[split])))
         view = _looking(run, *run.splits[split].batch([*indices, *others]), nodes)
     return ask(view, target, len(indices), position)
 

@@ -105,7 +105,7 @@ def check_offloaded(recipe: Recipe, given: Sequence[Path], folders: Sequence[Pat
     if wanted.repair is not None:
         raise UsageError("--refine looks at the whole model at once, and --offload never has it; leave one of them out")
     if wanted.trains:
-        raise UsageError("--tune-tokens trains the whole model at once, and --offload never has it; leave one of them out")
+        raise UsageError("--finetune and --tune-tokens train the whole model, and --offload never has it; leave one of them out")
     if len(folders) > 1:
         raise UsageError(f"--offload takes one model's folder, not {len(folders)}; the last one of a path is what is pruned")
     check_apart(given, folders, out)

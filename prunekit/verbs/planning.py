@@ -141,7 +141,8 @@ def training_request(run: Run, steps: Steps | None) -> dict[str, Any]:
     if found and (steps.trains or steps.recalibrate) and run.recipe.data is not None:
         found["train"] = run.splits["train"].digest()
         if (by := rate_by(run, steps)) is not None:  # of a search
-            found["rate"] = {"batches": BATCHES, "factor": FACTOR, **({} if by == "divergence" else {"by": by})}
+            judges = {"scoring": run.splits["scoring"].digest(), "samples": run.recipe.score.samples}
+            found["rate"] = {"by": by, "batches": BATCHES, "factor": FACTOR, **judges}
     return found
 
 

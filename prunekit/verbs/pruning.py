@@ -46,7 +46,7 @@ from prunekit.verbs.run_folder import Run
 from prunekit.verbs.scheduling import prune_in_steps
 from prunekit.verbs.scoring import score_run
 from prunekit.verbs.together import write_unrecorded
-from prunekit.verbs.tuning import check_training
+from prunekit.verbs.tuning import check_room, check_training
 from prunekit.verbs.validation import validation_of
 
 
@@ -90,6 +90,8 @@ def prune_run(
     if dry_run and wanted.repair is not None and wanted.repair.again:
         raise UsageError("--dry-run shows a plan that is made at once; refining again changes it after fine-tuning")
     refuse_foreign(folder)
+    if not dry_run:
+        check_room(run, wanted)
     facts: dict[str, Any] = {"division": dict(division)} if division else {}
     budget = wanted.budget[0]
     if budget:  # a repair keeps what the others measure, so only accuracy has to be measured with it

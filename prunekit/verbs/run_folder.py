@@ -210,8 +210,13 @@ class Run:
 
     @property
     def explained(self) -> int:
-        """How many samples at most eval rebuilds and explain looks at."""
+        """How many samples at most eval rebuilds; 0 for none."""
         return explained(self.recipe, self.task)
+
+    @property
+    def looked_at(self) -> int:
+        """How many samples at most explain looks at unless told."""
+        return self.explained or _usual(self.task)
 
     def batches(self, split: str, limit: int | None = None) -> Samples:
         """The first ``limit`` samples; those of ``classes`` alone, where the run is restricted to some.
@@ -378,7 +383,11 @@ class Run:
 
 def explained(recipe: Recipe, task: Task) -> int:
     """How many samples at most the kernel's account is of: ``eval.samples``, or what is usual for the task."""
-    return recipe.eval.samples or (TEXTS if task.measured_in_place else EXPLAINED)
+    return _usual(task) if recipe.eval.samples is None else recipe.eval.samples
+
+
+def _usual(task: Task) -> int:
+    return TEXTS if task.measured_in_place else EXPLAINED
 
 
 def load_splits(recipe: Recipe, fetch: bool = False) -> dict[str, Split]:

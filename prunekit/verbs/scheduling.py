@@ -21,10 +21,10 @@ from prunekit.reusing import first_difference
 from prunekit.steps import Finetuning, Planner, RefineAgain, Schedule, cut, leaves, prune_by_schedule
 from prunekit.steps.by_schedule import Start
 from prunekit.steps.planner import Repair
-from prunekit.training import batches_per_epoch, recalibrate
+from prunekit.training import recalibrate
 from prunekit.verbs.pruned_folder import write_pruned
 from prunekit.verbs.run_folder import Run
-from prunekit.verbs.tuning import check_room, epochs_of, finetuning_of
+from prunekit.verbs.tuning import check_room, end_of, finetuning_of
 from prunekit.verbs.validation import validation_of
 
 
@@ -80,7 +80,7 @@ def prune_in_steps(
             schedule,
             how=how,
             rewind=steps.rewind,
-            end=_end(steps, how, run),
+            end=None if how is None else end_of(run, steps),
             recalibrate=measured_anew if steps.recalibrate else None,
             folder=None if how is None else temporary / "trajectory",
             measure=figure,
@@ -131,16 +131,6 @@ def planner_for(
     """
     evidence = run.evidence if steps.schedule.name == "one-shot" else _evidence(run, scores)
     return Planner(evidence, scores, structure, allocation, run.example if structure in GROUPED else None, options, repair)
-
-
-def _end(steps: Steps, how: Finetuning | None, run: Run) -> int | None:
-    """The step at which training from a rewound state stops, short of the dense training's end; None for that."""
-    asked = steps.of_training().epochs
-    if how is None or steps.rewind is None:
-        return None
-    if asked is None:
-        return len(run.trajectory)  # which may have ended before its last epoch
-    return steps.rewind + epochs_of(run, asked) * batches_per_epoch(how.samples, how.batch_size, how.drop_last)
 
 
 def _told(steps: Steps, how: Finetuning, rounds: list[dict[str, Any]]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import Any, Literal
 
+from prunekit import ranks
 from prunekit.errors import ArtifactError, UsageError
 from prunekit.recipe import Steps, optimizer_of, scheduler_of
 from prunekit.recipe.training import Optimizer
@@ -83,11 +84,13 @@ def rate_by(run: Run, steps: Steps) -> By | None:
     since it was imported, by what it is trained by.
     """
     asked, optimizer = steps.finetune, run.recipe.train.optimizer
+    if by_tokens(steps):
+        return None  # what they are divided into is asked for by itself
     if asked is None or asked.lr is not None or asked.optimizer is not None or optimizer.name not in ("adam", "adamw"):
         return None
     if steps.rewind is not None or steps.schedule.name == "gradual":  # begins with nothing removed
         return None
-    unknown = not _trained_here(run) and optimizer == Optimizer()
+    unknown = _optimizer_of(run) not in ("adamw", "adam", "sgd") and optimizer == Optimizer()
     soft = asked.distill is not None and ByDivergence.fits(run.task)
     if soft and asked.distill is not None and (asked.tokens is not None or (unknown and asked.distill.weight == 1)):
         return "divergence"
@@ -103,45 +106,47 @@ def _judge(run: Run, steps: Steps, teacher: Distillation | None) -> ByDivergence
     return ByLoss(judges, run.task) if by == "loss" or teacher is None else ByDivergence(teacher.teacher, judges, run.task)
 
 
-def _trained_here(run: Run) -> bool:
-    """Whether the recipe's optimizer is what the dense model was trained by."""
-    return run.trajectory.header["optimizer"] is not None and RECORDED not in run.trajectory.provenance
+def _optimizer_of(run: Run) -> str | None:
+    """Name of what the dense model was trained by; None where nothing is known of that."""
+    described = run.trajectory.header["optimizer"]
+    return None if described is None else str(described.get("name", "")).removeprefix("torch.").lower()
+
+
+def by_tokens(steps: Steps) -> bool:
+    """Whether a budget of tokens for mask and weights says how long is trained."""
+    return getattr(steps, "tokens", None) is not None
 
 
 def check_training(run: Run, steps: Steps | None) -> None:
     """Refuses training that cannot be, before anything long begins.
 
     Raises:
-        UsageError: a rank that does not fit the model, or what only a model that was trained here has.
-        ArtifactError: the disk has no room for the states that would be recorded.
+        UsageError: a rank that does not fit the model, or what only a model whose training is known has.
     """
     if steps is None or not steps.trains:
         return
-    if not _trained_here(run):
-        if steps.rewind is not None:
-            raise UsageError(
-                "--rewind needs a training of prunekit's own, to train on as it did; this run was imported, and how its loop "
-                "went on is not known; leave it out and give --finetune EPOCHS"
-            )
+    if steps.rewind is not None and (_optimizer_of(run) is None or RECORDED in run.trajectory.provenance):
+        raise UsageError(
+            "--rewind needs a training of prunekit's own, to train on as it did; this run was imported, and how its loop "
+            "went on is not known; leave it out and give --finetune EPOCHS"
+        )
+    if _optimizer_of(run) is None:
         check_epochs(steps)
     if (rank := steps.of_training().lora) is not None:
         Adapted.of(run.model, rank, run.evidence.prunable)
-    check_room(run, steps)
 
 
 def check_room(run: Run, steps: Steps) -> None:
     """Raises ArtifactError where the disk has no room for the states that training would record."""
-    if not steps.trains:
+    if not steps.trains or by_tokens(steps):
         return
-    record, (epochs, most) = _record(run, steps), _length(run, steps)
-    whole = epochs * _batches(run) if most is None else most
-    rounds = steps.schedule.rounds if steps.schedule.name == "iterative" else 1
-    count = rounds * max(0, whole - (steps.rewind or 0))
+    record, count = _record(run, steps), _steps_recorded(run, steps)
 
     def needed(every: int) -> int:
-        return disk_needed(run.model, count, count * run.recipe.train.batch_size, **{**record, "every": every})
+        seen = count * run.recipe.train.batch_size
+        return disk_needed(run.model, count, seen, **{**record, "every": every}, snapshot=False)
 
-    free = shutil.disk_usage(run.path).free
+    free = ranks.from_first(lambda: shutil.disk_usage(run.path).free)
     if needed(record["every"]) <= free:
         return
     fits = next((2**k for k in range(1, 20) if record["every"] < 2**k <= count and 2 * needed(2**k) < free), None)
@@ -152,6 +157,28 @@ def check_room(run: Run, steps: Steps) -> None:
     )
 
 
+def _steps_recorded(run: Run, steps: Steps) -> int:
+    """Of all rounds; of rewound ones the last alone, which those before make room for."""
+    epochs, most = _length(run, steps)
+    whole = epochs * _batches(run) if most is None else most
+    if steps.rewind is not None:
+        end = end_of(run, steps)
+        return max(0, min(whole, whole if end is None else end) - steps.rewind)
+    repair = getattr(steps, "repair", None)
+    rounds = steps.schedule.rounds if steps.schedule.name == "iterative" else 1
+    return (rounds + (repair.again if repair is not None else 0)) * whole
+
+
+def end_of(run: Run, steps: Steps) -> int | None:
+    """The step at which training from a rewound state stops, short of the dense training's end; None for that."""
+    asked = steps.of_training().epochs
+    if steps.rewind is None:
+        return None
+    if asked is None:
+        return len(run.trajectory)  # which may have ended before its last epoch
+    return steps.rewind + epochs_of(run, asked) * _batches(run)
+
+
 def _teacher(run: Run, options: dict[str, Any]) -> Distillation:
     return Distillation(copied(run.model).to(run.device), **options, task=run.task)
 
@@ -159,7 +186,7 @@ def _teacher(run: Run, options: dict[str, Any]) -> Distillation:
 def check_epochs(steps: Steps) -> None:
     """Raises UsageError where training takes a share of the dense training's epochs, and of that one nothing is known."""
     asked = steps.finetune
-    if asked is not None and asked.tokens is None and (asked.epochs is None or asked.epochs < 1):
+    if asked is not None and not by_tokens(steps) and asked.tokens is None and (asked.epochs is None or asked.epochs < 1):
         said = "finetune without epochs" if asked.epochs is None else f"--finetune {asked.epochs:g}"
         raise UsageError(
             f"{said} is measured by the epochs of the dense training, which of an imported model nobody knows; give a whole "

@@ -264,15 +264,35 @@ def test_a_classifier_is_trained_on_at_a_rate_that_is_found(
     assert "Nothing is known of the dense model" in (run / "report.html").read_text()
     again = ["prune", run, "-c", "magnitude", "-s", 0.5, "--no-refine", "--name", "again", "--finetune", 16]
     usage = shutil.disk_usage(run)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=20 * 4 * shares[0]["parameters"]))
-    full = cli(*again)
-    assert full.code == 1
-    assert "give --record-every 8, which keeps a state every so many" in full.err
-    assert not (run / "pruned" / "again").exists()
-    monkeypatch.undo()
+
+    def full(path: Path) -> Any:
+        return usage._replace(free=16 * 4 * shares[0]["parameters"])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", full)
+        refused = cli(*again)
+        assert refused.code == 1
+        assert "give --record-every 4, which keeps a state every so many" in refused.err
+        assert not (run / "pruned" / "again").exists()
     told = cli(*again, "--lr", 0.01)
     assert told.code == 0, told.err
     assert "from rate" not in told.out
+    with monkeypatch.context() as patch:  # what is there takes no more room
+        patch.setattr(shutil, "disk_usage", full)
+        assert "reused" in cli(*again, "--lr", 0.01).out
+
+
+@pytest.mark.slow  # three verbs
+def test_tokens_go_with_how_weights_are_trained(place: Path, tmp_path: Path, cli: Cli) -> None:
+    """A budget of tokens says how long is trained, of a model whose own training nobody knows too."""
+    run = tmp_path / "run"
+    for words in (
+        ("import", "--hf", place / "llama", "--data", f"{DATA}:texts", "--out", run),
+        ("score", run, "-c", "magnitude"),
+        ("prune", run, "-c", "magnitude", "-s", 0.5, "--tokens", "24k", "--lr", 0.001, "--record-every", 4, "--name", "both"),
+    ):
+        done = cli(*words)
+        assert done.code == 0, done.err
 
 
 @pytest.mark.slow  # stands on a whole run

@@ -118,7 +118,7 @@ def test_numbers_have_a_distance_as_well() -> None:
 
 
 def test_a_loss_counts_labels_and_not_batches() -> None:
-    """The mean over all that counts, whatever batches it comes in, and none where nothing does."""
+    """The mean over all that counts, whatever batches it comes in."""
     torch.manual_seed(0)
     model = nn.Linear(3, 4).double()
     x, y = torch.randn(10, 5, 3, dtype=torch.float64), torch.randint(4, (10, 5))
@@ -129,7 +129,8 @@ def test_a_loss_counts_labels_and_not_batches() -> None:
     for sizes in ([10], [1, 2, 7]):
         parts = zip(x.split(sizes), y.split(sizes), strict=True)
         assert ByLoss(Samples.held(list(parts)), task)(model) == pytest.approx(expected)
-    assert ByLoss(Samples.held([(x[:1], y[:1])]), task)(model) == 0
+    with pytest.raises(UsageError, match="none of the scoring samples has a label that counts"):
+        ByLoss(Samples.held([(x[:1], y[:1])]), task)(model)
 
 
 def test_a_task_without_a_distance_is_refused() -> None:
@@ -146,3 +147,22 @@ def test_nothing_to_mend_needs_no_step() -> None:
     with Tuner(model, {}, tuning(dense), None, {}) as tuner:
         tuner.run()
     assert tuner.rates == [0]
+
+
+def test_a_loss_may_be_below_nothing() -> None:
+    """A density's logarithm has no floor: where it is negative there is still something to gain."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1).double()
+    x, y = torch.randn(16, 3, dtype=torch.float64), torch.randn(16, 1, dtype=torch.float64)
+
+    def lowered(outputs: Tensor, labels: Tensor) -> Tensor:
+        return F.mse_loss(outputs, labels) - 100
+
+    task = Regression(loss=lowered)
+    how = Finetuning(
+        lambda i: (x[i], y[i]), 16, lambda one: torch.optim.Adam(one.parameters(), lr=99.0), epochs=1, batch_size=16, task=task,
+        rate=ByLoss(Samples.held([(x, y)]), task),
+    )  # fmt: skip
+    with Tuner(model, {}, how, None, {}) as tuner:
+        tuner.run()
+    assert 0 < tuner.rates[0] < 99
