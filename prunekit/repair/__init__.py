@@ -3,5 +3,6 @@
 from prunekit.repair.refine import RefineOptions, refine
 from prunekit.repair.swaps import SWAPS
 from prunekit.repair.together import learn_together
+from prunekit.repair.track import Recording
 
-__all__ = ["SWAPS", "RefineOptions", "learn_together", "refine"]
+__all__ = ["SWAPS", "Recording", "RefineOptions", "learn_together", "refine"]

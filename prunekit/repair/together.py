@@ -28,6 +28,7 @@ from prunekit.repair.live import Live, Use
 from prunekit.repair.refine import RefineOptions
 from prunekit.repair.streamed import COLD, HOT, RATE, Streaming, StreamLearning, parts_of
 from prunekit.repair.swaps import Swaps, get_swaps
+from prunekit.repair.track import Recording, Track
 from prunekit.repair.weights import Weights
 from prunekit.task import Task
 from prunekit.task.settle import settle
@@ -54,6 +55,7 @@ class Both(Learner):
 
     Attributes:
         held: the mask ``(U,)`` from when on scores are not moved any more; None until then.
+        seen: called in every step but the first, once the model is what the step before has made of it.
     """
 
     def __init__(self, swaps: Swaps, live: Live, worth: Tensor, lean: bool = False) -> None:
@@ -62,6 +64,7 @@ class Both(Learner):
         self._own = frozenset(swaps.scaled())
         self._whole = {name: live.dense[name].new_ones(()) for name in live.scaled}
         self._moments = {name: Adam(live.dense[name]) for name in live.scaled}
+        self.seen: Callable[[], None] = lambda: None
 
     def hold(self) -> None:
         """The mask by the scores now stays."""
@@ -77,8 +80,9 @@ class Both(Learner):
             of_weights: the weights' rate.
         """
         self.steps += 1
-        factor, slope, total = self._factors(heat)
-        self.live.scale(lambda name: factor(name) if name in self._own else self._whole[name])
+        factor, slope, total = self.show(heat)
+        if self.steps > 1:
+            self.seen()
 
         def use(name: str, gradient: Tensor | None) -> None:
             if gradient is None:
@@ -99,6 +103,12 @@ class Both(Learner):
                 total = self.swaps.per_weight(total)
                 self._states[""].move(self.scores, total if slope is None else total * slope, rate, self.steps)
         return mean
+
+    def show(self, heat: float) -> tuple[Callable[[str], Tensor], Tensor | None, Tensor | None]:
+        """Scales the model as a step of this heat will; returns what ``_factors`` does."""
+        found = self._factors(heat)
+        self.live.scale(lambda name: found[0](name) if name in self._own else self._whole[name])
+        return found
 
     def _factors(self, heat: float) -> tuple[Callable[[str], Tensor], Tensor | None, Tensor | None]:
         """Every scaled tensor's factors by name; units' derivative by the scores; where units' gradients add up, if they do."""
@@ -134,6 +144,7 @@ class TogetherLearning(StreamLearning):
         of_weights: the weights' rate at first, for Adam; None: the best step along its direction (``training.line_search``).
         start: a pruned model whose weights those that the given mask keeps begin with, and all that are not prunable; the rate of
             single weights' scores is then searched for, where ``options`` say none.
+        record: where its states go; None to record nothing.
     """
 
     of_runs = RATE  # the larger one gains nothing where weights move too
@@ -145,9 +156,12 @@ class TogetherLearning(StreamLearning):
         *given: Any,
         of_weights: float | None = None,
         start: nn.Module | None = None,
+        record: Recording | None = None,
         **options: Any,
     ) -> None:
         self._own = copied(model)
+        self._record, self._layout, self._taken_at = record, Layout.of(model), 0
+        self._track: Track | None = None
         super().__init__(swaps, self._own, *given, reference=model, **options)
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._live.scaled = [name for name in self._live.dense if name in trained]
@@ -178,7 +192,29 @@ class TogetherLearning(StreamLearning):
         self.learner = both = Both(self._swaps, self._live, scores, self._how.lean)
         if self._begun and self._how.rate is None and self._swaps.spans is not None:
             self.rate = min(self.rate, OF_LENGTH * self._best_move(looked, both.scores))
+        if (track := self._begun_track()) is not None:
+            with track.set():
+                both.show(HOT if self._soft else 0.0)
+            both.seen = track.step
         return both
+
+    def _begun_track(self) -> Track | None:
+        """The path, from the given mask on."""
+        if self._record is not None and self._track is None:
+            self._track = Track(self._record, self._live, self._layout, self.steps)
+            self._show(self._swaps.keep)
+            self._track.begin()
+        return self._track
+
+    def ended(self, model: nn.Module) -> None:
+        """The path ends at the model that was taken."""
+        if (track := self._begun_track()) is not None:
+            track.end(model, moved=0 < self._taken_at == self.done)
+
+    def abandoned(self, error: BaseException) -> None:
+        """Learning failed, and so the path ends."""
+        if self._track is not None:
+            self._track.abandon(error)
 
     def _best_move(self, batches: Sequence[Sequence[Batch]], scores: Tensor) -> float:
         """Of the scores, as ``_best_step`` of the weights."""
@@ -242,6 +278,7 @@ class TogetherLearning(StreamLearning):
         return learner.move(referred, self._stream.batch_size, self.rate * left, self.of_weights * (1 - gone), heat)
 
     def taken(self) -> None:
+        self._taken_at = self.done
         self._best = {name: self._live.dense[name].clone() for name in self._live.scaled}
 
     @torch.no_grad()
@@ -299,6 +336,7 @@ def learn_together(
     rate: float | None = None,
     start: nn.Module | None = None,
     seed: int = 0,
+    record: Recording | None = None,
 ) -> tuple[Plan, nn.Module]:
     """A better mask of the same size and weights that go with it, learnt together by the divergence from ``model``.
 
@@ -315,6 +353,8 @@ def learn_together(
         start: the plan's pruned model with other weights, such as a layer-wise method's, to begin with in place of the dense
             ones; what the plan removes has the dense weight, should it come back.
         seed: of the split of the samples, and of the batches.
+        record: where the states go that the masked model goes through; the path leads from the dense model to the given mask (and
+            ``start``), on to how learning begins, step by step along, and to the model that is taken. None to record nothing.
 
     Returns:
         the plan, which tells of it as a refined one does, and the pruned model, masked: everything removed is 0.
@@ -324,6 +364,7 @@ def learn_together(
         UsageError: an option is out of range, there are too few samples, the structure cannot be refined, or ``start`` has other
             parameters than the model.
         NonFiniteError: the divergence is NaN or Inf.
+        ArtifactError: ``record.folder`` holds a trajectory already, or the disk is full.
 
     Example:
         >>> import torch
@@ -346,6 +387,12 @@ def learn_together(
     swaps = get_swaps(plan, Layout.of(model), next(model.parameters()).device)
     kind, samples = settle(model, batches, task)
     parts = parts_of(samples, accept, kind, RefineOptions.accept_share, seed)
-    learning = TogetherLearning(swaps, model, *parts, stream, of_weights=rate, start=start, task=kind, seed=seed)
-    found = learning.learnt(plan)
-    return found, learning.pruned(found)
+    learning = TogetherLearning(swaps, model, *parts, stream, of_weights=rate, start=start, record=record, task=kind, seed=seed)
+    try:
+        found = learning.learnt(plan)
+        made = learning.pruned(found)
+        learning.ended(made)
+    except BaseException as error:
+        learning.abandoned(error)
+        raise
+    return found, made

@@ -38,9 +38,10 @@ class Polygon:
 
     Args:
         folder: where the trajectory goes; it must not hold one yet.
-        model: in its wrappers or without; its coordinates are those that it has now, frozen later or not.
+        model: in its wrappers or without.
         provenance: facts to keep with the trajectory; JSON values.
         every: k keeps the state of every k-th step only, and the last.
+        layout: the coordinates; those that the model has now, frozen later or not, where None.
 
     Raises:
         UsageError: ``every`` is below 1.
@@ -60,13 +61,21 @@ class Polygon:
         3
     """
 
-    def __init__(self, folder: Path, model: nn.Module, provenance: Mapping[str, Any] | None = None, *, every: int = 1) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: nn.Module,
+        provenance: Mapping[str, Any] | None = None,
+        *,
+        every: int = 1,
+        layout: Layout | None = None,
+    ) -> None:
         if every < 1:
             raise UsageError(f"record: every is {every}; it must be 1 or more")
         self.folder, self.model, self.every = folder, bare(model), every
         self.steps = 0
         self._provenance = dict(provenance or {})
-        self._layout = Layout.of(self.model)
+        self._layout = Layout.of(self.model) if layout is None else layout
         self._dtype = np.dtype(np.float64 if path_dtype(self.model) == torch.float64 else np.float32)
         self._lines, self._kept = 0, True
 

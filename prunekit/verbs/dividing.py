@@ -39,8 +39,8 @@ from prunekit.verbs.tuning import finetuning_of
 
 MASK, TOGETHER, IN_TURN, WEIGHTS = "mask", "together", "mask, then weights", "weights"
 LAYERS, LAYERS_TOGETHER = "layers, then weights", "layers, then together"
-UNRECORDED = (TOGETHER, LAYERS_TOGETHER)
-"""What leaves no recorded path of its weights."""
+BOTH = (TOGETHER, LAYERS_TOGETHER)
+"""What learns mask and weights in the same steps."""
 SHARES = {MASK: 0.0, IN_TURN: 2 / 3, WEIGHTS: 1.0, LAYERS: 1.0}
 """Of the tokens, for the weights; the rest is for the mask."""
 TRY = 1 / 20
@@ -211,7 +211,7 @@ def check_tokens(wanted: Prune, samples: Samples, batch: int) -> None:
 
 def _tried(run: Run, wanted: Prune, plan: Plan, way: str, layers: ByLayers) -> nn.Module:
     tokens = round(TRY * (wanted.tokens or 0))
-    if way in UNRECORDED:
+    if way in BOTH:
         return learnt(run, wanted, plan, way, tokens, layers)[1]
     start = run.model
     if way == LAYERS:
@@ -225,16 +225,19 @@ def _tried(run: Run, wanted: Prune, plan: Plan, way: str, layers: ByLayers) -> n
     return model.to(next(run.model.parameters()).device)
 
 
-def learnt(run: Run, wanted: Prune, plan: Plan, way: str, tokens: int, layers: ByLayers) -> tuple[Plan, nn.Module]:
-    """Plan and model of a way that learns both together, which leaves no path of its weights.
+def learnt(
+    run: Run, wanted: Prune, plan: Plan, way: str, tokens: int, layers: ByLayers, folder: Path | None = None
+) -> tuple[Plan, nn.Module]:
+    """Plan and model of a way that learns both together.
 
     Args:
         plan: the given one, where the way does not begin by layers.
+        folder: where the path goes; None for nowhere.
     """
     start = None
     if way == LAYERS_TOGETHER:
         plan, start = layers.found
-    return learnt_together(run, wanted, plan, tokens, start)
+    return learnt_together(run, wanted, plan, tokens, start, folder)
 
 
 def learnt_request(run: Run, wanted: Prune, asked: Mapping[str, Any], way: str) -> dict[str, Any]:
@@ -267,7 +270,7 @@ def tuning(wanted: Prune, tokens: int) -> Finetune:
 
 
 def by_division(run: Run, wanted: Prune, way: str) -> Prune:
-    """What is asked for with its tokens divided, of any way that is not ``UNRECORDED``."""
+    """What is asked for with its tokens divided, of any way that does not learn ``BOTH``."""
     for_mask, for_weights = parts(tokens_left(wanted), SHARES[way])
     tuned = {"finetune": None if for_weights is None else tuning(wanted, for_weights)}
     if way == LAYERS:

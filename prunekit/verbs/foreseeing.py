@@ -25,6 +25,7 @@ from prunekit.plan import choices
 from prunekit.recipe import DROPS, SIZED, TIMES, Prune, Recipe, parse_seconds
 from prunekit.repair.stream import Stream
 from prunekit.repair.streamed import Streaming
+from prunekit.repair.track import STATES
 from prunekit.search.budget import TRIES
 from prunekit.structure import asked_sparsity, implied_sparsity, prunable_parameters
 from prunekit.task import Task
@@ -73,9 +74,7 @@ def foresee(recipe: Recipe, folders: Sequence[Path], out: Path, criteria: Sequen
     kept = {name: count for name, count in sizes.items() if name not in pruned_away}
     shape = Shape.of(model, splits["validation"].batch(range(1))[0], prunable)
     machine = _machine(shape, model, splits, task)
-    steps = _steps_trained(recipe, splits, wanted)
-    every = (wanted.finetune and wanted.finetune.record_every) or recipe.train.record.every
-    recorded = 2 + steps // every if steps else 0  # its first and last state, and those between
+    recorded = _states_recorded(recipe, splits, wanted)
     works = _works(recipe, shape, model, splits, task, wanted, names, len(folders), recorded)
     limited = wanted.repair is not None and (wanted.repair.stream is None or wanted.repair.budget is not None)
     budgeted = wanted.sparsity is None and implied_sparsity(wanted.structure) is None
@@ -197,6 +196,16 @@ def _steps_trained(recipe: Recipe, splits: dict[str, Split], wanted: Prune) -> i
     if asked.tokens is not None:
         return Stream(splits["train"].samples(), train.batch_size).steps(asked.tokens, "finetune")
     return int(asked.epochs or 0) * batches_per_epoch(len(splits["train"]), train.batch_size, train.drop_last)
+
+
+def _states_recorded(recipe: Recipe, splits: dict[str, Split], wanted: Prune) -> int:
+    """Of training after pruning, its first and last among them; of mask and weights learnt together, at most."""
+    asked = wanted.finetune and wanted.finetune.record_every
+    if wanted.tokens is not None:
+        steps = Stream(splits["train"].samples(), Streaming.batch).steps(wanted.tokens, "tokens")
+        return 3 + (steps // asked if asked else min(STATES, steps))
+    steps = _steps_trained(recipe, splits, wanted)
+    return 2 + steps // (asked or recipe.train.record.every) if steps else 0
 
 
 def _scored(

@@ -78,6 +78,18 @@ def write_pruned(
     return told
 
 
+def write_beside(
+    run: Run, small: torch.nn.Module, plan: Plan, folder: Path, facts: Mapping[str, Any], validation: Validation | None
+) -> dict[str, Any]:
+    """``write_pruned`` into a folder that is being made and holds something already, such as a recording."""
+    inner = folder / "model"
+    told = write_pruned(run, small, plan, inner, facts, validation)
+    for path in inner.iterdir():
+        os.replace(path, folder / path.name)
+    inner.rmdir()
+    return told
+
+
 def _agreed(plan: Plan) -> None:
     """Raises PrunekitError where another rank has come to another plan."""
     ranks.alike("the plan", torch.cat([keep.flatten() for keep in plan.keep.values()]))

@@ -20,11 +20,11 @@ from prunekit.task.evaluation import run as run_model
 from prunekit.verbs.budgets import measured_again, within_budget
 from prunekit.verbs.compensating import compensated, pruned_as_asked, start_of
 from prunekit.verbs.dividing import (
+    BOTH,
     LAYERS,
     LAYERS_TOGETHER,
     LAYERWISE,
     TOGETHER,
-    UNRECORDED,
     ByLayers,
     LayersAreBetter,
     beside_layers,
@@ -45,7 +45,7 @@ from prunekit.verbs.pruned_folder import read_plan, write_plan, write_pruned
 from prunekit.verbs.run_folder import Run
 from prunekit.verbs.scheduling import prune_in_steps
 from prunekit.verbs.scoring import score_run
-from prunekit.verbs.together import write_unrecorded
+from prunekit.verbs.together import write_together
 from prunekit.verbs.tuning import check_room, check_training
 from prunekit.verbs.validation import validation_of
 
@@ -118,7 +118,7 @@ def _by_tokens(run: Run, wanted: Prune, planning: Planning, folder: Path, overwr
     """The model that ``tokens`` come to, divided as short tries find best."""
     asked = {**planning.request, "tokens": wanted.tokens, "train": run.splits["train"].digest()}
     known = earlier(folder, asked)
-    if known is not None and (known["way"] not in UNRECORDED or known.get("layerwise", {}).get("better")):
+    if known is not None and (known["way"] not in BOTH or known.get("layerwise", {}).get("better")):
         return _divided(run, wanted, known, overwrite)
     request = learnt_request(run, wanted, asked, TOGETHER if known is None else known["way"])
     if reusable(folder, made_from(folder, False), request, overwrite):
@@ -151,14 +151,14 @@ def _divided(
         if division["way"] == LAYERS:
             divided = by_division(run, wanted, LAYERS)
             return prune_by_layers(run, LAYERWISE, divided, False, overwrite, told, lambda: layers.found, compared)
-        if division["way"] not in UNRECORDED:
+        if division["way"] not in BOTH:
             return prune_run(run, by_division(run, wanted, division["way"]), False, overwrite, division, compared)
         assert given is not None
-        plan, model = learnt(run, wanted, given, division["way"], tokens_left(wanted), layers)
-        facts = {**told, **(compared(model) if compared is not None else {})}
+        learn = partial(learnt, run, wanted, given, division["way"], tokens_left(wanted), layers)
+        request = learnt_request(run, wanted, division["asked"], division["way"])
+        return write_together(run, wanted, request, learn, (lambda _: told) if compared is None else compared)
     except LayersAreBetter as found:
         return write_by_layers(run, LAYERWISE, by_layers, found.plan, found.model, {"division": found.division})
-    return write_unrecorded(run, wanted, plan, model, learnt_request(run, wanted, division["asked"], division["way"]), facts)
 
 
 def _for_classes(run: Run, classes: Sequence[int], names: Sequence[str], overwrite: bool) -> Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -22,7 +21,7 @@ from prunekit.steps import Finetuning, Planner, RefineAgain, Schedule, cut, leav
 from prunekit.steps.by_schedule import Start
 from prunekit.steps.planner import Repair
 from prunekit.training import recalibrate
-from prunekit.verbs.pruned_folder import write_pruned
+from prunekit.verbs.pruned_folder import write_beside
 from prunekit.verbs.run_folder import Run
 from prunekit.verbs.tuning import check_room, end_of, finetuning_of
 from prunekit.verbs.validation import validation_of
@@ -72,7 +71,6 @@ def prune_in_steps(
     figure = None if validation is None else validation.figure
 
     with replacing_folder(folder) as temporary:
-        inner = temporary / "model"
         done = prune_by_schedule(
             run.model,
             planner,
@@ -104,11 +102,7 @@ def prune_in_steps(
         if figure is not None:
             facts[f"validation_{figure.name}_pruned"] = done.rounds[-1][f"{figure.name}_pruned"]
         facts["cost"] = {"seconds": round(time.perf_counter() - started, 3)}
-        facts = write_pruned(run, small, plan, inner, facts, validation)
-        for path in inner.iterdir():
-            os.replace(path, temporary / path.name)
-        inner.rmdir()
-    return facts
+        return write_beside(run, small, plan, temporary, facts, validation)
 
 
 def planner_for(

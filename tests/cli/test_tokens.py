@@ -120,7 +120,12 @@ def test_mask_and_weights_together(cli: Cli, run: Path, monkeypatch: pytest.Monk
             assert not weights[name][~keep].any()
             assert not (weights[name][keep] == dense[name][keep]).all()
     assert json.loads(cli(*options, "--json").out)["reused"]
-    assert cli("eval", folder).code == 0
+    told = cli("eval", folder)
+    assert told.code == 0
+    kernel = json.loads((folder / "eval.json").read_text())["kernel"]["pruned"]
+    steps = facts["stream"]["steps"]  # the last one leads to what is taken, or is gone back from
+    assert kernel["steps"]["finetuning"] in (steps, steps - 1)
+    assert kernel["mean_error"] < 0.02
     one_line(cli("prune", run, "--apply", folder / "plan.safetensors", "--name", "again"), 2, "learnt together with weights")
     changed = cli(*options[:-1], "20k")
     one_line(changed, 1, "tokens")

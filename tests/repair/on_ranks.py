@@ -11,7 +11,7 @@ import torch
 
 from prunekit import Plan, PrunekitError, Trajectory, make_plan, masked, ranks, refine, score
 from prunekit.data import Samples
-from prunekit.repair import learn_together
+from prunekit.repair import Recording, learn_together
 from prunekit.repair.exchange import Exchange
 from prunekit.repair.refine import RefineOptions
 from prunekit.repair.streamed import Streaming
@@ -34,8 +34,10 @@ def swapped(structure: str, **options: Any) -> Plan:
     return refine(plan, model, batches, RefineOptions(**{"rounds": 2, "steps": 5, **options}))
 
 
-def streamed(structure: str, batch: int, lean: bool, soft: bool | None = None, weights: bool = False) -> Plan:
-    """Learnt from a stream of 41 texts, judged on 7; the mask, or with weights that begin with the masked model's."""
+def streamed(
+    structure: str, batch: int, lean: bool, soft: bool | None = None, weights: bool = False, path: Path | None = None
+) -> Plan:
+    """Learnt from a stream of 41 texts, judged on 7; the mask, or with weights that begin with the masked model's, recorded."""
     torch.manual_seed(0)
     model = Writer(50, hidden=24).eval().double()
     tokens = torch.randint(50, (41, 12), generator=torch.Generator().manual_seed(1))
@@ -44,7 +46,9 @@ def streamed(structure: str, batch: int, lean: bool, soft: bool | None = None, w
     plan = make_plan(scores, model, tokens[:1], sparsity=0.5, structure=structure)
     how = Streaming(tokens=12 * batch * 7, batch=batch, lean=lean, soft=soft, looks=2)
     if weights:
-        return learn_together(plan, model, texts, how, accept=texts.first(7), task=TASK, start=masked(model, plan))[0]
+        record = None if path is None else Recording(path, Trajectory.of(model))
+        start = masked(model, plan)
+        return learn_together(plan, model, texts, how, accept=texts.first(7), task=TASK, start=start, record=record)[0]
     return refine(plan, model, texts, accept=texts.first(7), task=TASK, stream=how)
 
 
@@ -58,12 +62,12 @@ def told(plan: Plan) -> dict[str, Any]:
     }
 
 
-def repaired() -> dict[str, dict[str, Any]]:
+def repaired(path: Path | None = None) -> dict[str, dict[str, Any]]:
     found = {f"swapped {structure}": told(swapped(structure)) for structure in SWAPPED}
     found["streamed"] = told(streamed("unstructured", 5, lean=False))
     found["streamed, lean and hard"] = told(streamed("unstructured", 5, lean=True, soft=False))
     found["streamed channels"] = told(streamed("channels", 5, lean=True))
-    found["streamed with weights"] = told(streamed("unstructured", 5, lean=False, weights=True))
+    found["streamed with weights"] = told(streamed("unstructured", 5, lean=False, weights=True, path=path))
     found["two samples a step"] = told(streamed("unstructured", 2, lean=True))  # the third of three ranks has none
     found["no time"] = told(swapped("unstructured", budget_seconds=0 if ranks.first() else 1000))
     return found
@@ -93,5 +97,8 @@ def disagreed() -> str:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with ranks.joined():
-        content = {"repaired": repaired(), "exchanged": exchanged(), "disagreed": disagreed()}
+        path = Path(sys.argv[1], "path")
+        content = {"repaired": repaired(path), "exchanged": exchanged(), "disagreed": disagreed()}
+        ranks.wait()
+        content["pieces"] = Trajectory(path).pieces  # the first rank wrote it
         Path(sys.argv[1], f"{ranks.rank()}.json").write_text(json.dumps(content))

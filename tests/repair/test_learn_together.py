@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from prunekit import ArtifactError, Plan, UsageError, masked, prune_layerwise
+from prunekit import ArtifactError, Plan, Trajectory, UsageError, masked, prune_layerwise
 from prunekit.batch import taken
 from prunekit.data import Samples
-from prunekit.repair import learn_together, streamed
+from prunekit.kernel import ModelFunction, reconstruct
+from prunekit.repair import Recording, learn_together, streamed
 from prunekit.repair.streamed import Streaming, StreamLearning
 from prunekit.repair.swaps import get_swaps
 from prunekit.repair.together import HOLD, OF_LENGTH, TogetherLearning, seated
+from prunekit.repair.track import STATES
 from prunekit.task import get_task
 from prunekit.task.evaluation import References, evaluate
 from prunekit.training.line_search import FACTOR, FIRST, LONGER
-from prunekit.trajectory import Layout
+from prunekit.trajectory import Continued, Layout
 from prunekit.trajectory.copies import copied
 from tests.writer import plan_of
 
@@ -137,6 +141,46 @@ def test_where_nothing_helps_the_start_stays(model: nn.Module, texts: Samples) -
     found, made = learn_together(plan, model, texts, Streaming(2000, batch=4), accept=texts, task=TASK, rate=50.0, start=start)
     assert all(torch.equal(found.keep[name], keep) for name, keep in plan.keep.items())
     assert all(torch.equal(tensor, start.state_dict()[name]) for name, tensor in made.state_dict().items())
+
+
+@pytest.mark.parametrize(("structure", "soft"), [("unstructured", True), ("2:4", False), ("channels", None)])
+@pytest.mark.parametrize("every", [1, None])
+def test_the_path_leads_from_the_given_mask_to_what_is_taken(
+    model: nn.Module, texts: Samples, tmp_path: Path, structure: str, soft: bool | None, every: int | None
+) -> None:
+    """A state a step, or some; the kernel rebuilds the model along them, and recording changes nothing."""
+    plan = plan_of(model, None if structure == "2:4" else 0.5, structure)
+    parent, how = Trajectory.of(model), Streaming(tokens=6000, batch=4, soft=soft)
+    asked = partial(learn_together, plan, model, texts, how, accept=texts, task=TASK, seed=1)
+    found, made = asked(record=Recording(tmp_path / "path", parent, every))
+    plain, other = asked()
+    assert all(torch.equal(keep, plain.keep[name]) for name, keep in found.keep.items())
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in made.state_dict().items())
+    child = Trajectory(tmp_path / "path")
+    path = Continued(parent, child)
+    layout = Layout.of(model)
+    assert torch.equal(child.state(0), layout.flatten(masked(model, plan).state_dict()))
+    assert torch.equal(child.state(-1), layout.flatten(made.state_dict()))
+    steps = found.provenance["refine"]["stream"]["steps"]
+    moved = sum(child.step(s).moved for s in range(len(child)))
+    assert moved in (steps, steps - 1)  # the last one leads to what is taken, or is gone back from
+    assert every == 1 or child.pieces <= STATES + 3
+    function = ModelFunction(model, layout, parent.fixed, "loss", task=TASK)
+    x, y = texts.batch(0)
+    rebuilt = reconstruct(function, path.segments(), x[:4], y[:4], tolerance=1e-4)
+    torch.testing.assert_close(rebuilt.rebuilt, function(layout.flatten(made.state_dict()), x[:4], y[:4]), rtol=0, atol=0.02)
+    with pytest.raises(ArtifactError, match="already holds a trajectory"):
+        asked(record=Recording(tmp_path / "path", parent, every))
+
+
+def test_where_nothing_is_taken_the_path_goes_back(model: nn.Module, texts: Samples, tmp_path: Path) -> None:
+    plan, where = plan_of(model, 0.3), Recording(tmp_path / "path", Trajectory.of(model), 1)
+    how = Streaming(tokens=2000, batch=4)
+    _, made = learn_together(plan, model, texts, how, accept=texts, task=TASK, rate=50.0, record=where)
+    child, layout = Trajectory(where.folder), Layout.of(model)
+    assert torch.equal(child.state(-1), layout.flatten(masked(model, plan).state_dict()))
+    assert torch.equal(child.state(-1), layout.flatten(made.state_dict()))
+    assert not child.step(len(child) - 1).moved
 
 
 def test_scores_are_dealt_out_anew() -> None:

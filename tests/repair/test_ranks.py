@@ -31,6 +31,7 @@ def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def test_all_ranks_find_the_same_bits(together: list[dict[str, Any]]) -> None:
     for other in together[1:]:
         assert other["repaired"] == together[0]["repaired"]
+        assert other["pieces"] == together[0]["pieces"] == 6
 
 
 @pytest.mark.slow
