@@ -30,10 +30,14 @@ RefineTokens = Annotated[
     typer.Option("--refine-tokens", metavar="500k", help="Learn a mask from so many training tokens; implies --refine."),
 ]
 TokensOption = Annotated[
-    str | None, typer.Option("--tokens", metavar="900k", help="Learn mask and weights; short tries say how best.")
+    str | None,
+    typer.Option("--tokens", metavar="900k", help="Learn mask and weights; short tries say how best. Without tokens: samples."),
 ]
 TuneTokens = Annotated[
-    str | None, typer.Option("--tune-tokens", metavar="500k", help="Train on by KL to the dense model, on so many tokens.")
+    str | None,
+    typer.Option(
+        "--tune-tokens", metavar="500k", help="Train on by KL to the dense model, on so many tokens (of data without: samples)."
+    ),
 ]
 Finetune = Annotated[float | None, typer.Option("--finetune", metavar="EPOCHS", help="Train on so long, in every round.")]
 Lora = Annotated[

@@ -145,5 +145,7 @@ def prune(
     opened = open_run(run, device)
     with output.working(run):
         result = work(opened)
+    if quiet and (result["refine"] or {}).get("ended") == "interrupted":
+        typer.echo("prune: interrupted: what is written is the best so far", err=True)
     output.show(show_pruned, result)
     output.finish(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -22,10 +23,10 @@ def optimizer_of(model: nn.Module, o: Optimizer) -> torch.optim.Optimizer:
 def scheduler_of(optimizer: torch.optim.Optimizer, steps: int, schedule: RateSchedule) -> Any:
     """The schedule of the rate over ``steps`` steps, from the optimizer's own rate; None for a constant one."""
     if schedule.name == "onecycle":
-        peak = optimizer.param_groups[0]["lr"]
-        return torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, peak, total_steps=steps, pct_start=schedule.warmup, cycle_momentum=False
-        )
+        peak, rise = optimizer.param_groups[0]["lr"], schedule.warmup
+        if rise * steps == 1:  # torch divides by the length of the rise, one step less
+            rise = math.nextafter(rise, 1.0)
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps, pct_start=rise, cycle_momentum=False)
     if schedule.name == "triangular":
         peak = schedule.warmup * steps
         return torch.optim.lr_scheduler.LambdaLR(

@@ -43,7 +43,7 @@ class RateSchedule(Section):
 class Distill(Section):
     """Soft labels from the dense model: see ``prunekit.training.Distillation``."""
 
-    temperature: Positive = 4.0
+    temperature: Annotated[float, Field(ge=0.01, le=10**6, allow_inf_nan=False)] = 4.0
     weight: Annotated[float, Field(gt=0, le=1)] = 0.5
 
 

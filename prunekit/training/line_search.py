@@ -25,6 +25,8 @@ FIRST, FACTOR = 1e-3, math.sqrt(2)
 """The length of weights' steps that is tried first, and the factor between two lengths."""
 SHORTER, LONGER = 26, 11
 """How many factors shorter or longer than the first a length may be: of weights from 1.2e-7 to 0.045."""
+SHORTEST, LONGEST = FIRST * FACTOR**-SHORTER, FIRST * FACTOR**LONGER
+"""The ends of that."""
 HUGE = 1e300
 """Stands for what is not finite, which JSON has no word for."""
 EPSILON = 1e-8

@@ -130,6 +130,8 @@ def child_of(run: Run, folder: Path, plan: Plan, pruned: torch.nn.Module) -> Tra
     Raises:
         ArtifactError: it is missing or cut off, it continues another trajectory, or it ends at other weights.
     """
+    if not (folder / "trajectory" / "trajectory.json").exists():
+        raise ArtifactError(f"{folder / 'trajectory'}: the recording of its training is missing; prune again with --overwrite")
     child = Trajectory(folder / "trajectory")
     path = Continued(run.trajectory, child)
     if not child.complete:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -213,6 +214,9 @@ def score_to_report(
     for wanted in run.recipe.prune:
         begin("prune")
         done = prune_run(run, wanted, overwrite=overwrite)
+        if not done["reused"] and (done["refine"] or {}).get("ended") == "interrupted":
+            shutil.rmtree(done["path"])  # of several verbs Ctrl-C ends all, and they go on from here when called again
+            raise KeyboardInterrupt
         show("prune", done)
         pruned.append(done)
         begin("eval")

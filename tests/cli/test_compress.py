@@ -23,7 +23,8 @@ from prunekit.cli import main
 from prunekit.exporting.placing import taking_place
 from prunekit.measure import timed
 from prunekit.measure.latency import FEWEST
-from prunekit.verbs import evaluating
+from prunekit.verbs import evaluating, reporting
+from prunekit.verbs.pruning import prune_run
 from tests.cli.conftest import Cli
 from tests.pictures import undrawn
 
@@ -280,6 +281,25 @@ def test_a_classifier_is_trained_on_at_a_rate_that_is_found(
     with monkeypatch.context() as patch:  # what is there takes no more room
         patch.setattr(shutil, "disk_usage", full)
         assert "reused" in cli(*again, "--lr", 0.01).out
+
+
+@pytest.mark.slow  # seven verbs
+def test_ctrl_c_ends_all_verbs_and_the_next_call_goes_on(
+    place: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search takes Ctrl-C for its own end; what it has found by then is not passed on as what was asked for."""
+    out = tmp_path / "ended"
+    asked = ["compress", place / "bert", "--data", f"{DATA}:classes", "--out", out, "-s", 0.5, "--no-refine"]
+
+    def interrupted(*given: Any, **options: Any) -> dict[str, Any]:
+        return {**prune_run(*given, **options), "refine": {"ended": "interrupted"}}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reporting, "prune_run", interrupted)
+        assert cli(*asked).code == 130
+    assert not list((out / "prunekit" / "pruned").iterdir())
+    assert not (out / "config.json").exists()
+    assert cli(*asked).code == 0
 
 
 @pytest.mark.slow  # three verbs

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.report.measures import shown
-from prunekit.report.terminal.pruning import spent_on
+from prunekit.report.terminal.pruning import from_rate, spent_on
 from prunekit.report.terminal.tables import again
 
 NAMED = 3
@@ -43,7 +43,9 @@ def learnt(pruned: dict[str, Any]) -> str:
     """What tokens or epochs were spent on; nothing where none were."""
     if division := pruned["division"]:
         better = division.get("layerwise", {}).get("better")
-        return f"tokens spent on {spent_on(division)}" + (", which did worse and is not kept" if better else "")
+        return f"tokens spent on {spent_on(division)}" + (
+            ", which did no better than ADMM alone and is not kept" if better else ""
+        )
     told = []
     if stream := (pruned["refine"] or {}).get("stream"):
         told.append(f"a mask learnt from {stream['tokens']:,} tokens")
@@ -56,7 +58,7 @@ def _trained(tuned: dict[str, Any]) -> str:
     epochs = tuned["epochs"]
     how = f"tuned on {tuned['tokens']:,} tokens" if "tokens" in tuned else f"trained for {epochs} epoch{'s' * (epochs != 1)}"
     lora = f" by lora of rank {tuned['lora']['rank']}" if "lora" in tuned else ""
-    rate = f", from rate {tuned['rates'][-1]:.1e}" if tuned.get("rates") else ""
+    rate = f", {from_rate(tuned['rates'][-1])}" if tuned.get("rates") else ""
     return f"weights {how}{lora}{rate}"
 
 

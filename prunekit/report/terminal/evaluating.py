@@ -80,7 +80,9 @@ def _tables(result: tuple[str, EvaluationRecord, bool]) -> None:
     _harness(e)
     kernel = e.kernel
     if kernel is None:
-        print("kernel: no account; that of a run of one checkpoint, which has no path, needs training after it, on one device")
+        asked = e.made_from["options"].get("samples")
+        why = "eval.samples is 0" if asked == 0 else "a run of one checkpoint has a path only where a pruned model was trained on"
+        print(f"kernel: no account; {why}")
         return
     table = new_table(f"kernel, {kernel['samples']} test samples", "", "dense rebuilt", "pruned rebuilt", "kept weights alone")
     parts: list[Fit] = [kernel["dense"], kernel["pruned"], kernel["masked_machine"]]

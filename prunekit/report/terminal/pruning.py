@@ -9,6 +9,7 @@ from prunekit.plan import GROUPED
 from prunekit.report.measures import by_name, deciding, three
 from prunekit.report.terminal.tables import again, new_table, print_table
 from prunekit.report.verdict import of_pruned
+from prunekit.training.line_search import LONGEST, SHORTEST
 
 _ENDS = {"done": "", "patience": "", "budget": ", until the budget was spent", "interrupted": ", interrupted: the best so far"}
 
@@ -93,7 +94,19 @@ def show_pruned(result: dict[str, Any]) -> None:
 
 def _rate(found: dict[str, Any]) -> str:
     """The rate that a round of training chose itself."""
-    return f" from rate {found['rate']:.1e}" if "rate" in found else ""
+    return f" {from_rate(found['rate'])}" if "rate" in found else ""
+
+
+def from_rate(rate: float) -> str:
+    """A rate that was searched for; one at an end of what is tried says more than its number."""
+    end = (
+        " (no step lowers what is judged by)"
+        if rate < 1.01 * SHORTEST
+        else " (the largest that is tried)"
+        if rate > 0.99 * LONGEST
+        else ""
+    )
+    return f"from rate {rate:.1e}{end}"
 
 
 def _low_rank(lora: dict[str, Any]) -> str:
