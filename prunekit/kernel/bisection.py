@@ -12,6 +12,7 @@ from prunekit.batch import Inputs, Labels, size, take
 from prunekit.kernel.function import ModelFunction
 
 DEPTH = 12  # halvings at most
+ROUNDING = 64  # units in the last place of an output, below which no interval is halved for: no smaller error can be seen
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,16 @@ def bisect(
     Args:
         theta, end: the piece's ends, ``(P,)``.
         f_begin, f_end: ``f`` there, ``(samples, targets)``.
-        tolerance: of every interval, per sample, in the target's unit (largest over targets).
+        tolerance: of every interval, per sample, in the target's unit (largest over targets); no less than the rounding of
+            outputs as large as those at the ends: a model that diverged has such.
         spent: called with the number of samples of every directional derivative, of rejected midpoints too.
     """
     direction = end - theta
+    largest = torch.maximum(f_begin.abs().amax(1), f_end.abs().amax(1))
+    allowed = (ROUNDING * torch.finfo(f_begin.dtype).eps * largest).clamp_min(tolerance)
 
-    def misses(slope: Tensor, length: float, f_low: Tensor, f_high: Tensor) -> Tensor:
-        return (slope * length - (f_high - f_low)).abs().amax(1) > tolerance
+    def misses(slope: Tensor, length: float, f_low: Tensor, f_high: Tensor, who: Tensor) -> Tensor:
+        return (slope * length - (f_high - f_low)).abs().amax(1) > allowed[who]
 
     samples = size(x)
     everyone = torch.arange(samples, device=f_begin.device)
@@ -69,11 +73,13 @@ def bisect(
             torch.lerp(theta, end, middle), direction, take(x, who, samples), take(y, who, samples)
         )
         spent(len(who))
-        off = misses(slope, length, f_low, f_high) if left else torch.zeros(len(who), dtype=torch.bool, device=f_begin.device)
+        off = (
+            misses(slope, length, f_low, f_high, who) if left else torch.zeros(len(who), dtype=torch.bool, device=f_begin.device)
+        )
         if not off.all():
             yield Accepted(middle, length, who[~off], slope[~off])
         for begin, finish, f_first, f_last in ((low, middle, f_low, f_middle), (middle, high, f_middle, f_high)):
-            again = off & misses(slope, length / 2, f_first, f_last)
+            again = off & misses(slope, length / 2, f_first, f_last, who)
             fits = off & ~again
             if fits.any():
                 yield Accepted(middle, length / 2, who[fits], slope[fits])

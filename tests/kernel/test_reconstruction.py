@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import Trajectory
-from prunekit.kernel import ModelFunction, masked_machine, reconstruct, shares_by_layer
+from prunekit.kernel import ModelFunction, bisection, masked_machine, reconstruct, shares_by_layer
 from prunekit.kernel.bisection import DEPTH, bisect
 from prunekit.trajectory import Layout, Segment
 from tests.conftest import TinyNet, record, tiny_data
@@ -145,3 +145,18 @@ def test_shares_by_layer_are_the_same_for_few_samples_as_among_many() -> None:
     assert "3" not in few
     for layer, share in few.items():
         torch.testing.assert_close(share, many[layer][:2], atol=1e-12, rtol=1e-9)
+
+
+def test_what_rounding_hides_is_not_halved_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs of a model that diverged are so large that no halving brings their error below a usual tolerance."""
+    torch.manual_seed(0)
+    model = TinyNet(torch.relu)
+    x, y = tiny_data(10, torch.float32)
+    function = ModelFunction(model, Layout.of(model))
+    start = Layout.of(model).state(model)
+    step = Segment(0, start, start + 1e4 * torch.randn(len(start)), torch.zeros_like(start))
+    few = reconstruct(function, [step], x, y, tolerance=1e-3)
+    monkeypatch.setattr(bisection, "ROUNDING", 0)
+    many = reconstruct(function, [step], x, y, tolerance=1e-3)
+    assert few.evaluations < many.evaluations / 4
+    assert few.error.max() < 2e-3 * few.model.abs().max()
