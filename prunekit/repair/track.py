@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch import nn
 
 from prunekit import ranks
 from prunekit.repair.live import Live
-from prunekit.trajectory import Layout, Polygon, Trajectory, parent_facts
+from prunekit.trajectory import Layout, Polygon, Trajectory, parent_facts, room_for
 from prunekit.trajectory.bare import named_tensors
 
 STATES = 32
@@ -48,8 +47,7 @@ class Track:
         self._live, self._layout, self._stack = live, layout, ExitStack()
         self._polygon: Polygon | None = None
         if ranks.first():
-            here = next(place for place in how.folder.absolute().parents if place.exists())
-            room = shutil.disk_usage(here).free // (2 * 4 * layout.total)
+            room = room_for(how.folder) // (2 * 4 * layout.total)
             every = how.every or -(-max(1, steps) // max(1, min(STATES, room)))
             self._polygon = Polygon(how.folder, live.function.model, parent_facts(how.parent), every=every, layout=layout)
 

@@ -35,8 +35,8 @@ class Finetuning(TrainOptions):
         optimizer: makes the optimizer for a model.
         scheduler: ``(optimizer, steps)`` -> a schedule that is stepped after every step; None for a constant rate.
         record: options of the ``Recorder`` (``every``, ``second_moments``); with ``lora`` only ``every``.
-        rate: how far from its aim a model is: every round begins at the rate that a
-            search along Adam's direction finds by it (``prunekit.steps.rate.find_rate``). None leaves it to the optimizer.
+        rate: how far from its aim a model is: every round begins at the rate that a search along Adam's direction finds by it
+            (``prunekit.steps.rate.find_rate``). None leaves it to the optimizer.
         lora: rank of the matrices that are trained in the place of the layers' weights (``prunekit.steps.low_rank``), with
             everything else held fixed; ``optimizer`` gets a module of them alone. None trains the whole model.
     """

@@ -10,9 +10,22 @@ from prunekit.trajectory.replay import replay
 from prunekit.trajectory.rules import StepLog
 from prunekit.trajectory.trajectory import Segment, Trajectory
 from prunekit.trajectory.weights import read_weights
-from prunekit.trajectory.writer import disk_needed
+from prunekit.trajectory.writer import disk_needed, room_for
 
 __all__ = [
-    "Continued", "Entry", "Layout", "Polygon", "Recorder", "Segment", "StepLog", "Trajectory", "disk_needed", "load_into",
-    "parent_facts", "read_weights", "replay", "write_checkpoints",
+    "Continued",
+    "Entry",
+    "Layout",
+    "Polygon",
+    "Recorder",
+    "Segment",
+    "StepLog",
+    "Trajectory",
+    "disk_needed",
+    "load_into",
+    "parent_facts",
+    "read_weights",
+    "replay",
+    "room_for",
+    "write_checkpoints",
 ]  # fmt: skip

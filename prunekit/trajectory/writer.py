@@ -182,12 +182,17 @@ def _open_log(path: Path, lines: int) -> Any:
 
 def no_room(folder: Path, steps: int, error: OSError) -> ArtifactError:
     """What a full or failing disk means for the recording."""
-    here = next((p for p in [folder, *folder.absolute().parents] if p.is_dir()), Path("."))
-    free = shutil.disk_usage(here).free / 1e6
+    free = room_for(folder) / 1e6
     return ArtifactError(
         f"{folder}: recording stopped after {steps} steps ({error.strerror or error}, {free:.0f} MB free); "
         "the steps so far can be read"
     )
+
+
+def room_for(folder: Path) -> int:
+    """Bytes that are free on the disk where a folder is, or will be."""
+    here = next((place for place in [folder, *folder.absolute().parents] if place.is_dir()), Path("."))
+    return shutil.disk_usage(here).free
 
 
 def disk_needed(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -30,7 +29,7 @@ from prunekit.search.budget import TRIES
 from prunekit.structure import asked_sparsity, implied_sparsity, prunable_parameters
 from prunekit.task import Task
 from prunekit.training import batches_per_epoch
-from prunekit.trajectory import Layout, Trajectory
+from prunekit.trajectory import Layout, Trajectory, room_for
 from prunekit.verbs.budgets import plan_by_magnitude
 from prunekit.verbs.checks import settled, try_once, with_task
 from prunekit.verbs.compress import check_model, criteria_of
@@ -260,5 +259,4 @@ def _disk(model: nn.Module, prunable: int, names: Sequence[str], states: int, ou
         "run": SINGLE * Layout.of(model).total * states + SINGLE * prunable * len(names) + in_memory(model) + 2 * prunable,
         "model": in_memory(model),
     }
-    here = next(place for place in [out, *out.absolute().parents] if place.exists())
-    return {**found, "all": sum(found.values()), "free": shutil.disk_usage(here).free}
+    return {**found, "all": sum(found.values()), "free": room_for(out)}

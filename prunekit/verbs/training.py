@@ -23,7 +23,17 @@ from prunekit.task import Task
 from prunekit.task.evaluation import evaluate, measures_told
 from prunekit.training import TrainOptions, train
 from prunekit.training.record import WATCHED, TrainingRecord, measured_on
-from prunekit.trajectory import Layout, Recorder, Trajectory, disk_needed, load_into, read_weights, snapshot, write_checkpoints
+from prunekit.trajectory import (
+    Layout,
+    Recorder,
+    Trajectory,
+    disk_needed,
+    load_into,
+    read_weights,
+    room_for,
+    snapshot,
+    write_checkpoints,
+)
 from prunekit.trajectory.bare import named_tensors
 from prunekit.trajectory.layout import refuse_meta
 from prunekit.trajectory.loading import fitted
@@ -253,8 +263,7 @@ def given(header: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_room(out: Path, needed: int) -> None:
-    here = next(p for p in [out, *out.absolute().parents] if p.exists())
-    free = shutil.disk_usage(here).free
+    free = room_for(out)
     if needed > free:
         raise ArtifactError(
             f"{out}: the trajectory takes {needed / 1e6:.3f} MB, {free / 1e6:.3f} MB are free; choose another --out"

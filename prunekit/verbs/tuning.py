@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any, Literal
 
 from prunekit import ranks
 from prunekit.errors import ArtifactError, UsageError
-from prunekit.recipe import Steps, optimizer_of, scheduler_of
+from prunekit.recipe import Prune, Steps, optimizer_of, scheduler_of
 from prunekit.recipe.training import Optimizer
 from prunekit.repair.stream import Stream
 from prunekit.steps import ByDivergence, ByLoss, Finetuning
 from prunekit.steps.low_rank import Adapted
 from prunekit.training import Distillation, batches_per_epoch
-from prunekit.trajectory import disk_needed
+from prunekit.trajectory import disk_needed, room_for
 from prunekit.trajectory.copies import copied
 from prunekit.verbs.run_folder import RECORDED, Run
 
@@ -114,7 +113,7 @@ def _optimizer_of(run: Run) -> str | None:
 
 def by_tokens(steps: Steps) -> bool:
     """Whether a budget of tokens for mask and weights says how long is trained."""
-    return getattr(steps, "tokens", None) is not None
+    return isinstance(steps, Prune) and steps.tokens is not None
 
 
 def check_training(run: Run, steps: Steps | None) -> None:
@@ -146,7 +145,7 @@ def check_room(run: Run, steps: Steps) -> None:
         seen = count * run.recipe.train.batch_size
         return disk_needed(run.model, count, seen, **{**record, "every": every}, snapshot=False)
 
-    free = ranks.from_first(lambda: shutil.disk_usage(run.path).free)
+    free = ranks.from_first(lambda: room_for(run.path))
     if needed(record["every"]) <= free:
         return
     fits = next((2**k for k in range(1, 20) if record["every"] < 2**k <= count and 2 * needed(2**k) < free), None)
@@ -164,7 +163,7 @@ def _steps_recorded(run: Run, steps: Steps) -> int:
     if steps.rewind is not None:
         end = end_of(run, steps)
         return max(0, min(whole, whole if end is None else end) - steps.rewind)
-    repair = getattr(steps, "repair", None)
+    repair = steps.repair if isinstance(steps, Prune) else None
     rounds = steps.schedule.rounds if steps.schedule.name == "iterative" else 1
     return (rounds + (repair.again if repair is not None else 0)) * whole
 

@@ -99,14 +99,10 @@ def _rate(found: dict[str, Any]) -> str:
 
 def from_rate(rate: float) -> str:
     """A rate that was searched for; one at an end of what is tried says more than its number."""
-    end = (
-        " (no step lowers what is judged by)"
-        if rate < 1.01 * SHORTEST
-        else " (the largest that is tried)"
-        if rate > 0.99 * LONGEST
-        else ""
-    )
-    return f"from rate {rate:.1e}{end}"
+    told = f"from rate {rate:.1e}"
+    if rate < 1.01 * SHORTEST:
+        return f"{told} (no step lowers what is judged by)"
+    return f"{told} (the largest that is tried)" if rate > 0.99 * LONGEST else told
 
 
 def _low_rank(lora: dict[str, Any]) -> str:
