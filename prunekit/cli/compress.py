@@ -13,6 +13,7 @@ from prunekit.cli.data_options import NAMES, Data, DataArgs, Label, Length, Skip
 from prunekit.cli.opening import recipe_of
 from prunekit.cli.options import (
     STRUCTURE_HELP,
+    Compensate,
     Device,
     Distill,
     Finetune,
@@ -39,7 +40,7 @@ PANELS = {
         "sparsity", "max_params", "max_macs", "max_bytes", "max_latency_ms", "speedup", "max_accuracy_drop", "max_drop",
     ),
     "What goes": ("criterion", "layerwise", "structure", "allocation", "round_to", "min_units", "uniform", "ignore"),
-    "Repair": ("refine", "refine_budget", "refine_tokens", "tokens"),
+    "Repair": ("compensate", "refine", "refine_budget", "refine_tokens", "tokens"),
     "Training": ("finetune", "tune_tokens", "lora", "lr", "distill", "temperature", "record_every"),
     "Models larger than memory": ("offload", "activations"),
 }  # fmt: skip
@@ -57,6 +58,8 @@ PANELS = {
         "--label label --structure channels --max-drop 1 --out small",
         "Heads and neurons, then three epochs of training": "prunekit compress my-model --data reviews.csv --text text "
         "--label label --structure heads+neurons --sparsity 0.3 --finetune 3 --out small",
+        "The same of a language model in seconds: layers refitted": "prunekit compress my-model --data corpus.jsonl "
+        "--ignore '*embed*' --ignore '*head*' -c kfac --structure heads+neurons -s 0.3 --compensate --out small",
         "As many heads in every layer, which a plain config can say": "prunekit compress my-model --data corpus.jsonl "
         "--structure heads --uniform --sparsity 0.3 --out small",
         "A model that does not fit into memory, a block at a time": "prunekit compress my-model --data corpus.jsonl "
@@ -101,6 +104,7 @@ def compress(
         bool, typer.Option("--uniform", help="As many units in every layer, as a plain config can say it.")
     ] = False,
     ignore: Annotated[list[str] | None, typer.Option(help="Pattern of parameters not to prune; repeatable.")] = None,
+    compensate: Compensate = False,
     refine: Annotated[
         bool | None, typer.Option("--refine/--no-refine", help="Repair the plan by blame; tried unasked (docs/refine.md).")
     ] = None,
@@ -132,7 +136,8 @@ def compress(
         "sparsity": sparsity, "max_params": max_params, "max_macs": max_macs, "max_bytes": max_bytes,
         "max_latency_ms": max_latency_ms, "speedup": speedup, "max_accuracy_drop": max_accuracy_drop, "max_drop": max_drop,
         "structure": structure, "allocation": allocation, "round_to": round_to, "min_units": min_units,
-        "uniform": uniform or None, "layerwise": layerwise, "refine": refine, "refine_budget": refine_budget,
+        "uniform": uniform or None, "layerwise": layerwise, "compensate": compensate or None,
+        "refine": refine, "refine_budget": refine_budget,
         "refine_tokens": refine_tokens, "tokens": tokens, "finetune": finetune, "tune_tokens": tune_tokens, "lora": lora,
         "lr": lr, "distill": distill, "temperature": temperature, "record_every": record_every,
     }  # fmt: skip

@@ -25,6 +25,7 @@ STRUCTURE_HELP = (
     f"unstructured, {STRUCTURES}, units joined (heads+neurons), N:M (2:4), block:ROWSxCOLUMNS (block:4x1), module:structure"
 )
 Seed = Annotated[int | None, typer.Option("--seed", min=0, max=2**31 - 1, help="Overrides the recipe's seed.")]
+Compensate = Annotated[bool, typer.Option("--compensate", help="Let kept weights make up for removed ones.")]
 RefineTokens = Annotated[
     str | None,
     typer.Option("--refine-tokens", metavar="500k", help="Learn a mask from so many training tokens; implies --refine."),

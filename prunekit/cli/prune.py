@@ -11,6 +11,7 @@ import typer
 from prunekit.cli.opening import open_run
 from prunekit.cli.options import (
     STRUCTURE_HELP,
+    Compensate,
     Device,
     Distill,
     Finetune,
@@ -94,7 +95,7 @@ def prune(
     max_drop: Annotated[float | None, typer.Option(help="What the task's first measure may lose, in its unit.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the pruned model: RUN/pruned/NAME.")] = None,
     classes: Annotated[str | None, typer.Option(metavar="3,5", help="Keep what serves these classes, judged on them.")] = None,
-    compensate: Annotated[bool, typer.Option("--compensate", help="Let kept weights make up for removed ones.")] = False,
+    compensate: Compensate = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write and print the plan only.")] = False,
     apply: Annotated[Path | None, typer.Option("--apply", help="Apply this plan file instead of making one.")] = None,
     refine: Annotated[

@@ -249,7 +249,7 @@ def refuse_unfit(unfit: Mapping[str, str], what: str) -> None:
         raise PrunekitError(
             f"{what} looks at the inputs of linear and convolution weights, and cannot score {listed}; score "
             f"{'this' if len(unfit) == 1 else 'these'} by magnitude (--skip-unfit, in Python skip_unfit=True), or leave out "
-            f"(prunable.ignore: {list(unfit)})"
+            f"(import and compress --ignore, in a recipe prunable: {{ignore: {list(unfit)}}})"
         )
 
 

@@ -94,6 +94,17 @@ class Steps(Whole):
     def of_training(self) -> Finetune:
         return self.finetune or Finetune()
 
+    def as_options(self) -> list[str]:
+        """The options of ``prune`` that say what is done with the weights once a plan is made."""
+        tuned = self.finetune
+        given = {
+            "--finetune": tuned is not None and tuned.tokens is None,
+            "--tune-tokens": tuned is not None and tuned.tokens is not None,
+            "--rewind": self.rewind is not None,
+            "--recalibrate": self.recalibrate,
+        }
+        return [option for option, asked in given.items() if asked]
+
 
 TRY_FOR = "60s"
 """How long criterion auto tries to refine by itself."""

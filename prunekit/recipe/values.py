@@ -131,10 +131,14 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_count(value: Any) -> Any:
-    """``"500k"``, ``"1.5M"``, ``"64000"`` -> a number; other things than texts as they are. Raises ValueError for other texts."""
+    """``"500k"``, ``"1.5M"``, ``"64000"``, ``"1e5"`` -> a number; other things than texts as they are.
+
+    Raises:
+        ValueError: another text.
+    """
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([kmg]?)\s*", value, re.IGNORECASE)
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?(?:e\d)?)\s*([kmg]?)\s*", value, re.IGNORECASE)
     number = float(match[1]) * {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[match[2].lower()] if match else 0.5
     if number != int(number):
         raise ValueError(f"{value!r} is no number of tokens; write for example 500k or 1.5M")

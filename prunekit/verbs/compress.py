@@ -12,6 +12,7 @@ from torch import nn
 from prunekit import ranks
 from prunekit.compression import cheap_criteria
 from prunekit.criteria import get_criterion, parse
+from prunekit.criteria.layer_inputs import layers_with_inputs, refuse_unfit
 from prunekit.data import Split
 from prunekit.errors import ArtifactError, StructureError, UsageError
 from prunekit.explain import EvaluationRecord
@@ -182,11 +183,15 @@ def check_model(recipe: Recipe, model: nn.Module, splits: Mapping[str, Split]) -
 
     Raises:
         StructureError: it does not take the structure that is asked for.
-        PrunekitError: no plan of it is within the budget, there are too few tokens to learn from, or no layer that a rank of
-            ``lora`` fits.
+        PrunekitError: no plan of it is within the budget, there are too few tokens to learn from, no layer that a rank of
+            ``lora`` fits, or weights that a criterion cannot score.
     """
     (wanted,) = recipe.prune
     example = splits["validation"].batch(range(min(2, len(splits["validation"]))))[0]
+    pruned_away = prunable_parameters(model, Layout.of(model), recipe.prunable.ignore, recipe.prunable.include)
+    for single in (single for name in recipe.score.criteria or () for single in parse(name).singles):
+        if get_criterion(single.text).by_inputs and wanted.layerwise is None:
+            refuse_unfit(layers_with_inputs(model, pruned_away)[1], single.text)
     if wanted.structure in GROUPED:
         try:
             find_groups(wanted.structure, model, example, recipe.structure.mappings())
@@ -196,9 +201,7 @@ def check_model(recipe: Recipe, model: nn.Module, splits: Mapping[str, Split]) -
     check_tokens(wanted, splits["train"].samples(), recipe.train.batch_size)
     check_epochs(wanted)
     if (tuned := wanted.finetune) is not None and tuned.lora is not None:
-        Adapted.of(
-            model, tuned.lora, prunable_parameters(model, Layout.of(model), recipe.prunable.ignore, recipe.prunable.include)
-        )
+        Adapted.of(model, tuned.lora, pruned_away)
 
 
 def criteria_of(task: Task, path: bool, named: Sequence[str] = ()) -> list[str]:

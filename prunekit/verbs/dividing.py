@@ -146,10 +146,14 @@ def menu(wanted: Prune) -> tuple[str, ...]:
     """What is tried: both together, from the given mask and from layers; in turn, and weights alone after layers, where it is
     said how weights are trained, by matrices of low rank for instance.
     """
+    by_layers = [LAYERS if _said(wanted) else LAYERS_TOGETHER] if fits_layers(wanted) else []
+    return MASK, IN_TURN if _said(wanted) else TOGETHER, WEIGHTS, *by_layers
+
+
+def _said(wanted: Prune) -> list[str]:
+    """What is said of how weights are trained that learning them with the mask has its own way for."""
     given = wanted.finetune
-    said = given is not None and any(getattr(given, key) is not None for key in ("lora", "optimizer", "schedule"))
-    by_layers = [LAYERS if said else LAYERS_TOGETHER] if fits_layers(wanted) else []
-    return MASK, IN_TURN if said else TOGETHER, WEIGHTS, *by_layers
+    return [key for key in ("lora", "optimizer", "schedule") if given is not None and getattr(given, key) is not None]
 
 
 def divide(run: Run, wanted: Prune, plan: Plan, layers: ByLayers) -> dict[str, Any]:
@@ -161,8 +165,8 @@ def divide(run: Run, wanted: Prune, plan: Plan, layers: ByLayers) -> dict[str, A
         plan: says how many weights stay, and where tries begin.
 
     Returns:
-        ``way``; ``tries``: by way, the model's figures; ``left_out``: why one was not,
-        where a layer-wise method fails.
+        ``way``; ``tries``: by way, the model's figures; ``left_out``: why one was not, where a layer-wise method fails, or
+        it is said how weights are trained.
 
     Raises:
         UsageError: the smallest part of a try is less than two batches.
@@ -174,7 +178,9 @@ def divide(run: Run, wanted: Prune, plan: Plan, layers: ByLayers) -> dict[str, A
     check_tokens(wanted, run.batches("train"), run.recipe.train.batch_size)
     samples = run.batches("validation")
     references = References(run.model, samples, run.task)
-    ways, tries, failed = menu(wanted), {}, {}
+    ways, tries, failed = menu(wanted), {}, dict[str, str]()
+    if said := _said(wanted):
+        failed[TOGETHER] = f"{' and '.join(said)} {'say' if said[1:] else 'says'} how weights are trained alone"
     for way in track(ways, "divide tokens", len(ways)):
         try:
             tries[way] = evaluate(_tried(run, wanted, plan, way, layers), samples, run.task, references).figures()

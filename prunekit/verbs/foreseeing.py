@@ -32,6 +32,7 @@ from prunekit.training import batches_per_epoch
 from prunekit.trajectory import Layout, Trajectory, room_for
 from prunekit.verbs.budgets import plan_by_magnitude
 from prunekit.verbs.checks import settled, try_once, with_task
+from prunekit.verbs.compensating import SAMPLES
 from prunekit.verbs.compress import check_model, criteria_of
 from prunekit.verbs.evaluating import CHORDS
 from prunekit.verbs.run_folder import explained, load_splits
@@ -39,7 +40,7 @@ from prunekit.verbs.run_folder import explained, load_splits
 FEW = 4
 """Samples, at most, that passes are timed with, and with one alone."""
 BY_LAYERS = 4
-"""Forward passes that a layer-wise method takes of each of its samples, its sums and solutions among them, about."""
+"""Forward passes that a layer-wise method or compensation takes of a sample, its sums and solutions among them, about."""
 TIMING = 3.0
 """Seconds that ``eval`` times passes for, at each of the recipe's sizes of a batch, at most about."""
 
@@ -145,8 +146,10 @@ def _works(
     pruning = validation.times(2)
     if wanted.layerwise is not None:
         pruning = pruning.then(evaluated(shape, min(len(splits["train"]), wanted.layerwise.samples)).times(BY_LAYERS))
-    tries = TRIES + 1 if wanted.budget[0] in DROPS else 1  # each of which learns
-    pruning = pruning.then(_learnt(recipe, shape, splits, wanted, scoring).times(tries))
+    made = _learnt(recipe, shape, splits, wanted, scoring)
+    if wanted.compensate:
+        made = made.then(evaluated(shape, min(len(splits["train"]), SAMPLES)).times(BY_LAYERS))
+    pruning = pruning.then(made.times(TRIES + 1 if wanted.budget[0] in DROPS else 1))
     if wanted.budget[0] in DROPS:
         pruning = pruning.then(validation.times(TRIES * (cells / len(recipe.compare.sparsities) + 1)))
     elif wanted.budget[0] in SIZED:

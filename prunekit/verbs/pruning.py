@@ -110,7 +110,7 @@ def prune_run(
     plan = planning.repaired_plan(chosen, sparsity).saying(request=request)
     if dry_run:
         write_plan(plan, folder / "plan.safetensors")
-        return {**summary(run, folder, plan), **facts, "dry_run": True, "reused": False}
+        return {**summary(run, folder, plan), **facts, "dry_run": True, "later": wanted.as_options(), "reused": False}
     return _write(run, plan, folder, facts, last)
 
 

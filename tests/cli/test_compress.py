@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import prunekit
 from benchmarks.zoo.operators import declare
@@ -216,6 +217,39 @@ def test_a_mask_learnt_then_weights_in_one_command(place: Path, tmp_path: Path, 
 
 
 @pytest.mark.slow  # seven verbs
+def test_kept_weights_make_up_for_removed_ones_in_one_command(place: Path, tmp_path: Path, cli: Cli) -> None:
+    """The model is the one that ``prune --compensate`` writes; it is foreseen, and refused where a method gives new weights."""
+    out = tmp_path / "refitted"
+    plain = ["compress", place / "llama", "--data", f"{DATA}:texts", "--out", out, "--structure", "neurons", "-s", 0.5]
+    unfit = [*plain, "-c", "kfac", "--no-refine", "--compensate"]
+    asked = [*unfit[:-1], "--ignore", "*embed*", "--ignore", "*head*", "--compensate"]
+    for words, code, said in (
+        ([*plain, "--layerwise", "admm", "--compensate"], 2, "compensate"),
+        (unfit, 1, "cannot score model.embed_tokens.weight"),
+        ([*unfit, "--dry-run"], 1, "(import and compress --ignore"),
+    ):
+        refused = cli(*words)
+        assert refused.code == code
+        assert said in refused.err
+        assert not out.exists()
+    foreseen = [json.loads(cli(*words, "--dry-run", "--json").out) for words in (asked[:-1], asked)]
+    assert foreseen[1]["seconds"]["prune"] > foreseen[0]["seconds"]["prune"]
+    done = cli(*asked)
+    assert done.code == 0, done.err
+    assert ": kfac, global, compensated (of kfac)" in done.out
+    run = out / "prunekit"
+    alone = shlex.split(foreseen[1]["commands"]["prune"])
+    assert "--compensate" in alone
+    again = cli(*alone[1:-1], "alone")
+    assert again.code == 0, again.err
+    (pruned,) = (path for path in (run / "pruned").iterdir() if path.name != "alone")
+    one, other = (load_file(path / "model.safetensors") for path in (pruned, run / "pruned" / "alone"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert "reused" in cli(*asked).out
+
+
+@pytest.mark.slow  # seven verbs
 def test_a_classifier_is_trained_on_at_a_rate_that_is_found(
     place: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,6 +347,10 @@ def test_tokens_go_with_how_weights_are_trained(place: Path, tmp_path: Path, cli
     ):
         done = cli(*words)
         assert done.code == 0, done.err
+    assert "not tried" not in done.out
+    by_lora = cli("prune", run, "-c", "magnitude", "-s", 0.5, "--tokens", "24k", "--lora", 2, "--name", "lora")
+    assert by_lora.code == 0, by_lora.err
+    assert "; together not tried, lora says how weights are trained alone" in by_lora.out
 
 
 @pytest.mark.slow  # stands on a whole run

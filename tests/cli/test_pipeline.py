@@ -188,6 +188,14 @@ def test_scores_of_another_run_are_refused(run: Path, cli: Cli, tmp_path: Path) 
     assert "the plan was made for model" in done.err
 
 
+def test_a_plan_says_that_training_is_not_in_it(run: Path, cli: Cli) -> None:
+    words = ("prune", run, "-c", "magnitude", "-s", 0.5, "--dry-run")
+    done = cli(*words, "--name", "trained-later", "--finetune", 1, "--recalibrate")
+    assert done.code == 0, done.err
+    assert "a plan says no training: give --finetune, --recalibrate to --apply too" in done.out
+    assert "no training" not in cli(*words, "--name", "plain").out
+
+
 def test_plan_can_be_looked_at_edited_and_applied(run: Path, cli: Cli) -> None:
     done = cli("prune", run, "-c", "magnitude", "-s", 0.5, "--structure", "channels", "--name", "mine", "--dry-run")
     assert done.code == 0

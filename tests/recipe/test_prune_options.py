@@ -29,6 +29,8 @@ WISHES: list[tuple[dict[str, Any], dict[str, Any]]] = [
       "finetune": {"tokens": 1500000, "lr": 0.1, "distill": {"weight": 1.0, "temperature": 1.0}}}),
     ({"sparsity": 0.5, "finetune": 2, "lora": 8, "name": "x"},
      {"name": "x", "sparsity": 0.5, "finetune": {"epochs": 2, "lora": 8}}),
+    ({"sparsity": 0.5, "tune_tokens": "1.5e5", "name": "x"},
+     {"name": "x", "sparsity": 0.5, "finetune": {"tokens": 150000, "distill": {"weight": 1.0, "temperature": 1.0}}}),
     ({"sparsity": 0.5, "tokens": "90k", "lora": 8, "name": "x"},
      {"name": "x", "sparsity": 0.5, "tokens": 90000, "finetune": {"lora": 8}}),
 ]  # fmt: skip

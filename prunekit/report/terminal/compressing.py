@@ -20,7 +20,7 @@ def show_compressed(result: dict[str, Any]) -> None:
     total, task = pruned["parameters"]["total"], result["import"]["task"]
     print(f"compress: {result['model']}, {total:,} parameters, {task}; samples: {samples}")
     tried = ", ".join(each["criterion"] for each in result["score"])
-    refined = ", refined" if pruned["refine"] else ""
+    refined = (", refined" if pruned["refine"] else "") + (", compensated" if pruned["compensated"] else "")
     how = f"chosen on validation data: {pruned['criterion']}, {pruned['allocation']}{refined} (of {tried})"
     if pruned["layerwise"]:
         how = f"layer by layer: {pruned['criterion']}, from {pruned['layerwise']['samples']:,} training samples{refined}"

@@ -22,6 +22,8 @@ def show_pruned(result: dict[str, Any]) -> None:
         f"{'found' if result['budget'] else 'asked'} {result['asked']:.4f}, removed {result['achieved']:.4f} of prunable and "
         f"{result['achieved_all']:.4f} of all parameters{notes} -> {result['path']}{again(result['reused'])}"
     )
+    if later := result.get("later"):
+        print(f"  nothing was trained, and a plan says no training: give {', '.join(later)} to --apply too")
     if result["layerwise"]:
         print(f"  {_by_layers(result)}")
     if result["budget"]:
