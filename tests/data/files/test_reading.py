@@ -89,6 +89,15 @@ def test_given_splits_stay_and_lose_what_another_has(bert: Path, write: Write) -
     assert _texts(named, "test") == _texts(splits, "test")
 
 
+def test_rows_that_all_have_one_label_are_told_of(bert: Path, write: Write) -> None:
+    one, two = (
+        read(write(name, rows), model=bert, task="classification")["train"].notes
+        for name, rows in (("one.jsonl", [{**row, "label": "pos"} for row in ROWS]), ("two.jsonl", ROWS))
+    )
+    assert 'every row has the label "pos": no figure tells a model' in "".join(one)
+    assert "every row" not in "".join(two)
+
+
 def test_labels_go_by_the_config_or_else_by_the_alphabet(bert: Path, home: Home, write: Write) -> None:
     by_config = read(write("rows.jsonl", ROWS), model=bert, task="classification")
     assert by_config["test"].source.classes == ("pos", "neg")
