@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,14 @@ def misfit_of(faults: Sequence[Any]) -> Misfit | None:
     return next((cause for cause in causes if isinstance(cause, Misfit)), None)
 
 
-def faults_told(path: str | Path, faults: Sequence[Any], model: type[BaseModel], what: str) -> str:
+def faults_told(
+    path: str | Path, faults: Sequence[Any], model: type[BaseModel], what: str, option: Callable[[str], str] | None = None
+) -> str:
     """Every fault of values that ``model`` does not take, those of one value's several kinds (text or a mapping, say) in one.
 
-    ``what`` the whole is called: ``recipe``.
+    Args:
+        what: the whole is called: ``recipe``.
+        option: what a user who gave options calls the value at a key.
     """
     told: dict[str, str] = {}
     named = [tuple(part for part in fault["loc"] if not (isinstance(part, str) and KIND.fullmatch(part))) for fault in faults]
@@ -50,15 +54,16 @@ def faults_told(path: str | Path, faults: Sequence[Any], model: type[BaseModel],
         if fault["type"] not in SHAPES or not any(len(other) > len(loc) and other[: len(loc)] == loc for other in named)
     ]  # a value of one of its several shapes is told what is wrong inside of it
     for fault, loc in fits[:MOST]:
-        text = _fault(path, {**fault, "loc": loc}, model, what)
+        text = _fault(path, {**fault, "loc": loc}, model, what, option)
         key = ".".join(map(str, loc))
         told[key] = f"{told[key]}, or {text.rsplit(': ', 1)[1]}" if key in told else text
     more = f"; and {len(fits) - MOST} more" if len(fits) > MOST else ""
     return "; ".join(told.values()) + more
 
 
-def _fault(path: str | Path, fault: Any, model: type[BaseModel], what: str) -> str:
+def _fault(path: str | Path, fault: Any, model: type[BaseModel], what: str, option: Callable[[str], str] | None) -> str:
     key = ".".join(str(part) for part in fault["loc"])
+    place = option(key) if option and key else f"{path}: {key}"
     if fault["type"] == "extra_forbidden":
         *parents, last = fault["loc"]
         known = _fields_at(parents, model)
@@ -67,15 +72,15 @@ def _fault(path: str | Path, fault: Any, model: type[BaseModel], what: str) -> s
     if fault["type"] == "too_short":
         message = "give one at least"
     if fault["type"] == "missing":
-        return f"{path}: {key} is missing"
+        return f"{place} is missing"
     if not key:
         return f"{path}: {message}"
     if fault["type"] == "string_type" and isinstance(fault["input"], bool | int | float):
         message = "this is text; write it in quotes"
     if isinstance(fault["input"], dict) and fault["type"] == "value_error":  # of several keys, which the message names
-        return f"{path}: {key}: {message}"
+        return f"{place}: {message}"
     shown = repr(fault["input"])
-    return f"{path}: {key} is {shown if len(shown) < 80 else shown[:77] + '...'}: {message[0].lower()}{message[1:]}"
+    return f"{place} is {shown if len(shown) < 80 else shown[:77] + '...'}: {message[0].lower()}{message[1:]}"
 
 
 def _fields_at(parents: list[Any], model: Any) -> list[str]:

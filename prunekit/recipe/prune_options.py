@@ -23,6 +23,13 @@ MAKE_A_PLAN = (
 )  # fmt: skip
 """Options that a finished plan leaves nothing to decide for, beside how much goes, by which criterion and in what structure."""
 
+NAMED = {
+    "finetune.epochs": "--finetune", "finetune.tokens": "--tune-tokens", "finetune.distill.weight": "--distill",
+    "refine.stream.tokens": "--refine-tokens", "refine.budget": "--refine-budget", "refine.again": "--refine-again",
+    "schedule.name": "--schedule", "layerwise.method": "--layerwise",
+}  # fmt: skip
+"""Keys of the section whose options have other names than the key's last part."""
+
 
 def prune_section(options: Options) -> Prune:
     """The section that the options of a plan to be made stand for.
@@ -46,7 +53,7 @@ def prune_section(options: Options) -> Prune:
     )  # fmt: skip
     content |= {key: asked[key] for key in same if key in asked}
     content["name"] = asked.get("name") or _name(asked)
-    return Prune.of({**steps, **content}, "prune", options=True)
+    return Prune.of({**steps, **content}, "prune", option=_option)
 
 
 def applied_steps(options: Options) -> Steps:
@@ -62,11 +69,19 @@ def applied_steps(options: Options) -> Steps:
         or any(asked[key] != value for key, value in DEFAULTS.items())
     ):
         raise UsageError("--apply takes a finished plan: leave out --dry-run and what makes one, such as --sparsity and --refine")
-    return Steps.of(_steps(asked), "prune", options=True)
+    return Steps.of(_steps(asked), "prune", option=_option)
 
 
 def _given(options: Options) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _option(key: str) -> str:
+    """The option that gives the value at a key's path."""
+    parts = [part for part in key.split(".") if not part.isdecimal()]  # places in lists
+    if parts[0] == "ratios":
+        return f"--ratio {key.removeprefix('ratios.')}"
+    return NAMED.get(".".join(parts)) or f"--{parts[-1].replace('_', '-')}"
 
 
 def _name(asked: Options) -> str:

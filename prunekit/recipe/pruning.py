@@ -77,7 +77,8 @@ class Steps(Whole):
                 if self.finetune and getattr(self.finetune, k) is not None
             ]
             if given:
-                raise ValueError(f"rewind trains on as the dense training did; leave out finetune.{given[0]}")
+                as_before = "rewind trains on as the dense training did"
+                raise Misfit(f"{as_before}; leave out finetune.{given[0]}", f"--{as_before}; leave --{given[0]} out")
         return self
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -46,11 +47,11 @@ class Whole(Section):
     """What is read by itself: a recipe, a study, the options of a command."""
 
     @classmethod
-    def of(cls, content: dict[str, Any], source: str | Path, *, options: bool = False) -> Self:
+    def of(cls, content: dict[str, Any], source: str | Path, *, option: Callable[[str], str] | None = None) -> Self:
         """Checks values that come from ``source`` (named in the message).
 
         Args:
-            options: the user gave them as options of a command, which messages then name.
+            option: a key's path -> the option that the user gave its value by, which messages then name.
 
         Raises:
             UsageError: one clause a fault, with the path of its key.
@@ -58,9 +59,9 @@ class Whole(Section):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            if options and (misfit := misfit_of(error.errors())) is not None:
+            if option and (misfit := misfit_of(error.errors())) is not None:
                 raise UsageError(misfit.options) from None
-            raise UsageError(faults_told(source, error.errors(), cls, cls.what)) from None
+            raise UsageError(faults_told(source, error.errors(), cls, cls.what, option)) from None
 
 
 def known(value: str, names: Any, what: str) -> str:

@@ -57,7 +57,8 @@ def check_structure(structure: str) -> None:
             )
         raise UsageError(str(GROUPED.fault(structure)))
     near = nearest(structure, ["unstructured", *GROUPED.names()])
-    raise UsageError(f"structure {structure!r} does not exist; {near} (known: {KNOWN}, or module:structure of your own)")
+    meant = "" if near.startswith("known") else f"{near} "
+    raise UsageError(f"structure {structure!r} does not exist; {meant}known: {KNOWN}, or module:structure of your own")
 
 
 def takes_sizes(structure: str) -> bool:

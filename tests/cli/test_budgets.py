@@ -90,7 +90,7 @@ def test_accuracy_after_fine_tuning(run: Path, cli: Cli) -> None:
         (("--max-params", 100, "--sparsity", 0.5), "one of them decides"),
         (("--max-macs", 1000), "max_macs is 1000, and the structure is unstructured: masks make nothing smaller"),
         (("--max-params", 100, "--structure", "2:4"), "fixed share"),
-        (("--max-accuracy-drop", -1), "max_accuracy_drop is -1"),
+        (("--max-accuracy-drop", -1), "--max-accuracy-drop is -1"),
     ],
 )
 def test_budgets_that_make_no_sense(run: Path, cli: Cli, options: tuple[object, ...], said: str) -> None:
