@@ -11,16 +11,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunekit.apply import prune
 from prunekit.cost import Machine, Shape, Work, gradients, learn, score_path, tune
 from prunekit.cost import evaluate as evaluated
 from prunekit.cost.model import SINGLE
 from prunekit.criteria import gather, get_criterion, parse
 from prunekit.data import Split
+from prunekit.errors import theirs
+from prunekit.exporting.hf import saying_of
+from prunekit.huggingface import quietly
 from prunekit.kernel import targets_of
 from prunekit.kernel.attribution import MEMORY
 from prunekit.layerwise import prune_layerwise
 from prunekit.measure.size import in_memory
-from prunekit.plan import choices
+from prunekit.plan import Plan, choices
 from prunekit.recipe import DROPS, SIZED, TIMES, Prune, Recipe, parse_seconds
 from prunekit.repair.stream import Stream
 from prunekit.repair.streamed import Streaming
@@ -50,7 +54,8 @@ def foresee(recipe: Recipe, folders: Sequence[Path], out: Path, criteria: Sequen
 
     Returns:
         ``model``, ``parameters``, ``task``, ``samples`` by split, ``criteria``; ``seconds`` by verb, of which ``at_most`` names
-        those that are limits; ``memory`` and ``disk`` in bytes; ``whole``: what cannot be cut.
+        those that are limits; ``memory`` and ``disk`` in bytes; ``no_config``: why no config says the smaller model's shapes;
+        ``whole``: what cannot be cut.
 
     Raises:
         StructureError: the model does not take the structure.
@@ -88,6 +93,7 @@ def foresee(recipe: Recipe, folders: Sequence[Path], out: Path, criteria: Sequen
         "at_most": ["prune"] if limited or budgeted else [],
         "memory": _memory(model, works),
         "disk": _disk(model, prunable, names, len(folders) + recorded, out),
+        "no_config": _no_config(model, plan, splits),
         "whole": {
             "parameters": sum(kept.values()),
             "names": list(kept),
@@ -98,7 +104,7 @@ def foresee(recipe: Recipe, folders: Sequence[Path], out: Path, criteria: Sequen
     }
 
 
-def _planned(recipe: Recipe, model: nn.Module, splits: dict[str, Split], wanted: Prune) -> Any:
+def _planned(recipe: Recipe, model: nn.Module, splits: dict[str, Split], wanted: Prune) -> Plan:
     """A plan by magnitude, of what is asked for; where a budget decides, of half."""
     if wanted.layerwise is not None:
         few, kept = splits["train"].samples().first(1), recipe.prunable
@@ -109,6 +115,14 @@ def _planned(recipe: Recipe, model: nn.Module, splits: dict[str, Split], wanted:
     share = 0.5 if wanted.budget[0] else asked_sparsity(wanted.structure, wanted.sparsity)
     example = splits["validation"].batch(range(min(2, len(splits["validation"]))))[0]
     return plan_by_magnitude(wanted, recipe, model, example, share)
+
+
+def _no_config(model: nn.Module, plan: Plan, splits: dict[str, Split]) -> str:
+    """Why no config of transformers would say the shapes of the plan's model; empty where one does."""
+    if not plan.smaller:
+        return ""
+    with theirs("transformers"), quietly():
+        return str(saying_of(prune(model, plan, splits["validation"].batch(range(1))[0]))[1])
 
 
 def _machine(shape: Shape, model: nn.Module, splits: dict[str, Split], task: Task) -> Machine:

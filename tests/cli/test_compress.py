@@ -392,8 +392,12 @@ def test_what_would_be_lost_or_is_something_else_is_refused_before_anything_is_w
 @pytest.mark.slow  # a whole run
 def test_where_no_config_says_the_shapes_it_says_load_hf(place: Path, tmp_path: Path, cli: Cli) -> None:
     out = tmp_path / "heads"
-    found = cli("compress", place / "bert", "--data", f"{DATA}:classes", "--structure", "heads", "-s", "0.4", "--no-refine",
-                "--allocation", "uniform", "--out", out)  # fmt: skip
+    asked = ["compress", place / "bert", "--data", f"{DATA}:classes", "-s", "0.4", "--no-refine", "--allocation", "uniform",
+             "--out", out]  # fmt: skip
+    heads, neurons = (cli(*asked, "--structure", structure, "--dry-run").out for structure in ("heads", "neurons"))
+    assert "prunekit.load_hf would load it" in heads
+    assert "load_hf" not in neurons
+    found = cli(*asked, "--structure", "heads")
     assert found.code == 0, found.err
     assert found.out.strip().splitlines()[-1].endswith(f"prunekit.load_hf({str(out)!r})")
     assert prunekit.load_hf(out)(torch.ones(1, 4, dtype=torch.long)).logits.shape == (1, 3)

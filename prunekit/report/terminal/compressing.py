@@ -117,6 +117,11 @@ def show_foreseen(found: dict[str, Any]) -> None:
             f"would remove, by magnitude: {100 * whole['removed']['prunable']:.1f} % of the prunable, "
             f"{100 * whole['removed']['all']:.1f} % of all parameters"
         )
+    if found["no_config"]:
+        print(
+            f"no config of transformers would say that model's shapes ({found['no_config']}): prunekit.load_hf would load it, "
+            "from_pretrained would not"
+        )
     print("nothing was written")
 
 
