@@ -18,7 +18,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-ONE_SHOT = {"magnitude": "magnitude", "taylor": "Taylor", "influence": "influence", "flap": "FLAP", "kfac": "**kfac**"}
+ONE_SHOT = {
+    "magnitude": "magnitude", "taylor": "Taylor", "influence": "influence", "flap": "FLAP", "kfac": "**kfac**", "reap": "REAP",
+    "block_influence": "block influence",
+}  # fmt: skip
 WAYS = {
     "wanda": "Wanda", "sparsegpt": "SparseGPT", "kfac sparsegpt": "**SparseGPT, shares by kfac**", "admm": "ADMM",
     "kfac admm": "**ADMM, shares by kfac**", "leap": "gates (LEAP)", "maskllm": "patterns (MaskLLM)",
@@ -26,18 +29,21 @@ WAYS = {
     "streamed": "**mask learnt**", "streamed+refit": "**mask learnt, layers refitted**",
     "block-reconstruction": "blocks reconstructed", "tuned": "weights tuned", "flap tuned": "FLAP's units, weights tuned",
     "kfac tuned": "**kfac's units, weights tuned**", "flap refit+tuned": "FLAP's units, layers refitted, then weights tuned",
+    "taylor tuned": "Taylor's units, weights tuned", "influence tuned": "**influence's units, weights tuned**",
+    "reap tuned": "REAP's units, weights tuned", "block_influence tuned": "block influence's units, weights tuned",
     "kfac refit+tuned": "**kfac's units, layers refitted, then weights tuned**", "admm+tuned": "ADMM, then weights tuned",
     "kfac admm+tuned": "**ADMM, shares by kfac, then weights tuned**",
     "streamed+tuned": "**mask learnt, then weights tuned**", "together": "**mask and weights together**",
     "admm+together": "**ADMM, then mask and weights together**",
     "kfac admm+together": "**ADMM, shares by kfac, then mask and weights together**",
 }  # fmt: skip
-STARTS = ("kfac", "flap")
+STARTS = ("kfac", "flap", "taylor", "influence", "reap", "block_influence")
 """Criteria whose plans ways begin with, where that matters: units, and how much of each layer goes."""
 MARKERS = "os^vDPX"
-KEEPS_WEIGHTS = {"magnitude", "taylor", "influence", "flap", "kfac", "wanda", "leap", "maskllm", "streamed"}
+KEEPS_WEIGHTS = {*ONE_SHOT, "wanda", "leap", "maskllm", "streamed"}
 LAYERWISE = ("wanda", "sparsegpt", "admm")
-CRITERIA_OF_UNITS = ("magnitude", "taylor", "flap")
+CRITERIA_OF_UNITS = ("magnitude", "taylor", "flap", "reap", "block_influence")
+TUNED_UNITS = tuple(f"{name} tuned" for name in CRITERIA_OF_UNITS)
 LEARNT_AS_LONG = ("tuned", "leap", "maskllm", "block-reconstruction")
 BOTH = ("together", "admm+together", "kfac admm+together")
 RIVALS = (
@@ -56,6 +62,10 @@ RIVALS = (
     ("ADMM, shares by kfac / ADMM", ("kfac admm",), ("admm",)),
     ("ADMM, shares by kfac, then weights / ADMM, then weights", ("kfac admm+tuned",), ("admm+tuned",)),
     ("units learnt and refitted / best criterion", ("streamed+refit",), CRITERIA_OF_UNITS),
+    ("units learnt / best criterion", ("streamed",), CRITERIA_OF_UNITS),
+    ("influence's units / best criterion", ("influence",), CRITERIA_OF_UNITS),
+    ("units learnt, then tuned / best criterion's, tuned", ("streamed+tuned",), TUNED_UNITS),
+    ("influence's units, tuned / best criterion's, tuned", ("influence tuned",), TUNED_UNITS),
     ("kfac's units, refitted / best criterion", ("kfac refit",), CRITERIA_OF_UNITS),
     ("kfac's units, refitted / FLAP's, refitted", ("kfac refit",), ("flap refit",)),
     ("kfac's units, refitted, tuned / FLAP's, tuned", ("kfac refit+tuned",), ("flap tuned",)),
@@ -119,6 +129,8 @@ def ratios(ways: dict[str, dict[Column, list[tuple[float, float]]]]) -> str:
     lines = []
     for name, ours, rivals in RIVALS:
         columns = sorted({column for way in ours for column in ways.get(way, {})}, key=in_order)
+        if "units" in name:
+            columns = [column for column in columns if of_units(column)]
         told = []
         for column in columns:
             mine = [found for way in ours if (found := kls(ways, way, column))][-1]

@@ -17,7 +17,7 @@ from prunekit.errors import ArtifactError, UsageError
 from prunekit.plan.patterns import pattern_fault
 from prunekit.structure import pattern_of
 from prunekit.structure.cut import Cut, values_without
-from prunekit.structure.groups import is_skip, kept_indices, slice_masks
+from prunekit.structure.groups import ROUTER, is_skip, kept_indices, slice_masks
 from prunekit.structure.replacements import known
 from prunekit.structure.stand_ins import COUNTS, known_stand_in
 from prunekit.structure.units.heads import HEADS, KV_HEADS, WIDTHS
@@ -175,9 +175,19 @@ class Plan:
             for name, kind in facts.get(MASKED, {}).items()
         }
 
-    def only_zeros(self, what: str) -> None:
-        """Raises UsageError for ``what`` looks at zeros in the dense model, unless these are all that the plan does."""
-        if found := next(iter(self.stand_ins()), None):
+    @property
+    def routers(self) -> frozenset[str]:
+        """Modules that choose among its units, and among those that stay once some are gone."""
+        masked = (facts.get(MASKED, {}) for facts in self.modules.values())
+        return frozenset(name for kinds in masked for name, kind in kinds.items() if kind == ROUTER)
+
+    def only_zeros(self, what: str, choosing: bool = False) -> None:
+        """Raises UsageError for ``what`` looks at zeros in the dense model, unless these are all that the plan does.
+
+        Args:
+            choosing: ``what`` knows of routers that choose among what stays.
+        """
+        if found := next((name for name in self.stand_ins() if not choosing or name not in self.routers), None):
             raise UsageError(
                 f"{what}: it looks at weights that become 0, and {found} is left out or chooses otherwise, which no zeros say"
             )

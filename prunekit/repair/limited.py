@@ -12,6 +12,7 @@ from prunekit.kernel import ModelFunction, attribute
 from prunekit.kernel.blame import Batches
 from prunekit.plan import Plan
 from prunekit.repair.limits import Allowance, Count, Limits
+from prunekit.structure.stand_ins import Wanted
 from prunekit.trajectory import Segment
 
 
@@ -28,6 +29,10 @@ class Limited:
 
     def select(self, worth: Tensor) -> Tensor:
         return self.limits.select(worth)
+
+    def stand_ins(self, keep: Tensor) -> Wanted:
+        """What zeros do not say of a model with these units, see ``Plan.stand_ins``."""
+        return {}
 
     def per_weight(self, total: Tensor) -> Tensor:
         return total  # all units hold as many

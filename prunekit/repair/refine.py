@@ -185,7 +185,7 @@ def refine(
     how = _options(options, changes)
     deadline = Deadline(how.budget_seconds)
     check_made_for(plan, model)
-    plan.only_zeros("refine")
+    plan.only_zeros("refine", choosing=how.stream is not None)
     device = next(model.parameters()).device
     layout = Layout.of(model)
     chosen = get_swaps(plan, layout, device) if swaps is None else swaps(plan, layout, device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial, reduce
 from itertools import islice
@@ -35,6 +36,7 @@ from prunekit.repair.stream import Stream
 from prunekit.repair.swaps import Swaps
 from prunekit.repair.weights import Runs, Weights
 from prunekit.structure.roles import weight_roles
+from prunekit.structure.stand_ins import stand_in
 from prunekit.task import Classification, Target, Task
 from prunekit.task.evaluation import run
 from prunekit.trajectory import Layout
@@ -311,9 +313,9 @@ class StreamLearning:
 
     def _given(self, batches: Iterator[Sequence[Batch]]) -> tuple[float, float]:
         """The given mask's target on one batch, and on the samples that judge."""
-        self._show(self._swaps.keep)
-        one = sum(float(self._live.values(*self._referred(part, judged=True)).sum()) for part in next(batches))
-        return ranks.total(one) / self._stream.batch_size, self._mean()
+        with self._showing(self._swaps.keep):
+            one = sum(float(self._live.values(*self._referred(part, judged=True)).sum()) for part in next(batches))
+            return ranks.total(one) / self._stream.batch_size, self._mean()
 
     def _start(self, batches: Iterator[Sequence[Batch]]) -> Tensor:
         """``magnitude^(1-p) × influence^p``, the influence by whole batches, ``(U,)``."""
@@ -348,9 +350,19 @@ class StreamLearning:
     def _show(self, keep: Tensor) -> None:
         self._live.scale(lambda name: self._swaps.factor(name, keep))
 
-    def _judged(self, keep: Tensor) -> float:
+    @contextmanager
+    def _showing(self, keep: Tensor) -> Iterator[None]:
+        """While inside, the live model is the masked one with these units, to be judged and not learnt from."""
         self._show(keep)
-        return self._mean()
+        stand_in(self._live.function.model, self._swaps.stand_ins(keep))
+        try:
+            yield
+        finally:
+            stand_in(self._live.function.model, {})
+
+    def _judged(self, keep: Tensor) -> float:
+        with self._showing(keep):
+            return self._mean()
 
     def _mean(self) -> float:
         total = 0.0

@@ -21,6 +21,7 @@ from prunekit.repair.limited import Limited
 from prunekit.repair.units import Groups
 from prunekit.repair.weights import Runs, Tiles, Weights
 from prunekit.structure import GROUPED, pattern_of
+from prunekit.structure.stand_ins import Wanted
 from prunekit.trajectory import Layout
 
 __all__ = ["SWAPS", "Groups", "Runs", "Swaps", "Tiles", "Weights", "get_swaps", "swaps_inside"]
@@ -79,6 +80,9 @@ class Swaps(Protocol):
 
         Where that cannot fill the room (a large unit left, small ones came), those with the most ``gain`` do.
         """
+
+    def stand_ins(self, keep: Tensor) -> Wanted:
+        """What zeros do not say of a model with these units, see ``Plan.stand_ins``."""
 
     def plan(self, keep: Tensor) -> Plan:
         """The plan with these units kept."""

@@ -19,6 +19,7 @@ from prunekit.plan.channels import STACK
 from prunekit.plan.plan import MIN_UNITS, ROUND_TO, UNIFORM
 from prunekit.repair.limited import Limited, contributions, decided
 from prunekit.repair.limits import Allowance, Limits, Sizes
+from prunekit.structure.stand_ins import Wanted
 from prunekit.trajectory import Layout
 
 
@@ -27,6 +28,9 @@ class Groups(Limited):
 
     Where they are all that goes, whole blocks, each of them alone in its group, change places with blocks of tensors of the same
     shapes. Among units of several kinds they are units as others are, of as many weights as are left in them.
+
+    Experts change places with others of their mixture. They are scaled, and their rows of the router are not: tokens go where the
+    dense router sends them, so that an expert that is gone has a gradient, which says what giving it back would do.
 
     Args:
         across: between groups too: never more weights than the plan keeps, and no unit fits any more. Groups that a ratio
@@ -48,6 +52,8 @@ class Groups(Limited):
         for key, index in plan.index.items():
             group, member = key.split("|")
             name, axis = member.rsplit("@", 1)
+            if name.rpartition(".")[0] in plan.routers:
+                continue
             if name not in known:
                 raise UsageError(f"refine: {name} is not a trained parameter of this model")
             axes = self._units.setdefault(name, [None] * (len(plan.shapes[name]) + 1))
@@ -68,7 +74,7 @@ class Groups(Limited):
         self.cost = torch.tensor(costs, dtype=torch.float64, device=device).clamp_min(1)[part]
         sized = {ROUND_TO, MIN_UNITS, UNIFORM} & self._plan.provenance.keys()  # numbers of units are what was asked for
         whole = [self._plan.block(name) is not None for name in self.names]
-        if across and not sized and not all(whole):
+        if across and not sized and not all(whole) and not self._plan.routers:
             now = torch.bincount(part, self.keep.double(), len(sizes)).long()
             decisions = [decided(self._plan, STACK if block else name) for name, block in zip(self.names, whole, strict=True)]
             fixed = torch.tensor([f or (b and r > 0) for (f, r), b in zip(decisions, whole, strict=True)], device=device)
@@ -187,6 +193,9 @@ class Groups(Limited):
             total += signed.square().sum((0, 1))
         add_up(batches, total)
         return (self.per_weight(total) if isinstance(self.limits, Allowance) else total).sqrt()
+
+    def stand_ins(self, keep: Tensor) -> Wanted:
+        return self.plan(keep).stand_ins()
 
     def plan(self, keep: Tensor) -> Plan:
         parts = keep.cpu().split(self.sizes)

@@ -28,6 +28,7 @@ from prunekit.recipe.training import Distill
 from prunekit.repair.stream import Stream
 from prunekit.repair.streamed import LEAST, Streaming
 from prunekit.steps import finetune
+from prunekit.structure.joined import parts_of
 from prunekit.task.evaluation import References, evaluate
 from prunekit.trajectory.bare import named_tensors
 from prunekit.trajectory.copies import copied
@@ -143,17 +144,22 @@ def _left(model: nn.Module, names: Collection[str]) -> int:
 
 
 def menu(wanted: Prune) -> tuple[str, ...]:
-    """What is tried: both together, from the given mask and from layers; in turn, and weights alone after layers, where it is
-    said how weights are trained, by matrices of low rank for instance.
+    """What is tried: both together, from the given mask and from layers; in turn, and weights alone after layers, where both
+    cannot be learnt together.
     """
-    by_layers = [LAYERS if _said(wanted) else LAYERS_TOGETHER] if fits_layers(wanted) else []
-    return MASK, IN_TURN if _said(wanted) else TOGETHER, WEIGHTS, *by_layers
+    by_layers = [LAYERS if _apart(wanted) else LAYERS_TOGETHER] if fits_layers(wanted) else []
+    return MASK, IN_TURN if _apart(wanted) else TOGETHER, WEIGHTS, *by_layers
 
 
-def _said(wanted: Prune) -> list[str]:
-    """What is said of how weights are trained that learning them with the mask has its own way for."""
+def _apart(wanted: Prune) -> str:
+    """Why mask and weights are not learnt together: it is said how weights are trained, by matrices of low rank for instance, or
+    experts go, whose router zeros do not tell. Empty where they are.
+    """
     given = wanted.finetune
-    return [key for key in ("lora", "optimizer", "schedule") if given is not None and getattr(given, key) is not None]
+    said = [key for key in ("lora", "optimizer", "schedule") if given is not None and getattr(given, key) is not None]
+    if said:
+        return f"{' and '.join(said)} {'say' if said[1:] else 'says'} how weights are trained alone"
+    return "routers choose otherwise once experts are gone" if "experts" in parts_of(wanted.structure) else ""
 
 
 def divide(run: Run, wanted: Prune, plan: Plan, layers: ByLayers) -> dict[str, Any]:
@@ -166,7 +172,7 @@ def divide(run: Run, wanted: Prune, plan: Plan, layers: ByLayers) -> dict[str, A
 
     Returns:
         ``way``; ``tries``: by way, the model's figures; ``left_out``: why one was not, where a layer-wise method fails, or
-        it is said how weights are trained.
+        where mask and weights cannot be learnt together.
 
     Raises:
         UsageError: the smallest part of a try is less than two batches.
@@ -179,8 +185,8 @@ def divide(run: Run, wanted: Prune, plan: Plan, layers: ByLayers) -> dict[str, A
     samples = run.batches("validation")
     references = References(run.model, samples, run.task)
     ways, tries, failed = menu(wanted), {}, dict[str, str]()
-    if said := _said(wanted):
-        failed[TOGETHER] = f"{' and '.join(said)} {'say' if said[1:] else 'says'} how weights are trained alone"
+    if apart := _apart(wanted):
+        failed[TOGETHER] = apart
     for way in track(ways, "divide tokens", len(ways)):
         try:
             tries[way] = evaluate(_tried(run, wanted, plan, way, layers), samples, run.task, references).figures()

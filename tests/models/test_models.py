@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from prunekit import UsageError
-from prunekit.models import digits_cnn, digits_mlp, digits_transformer
+from prunekit.models import digits_cnn, digits_mlp, digits_transformer, gpt2, llama, mixtral
 from prunekit.models.digits import Attention
 from prunekit.plan import GROUPED
 from prunekit.recipe import Recipe
 from prunekit.structure import find_groups, prunable_parameters
 from prunekit.trajectory import Layout
 
+LANGUAGE = sorted((Path(__file__).parents[2] / "recipes" / "lm-comparison").glob("*.yaml"))
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("digits-*.yaml"))
 
 
@@ -24,6 +25,27 @@ def test_sizes_that_the_docstrings_give(build: object) -> None:
     model = build()  # type: ignore[operator]
     assert model(torch.randn(3, 1, 8, 8)).shape == (3, 10)
     assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in str(build.__doc__)
+
+
+@pytest.mark.parametrize("build", [gpt2, llama, mixtral])
+def test_sizes_of_language_models(build: object) -> None:
+    pytest.importorskip("transformers")
+    model = build()  # type: ignore[operator]
+    assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in str(build.__doc__)
+
+
+@pytest.mark.parametrize(("build", "sizes"), [(gpt2, {"heads": 5}), (llama, {"kv_heads": 4}), (mixtral, {"experts": 1})])
+def test_language_models_of_sizes_that_do_not_fit_are_refused(build: object, sizes: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="no size may be below 1"):
+        build(**sizes)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("path", LANGUAGE, ids=lambda p: p.stem)
+def test_studies_of_language_models_have_the_units_that_they_prune(path: Path) -> None:
+    pytest.importorskip("transformers")
+    model = Recipe.load(path).build_model()
+    for structure in ["heads", "layers", "experts" if "mixtral" in path.stem else "neurons"]:
+        assert find_groups(structure, model, torch.zeros(2, 16, dtype=torch.long))
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
