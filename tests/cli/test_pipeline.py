@@ -395,7 +395,11 @@ def test_ratios_and_floor_on_the_command_line(run: Path, cli: Cli) -> None:
     assert total - sum(c["kept"] for c in layers.values()) == round(0.6 * total)
     assert layers["conv1.weight"]["kept"] == layers["conv1.weight"]["total"] - round(0.25 * layers["conv1.weight"]["total"])
     assert all(c["kept"] >= 0.2 * c["total"] for c in layers.values())
-    for wrong, said in (("conv1.*", "write PATTERN=SHARE"), ("conv9.*=0.5", "matches no layer"), ("conv1.*=2", "ratios.conv1")):
+    for wrong, said in (
+        ("conv1.*", "write PATTERN=SHARE"),
+        ("conv9.*=0.5", "matches no layer"),
+        ("conv1.*=2", "--ratio conv1.* is 2.0"),
+    ):
         done = cli("prune", run, "-c", "magnitude", "-s", 0.6, "--ratio", wrong, "--name", "wrong")
         assert done.code == 2
         assert said in done.err
