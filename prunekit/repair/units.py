@@ -44,7 +44,7 @@ class Groups(Limited):
         self.keep = torch.cat([plan.keep[n] for n in self.names]).to(device)
         self.count = int(self.keep.sum())
         self.limits = self._limits(device, across)
-        known = {entry.name for entry in layout}
+        known, routers = {entry.name for entry in layout}, plan.routers
         offsets = dict(zip(self.names, torch.tensor([0, *self.sizes]).cumsum(0).tolist(), strict=False))
         # For every tensor and axis: the unit that each index belongs to, or none (the last unit, always kept); behind the axes,
         # the block that all of the tensor belongs to.
@@ -52,7 +52,7 @@ class Groups(Limited):
         for key, index in plan.index.items():
             group, member = key.split("|")
             name, axis = member.rsplit("@", 1)
-            if name.rpartition(".")[0] in plan.routers:
+            if name.rpartition(".")[0] in routers:
                 continue
             if name not in known:
                 raise UsageError(f"refine: {name} is not a trained parameter of this model")

@@ -13,19 +13,6 @@ from prunekit.trajectory.weights import read_weights
 from prunekit.trajectory.writer import disk_needed, room_for
 
 __all__ = [
-    "Continued",
-    "Entry",
-    "Layout",
-    "Polygon",
-    "Recorder",
-    "Segment",
-    "StepLog",
-    "Trajectory",
-    "disk_needed",
-    "load_into",
-    "parent_facts",
-    "read_weights",
-    "replay",
-    "room_for",
-    "write_checkpoints",
+    "Continued", "Entry", "Layout", "Polygon", "Recorder", "Segment", "StepLog", "Trajectory", "disk_needed", "load_into",
+    "parent_facts", "read_weights", "replay", "room_for", "write_checkpoints",
 ]  # fmt: skip
