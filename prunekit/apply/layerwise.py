@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -14,12 +15,14 @@ from torch import Tensor, nn
 
 from prunekit import ranks
 from prunekit.apply.masks import apply_masks
+from prunekit.apply.sums import following
 from prunekit.batch import call, to
 from prunekit.blocks import ACTIVATIONS, Abreast, Pair
 from prunekit.criteria.by_inputs import portions
 from prunekit.criteria.layer_inputs import (
     Layer,
     add_up,
+    by_features,
     from_rows,
     handled,
     layers_with_inputs,
@@ -38,9 +41,23 @@ from prunekit.task.evaluation import mixing
 from prunekit.trajectory.copies import copied
 
 INPUTS = ("dense", "pruned")
-Moments = tuple[list[str], Tensor, Tensor]
-"""Names of layers with the same inputs, and of these ``Σ x̃ x̃ᵀ`` and ``Σ x̃ xᵀ``, ``(groups, d + 1, d + 1)``, a constant 1 among
-them."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over what reaches layers with the same inputs, a constant 1 among these.
+
+    Attributes:
+        names: of the layers.
+        gram, cross: ``Σ x̃ x̃ᵀ`` and ``Σ x̃ xᵀ``, ``(groups, d + 1, d + 1)``.
+        lacking: ``Σ (r - r̃) x̃ᵀ``, ``(groups, outputs / groups, d + 1)``, of what the outputs are added to; None where that is
+            nothing that is known.
+    """
+
+    names: list[str]
+    gram: Tensor
+    cross: Tensor
+    lacking: Tensor | None = None
 
 
 @torch.no_grad()
@@ -96,18 +113,22 @@ def layerwise(
     named = [n for n in named if handled(modules.get(n.rpartition(".")[0]))]
     layers, theirs = layers_with_inputs(dense, named)[0], layers_with_inputs(pruned, named)[0]
     final, following = dict(result.named_parameters()), dict(pruned.named_parameters())
-    found = _of_dense(dense, layers, masks, samples, whole)
+    gone = [name for name in layers if not bool(masks[name].any())]
     if inputs == "pruned":
-        found = _of_both((dense, pruned), (layers, theirs), samples, whole)
+        found = _of_both((dense, pruned), (layers, theirs), gone, samples, whole)
+    else:
+        found = _of_dense(dense, layers, masks, samples, whole)
     with Bar("layers", len(layers)) as bar:
-        for names, gram, cross in found:
-            if not bool(gram.isfinite().all() and cross.isfinite().all()):
-                raise NonFiniteError(f"{names[0]}: its layer's inputs are NaN or Inf for some of the samples; look at the data")
-            for name in names:
+        for sums in found:
+            if not all(bool(each.isfinite().all()) for each in (sums.gram, sums.cross, sums.lacking) if each is not None):
+                raise NonFiniteError(
+                    f"{sums.names[0]}: its layer's inputs are NaN or Inf for some of the samples; look at the data"
+                )
+            for name in sums.names:
                 bias_name = f"{name.removesuffix('weight')}bias"
                 layer, keep, bias_keep = layers[name][0], masks[name].to(device).bool(), masks.get(bias_name)
                 bias_keep = None if bias_keep is None else bias_keep.to(device).bool()
-                weight, offset = _solve(layer, gram, cross, keep, bias_keep, damping)
+                weight, offset = _solve(layer, sums, keep, bias_keep, damping)
                 for parameters in (final, following):
                     parameters[name].copy_(weight)
                     if _trains_bias(layer):
@@ -134,12 +155,13 @@ def _of_dense(
             add_up(grams, device)
         for name in list(grams):
             gram = grams.pop(name)
-            yield [name], gram, gram
+            yield Moments([name], gram, gram)
 
 
 def _of_both(
     models: tuple[nn.Module, nn.Module],
     layers: tuple[Mapping[str, list[Layer]], Mapping[str, list[Layer]]],
+    gone: Collection[str],
     samples: Samples,
     whole: bool,
 ) -> Iterator[Moments]:
@@ -150,54 +172,93 @@ def _of_both(
     if not len(samples):
         raise UsageError("layerwise needs calibration samples; it got none")
     shared = partial(sharing, samples, whole)
+    without = tuple([layer for name in gone for layer in held[name]] for held in layers)
+    mine, theirs = ({name: held for name, held in every.items() if name not in gone} for every in layers)
     with shared() as (own, _):
-        both = Abreast(models, layers, own, samples.rows(0, 1)[0], ACTIVATIONS, Path(tempfile.gettempdir()))
+        both = Abreast(models, (mine, theirs), own, samples.rows(0, 1)[0], ACTIVATIONS, Path(tempfile.gettempdir()), gone)
         pairs = both.pairs()
     while True:
         with shared():
             pair = next(pairs, None)
             if pair is None:
                 return
-            gram, cross = _sums(pair)
-        yield pair.names, gram, cross
+            found = _sums(pair, without)
+        yield found
 
 
-def _sums(pair: Pair) -> tuple[Tensor, Tensor]:
-    """``Σ x̃ x̃ᵀ`` and ``Σ x̃ xᵀ``; the dense model's inputs of one batch are held.
+def _sums(pair: Pair, gone: Sequence[Sequence[Layer]]) -> Moments:
+    """The sums of a pair; the dense model's inputs of one batch are held.
 
     Where the two models send a layer other rows, as a router may, none of which belong together, ``x`` is ``x̃``.
+
+    Args:
+        gone: layers that compute nothing any more, in each model.
     """
-    weight = pair.one[0].weight
+    layer = pair.one[0]
+    weight = layer.weight
     assert isinstance(weight, Tensor)
-    groups, _, size = to_rows(pair.one[0], weight).shape
+    groups, outputs, size = to_rows(layer, weight).shape
     gram = torch.zeros(groups, size + 1, size + 1, dtype=torch.float64, device=weight.device)
-    cross, alike = torch.zeros_like(gram), True
+    cross, alike, added = torch.zeros_like(gram), True, len(pair.names) == 1
+    lacking = gram.new_zeros(groups, outputs, size + 1)
     for one, other in pair.batches:
-        ours, theirs = (_seen(held, run) for held, run in ((pair.one, one), (pair.other, other)))
-        alike = alike and [x.shape for _, x in ours] == [x.shape for _, x in theirs]
-        for number, (layer, x) in enumerate(theirs):
-            before = rows(*ours[number]) if alike else repeat(None)
-            for turned, given in zip(rows(layer, x), before, strict=alike):
+        ours, theirs = (
+            _seen(held, run, without) for held, run, without in zip((pair.one, pair.other), (one, other), gone, strict=True)
+        )
+        alike = alike and [each.x.shape for each in ours] == [each.x.shape for each in theirs]
+        added = added and alike and all(each.added is not None for each in (*ours, *theirs))
+        for number, each in enumerate(theirs):
+            before = rows(ours[number].layer, ours[number].x) if alike else repeat(None)
+            short = _shortage(ours[number], each, groups) if added else None
+            begin = 0
+            for turned, given in zip(rows(each.layer, each.x), before, strict=alike):
                 turned = _with_one(turned)
                 gram.baddbmm_(turned.transpose(1, 2), turned)
                 if given is not None:
                     cross.baddbmm_(turned.transpose(1, 2), _with_one(given))
-    ranks.add_up([gram, cross])
-    return gram, cross if all(ranks.gathered(alike)) else gram.clone()
+                if short is not None:
+                    end = begin + turned.shape[1]
+                    lacking.baddbmm_(short[:, begin:end].transpose(1, 2), turned)
+                    begin = end
+    ranks.add_up([gram, cross, lacking])
+    every = ranks.gathered((alike, added))
+    return Moments(
+        pair.names,
+        gram,
+        cross if all(same for same, _ in every) else gram.clone(),
+        lacking if all(known for _, known in every) else None,
+    )
 
 
-def _seen(layers: Sequence[Layer], run: Callable[[], Any]) -> list[tuple[Layer, Tensor]]:
+@dataclass(frozen=True)
+class _Seen:
+    """An input that reached a layer, and what the layer's outputs were added to, if that is known."""
+
+    layer: Layer
+    x: Tensor
+    added: Tensor | None
+
+
+def _seen(layers: Sequence[Layer], run: Callable[[], Any], gone: Sequence[Layer]) -> list[_Seen]:
     """Every input that reaches one of the layers."""
     seen: list[tuple[Layer, Tensor]] = []
-    with reaching({"": layers}, lambda name, layer, x: seen.append((layer, x))):
+    with reaching({"": layers}, lambda name, layer, x: seen.append((layer, x))), following(layers, gone) as sums:
         run()
-    return seen
+    return [_Seen(layer, x, added) for (layer, x), added in zip(seen, sums.found, strict=True)]
 
 
-def _solve(
-    layer: Any, gram: Tensor, cross: Tensor, keep: Tensor, bias_keep: Tensor | None, damping: float
-) -> tuple[Tensor, Tensor]:
+def _shortage(one: _Seen, other: _Seen, groups: int) -> Tensor:
+    """``r - r̃`` as the layer's rows are, ``(groups, rows, outputs / groups)``."""
+    assert one.added is not None
+    assert other.added is not None
+    short = one.added.double() - other.added.double()
+    axis = -1 if by_features(one.layer) else short.dim() + 1 - one.layer.weight.dim()  # type: ignore[operator]
+    return short.movedim(axis, -1).reshape(-1, groups, short.shape[axis] // groups).transpose(0, 1)
+
+
+def _solve(layer: Any, sums: Moments, keep: Tensor, bias_keep: Tensor | None, damping: float) -> tuple[Tensor, Tensor]:
     """The compensated weight, of its shape, and biases ``(outputs,)``, float64."""
+    gram, cross = sums.gram, sums.cross
     size = gram.shape[1] - 1
     weight, kept = (to_rows(layer, tensor).reshape(-1, size) for tensor in (layer.weight, keep))
     bias = layer.bias
@@ -220,6 +281,8 @@ def _solve(
                 those = torch.arange(len(joint), device=joint.device)[mine][which == number]
                 old = joint[those]
                 lacking = old @ cross[group].T[:, stays] - old[:, stays] @ gram[group][stays][:, stays]
+                if sums.lacking is not None:
+                    lacking = lacking + sums.lacking[group][which == number][:, stays]
                 change = _divide(damped[stays][:, stays], lacking.T).T
                 solved[those] = torch.zeros_like(old).masked_scatter(stays.expand_as(old), old[:, stays] + change)
     return from_rows(layer, solved[:, :-1].reshape(len(gram), each, size)), solved[:, -1]

@@ -62,6 +62,13 @@ def masks_for(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
     return plan.masks() if dense and not plan.skipped() else plan.weight_masks()
 
 
+def open_masks(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
+    """The plan's masks, and of prunable weights that it leaves whole one that keeps all: what may make up for removed ones."""
+    named = named_tensors(model)
+    whole = {name: torch.ones(named[name].shape, dtype=torch.bool) for name in plan.provenance["prunable"] if name in named}
+    return {**whole, **plan.masks()}
+
+
 @contextmanager
 def hold_masks(model: nn.Module, plan: Plan | Mapping[str, Tensor], optimizer: Any) -> Iterator[None]:
     """Keeps removed weights at exactly 0 while ``optimizer`` trains ``model``, whatever loop does it.

@@ -47,6 +47,7 @@ class Abreast:
         one: the inputs of one sample, by which models are looked at; the same on all ranks.
         most: bytes of activations to hold in memory, in all.
         spill: a folder for what is beyond them.
+        gone: parameters of which the other model has nothing left, see ``Passing``.
     """
 
     def __init__(
@@ -57,10 +58,11 @@ class Abreast:
         one: Inputs,
         most: int,
         spill: Path,
+        gone: Collection[str] = (),
     ) -> None:
         self._layers = layers
         self._passings = [
-            Passing(model, held, samples, one, InMemory(model), most // 2, spill)
+            Passing(model, held, samples, one, InMemory(model), most // 2, spill, gone)
             for model, held in zip(models, layers, strict=True)
         ]
         stacks = [passing.stacks for passing in self._passings]

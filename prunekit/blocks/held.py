@@ -139,9 +139,12 @@ class Held:
         self.hidden.add(hidden)
         self.bytes += hidden.nbytes
 
-    def run(self, block: nn.Module, number: int, batch: int) -> Tensor:
-        """The block on a batch; its hidden states."""
-        return self.of(block, number, batch, self.hidden[batch])
+    def run(self, blocks: Sequence[nn.Module], numbers: Sequence[int], batch: int) -> Tensor:
+        """These of a stack's blocks, one after the other, on a batch; the hidden states of the last."""
+        hidden = self.hidden[batch]
+        for number in numbers:
+            hidden = self.of(blocks[number], number, batch, hidden)
+        return hidden
 
     def of(self, block: nn.Module, number: int, batch: int, hidden: Tensor) -> Tensor:
         """The same on other hidden states of that batch."""

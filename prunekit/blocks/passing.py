@@ -6,8 +6,8 @@ at a time. Where a model has no stack a part is one layer, and its inputs are wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,8 @@ class Passing:
         home: where the model's weights lie, and where parts compute.
         most: bytes of activations to hold in memory.
         spill: a folder for what is beyond them; None refuses it.
+        gone: parameters of which nothing is left. A block that has no other layer is not a part: the samples that pass through
+            the one before it go on through it.
 
     Attributes:
         layers: those of stacks, or all where there is no stack.
@@ -66,8 +68,10 @@ class Passing:
         home: Home,
         most: int,
         spill: Path | None = None,
+        gone: Collection[str] = (),
     ) -> None:
         self._model, self._samples, self._home, self._most, self._spill = model, samples, home, most, spill
+        self._gone = gone
         self._one = to(one, home.inputs)
         with without_cache(model), unfused():
             self.stacks, self.no_stacks = stacks_of(model, layers, self._one, home)
@@ -101,17 +105,27 @@ class Passing:
 
     def _blocks(self, stack: Stack) -> Iterator[Part]:
         held = self._caught(stack)
-        for number, block in enumerate(stack.blocks):
+        last = 0
+        while last < len(stack.blocks):
+            number, last = last, last + 1
             prefix = f"{stack.name}.{number}."
             layers = {name: holding for name, holding in self.layers.items() if name.startswith(prefix)}
-            batches = [partial(held.run, block, number, batch) for batch in range(len(held.hidden))]
-            with self._home.present(block):
+            while last < len(stack.blocks) and self._is_gone(f"{stack.name}.{last}."):
+                last += 1
+            blocks = range(number, last)
+            batches = [partial(held.run, stack.blocks, blocks, batch) for batch in range(len(held.hidden))]
+            with ExitStack() as present:
+                for block in blocks:
+                    present.enter_context(self._home.present(stack.blocks[block]))
                 if layers:
                     yield Part(layers, batches)
-                    self._home.settle(block)
-                if number + 1 < len(stack.blocks):
+                    self._home.settle(stack.blocks[number])
+                if last < len(stack.blocks):
                     for batch, run in enumerate(batches):
                         held.hidden[batch] = run()
+
+    def _is_gone(self, prefix: str) -> bool:
+        return any(name.startswith(prefix) for name in self._gone) and not any(name.startswith(prefix) for name in self.layers)
 
     def _caught(self, stack: Stack) -> Held:
         """The inputs of a stack's first block, and what else its blocks are called with."""

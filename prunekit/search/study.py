@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NotRequired, TypedDict
 import torch
 from torch import Tensor, nn
 
-from prunekit.apply import apply_masks, masked
+from prunekit.apply import apply_masks, masked, open_masks
 from prunekit.artifact import Artifact, conform
 from prunekit.data import Samples
 from prunekit.measure import sizes
@@ -266,7 +266,7 @@ def split(epochs: int, runs: int) -> list[int]:
 
 
 def _compensated(bench: StudyRun, plan: Plan, how: Compensate) -> nn.Module:
-    masks = plan.masks()
+    masks = open_masks(bench.candidates.model, plan)
     model = how(bench.candidates.model, masks)
     apply_masks(model, masks)
     return model

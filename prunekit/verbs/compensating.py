@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunekit.apply import compensate, layerwise, prune
+from prunekit.apply import compensate, layerwise, open_masks, prune
 from prunekit.batch import Inputs
 from prunekit.data import Samples
 from prunekit.plan import Plan
@@ -49,7 +49,7 @@ def compensated(run: Run, facts: dict[str, Any], model: nn.Module, plan: Plan) -
     plan.only_zeros("compensate")
     learn, accept = calibration(run)
     with _noting() as said:
-        found = compensate(model, plan.masks(), learn, accept=accept, seed=run.recipe.seed, task=run.task)
+        found = compensate(model, open_masks(model, plan), learn, accept=accept, seed=run.recipe.seed, task=run.task)
     facts.update(said)
     return found
 
@@ -82,7 +82,7 @@ def _own(run: Run, plan: Plan) -> Run:
 def compensation_request(run: Run) -> dict[str, Any]:
     """What decides compensated weights, for reuse."""
     scoring = run.evidence.samples().digest()
-    return {"train": run.splits["train"].digest(), "samples": SAMPLES, "scoring": scoring}
+    return {"train": run.splits["train"].digest(), "samples": SAMPLES, "scoring": scoring, "sums": True}
 
 
 def compensator(

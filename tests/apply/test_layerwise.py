@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,23 @@ def test_inputs_that_are_no_numbers_are_refused(inputs: str) -> None:
         layerwise(model, random_masks(model, 0.5), [(x, y)], inputs=inputs)
 
 
+WRITERS = {
+    "self_attn.o_proj": "post_attention_layernorm", "mlp.down_proj": "", "attn.c_proj": "ln_2", "mlp.c_proj": "",
+    "attention.output.dense": "attention.output.LayerNorm", "output.dense": "output.LayerNorm",
+}  # fmt: skip
+"""Layers of a block that write into its stream, and what gets the sum: a layer of the block, or whoever is after it."""
+
+
+def reads_sum(model: nn.Module, name: str) -> tuple[nn.Module, bool] | None:
+    """The module that gets, or gives (True), the sum that a layer writes into."""
+    for number in ("0", "1"):
+        block, _, inside = name.removesuffix(".weight").partition(f".{number}.")
+        if inside in WRITERS:
+            after = WRITERS[inside]
+            return model.get_submodule(".".join([block, number, *after.split(".")]) if after else f"{block}.{number}"), not after
+    return None
+
+
 def one_by_one(model: nn.Module, masks: dict[str, Tensor], batches: list[Any], damping: float) -> dict[str, Tensor]:
     """Every layer's kept weights by plain least squares on what two passes through the whole of both models send, in order."""
     pruned, order = masked_copy(model, masks), list[str]()
@@ -199,14 +217,31 @@ def one_by_one(model: nn.Module, masks: dict[str, Tensor], batches: list[Any], d
     for hook in hooks:
         hook.remove()
     for name in dict.fromkeys(order):
-        sent: list[Tensor] = []
+        sent, added = list[Tensor](), list[Tensor]()
         for each, held in ((model, layers), (pruned, theirs)):
             seen: list[Tensor] = []
-            hook = held[name].register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0].detach().flatten(0, -2)))
+            rest: list[Tensor] = []  # the sum less the layer's own outputs
+
+            def see(given: Any, into: list[Tensor] = seen, factor: float = 1.0) -> None:
+                given = given[0] if isinstance(given, tuple) else given
+                into.append(factor * given.detach().flatten(0, -2))
+
+            hooks = [held[name].register_forward_pre_hook(lambda _, given, see=see: see(given))]
+            if (reader := reads_sum(each, name)) is not None:
+                own = partial(see, into=rest)
+                hooks.append(held[name].register_forward_hook(lambda _, given, out, own=own: own(out, factor=-1.0)))
+                if reader[1]:
+                    hooks.append(reader[0].register_forward_hook(lambda _, given, out, own=own: own(out)))
+                else:
+                    hooks.append(reader[0].register_forward_pre_hook(lambda _, given, own=own: own(given)))
             for x, _ in batches:
                 call(each, x)
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
             sent.append(torch.cat(seen))
+            if rest:
+                added.append(torch.cat([one + other for one, other in zip(rest[::2], rest[1::2], strict=True)]))
+        short = added[0] - added[1] if added else torch.zeros(1, len(masks[name]) * max(masks[name].shape))
         x, turned = (torch.cat([rows, torch.ones(len(rows), 1).double()], 1) for rows in sent)
         layer, other, mask = layers[name], theirs[name], masks[name]
         by_columns = not isinstance(layer, nn.Linear)  # GPT-2's, whose weights are (inputs, outputs)
@@ -218,7 +253,7 @@ def one_by_one(model: nn.Module, masks: dict[str, Tensor], batches: list[Any], d
         found = torch.zeros_like(joint)
         for row, (old, own) in enumerate(zip(joint, stays, strict=True)):
             matrix = torch.cat([turned[:, own], level * torch.eye(int(own.sum())).double()])
-            wanted = torch.cat([x @ old, level * old[own]])
+            wanted = torch.cat([x @ old + short[:, row], level * old[own]])
             found[row, own] = torch.linalg.lstsq(matrix, wanted[:, None]).solution[:, 0]
         with torch.no_grad():
             other.weight.copy_(found[:, :-1].T if by_columns else found[:, :-1])

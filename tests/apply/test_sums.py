@@ -1,0 +1,176 @@
+"""What a layer's outputs are added to, and who makes up for blocks that are gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prunekit.apply import layerwise
+from prunekit.apply.sums import following
+
+X = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+class One(nn.Module):
+    """A layer, and what becomes of its outputs."""
+
+    def __init__(self, then: Callable[[One, Tensor, Tensor], Tensor], layer: nn.Module | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.layer = nn.Linear(4, 4) if layer is None else layer
+        self.other, self.norm = nn.Linear(4, 4), nn.LayerNorm(4)
+        self._then = then
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._then(self, x, self.layer(x))
+
+
+def in_place(self: One, x: Tensor, y: Tensor) -> Tensor:
+    x = x.clone()
+    x += y
+    return x
+
+
+CASES: dict[str, tuple[Callable[[One, Tensor, Tensor], Tensor], Callable[[One, Tensor], Tensor] | None]] = {
+    "added": (lambda s, x, y: x + y, lambda s, x: x),
+    "added to": (lambda s, x, y: y + x, lambda s, x: x),
+    "in place": (in_place, lambda s, x: x),
+    "in another shape": (lambda s, x, y: x.flatten(0, 1) + y.reshape(-1, 4), lambda s, x: x.flatten(0, 1)),
+    "through dropout": (lambda s, x, y: x + nn.functional.dropout(y, 0.5, False), lambda s, x: x),
+    "in another kind": (lambda s, x, y: x + y.float().double(), lambda s, x: x),
+    "parallel": (lambda s, x, y: x + (y + s.other(x)), lambda s, x: s.other(x) + x),
+    "then read": (lambda s, x, y: (z := x + y) + s.other(s.norm(z)), lambda s, x: x),
+    "a number is added": (lambda s, x, y: x + y + 1.0, lambda s, x: x),
+    "read first": (lambda s, x, y: x + s.norm(y), None),
+    "scaled": (lambda s, x, y: x + 0.5 * y, None),
+    "subtracted": (lambda s, x, y: x - y, None),
+    "itself": (lambda s, x, y: y + y, None),
+    "heads": (lambda s, x, y: x.view(3, 5, 2, 2) + y.view(3, 5, 2, 2), None),
+    "wider": (lambda s, x, y: x[None].expand(2, 3, 5, 4) + y, None),
+    "alone": (lambda s, x, y: y, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_an_addition_counts_until_something_else_reads_it(case: str) -> None:
+    then, wanted = CASES[case]
+    model = One(then).double()
+    with torch.no_grad(), following([model.layer], []) as sums:
+        model(X)
+        model(2 * X)
+    assert len(sums.found) == 2
+    with torch.no_grad():
+        for factor, found in zip((1, 2), sums.found, strict=True):
+            if wanted is None:
+                assert found is None
+            else:
+                assert found is not None
+                torch.testing.assert_close(found, wanted(model, factor * X))
+
+
+def test_what_a_layer_that_is_gone_adds_later_counts_too() -> None:
+    def then(self: One, x: Tensor, y: Tensor) -> Tensor:
+        z = x + y
+        return z + self.other(self.norm(z)).view(3, 5, 4)
+
+    model = One(then).double()
+    with torch.no_grad(), following([model.layer], [model.other]) as sums:
+        model(X)
+        z = X + model.layer(X)
+        torch.testing.assert_close(sums.found[0], X + model.other(model.norm(z)))
+
+
+class Writing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.inner, self.outer = nn.LayerNorm(6), nn.Linear(6, 9), nn.Linear(9, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = x + self.outer(torch.relu(self.inner(self.norm(x))))
+        return found
+
+
+class Listed(nn.Module):
+    """Blocks that are passed one by one."""
+
+    def __init__(self, blocks: list[nn.Module], head: nn.Module) -> None:
+        super().__init__()
+        self.blocks, self.head = nn.ModuleList(blocks), head
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        found: Tensor = self.head(x)
+        return found
+
+
+class Sequence(Listed):
+    """The same, passed as a whole: blocks are no list of modules."""
+
+    def __init__(self, blocks: list[nn.Module], head: nn.Module) -> None:
+        super().__init__([], head)
+        self.blocks = nn.Sequential(*blocks)  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("kind", [Listed, Sequence])
+@pytest.mark.parametrize("gone", [(1,), (1, 2), (0, 3), (0, 1, 2)])
+def test_who_writes_last_before_blocks_that_are_gone_writes_what_they_did(kind: Any, gone: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = kind([Writing() for _ in range(4)], nn.Linear(6, 2)).double()
+    x = torch.randn(80, 6, dtype=torch.float64)
+    masks = {
+        name: torch.full_like(p, not any(name.startswith(f"blocks.{n}.") for n in gone), dtype=torch.bool)
+        for name, p in model.named_parameters()
+        if name != "head.weight"
+    }
+    found = layerwise(model, masks, [(x[:30], None), (x[30:], None)], damping=0)
+    with torch.no_grad():
+        streams = [x]
+        for block in model.blocks:
+            streams.append(block(streams[-1]))
+        now = x
+        for number, block in enumerate(found.blocks):
+            if number in gone:
+                assert not any(p.any() for p in block.parameters())
+                continue
+            last = number + 1
+            while last in gone:
+                last += 1
+            features = torch.cat([torch.relu(block.inner(block.norm(now))), torch.ones(80, 1).double()], 1)
+            best = torch.linalg.lstsq(features, streams[last] - now).solution
+            torch.testing.assert_close(torch.cat([block.outer.weight.T, block.outer.bias[None]]), best, rtol=1e-6, atol=1e-8)
+            now = block(now)
+        plain = x
+        for number, block in enumerate(model.blocks):
+            plain = plain if number in gone else block(plain)
+        assert (now - streams[-1]).square().mean() < (plain - streams[-1]).square().mean()
+
+
+def test_a_convolution_makes_up_for_what_the_sum_lacks() -> None:
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(2, 4, 3, padding=1, groups=2)
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = first, second
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.first(x) + self.second(x))
+
+    model, x = Branches().double(), torch.randn(12, 2, 5, 5, dtype=torch.float64)
+    masks = {"first.weight": torch.zeros_like(first.weight).bool(), "second.weight": torch.ones_like(second.weight).bool()}
+    found = layerwise(model, masks, [(x, None)], damping=0)
+    with torch.no_grad():
+        wanted = (model.first(x) + model.second(x) - found.first(x)).movedim(1, -1).reshape(-1, 4)
+        patches = nn.functional.unfold(x, 3, padding=1).view(12, 2, 9, 25)
+        for out in range(4):
+            own = patches[:, out // 2].movedim(1, -1).reshape(-1, 9)
+            best = torch.linalg.lstsq(torch.cat([own, torch.ones(len(own), 1).double()], 1), wanted[:, out : out + 1]).solution[
+                :, 0
+            ]
+            torch.testing.assert_close(torch.cat([found.second.weight[out].flatten(), found.second.bias[out, None]]), best)
