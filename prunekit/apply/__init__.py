@@ -9,7 +9,7 @@ from torch import nn
 from prunekit.apply.compensate import compensate
 from prunekit.apply.layerwise import layerwise
 from prunekit.apply.manifest import Manifest, dense_state, load, save
-from prunekit.apply.masks import apply_masks, apply_plan, check_made_for, hold_masks, open_masks
+from prunekit.apply.masks import apply_masks, apply_plan, check_made_for, hold_masks
 from prunekit.apply.squeeze import Squeezed, squeeze
 from prunekit.apply.surgery import cut_units
 from prunekit.batch import Inputs
@@ -21,7 +21,7 @@ from prunekit.trajectory.copies import copied
 
 __all__ = [
     "Manifest", "Squeezed", "apply_masks", "check_made_for", "compensate", "dense_state", "hold_masks", "layerwise", "load",
-    "masked", "open_masks", "prune", "save", "squeeze",
+    "masked", "prune", "save", "squeeze",
 ]  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def prune(
     Raises:
         ArtifactError: the plan was made for other weights; both hashes are in the message.
         StructureError: surgery did not give the masked model's outputs.
-        UsageError: ``calibration`` for a plan whose removal no zeros say (``Plan.stand_ins``), or no ``example_inputs``.
+        UsageError: no ``example_inputs`` where units go.
 
     Example:
         >>> import torch
@@ -65,8 +65,7 @@ def prune(
     model = bare(model)
     check_made_for(plan, model)
     if calibration is not None:
-        plan.only_zeros("compensate")
-        model = compensate(model, open_masks(model, plan), calibration, accept=accept, seed=seed, task=task)
+        model = compensate(model, plan, calibration, accept=accept, seed=seed, task=task)
     if not plan.smaller:
         return masked(model, plan)
     if example_inputs is None:

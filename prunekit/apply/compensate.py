@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from prunekit import ranks
 from prunekit.apply.gauss_newton import Distance, Part, descend
 from prunekit.apply.layerwise import layerwise
-from prunekit.apply.masks import apply_masks
+from prunekit.apply.masks import apply_masks, what_goes
 from prunekit.data import Samples, learn_and_accept
 from prunekit.errors import UsageError
 from prunekit.kernel import ModelFunction
+from prunekit.plan import Plan
 from prunekit.progress import Bar
+from prunekit.structure.stand_ins import stand_in
 from prunekit.task import Task
 from prunekit.task.evaluation import mixing
 from prunekit.task.settle import settle
@@ -32,7 +34,7 @@ WIDE = 2**16
 
 def compensate(
     model: nn.Module,
-    masks: Mapping[str, Tensor],
+    plan: Plan | Mapping[str, Tensor],
     batches: Any,
     *,
     accept: Any = None,
@@ -60,8 +62,9 @@ def compensate(
     gradients of every sample.
 
     Args:
-        model: the weights that ``masks`` were made for; left as it is. It is computed with on its own device.
-        masks: by parameter or buffer name, True stays: ``Plan.masks()``.
+        model: the weights that ``plan`` was made for; left as it is. It is computed with on its own device.
+        plan: a plan, or masks by parameter or buffer name (True stays). Of a plan, prunable weights that lose nothing may
+            change too, and the copy has its stand-ins (``Plan.stand_ins``).
         batches: samples ``(inputs, labels)`` to compute from; a data set, a ``DataLoader``, or batches.
         accept: samples of their own to judge on; None sets every fourth of ``batches`` apart for that.
         rounds: of Gauss-Newton; 0 leaves the layers' least squares alone.
@@ -80,7 +83,7 @@ def compensate(
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> plan = make_plan(score(Trajectory.of(model), model, criterion="magnitude"), model, sparsity=0.5)
         >>> x = torch.randn(64, 4)
-        >>> better = compensate(model, plan.masks(), [(x, model(x).argmax(1))])
+        >>> better = compensate(model, plan, [(x, model(x).argmax(1))])
         >>> before, after = ((m(x) - model(x)).square().mean() for m in (masked(model, plan), better))
         >>> bool(after < before)
         True
@@ -94,10 +97,12 @@ def compensate(
     given = None if accept is None else Samples.of(accept, kind.batch)
     learn, judged = learn_and_accept(samples, given, torch.arange(len(samples)) % 4 == 1, "compensate")
     result = copied(model)
+    masks, stand_ins = what_goes(model, plan)
     apply_masks(result, masks)
+    stand_in(result, stand_ins)
     fewest = min(len(learn), len(judged))
     with ranks.apart() if fewest < ranks.size() or mixing(model, samples, kind) else nullcontext():
-        theta = _compensated(model, result, masks, learn, judged, kind, rounds, steps, damping, seed)
+        theta = _compensated(model, result, plan, masks, learn, judged, kind, rounds, steps, damping, seed)
     layout, final = Layout.of(model), dict(result.named_parameters())
     found = layout.views(ranks.same({"": theta})[""])
     with torch.no_grad():
@@ -109,6 +114,7 @@ def compensate(
 def _compensated(
     model: nn.Module,
     result: nn.Module,
+    plan: Plan | Mapping[str, Tensor],
     masks: Mapping[str, Tensor],
     learn: Samples,
     judged: Samples,
@@ -120,7 +126,7 @@ def _compensated(
 ) -> Tensor:
     """The kept parameters, flat ``(P,)``; ``result`` is the masked model."""
     device = next(model.parameters()).device
-    solved, layout = layerwise(model, masks, learn), Layout.of(model)
+    solved, layout = layerwise(model, plan, learn, task=kind), Layout.of(model)
     rows = ModelFunction(solved, layout, fixed_state(solved, layout), lambda out, _: out.reshape(len(out), -1), device, task=kind)
     distance = Distance(rows, kind, copied(model).eval())
     judging = distance.referenced(judged)

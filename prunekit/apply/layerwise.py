@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import ranks
-from prunekit.apply.masks import apply_masks
+from prunekit.apply.masks import apply_masks, what_goes
+from prunekit.apply.mixtures import LAST, mend, mixture
 from prunekit.apply.sums import following
 from prunekit.batch import call, to
 from prunekit.blocks import ACTIVATIONS, Abreast, Pair
@@ -35,7 +36,9 @@ from prunekit.criteria.layer_inputs import (
 from prunekit.data import Samples
 from prunekit.data.sharing import sharing
 from prunekit.errors import NonFiniteError, UsageError, nearest
+from prunekit.plan import Plan
 from prunekit.progress import Bar
+from prunekit.structure.stand_ins import stand_in
 from prunekit.task import Task, get_task
 from prunekit.task.evaluation import mixing
 from prunekit.trajectory.copies import copied
@@ -63,7 +66,7 @@ class Moments:
 @torch.no_grad()
 def layerwise(
     model: nn.Module,
-    masks: Mapping[str, Tensor],
+    plan: Plan | Mapping[str, Tensor],
     batches: Any,
     *,
     inputs: str = "pruned",
@@ -78,11 +81,17 @@ def layerwise(
     at once, the problem that SparseGPT (arXiv 2301.00774) solves approximately. Where there are several minima, the one
     nearest to ``w`` is taken. Masked parameters of other layers are masked only, and a frozen bias stays as it is.
 
+    Where the layer's outputs are added to something before anything else reads them (``prunekit.apply.sums``), it is the sum
+    that is kept: ``min_v Σ (w·x + r - v·x̃ - r̃)²``, ``r`` what is added. What layers that are gone altogether added to the same
+    sum later belongs to ``r``: the last to write into a residual stream before blocks that are gone does what they did.
+    So do the experts of a mixture, by their last layers (``prunekit.apply.mixtures``). With ``inputs="dense"`` no sum is kept.
+
     One factorisation of a ``|K| × |K|`` matrix an output, or one a layer where all outputs keep the same (channels).
 
     Args:
-        model: the weights that ``masks`` were made for; left as it is.
-        masks: by parameter or buffer name, True stays: ``Plan.masks()``.
+        model: the weights that ``plan`` was made for; left as it is.
+        plan: a plan, or masks by parameter or buffer name (True stays). Of a plan, prunable weights that lose nothing may
+            change too, and the copy has its stand-ins (``Plan.stand_ins``).
         batches: calibration samples as ``(inputs, labels)``; labels are not looked at.
         inputs: ``pruned``: ``x̃`` is what the compensated layers before it send, so that later layers make up for earlier
             ones' errors too. In a model of blocks each block runs some ten times, as often as it has layers with inputs of their
@@ -102,7 +111,9 @@ def layerwise(
     if inputs not in INPUTS:
         raise UsageError(f"inputs {inputs!r} does not exist; {nearest(inputs, list(INPUTS))}")
     result = copied(model)
+    masks, stand_ins = what_goes(model, plan)
     apply_masks(result, masks)
+    stand_in(result, stand_ins)
     dense, pruned = copied(model).eval(), copied(result).eval()
     device = next(dense.parameters()).device
     kind = get_task(task)
@@ -110,16 +121,22 @@ def layerwise(
     whole = mixing(dense, samples, kind)
     modules = dict(dense.named_modules())
     named = [n for n in masks if n.endswith(".weight") or n == "weight"]
-    named = [n for n in named if handled(modules.get(n.rpartition(".")[0]))]
+    named = [n for n in named if handled(modules.get(owner_of(n)))]
     layers, theirs = layers_with_inputs(dense, named)[0], layers_with_inputs(pruned, named)[0]
+    banks = [name for name in masks if inputs == "pruned" and name.endswith(LAST) and mixture(modules.get(owner_of(name)))]
+    for every, holding in ((layers, modules), (theirs, dict(pruned.named_modules()))):
+        every.update({name: [holding[owner_of(name)]] for name in banks})
     final, following = dict(result.named_parameters()), dict(pruned.named_parameters())
-    gone = [name for name in layers if not bool(masks[name].any())]
     if inputs == "pruned":
-        found = _of_both((dense, pruned), (layers, theirs), gone, samples, whole)
+        found = _of_both((dense, pruned), (layers, theirs), masks, damping, samples, whole)
     else:
         found = _of_dense(dense, layers, masks, samples, whole)
     with Bar("layers", len(layers)) as bar:
         for sums in found:
+            if isinstance(sums, str):  # a mixture's, which is changed already
+                final[sums].copy_(following[sums])
+                bar.advance()
+                continue
             if not all(bool(each.isfinite().all()) for each in (sums.gram, sums.cross, sums.lacking) if each is not None):
                 raise NonFiniteError(
                     f"{sums.names[0]}: its layer's inputs are NaN or Inf for some of the samples; look at the data"
@@ -137,6 +154,11 @@ def layerwise(
     return result
 
 
+def owner_of(parameter: str) -> str:
+    """The name of the module that holds it."""
+    return parameter.rpartition(".")[0]
+
+
 def _with_one(inputs: Tensor) -> Tensor:
     """A last input that is always 1: the bias's."""
     return torch.cat([inputs, inputs.new_ones(*inputs.shape[:2], 1)], 2)
@@ -144,7 +166,7 @@ def _with_one(inputs: Tensor) -> Tensor:
 
 def _of_dense(
     dense: nn.Module, layers: Mapping[str, list[Layer]], masks: Mapping[str, Tensor], samples: Samples, whole: bool
-) -> Iterator[Moments]:
+) -> Iterator[Moments | str]:
     """With the dense model's inputs for both."""
     device = next(dense.parameters()).device
     for some in portions({name: held for name, held in layers.items() if not bool(masks[name].all())}, 2):
@@ -161,17 +183,20 @@ def _of_dense(
 def _of_both(
     models: tuple[nn.Module, nn.Module],
     layers: tuple[Mapping[str, list[Layer]], Mapping[str, list[Layer]]],
-    gone: Collection[str],
+    masks: Mapping[str, Tensor],
+    damping: float,
     samples: Samples,
     whole: bool,
-) -> Iterator[Moments]:
+) -> Iterator[Moments | str]:
     """With what reaches a layer in the pruned model for ``x̃``; a layer that is changed before the next is asked for is seen so.
 
-    Layers with the same inputs have the same sums, and come together.
+    Layers with the same inputs have the same sums, and come together. The experts of a mixture are solved for here, in the pruned
+    model, and named.
     """
     if not len(samples):
         raise UsageError("layerwise needs calibration samples; it got none")
     shared = partial(sharing, samples, whole)
+    gone = [name for name in layers[0] if not bool(masks[name].any())]
     without = tuple([layer for name in gone for layer in held[name]] for held in layers)
     mine, theirs = ({name: held for name, held in every.items() if name not in gone} for every in layers)
     with shared() as (own, _):
@@ -182,7 +207,9 @@ def _of_both(
             pair = next(pairs, None)
             if pair is None:
                 return
-            found = _sums(pair, without)
+            if mixture(pair.other[0]):
+                mend(pair, masks[pair.names[0]], without, damping, _divide)
+            found = pair.names[0] if mixture(pair.other[0]) else _sums(pair, without)
         yield found
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunekit.criteria import model_digest
 from prunekit.errors import ArtifactError
 from prunekit.plan import Plan
-from prunekit.structure.stand_ins import stand_in
+from prunekit.structure.stand_ins import Wanted, stand_in
 from prunekit.trajectory.bare import bare, bare_optimizers, named_tensors
 from prunekit.trajectory.derived import check_derived, refresh
 from prunekit.trajectory.describe import refuse_strangers
@@ -62,11 +62,16 @@ def masks_for(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
     return plan.masks() if dense and not plan.skipped() else plan.weight_masks()
 
 
-def open_masks(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
-    """The plan's masks, and of prunable weights that it leaves whole one that keeps all: what may make up for removed ones."""
+def what_goes(model: nn.Module, plan: Plan | Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Wanted]:
+    """Masks, and what stands in where zeros do not say it: of a plan, or of masks, which are all there is then.
+
+    Of a plan, prunable weights that it leaves whole have a mask too, since they may make up for what goes.
+    """
+    if not isinstance(plan, Plan):
+        return plan, {}
     named = named_tensors(model)
     whole = {name: torch.ones(named[name].shape, dtype=torch.bool) for name in plan.provenance["prunable"] if name in named}
-    return {**whole, **plan.masks()}
+    return {**whole, **plan.masks()}, plan.stand_ins()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from prunekit.criteria.evidence import Criterion, CriterionResult, Evidence
 from prunekit.criteria.units import scored_units, units_of
 from prunekit.errors import PrunekitError
 from prunekit.structure.families import experts_of
+from prunekit.structure.routing import routed_of
 
 
 def _reap(evidence: Evidence) -> CriterionResult:
@@ -47,14 +48,15 @@ def _add(sums: Tensor, module: nn.Module, args: tuple[Any, ...], keywords: dict[
     Raises:
         PrunekitError: the experts are not called with hidden states, the experts chosen and their weights.
     """
-    given = [value for value in (*args, *keywords.values()) if isinstance(value, Tensor)]
-    chosen = next((value for value in given if not value.is_floating_point() and value.dtype != torch.bool), None)
-    if chosen is None or (weights := next((v for v in given if v.is_floating_point() and v.shape == chosen.shape), None)) is None:
+    routed = routed_of(args, keywords)
+    if routed is None:
+        given = (value for value in (*args, *keywords.values()) if isinstance(value, Tensor))
         shapes = ", ".join(f"{tuple(value.shape)} of {value.dtype}" for value in given)
         raise PrunekitError(
             f"reap: {name} ({type(module).__name__}) is called with {shapes}; it must be called with hidden states, the "
             "numbers of the experts chosen for each token, and their weights of the same shape"
         )
+    chosen, weights = routed.chosen, routed.weights
     for k in range(chosen.shape[-1]):
         one, weight = chosen[..., k : k + 1], weights[..., k : k + 1]
         swap = {id(chosen): one, id(weights): torch.ones_like(weight)}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from prunekit.apply import layerwise, masked, open_masks
+from prunekit.apply import layerwise, masked
 from prunekit.batch import Batch
 from prunekit.errors import UsageError
 from prunekit.layerwise import METHODS, prune_layerwise
@@ -144,7 +144,7 @@ def refit(
 ) -> Found:
     """The weights of the plan, or of what ``way`` makes of it, by least squares on every layer's outputs."""
     found = plan if way is None else way(plan, model, material, share=share)[0]
-    return found, layerwise(model, open_masks(model, found), material.train.first(CALIBRATION), task=material.evidence.task)
+    return found, layerwise(model, found, material.train.first(CALIBRATION), task=material.evidence.task)
 
 
 def then_tuned(plan: Plan, model: nn.Module, material: RepairSamples, *, way: Callable[..., Found], learns: bool) -> Found:

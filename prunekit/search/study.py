@@ -7,15 +7,15 @@ third set. See ``prunekit.search.summary`` for what a row holds.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, NotRequired, TypedDict
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from prunekit.apply import apply_masks, masked, open_masks
+from prunekit.apply import apply_plan, masked
 from prunekit.artifact import Artifact, conform
 from prunekit.data import Samples
 from prunekit.measure import sizes
@@ -29,7 +29,7 @@ from prunekit.trajectory.copies import copied
 
 REFINED_AGAIN = "refined again"
 DENSE = "dense"
-Compensate = Callable[[nn.Module, Mapping[str, Tensor]], nn.Module]
+Compensate = Callable[[nn.Module, Plan], nn.Module]
 """``(model, masks)`` -> a copy whose kept weights make up for the removed ones."""
 
 
@@ -266,9 +266,8 @@ def split(epochs: int, runs: int) -> list[int]:
 
 
 def _compensated(bench: StudyRun, plan: Plan, how: Compensate) -> nn.Module:
-    masks = open_masks(bench.candidates.model, plan)
-    model = how(bench.candidates.model, masks)
-    apply_masks(model, masks)
+    model = how(bench.candidates.model, plan)
+    apply_plan(model, plan)
     return model
 
 

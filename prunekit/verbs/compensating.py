@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from prunekit.apply import compensate, layerwise, open_masks, prune
+from prunekit.apply import compensate, layerwise, prune
 from prunekit.batch import Inputs
 from prunekit.data import Samples
 from prunekit.plan import Plan
@@ -46,10 +46,9 @@ def compensated(run: Run, facts: dict[str, Any], model: nn.Module, plan: Plan) -
     Args:
         run: restricted to the plan's classes, where it is for some.
     """
-    plan.only_zeros("compensate")
     learn, accept = calibration(run)
     with _noting() as said:
-        found = compensate(model, open_masks(model, plan), learn, accept=accept, seed=run.recipe.seed, task=run.task)
+        found = compensate(model, plan, learn, accept=accept, seed=run.recipe.seed, task=run.task)
     facts.update(said)
     return found
 
@@ -85,10 +84,8 @@ def compensation_request(run: Run) -> dict[str, Any]:
     return {"train": run.splits["train"].digest(), "samples": SAMPLES, "scoring": scoring, "sums": True}
 
 
-def compensator(
-    run: Run, layers: bool, seed: int
-) -> tuple[Callable[[nn.Module, Mapping[str, Tensor]], nn.Module], dict[str, Any]]:
-    """``(model, masks)`` -> compensated model, and what decides it.
+def compensator(run: Run, layers: bool, seed: int) -> tuple[Callable[[nn.Module, Plan], nn.Module], dict[str, Any]]:
+    """``(model, plan)`` -> compensated model, and what decides it.
 
     Args:
         layers: by every layer's outputs alone, computed from the scoring samples (``prunekit.apply.layerwise``).

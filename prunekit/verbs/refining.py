@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from prunekit.apply import masked, open_masks
+from prunekit.apply import masked
 from prunekit.errors import UsageError
 from prunekit.measure import merit
 from prunekit.plan import Plan
@@ -163,5 +163,5 @@ def better_plan(
 def _on_validation(run: Run, plan: Plan, compensating: bool, model: nn.Module) -> dict[str, float]:
     """Figures of the plan's model on validation data, closeness to the dense one among them."""
     samples = run.batches("validation")
-    weights = compensator(run, False, run.recipe.seed)[0](model, open_masks(model, plan)) if compensating else model
+    weights = compensator(run, False, run.recipe.seed)[0](model, plan) if compensating else model
     return evaluate(masked(weights, plan), samples, run.task, References(run.model, samples, run.task)).figures()
