@@ -19,9 +19,11 @@ SIZES = {
     "bytes": "bytes on disk",
     "zipped": "the same zipped",
 }
-
-
 NOISY = "the machine was too busy for these times to be known to 3 %: a speed-up differs from the one shown within its interval"
+NO_ACCOUNT = (
+    "it follows a path on one device, which a run of one checkpoint has where a pruned model was trained on, and weights that "
+    "become 0, which say nothing of experts and of blocks that normalise their output"
+)
 
 
 def show_verdicts(found: Sequence[tuple[str, EvaluationRecord]]) -> None:
@@ -81,7 +83,7 @@ def _tables(result: tuple[str, EvaluationRecord, bool]) -> None:
     kernel = e.kernel
     if kernel is None:
         asked = e.made_from["options"].get("samples")
-        why = "eval.samples is 0" if asked == 0 else "a run of one checkpoint has a path only where a pruned model was trained on"
+        why = "eval.samples is 0" if asked == 0 else NO_ACCOUNT
         print(f"kernel: no account; {why}")
         return
     table = new_table(f"kernel, {kernel['samples']} test samples", "", "dense rebuilt", "pruned rebuilt", "kept weights alone")
