@@ -35,15 +35,16 @@ class Sums(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.found: list[Tensor | None] = []
-        self._sum: Tensor | None = None
-        """The outputs as they are now, with what was added."""
+        self._shape = torch.Size()
+        self._sum: list[Tensor] = []
+        """The outputs as they are now, with what was added, in all their shapes and kinds; empty where they are lost sight of."""
         self._read = False
         self._gone: list[Tensor] = []  # held, so that no other tensor comes to be known by their numbers
 
     def begin(self, output: Tensor) -> None:
         """The layer was called, and gave this."""
         self.found.append(None)
-        self._sum, self._read = output, False
+        self._sum, self._shape, self._read = [output], output.shape, False
 
     def gone(self, output: Tensor) -> None:
         """A layer that is gone gave this."""
@@ -51,46 +52,41 @@ class Sums(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        before = self._sum
-        if before is None and not self._gone:
+        if not self._sum and not self._gone:
             return func(*args, **kwargs)
         added = self._added(func, args, kwargs)
         out = func(*args, **kwargs)
-        if func in ALIKE and self._is_gone(args[0]):
-            self._gone.append(out)
-        if before is None or not any(each is before for each in tree_leaves((args, kwargs))):
-            return out
-        if added is not None and out.shape == before.shape:
+        if func in ALIKE:
+            for known in (self._gone, self._sum):
+                if _among(args[0], known):
+                    known.append(out)
+        elif added is not None and out.numel() == added.numel():
             now = self.found[-1]
             self.found[-1] = added if now is None else now + added
-            self._sum, self._read = out, False
-        elif self.found[-1] is not None:
+            self._sum, self._read = [out], False
+        elif any(_among(each, self._sum) for each in tree_leaves((args, kwargs))):
             self._read = True
-        elif func in ALIKE and _same_rows(out, before):
-            self._sum = out
-        else:
-            self._sum = None
+            if self.found[-1] is None:
+                self._sum = []
         return out
 
     def _added(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> Tensor | None:
-        """What this operation adds to the sum, if it is such an addition."""
+        """What this operation adds to the sum, in the outputs' shape, if it is such an addition."""
         if func not in ADDITIONS or kwargs.get("alpha", 1) != 1 or not all(isinstance(each, Tensor) for each in args[:2]):
             return None
         one, two = args[:2]
-        if (one is self._sum) == (two is self._sum):
+        first = _among(one, self._sum)
+        if first == _among(two, self._sum):
             return None
-        other: Tensor = two if one is self._sum else one
-        if self._read and not self._is_gone(other):
+        own, other = (one, two) if first else (two, one)
+        if (self._read and not _among(other, self._gone)) or other.dim() > own.dim() or other.numel() > own.numel():
             return None
-        assert self._sum is not None
-        return other.expand(self._sum.shape).clone() if other.dim() <= self._sum.dim() else None
-
-    def _is_gone(self, tensor: Any) -> bool:
-        return any(tensor is each for each in self._gone)
+        found: Tensor = other.expand(own.shape).reshape(self._shape).clone()
+        return found
 
 
-def _same_rows(out: Tensor, before: Tensor) -> bool:
-    return out.numel() == before.numel() and out.shape[-1:] == before.shape[-1:]
+def _among(tensor: Any, known: Sequence[Tensor]) -> bool:
+    return any(tensor is each for each in known)
 
 
 @contextmanager

@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from prunekit import Trajectory, make_plan, masked, score
 from prunekit.apply import layerwise
 from prunekit.apply.sums import following
+from tests.blocks.models import family
+from tests.transformer_models import first
 
 X = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -39,7 +42,7 @@ CASES: dict[str, tuple[Callable[[One, Tensor, Tensor], Tensor], Callable[[One, T
     "added": (lambda s, x, y: x + y, lambda s, x: x),
     "added to": (lambda s, x, y: y + x, lambda s, x: x),
     "in place": (in_place, lambda s, x: x),
-    "in another shape": (lambda s, x, y: x.flatten(0, 1) + y.reshape(-1, 4), lambda s, x: x.flatten(0, 1)),
+    "in another shape": (lambda s, x, y: x.flatten(0, 1) + y.reshape(-1, 4), lambda s, x: x),
     "through dropout": (lambda s, x, y: x + nn.functional.dropout(y, 0.5, False), lambda s, x: x),
     "in another kind": (lambda s, x, y: x + y.float().double(), lambda s, x: x),
     "parallel": (lambda s, x, y: x + (y + s.other(x)), lambda s, x: s.other(x) + x),
@@ -49,7 +52,9 @@ CASES: dict[str, tuple[Callable[[One, Tensor, Tensor], Tensor], Callable[[One, T
     "scaled": (lambda s, x, y: x + 0.5 * y, None),
     "subtracted": (lambda s, x, y: x - y, None),
     "itself": (lambda s, x, y: y + y, None),
-    "heads": (lambda s, x, y: x.view(3, 5, 2, 2) + y.view(3, 5, 2, 2), None),
+    "in pieces": (lambda s, x, y: x.view(3, 5, 2, 2) + y.view(3, 5, 2, 2), lambda s, x: x),
+    "turned": (lambda s, x, y: x.mT + y.mT, None),
+    "after a number": (lambda s, x, y: x + (y + torch.zeros(())), lambda s, x: x),
     "wider": (lambda s, x, y: x[None].expand(2, 3, 5, 4) + y, None),
     "alone": (lambda s, x, y: y, None),
 }  # fmt: skip
@@ -72,10 +77,11 @@ def test_an_addition_counts_until_something_else_reads_it(case: str) -> None:
                 torch.testing.assert_close(found, wanted(model, factor * X))
 
 
-def test_what_a_layer_that_is_gone_adds_later_counts_too() -> None:
+@pytest.mark.parametrize("shape", [(3, 5, 4), (15, 4)])
+def test_what_a_layer_that_is_gone_adds_later_counts_too(shape: tuple[int, ...]) -> None:
     def then(self: One, x: Tensor, y: Tensor) -> Tensor:
-        z = x + y
-        return z + self.other(self.norm(z)).view(3, 5, 4)
+        z = (x + y).view(shape)
+        return z + self.other(self.norm(z)).view(shape)
 
     model = One(then).double()
     with torch.no_grad(), following([model.layer], [model.other]) as sums:
@@ -174,3 +180,17 @@ def test_a_convolution_makes_up_for_what_the_sum_lacks() -> None:
                 :, 0
             ]
             torch.testing.assert_close(torch.cat([found.second.weight[out].flatten(), found.second.bias[out, None]]), best)
+
+
+@pytest.mark.parametrize("name", ["opt", "gpt_neox", "t5", "vit", "bert", "mixtral"])
+def test_blocks_that_are_gone_are_made_up_for_whatever_the_family(name: str) -> None:
+    model, batches = family(name, samples=24)
+    model.float()
+    batches = [({key: t.float() if t.is_floating_point() else t for key, t in x.items()}, None) for x, _ in batches]
+    scores = score(Trajectory.of(model), model, criterion="magnitude")
+    plan = make_plan(scores, model, batches[0][0], sparsity=0.5, structure="layers")
+    dense, plain, found = (
+        torch.cat([first(each, x).flatten() for x, _ in batches])
+        for each in (model, masked(model, plan), layerwise(model, plan, batches, task="unlabelled"))
+    )
+    assert (found - dense).square().mean() < 0.6 * (plain - dense).square().mean()
