@@ -79,7 +79,8 @@ def layerwise(
     ``w`` the dense weights and ``x`` the dense model's inputs, a constant 1 for the bias among them. With ``x̃ = x`` this is
     ``v_K = w_K + H_KK⁻¹ H_KR w_R``, ``H = Σ x xᵀ``, ``K`` what stays and ``R`` what goes: Optimal Brain Surgeon for a whole set
     at once, the problem that SparseGPT (arXiv 2301.00774) solves approximately. Where there are several minima, the one
-    nearest to ``w`` is taken. Masked parameters of other layers are masked only, and a frozen bias stays as it is.
+    nearest to ``w`` is taken. Masked parameters of other layers, and those that others hold too (an embedding tied to the output
+    layer), are masked only, and a frozen bias stays as it is.
 
     Where the layer's outputs are added to something before anything else reads them (``prunekit.apply.sums``), it is the sum
     that is kept: ``min_v Σ (w·x + r - v·x̃ - r̃)²``, ``r`` what is added. What layers that are gone altogether added to the same
@@ -121,20 +122,20 @@ def layerwise(
     whole = mixing(dense, samples, kind)
     modules = dict(dense.named_modules())
     named = [n for n in masks if n.endswith(".weight") or n == "weight"]
-    named = [n for n in named if handled(modules.get(owner_of(n)))]
+    named = [n for n in named if handled(modules.get(owner_of(n))) and not _read_otherwise(dense, n)]
     layers, theirs = layers_with_inputs(dense, named)[0], layers_with_inputs(pruned, named)[0]
     banks = [name for name in masks if inputs == "pruned" and name.endswith(LAST) and mixture(modules.get(owner_of(name)))]
     for every, holding in ((layers, modules), (theirs, dict(pruned.named_modules()))):
         every.update({name: [holding[owner_of(name)]] for name in banks})
-    final, following = dict(result.named_parameters()), dict(pruned.named_parameters())
+    final, running = dict(result.named_parameters()), dict(pruned.named_parameters())
     if inputs == "pruned":
         found = _of_both((dense, pruned), (layers, theirs), masks, damping, samples, whole)
     else:
         found = _of_dense(dense, layers, masks, samples, whole)
-    with Bar("layers", len(layers)) as bar:
+    with Bar("layers", sum(bool(masks[name].any()) for name in layers)) as bar:
         for sums in found:
             if isinstance(sums, str):  # a mixture's, which is changed already
-                final[sums].copy_(following[sums])
+                final[sums].copy_(running[sums])
                 bar.advance()
                 continue
             if not all(bool(each.isfinite().all()) for each in (sums.gram, sums.cross, sums.lacking) if each is not None):
@@ -146,7 +147,7 @@ def layerwise(
                 layer, keep, bias_keep = layers[name][0], masks[name].to(device).bool(), masks.get(bias_name)
                 bias_keep = None if bias_keep is None else bias_keep.to(device).bool()
                 weight, offset = _solve(layer, sums, keep, bias_keep, damping)
-                for parameters in (final, following):
+                for parameters in (final, running):
                     parameters[name].copy_(weight)
                     if _trains_bias(layer):
                         parameters[bias_name].copy_(offset)
@@ -157,6 +158,13 @@ def layerwise(
 def owner_of(parameter: str) -> str:
     """The name of the module that holds it."""
     return parameter.rpartition(".")[0]
+
+
+def _read_otherwise(model: nn.Module, parameter: str) -> bool:
+    """Whether something that is no such layer holds it too, as an embedding does an output layer's weight."""
+    names, modules = dict(model.named_parameters(remove_duplicate=False)), dict(model.named_modules(remove_duplicate=False))
+    holders = [modules[owner_of(name)] for name, tensor in names.items() if tensor is names.get(parameter)]
+    return not all(handled(holder) for holder in holders)
 
 
 def _with_one(inputs: Tensor) -> Tensor:

@@ -79,6 +79,7 @@ def mend(
     """
     module: Any = pair.other[0]
     weight: Tensor = module.down_proj
+    keep = keep.to(weight.device)
     neurons = keep.any(1)
     alike = (keep == neurons[:, None]).all(2).all(1).nonzero().flatten().tolist()
     if not all(ranks.gathered(_known(pair, gone))):

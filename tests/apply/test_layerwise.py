@@ -325,3 +325,15 @@ def test_rows_that_a_router_sends_elsewhere_belong_to_none() -> None:
             basis = torch.cat([given[:, mask[row]], torch.ones(len(given), 1).double()], 1)
             best = torch.linalg.lstsq(basis, wanted[:, row : row + 1]).solution[:, 0]
             torch.testing.assert_close(torch.cat([expert.weight[row, mask[row]], expert.bias[row, None]]).detach(), best)
+
+
+def test_an_embedding_that_the_output_layer_shares_is_masked_only() -> None:
+    model, batches = family("llama")  # its output layer is its embedding
+    shared, other = "model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight"
+    masks = {
+        shared: torch.rand(model.get_parameter(shared).shape) < 0.7,
+        other: torch.rand(model.get_parameter(other).shape) < 0.7,
+    }
+    found, plain = layerwise(model, masks, batches), masked_copy(model, masks)
+    assert torch.equal(found.get_parameter(shared), plain.get_parameter(shared))
+    assert not torch.equal(found.get_parameter(other), plain.get_parameter(other))
