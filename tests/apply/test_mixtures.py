@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunekit import Trajectory, make_plan, prune, score
+from prunekit import Trajectory, make_plan, score
 from prunekit.apply import layerwise, masked
+from prunekit.apply.surgery import cut_units
 from prunekit.batch import call
 from tests.blocks.models import family
 
@@ -121,8 +122,7 @@ def test_a_model_without_some_experts_is_nearer_to_the_dense_one() -> None:
     plan = make_plan(
         score(Trajectory.of(model), model, criterion="magnitude"), model, batches[0][0], sparsity=0.3, structure="experts"
     )
-    labelled = [(x, x["input_ids"]) for x, _ in batches]
-    small = prune(model, plan, batches[0][0], calibration=labelled, task="causal_lm")
+    small = cut_units(layerwise(model, plan, batches, task="unlabelled"), plan, batches[0][0])
     plain = masked(model, plan)
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
 
