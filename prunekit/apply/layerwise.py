@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -121,15 +121,17 @@ def layerwise(
     samples = Samples.of(batches, kind.batch)
     whole = mixing(dense, samples, kind)
     modules = dict(dense.named_modules())
-    named = [n for n in masks if n.endswith(".weight") or n == "weight"]
-    named = [n for n in named if handled(modules.get(owner_of(n))) and not _read_otherwise(dense, n)]
+    otherwise = _read_otherwise(dense)
+    named = [n for n in masks if (n.endswith(".weight") or n == "weight") and n not in otherwise]
+    named = [n for n in named if handled(modules.get(owner_of(n)))]
     layers, theirs = layers_with_inputs(dense, named)[0], layers_with_inputs(pruned, named)[0]
     banks = [name for name in masks if inputs == "pruned" and name.endswith(LAST) and mixture(modules.get(owner_of(name)))]
     for every, holding in ((layers, modules), (theirs, dict(pruned.named_modules()))):
         every.update({name: [holding[owner_of(name)]] for name in banks})
     final, running = dict(result.named_parameters()), dict(pruned.named_parameters())
+    found: Iterator[Moments | str]
     if inputs == "pruned":
-        found = _of_both((dense, pruned), (layers, theirs), masks, damping, samples, whole)
+        found = _of_both((dense, pruned), (layers, theirs), banks, masks, damping, samples, whole)
     else:
         found = _of_dense(dense, layers, masks, samples, whole)
     with Bar("layers", sum(bool(masks[name].any()) for name in layers)) as bar:
@@ -160,11 +162,11 @@ def owner_of(parameter: str) -> str:
     return parameter.rpartition(".")[0]
 
 
-def _read_otherwise(model: nn.Module, parameter: str) -> bool:
-    """Whether something that is no such layer holds it too, as an embedding does an output layer's weight."""
-    names, modules = dict(model.named_parameters(remove_duplicate=False)), dict(model.named_modules(remove_duplicate=False))
-    holders = [modules[owner_of(name)] for name, tensor in names.items() if tensor is names.get(parameter)]
-    return not all(handled(holder) for holder in holders)
+def _read_otherwise(model: nn.Module) -> set[str]:
+    """All names of parameters that something holds which is no such layer, as an embedding does an output layer's weight."""
+    modules, names = dict(model.named_modules(remove_duplicate=False)), dict(model.named_parameters(remove_duplicate=False))
+    read = {id(tensor) for name, tensor in names.items() if not handled(modules[owner_of(name)])}
+    return {name for name, tensor in names.items() if id(tensor) in read}
 
 
 def _with_one(inputs: Tensor) -> Tensor:
@@ -174,7 +176,7 @@ def _with_one(inputs: Tensor) -> Tensor:
 
 def _of_dense(
     dense: nn.Module, layers: Mapping[str, list[Layer]], masks: Mapping[str, Tensor], samples: Samples, whole: bool
-) -> Iterator[Moments | str]:
+) -> Iterator[Moments]:
     """With the dense model's inputs for both."""
     device = next(dense.parameters()).device
     for some in portions({name: held for name, held in layers.items() if not bool(masks[name].all())}, 2):
@@ -191,6 +193,7 @@ def _of_dense(
 def _of_both(
     models: tuple[nn.Module, nn.Module],
     layers: tuple[Mapping[str, list[Layer]], Mapping[str, list[Layer]]],
+    banks: Collection[str],
     masks: Mapping[str, Tensor],
     damping: float,
     samples: Samples,
@@ -215,10 +218,12 @@ def _of_both(
             pair = next(pairs, None)
             if pair is None:
                 return
-            if mixture(pair.other[0]):
-                mend(pair, masks[pair.names[0]], without, damping, _divide)
-            found = pair.names[0] if mixture(pair.other[0]) else _sums(pair, without)
-        yield found
+            name, found = pair.names[0], None
+            if name in banks:
+                mend(pair, masks[name], without, damping, _divide)
+            else:
+                found = _sums(pair, without)
+        yield name if found is None else found
 
 
 def _sums(pair: Pair, gone: Sequence[Sequence[Layer]]) -> Moments:

@@ -30,7 +30,7 @@ from prunekit.trajectory.copies import copied
 REFINED_AGAIN = "refined again"
 DENSE = "dense"
 Compensate = Callable[[nn.Module, Plan], nn.Module]
-"""``(model, masks)`` -> a copy whose kept weights make up for the removed ones."""
+"""``(model, plan)`` -> a copy whose kept weights make up for the removed ones."""
 
 
 class CellRow(TypedDict):

@@ -26,7 +26,7 @@ from prunekit.repair.streamed import Streaming, usual_rates
 from prunekit.repair.swaps import Weights
 from prunekit.search.rivals import RIVALS
 from prunekit.search.rivals.rescored import equal_cost
-from prunekit.search.streamed_ways import CALIBRATION, RATES, SHARE, TOGETHER, TUNED, WAYS, ways_for
+from prunekit.search.streamed_ways import CALIBRATION, RATES, REFIT, SHARE, TOGETHER, TUNED, WAYS, ways_for
 from prunekit.steps.by_schedule import prune_by_schedule
 from prunekit.steps.planner import Planner
 from prunekit.steps.schedule import Schedule
@@ -144,6 +144,7 @@ def settings(name: str, structure: str) -> dict[str, Any]:
             "calibration": CALIBRATION,
             **({"rate": RATES[name.split("+")[0]]} if name.split("+")[0] in RATES else {}),
             **({"rates": usual_rates()} if {"streamed", TOGETHER} & set(name.split("+")) else {}),
+            **({"sums": True} if REFIT in name.split("+") else {}),
             **({"tuned": [BATCHES, FACTOR, SHARE]} if TUNED in name.split("+") else {}),
             **({"together": [BATCHES, FACTOR, together.HOLD]} if TOGETHER in name.split("+") else {}),
             **({"moved": [together.LENGTH, together.OF_LENGTH]} if name.endswith(f"+{TOGETHER}") else {}),

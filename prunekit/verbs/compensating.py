@@ -91,7 +91,7 @@ def compensator(run: Run, layers: bool, seed: int) -> tuple[Callable[[nn.Module,
         layers: by every layer's outputs alone, computed from the scoring samples (``prunekit.apply.layerwise``).
     """
     if layers:
-        facts = {"calibration": run.splits["scoring"].digest()}
+        facts = {"calibration": run.splits["scoring"].digest(), "sums": True}
         return partial(layerwise, batches=run.evidence.samples(), task=run.task), facts
     learn, accept = calibration(run)
     return partial(compensate, batches=learn, accept=accept, seed=seed, task=run.task), {"compensate": compensation_request(run)}

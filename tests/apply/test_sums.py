@@ -21,11 +21,10 @@ X = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch
 class One(nn.Module):
     """A layer, and what becomes of its outputs."""
 
-    def __init__(self, then: Callable[[One, Tensor, Tensor], Tensor], layer: nn.Module | None = None) -> None:
+    def __init__(self, then: Callable[[One, Tensor, Tensor], Tensor]) -> None:
         super().__init__()
         torch.manual_seed(1)
-        self.layer = nn.Linear(4, 4) if layer is None else layer
-        self.other, self.norm = nn.Linear(4, 4), nn.LayerNorm(4)
+        self.layer, self.other, self.norm = nn.Linear(4, 4), nn.Linear(4, 4), nn.LayerNorm(4)
         self._then = then
 
     def forward(self, x: Tensor) -> Tensor:
@@ -176,9 +175,8 @@ def test_a_convolution_makes_up_for_what_the_sum_lacks() -> None:
         patches = nn.functional.unfold(x, 3, padding=1).view(12, 2, 9, 25)
         for out in range(4):
             own = patches[:, out // 2].movedim(1, -1).reshape(-1, 9)
-            best = torch.linalg.lstsq(torch.cat([own, torch.ones(len(own), 1).double()], 1), wanted[:, out : out + 1]).solution[
-                :, 0
-            ]
+            features = torch.cat([own, torch.ones(len(own), 1).double()], 1)
+            best = torch.linalg.lstsq(features, wanted[:, out : out + 1]).solution[:, 0]
             torch.testing.assert_close(torch.cat([found.second.weight[out].flatten(), found.second.bias[out, None]]), best)
 
 
