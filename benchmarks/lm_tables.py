@@ -39,7 +39,8 @@ WAYS = {
     "reap refit+tuned": "**REAP's units, layers refitted, then weights tuned**",
     "kfac refit+tuned": "**kfac's units, layers refitted, then weights tuned**", "admm+tuned": "ADMM, then weights tuned",
     "kfac admm+tuned": "**ADMM, shares by kfac, then weights tuned**",
-    "streamed+tuned": "**mask learnt, then weights tuned**", "together": "**mask and weights together**",
+    "streamed+tuned": "**mask learnt, then weights tuned**",
+    "streamed+refit+tuned": "**mask learnt, layers refitted, then weights tuned**", "together": "**mask and weights together**",
     "admm+together": "**ADMM, then mask and weights together**",
     "kfac admm+together": "**ADMM, shares by kfac, then mask and weights together**",
 }  # fmt: skip
@@ -71,6 +72,7 @@ RIVALS = (
     ("units learnt / best criterion", ("streamed",), CRITERIA_OF_UNITS),
     ("influence's units / best criterion", ("influence",), CRITERIA_OF_UNITS),
     ("units learnt, then tuned / best criterion's, tuned", ("streamed+tuned",), TUNED_UNITS),
+    ("units learnt, refitted, tuned / best criterion's, tuned", ("streamed+refit+tuned",), TUNED_UNITS),
     ("influence's units, tuned / best criterion's, tuned", ("influence tuned",), TUNED_UNITS),
     ("influence's units, refitted / best criterion", ("influence refit",), CRITERIA_OF_UNITS),
     ("block influence's units, refitted / best criterion", ("block_influence refit",), CRITERIA_OF_UNITS),
@@ -88,8 +90,8 @@ Column = tuple[str, float]
 
 
 def figures(folder: Path) -> dict[str, dict[str, dict[Column, list[tuple[float, float]]]]]:
-    """Case -> way -> (structure, sparsity) -> KL and perplexity by seed; of one-shot criteria the better allocation's by KL."""
-    best: dict[tuple[str, ...], tuple[float, float]] = {}
+    """Case -> way -> (structure, sparsity) -> KL and perplexity by seed; of one-shot criteria the better allocation's on validation data."""
+    best: dict[tuple[str, ...], tuple[float, float, float]] = {}
     with (folder / "compare.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
             start, repair = row["criterion"], row["repair"]
@@ -99,11 +101,11 @@ def figures(folder: Path) -> dict[str, dict[str, dict[Column, list[tuple[float, 
             if not way or (way == "kfac" and row["allocation"] == "rows"):  # rows would leave out what it says of layers
                 continue
             key = (row["case"], way, row["structure"], row["sparsity"], row["seed"])
-            found = float(row["test_kl"]), float(row["test_perplexity"])
+            found = float(row["validation_kl"]), float(row["test_kl"]), float(row["test_perplexity"])
             best[key] = min(best.get(key, found), found)
     told: dict[str, Any] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for (case, way, structure, sparsity, _), found in best.items():
-        told[case][way][structure, float(sparsity)].append(found)
+    for (case, way, structure, sparsity, _), (_, kl, perplexity) in best.items():
+        told[case][way][structure, float(sparsity)].append((kl, perplexity))
     return told
 
 
