@@ -90,7 +90,10 @@ Column = tuple[str, float]
 
 
 def figures(folder: Path) -> dict[str, dict[str, dict[Column, list[tuple[float, float]]]]]:
-    """Case -> way -> (structure, sparsity) -> KL and perplexity by seed; of one-shot criteria the better allocation's on validation data."""
+    """Case -> way -> (structure, sparsity) -> test KL and perplexity by seed.
+
+    Of a criterion's allocations, the one that is best on validation data.
+    """
     best: dict[tuple[str, ...], tuple[float, float, float]] = {}
     with (folder / "compare.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
