@@ -1,7 +1,9 @@
-"""KL of two models' answers and its gradient, in as few passes over the vocabulary as they need.
+"""KL of two models' answers and its gradient, in as few passes over the vocabulary and as little memory as they need.
 
 The gradient of ``KL(p ‖ softmax(z))`` in the logits is ``softmax(z) - p``; autograd would get it through five more tensors of the
-logits' size, which at a vocabulary of tens of thousands are most of a learning step's memory. It has no second derivative.
+logits' size, which at a vocabulary of tens of thousands are most of a learning step's memory. Here one is made, the gradient;
+what else is computed on the way is as long as a part of it, and written over part by part: on a CPU new pages cost more than what
+is computed in them. It has no second derivative.
 """
 
 from __future__ import annotations
@@ -9,27 +11,44 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+PARTS = {"cpu": 2**20}
+PART = 2**25
+"""Logits at a time, by device: what a processor's cache holds; elsewhere so many that kernels take longer than their starts."""
 
 
 class _FusedKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, reference: Tensor, logits: Tensor) -> Tensor:
-        found = F.log_softmax(logits.to(reference.dtype), -1)
-        p = reference.exp()
-        difference = reference - found
-        if bool((out_of_it := p == 0).any()):  # what the reference rules out adds nothing, also where its logarithm is -inf
-            difference.masked_fill_(out_of_it, 0)
-        kl: Tensor = torch.linalg.vecdot(p, difference)
-        ctx.save_for_backward(found.exp_().sub_(p))
+        known, asked = _rows(reference), _rows(logits)
+        rows = max(1, PARTS.get(known.device.type, PART) // max(1, known.shape[1]))
+        scratch = [known.new_empty(min(rows, len(known)), known.shape[1]) for _ in range(2)]
+        ruled_out = bool(known.numel()) and bool(known.amin() == -torch.inf)
+        gradient, kl = torch.empty_like(known), known.new_empty(len(known))
+        for first in range(0, len(known), rows):
+            part = slice(first, first + rows)
+            found = torch.log_softmax(asked[part].to(known.dtype), -1, out=gradient[part])
+            p, difference = (one[: len(found)] for one in scratch)
+            torch.exp(known[part], out=p)
+            torch.sub(known[part], found, out=difference)
+            if ruled_out:  # what the reference rules out adds nothing
+                difference.masked_fill_(p == 0, 0)
+            kl[part] = difference.mul_(p).sum(-1)
+            found.exp_().sub_(p)
+        ctx.save_for_backward(gradient.view(reference.shape))
         ctx.kind = logits.dtype
-        return kl
+        return kl.view(reference.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[None, Tensor]:
         (difference,) = ctx.saved_tensors
         return None, (difference * slopes[0][..., None]).to(ctx.kind)
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """``(places, classes)``."""
+    return tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
 
 
 def fused_kl(reference: Tensor, logits: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D as Columns
 from prunekit import UsageError, refine
 from prunekit.data import Samples
 from prunekit.kernel import ModelFunction
-from prunekit.repair.fused_kl import fused_kl
+from prunekit.repair.fused_kl import PARTS, fused_kl
 from prunekit.repair.learner import Learner
 from prunekit.repair.limits import Count, best
 from prunekit.repair.live import Live
@@ -164,7 +164,10 @@ def test_too_few_tokens_are_refused(model: nn.Module, texts: Samples) -> None:
         Streaming(tokens=0)
 
 
-def test_the_fused_divergence_is_the_tasks() -> None:
+@pytest.mark.parametrize("part", [1, 30, 2**20])
+def test_the_fused_divergence_is_the_tasks(monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+    """However many logits are looked at at a time."""
+    monkeypatch.setitem(PARTS, "cpu", part)
     generator = torch.Generator().manual_seed(6)
     logits = torch.randn(3, 5, 7, dtype=torch.float64, generator=generator).requires_grad_()
     theirs = torch.randn(3, 5, 7, dtype=torch.float64, generator=generator)
