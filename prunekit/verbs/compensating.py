@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from prunekit.apply import compensate, layerwise, prune
+from prunekit.apply import check_made_for, compensate, layerwise, prune
 from prunekit.batch import Inputs
 from prunekit.data import Samples
 from prunekit.plan import Plan
+from prunekit.steps import cut
 from prunekit.steps.by_schedule import Start
 from prunekit.verbs.run_folder import Run
 
@@ -34,10 +35,9 @@ def pruned_as_asked(run: Run, plan: Plan, example: Inputs | None = None) -> tupl
     request = plan.provenance.get("request", {})
     if not request.get("compensate"):
         return prune(run.model, plan, example), {}
-    learn, accept = calibration(_own(run, plan))
-    with _noting() as facts:
-        model = prune(run.model, plan, example, calibration=learn, accept=accept, seed=run.recipe.seed, task=run.task)
-    return model, facts
+    check_made_for(plan, run.model)
+    facts: dict[str, Any] = {}
+    return cut(compensated(_own(run, plan), facts, run.model, plan), plan, example), facts
 
 
 def compensated(run: Run, facts: dict[str, Any], model: nn.Module, plan: Plan) -> nn.Module:
@@ -47,10 +47,11 @@ def compensated(run: Run, facts: dict[str, Any], model: nn.Module, plan: Plan) -
         run: restricted to the plan's classes, where it is for some.
     """
     learn, accept = calibration(run)
-    with _noting() as said:
+    place = next(model.parameters()).device
+    with _noting() as said, run.lent(model):
         found = compensate(model, plan, learn, accept=accept, seed=run.recipe.seed, task=run.task)
     facts.update(said)
-    return found
+    return found.to(place)
 
 
 @contextmanager

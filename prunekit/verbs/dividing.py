@@ -1,8 +1,9 @@
 """A budget of tokens spent on a mask, on weights, or on both together, from the given mask or from a layer-wise method's model.
 
-Short tries of each say on which, by validation data. Where the tokens are more than the training samples have, learning goes
-over the same ones again and again, and a layer-wise method, which takes no token, may do better: the learnt model is then
-compared with ADMM's before it is written.
+Where whole units go, the weights that stay make up for them first, by least squares, which takes no token. Short tries of each
+say on which, by validation data. Where the tokens are more than the training samples have, learning goes over the same ones again
+and again, and a layer-wise method, which takes no token, may do better: the learnt model is then compared with ADMM's before it
+is written.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from prunekit.structure.joined import parts_of
 from prunekit.task.evaluation import References, evaluate
 from prunekit.trajectory.bare import named_tensors
 from prunekit.trajectory.copies import copied
+from prunekit.verbs.compensating import compensated
 from prunekit.verbs.layerwise import by_layers, layerwise_request, shares_of
 from prunekit.verbs.refining import refining
 from prunekit.verbs.run_folder import Run
@@ -40,9 +42,12 @@ from prunekit.verbs.tuning import finetuning_of
 
 MASK, TOGETHER, IN_TURN, WEIGHTS = "mask", "together", "mask, then weights", "weights"
 LAYERS, LAYERS_TOGETHER = "layers, then weights", "layers, then together"
+REFITTED = {MASK: "mask, then refit", WEIGHTS: "refit, then weights", IN_TURN: "mask, refit, then weights"}
+"""Where whole units go: the same, with the weights that stay compensated once it is known which these are."""
 BOTH = (TOGETHER, LAYERS_TOGETHER)
 """What learns mask and weights in the same steps."""
-SHARES = {MASK: 0.0, IN_TURN: 2 / 3, WEIGHTS: 1.0, LAYERS: 1.0}
+_SHARES = {MASK: 0.0, IN_TURN: 2 / 3, WEIGHTS: 1.0}
+SHARES = {**_SHARES, **{refitted: _SHARES[way] for way, refitted in REFITTED.items()}, LAYERS: 1.0}
 """Of the tokens, for the weights; the rest is for the mask."""
 TRY = 1 / 20
 """Of the tokens, for each try; what is left is spent by the best division."""
@@ -145,10 +150,11 @@ def _left(model: nn.Module, names: Collection[str]) -> int:
 
 def menu(wanted: Prune) -> tuple[str, ...]:
     """What is tried: both together, from the given mask and from layers; in turn, and weights alone after layers, where both
-    cannot be learnt together.
+    cannot be learnt together. Of whole units all that is not both together is refitted.
     """
     by_layers = [LAYERS if _apart(wanted) else LAYERS_TOGETHER] if fits_layers(wanted) else []
-    return MASK, IN_TURN if _apart(wanted) else TOGETHER, WEIGHTS, *by_layers
+    ways = MASK, IN_TURN if _apart(wanted) else TOGETHER, WEIGHTS, *by_layers
+    return tuple(REFITTED.get(way, way) for way in ways) if wanted.structure in GROUPED else ways
 
 
 def _apart(wanted: Prune) -> str:
@@ -230,8 +236,10 @@ def _tried(run: Run, wanted: Prune, plan: Plan, way: str, layers: ByLayers) -> n
         plan, start = layers.found
     for_mask, for_weights = parts(tokens, SHARES[way])
     found = plan if for_mask is None else refining(run, for_mask)(plan)
+    if way in REFITTED.values():
+        start = compensated(run, {}, run.model, found)
     if for_weights is None:
-        return masked(run.model, found)
+        return masked(start, found)
     model = copied(start)
     finetune(model, found, finetuning_of(run, Steps(finetune=tuning(wanted, for_weights))))
     return model.to(next(run.model.parameters()).device)
@@ -287,7 +295,8 @@ def by_division(run: Run, wanted: Prune, way: str) -> Prune:
     tuned = {"finetune": None if for_weights is None else tuning(wanted, for_weights)}
     if way == LAYERS:
         return layerwise_of(run, wanted).model_copy(update=tuned)
-    return wanted.model_copy(update={"tokens": None, "refine": for_mask or Refine(when="never"), **tuned})
+    said = {"tokens": None, "refine": for_mask or Refine(when="never"), "compensate": way in REFITTED.values()}
+    return wanted.model_copy(update={**said, **tuned})
 
 
 def earlier(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -62,27 +62,22 @@ def refining(run: Run, options: Refinement, seconds: Seconds | None = None) -> C
         plan: Plan, model: nn.Module | None = None, swaps: MakeSwaps | None = None, reference: nn.Module | None = None
     ) -> Plan:
         chosen = run.model if model is None else model
-        moved = [chosen] if reference is None else [chosen, reference]
-        places = [next(each.parameters()).device for each in moved]
         asked = options.options()
-        try:
-            for each in moved:
-                each.to(run.device)
-            with (seconds or Seconds(asked["budget_seconds"])).share() as budget:
-                return refine(
-                    plan,
-                    chosen,
-                    learn,
-                    accept=accept,
-                    seed=run.recipe.seed,
-                    task=run.task,
-                    swaps=swaps,
-                    reference=reference,
-                    **{**asked, "budget_seconds": budget},
-                )
-        finally:
-            for each, place in zip(moved, places, strict=True):
-                each.to(place)
+        with (
+            run.lent(chosen, *([] if reference is None else [reference])),
+            (seconds or Seconds(asked["budget_seconds"])).share() as budget,
+        ):
+            return refine(
+                plan,
+                chosen,
+                learn,
+                accept=accept,
+                seed=run.recipe.seed,
+                task=run.task,
+                swaps=swaps,
+                reference=reference,
+                **{**asked, "budget_seconds": budget},
+            )
 
     return refined
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -70,6 +71,18 @@ class Run:
             self.device = check_device(self.recipe.device if device is None else device)
         except ValueError as error:
             raise UsageError(f"--device: {error}") from None
+
+    @contextmanager
+    def lent(self, *models: nn.Module) -> Iterator[None]:
+        """While inside, these models are on the run's device; then they are where they were again."""
+        places = [next(model.parameters()).device for model in models]
+        try:
+            for model in models:
+                model.to(self.device)
+            yield
+        finally:
+            for model, place in zip(models, places, strict=True):
+                model.to(place)
 
     @classmethod
     def from_recording(

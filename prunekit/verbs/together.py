@@ -31,8 +31,7 @@ def learnt_together(
     """
     every = None if wanted.finetune is None else wanted.finetune.record_every
     place = next(run.model.parameters()).device
-    try:
-        run.model.to(run.device)
+    with run.lent(run.model):
         found, model = learn_together(
             plan,
             run.model,
@@ -45,8 +44,6 @@ def learnt_together(
             seed=run.recipe.seed,
             task=run.task,
         )
-    finally:
-        run.model.to(place)
     return found, model.to(place)
 
 

@@ -17,7 +17,19 @@ from prunekit.errors import NonFiniteError
 from prunekit.recipe import Finetune, Layerwise, Prune
 from prunekit.training.line_search import FACTOR, FIRST, LONGER
 from prunekit.verbs import dividing, pruning
-from prunekit.verbs.dividing import IN_TURN, LAYERS, LAYERS_TOGETHER, MASK, SHARES, TOGETHER, TRY, WEIGHTS, by_division, menu
+from prunekit.verbs.dividing import (
+    IN_TURN,
+    LAYERS,
+    LAYERS_TOGETHER,
+    MASK,
+    REFITTED,
+    SHARES,
+    TOGETHER,
+    TRY,
+    WEIGHTS,
+    by_division,
+    menu,
+)
 from prunekit.verbs.run_folder import Run
 from tests.cli.conftest import Cli
 from tests.cli.test_bad_input import one_line
@@ -132,6 +144,34 @@ def test_mask_and_weights_together(cli: Cli, run: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("way", [MASK, WEIGHTS, pytest.param(IN_TURN, marks=pytest.mark.exhaustive)])
+def test_units_that_stay_are_refitted_before_weights_are_tuned(
+    cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(dividing, "menu", lambda wanted: (REFITTED[way],))
+    options = ("prune", run, "-c", "magnitude", "-s", 0.3, "--structure", "channels", "--name", "units", "--tokens", "16k")
+    done = cli(*options)
+    assert done.code == 0, done.err
+    assert "refitted" in done.out
+    folder = run / "pruned" / "units"
+    plan, facts = Plan.load(folder / "plan.safetensors"), Manifest.load(folder / "prunekit.json").facts
+    assert plan.provenance["request"]["compensate"]
+    assert facts.get("finetune", {}).get("tokens", 0) == pytest.approx(SHARES[way] * 16000 * (1 - TRY), abs=1)
+    assert ("refine" in plan.provenance) == (way != WEIGHTS)
+    masks = ("prune", run, "-c", "magnitude", "-s", 0.3, "--structure", "channels", "--name", "masked", "--no-refine")
+    assert cli(*masks).code == 0
+    assert divergence(cli, folder) < divergence(cli, run / "pruned" / "masked")
+    assert json.loads(cli(*options, "--json").out)["reused"]
+
+
+def divergence(cli: Cli, folder: Path) -> float:
+    """From the dense model, on test data."""
+    assert cli("eval", folder).code == 0
+    found: float = json.loads((folder / "eval.json").read_text())["pruned"]["kl"]
+    return found
+
+
+@pytest.mark.slow
 def test_layers_that_cannot_be_solved_are_left_out_and_named(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*given: object) -> None:
         raise NonFiniteError("what reaches fc1 is NaN")
@@ -218,6 +258,9 @@ def test_weights_are_trained_in_turn_where_it_is_said_how() -> None:
     assert menu(asked) == (MASK, TOGETHER, WEIGHTS, LAYERS_TOGETHER)
     assert menu(asked.model_copy(update={"finetune": Finetune(lr=1e-3)})) == (MASK, TOGETHER, WEIGHTS, LAYERS_TOGETHER)
     assert menu(asked.model_copy(update={"finetune": Finetune(lora=4)})) == (MASK, IN_TURN, WEIGHTS, LAYERS)
+    for structure, together in (("channels", TOGETHER), ("heads+neurons", TOGETHER), ("experts", REFITTED[IN_TURN])):
+        units = asked.model_copy(update={"structure": structure})
+        assert menu(units) == (REFITTED[MASK], together, REFITTED[WEIGHTS])
     for said in ({"structure": "channels"}, {"structure": "block:2x2"}, {"ratios": {"w": 0.5}}, {"floor": 0.1}):
         assert LAYERS_TOGETHER not in menu(asked.model_copy(update=said))  # whose shares a layer-wise method does not know
 
