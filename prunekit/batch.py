@@ -157,6 +157,11 @@ def to(nest: Any, device: torch.device | str) -> Any:
     return mapped(nest, lambda tensor: tensor.to(device))
 
 
+def fresh(nest: Any) -> Any:
+    """The same nest in tensors of its own, which a model may change in place (``x += …``) while the samples stay as they are."""
+    return mapped(nest, Tensor.clone)
+
+
 def split(batch: Batch, most: int) -> Iterator[Batch]:
     """The batch in parts of at most ``most`` samples, in order."""
     samples = size(batch[0])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import ranks
-from prunekit.batch import Inputs, Labels, call, take
+from prunekit.batch import Inputs, Labels, call, fresh, take
 from prunekit.data import Samples
 from prunekit.data.sharing import sharing
 from prunekit.kernel import ModelFunction
@@ -62,7 +62,7 @@ class Distance:
         """Samples beside the dense model's outputs for them; at least as many as there are ranks."""
 
         def reference(x: Inputs, y: Labels) -> Tensor:
-            return self.task.reference(self.task.outputs(call(self.dense, x)))
+            return self.task.reference(self.task.outputs(call(self.dense, fresh(x))))
 
         with sharing(samples) as (own, begin):
             return Part(Referenced(KeptBatches(own, self.outputs.device), reference), begin, len(samples))

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import repeat
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +15,28 @@ from torch import Tensor, nn
 
 from prunekit import ranks
 from prunekit.apply.masks import apply_masks, what_goes
-from prunekit.apply.mixtures import LAST, mend, mixture
+from prunekit.apply.mixtures import LAST, mend, mixture, not_finite
 from prunekit.apply.sums import following
-from prunekit.batch import call, to
+from prunekit.batch import call, fresh, to
 from prunekit.blocks import ACTIVATIONS, Abreast, Pair
 from prunekit.criteria.by_inputs import portions
 from prunekit.criteria.layer_inputs import (
     Layer,
     add_up,
-    by_features,
     from_rows,
     handled,
     layers_with_inputs,
     of_products,
+    output_rows,
     reaching,
     rows,
     summing,
     to_rows,
+    unlike_their_weights,
 )
 from prunekit.data import Samples
 from prunekit.data.sharing import sharing
-from prunekit.errors import NonFiniteError, UsageError, nearest
+from prunekit.errors import UsageError, nearest
 from prunekit.plan import Plan
 from prunekit.progress import Bar
 from prunekit.structure.stand_ins import stand_in
@@ -79,10 +80,12 @@ def layerwise(
     ``w`` the dense weights and ``x`` the dense model's inputs, a constant 1 for the bias among them. With ``x̃ = x`` this is
     ``v_K = w_K + H_KK⁻¹ H_KR w_R``, ``H = Σ x xᵀ``, ``K`` what stays and ``R`` what goes: Optimal Brain Surgeon for a whole set
     at once, the problem that SparseGPT (arXiv 2301.00774) solves approximately. Where there are several minima, the one
-    nearest to ``w`` is taken. Masked parameters of other layers, and those that others hold too (an embedding tied to the output
-    layer), are masked only, and a frozen bias stays as it is.
+    nearest to ``w`` is taken. Masked parameters of other layers, those that others hold too (an embedding tied to the output
+    layer), those of layers that give something else than weight times inputs and bias, and what is frozen where something
+    trains, are masked only; a bias that is frozen, or that layers share, stays as it is, and so do those of a shared weight.
 
-    Where the layer's outputs are added to something before anything else reads them (``prunekit.apply.sums``), it is the sum
+    Where the layer's outputs are added to something before anything else reads them (``prunekit.apply.sums``), and the layer is
+    called once in a run and has no other beside it with the same inputs, it is the sum
     that is kept: ``min_v Σ (w·x + r - v·x̃ - r̃)²``, ``r`` what is added. What layers that are gone altogether added to the same
     sum later belongs to ``r``: the last to write into a residual stream before blocks that are gone does what they did.
     So do the experts of a mixture, by their last layers (``prunekit.apply.mixtures``). With ``inputs="dense"`` no sum is kept.
@@ -121,38 +124,38 @@ def layerwise(
     samples = Samples.of(batches, kind.batch)
     whole = mixing(dense, samples, kind)
     modules = dict(dense.named_modules())
-    otherwise = _read_otherwise(dense)
+    otherwise = _read_otherwise(dense) | _frozen(dense)
     named = [n for n in masks if (n.endswith(".weight") or n == "weight") and n not in otherwise]
     named = [n for n in named if handled(modules.get(owner_of(n)))]
+    unlike = _unlike(dense, layers_with_inputs(dense, named)[0], samples, whole)
+    named = [n for n in named if n not in unlike]
     layers, theirs = layers_with_inputs(dense, named)[0], layers_with_inputs(pruned, named)[0]
     banks = [name for name in masks if inputs == "pruned" and name.endswith(LAST) and mixture(modules.get(owner_of(name)))]
     for every, holding in ((layers, modules), (theirs, dict(pruned.named_modules()))):
         every.update({name: [holding[owner_of(name)]] for name in banks})
+    biases = {name: None if name in banks else _bias_kept(dense, name, layers[name], masks) for name in layers}
+    gone = [name for name in layers if not bool(masks[name].any()) and not _stays(biases[name])]
     final, running = dict(result.named_parameters()), dict(pruned.named_parameters())
     found: Iterator[Moments | str]
     if inputs == "pruned":
-        found = _of_both((dense, pruned), (layers, theirs), banks, masks, damping, samples, whole)
+        found = _of_both((dense, pruned), (layers, theirs), banks, gone, masks, damping, samples, whole)
     else:
         found = _of_dense(dense, layers, masks, samples, whole)
-    with Bar("layers", sum(bool(masks[name].any()) for name in layers)) as bar:
+    with Bar("layers", len(layers) - len(gone)) as bar:
         for sums in found:
             if isinstance(sums, str):  # a mixture's, which is changed already
                 final[sums].copy_(running[sums])
                 bar.advance()
                 continue
             if not all(bool(each.isfinite().all()) for each in (sums.gram, sums.cross, sums.lacking) if each is not None):
-                raise NonFiniteError(
-                    f"{sums.names[0]}: its layer's inputs are NaN or Inf for some of the samples; look at the data"
-                )
+                raise not_finite(sums.names[0])
             for name in sums.names:
-                bias_name = f"{name.removesuffix('weight')}bias"
-                layer, keep, bias_keep = layers[name][0], masks[name].to(device).bool(), masks.get(bias_name)
-                bias_keep = None if bias_keep is None else bias_keep.to(device).bool()
-                weight, offset = _solve(layer, sums, keep, bias_keep, damping)
+                keep, bias_keep = masks[name].to(device).bool(), biases[name]
+                weight, offset = _solve(layers[name][0], sums, keep, bias_keep, damping)
                 for parameters in (final, running):
                     parameters[name].copy_(weight)
-                    if _trains_bias(layer):
-                        parameters[bias_name].copy_(offset)
+                    if bias_keep is not None:
+                        parameters[_bias_of(name)].copy_(offset)
                 bar.advance()
     return result
 
@@ -169,6 +172,49 @@ def _read_otherwise(model: nn.Module) -> set[str]:
     return {name for name, tensor in names.items() if id(tensor) in read}
 
 
+def _frozen(model: nn.Module) -> set[str]:
+    """Weights that do not train, in a model of which something does."""
+    names = dict(model.named_parameters(remove_duplicate=False))
+    frozen = {name for name, tensor in names.items() if not tensor.requires_grad}
+    return frozen if len(frozen) < len(names) else set()
+
+
+def _unlike(dense: nn.Module, layers: Mapping[str, Sequence[Layer]], samples: Samples, whole: bool) -> set[str]:
+    """Layers whose outputs their weight does not say; by a batch of every rank's own samples."""
+    device = next(dense.parameters()).device
+
+    with sharing(samples, whole) as (own, _):
+
+        def run() -> None:
+            for x, _ in islice(own, 1):
+                call(dense, fresh(to(x, device)))
+
+        found = unlike_their_weights(layers, run)
+    return {name for theirs in ranks.gathered(sorted(found)) for name in theirs}
+
+
+def _bias_of(weight: str) -> str:
+    return f"{weight.removesuffix('weight')}bias"
+
+
+def _bias_kept(model: nn.Module, weight: str, layers: Sequence[Any], masks: Mapping[str, Tensor]) -> Tensor | None:
+    """Which of a layer's biases stay, ``(outputs,)``; None where they are not solved for: there is none, it is frozen, or one of
+
+    several layers that share the weight or the bias would get what is another's.
+    """
+    bias = layers[0].bias
+    if bias is None or not bias.requires_grad or len(layers) > 1:
+        return None
+    if sum(each is bias for module in model.modules() for each in module._parameters.values()) > 1:
+        return None
+    keep = masks.get(_bias_of(weight))
+    return torch.ones_like(bias, dtype=torch.bool) if keep is None else keep.to(bias.device).bool()
+
+
+def _stays(keep: Tensor | None) -> bool:
+    return keep is not None and bool(keep.any())
+
+
 def _with_one(inputs: Tensor) -> Tensor:
     """A last input that is always 1: the bias's."""
     return torch.cat([inputs, inputs.new_ones(*inputs.shape[:2], 1)], 2)
@@ -183,7 +229,7 @@ def _of_dense(
         with sharing(samples, whole) as (own, _):
             with summing(some, lambda piece: of_products(_with_one(piece))) as grams:
                 for x, _ in own:
-                    call(dense, to(x, device))
+                    call(dense, fresh(to(x, device)))
             add_up(grams, device)
         for name in list(grams):
             gram = grams.pop(name)
@@ -194,6 +240,7 @@ def _of_both(
     models: tuple[nn.Module, nn.Module],
     layers: tuple[Mapping[str, list[Layer]], Mapping[str, list[Layer]]],
     banks: Collection[str],
+    gone: Collection[str],
     masks: Mapping[str, Tensor],
     damping: float,
     samples: Samples,
@@ -207,7 +254,6 @@ def _of_both(
     if not len(samples):
         raise UsageError("layerwise needs calibration samples; it got none")
     shared = partial(sharing, samples, whole)
-    gone = [name for name in layers[0] if not bool(masks[name].any())]
     without = tuple([layer for name in gone for layer in held[name]] for held in layers)
     mine, theirs = ({name: held for name, held in every.items() if name not in gone} for every in layers)
     with shared() as (own, _):
@@ -229,7 +275,8 @@ def _of_both(
 def _sums(pair: Pair, gone: Sequence[Sequence[Layer]]) -> Moments:
     """The sums of a pair; the dense model's inputs of one batch are held.
 
-    Where the two models send a layer other rows, as a router may, none of which belong together, ``x`` is ``x̃``.
+    Where the two models send a layer other rows, as a router may, none of which belong together, ``x`` is ``x̃``. Of a layer
+    that is called more than once in a run no sum is kept: what a later call's lacks holds what its own earlier ones did.
 
     Args:
         gone: layers that compute nothing any more, in each model.
@@ -246,10 +293,12 @@ def _sums(pair: Pair, gone: Sequence[Sequence[Layer]]) -> Moments:
             _seen(held, run, without) for held, run, without in zip((pair.one, pair.other), (one, other), gone, strict=True)
         )
         alike = alike and [each.x.shape for each in ours] == [each.x.shape for each in theirs]
-        added = added and alike and all(each.added is not None for each in (*ours, *theirs))
+        added = added and alike and all(len(each) == 1 and each[0].added is not None for each in (ours, theirs) if each)
         for number, each in enumerate(theirs):
             before = rows(ours[number].layer, ours[number].x) if alike else repeat(None)
-            short = _shortage(ours[number], each, groups) if added else None
+            short = _shortage(ours[number], each) if added else None
+            if short is not None and not bool(short.isfinite().all()):  # a mask of -inf, say, is added
+                added, short = False, None
             begin = 0
             for turned, given in zip(rows(each.layer, each.x), before, strict=alike):
                 turned = _with_one(turned)
@@ -282,18 +331,16 @@ class _Seen:
 def _seen(layers: Sequence[Layer], run: Callable[[], Any], gone: Sequence[Layer]) -> list[_Seen]:
     """Every input that reaches one of the layers."""
     seen: list[tuple[Layer, Tensor]] = []
-    with reaching({"": layers}, lambda name, layer, x: seen.append((layer, x))), following(layers, gone) as sums:
-        run()
+    with reaching({"": layers}, lambda name, layer, x: seen.append((layer, x.clone()))), following(layers, gone) as sums:
+        sums.end(run())
     return [_Seen(layer, x, added) for (layer, x), added in zip(seen, sums.found, strict=True)]
 
 
-def _shortage(one: _Seen, other: _Seen, groups: int) -> Tensor:
+def _shortage(one: _Seen, other: _Seen) -> Tensor:
     """``r - r̃`` as the layer's rows are, ``(groups, rows, outputs / groups)``."""
     assert one.added is not None
     assert other.added is not None
-    short = one.added.double() - other.added.double()
-    axis = -1 if by_features(one.layer) else short.dim() + 1 - one.layer.weight.dim()  # type: ignore[operator]
-    return short.movedim(axis, -1).reshape(-1, groups, short.shape[axis] // groups).transpose(0, 1)
+    return output_rows(one.layer, one.added.double() - other.added.double())
 
 
 def _solve(layer: Any, sums: Moments, keep: Tensor, bias_keep: Tensor | None, damping: float) -> tuple[Tensor, Tensor]:
@@ -302,11 +349,8 @@ def _solve(layer: Any, sums: Moments, keep: Tensor, bias_keep: Tensor | None, da
     size = gram.shape[1] - 1
     weight, kept = (to_rows(layer, tensor).reshape(-1, size) for tensor in (layer.weight, keep))
     bias = layer.bias
-    if bias is None or not _trains_bias(layer):  # then both sides of the error have the same, which drops out
+    if bias_keep is None:  # then both sides of the error have the same, or none, which drops out
         bias, bias_keep = weight.new_zeros(len(kept)), torch.zeros_like(kept[:, 0])
-    elif bias_keep is None:
-        bias_keep = torch.ones_like(kept[:, 0])
-    assert bias_keep is not None
     joint = torch.cat([weight, bias[:, None]], 1).double()
     keeps = torch.cat([kept, bias_keep[:, None]], 1)
     solved = joint * keeps
@@ -326,10 +370,6 @@ def _solve(layer: Any, sums: Moments, keep: Tensor, bias_keep: Tensor | None, da
                 change = _divide(damped[stays][:, stays], lacking.T).T
                 solved[those] = torch.zeros_like(old).masked_scatter(stays.expand_as(old), old[:, stays] + change)
     return from_rows(layer, solved[:, :-1].reshape(len(gram), each, size)), solved[:, -1]
-
-
-def _trains_bias(layer: Any) -> bool:
-    return layer.bias is not None and bool(layer.bias.requires_grad)
 
 
 def _divide(matrix: Tensor, right: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ Jacobi step with an exact line search, ``ROUNDS`` times.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from prunekit import ranks
 from prunekit.apply.sums import following
 from prunekit.blocks import Pair
+from prunekit.errors import NonFiniteError
 from prunekit.structure.routing import Routed, routed_of
 
 LAST = ".down_proj"
@@ -59,6 +60,11 @@ class _Seen:
                 yield expert, tokens, x.double()
 
 
+def not_finite(name: str) -> NonFiniteError:
+    """What is raised where inputs of the layer that holds a parameter are no numbers."""
+    return NonFiniteError(f"{name}: its layer's inputs are NaN or Inf for some of the samples; look at the data")
+
+
 def mend(
     pair: Pair,
     keep: Tensor,
@@ -93,6 +99,8 @@ def mend(
                 gram[expert].addmm_(x.T, x)
                 lacking[expert].addmm_(x.T, short[tokens])
         ranks.add_up([gram, lacking])
+        if not all(bool(each.isfinite().all()) for each in (gram, lacking)):
+            raise not_finite(pair.names[0])
         step = torch.zeros_like(lacking)
         for expert in alike:
             asked = neurons[expert] & (gram[expert].diagonal() > 0)
@@ -125,32 +133,47 @@ def _calls(pair: Pair, gone: Sequence[Sequence[nn.Module]]) -> Iterator[tuple[Te
 
 def _seen(layers: Sequence[nn.Module], run: Callable[[], Any], gone: Sequence[nn.Module]) -> list[_Seen]:
     """Every call in a run."""
-    calls: list[tuple[Tensor, Routed | None]] = []
+    calls: list[tuple[Any, Routed | None]] = []
     hooks = [
-        layer.register_forward_hook(lambda _, args, named, out: calls.append((out, routed_of(args, named))), with_kwargs=True)
+        layer.register_forward_hook(lambda _, args, named, out: calls.append(_noted(out, args, named)), with_kwargs=True)
         for layer in layers
     ]
     try:
         with following(layers, gone) as sums:
-            run()
+            sums.end(run())
     finally:
         for hook in hooks:
             hook.remove()
     return [_Seen(out, added, routed) for (out, routed), added in zip(calls, sums.found, strict=True)]
 
 
+def _noted(out: Any, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[Any, Routed | None]:
+    """What a mixture gave and was called with, in tensors that nothing changes later."""
+    routed = routed_of(args, keywords)
+    own = None if routed is None else Routed(routed.hidden.clone(), routed.chosen.clone(), routed.weights.clone())
+    return (out.clone() if isinstance(out, Tensor) else None), own
+
+
 def _known(pair: Pair, gone: Sequence[Sequence[nn.Module]]) -> bool:
-    """Whether both mixtures add what they give to something, and give what their experts' layers say; by the first batch."""
+    """Whether both mixtures are called once and add what they give to something, and give what their experts' layers say.
+
+    By the first batch.
+    """
     if not pair.batches:
         return True
     for layers, run, without in zip((pair.one, pair.other), pair.batches[0], gone, strict=True):
-        for call in _seen(layers, run, without):
+        seen = _seen(layers, run, without)
+        if len(seen) > 1:
+            return False
+        for call in seen:
             if call.added is None or call.routed is None or call.routed.hidden.dim() != 2:
                 return False
             module, out = layers[0], call.out.double()
             made = torch.zeros_like(out)
             for expert, tokens, x in call.parts(module):
                 made.index_add_(0, tokens, x @ module.down_proj[expert].double().T)  # type: ignore[index]
+            if not bool(out.isfinite().all()):
+                raise not_finite(pair.names[0])
             if not torch.allclose(made, out, rtol=0, atol=CLOSE * float(out.abs().max())):
                 return False
     return True

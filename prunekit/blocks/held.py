@@ -46,7 +46,7 @@ class Hidden:
     def __getitem__(self, number: int) -> Tensor:
         place = self._places[number]
         if isinstance(place, Tensor):
-            return place
+            return place.clone()  # a block may change it in place
         found = torch.empty(place.shape, dtype=place.dtype)
         file = self._opened()
         file.seek(place.begin)

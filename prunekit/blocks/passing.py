@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from prunekit import ranks
-from prunekit.batch import Inputs, call, to
+from prunekit.batch import Inputs, call, fresh, to
 from prunekit.blocks.held import Held, Hidden, at_once
 from prunekit.blocks.homes import Home
 from prunekit.blocks.stacks import Stack, hidden_of, passed_over, stacks_of
@@ -100,8 +100,8 @@ class Passing:
         """Each passes some samples through all of the model when it is called; its weights are to be where it computes."""
         return [partial(self._run, number) for number in range(len(self._samples.groups))]
 
-    def _run(self, number: int) -> None:
-        call(self._model, to(self._samples.batch(number)[0], self._home.device))
+    def _run(self, number: int) -> Any:
+        return call(self._model, fresh(to(self._samples.batch(number)[0], self._home.device)))
 
     def _blocks(self, stack: Stack) -> Iterator[Part]:
         held = self._caught(stack)

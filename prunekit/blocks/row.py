@@ -330,11 +330,11 @@ class Row:
         return calls, answer
 
     def _inputs(self, inputs: Inputs) -> Inputs:
-        """On the device; what is in half precision meets a model that is not."""
+        """On the device, a copy; what is in half precision meets a model that is not."""
 
         def placed(tensor: Tensor) -> Tensor:
             narrow = tensor.is_floating_point() and tensor.element_size() < 4
-            return tensor.to(self.device, self._dtype) if narrow else tensor.to(self.device)
+            return tensor.to(self.device, self._dtype if narrow else tensor.dtype, copy=True)
 
         return mapped(inputs, placed)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.batch import Inputs, call, leaves, mapped, named
+from prunekit.batch import Inputs, call, fresh, leaves, mapped, named
 from prunekit.blocks.homes import Home
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -64,7 +64,7 @@ def stacks_of(model: nn.Module, holding: Collection[str], inputs: Inputs, home: 
             exits.enter_context(computing(stack, home, watch))
             hook = stack.blocks[0].register_forward_pre_hook(lambda *_, stack=stack: order.append(stack))
             exits.callback(hook.remove)
-        call(model, inputs)
+        call(model, fresh(inputs))
     faults = {}
     for stack, watch in zip(lists, watches, strict=True):
         fault = _fault(stack, watch)
@@ -117,7 +117,7 @@ def passed_over(model: nn.Module, stack: Stack, stacks: Sequence[Stack], inputs:
         for other in stacks:
             mine = other is stack
             exits.enter_context(computing(other, home, watch if mine else None, skip=mine))
-        call(model, inputs)
+        call(model, fresh(inputs))
     return [each for _, each in watch.calls]
 
 
@@ -132,7 +132,7 @@ def computing(stack: Stack, home: Home, watch: Watch | None = None, skip: bool =
     def instead(number: int, forward: Callable[..., Any], block: nn.Module) -> Callable[..., Any]:
         def stand_in(*args: Any, **kwargs: Any) -> Any:
             if watch is not None:
-                watch.calls.append((number, (args, kwargs)))
+                watch.calls.append((number, _own((args, kwargs)) if skip and not number else (args, kwargs)))
                 if skip and number == len(stack.blocks) - 1:
                     raise Enough
                 if skip and number and watch.answers:
@@ -192,6 +192,12 @@ def with_hidden(arguments: Call, hidden: Tensor) -> Call:
     if args:
         return (hidden, *args[1:]), kwargs
     return (), {**kwargs, next(iter(kwargs)): hidden}
+
+
+def _own(arguments: Call) -> Call:
+    """The same arguments with hidden states that a block cannot change in place."""
+    hidden = hidden_of(arguments)
+    return arguments if hidden is None else with_hidden(arguments, hidden.clone())
 
 
 def _very(one: Tensor | None, other: Tensor | None) -> bool:

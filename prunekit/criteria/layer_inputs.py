@@ -8,7 +8,8 @@ enough for Wanda.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -27,6 +28,9 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 """Their weights are ``(inputs, outputs / groups, ...)``."""
 PIECE = 2**23
 """Numbers in a piece of rows: 64 MiB of them in float64."""
+LOOKED_AT, CLOSE = 64, 0.02
+"""Rows by which a layer is told from one that computes something else, and how far what it gives may be from what its weight
+says, of its largest output: more than half precision comes to."""
 
 
 def handled(module: nn.Module | None) -> bool:
@@ -113,9 +117,9 @@ def twins_among(layers: Mapping[str, Sequence[Layer]], run: Callable[[], None]) 
     Args:
         run: passes some of this rank's samples through the layers.
     """
-    seen: dict[str, list[Tensor]] = {}  # all held until the end, so that none comes to lie where another lay
+    seen: dict[str, list[tuple[Tensor, int]]] = {}  # all held until the end, so that none comes to lie where another lay
     linear = {name: holding for name, holding in layers.items() if by_features(holding[0])}
-    with reaching(linear, lambda name, layer, x: seen.setdefault(name, []).append(x)):
+    with reaching(linear, lambda name, layer, x: seen.setdefault(name, []).append((x, x._version))):
         run()
     once = [name for name, inputs in seen.items() if len(inputs) == 1]
     found: dict[str, str] = {}
@@ -127,8 +131,10 @@ def twins_among(layers: Mapping[str, Sequence[Layer]], run: Callable[[], None]) 
     return {name: twin for name, twin in found.items() if all(theirs.get(name) == twin for theirs in every)}
 
 
-def _one(x: Tensor, other: Tensor) -> bool:
-    return bool(x.numel()) and x.data_ptr() == other.data_ptr() and x.shape == other.shape and x.stride() == other.stride()
+def _one(given: tuple[Tensor, int], other: tuple[Tensor, int]) -> bool:
+    """Whether two layers met the same numbers in memory, with nothing written there in between."""
+    (x, version), (y, then) = given, other
+    return bool(x.numel()) and x.data_ptr() == y.data_ptr() and (version, x.shape, x.stride()) == (then, y.shape, y.stride())
 
 
 @contextmanager
@@ -196,6 +202,52 @@ def _patches(layer: Any, x: Tensor) -> tuple[Tensor, int]:
     inside = [a * d for a, d in zip(steps, dilation, strict=True)]
     view = x.as_strided((len(x), *sizes, x.shape[1], *kernel), (x.stride(0), *along, x.stride(1), *inside), x.storage_offset())
     return view, 1 + count
+
+
+def output_rows(layer: Layer, output: Tensor) -> Tensor:
+    """What a layer gave, or a tensor of that shape, as its rows are: ``(groups, rows, outputs / groups)``."""
+    groups = int(getattr(layer, "groups", 1))
+    axis = -1 if by_features(layer) else output.dim() + 1 - layer.weight.dim()  # type: ignore[operator]
+    return output.movedim(axis, -1).reshape(-1, groups, output.shape[axis] // groups).transpose(0, 1)
+
+
+def unlike_their_weights(layers: Mapping[str, Sequence[Layer]], run: Callable[[], Any]) -> set[str]:
+    """Layers that give anything but their rows times the weight, and the bias: whose forward, or a hook, does something else.
+
+    Args:
+        run: passes some samples through the layers; of each call some rows are looked at.
+    """
+    found: set[str] = set()
+
+    def look(name: str, module: Layer, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+        x = inputs[0] if inputs else next(iter(keywords.values()))
+        if not isinstance(output, Tensor) or not _as_weighted(module, x, output):
+            found.add(name)
+
+    with ExitStack() as exits:
+        for name, holding in layers.items():
+            for layer in holding:
+                hook = layer.register_forward_hook(partial(look, name), with_kwargs=True)
+                exits.callback(hook.remove)
+        exits.enter_context(unfused())
+        run()
+    return found
+
+
+def _as_weighted(layer: Any, x: Tensor, output: Tensor) -> bool:
+    whole, axes = (x.reshape(-1, x.shape[-1]), 1) if by_features(layer) else _patches(layer, x)
+    given = output_rows(layer, output).float()
+    if given.shape[1] != prod(whole.shape[:axes]):
+        return False
+    some = next(rows(layer, x, torch.float32), None)
+    if some is None or not bool(given.isfinite().all()):
+        return True
+    some = some[:, :LOOKED_AT]
+    made = some @ to_rows(layer, layer.weight).float().transpose(1, 2)
+    if layer.bias is not None:
+        made = made + layer.bias.float().reshape(len(made), 1, -1)
+    given = given[:, : some.shape[1]]
+    return bool((made - given).abs().max() <= CLOSE * given.abs().max())
 
 
 def of_squares(rows: Tensor) -> Tensor:

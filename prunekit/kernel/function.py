@@ -14,7 +14,7 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointFunction
 
-from prunekit.batch import Inputs, Labels, arguments, mapped, size, take
+from prunekit.batch import Inputs, Labels, arguments, fresh, mapped, size, take
 from prunekit.errors import PrunekitError, UsageError
 from prunekit.kernel.statistics import Statistics, differentiable_statistics, own_statistics
 from prunekit.task import Target, Task, get_task
@@ -79,7 +79,7 @@ class ModelFunction:
     def named(self, state: Mapping[str, Tensor], x: Inputs, y: Labels) -> Tensor:
         """The same, from tensors by name."""
         with plain_kernels():
-            positional, keywords = arguments(mapped(x, self._widened))
+            positional, keywords = arguments(fresh(mapped(x, self._widened)))
             answer = self._watched(partial(functional_call, self.model, dict(state), positional, keywords))
             return self._target(answer, y)
 
@@ -195,7 +195,7 @@ class ModelFunction:
 
     def here(self, x: Inputs, y: Labels) -> Tensor:
         """Target values of the private model as it is, inside ``at``."""
-        positional, keywords = arguments(mapped(x, self._widened))
+        positional, keywords = arguments(fresh(mapped(x, self._widened)))
         return self._target(self._watched(partial(self.model, *positional, **keywords)), y)
 
     def gradient(self, theta: Tensor, x: Inputs, y: Labels, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:

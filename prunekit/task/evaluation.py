@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import ranks
-from prunekit.batch import Batch, Inputs, Labels, call, described, device_of, take, to
+from prunekit.batch import Batch, Inputs, Labels, call, described, device_of, fresh, take, to
 from prunekit.data.samples import Samples
 from prunekit.data.sharing import mixes, sharing
 from prunekit.errors import PrunekitError, UsageError, quoted
@@ -80,7 +80,7 @@ def run(model: nn.Module, batch: Batch, task: Task) -> Tensor:
     device = device_of(model)
     model.eval()
     try:
-        return task.outputs(call(model, to(batch[0], device)))
+        return task.outputs(call(model, fresh(to(batch[0], device))))
     finally:
         for module, mode in modes.items():
             module.training = mode

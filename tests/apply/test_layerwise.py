@@ -337,3 +337,94 @@ def test_an_embedding_that_the_output_layer_shares_is_masked_only() -> None:
     found, plain = layerwise(model, masks, batches), masked_copy(model, masks)
     assert torch.equal(found.get_parameter(shared), plain.get_parameter(shared))
     assert not torch.equal(found.get_parameter(other), plain.get_parameter(other))
+
+
+class Padding(nn.Conv2d):
+    """It pads in its own forward, which its settings do not say."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.pad(x, (1, 1, 1, 1)))
+
+
+class Tripling(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, 3 * self.weight, self.bias)
+
+
+class Pairing(nn.Linear):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), None
+
+
+class Around(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.first, self.layer = nn.Linear(6, 6), layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        found = self.layer(h)
+        return h + (found[0] if isinstance(found, tuple) else found)
+
+
+@pytest.mark.parametrize("inputs", ["dense", "pruned"])
+@pytest.mark.parametrize(
+    ("layer", "shape"), [(Padding(2, 2, 3), (8, 2, 4, 6)), (Tripling(6, 6), (20, 6)), (Pairing(6, 6), (20, 6))]
+)
+def test_a_layer_whose_weight_does_not_say_what_it_gives_is_masked_only(layer: Any, shape: tuple[int, ...], inputs: str) -> None:
+    torch.manual_seed(0)
+    model, x = Around(copy.deepcopy(layer)).double(), torch.randn(shape).double()
+    masks = {"first.weight": torch.rand(6, 6) < 0.6, "layer.weight": torch.rand(layer.weight.shape) < 0.6}
+    found: Any = layerwise(model, masks, [(x, None)], inputs=inputs)
+    plain: Any = masked_copy(model, masks)
+    assert torch.equal(found.layer.weight, plain.layer.weight)
+    assert not torch.equal(found.first.weight, plain.first.weight)
+
+
+def test_a_bias_that_layers_share_stays() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2)).double()
+    model[2].bias = model[0].bias
+    masks, x = random_masks(model, 0.6), torch.randn(50, 6).double()
+    found: Any = layerwise(model, masks, [(x, None)])
+    assert torch.equal(found[0].bias, model[0].bias)
+    assert found[2].bias is found[0].bias
+    assert not torch.equal(found[4].bias, model[4].bias)
+
+
+def test_a_shared_weight_is_solved_for_with_the_biases_as_they_are() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6)).double()
+    model[2].weight = model[0].weight
+    x, mask = torch.randn(80, 6).double(), torch.rand(6, 6) < 0.6
+    found: Any = layerwise(model, {"0.weight": mask}, [(x, None)], damping=0, inputs="dense")
+    assert all(torch.equal(found[n].bias, model[n].bias) for n in (0, 2))
+    both = torch.cat([x, torch.tanh(model[0](x))]).detach()
+    for row, keep in enumerate(mask):
+        best = torch.linalg.lstsq(both[:, keep], (both @ model[0].weight[row])[:, None]).solution[:, 0]
+        torch.testing.assert_close(found[0].weight[row, keep], best.detach())
+
+
+@pytest.mark.parametrize("inputs", ["dense", "pruned"])
+def test_a_layer_without_weights_gives_what_it_gave_on_average(inputs: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).double()
+    x, masks = torch.randn(50, 6).double(), {"0.weight": torch.zeros(5, 6).bool(), "2.weight": torch.ones(3, 5).bool()}
+    found: Any = layerwise(model, masks, [(x, None)], inputs=inputs, damping=0)
+    torch.testing.assert_close(found[0].bias, model[0](x).mean(0))
+    if inputs == "pruned":
+        torch.testing.assert_close(found(x).mean(0), model(x).mean(0))
+
+
+def test_what_is_frozen_stays_where_something_trains() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).double()
+    x, masks = torch.randn(50, 6).double(), random_masks(model, 0.6)
+    model[0].weight.requires_grad_(False)
+    plain: Any = masked_copy(model, masks)
+    found: Any = layerwise(model, masks, [(x, None)])
+    assert torch.equal(found[0].weight, plain[0].weight)
+    assert not torch.equal(found[2].weight, plain[2].weight)
+    model.requires_grad_(False)
+    found = layerwise(model, masks, [(x, None)])
+    assert not torch.equal(found[0].weight, plain[0].weight)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunekit import Trajectory, make_plan, score
+from prunekit import NonFiniteError, Trajectory, make_plan, score
 from prunekit.apply import layerwise, masked
 from prunekit.apply.surgery import cut_units
 from prunekit.batch import call
@@ -132,3 +132,28 @@ def test_a_model_without_some_experts_is_nearer_to_the_dense_one() -> None:
         return float((one.exp() * (one - two)).sum(-1).mean())
 
     assert 0 < apart(small) < apart(plain)
+
+
+@pytest.mark.parametrize("where", [0, 20])
+def test_inputs_that_are_no_numbers_are_refused(where: int) -> None:
+    model, masks, x = case(2)
+    x[where] = torch.nan
+    del masks["first.weight"]
+    with pytest.raises(NonFiniteError, match="down_proj"):
+        layerwise(model, masks, [(x[:10], None), (x[10:], None)])
+
+
+def test_a_stream_that_is_changed_in_place_is_the_same_stream() -> None:
+    class InPlace(Model):
+        def forward(self, x: Tensor) -> Tensor:
+            h = (x + self.first(x)).flatten(0, 1)
+            h += self.experts(h, *self.routed(h))
+            return h.view(x.shape)
+
+    model, masks, x = case(2)
+    other = InPlace(2).double()
+    other.load_state_dict(model.state_dict())
+    found: Any = layerwise(model, masks, [(x, None)])
+    same: Any = layerwise(other, masks, [(x, None)])
+    torch.testing.assert_close(found.experts.down_proj, same.experts.down_proj)
+    assert not torch.equal(found.experts.down_proj, model.experts.down_proj * masks["experts.down_proj"])

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import Trajectory, make_plan, masked, score
-from prunekit.apply import layerwise
+from prunekit.apply import apply_masks, layerwise
 from prunekit.apply.sums import following
+from prunekit.trajectory.copies import copied
 from tests.blocks.models import family
 from tests.transformer_models import first
 
@@ -21,13 +22,13 @@ X = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0), dtype=torch
 class One(nn.Module):
     """A layer, and what becomes of its outputs."""
 
-    def __init__(self, then: Callable[[One, Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, then: Callable[[One, Tensor, Tensor], Any]) -> None:
         super().__init__()
         torch.manual_seed(1)
         self.layer, self.other, self.norm = nn.Linear(4, 4), nn.Linear(4, 4), nn.LayerNorm(4)
         self._then = then
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self._then(self, x, self.layer(x))
 
 
@@ -37,7 +38,7 @@ def in_place(self: One, x: Tensor, y: Tensor) -> Tensor:
     return x
 
 
-CASES: dict[str, tuple[Callable[[One, Tensor, Tensor], Tensor], Callable[[One, Tensor], Tensor] | None]] = {
+CASES: dict[str, tuple[Callable[[One, Tensor, Tensor], Any], Callable[[One, Tensor], Tensor] | None]] = {
     "added": (lambda s, x, y: x + y, lambda s, x: x),
     "added to": (lambda s, x, y: y + x, lambda s, x: x),
     "in place": (in_place, lambda s, x: x),
@@ -56,6 +57,14 @@ CASES: dict[str, tuple[Callable[[One, Tensor, Tensor], Tensor], Callable[[One, T
     "after a number": (lambda s, x, y: x + (y + torch.zeros(())), lambda s, x: x),
     "wider": (lambda s, x, y: x[None].expand(2, 3, 5, 4) + y, None),
     "alone": (lambda s, x, y: y, None),
+    "read again after it was added": (lambda s, x, y: (x + y) + s.norm(y), None),
+    "its own place read again": (lambda s, x, y: s.norm(y.add_(x)), lambda s, x: x),
+    "added twice": (lambda s, x, y: (x + y) + (x + y), None),
+    "a smaller sum is read again": (lambda s, x, y: ((z := x + y) + x) + s.norm(z), lambda s, x: x),
+    "taken back": (lambda s, x, y: (x + y) - 3 * y, None),
+    "given back beside it": (lambda s, x, y: (x + y, y), None),
+    "given back beside a larger sum": (lambda s, x, y: ((z := x + y) + x, z), lambda s, x: x),
+    "both spread": (lambda s, x, y: y + torch.ones(2, 1, 1, 1).double(), None),
 }  # fmt: skip
 
 
@@ -64,8 +73,8 @@ def test_an_addition_counts_until_something_else_reads_it(case: str) -> None:
     then, wanted = CASES[case]
     model = One(then).double()
     with torch.no_grad(), following([model.layer], []) as sums:
-        model(X)
-        model(2 * X)
+        for factor in (1, 2):
+            sums.end(model(factor * X))
     assert len(sums.found) == 2
     with torch.no_grad():
         for factor, found in zip((1, 2), sums.found, strict=True):
@@ -87,6 +96,114 @@ def test_what_a_layer_that_is_gone_adds_later_counts_too(shape: tuple[int, ...])
         model(X)
         z = X + model.layer(X)
         torch.testing.assert_close(sums.found[0], X + model.other(model.norm(z)))
+
+
+def test_layers_that_are_gone_may_be_added_to_each_other_first() -> None:
+    def then(self: One, x: Tensor, y: Tensor) -> Tensor:
+        z = x + y
+        return (self.other(self.norm(z)) + self.other(z)) + z
+
+    model = One(then).double()
+    with torch.no_grad(), following([model.layer], [model.other]) as sums:
+        model(X)
+        z = X + model.layer(X)
+        torch.testing.assert_close(sums.found[0], X + (model.other(model.norm(z)) + model.other(z)))
+
+
+class Scores(nn.Module):
+    """Every two places of a sample, as graph attention scores them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(4, 1), nn.Linear(4, 1), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.one(x) + self.two(x).mT)
+        return found
+
+
+def test_outputs_that_are_spread_over_another_are_no_sum() -> None:
+    torch.manual_seed(0)
+    model = Scores().double()
+    masks = {name: torch.rand(p.shape) < 0.6 for name, p in model.named_parameters() if p.dim() > 1}
+    found = layerwise(model, masks, [(X, None)], damping=0)
+    apart = layerwise(model, masks, [(X, None)], damping=0, inputs="dense")
+    torch.testing.assert_close(found.one.weight, apart.one.weight)  # its inputs are the same in both
+
+
+class Changing(nn.Module):
+    """Writes into the stream in place, or not."""
+
+    def __init__(self, in_place: bool, norm: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(6) if norm else nn.Identity()
+        self.inner, self.outer, self.in_place = nn.Linear(6, 9), nn.Linear(9, 6), in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.outer(torch.relu(self.inner(self.norm(x))))
+        if not self.in_place:
+            return x + y
+        x += y
+        return x
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("kind", ["Listed", "Sequence"])
+def test_a_stream_that_is_changed_in_place_is_the_same_stream(kind: str, norm: bool) -> None:
+    """Samples stay as they are, although the first block changes what it is given."""
+    found = []
+    x = torch.randn(60, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    for in_place in (False, True):
+        torch.manual_seed(0)
+        model = {"Listed": Listed, "Sequence": Sequence}[kind]([Changing(in_place, norm) for _ in range(4)], nn.Linear(6, 2))
+        masks = {name: torch.rand(p.shape) < 0.5 for name, p in model.named_parameters() if p.dim() > 1}
+        given = x.clone()
+        found.append(layerwise(model.double(), masks, [(given, None)]))
+        assert torch.equal(given, x)
+    for one, other in zip(found[0].parameters(), found[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_layer_that_is_called_again_keeps_its_own_outputs() -> None:
+    """What a later call's sum lacks holds what the earlier calls of the same layer did, which would count once a call."""
+
+    class Again(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, self.head = Writing(), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(4):
+                x = self.block(x)
+            found: Tensor = self.head(x)
+            return found
+
+    torch.manual_seed(0)
+    model, x = Again().double(), torch.randn(200, 6, dtype=torch.float64)
+    masks = {name: torch.rand(p.shape) < 0.5 for name, p in model.named_parameters() if p.dim() > 1}
+    plain = copied(model)
+    apply_masks(plain, masks)
+    with torch.no_grad():
+        dense, before, after = (each(x) for each in (model, plain, layerwise(model, masks, [(x, None)])))
+    assert (after - dense).square().mean() < (before - dense).square().mean()
+
+
+def test_what_rules_places_out_is_no_sum() -> None:
+    class Ruled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            ruled_out = torch.zeros(5, dtype=x.dtype).index_fill(0, torch.tensor([1]), -torch.inf)
+            return (self.second(torch.relu(self.first(x))) + ruled_out).softmax(-1)
+
+    torch.manual_seed(0)
+    model = Ruled().double()
+    masks = {name: torch.rand(p.shape) < 0.6 for name, p in model.named_parameters() if p.dim() > 1}
+    found = layerwise(model, masks, [(X, None)])
+    assert all(bool(p.isfinite().all()) for p in found.parameters())
+    assert not torch.equal(found.second.weight, model.second.weight * masks["second.weight"])
 
 
 class Writing(nn.Module):
