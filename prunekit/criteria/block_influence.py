@@ -30,13 +30,21 @@ def _influence(evidence: Evidence) -> CriterionResult:
         block = model.get_submodule(group.name)
         axis = 1 if any(isinstance(module, (*WITH_INPUTS[1:], *TRANSPOSED)) for module in block.modules()) else -1
 
-        def see(module: nn.Module, args: Any, keywords: Any, out: Any, name: str = group.name, axis: int = axis) -> None:
-            given, made = first_tensor(args, keywords), out[0] if isinstance(out, tuple) else out
+        entered: list[Tensor] = []  # blocks may change in place what they are given
+
+        def enter(module: nn.Module, args: Any, keywords: Any, entered: list[Tensor] = entered) -> None:
+            given = first_tensor(args, keywords)
             assert given is not None
+            entered.append(given.clone())
+
+        def leave(
+            module: nn.Module, args: Any, out: Any, name: str = group.name, axis: int = axis, entered: list[Tensor] = entered
+        ) -> None:
+            given, made = entered.pop(), out[0] if isinstance(out, tuple) else out
             alike = F.cosine_similarity(given.double(), made.double(), dim=axis)
             sums[name] += torch.stack([alike.sum(), alike.new_tensor(alike.numel())])
 
-        hooks.append(block.register_forward_hook(see, with_kwargs=True))
+        hooks += [block.register_forward_pre_hook(enter, with_kwargs=True), block.register_forward_hook(leave)]
     try:
         with torch.no_grad(), unfused(), evidence.shared() as samples:
             run(samples)

@@ -49,7 +49,7 @@ class HiddenStates:
         state = found[0] if isinstance(found, tuple | list) else found
         if not isinstance(state, Tensor):
             raise UsageError(f"target hidden: a block gives {type(state).__name__}, not a tensor of hidden states")
-        self._seen[mine].append(state)
+        self._seen[mine].append(state.clone())  # the next block may change it in place
 
     def reference(self) -> tuple[Tensor, ...]:
         """What the dense model's blocks gave since this was last asked."""

@@ -155,3 +155,45 @@ def test_empty_sums_hold_every_axis_of_a_unit() -> None:
 def _of(groups: Any, path: str) -> Group:
     found: Group = next(group for group in groups if group.name.startswith(path))
     return found
+
+
+class Writing(nn.Module):
+    """A block that adds to its hidden states in place, or not."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.layer, self.in_place = nn.Linear(4, 4), in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.layer(x))
+        if not self.in_place:
+            return x + y
+        x += y
+        return x
+
+
+class Blocks(nn.Module):
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.first, self.blocks = nn.Linear(4, 4), nn.ModuleList(Writing(in_place) for _ in range(3))
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        found: Tensor = self.last(x)
+        return found
+
+
+def test_block_influence_of_blocks_that_change_what_they_are_given() -> None:
+    plain, changing = Blocks(False).double(), Blocks(True).double()
+    changing.load_state_dict(plain.state_dict())
+    x = torch.randn(20, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    one, other = (
+        score(imported(model), model, [(x, torch.zeros(20).long())], "block_influence", ignore=["first*", "last*"])
+        for model in (plain, changing)
+    )
+    for group in find_groups("layers", plain, x[:2]):
+        assert float(one.group(group.members)) > 0
+        torch.testing.assert_close(other.group(group.members), one.group(group.members))

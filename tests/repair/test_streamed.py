@@ -13,6 +13,7 @@ from prunekit import UsageError, refine
 from prunekit.data import Samples
 from prunekit.kernel import ModelFunction
 from prunekit.repair.fused_kl import PARTS, fused_kl
+from prunekit.repair.hidden import HiddenStates
 from prunekit.repair.learner import Learner
 from prunekit.repair.limits import Count, best
 from prunekit.repair.live import Live
@@ -272,3 +273,26 @@ def test_the_dense_model_alone_in_bfloat16(model: nn.Module, texts: Samples) -> 
     assert facts["after"]["accept"] == pytest.approx(expected["after"]["accept"], rel=0.05)
     with pytest.raises(UsageError, match="autocast is 'half'"):
         Streaming(400, autocast="half")  # type: ignore[arg-type]
+
+
+def test_hidden_states_are_those_that_a_block_gave() -> None:
+    """Also where the next block changes them in place."""
+
+    class Adding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Identity() for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.clone()
+            for block in self.blocks:
+                x = block(x)
+                x += 1
+            return x
+
+    dense, pruned = Adding(), Adding()
+    hidden = HiddenStates(dense, pruned)
+    x = torch.zeros(2, 3)
+    dense(x)
+    assert [float(state[0, 0]) for state in hidden.reference()] == [0, 1, 2]
+    hidden.close()
