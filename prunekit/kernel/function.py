@@ -51,6 +51,7 @@ class ModelFunction:
         self.device, self._training = torch.device(device), training
         self.model = copied(model).train(training).requires_grad_(False).to(self.device)
         self._dtype = path_dtype(model)
+        self._several = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()})
         as_path(self.model, self._dtype)
         own_statistics(self.model) if training else differentiable_statistics(self.model)
         if fixed:
@@ -91,11 +92,24 @@ class ModelFunction:
         keeps, normalises = self._seen or (True, not self._training)
         if not keeps and not normalises:
             return run()
-        with Statistics() if normalises else nullcontext() as statistics, traceless(self.model) as left:
+        with Statistics() if normalises else nullcontext() as statistics, traceless(self.model) as left, self._in_one_kind():
             answer = run()
         if self._seen is None:
             self._seen = bool(left), statistics is not None and statistics.met
         return answer
+
+    @contextmanager
+    def _in_one_kind(self) -> Iterator[None]:
+        """While inside, a model whose layers are of several kinds, and which fails in one, is refused by these."""
+        try:
+            yield
+        except RuntimeError as error:
+            if len(self._several) < 2:
+                raise
+            raise UsageError(
+                f"the model computes in {' and '.join(self._several)}, and cannot in {str(self._dtype).removeprefix('torch.')} "
+                f"alone, in which its weights are looked at together ({str(error)[:100]}); give it in one, such as model.float()"
+            ) from error
 
     def _widened(self, tensor: Tensor) -> Tensor:
         """Inputs in half precision meet a model that is not: it computes as the path is kept; outputs under autocast alike."""

@@ -289,3 +289,19 @@ def test_where_the_whole_step_is_not_a_number_a_shorter_one_counts(monkeypatch: 
         distance, theta, torch.ones_like(theta), batches, batches, rounds=1, steps=5, damping=0.1, seed=0
     )
     assert value == plain(distance, better, batches) < plain(distance, theta, batches)
+
+
+def test_a_model_of_several_precisions_that_cannot_be_one_is_refused() -> None:
+    class Narrow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.outer = nn.Linear(6, 6).bfloat16(), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.outer(x + self.inner(x.bfloat16()).float())
+            return found
+
+    model = Narrow()
+    masks = {name: torch.rand(p.shape) < 0.5 for name, p in model.named_parameters() if p.dim() > 1}
+    with pytest.raises(UsageError, match="computes in bfloat16 and float32, and cannot in float32 alone"):
+        compensate(model, masks, [(torch.randn(40, 6), torch.zeros(40).long())])
