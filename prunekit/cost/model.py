@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prunekit.batch import Inputs, call, size
+from prunekit.batch import Inputs, call, fresh, size
 from prunekit.measure.macs import macs
 
 SINGLE = 4
@@ -112,6 +112,6 @@ def _kept(model: nn.Module, inputs: Inputs) -> int:
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        outputs = call(model, inputs)  # what it keeps lives as long as they do
+        outputs = call(model, fresh(inputs))  # what it keeps lives as long as they do
     del outputs
     return sum(found.values())

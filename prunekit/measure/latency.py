@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from prunekit import ranks
-from prunekit.batch import Inputs, call, leaves
+from prunekit.batch import Inputs, call, fresh, leaves
 from prunekit.measure.undisturbed import placed, undisturbed
 
 Watch = Callable[[nn.Module, Inputs], float]
@@ -204,11 +204,12 @@ def threads(count: int | None) -> Iterator[None]:
 
 def one_pass(model: nn.Module, inputs: Inputs) -> float:
     """Milliseconds of one pass, waiting for accelerators the model or its inputs are on."""
+    given = fresh(inputs)  # which the model may change in place
     devices = {t.device for t in [*model.parameters(), *model.buffers(), *leaves(inputs)] if t.device.type == "cuda"}
     for device in devices:
         torch.cuda.synchronize(device)
     started = time.perf_counter()
-    call(model, inputs)
+    call(model, given)
     for device in devices:
         torch.cuda.synchronize(device)
     return 1e3 * (time.perf_counter() - started)

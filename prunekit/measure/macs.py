@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from prunekit.batch import Inputs, call
+from prunekit.batch import Inputs, call, fresh
 
 Shape = Sequence[int]
 
@@ -24,7 +24,7 @@ Shape = Sequence[int]
 def macs(model: nn.Module, inputs: Inputs) -> int:
     """Multiply-accumulates of one forward pass, as the model is: its mode, its device."""
     with torch.no_grad(), unfused(), FlopCounterMode(display=False, custom_mapping=_kernels()) as counter:
-        call(model, inputs)
+        call(model, fresh(inputs))
     return int(counter.get_total_flops()) // 2
 
 

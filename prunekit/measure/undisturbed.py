@@ -40,7 +40,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 def placed(model: nn.Module, inputs: Inputs) -> Inputs:
     """The inputs on the model's device, floating-point numbers in the model's type where it has one alone.
 
-    What is no tensor and changes from call to call (a cache) is copied, so that the caller's stays as it is.
+    All is copied, so that the caller's stays as it is: a model may change tensors in place, and caches from call to call.
     """
     types = {t.dtype for t in model.parameters() if t.is_floating_point()}
     if types or next(model.buffers(), None) is not None:
@@ -50,7 +50,7 @@ def placed(model: nn.Module, inputs: Inputs) -> Inputs:
 
 def _own(nest: Any, dtype: torch.dtype | None) -> Any:
     if isinstance(nest, Tensor):
-        return nest.to(dtype) if dtype is not None and nest.is_floating_point() else nest
+        return nest.to(dtype if dtype is not None and nest.is_floating_point() else nest.dtype, copy=True)
     if type(nest) is dict or (isinstance(nest, Mapping) and not hasattr(nest, "__dict__")):
         return {key: _own(value, dtype) for key, value in nest.items()}
     if isinstance(nest, tuple | list):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunekit.batch import Batch, Inputs, Labels, call, device_of, leaves, named, to
+from prunekit.batch import Batch, Inputs, Labels, call, device_of, fresh, leaves, named, to
 from prunekit.criteria import check_criterion, expand, get_criterion, parse
 from prunekit.criteria.scores import unsuited
 from prunekit.data import EVAL_BATCH, Split
@@ -252,7 +252,7 @@ def _check_loss(recipe: Recipe, task: Task, model: nn.Module, x: Inputs, y: Labe
     state = {k: v.clone() for k, v in model.state_dict().items()}
     with torch.random.fork_rng(devices=[]):
         try:
-            outputs, labels = task.outputs(call(model, to(batch[0], device))), to(batch[1], device)
+            outputs, labels = task.outputs(call(model, fresh(to(batch[0], device)))), to(batch[1], device)
             task.check_loss(outputs.detach(), labels, "train split")
             if any(_takes_single_losses(text) for text in recipe.score.criteria):
                 task.loss.factors(outputs.detach(), labels)
