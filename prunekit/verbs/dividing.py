@@ -42,7 +42,7 @@ from prunekit.verbs.tuning import finetuning_of
 
 MASK, TOGETHER, IN_TURN, WEIGHTS = "mask", "together", "mask, then weights", "weights"
 LAYERS, LAYERS_TOGETHER = "layers, then weights", "layers, then together"
-REFITTED = {MASK: "mask, then refit", WEIGHTS: "refit, then weights", IN_TURN: "mask, refit, then weights"}
+REFITTED = {WEIGHTS: "refit, then weights", IN_TURN: "mask, refit, then weights"}
 """Where whole units go: the same, with the weights that stay compensated once it is known which these are."""
 BOTH = (TOGETHER, LAYERS_TOGETHER)
 """What learns mask and weights in the same steps."""
@@ -150,11 +150,16 @@ def _left(model: nn.Module, names: Collection[str]) -> int:
 
 def menu(wanted: Prune) -> tuple[str, ...]:
     """What is tried: both together, from the given mask and from layers; in turn, and weights alone after layers, where both
-    cannot be learnt together. Of whole units all that is not both together is refitted.
+    cannot be learnt together.
+
+    Of whole units a mask alone is not: once refitted it is ahead of weights after so few tokens as a try has, and behind after
+    all of them.
     """
+    together = () if _apart(wanted) else (TOGETHER,)
+    if wanted.structure in GROUPED:
+        return REFITTED[IN_TURN], *together, REFITTED[WEIGHTS]
     by_layers = [LAYERS if _apart(wanted) else LAYERS_TOGETHER] if fits_layers(wanted) else []
-    ways = MASK, IN_TURN if _apart(wanted) else TOGETHER, WEIGHTS, *by_layers
-    return tuple(REFITTED.get(way, way) for way in ways) if wanted.structure in GROUPED else ways
+    return MASK, *(together or (IN_TURN,)), WEIGHTS, *by_layers
 
 
 def _apart(wanted: Prune) -> str:

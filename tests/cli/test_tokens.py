@@ -144,7 +144,7 @@ def test_mask_and_weights_together(cli: Cli, run: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", [MASK, WEIGHTS, pytest.param(IN_TURN, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("way", list(REFITTED))
 def test_units_that_stay_are_refitted_before_weights_are_tuned(
     cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
@@ -258,9 +258,9 @@ def test_weights_are_trained_in_turn_where_it_is_said_how() -> None:
     assert menu(asked) == (MASK, TOGETHER, WEIGHTS, LAYERS_TOGETHER)
     assert menu(asked.model_copy(update={"finetune": Finetune(lr=1e-3)})) == (MASK, TOGETHER, WEIGHTS, LAYERS_TOGETHER)
     assert menu(asked.model_copy(update={"finetune": Finetune(lora=4)})) == (MASK, IN_TURN, WEIGHTS, LAYERS)
-    for structure, together in (("channels", TOGETHER), ("heads+neurons", TOGETHER), ("experts", REFITTED[IN_TURN])):
+    for structure, together in (("channels", (TOGETHER,)), ("heads+neurons", (TOGETHER,)), ("experts", ())):
         units = asked.model_copy(update={"structure": structure})
-        assert menu(units) == (REFITTED[MASK], together, REFITTED[WEIGHTS])
+        assert menu(units) == (REFITTED[IN_TURN], *together, REFITTED[WEIGHTS])
     for said in ({"structure": "channels"}, {"structure": "block:2x2"}, {"ratios": {"w": 0.5}}, {"floor": 0.1}):
         assert LAYERS_TOGETHER not in menu(asked.model_copy(update=said))  # whose shares a layer-wise method does not know
 

@@ -132,7 +132,7 @@ _SPENT = {
     "mask": "the mask alone", "together": "mask and weights together", "mask, then weights": "the mask, then the weights",
     "weights": "the weights alone", "layers, then weights": "the weights, after ADMM's mask and weights layer by layer",
     "layers, then together": "mask and weights together, from ADMM's layer by layer",
-    "mask, then refit": "the mask, what stays then refitted", "refit, then weights": "the weights, refitted first",
+    "refit, then weights": "the weights, refitted first",
     "mask, refit, then weights": "the mask, then the weights, refitted between",
 }  # fmt: skip
 
