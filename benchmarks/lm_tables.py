@@ -15,6 +15,7 @@ import csv
 import json
 import statistics
 from collections import defaultdict
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def figures(folder: Path) -> dict[str, dict[str, dict[Column, list[tuple[float, 
                 continue
             key = (row["case"], way, row["structure"], row["sparsity"], row["seed"])
             found = float(row["validation_kl"]), float(row["test_kl"]), float(row["test_perplexity"])
-            best[key] = min(best.get(key, found), found)
+            best[key] = min(best.get(key, found), found, key=itemgetter(0))
     told: dict[str, Any] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for (case, way, structure, sparsity, _), (_, kl, perplexity) in best.items():
         told[case][way][structure, float(sparsity)].append((kl, perplexity))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +46,8 @@ from prunekit.task.evaluation import mixing
 from prunekit.trajectory.copies import copied
 
 INPUTS = ("dense", "pruned")
+FEW = 4
+"""Samples by which layers are told from others that compute something else."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,8 @@ def layerwise(
     banks = [name for name in masks if inputs == "pruned" and name.endswith(LAST) and mixture(modules.get(owner_of(name)))]
     for every, holding in ((layers, modules), (theirs, dict(pruned.named_modules()))):
         every.update({name: [holding[owner_of(name)]] for name in banks})
-    biases = {name: None if name in banks else _bias_kept(dense, name, layers[name], masks) for name in layers}
+    holders = Counter(id(each) for module in dense.modules() for each in module._parameters.values())
+    biases = {name: None if name in banks else _bias_kept(holders, name, layers[name], masks) for name in layers}
     gone = [name for name in layers if not bool(masks[name].any()) and not _stays(biases[name])]
     final, running = dict(result.named_parameters()), dict(pruned.named_parameters())
     found: Iterator[Moments | str]
@@ -180,13 +184,13 @@ def _frozen(model: nn.Module) -> set[str]:
 
 
 def _unlike(dense: nn.Module, layers: Mapping[str, Sequence[Layer]], samples: Samples, whole: bool) -> set[str]:
-    """Layers whose outputs their weight does not say; by a batch of every rank's own samples."""
+    """Layers whose outputs their weight does not say; by a few of every rank's own samples."""
     device = next(dense.parameters()).device
 
     with sharing(samples, whole) as (own, _):
 
         def run() -> None:
-            for x, _ in islice(own, 1):
+            for x, _ in islice(own.bounded(FEW), 1):
                 call(dense, fresh(to(x, device)))
 
         found = unlike_their_weights(layers, run)
@@ -197,15 +201,16 @@ def _bias_of(weight: str) -> str:
     return f"{weight.removesuffix('weight')}bias"
 
 
-def _bias_kept(model: nn.Module, weight: str, layers: Sequence[Any], masks: Mapping[str, Tensor]) -> Tensor | None:
+def _bias_kept(holders: Counter[int], weight: str, layers: Sequence[Any], masks: Mapping[str, Tensor]) -> Tensor | None:
     """Which of a layer's biases stay, ``(outputs,)``; None where they are not solved for: there is none, it is frozen, or one of
 
     several layers that share the weight or the bias would get what is another's.
+
+    Args:
+        holders: how many modules hold each parameter, by identity.
     """
     bias = layers[0].bias
-    if bias is None or not bias.requires_grad or len(layers) > 1:
-        return None
-    if sum(each is bias for module in model.modules() for each in module._parameters.values()) > 1:
+    if bias is None or not bias.requires_grad or len(layers) > 1 or holders[id(bias)] > 1:
         return None
     keep = masks.get(_bias_of(weight))
     return torch.ones_like(bias, dtype=torch.bool) if keep is None else keep.to(bias.device).bool()

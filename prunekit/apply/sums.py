@@ -18,6 +18,9 @@ from torch.utils._pytree import tree_leaves
 
 from prunekit.batch import answers
 
+SUMS = 2
+"""Which sums are kept, for reuse: what was compensated otherwise is computed anew."""
+
 aten = torch.ops.aten
 ADDITIONS = {aten.add.Tensor, aten.add_.Tensor}
 ALIKE = {aten.view.default, aten._unsafe_view.default, aten.alias.default, aten.detach.default, aten.clone.default,

@@ -104,7 +104,7 @@ class ModelFunction:
         try:
             yield
         except RuntimeError as error:
-            if len(self._several) < 2:
+            if len(self._several) < 2 or isinstance(error, torch.OutOfMemoryError | NotImplementedError):
                 raise
             raise UsageError(
                 f"the model computes in {' and '.join(self._several)}, and cannot in {str(self._dtype).removeprefix('torch.')} "

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from prunekit.apply.sums import SUMS
 from prunekit.batch import Inputs
 from prunekit.criteria import Evidence, compose, parse, score_evidence
 from prunekit.data import Samples
@@ -144,7 +145,7 @@ def settings(name: str, structure: str) -> dict[str, Any]:
             "calibration": CALIBRATION,
             **({"rate": RATES[name.split("+")[0]]} if name.split("+")[0] in RATES else {}),
             **({"rates": usual_rates()} if {"streamed", TOGETHER} & set(name.split("+")) else {}),
-            **({"sums": True} if REFIT in name.split("+") else {}),
+            **({"sums": SUMS} if REFIT in name.split("+") else {}),
             **({"tuned": [BATCHES, FACTOR, SHARE]} if TUNED in name.split("+") else {}),
             **({"together": [BATCHES, FACTOR, together.HOLD]} if TOGETHER in name.split("+") else {}),
             **({"moved": [together.LENGTH, together.OF_LENGTH]} if name.endswith(f"+{TOGETHER}") else {}),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit import ranks
-from prunekit.batch import Batch, called, to
+from prunekit.batch import Batch, called, fresh, to
 from prunekit.errors import NonFiniteError, PrunekitError
 from prunekit.progress import track
 from prunekit.task import Classification, Task
@@ -148,7 +148,7 @@ def _loss(model: nn.Module, how: TrainOptions, part: Part) -> tuple[Tensor, list
     seen = augmented(how.batch, how.augment) if how.augment is not None else how.batch
     x, y = seen(part.own, *([] if how.augment is None else [part.seeds[rank]]))
     x, y = to(x, how.device), to(y, how.device)
-    outputs = kind.outputs(called(model, x))
+    outputs = kind.outputs(called(model, fresh(x)))  # a teacher is asked about the same later
     try:
         value = kind.loss.batch(outputs, y)
     except PrunekitError:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from prunekit.apply import check_made_for, compensate, layerwise, prune
+from prunekit.apply.sums import SUMS
 from prunekit.batch import Inputs
 from prunekit.data import Samples
 from prunekit.plan import Plan
@@ -82,7 +83,7 @@ def _own(run: Run, plan: Plan) -> Run:
 def compensation_request(run: Run) -> dict[str, Any]:
     """What decides compensated weights, for reuse."""
     scoring = run.evidence.samples().digest()
-    return {"train": run.splits["train"].digest(), "samples": SAMPLES, "scoring": scoring, "sums": True}
+    return {"train": run.splits["train"].digest(), "samples": SAMPLES, "scoring": scoring, "sums": SUMS}
 
 
 def compensator(run: Run, layers: bool, seed: int) -> tuple[Callable[[nn.Module, Plan], nn.Module], dict[str, Any]]:
@@ -92,7 +93,7 @@ def compensator(run: Run, layers: bool, seed: int) -> tuple[Callable[[nn.Module,
         layers: by every layer's outputs alone, computed from the scoring samples (``prunekit.apply.layerwise``).
     """
     if layers:
-        facts = {"calibration": run.splits["scoring"].digest(), "sums": True}
+        facts = {"calibration": run.splits["scoring"].digest(), "sums": SUMS}
         return partial(layerwise, batches=run.evidence.samples(), task=run.task), facts
     learn, accept = calibration(run)
     return partial(compensate, batches=learn, accept=accept, seed=seed, task=run.task), {"compensate": compensation_request(run)}

@@ -275,10 +275,11 @@ def learnt_request(run: Run, wanted: Prune, asked: Mapping[str, Any], way: str) 
     return {**asked, **layers, **together_request(wanted)}
 
 
-def tokens_left(wanted: Prune) -> int:
-    """What the tries leave."""
+def tokens_left(wanted: Prune, division: Mapping[str, Any]) -> int:
+    """What the tries of a division left, an earlier prunekit's of other ways too."""
     assert wanted.tokens is not None
-    return wanted.tokens - len(menu(wanted)) * round(TRY * wanted.tokens)
+    failed = [way for way in division.get("left_out", {}) if way in (LAYERS, LAYERS_TOGETHER)]
+    return wanted.tokens - (len(division["tries"]) + len(failed)) * round(TRY * wanted.tokens)
 
 
 def parts(tokens: int, share: float) -> tuple[Refine | None, int | None]:
@@ -294,9 +295,10 @@ def tuning(wanted: Prune, tokens: int) -> Finetune:
     return given.model_copy(update={"tokens": tokens, "distill": given.distill or Distill(weight=1.0, temperature=1.0)})
 
 
-def by_division(run: Run, wanted: Prune, way: str) -> Prune:
+def by_division(run: Run, wanted: Prune, division: Mapping[str, Any]) -> Prune:
     """What is asked for with its tokens divided, of any way that does not learn ``BOTH``."""
-    for_mask, for_weights = parts(tokens_left(wanted), SHARES[way])
+    way = division["way"]
+    for_mask, for_weights = parts(tokens_left(wanted, division), SHARES[way])
     tuned = {"finetune": None if for_weights is None else tuning(wanted, for_weights)}
     if way == LAYERS:
         return layerwise_of(run, wanted).model_copy(update=tuned)

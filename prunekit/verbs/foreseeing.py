@@ -38,6 +38,7 @@ from prunekit.verbs.budgets import plan_by_magnitude
 from prunekit.verbs.checks import settled, try_once, with_task
 from prunekit.verbs.compensating import SAMPLES
 from prunekit.verbs.compress import check_model, criteria_of
+from prunekit.verbs.dividing import REFITTED, menu
 from prunekit.verbs.evaluating import CHORDS
 from prunekit.verbs.run_folder import explained, load_splits
 
@@ -161,8 +162,9 @@ def _works(
     if wanted.layerwise is not None:
         pruning = pruning.then(evaluated(shape, min(len(splits["train"]), wanted.layerwise.samples)).times(BY_LAYERS))
     made = _learnt(recipe, shape, splits, wanted, scoring)
-    if wanted.compensate:
-        made = made.then(evaluated(shape, min(len(splits["train"]), SAMPLES)).times(BY_LAYERS))
+    tried = 0 if wanted.tokens is None else sum(way in REFITTED.values() for way in menu(wanted))
+    if refits := tried + 1 if tried else int(wanted.compensate):
+        made = made.then(evaluated(shape, min(len(splits["train"]), SAMPLES)).times(refits * BY_LAYERS))
     pruning = pruning.then(made.times(TRIES + 1 if wanted.budget[0] in DROPS else 1))
     if wanted.budget[0] in DROPS:
         pruning = pruning.then(validation.times(TRIES * (cells / len(recipe.compare.sparsities) + 1)))

@@ -117,7 +117,7 @@ def prune_run(
 def _by_tokens(run: Run, wanted: Prune, planning: Planning, folder: Path, overwrite: bool) -> dict[str, Any]:
     """The model that ``tokens`` come to, divided as short tries find best."""
     asked = {**planning.request, "tokens": wanted.tokens, "train": run.splits["train"].digest()}
-    known = earlier(folder, asked)
+    known = None if overwrite else earlier(folder, asked)
     if known is not None and (known["way"] not in BOTH or known.get("layerwise", {}).get("better")):
         return _divided(run, wanted, known, overwrite)
     request = learnt_request(run, wanted, asked, TOGETHER if known is None else known["way"])
@@ -149,12 +149,12 @@ def _divided(
         layers.forget()
     try:
         if division["way"] == LAYERS:
-            divided = by_division(run, wanted, LAYERS)
+            divided = by_division(run, wanted, division)
             return prune_by_layers(run, LAYERWISE, divided, False, overwrite, told, lambda: layers.found, compared)
         if division["way"] not in BOTH:
-            return prune_run(run, by_division(run, wanted, division["way"]), False, overwrite, division, compared)
+            return prune_run(run, by_division(run, wanted, division), False, overwrite, division, compared)
         assert given is not None
-        learn = partial(learnt, run, wanted, given, division["way"], tokens_left(wanted), layers)
+        learn = partial(learnt, run, wanted, given, division["way"], tokens_left(wanted, division), layers)
         request = learnt_request(run, wanted, division["asked"], division["way"])
         return write_together(run, wanted, request, learn, (lambda _: told) if compared is None else compared)
     except LayersAreBetter as found:

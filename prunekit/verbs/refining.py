@@ -19,7 +19,7 @@ from prunekit.repair import refine
 from prunekit.steps import RefineAgain
 from prunekit.steps.planner import MakeSwaps
 from prunekit.task.evaluation import References, evaluate
-from prunekit.verbs.compensating import compensator
+from prunekit.verbs.compensating import compensated
 from prunekit.verbs.run_folder import Run
 
 
@@ -158,5 +158,5 @@ def better_plan(
 def _on_validation(run: Run, plan: Plan, compensating: bool, model: nn.Module) -> dict[str, float]:
     """Figures of the plan's model on validation data, closeness to the dense one among them."""
     samples = run.batches("validation")
-    weights = compensator(run, False, run.recipe.seed)[0](model, plan) if compensating else model
+    weights = compensated(run, {}, model, plan) if compensating else model
     return evaluate(masked(weights, plan), samples, run.task, References(run.model, samples, run.task)).figures()

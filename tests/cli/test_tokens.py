@@ -29,6 +29,7 @@ from prunekit.verbs.dividing import (
     WEIGHTS,
     by_division,
     menu,
+    tokens_left,
 )
 from prunekit.verbs.run_folder import Run
 from tests.cli.conftest import Cli
@@ -268,11 +269,19 @@ def test_weights_are_trained_in_turn_where_it_is_said_how() -> None:
 def test_a_division_says_how_long_each_part_takes(run: Path) -> None:
     asked = Prune(name="x", criterion="magnitude", sparsity=0.5, tokens="100k")  # type: ignore[arg-type]
     for way, share in SHARES.items():
-        found = by_division(Run(run), asked, way)
+        tried = {"tries": dict.fromkeys((MASK, TOGETHER, WEIGHTS)), "left_out": {LAYERS: "why"}}
+        found = by_division(Run(run), asked, {"way": way, **tried})
         mask = found.refine.stream.tokens if found.refine and found.refine.stream else 0
         weights = (found.finetune.tokens or 0) if found.finetune else 0
         assert mask + weights == 100_000 * (1 - 4 * TRY)
         assert weights == pytest.approx(share * 80_000, abs=1)
+
+
+def test_what_an_earlier_prunekit_tried_counts_as_it_was_tried() -> None:
+    """Its tries were other ones, and as many tokens went into them."""
+    asked = Prune(name="x", criterion="magnitude", sparsity=0.5, tokens="100k", structure="experts")  # type: ignore[arg-type]
+    assert tokens_left(asked, {"tries": dict.fromkeys((MASK, IN_TURN, WEIGHTS)), "left_out": {TOGETHER: "why"}}) == 85_000
+    assert tokens_left(asked, {"tries": dict.fromkeys(menu(asked))}) == 90_000
 
 
 @pytest.mark.slow

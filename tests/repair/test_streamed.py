@@ -182,6 +182,17 @@ def test_the_fused_divergence_is_the_tasks(monkeypatch: pytest.MonkeyPatch, part
     torch.testing.assert_close(gradients[1], gradients[0])
 
 
+def test_what_is_as_good_as_ruled_out_adds_nothing_to_the_fused_divergence() -> None:
+    """Also where the other model rules it out altogether."""
+    reference = torch.tensor([[0.0, -1.0, -200.0]]).log_softmax(-1)
+    logits = torch.tensor([[0.0, -1.0, -torch.inf]], requires_grad=True)
+    found = fused_kl(reference, logits)
+    found.sum().backward()
+    torch.testing.assert_close(found, torch.zeros(1), rtol=0, atol=1e-6)
+    assert logits.grad is not None
+    assert bool(logits.grad.isfinite().all())
+
+
 def test_soft_gates_of_units_move_by_the_size_of_their_gradients(model: nn.Module, texts: Samples) -> None:
     plan, layout = plan_of(model, 0.4, "channels"), Layout.of(model)
     swaps = get_swaps(plan, layout, torch.device("cpu"))

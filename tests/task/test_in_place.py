@@ -14,8 +14,11 @@ from prunekit.apply import compensate, layerwise
 from prunekit.data import Samples
 from prunekit.layerwise import prune_layerwise
 from prunekit.measure.macs import macs
+from prunekit.steps.finetune import Finetuning, finetune
 from prunekit.task import get_task
 from prunekit.task.evaluation import evaluate
+from prunekit.training import Distillation
+from prunekit.trajectory.copies import copied
 
 TASK = get_task("classification")
 
@@ -71,3 +74,23 @@ def test_samples_stay_as_they_are(use: str) -> None:
         found.append(USES[use](Centred(in_place), batches))
         assert torch.equal(given, x)
     torch.testing.assert_close(found[1], found[0])
+
+
+def test_a_teacher_is_asked_about_the_samples_that_the_student_saw() -> None:
+    """Trained beside itself, a model stays as it is."""
+    torch.manual_seed(0)
+    model, x = Centred(True), torch.randn(32, 5)
+    plan = make_plan(score(Trajectory.of(model), model, criterion="magnitude"), model, sparsity=0.0)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    how = Finetuning(
+        batch=lambda indices: (x[indices], torch.zeros(len(indices)).long()),
+        samples=32,
+        optimizer=lambda one: torch.optim.SGD(one.parameters(), lr=1.0),
+        task=TASK,
+        epochs=1,
+        batch_size=32,
+        distill=Distillation(copied(model), 1.0, 1.0, TASK),
+    )
+    finetune(model, plan, how)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name])

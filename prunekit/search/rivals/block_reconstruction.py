@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.apply import masked
-from prunekit.batch import Inputs, call, to
+from prunekit.batch import Inputs, call, fresh, to
 from prunekit.errors import NonFiniteError, UsageError
 from prunekit.measure.undisturbed import undisturbed
 from prunekit.plan import Plan
@@ -144,7 +144,7 @@ def _reached(model: nn.Module, block: nn.Module, x: Inputs) -> tuple[tuple[Any, 
 
     hook = block.register_forward_pre_hook(note, with_kwargs=True)
     try:
-        call(model, x)
+        call(model, fresh(x))
     except _Reached:
         pass
     finally:
