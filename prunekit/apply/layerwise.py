@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from prunekit import ranks
 from prunekit.apply.masks import apply_masks, what_goes
-from prunekit.apply.mixtures import LAST, mend, mixture, not_finite
+from prunekit.apply.mixtures import LAST, mend, mixture
 from prunekit.apply.sums import following
 from prunekit.batch import call, fresh, to
 from prunekit.blocks import ACTIVATIONS, Abreast, Pair
@@ -27,6 +27,7 @@ from prunekit.criteria.layer_inputs import (
     from_rows,
     handled,
     layers_with_inputs,
+    not_finite,
     of_products,
     output_rows,
     reaching,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from prunekit import ranks
 from prunekit.apply.sums import following
 from prunekit.blocks import Pair
-from prunekit.errors import NonFiniteError
+from prunekit.criteria.layer_inputs import not_finite
 from prunekit.structure.routing import Routed, routed_of
 
 LAST = ".down_proj"
@@ -58,11 +58,6 @@ class _Seen:
                 gate, up = F.linear(self.routed.hidden[tokens], module.gate_up_proj[expert]).chunk(2, -1)
                 x: Tensor = module.act_fn(gate) * up * self.routed.weights[tokens, place, None]
                 yield expert, tokens, x.double()
-
-
-def not_finite(name: str) -> NonFiniteError:
-    """What is raised where inputs of the layer that holds a parameter are no numbers."""
-    return NonFiniteError(f"{name}: its layer's inputs are NaN or Inf for some of the samples; look at the data")
 
 
 def mend(

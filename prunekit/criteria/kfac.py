@@ -31,6 +31,7 @@ from prunekit.criteria.layer_inputs import (
     Layer,
     by_features,
     from_rows,
+    input_of,
     layers_with_inputs,
     refuse_unfit,
     rows,
@@ -154,7 +155,7 @@ def _summed(evidence: Evidence, names: Sequence[str], reading: Collection[str]) 
 
             def called(module: Layer, args: Any, keywords: Any, out: Tensor, name: str = name) -> None:
                 if out.requires_grad:  # and not what checkpointing runs without a graph
-                    x = (args[0] if args else next(iter(keywords.values()))).detach()
+                    x = input_of(args, keywords).detach()
                     out.register_hook(lambda gradient: sums[name].add(module, x, gradient))
 
             hooks.append(layer.register_forward_hook(called, with_kwargs=True))

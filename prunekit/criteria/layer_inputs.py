@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunekit import ranks
-from prunekit.errors import PrunekitError
+from prunekit.errors import NonFiniteError, PrunekitError
 from prunekit.measure.macs import unfused
 
 Layer = nn.Module
@@ -90,6 +90,12 @@ def layers_with_inputs(model: nn.Module, parameters: Sequence[str]) -> tuple[dic
     return found, unfit
 
 
+def input_of(inputs: Sequence[Any], keywords: Mapping[str, Any]) -> Tensor:
+    """What a layer is called with, by position or by name."""
+    found: Tensor = inputs[0] if inputs else next(iter(keywords.values()))
+    return found
+
+
 @contextmanager
 def reaching(layers: Mapping[str, Sequence[Layer]], see: Callable[[str, Layer, Tensor], None]) -> Iterator[None]:
     """While inside, every forward pass of a layer calls ``see(parameter name, layer, its input)``, however it is given."""
@@ -98,7 +104,7 @@ def reaching(layers: Mapping[str, Sequence[Layer]], see: Callable[[str, Layer, T
         for layer in holding:
 
             def before(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], name: str = name) -> None:
-                see(name, module, (inputs[0] if inputs else next(iter(keywords.values()))).detach())
+                see(name, module, input_of(inputs, keywords).detach())
 
             hooks.append(layer.register_forward_pre_hook(before, with_kwargs=True))
     try:
@@ -220,8 +226,7 @@ def unlike_their_weights(layers: Mapping[str, Sequence[Layer]], run: Callable[[]
     found: set[str] = set()
 
     def look(name: str, module: Layer, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-        x = inputs[0] if inputs else next(iter(keywords.values()))
-        if not isinstance(output, Tensor) or not _as_weighted(module, x, output):
+        if not isinstance(output, Tensor) or not _as_weighted(module, input_of(inputs, keywords), output):
             found.add(name)
 
     with ExitStack() as exits:
@@ -239,10 +244,9 @@ def _as_weighted(layer: Any, x: Tensor, output: Tensor) -> bool:
     given = output_rows(layer, output)
     if given.shape[1] != prod(whole.shape[:axes]):
         return False
-    some = next(rows(layer, x, torch.float32), None)
-    if some is None:
+    if not given.numel():  # a router sent nothing
         return True
-    some = some[:, :LOOKED_AT]
+    some = next(rows(layer, x, torch.float32))[:, :LOOKED_AT]
     given = given[:, : some.shape[1]].float()
     if not bool(given.isfinite().all()):
         return True
@@ -294,6 +298,11 @@ def add_up(sums: dict[str, Tensor], device: torch.device, dtype: torch.dtype = t
         if name not in sums:
             sums[name] = torch.zeros(shape, dtype=dtype, device=device)
     ranks.add_up(sums[name] for name in shapes)
+
+
+def not_finite(name: str) -> NonFiniteError:
+    """What is raised where the inputs of a parameter's layer are no numbers."""
+    return NonFiniteError(f"{name}: its layer's inputs are NaN or Inf for some of the samples; look at the data")
 
 
 def refuse_unfit(unfit: Mapping[str, str], what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -21,6 +22,9 @@ from prunekit.task import Target, Task, get_task
 from prunekit.traceless import traceless
 from prunekit.trajectory.copies import copied
 from prunekit.trajectory.layout import Layout, as_path, path_dtype
+
+OF_KINDS = r"dtype|scalar type|type \(.*\) should be the same"
+"""What torch says of two tensors that a product takes only of one kind."""
 
 
 class ModelFunction:
@@ -104,7 +108,7 @@ class ModelFunction:
         try:
             yield
         except RuntimeError as error:
-            if len(self._several) < 2 or isinstance(error, torch.OutOfMemoryError | NotImplementedError):
+            if len(self._several) < 2 or not re.search(OF_KINDS, str(error)):
                 raise
             raise UsageError(
                 f"the model computes in {' and '.join(self._several)}, and cannot in {str(self._dtype).removeprefix('torch.')} "

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunekit import ranks
 from prunekit.blocks import ACTIVATIONS, Home, Part, Passing
-from prunekit.criteria.layer_inputs import TRANSPOSED, Layer, from_rows, layers_with_inputs, to_rows
+from prunekit.criteria.layer_inputs import TRANSPOSED, Layer, from_rows, layers_with_inputs, not_finite, to_rows
 from prunekit.data import Samples
 from prunekit.data.sharing import sharing
 from prunekit.errors import NonFiniteError, PrunekitError, UsageError, nearest
@@ -156,7 +156,7 @@ class Pruning:
             sums = summed(part.layers, method.moments, part.batches)
         for name, moments in sums.items():
             if not bool(moments.isfinite().all()):
-                raise NonFiniteError(f"{name}: its layer's inputs are NaN or Inf for some of the samples; look at the data")
+                raise not_finite(name)
         if method.moments is not None:
             self.by_magnitude += [name for name in part.layers if name not in sums]
         holding = {name: layer for name, (layer, *_) in part.layers.items()}

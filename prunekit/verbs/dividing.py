@@ -43,11 +43,10 @@ from prunekit.verbs.tuning import finetuning_of
 MASK, TOGETHER, IN_TURN, WEIGHTS = "mask", "together", "mask, then weights", "weights"
 LAYERS, LAYERS_TOGETHER = "layers, then weights", "layers, then together"
 REFITTED = {WEIGHTS: "refit, then weights", IN_TURN: "mask, refit, then weights"}
-"""Where whole units go: the same, with the weights that stay compensated once it is known which these are."""
+"""The same where whole units go: the weights that stay are compensated once it is known which these are."""
 BOTH = (TOGETHER, LAYERS_TOGETHER)
 """What learns mask and weights in the same steps."""
-_SHARES = {MASK: 0.0, IN_TURN: 2 / 3, WEIGHTS: 1.0}
-SHARES = {**_SHARES, **{refitted: _SHARES[way] for way, refitted in REFITTED.items()}, LAYERS: 1.0}
+SHARES = {MASK: 0.0, IN_TURN: 2 / 3, WEIGHTS: 1.0, LAYERS: 1.0, REFITTED[IN_TURN]: 2 / 3, REFITTED[WEIGHTS]: 1.0}
 """Of the tokens, for the weights; the rest is for the mask."""
 TRY = 1 / 20
 """Of the tokens, for each try; what is left is spent by the best division."""
@@ -241,10 +240,10 @@ def _tried(run: Run, wanted: Prune, plan: Plan, way: str, layers: ByLayers) -> n
         plan, start = layers.found
     for_mask, for_weights = parts(tokens, SHARES[way])
     found = plan if for_mask is None else refining(run, for_mask)(plan)
+    if for_weights is None:
+        return masked(run.model, found)
     if way in REFITTED.values():
         start = compensated(run, {}, run.model, found)
-    if for_weights is None:
-        return masked(start, found)
     model = copied(start)
     finetune(model, found, finetuning_of(run, Steps(finetune=tuning(wanted, for_weights))))
     return model.to(next(run.model.parameters()).device)

@@ -428,3 +428,27 @@ def test_what_is_frozen_stays_where_something_trains() -> None:
     model.requires_grad_(False)
     found = layerwise(model, masks, [(x, None)])
     assert not torch.equal(found[0].weight, plain[0].weight)
+
+
+@pytest.mark.parametrize("inputs", ["dense", "pruned"])
+def test_an_expert_that_no_row_is_sent_to_is_called_with_none(inputs: str) -> None:
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.experts = nn.Linear(5, 5), nn.ModuleList(nn.Linear(5, 5) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h, chosen = self.first(x), (x[:, 0] > 0).long()  # the last expert is never asked
+            out = torch.zeros_like(h)
+            for number, expert in enumerate(self.experts):
+                sent = torch.where(chosen == number)[0]
+                out = out.index_add(0, sent, expert(h[sent]))
+            return h + out
+
+    torch.manual_seed(0)
+    model, x = Routed().double(), torch.randn(40, 5).double()
+    masks = random_masks(model, 0.6)
+    found: Any = layerwise(model, masks, [(x, None)], inputs=inputs)
+    plain: Any = masked_copy(model, masks)
+    assert not torch.equal(found.experts[0].weight, plain.experts[0].weight)
+    torch.testing.assert_close(found.experts[2].weight, plain.experts[2].weight)
