@@ -70,7 +70,10 @@ class LayerShare(TypedDict):
 
 
 class PrunedFit(Fit):
+    """``new_values``: how many of the values that stay pruning set anew (compensation, layer-wise methods)."""
+
     steps: NotRequired[PathSteps]
+    new_values: NotRequired[int]
     pruning_step_error: NotRequired[float]
     evaluations_per_sample: NotRequired[float]
     mean_change: NotRequired[float]
@@ -238,6 +241,8 @@ def account(
         },
         "by_layer_residual": float(left_over.abs().mean()),
     }
+    if moved := int(((step.end != step.start) & mask.bool()).sum()):
+        found["new_values"] = moved
     if before is not None and before is not dense:
         found["rewound"] = _part(before)
     if tuned is not None:

@@ -31,7 +31,12 @@ def test_compensated_models_follow_the_same_plan(run: Path, cli: Cli, structure:
     if structure == "unstructured":
         assert all((t[before[n] == 0] == 0).all() for n, t in after.items() if n in plans[1].masks())
     assert json.loads(cli(*asked, "--name", "made-up", "--compensate", "--json").out)["reused"]
-    assert cli("eval", run / "pruned" / "made-up").code == 0
+    anew = sum(int((before[n] != t).sum()) for n, t in after.items())
+    for name, count in (("plain", 0), ("made-up", anew)):
+        told = cli("eval", run / "pruned" / name)
+        assert told.code == 0, told.err
+        assert json.loads((run / "pruned" / name / "eval.json").read_text())["kernel"]["pruned"].get("new_values", 0) == count
+        assert (f"the pruning, which set {count:,} of the kept values anew" in told.out) == bool(count)
     changed = cli(*asked, "--name", "made-up")
     assert changed.code == 1
     assert "compensate" in changed.err
