@@ -70,7 +70,7 @@ class LayerShare(TypedDict):
 
 
 class PrunedFit(Fit):
-    """``new_values``: how many of the values that stay pruning set anew (compensation, layer-wise methods)."""
+    """``new_values``: how many weights that stay pruning gave another value (compensation, layer-wise methods, soft masks)."""
 
     steps: NotRequired[PathSteps]
     new_values: NotRequired[int]
@@ -241,8 +241,9 @@ def account(
         },
         "by_layer_residual": float(left_over.abs().mean()),
     }
-    if moved := int(((step.end != step.start) & mask.bool()).sum()):
-        found["new_values"] = moved
+    weights = torch.cat([torch.full((e.size,), e.kind == "parameter") for e in trajectory.layout])
+    if anew := int((weights & mask.bool() & (step.end != step.start) & (step.end != 0)).sum()):  # at 0: gone, and back later
+        found["new_values"] = anew
     if before is not None and before is not dense:
         found["rewound"] = _part(before)
     if tuned is not None:

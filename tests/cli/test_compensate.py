@@ -36,7 +36,7 @@ def test_compensated_models_follow_the_same_plan(run: Path, cli: Cli, structure:
         told = cli("eval", run / "pruned" / name)
         assert told.code == 0, told.err
         assert json.loads((run / "pruned" / name / "eval.json").read_text())["kernel"]["pruned"].get("new_values", 0) == count
-        assert (f"the pruning, which set {count:,} of the kept values anew" in told.out) == bool(count)
+        assert (f"the pruning, which set {count:,} of the kept weights anew" in told.out) == bool(count)
     changed = cli(*asked, "--name", "made-up")
     assert changed.code == 1
     assert "compensate" in changed.err

@@ -190,6 +190,7 @@ def test_the_path_is_complete_where_weights_come_back(dense, tmp_path: Path, str
     told = account(function, trajectory, whole, path.state(-1), mask, X, Y, tolerance=1e-6, stride=1, child=child, nodes=12)
     assert told["pruned"]["mean_error"] < 1e-5
     assert told["pruned"]["by_layer_residual"] < 1e-3 * told["pruned"]["mean_change"]
+    assert "new_values" not in told["pruned"]  # what came back had gone first, and has its dense value
     machine = model(X).detach() * 0
     begin = trajectory.state(0)
     machine += function(begin, X, Y)

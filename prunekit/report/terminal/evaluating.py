@@ -94,10 +94,10 @@ def _tables(result: tuple[str, EvaluationRecord, bool]) -> None:
         table.add_row("same answer as the model", *(f"{p['argmax_agreement']:.2%}" for p in parts))
     print_table(table)
     layers = ", ".join(f"{n} {v['share']:.0%}" for n, v in kernel["pruned"]["by_layer"].items())
-    steps, moved = kernel["pruned"].get("steps"), kernel["pruned"].get("new_values", 0)
-    if steps and (steps["finetuning"] or moved):
+    steps, anew = kernel["pruned"].get("steps"), kernel["pruned"].get("new_values", 0)
+    if steps and (steps["finetuning"] or anew):
         begun = f"{steps['dense']} training steps" if steps["dense"] else "the imported model"
-        pruning = "the pruning" + (f", which set {moved:,} of the kept values anew" if moved else "")
+        pruning = "the pruning" + (f", which set {anew:,} of the kept weights anew" if anew else "")
         tuned = f", {steps['finetuning']} fine-tuning steps" if steps["finetuning"] else ""
         print(f"path of the pruned model: {begun}, {pruning}{tuned}")
         print(f"pruning changed the outputs through: {layers}")
